@@ -1,0 +1,223 @@
+"""The vocabulary of the engine core: what comes in, the plan of one step, what goes out.
+
+Counts are of tokens, sequences or blocks as the name says; times are seconds of `time.monotonic`,
+which is one clock for all processes of a host.
+"""
+
+import enum
+from array import array
+from dataclasses import dataclass, field
+
+
+class FinishReason(enum.Enum):
+    """Why a request ended well."""
+
+    STOP = "stop"
+    """An end-of-sequence or stop token was generated."""
+    LENGTH = "length"
+    """`max_tokens` or the model's length was reached."""
+
+
+def int32_array(values: "list[int] | array[int] | tuple[int, ...]" = ()) -> "array[int]":
+    """Returns an array of typecode "i", the core's one form of token and block IDs."""
+    return array("i", values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How tokens are chosen and when a request ends."""
+
+    temperature: float = 1.0
+    """Divides the logits; 0 is greedy."""
+    max_tokens: int | None = None
+    """The most tokens to generate, resumed ones included; None is up to the model's length."""
+    ignore_eos: bool = False
+    stop_token_ids: frozenset[int] = frozenset()
+    seed: int | None = None
+    """Fixes the draws, 0 to 2^63 - 1; None lets the core pick one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One request as the core receives it, already checked against `Limits`."""
+
+    request_id: int
+    """Unique in the engine's life; chosen by whoever submits."""
+    prompt_token_ids: "array[int]"
+    sampling_params: SamplingParams = field(default_factory=SamplingParams)
+    resume_token_ids: "array[int]" = field(default_factory=int32_array)
+    """Tokens generated elsewhere, which count as output but are not sent again."""
+    priority: int = 0
+    """Larger is more urgent."""
+    cache_salt: str = ""
+    arrival_time: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInfo:
+    """What start-up learnt of the model and its cache; never changes afterwards."""
+
+    model_name: str
+    architecture: str
+    model_fingerprint: str
+    vocab_size: int
+    max_model_len: int
+    block_size: int
+    num_blocks: int
+    """Blocks that can hold tokens; the reserved null block is not counted."""
+    max_num_seqs: int
+    eos_token_ids: frozenset[int]
+    tensor_parallel_size: int
+    dtype: str
+    device: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoreInput:
+    """One message to the core."""
+
+    requests: list[Request] = field(default_factory=list)
+    cancelled_ids: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepPlan:
+    """What every rank needs to run one step: flat integer arrays over stable slots.
+
+    A sequence keeps its slot while it runs. A rank keeps, per slot, the tokens, the block table
+    row and the sampling parameters, so that a plan carries only what changed. Apply in the order
+    of the fields: new slots, then block table entries, then run the rows.
+
+    Row r computes positions `num_computed_tokens[r]` up to, not including,
+    `num_computed_tokens[r] + num_scheduled_tokens[r]` of its slot's tokens. If `is_sampled[r]`,
+    the logits of the last of them give the token of the next position, which the rank writes into
+    the slot's tokens by itself: the core may not know it yet when it plans the next step.
+    """
+
+    step_id: int
+
+    new_slots: "array[int]"
+    """[num_new] slots given to a sequence since the last plan; what they held is void."""
+    new_num_tokens: "array[int]"
+    """[num_new] tokens known of each."""
+    new_token_ids: "array[int]"
+    """[sum(new_num_tokens)] these tokens, from position 0."""
+    new_temperatures: "array[float]"
+    """[num_new] typecode "f"."""
+    new_seeds: "array[int]"
+    """[num_new] typecode "q"."""
+
+    block_slots: "array[int]"
+    """[num_entries] slots whose block table row grows."""
+    block_indices: "array[int]"
+    """[num_entries] logical index of the block in the row."""
+    block_ids: "array[int]"
+    """[num_entries] physical block; never 0, which is the null block of padded rows."""
+
+    slots: "array[int]"
+    """[num_rows] the sequences of this step, each at most once."""
+    num_computed_tokens: "array[int]"
+    """[num_rows] tokens whose keys and values are in the cache before this step."""
+    num_scheduled_tokens: "array[int]"
+    """[num_rows] tokens to compute, at least 1."""
+    is_sampled: "array[int]"
+    """[num_rows] typecode "b": 1 when the row ends at the last token of its sequence."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """The tokens of one step."""
+
+    token_counts: "array[int]"
+    """[num_rows] tokens generated per row of the plan: zero, one or several."""
+    token_ids: "array[int]"
+    """[sum(token_counts)] these tokens, row after row."""
+    prepare_seconds: float = 0.0
+    """Time spent turning the plan into device inputs."""
+    execute_seconds: float = 0.0
+    """Time from the launch to the tokens' arrival, preparation excluded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """A request was scheduled for the first time."""
+
+    request_id: int
+    num_cached_tokens: int
+    """Tokens of prompt and resumed tokens found in the prefix cache."""
+    seed: int
+    queue_seconds: float
+    """From arrival to this moment."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finish:
+    """A request ended well."""
+
+    request_id: int
+    reason: FinishReason
+    stop_token_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A request was refused by the core."""
+
+    request_id: int
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheDelta:
+    """Which block hashes can now be hit and which no longer, as their low 64 bits.
+
+    A hash stands in at most one of the two.
+    """
+
+    stored: "array[int]" = field(default_factory=lambda: array("Q"))
+    removed: "array[int]" = field(default_factory=lambda: array("Q"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepStats:
+    """The engine's state after a step, and what the step did."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_waiting_prefill_tokens: int = 0
+    """Prompt tokens still to be computed, of waiting and running sequences."""
+    num_free_blocks: int = 0
+    """Blocks without an owner: free ones and cached ones that may be reused."""
+    num_used_blocks: int = 0
+    """Blocks that sequences own."""
+    num_scheduled_seqs: int = 0
+    num_prefill_tokens: int = 0
+    """Prompt tokens computed in the step."""
+    num_decode_tokens: int = 0
+    """Single tokens computed in the step by sequences past their prompt."""
+    num_generated_tokens: int = 0
+    num_preemptions: int = 0
+    num_prefix_query_tokens: int = 0
+    """Tokens looked up in the prefix cache by requests admitted in the step."""
+    num_prefix_hit_tokens: int = 0
+    schedule_seconds: float = 0.0
+    prepare_seconds: float = 0.0
+    execute_seconds: float = 0.0
+    update_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepOutput:
+    """One message from the core: everything that one step brought."""
+
+    request_ids: "array[int]" = field(default_factory=lambda: array("q"))
+    """[num_requests] requests with new tokens."""
+    token_counts: "array[int]" = field(default_factory=int32_array)
+    """[num_requests] new tokens of each."""
+    token_ids: "array[int]" = field(default_factory=int32_array)
+    """[sum(token_counts)] these tokens, request after request."""
+    admissions: list[Admission] = field(default_factory=list)
+    finishes: list[Finish] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    cache_delta: CacheDelta = field(default_factory=CacheDelta)
+    stats: StepStats = field(default_factory=StepStats)

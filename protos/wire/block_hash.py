@@ -1,0 +1,59 @@
+"""The chained block hash, which engines and routers must compute alike.
+
+A block's digest is xxh3-128 over its parent's digest and its token IDs as little-endian int32.
+The first block's parent is the root, which keeps models, adapters and salts apart. On the wire a
+digest is its low 64 bits. Golden vectors: `tests/contract/test_block_hash.py`.
+"""
+
+import struct
+import sys
+from array import array
+
+import xxhash
+
+SCHEME = "xxh3-128-chain-int32le-v1"
+DIGEST_SIZE = 16
+
+
+def root_digest(model_fingerprint: str, adapter: str = "", cache_salt: str = "") -> bytes:
+    """Returns the parent of every first block, 16 bytes.
+
+    Args:
+        model_fingerprint: The fingerprint that the engine reports.
+        adapter: The adapter's name, empty for the base model.
+        cache_salt: Keeps the blocks of those who do not know it apart.
+    """
+    root = xxhash.xxh3_128(SCHEME.encode())
+    for part in (model_fingerprint, adapter, cache_salt):
+        encoded = part.encode()
+        # The length keeps ("ab", "c") and ("a", "bc") apart.
+        root.update(struct.pack("<I", len(encoded)))
+        root.update(encoded)
+    return root.digest()
+
+
+def block_digests(parent: bytes, token_ids: "array[int]", block_size: int) -> list[bytes]:
+    """Returns the digests of the full blocks of `token_ids`, each 16 bytes.
+
+    Args:
+        parent: The digest of the block before the first token, or the root.
+        token_ids: Tokens, typecode "i"; those after the last full block are not read.
+        block_size: Tokens of one block.
+    """
+    if token_ids.typecode != "i" or token_ids.itemsize != 4:
+        raise TypeError(f'token_ids must be an array of typecode "i", not "{token_ids.typecode}"')
+    if sys.byteorder == "big":
+        token_ids = array("i", token_ids)
+        token_ids.byteswap()
+    digests = []
+    block_bytes = 4 * block_size
+    with memoryview(token_ids).cast("B") as data:
+        for start in range(0, len(data) - block_bytes + 1, block_bytes):
+            parent = xxhash.xxh3_128_digest(parent + bytes(data[start : start + block_bytes]))
+            digests.append(parent)
+    return digests
+
+
+def low_64_bits(digest: bytes) -> int:
+    """Returns what stands for the digest on the wire, from 0 to 2^64 - 1."""
+    return int.from_bytes(digest[8:], "big")

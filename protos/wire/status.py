@@ -1,0 +1,151 @@
+"""The error reasons and the one table from reason to gRPC status code.
+
+A reason travels in a google.rpc.ErrorInfo, beside a RetryInfo where waiting helps, so that a
+client of any language can tell errors of one code apart.
+"""
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import grpc
+from google.protobuf import any_pb2
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2, status_pb2
+
+
+class Reason(enum.StrEnum):
+    """Names an error on the wire, as ErrorInfo.reason. A released name never changes."""
+
+    BAD_REQUEST = "BAD_REQUEST"
+    EMPTY_PROMPT = "EMPTY_PROMPT"
+    PROMPT_TOO_LONG = "PROMPT_TOO_LONG"
+    TOKEN_OUT_OF_RANGE = "TOKEN_OUT_OF_RANGE"
+    BAD_SAMPLING_PARAMS = "BAD_SAMPLING_PARAMS"
+    UNSUPPORTED_PARAMETER = "UNSUPPORTED_PARAMETER"
+    BAD_CHAT = "BAD_CHAT"
+    UNKNOWN_MODEL = "UNKNOWN_MODEL"
+    NO_TOKENIZER = "NO_TOKENIZER"
+    QUEUE_FULL = "QUEUE_FULL"
+    SLOW_READER = "SLOW_READER"
+    DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
+    STARTING = "STARTING"
+    DRAINING = "DRAINING"
+    NO_ENGINE = "NO_ENGINE"
+    ENGINE_FAILED = "ENGINE_FAILED"
+    INTERNAL = "INTERNAL"
+
+
+STATUS_CODES: Mapping[Reason, grpc.StatusCode] = {
+    Reason.BAD_REQUEST: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.EMPTY_PROMPT: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.PROMPT_TOO_LONG: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.TOKEN_OUT_OF_RANGE: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.BAD_SAMPLING_PARAMS: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.UNSUPPORTED_PARAMETER: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.BAD_CHAT: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.UNKNOWN_MODEL: grpc.StatusCode.NOT_FOUND,
+    Reason.NO_TOKENIZER: grpc.StatusCode.NOT_FOUND,
+    Reason.QUEUE_FULL: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Reason.SLOW_READER: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Reason.DEADLINE_EXCEEDED: grpc.StatusCode.DEADLINE_EXCEEDED,
+    Reason.STARTING: grpc.StatusCode.UNAVAILABLE,
+    Reason.DRAINING: grpc.StatusCode.UNAVAILABLE,
+    Reason.NO_ENGINE: grpc.StatusCode.UNAVAILABLE,
+    Reason.ENGINE_FAILED: grpc.StatusCode.UNAVAILABLE,
+    Reason.INTERNAL: grpc.StatusCode.INTERNAL,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorStatus:
+    """What a google.rpc.Status of ours says.
+
+    Attributes:
+        code: The number of a google.rpc.Code.
+        message: For a developer.
+        reason: One of `Reason`, or another text from a newer or foreign server, or empty.
+        domain: Whose reason it is, such as "pagestream.engine.v1".
+        metadata: Every number and name of the message.
+        retry_after: Seconds after which the same call may succeed, or None.
+    """
+
+    code: int
+    message: str
+    reason: str = ""
+    domain: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    retry_after: float | None = None
+
+
+def code_number(code: grpc.StatusCode) -> int:
+    """Returns the number of a code, which `grpc.StatusCode` keeps in a tuple."""
+    number: int = code.value[0]
+    return number
+
+
+def error_status(
+    reason: Reason,
+    message: str,
+    *,
+    domain: str,
+    metadata: Mapping[str, str] | None = None,
+    retry_after: float | None = None,
+) -> ErrorStatus:
+    """Builds the status of a reason with the code that the table gives it."""
+    return ErrorStatus(
+        code=code_number(STATUS_CODES[reason]),
+        message=message,
+        reason=reason.value,
+        domain=domain,
+        metadata=dict(metadata or {}),
+        retry_after=retry_after,
+    )
+
+
+def pack_details(error: ErrorStatus) -> list[any_pb2.Any]:
+    """Returns the details of a google.rpc.Status: ErrorInfo, and RetryInfo if waiting helps."""
+    messages: list[error_details_pb2.ErrorInfo | error_details_pb2.RetryInfo] = []
+    if error.reason:
+        messages.append(
+            error_details_pb2.ErrorInfo(
+                reason=error.reason, domain=error.domain, metadata=dict(error.metadata)
+            )
+        )
+    if error.retry_after is not None:
+        delay = Duration()
+        delay.FromTimedelta(timedelta(seconds=error.retry_after))
+        messages.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    details = []
+    for message in messages:
+        packed = any_pb2.Any()
+        packed.Pack(message)
+        details.append(packed)
+    return details
+
+
+def unpack(code: int, message: str, details: Sequence[any_pb2.Any]) -> ErrorStatus:
+    """Reads a status back; details of other kinds are passed over."""
+    info = error_details_pb2.ErrorInfo()
+    retry = error_details_pb2.RetryInfo()
+    retry_after = None
+    for detail in details:
+        if detail.Is(info.DESCRIPTOR):
+            detail.Unpack(info)
+        elif detail.Is(retry.DESCRIPTOR):
+            detail.Unpack(retry)
+            retry_after = retry.retry_delay.ToTimedelta().total_seconds()
+    return ErrorStatus(
+        code=code,
+        message=message,
+        reason=info.reason,
+        domain=info.domain,
+        metadata=dict(info.metadata),
+        retry_after=retry_after,
+    )
+
+
+def to_rpc_status(error: ErrorStatus) -> status_pb2.Status:
+    """Returns the google.rpc.Status that a call ends with (`grpc_status.rpc_status`)."""
+    return status_pb2.Status(code=error.code, message=error.message, details=pack_details(error))
