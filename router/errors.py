@@ -1,0 +1,98 @@
+"""Everything that a router says no with.
+
+RouterError                 base of all
+├── StartupError            the process cannot serve; exit code 2
+└── RequestError            one request ends with it; `status` is what the client gets
+    ├── InvalidRequest      the client must change the request
+    ├── UnknownModel        no engine has ever served a model of this name
+    ├── NoEngine            no engine can take the request now
+    ├── QueueFull           too many requests are under way in this router
+    ├── SlowReader          the client does not read what it asked for
+    ├── Draining            the router is about to exit
+    └── EngineRefused       an engine's own error, passed through unchanged
+"""
+
+from collections.abc import Mapping
+
+from protos.wire.status import ErrorStatus, Reason, error_status
+
+DOMAIN = "pagestream.router.v1"
+
+
+class RouterError(Exception):
+    """Base of all errors that the router raises on purpose."""
+
+
+class StartupError(RouterError):
+    """The process cannot serve; the message says what to do."""
+
+
+class RequestError(RouterError):
+    """One request ends with this error.
+
+    Attributes:
+        status: What the client gets: code, message, reason, metadata and when to retry.
+    """
+
+    reason: Reason = Reason.INTERNAL
+
+    def __init__(
+        self,
+        message: str,
+        metadata: Mapping[str, str] | None = None,
+        *,
+        reason: Reason | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = error_status(
+            reason or self.reason,
+            message,
+            domain=DOMAIN,
+            metadata=metadata,
+            retry_after=retry_after,
+        )
+
+
+class InvalidRequest(RequestError):
+    """The client must change the request. The reason says which part is wrong."""
+
+    reason = Reason.BAD_REQUEST
+
+
+class UnknownModel(RequestError):
+    """No engine serves a model of this name."""
+
+    reason = Reason.UNKNOWN_MODEL
+
+
+class NoEngine(RequestError):
+    """No engine can take the request now."""
+
+    reason = Reason.NO_ENGINE
+
+
+class QueueFull(RequestError):
+    """Too many requests are under way in this router."""
+
+    reason = Reason.QUEUE_FULL
+
+
+class SlowReader(RequestError):
+    """The client reads too slowly and its buffer is full."""
+
+    reason = Reason.SLOW_READER
+
+
+class Draining(RequestError):
+    """The router finishes what it has and takes nothing new."""
+
+    reason = Reason.DRAINING
+
+
+class EngineRefused(RequestError):
+    """An engine's own error, passed through unchanged."""
+
+    def __init__(self, status: ErrorStatus) -> None:
+        super().__init__(status.message)
+        self.status = status

@@ -1,0 +1,162 @@
+"""The vocabulary of the router: a request in token IDs, what an engine sends back, what is known.
+
+Counts are of tokens, requests or blocks as the name says; times are seconds.
+"""
+
+import enum
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from array import array
+
+
+class FinishReason(enum.Enum):
+    """Why a request ended well."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+class EngineState(enum.Enum):
+    """Whether requests are sent to an engine."""
+
+    CONNECTING = "connecting"
+    SERVING = "serving"
+    DRAINING = "draining"
+    UNAVAILABLE = "unavailable"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogitBias:
+    """Adds `bias` to one token's logit."""
+
+    token_id: int
+    bias: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How tokens are chosen and when a request ends; None means unset, the engine's default.
+
+    The router hands these on as they are: the engine refuses what it does not support, by name.
+    """
+
+    temperature: float | None = None
+    max_tokens: int | None = None
+    ignore_eos: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+    seed: int | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    min_tokens: int | None = None
+    logprobs: int | None = None
+    logit_bias: tuple[LogitBias, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRequest:
+    """One request after tokenization."""
+
+    request_id: str
+    model: str
+    prompt_token_ids: "array[int]"
+    """Typecode "i"."""
+    sampling_params: SamplingParams = field(default_factory=SamplingParams)
+    priority: int = 0
+    cache_salt: str = ""
+    timeout: float | None = None
+    """What is left of the client's deadline, or None."""
+    traceparent: str = ""
+    tracestate: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admitted:
+    """An engine scheduled the request."""
+
+    engine: str
+    """The engine's address."""
+    num_cached_tokens: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """New tokens of the request."""
+
+    token_ids: list[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """The request ended well; nothing follows."""
+
+    reason: FinishReason
+    stop_token_id: int | None = None
+
+
+EngineEvent = Admitted | Tokens | Finished
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """What an engine says of the model it serves."""
+
+    name: str
+    architecture: str
+    fingerprint: str
+    """Root of all block hashes; engines with equal fingerprints are interchangeable."""
+    vocab_size: int
+    max_model_len: int
+    block_size: int
+    block_hash_scheme: str
+    eos_token_ids: frozenset[int]
+    tokenizer_sha256: str
+    epoch: int
+    num_blocks: int
+    max_num_seqs: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLoad:
+    """How busy an engine says it is."""
+
+    state: EngineState = EngineState.CONNECTING
+    num_running: int = 0
+    num_waiting: int = 0
+    num_waiting_prefill_tokens: int = 0
+    num_free_blocks: int = 0
+    num_blocks: int = 0
+    prefill_tokens_per_second: float = 0.0
+    """Measured; 0 before any measurement."""
+    decode_tokens_per_second: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSnapshot:
+    """All that is known of one engine, frozen for one decision or one listing."""
+
+    address: str
+    state: EngineState
+    model: ModelInfo | None
+    load: EngineLoad
+    num_in_flight: int
+    """This router's requests under way on it."""
+    num_in_flight_prefill_tokens: int
+    """Uncached prompt tokens that this router sent and the engine has not yet reported."""
+    num_indexed_blocks: int
+    detail: str = ""
+    """Why it is not serving, for a person."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSnapshot:
+    """One model that can be asked for."""
+
+    info: ModelInfo
+    num_serving_engines: int
