@@ -1,0 +1,58 @@
+# The two commands to know: `make demo` and `make test`. Each sets itself up in .venv first.
+VENV := .venv
+GEN_VENV := .venv-gen
+PYTHON := $(VENV)/bin/python
+PROTOS := $(wildcard protos/pagestream/*/v1/*.proto)
+CONTRACT := tests/golden/contract.binpb
+# A tool of the environment, not of the machine.
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: demo test check gen slow gpu bench release-contract setup clean
+
+demo: $(VENV)/.ready ## Serves 60 chats through a router and two engines; MODEL=<folder or hub id> for a real one.
+	$(PYTHON) -m examples.demo $(if $(MODEL),--model $(MODEL))
+
+test: $(VENV)/.ready $(GEN_VENV)/.ready ## All tests that need no GPU and little time.
+	$(PYTHON) -m pytest -q
+
+check: $(VENV)/.ready ## Style, types, import rules, wire contract, manifests.
+	ruff check
+	ruff format --check
+	mypy
+	lint-imports
+	buf lint
+	buf format --diff --exit-code
+	buf breaking --against $(CONTRACT)
+	yamllint --strict k8s
+	hadolint k8s/images/*.Dockerfile
+
+gen: $(GEN_VENV)/.ready ## Regenerates the Python code of the wire contract.
+	$(GEN_VENV)/bin/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)
+
+slow: $(VENV)/.ready ## Tests too long for every change.
+	$(PYTHON) -m pytest -q -m slow
+
+gpu: ## Tests for a machine with a CUDA GPU, with the python3 that is there.
+	python3 -m pytest -q -m gpu
+
+bench: ## Kernels on a CUDA GPU; results go to benchmarks/results/.
+	python3 -m benchmarks.kernels
+
+release-contract: $(VENV)/.ready ## Makes today's protos the contract that `buf breaking` defends.
+	buf build -o $(CONTRACT)
+
+setup: $(VENV)/.ready $(GEN_VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml
+	python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+# grpcio-tools needs an older protobuf than the services run with, hence an environment of its own.
+$(GEN_VENV)/.ready: Makefile
+	python3 -m venv $(GEN_VENV)
+	$(GEN_VENV)/bin/python -m pip install --quiet --disable-pip-version-check 'grpcio-tools==1.80.0'
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(GEN_VENV) .demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
