@@ -160,3 +160,88 @@ class ModelSnapshot:
 
     info: ModelInfo
     num_serving_engines: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextPrompt:
+    """Text, tokenized as it stands."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatMessage:
+    """What one side said."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatPrompt:
+    """A conversation, laid out by the model's chat template."""
+
+    messages: tuple[ChatMessage, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenPrompt:
+    """Token IDs as they came in, not yet checked."""
+
+    token_ids: "array[int]"
+    """Typecode "I"."""
+
+
+Prompt = TextPrompt | ChatPrompt | TokenPrompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """One request of a client, as it came in."""
+
+    request_id: str
+    model: str
+    """Empty means the only one served."""
+    prompt: Prompt
+    sampling_params: SamplingParams = field(default_factory=SamplingParams)
+    stop: tuple[str, ...] = ()
+    n: int | None = None
+    priority: int = 0
+    cache_salt: str = ""
+    timeout: float | None = None
+    """What is left of the client's deadline, or None."""
+    traceparent: str = ""
+    tracestate: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """Where and how a request started."""
+
+    request_id: str
+    model: str
+    engine: str
+    """The engine's address."""
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finish:
+    """Why a request ended well, and what it used."""
+
+    reason: FinishReason
+    stop_token_id: int | None
+    num_prompt_tokens: int
+    num_completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationDelta:
+    """What is new of one request; `admission` comes with the first, `finish` with the last."""
+
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    admission: Admission | None = None
+    finish: Finish | None = None
