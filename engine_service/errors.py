@@ -15,7 +15,7 @@ EngineError                 base of all; `message` for a person, `metadata` for 
 
 from collections.abc import Mapping
 
-from protos.wire.status import Reason
+from protos.wire.reason import Reason
 
 
 class EngineError(Exception):

@@ -4,7 +4,6 @@ A reason travels in a google.rpc.ErrorInfo, beside a RetryInfo where waiting hel
 client of any language can tell errors of one code apart.
 """
 
-import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -14,28 +13,7 @@ from google.protobuf import any_pb2
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
 
-
-class Reason(enum.StrEnum):
-    """Names an error on the wire, as ErrorInfo.reason. A released name never changes."""
-
-    BAD_REQUEST = "BAD_REQUEST"
-    EMPTY_PROMPT = "EMPTY_PROMPT"
-    PROMPT_TOO_LONG = "PROMPT_TOO_LONG"
-    TOKEN_OUT_OF_RANGE = "TOKEN_OUT_OF_RANGE"
-    BAD_SAMPLING_PARAMS = "BAD_SAMPLING_PARAMS"
-    UNSUPPORTED_PARAMETER = "UNSUPPORTED_PARAMETER"
-    BAD_CHAT = "BAD_CHAT"
-    UNKNOWN_MODEL = "UNKNOWN_MODEL"
-    NO_TOKENIZER = "NO_TOKENIZER"
-    QUEUE_FULL = "QUEUE_FULL"
-    SLOW_READER = "SLOW_READER"
-    DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
-    STARTING = "STARTING"
-    DRAINING = "DRAINING"
-    NO_ENGINE = "NO_ENGINE"
-    ENGINE_FAILED = "ENGINE_FAILED"
-    INTERNAL = "INTERNAL"
-
+from protos.wire.reason import Reason as Reason
 
 STATUS_CODES: Mapping[Reason, grpc.StatusCode] = {
     Reason.BAD_REQUEST: grpc.StatusCode.INVALID_ARGUMENT,
