@@ -51,6 +51,7 @@ class Request:
     """Larger is more urgent."""
     cache_salt: str = ""
     arrival_time: float = 0.0
+    """0 is the moment at which the core takes the request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +79,8 @@ class CoreInput:
 
     requests: list[Request] = field(default_factory=list)
     cancelled_ids: list[int] = field(default_factory=list)
+    shutdown: bool = False
+    """Ends the core's loop at once; open requests get no answer any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
