@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from array import array
+    from collections.abc import Sequence
 
 
 class FinishReason(enum.Enum):
@@ -135,6 +136,24 @@ class EngineLoad:
     prefill_tokens_per_second: float = 0.0
     """Measured; 0 before any measurement."""
     decode_tokens_per_second: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheUpdate:
+    """One message of an engine's WatchCache: a part of a snapshot, or a delta."""
+
+    epoch: int
+    """Tells one start of the engine from the next; never 0."""
+    sequence_number: int
+    """Of the last change contained; equal in all parts of a snapshot."""
+    stored: "Sequence[int]"
+    """Low 64 bits of block hashes."""
+    removed: "Sequence[int]" = ()
+    is_snapshot: bool = False
+    is_first: bool = False
+    """The snapshot begins: what was known before is void."""
+    is_last: bool = False
+    """The snapshot is complete."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
