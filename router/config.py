@@ -1,0 +1,215 @@
+"""All settings of a router. Nothing is read, checked or defaulted anywhere else."""
+
+import argparse
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from router.errors import StartupError
+
+ENVIRONMENT_PREFIX = "PAGESTREAM_ROUTER_"
+PLACEMENTS = ("cost", "round_robin", "random", "least_loaded")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+def _addresses(text: str) -> tuple[str, ...]:
+    addresses = tuple(address.strip() for address in text.split(","))
+    for address in addresses:
+        host, colon, port = address.rpartition(":")
+        if not (host and colon and port.isdecimal() and 1 <= int(port) <= 65535):
+            raise ValueError(f"holds {address!r}, must be host:port with a port from 1 to 65535")
+    if len(set(addresses)) < len(addresses):
+        raise ValueError(f"is {text!r}, must not name an address twice")
+    return addresses
+
+
+def _text(text: str) -> str:
+    if not text:
+        raise ValueError("is empty")
+    return text
+
+
+def _integer(minimum: int, maximum: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = None
+        if value is None or not minimum <= value <= maximum:
+            raise ValueError(f"is {text!r}, must be an integer from {minimum} to {maximum}")
+        return value
+
+    return parse
+
+
+def _seconds(maximum: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not 0 <= value <= maximum:
+            raise ValueError(f"is {text!r}, must be a number of seconds from 0 to {maximum:g}")
+        return value
+
+    return parse
+
+
+def _choice(choices: Sequence[str]) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"is {text!r}, must be one of {', '.join(choices)}")
+        return text
+
+    return parse
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterConfig:
+    """Settings of one router; each field is an option of the command line."""
+
+    engines: tuple[str, ...] = field(
+        metadata={
+            "help": "addresses of the engines, host:port separated by commas",
+            "parse": _addresses,
+        }
+    )
+    host: str = field(
+        default="127.0.0.1",
+        metadata={
+            "help": "address that both ports listen on; 0.0.0.0 is all of the machine's",
+            "parse": _text,
+        },
+    )
+    port: int = field(
+        default=50050,
+        metadata={"help": "port of gRPC; 0 picks a free one", "parse": _integer(0, 65535)},
+    )
+    operations_port: int = field(
+        default=9100,
+        metadata={
+            "help": "port of /metrics, /livez and /readyz over HTTP; 0 picks a free one",
+            "parse": _integer(0, 65535),
+        },
+    )
+    placement: str = field(
+        default="cost",
+        metadata={
+            "help": f"how an engine is chosen: {', '.join(PLACEMENTS)}",
+            "parse": _choice(PLACEMENTS),
+        },
+    )
+    max_concurrent_requests: int = field(
+        default=4096,
+        metadata={
+            "help": "requests under way at once; more are refused with QUEUE_FULL",
+            "parse": _integer(1, 1_000_000),
+        },
+    )
+    max_prompt_bytes: int = field(
+        default=4 * 1024 * 1024,
+        metadata={
+            "help": "size of a text, or of all messages of a chat together, in bytes of UTF-8",
+            "parse": _integer(1, 60 * 1024 * 1024),
+        },
+    )
+    tokenizer_threads: int = field(
+        default=2,
+        metadata={"help": "threads that tokenize", "parse": _integer(1, 256)},
+    )
+    drain_grace_seconds: float = field(
+        default=30.0,
+        metadata={
+            "help": "seconds that running requests get to finish after SIGTERM",
+            "parse": _seconds(86_400),
+        },
+    )
+    log_level: str = field(
+        default="info",
+        metadata={
+            "help": f"least severe of what is logged: {', '.join(LOG_LEVELS)}",
+            "parse": _choice(LOG_LEVELS),
+        },
+    )
+
+
+_FIELDS = {option.name: option for option in dataclasses.fields(RouterConfig)}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise StartupError(f"{message}; --help lists the options")
+
+
+def read_config(
+    arguments: Sequence[str], environment: Mapping[str, str] | None = None
+) -> RouterConfig:
+    """Reads the settings from the command line and, where it is silent, from the environment.
+
+    `--help` prints the options and exits.
+
+    Args:
+        arguments: The command line without the program's name.
+        environment: Variables; None means those of the process.
+
+    Raises:
+        StartupError: An option is unknown, missing or has a bad value; the message names it.
+    """
+    variables = os.environ if environment is None else environment
+    values = {
+        name: _parse(name, text, f"--{_dashed(name)}")
+        for name, text in vars(_parser().parse_args(arguments)).items()
+    }
+    for variable, text in sorted(variables.items()):
+        if variable.startswith(ENVIRONMENT_PREFIX):
+            name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
+            if name not in _FIELDS:
+                raise StartupError(f"environment variable {variable} is no option{_hint(text)}")
+            if name not in values:
+                values[name] = _parse(name, text, variable)
+    if "engines" not in values:
+        raise StartupError(
+            f"--engines host:port,... is missing (or {ENVIRONMENT_PREFIX}ENGINES); "
+            "--help lists the options"
+        )
+    return RouterConfig(**values)  # type: ignore[arg-type]
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="python -m router",
+        description="Serves models over gRPC: turns text into tokens, picks an engine, streams "
+        "text back. A command line option wins over its environment variable.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    for name, option in _FIELDS.items():
+        required = option.default is dataclasses.MISSING
+        default = "required" if required else f"default {option.default}"
+        parser.add_argument(
+            f"--{_dashed(name)}",
+            metavar="VALUE",
+            help=f"{option.metadata['help']} ({default}; {ENVIRONMENT_PREFIX}{name.upper()})",
+        )
+    return parser
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _parse(name: str, text: str, source: str) -> object:
+    try:
+        return _FIELDS[name].metadata["parse"](text)
+    except ValueError as error:
+        raise StartupError(f"{source} {error}{_hint(text)}") from None
+
+
+def _hint(text: str) -> str:
+    # Kubernetes describes a Service named pagestream-router in variables with our prefix.
+    if text.startswith("tcp://"):
+        return "; Kubernetes sets it for a Service of this name: set enableServiceLinks to false"
+    return ""

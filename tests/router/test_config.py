@@ -1,0 +1,94 @@
+import dataclasses
+import re
+
+import pytest
+
+from router import config
+from router.config import RouterConfig, read_config
+from router.errors import StartupError
+
+ENGINES = ["--engines", "127.0.0.1:50051"]
+OPTIONS = [option.name for option in dataclasses.fields(RouterConfig)]
+
+
+def test_defaults_hold_where_nothing_is_said():
+    assert read_config(ENGINES, {}) == RouterConfig(engines=("127.0.0.1:50051",))
+
+
+def test_command_line_wins_over_environment():
+    environment = {"PAGESTREAM_ROUTER_PORT": "1", "PAGESTREAM_ROUTER_PLACEMENT": "random"}
+
+    read = read_config([*ENGINES, "--port", "2"], environment)
+
+    assert (read.port, read.placement) == (2, "random")
+
+
+def test_required_option_may_come_from_the_environment():
+    read = read_config([], {"PAGESTREAM_ROUTER_ENGINES": "a:1, [::1]:2"})
+
+    assert read.engines == ("a:1", "[::1]:2")
+
+
+def test_variables_of_others_are_left_alone():
+    read_config(ENGINES, {"PAGESTREAM_ENGINE_PORT": "x", "PATH": "/bin"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--port", "70000"], r"--port is '70000', must be an integer from 0 to 65535"),
+        (["--port", "x"], r"--port is 'x', must be an integer from 0 to 65535"),
+        (["--operations-port", "-1"], r"--operations-port is '-1', must be an integer from 0"),
+        (["--placement", "best"], r"--placement is 'best', must be one of cost, round_robin"),
+        (["--max-concurrent-requests", "0"], r"--max-concurrent-requests is '0', must be .* 1 to"),
+        (["--max-prompt-bytes", "1e6"], r"--max-prompt-bytes is '1e6', must be an integer"),
+        (["--tokenizer-threads", "0"], r"--tokenizer-threads is '0', must be an integer from 1"),
+        (
+            ["--drain-grace-seconds", "nan"],
+            r"--drain-grace-seconds is 'nan', must be .* 0 to 86400",
+        ),
+        (["--log-level", "loud"], r"--log-level is 'loud', must be one of debug, info"),
+        (["--host", ""], r"--host is empty"),
+        (["--engines", "localhost"], r"--engines holds 'localhost', must be host:port"),
+        (["--engines", "a:1,a:1"], r"--engines is 'a:1,a:1', must not name an address twice"),
+        (["--engines", "a:0"], r"--engines holds 'a:0', must be .* from 1 to 65535"),
+        (["--prot", "1"], r"unrecognized arguments: --prot 1"),
+        (["--por", "1"], r"unrecognized arguments: --por 1"),
+        (["--port"], r"--port: expected one argument"),
+    ],
+)
+def test_wrong_option_is_refused_by_name(arguments, message):
+    with pytest.raises(StartupError, match=message):
+        read_config([*ENGINES, *arguments], {})
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "message"),
+    [
+        ("PAGESTREAM_ROUTER_PORT", "x", "PAGESTREAM_ROUTER_PORT is 'x', must be an integer"),
+        ("PAGESTREAM_ROUTER_PROT", "1", "environment variable PAGESTREAM_ROUTER_PROT is no option"),
+        ("PAGESTREAM_ROUTER_PORT", "tcp://10.0.0.1:5", "enableServiceLinks"),
+        ("PAGESTREAM_ROUTER_PORT_50050_TCP", "tcp://10.0.0.1:5", "enableServiceLinks"),
+    ],
+)
+def test_wrong_variable_is_refused_by_name(variable, text, message):
+    with pytest.raises(StartupError, match=message):
+        read_config(ENGINES, {variable: text})
+
+
+def test_missing_engines_are_named():
+    with pytest.raises(StartupError, match=r"--engines .* is missing"):
+        read_config([], {})
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_help_gives_each_option_its_default_and_variable(option, capsys):
+    with pytest.raises(SystemExit) as caught:
+        read_config(["--help"], {})
+
+    text = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert caught.value.code == 0
+    default = {field.name: field.default for field in dataclasses.fields(RouterConfig)}[option]
+    shown = "required" if default is dataclasses.MISSING else f"default {default}"
+    pattern = rf"--{option.replace('_', '-')} VALUE [^()]+ \({re.escape(shown)}; "
+    assert re.search(pattern + f"{config.ENVIRONMENT_PREFIX}{option.upper()}", text)
