@@ -5,6 +5,7 @@ RouterError                 base of all
 └── RequestError            one request ends with it; `status` is what the client gets
     ├── InvalidRequest      the client must change the request
     ├── UnknownModel        no engine has ever served a model of this name
+    ├── NoTokenizer         the model takes and gives token IDs only
     ├── NoEngine            no engine can take the request now
     ├── QueueFull           too many requests are under way in this router
     ├── SlowReader          the client does not read what it asked for
@@ -64,6 +65,12 @@ class UnknownModel(RequestError):
     """No engine serves a model of this name."""
 
     reason = Reason.UNKNOWN_MODEL
+
+
+class NoTokenizer(RequestError):
+    """The model's engines have no tokenizer that the router can use."""
+
+    reason = Reason.NO_TOKENIZER
 
 
 class NoEngine(RequestError):

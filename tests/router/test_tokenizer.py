@@ -1,0 +1,230 @@
+import asyncio
+import threading
+
+import pytest
+from transformers import AutoTokenizer
+
+from protos.wire.reason import Reason
+from router.errors import InvalidRequest, NoTokenizer
+from router.tokenizer import Tokenizer, TokenizerPool
+from router.types import ChatMessage, ModelInfo
+from tests.fakes import small_tokenizer
+
+FILES = small_tokenizer.files()
+TOKENIZER = Tokenizer.from_files(FILES)
+MESSAGES = (
+    ChatMessage(role="system", content="Be brief."),
+    ChatMessage(role="user", content="introduce yourself 😀"),
+    ChatMessage(role="assistant", content="  <|im_end|> I will not.\n"),
+    ChatMessage(role="user", content=""),
+)
+
+
+def model(sha256: str = "a" * 64, name: str = "small") -> ModelInfo:
+    return ModelInfo(
+        name=name,
+        architecture="FakeForCausalLM",
+        fingerprint="f" * 32,
+        vocab_size=600,
+        max_model_len=128,
+        block_size=16,
+        block_hash_scheme="",
+        eos_token_ids=frozenset(),
+        tokenizer_sha256=sha256,
+        epoch=1,
+        num_blocks=1,
+        max_num_seqs=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    folder = small_tokenizer.save(tmp_path_factory.mktemp("tokenizer"))
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "the quick brown fox",
+        "  two  spaces\n\n\ttab ",
+        "<|im_start|>user\nhi<|im_end|><think>",
+        "Cafe\u0301 你好 😀👩‍👩‍👧",
+        "\x00\x7f\u2028",
+        "",
+    ],
+)
+def test_text_becomes_the_ids_of_transformers(reference, text):
+    assert TOKENIZER.encode_text(text).tolist() == reference(text).input_ids
+
+
+def test_chat_becomes_the_ids_of_transformers(reference):
+    conversation = [{"role": m.role, "content": m.content} for m in MESSAGES]
+    expected = reference.apply_chat_template(conversation, add_generation_prompt=True)
+
+    assert TOKENIZER.encode_chat(MESSAGES).tolist() == expected.input_ids
+
+
+def test_ids_become_the_text_of_transformers(reference):
+    token_ids = list(range(TOKENIZER.backend.get_vocab_size()))
+
+    for skip in (False, True):
+        text = TOKENIZER.decode(token_ids, skip_special_tokens=skip)
+        assert text == reference.decode(token_ids, skip_special_tokens=skip)
+
+
+def test_truncation_left_in_the_file_is_not_applied():
+    backend = Tokenizer.from_files(FILES).backend
+    backend.enable_truncation(2)
+    backend.enable_padding(length=64)
+    tokenizer = Tokenizer.from_files({**FILES, "tokenizer.json": backend.to_str().encode()})
+
+    text = "the quick brown fox " * 9
+
+    assert tokenizer.encode_text(text) == TOKENIZER.encode_text(text)
+    assert tokenizer.encode_chat(MESSAGES) == TOKENIZER.encode_chat(MESSAGES)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+        ("{{ messages[0].content + 1 }}", "can only concatenate str"),
+        ("{{ nothing.at.all }}", "'nothing' is undefined"),
+        ("{% for %}", "refuses them"),
+    ],
+)
+def test_template_that_raises_is_the_requests_error(template, message):
+    tokenizer = Tokenizer.from_files(small_tokenizer.files(chat_template=template))
+
+    with pytest.raises(InvalidRequest, match=message) as caught:
+        tokenizer.encode_chat(MESSAGES)
+
+    assert caught.value.status.reason == Reason.BAD_CHAT
+    assert caught.value.status.metadata["value"] == "system, user, assistant, user"
+
+
+def test_template_cannot_reach_python():
+    template = "{{ messages.__class__.__mro__ }}{{ messages.append(1) }}"
+    tokenizer = Tokenizer.from_files(small_tokenizer.files(chat_template=template))
+
+    with pytest.raises(InvalidRequest):
+        tokenizer.encode_chat(MESSAGES)
+
+
+def test_missing_template_is_named():
+    tokenizer = Tokenizer.from_files(small_tokenizer.files(chat_template=None))
+
+    with pytest.raises(InvalidRequest, match="no chat template") as caught:
+        tokenizer.encode_chat(MESSAGES)
+
+    assert caught.value.status.reason == Reason.BAD_CHAT
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, r"\[\] hold no usable tokenizer"),
+        ({"tokenizer.json": b"{"}, r"\['tokenizer.json'\] hold no usable tokenizer"),
+        ({"../tokenizer.json": b"{}"}, "not a plain file name"),
+        (
+            {
+                "tokenizer_config.json": b'{"auto_map": {"AutoTokenizer": ["evil.Evil", null]}}',
+                "evil.py": b"raise SystemExit(1)",
+            },
+            "no usable tokenizer",
+        ),
+    ],
+)
+def test_unusable_files_are_named_and_run_no_code(files, message):
+    with pytest.raises(NoTokenizer, match=message):
+        Tokenizer.from_files(files)
+
+
+async def test_many_first_requests_load_a_tokenizer_once():
+    fetches = []
+
+    async def fetch(name):
+        fetches.append(name)
+        await asyncio.sleep(0)
+        return FILES
+
+    with TokenizerPool(fetch, 1) as pool:
+        found = await asyncio.gather(*(pool.get(model()) for _ in range(20)))
+
+    assert fetches == ["small"]
+    assert len(set(map(id, found))) == 1
+
+
+async def test_loading_outlives_the_first_asker():
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def fetch(name):
+        asked.set()
+        await answer.wait()
+        return FILES
+
+    with TokenizerPool(fetch, 1) as pool:
+        first = asyncio.ensure_future(pool.get(model()))
+        await asked.wait()
+        second = asyncio.ensure_future(pool.get(model()))
+        first.cancel()
+        answer.set()
+        async with asyncio.timeout(10):
+            assert (await second).encode_text("a") == TOKENIZER.encode_text("a")
+
+
+async def test_failed_fetch_is_tried_again_and_unusable_files_are_not():
+    answers = [ConnectionError("lost"), {"tokenizer.json": b"{"}]
+
+    async def fetch(name):
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    with TokenizerPool(fetch, 1) as pool:
+        with pytest.raises(ConnectionError):
+            await pool.get(model())
+        for _ in range(2):
+            with pytest.raises(NoTokenizer, match="model 'small': the files"):
+                await pool.get(model())
+
+    assert answers == []
+
+
+async def test_changed_tokenizer_is_loaded_anew_and_old_ones_are_dropped():
+    async def fetch(name):
+        return FILES
+
+    with TokenizerPool(fetch, 1) as pool:
+        first = await pool.get(model("0"))
+        assert await pool.get(model("0", "other")) is first
+        for number in range(1, 9):
+            await pool.get(model(str(number)))
+        assert await pool.get(model("0")) is not first
+
+
+async def test_model_without_tokenizer_says_so():
+    async def fetch(name):
+        raise AssertionError("nothing to fetch")
+
+    with TokenizerPool(fetch, 1) as pool, pytest.raises(NoTokenizer, match="send token_ids"):
+        await pool.get(model(""))
+
+
+async def test_tokenization_leaves_the_event_loop_free():
+    async def fetch(name):
+        return FILES
+
+    started, goes_on = threading.Event(), threading.Event()
+
+    def blocked():
+        started.set()
+        return goes_on.wait(10)
+
+    with TokenizerPool(fetch, 1) as pool:
+        running = asyncio.ensure_future(pool.run(blocked))
+        await asyncio.to_thread(started.wait, 10)
+        goes_on.set()
+        assert await running
