@@ -1,0 +1,322 @@
+"""The asyncio side of the core: submit, cancel, and each reader's stream of outputs."""
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Protocol
+
+from engine_service.core.core_channel import CoreChannel
+from engine_service.core.output_stream import OpenRequest, OutputStream
+from engine_service.core.types import Admission, EngineInfo, Request, StepOutput
+from engine_service.errors import (
+    DeadlineExceeded,
+    EngineFailed,
+    InvalidRequest,
+    QueueFull,
+    RequestError,
+    SlowReader,
+    StartupError,
+)
+from protos.wire.reason import Reason
+
+_logger = logging.getLogger(__name__)
+
+CANCELLED = "cancelled"
+"""The outcome of a request whose client no longer wants it."""
+
+_RETRY_AFTER_SECONDS = 1.0
+"""When a client who found the queue full may come back."""
+
+
+class RequestObserver(Protocol):
+    """Counts what happens to requests."""
+
+    def count_admission(self, request: OpenRequest, admission: Admission) -> None:
+        """A request was scheduled for the first time."""
+
+    def count_tokens(self, request: OpenRequest, num_tokens: int, now: float) -> None:
+        """A request got tokens; `request` still holds the state before them."""
+
+    def count_refusal(self, outcome: str) -> None:
+        """A request was refused before it opened, for a lower-case error reason."""
+
+    def count_end(self, request: OpenRequest, outcome: str, now: float) -> None:
+        """A request ended: a finish reason, a lower-case error reason, or `CANCELLED`."""
+
+
+class EngineClient:
+    """Speaks for all requests of the server to the core, and sorts its answers by reader.
+
+    All of it runs on the event loop; nothing blocks. Every request ends in exactly one way: a
+    finish, a failure or the end of its stream, or the reader's own cancellation.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        max_waiting_requests: int,
+        observer: RequestObserver,
+        on_step: Callable[[StepOutput], None],
+    ) -> None:
+        self._channel = CoreChannel(connection, self._handle_message, self._handle_loss)
+        self._max_waiting_requests = max_waiting_requests
+        self._observer = observer
+        self._on_step = on_step
+        self._request_ids = itertools.count(1)
+        self._open_requests: dict[int, OpenRequest] = {}
+        self._num_waiting = 0
+        self._streams: set[OutputStream] = set()
+        self._info: asyncio.Future[EngineInfo] = asyncio.get_running_loop().create_future()
+        self._lost = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def start(self) -> EngineInfo:
+        """Waits until the core has loaded the model; cancelling leaves the client usable.
+
+        Raises:
+            StartupError: The core cannot serve, by its own word.
+            EngineFailed: The core ended without a word.
+        """
+        self._channel.start()
+        return await asyncio.shield(self._info)
+
+    @property
+    def num_open(self) -> int:
+        """Requests that have not ended."""
+        return len(self._open_requests)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the core is gone."""
+        return self._lost.is_set()
+
+    def next_request_id(self) -> int:
+        """Returns a number that no request has had."""
+        return next(self._request_ids)
+
+    def open_stream(self, max_buffered_tokens: int) -> OutputStream:
+        """Returns a stream for one reader, who must close it."""
+        stream = OutputStream(max_buffered_tokens)
+        self._streams.add(stream)
+        if self.is_lost:
+            stream.fail(_core_lost())
+        return stream
+
+    def submit(
+        self,
+        stream: OutputStream,
+        handle: int,
+        request: Request,
+        *,
+        name: str,
+        timeout: float | None = None,
+    ) -> None:
+        """Hands a request to the core; its outputs arrive in the stream.
+
+        Args:
+            stream: Of `open_stream`.
+            handle: The request's number within the stream.
+            request: Checked, with a number of `next_request_id`.
+            name: What the client calls it.
+            timeout: Seconds until it fails with DeadlineExceeded, or None.
+
+        Raises:
+            InvalidRequest: The handle is in use; the request that has it goes on.
+            QueueFull: Too many requests wait.
+            EngineFailed: The core is gone.
+        """
+        if self.is_lost:
+            raise _core_lost()
+        if handle in stream.open_requests:
+            other = stream.open_requests[handle].name
+            raise InvalidRequest(
+                f"handle {handle} of request {name!r} is that of request {other!r}, which goes on",
+                {"field": "handle", "handle": str(handle), "request_id": name},
+            )
+        if self._num_waiting >= self._max_waiting_requests:
+            raise QueueFull(
+                f"{self._num_waiting} requests wait, the most allowed is "
+                f"{self._max_waiting_requests}",
+                {
+                    "waiting_count": str(self._num_waiting),
+                    "max_waiting_requests": str(self._max_waiting_requests),
+                },
+                retry_after=_RETRY_AFTER_SECONDS,
+            )
+        opened = OpenRequest(request=request, stream=stream, handle=handle, name=name)
+        if timeout is not None:
+            opened.timer = asyncio.get_running_loop().call_later(
+                timeout, self._expire, opened, timeout
+            )
+        stream.open_requests[handle] = opened
+        self._open_requests[request.request_id] = opened
+        self._num_waiting += 1
+        self._idle.clear()
+        self._channel.submit(request)
+
+    def refuse(self, stream: OutputStream, handle: int, error: RequestError) -> None:
+        """Answers a submission that never became a request."""
+        stream.add_failure(handle, error)
+        self._observer.count_refusal(error.reason.lower())
+        self._cut_off_slow_readers()
+
+    def cancel(self, stream: OutputStream, handle: int) -> None:
+        """Ends a request without an answer; an unknown or finished one is passed over."""
+        opened = stream.open_requests.get(handle)
+        if opened is not None:
+            stream.discard(handle)
+            self._channel.cancel(opened.request.request_id)
+            self._end(opened, CANCELLED)
+
+    def close_stream(self, stream: OutputStream) -> None:
+        """Forgets a stream and cancels its unfinished requests."""
+        self._streams.discard(stream)
+        for handle in list(stream.open_requests):
+            self.cancel(stream, handle)
+
+    def fail_all(self, error: RequestError) -> None:
+        """Ends every stream, and with it every open request, with an error."""
+        for stream in list(self._streams):
+            self._fail_stream(stream, error)
+
+    async def wait_idle(self) -> None:
+        """Waits until no request is open."""
+        await self._idle.wait()
+
+    async def wait_lost(self) -> None:
+        """Waits until the core is gone."""
+        await self._lost.wait()
+
+    def close(self) -> None:
+        """Closes the connection, which ends the core; streams must have ended before."""
+        self._channel.close()
+
+    def join(self, timeout: float) -> None:
+        """Waits for the threads after `close`; blocks up to `timeout` seconds for each."""
+        self._channel.join(timeout)
+
+    def _handle_message(self, message: object) -> None:
+        if isinstance(message, StepOutput):
+            self._on_step(message)
+            self._sort_out(message)
+        elif self._info.done():
+            raise TypeError(f"the core sent a {type(message).__name__} instead of a StepOutput")
+        elif isinstance(message, EngineInfo):
+            self._info.set_result(message)
+        elif isinstance(message, StartupError):
+            self._info.set_exception(message)
+        else:
+            raise TypeError(f"the core sent a {type(message).__name__} instead of an EngineInfo")
+
+    def _sort_out(self, output: StepOutput) -> None:
+        now = time.monotonic()
+        for admission in output.admissions:
+            opened = self._open_requests.get(admission.request_id)
+            if opened is not None and not opened.is_admitted:
+                opened.is_admitted = True
+                self._num_waiting -= 1
+                self._observer.count_admission(opened, admission)
+                opened.stream.add_admission(opened.handle, admission)
+        self._sort_out_tokens(output, now)
+        for finish in output.finishes:
+            opened = self._open_requests.get(finish.request_id)
+            if opened is not None:
+                opened.stream.add_finish(opened.handle, finish)
+                self._end(opened, finish.reason.value)
+        for failure in output.failures:
+            opened = self._open_requests.get(failure.request_id)
+            if opened is not None:
+                self._fail(opened, _as_request_error(failure.error))
+        self._cut_off_slow_readers()
+
+    def _cut_off_slow_readers(self) -> None:
+        for stream in [stream for stream in self._streams if stream.is_overfull]:
+            _logger.warning("slow reader cut off num_buffered_tokens=%d", stream.num_buffered)
+            self._fail_stream(stream, _too_slow(stream), keep_outputs=False)
+
+    def _sort_out_tokens(self, output: StepOutput, now: float) -> None:
+        start = 0
+        for request_id, count in zip(output.request_ids, output.token_counts, strict=True):
+            end = start + count
+            # A request cancelled meanwhile is unknown, and its last tokens fall away.
+            opened = self._open_requests.get(request_id)
+            if opened is not None:
+                self._observer.count_tokens(opened, count, now)
+                opened.num_generated_tokens += count
+                opened.last_token_time = now
+                opened.stream.add_tokens(opened.handle, output.token_ids[start:end])
+            start = end
+
+    def _handle_loss(self) -> None:
+        if not self._info.done():
+            self._info.set_exception(_core_lost())
+        self._lost.set()
+        self.fail_all(_core_lost())
+
+    def _expire(self, opened: OpenRequest, timeout: float) -> None:
+        self._channel.cancel(opened.request.request_id)
+        self._fail(
+            opened,
+            DeadlineExceeded(
+                f"request {opened.name!r} took longer than its timeout of {timeout:g} s",
+                {"request_id": opened.name, "timeout_seconds": f"{timeout:g}"},
+            ),
+        )
+
+    def _fail(self, opened: OpenRequest, error: RequestError) -> None:
+        opened.stream.add_failure(opened.handle, error)
+        self._end(opened, error.reason.lower())
+
+    def _fail_stream(
+        self, stream: OutputStream, error: RequestError, *, keep_outputs: bool = True
+    ) -> None:
+        self._streams.discard(stream)
+        stream.fail(error, keep_outputs=keep_outputs)
+        for opened in list(stream.open_requests.values()):
+            self._channel.cancel(opened.request.request_id)
+            self._end(opened, error.reason.lower())
+
+    def _end(self, opened: OpenRequest, outcome: str) -> None:
+        """Forgets a request; the one place where a request that was open ends."""
+        del self._open_requests[opened.request.request_id]
+        del opened.stream.open_requests[opened.handle]
+        if not opened.is_admitted:
+            self._num_waiting -= 1
+        if opened.timer is not None:
+            opened.timer.cancel()
+        if not self._open_requests:
+            self._idle.set()
+        self._observer.count_end(opened, outcome, time.monotonic())
+        _logger.debug(
+            "request ended request_id=%s outcome=%s num_generated_tokens=%d",
+            opened.name,
+            outcome,
+            opened.num_generated_tokens,
+        )
+
+
+def _as_request_error(error: Exception) -> RequestError:
+    if isinstance(error, RequestError):
+        return error
+    _logger.error("request failed in the core", exc_info=error)
+    return RequestError("internal error in the core; the log says more", reason=Reason.INTERNAL)
+
+
+def _core_lost() -> EngineFailed:
+    return EngineFailed("the engine's core process has ended; the engine will restart")
+
+
+def _too_slow(stream: OutputStream) -> SlowReader:
+    return SlowReader(
+        f"{stream.num_buffered} tokens wait to be read, the most kept is "
+        f"{stream.max_buffered_tokens}",
+        {
+            "buffered_tokens": str(stream.num_buffered),
+            "max_buffered_tokens": str(stream.max_buffered_tokens),
+        },
+    )

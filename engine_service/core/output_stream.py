@@ -1,0 +1,178 @@
+"""What one reader has yet to take: the outputs of its requests, merged while it is busy."""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from engine_service.core.types import Admission, Finish, Request, int32_array
+from engine_service.errors import RequestError
+
+if TYPE_CHECKING:
+    from array import array
+    from collections.abc import Iterable
+
+_EVENT_COST = 16
+"""Tokens that an admission, finish or failure counts as."""
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class OpenRequest:
+    """A request that has not ended yet.
+
+    Attributes:
+        request: As the core got it.
+        stream: Where its outputs go.
+        handle: Its number within the stream.
+        name: What the client calls it, for logs.
+        is_admitted: Whether the core has scheduled it once.
+        num_generated_tokens: Tokens generated here so far.
+        last_token_time: When the newest of them came.
+    """
+
+    request: Request
+    stream: "OutputStream"
+    handle: int
+    name: str
+    is_admitted: bool = False
+    num_generated_tokens: int = 0
+    last_token_time: float = 0.0
+    timer: asyncio.TimerHandle | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputBatch:
+    """Everything that happened to a stream's requests since the reader last took.
+
+    Within a batch a request is admitted before its tokens, and ends after them. The first three
+    fields are parallel as in `StepOutput`, with one entry per request.
+    """
+
+    handles: list[int] = field(default_factory=list)
+    token_counts: list[int] = field(default_factory=list)
+    token_ids: "array[int]" = field(default_factory=int32_array)
+    admissions: list[tuple[int, Admission]] = field(default_factory=list)
+    finishes: list[tuple[int, Finish]] = field(default_factory=list)
+    failures: list[tuple[int, RequestError]] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.handles or self.admissions or self.finishes or self.failures)
+
+
+class OutputStream:
+    """A bounded buffer between the engine and one reader, used on the event loop only.
+
+    The engine never waits for the reader: outputs are merged per request, so that a reader who
+    falls behind gets fewer and larger batches. Whoever adds looks at `is_overfull` afterwards.
+    """
+
+    def __init__(self, max_buffered_tokens: int) -> None:
+        self.max_buffered_tokens = max_buffered_tokens
+        self.open_requests: dict[int, OpenRequest] = {}
+        """By handle."""
+        self._tokens: dict[int, array[int]] = {}
+        self._admissions: list[tuple[int, Admission]] = []
+        self._finishes: list[tuple[int, Finish]] = []
+        self._failures: list[tuple[int, RequestError]] = []
+        self._num_buffered = 0
+        self._error: RequestError | None = None
+        self._changed = asyncio.Event()
+
+    @property
+    def is_overfull(self) -> bool:
+        """Whether the reader has let more pile up than the bound."""
+        return self._num_buffered > self.max_buffered_tokens
+
+    @property
+    def num_buffered(self) -> int:
+        """Tokens that wait for the reader; an event counts as some tokens."""
+        return self._num_buffered
+
+    def add_tokens(self, handle: int, token_ids: "array[int]") -> None:
+        """Adds new tokens of a request."""
+        waiting = self._tokens.get(handle)
+        if waiting is None:
+            self._tokens[handle] = token_ids
+        else:
+            waiting.extend(token_ids)
+        self._add_cost(len(token_ids))
+
+    def add_admission(self, handle: int, admission: Admission) -> None:
+        """Adds that a request was scheduled for the first time."""
+        self._admissions.append((handle, admission))
+        self._add_cost(_EVENT_COST)
+
+    def add_finish(self, handle: int, finish: Finish) -> None:
+        """Adds that a request ended well."""
+        self._finishes.append((handle, finish))
+        self._add_cost(_EVENT_COST)
+
+    def add_failure(self, handle: int, error: RequestError) -> None:
+        """Adds that a request was refused or failed."""
+        self._failures.append((handle, error))
+        self._add_cost(_EVENT_COST)
+
+    def discard(self, handle: int) -> None:
+        """Drops what the reader has not taken of a cancelled request."""
+        self._num_buffered -= len(self._tokens.pop(handle, ()))
+        kept = [entry for entry in self._admissions if entry[0] != handle]
+        self._num_buffered -= _EVENT_COST * (len(self._admissions) - len(kept))
+        self._admissions = kept
+
+    def fail(self, error: RequestError, *, keep_outputs: bool = True) -> None:
+        """Ends the stream: the reader gets what is buffered, then the error. The first one counts.
+
+        Args:
+            error: What `wait` raises at the end.
+            keep_outputs: False drops the buffer.
+        """
+        if self._error is None:
+            self._error = error
+            if not keep_outputs:
+                self._take()
+            self._changed.set()
+
+    def wake(self) -> None:
+        """Makes `wait` return, with an empty batch if there is nothing."""
+        self._changed.set()
+
+    async def wait(self) -> OutputBatch:
+        """Waits for outputs, or for `wake`, and takes everything there is.
+
+        Raises:
+            RequestError: The stream has ended and everything was taken.
+        """
+        await self._changed.wait()
+        self._changed.clear()
+        batch = self._take()
+        if self._error is not None:
+            self._changed.set()
+            if not batch:
+                raise self._error
+        return batch
+
+    def _add_cost(self, num_tokens: int) -> None:
+        self._num_buffered += num_tokens
+        self._changed.set()
+
+    def _take(self) -> OutputBatch:
+        batch = OutputBatch(
+            handles=list(self._tokens),
+            token_counts=[len(token_ids) for token_ids in self._tokens.values()],
+            token_ids=_joined(self._tokens.values()),
+            admissions=self._admissions,
+            finishes=self._finishes,
+            failures=self._failures,
+        )
+        self._tokens = {}
+        self._admissions = []
+        self._finishes = []
+        self._failures = []
+        self._num_buffered = 0
+        return batch
+
+
+def _joined(parts: "Iterable[array[int]]") -> "array[int]":
+    whole = int32_array()
+    for part in parts:
+        whole.extend(part)
+    return whole
