@@ -1,0 +1,24 @@
+# The router: text in, text out; no torch, no GPU. From the root of the repository:
+#   docker build -f k8s/images/router.Dockerfile -t pagestream-router:1.0.0 .
+FROM python:3.12.11-slim-bookworm AS build
+WORKDIR /src
+RUN python -m venv /opt/pagestream
+COPY pyproject.toml README.md LICENSE ./
+COPY protos protos
+COPY router router
+RUN /opt/pagestream/bin/pip install --no-cache-dir '.[router]'
+
+FROM python:3.12.11-slim-bookworm
+RUN groupadd --gid 10001 pagestream \
+    && useradd --uid 10001 --gid 10001 --create-home pagestream
+COPY --from=build /opt/pagestream /opt/pagestream
+# /tmp is the one place that the manifests make writable.
+ENV PATH=/opt/pagestream/bin:$PATH \
+    PYTHONSAFEPATH=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    HF_HOME=/tmp/huggingface
+WORKDIR /tmp
+USER 10001:10001
+EXPOSE 50050 9100
+ENTRYPOINT ["python", "-m", "router"]

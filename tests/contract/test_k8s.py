@@ -1,0 +1,221 @@
+"""The manifests are valid, agree with each other and with what the services accept."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from engine_service.config import read_config as read_engine_config
+from protos.pagestream.engine.v1 import engine_pb2
+from protos.pagestream.router.v1 import router_pb2
+from router.config import read_config as read_router_config
+
+K8S = Path(__file__).parents[2] / "k8s"
+OLDEST_KUBERNETES = "1.30"  # the first whose preStop hooks know `sleep`
+GRPC_SERVICES = {
+    "router": router_pb2.DESCRIPTOR.services_by_name["RouterService"].full_name,
+    "engine": engine_pb2.DESCRIPTOR.services_by_name["EngineService"].full_name,
+}
+SERVICES = pytest.mark.parametrize("name", ["router", "engine"])
+
+
+@pytest.fixture(scope="module")
+def documents() -> dict[tuple[str, str], dict[str, Any]]:
+    """The objects of the base by kind and name."""
+    if shutil.which("kubectl") is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("kubectl is missing")
+        pytest.skip("kubectl is missing: the manifests cannot be built")
+    result = subprocess.run(
+        ["kubectl", "kustomize", str(K8S / "base")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    loaded = list(yaml.safe_load_all(result.stdout))
+    return {(document["kind"], document["metadata"]["name"]): document for document in loaded}
+
+
+@pytest.fixture(scope="module")
+def pods(documents) -> dict[str, dict[str, Any]]:
+    """The pod templates of the two services."""
+    return {
+        "router": documents["Deployment", "router"]["spec"]["template"],
+        "engine": documents["StatefulSet", "engine"]["spec"]["template"],
+    }
+
+
+def container_of(pod: dict[str, Any]) -> dict[str, Any]:
+    (container,) = pod["spec"]["containers"]
+    return container
+
+
+def ports_of(pod: dict[str, Any]) -> dict[str, int]:
+    return {port["name"]: port["containerPort"] for port in container_of(pod)["ports"]}
+
+
+def settings_of(name: str, pod: dict[str, Any]) -> Any:
+    """Returns what the service itself reads from its container's arguments."""
+    arguments = container_of(pod)["args"]
+    if name == "router":
+        return read_router_config(arguments, {})
+    return read_engine_config(arguments, {}).server
+
+
+def dockerfile_of(name: str) -> str:
+    text = (K8S / "images" / f"{name}.Dockerfile").read_text()
+    return text.replace("\\\n", " ")
+
+
+def test_base_holds_the_objects_of_two_services_and_their_monitor(documents):
+    assert set(documents) == {
+        ("Deployment", "router"),
+        ("Service", "router"),
+        ("StatefulSet", "engine"),
+        ("Service", "engine"),
+        ("PodMonitor", "pagestream"),
+    }
+
+
+@pytest.mark.parametrize("version", [OLDEST_KUBERNETES, kubernetes_validate.latest_version()])
+def test_every_object_fits_the_schema_of_kubernetes(documents, version):
+    for (kind, _), document in documents.items():
+        # A custom resource, of which Kubernetes has no schema; checked by hand below.
+        if kind != "PodMonitor":
+            kubernetes_validate.validate(document, version, strict=True)
+
+
+def test_validation_refuses_a_misspelt_field(documents):
+    document = {**documents["Service", "router"], "spce": {}}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(document, OLDEST_KUBERNETES, strict=True)
+
+
+@SERVICES
+def test_arguments_are_accepted_by_the_service_and_name_the_declared_ports(pods, name):
+    settings = settings_of(name, pods[name])
+    assert ports_of(pods[name]) == {"grpc": settings.port, "operations": settings.operations_port}
+    assert settings.host == "0.0.0.0"
+
+
+@SERVICES
+def test_probes_ask_ports_and_services_that_exist(pods, name):
+    container, ports = container_of(pods[name]), ports_of(pods[name])
+    readiness, liveness = container["readinessProbe"], container["livenessProbe"]
+    assert readiness["grpc"] == {"port": ports["grpc"], "service": GRPC_SERVICES[name]}
+    assert liveness["httpGet"] == {"port": "operations", "path": "/livez"}
+
+
+def test_engine_has_half_an_hour_to_load_before_anything_restarts_it(pods):
+    probe = container_of(pods["engine"])["startupProbe"]
+    assert probe["httpGet"] == {"port": "operations", "path": "/readyz"}
+    assert probe["periodSeconds"] * probe["failureThreshold"] >= 1800
+
+
+@SERVICES
+def test_pod_lives_longer_than_its_drain(pods, name):
+    container = container_of(pods[name])
+    pause = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+    drain = settings_of(name, pods[name]).drain_grace_seconds
+    assert pods[name]["spec"]["terminationGracePeriodSeconds"] >= pause + drain + 10
+
+
+@SERVICES
+def test_service_selects_its_pods_and_leads_to_their_grpc_port(documents, pods, name):
+    spec = documents["Service", name]["spec"]
+    assert spec["selector"].items() <= pods[name]["metadata"]["labels"].items()
+    (port,) = spec["ports"]
+    assert (port["targetPort"], port["port"]) == ("grpc", ports_of(pods[name])["grpc"])
+
+
+def test_router_names_every_replica_of_the_engine_and_no_other(documents, pods):
+    engine = documents["StatefulSet", "engine"]["spec"]
+    service = documents["Service", engine["serviceName"]]
+    assert service["spec"]["clusterIP"] == "None"
+    port = service["spec"]["ports"][0]["port"]
+    expected = tuple(
+        f"engine-{i}.{engine['serviceName']}:{port}" for i in range(engine["replicas"])
+    )
+    assert settings_of("router", pods["router"]).engines == expected
+
+
+def test_pod_monitor_scrapes_the_operations_port_of_both(documents, pods):
+    monitor = documents["PodMonitor", "pagestream"]
+    assert monitor["apiVersion"] == "monitoring.coreos.com/v1"
+    assert set(monitor["spec"]) == {"selector", "podMetricsEndpoints"}
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    assert endpoint == {"port": "operations", "path": "/metrics", "interval": "15s"}
+    for pod in pods.values():
+        assert endpoint["port"] in ports_of(pod)
+        wanted = monitor["spec"]["selector"]["matchLabels"]
+        assert wanted.items() <= pod["metadata"]["labels"].items()
+
+
+@SERVICES
+def test_pod_runs_with_the_fewest_rights(pods, name):
+    spec, container = pods[name]["spec"], container_of(pods[name])
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+@SERVICES
+def test_what_the_image_writes_lies_on_a_mounted_volume(pods, name):
+    volumes = {volume["name"] for volume in pods[name]["spec"]["volumes"]}
+    mounts = container_of(pods[name])["volumeMounts"]
+    assert {mount["name"] for mount in mounts} == volumes
+    paths = {mount["mountPath"] for mount in mounts}
+    written = re.findall(r"(?:HF_HOME|TRITON_CACHE_DIR)=(\S+)", dockerfile_of(name))
+    assert written
+    for path in ["/tmp", *written]:
+        assert any(path == mount or path.startswith(f"{mount}/") for mount in paths), path
+
+
+def test_engine_asks_for_one_gpu_and_shared_memory(pods):
+    container = container_of(pods["engine"])
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert "/dev/shm" in {mount["mountPath"] for mount in container["volumeMounts"]}
+
+
+@SERVICES
+def test_image_runs_the_service_as_the_user_of_the_pod(pods, name):
+    dockerfile = dockerfile_of(name)
+    module = {"router": "router", "engine": "engine_service"}[name]
+    context = pods[name]["spec"]["securityContext"]
+    assert f'ENTRYPOINT ["python", "-m", "{module}"]' in dockerfile
+    assert f"USER {context['runAsUser']}:{context['runAsGroup']}" in dockerfile
+    ports = ports_of(pods[name])
+    assert f"EXPOSE {ports['grpc']} {ports['operations']}" in dockerfile
+
+
+def test_image_of_the_router_holds_neither_engine_nor_kernels():
+    dockerfile = dockerfile_of("router")
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", dockerfile, re.MULTILINE)
+    assert " ".join(copied).split() == [
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "protos",
+        "router",
+    ]
+    assert "'.[router]'" in dockerfile
+
+
+def test_image_of_the_engine_can_compile_what_triton_writes():
+    dockerfile = dockerfile_of("engine")
+    assert re.search(r"apt-get install .*\bgcc libc6-dev\b", dockerfile)
+    assert "Python.h" in dockerfile
+    assert "TRITON_CACHE_DIR=/cache/" in dockerfile
