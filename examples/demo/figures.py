@@ -1,0 +1,97 @@
+"""Figures of the running engines: what their /metrics say, and the memory that they hold."""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from examples.demo.services import Service, http_get
+
+SAMPLE_SECONDS = 0.25
+_COMMAND_TIMEOUT = 60.0
+
+
+@dataclass(slots=True, kw_only=True)
+class EngineFigures:
+    """One engine over the run.
+
+    Attributes:
+        service: The engine.
+        gpu: Index of the GPU it uses, or None.
+        memory_bytes: One value a sample: what the GPU holds in all, or else the engine's processes.
+        num_used_blocks: One value a sample: KV blocks that sequences own.
+        series: Value of each series without labels at the last sample.
+    """
+
+    service: Service
+    gpu: int | None
+    memory_bytes: list[int] = field(default_factory=list)
+    num_used_blocks: list[int] = field(default_factory=list)
+    series: Mapping[str, float] = field(default_factory=dict)
+
+    def sample(self) -> None:
+        """Adds one sample; blocks for some milliseconds."""
+        self.series = _read_series(http_get(self.service.operations_address, "/metrics"))
+        self.num_used_blocks.append(int(self.series["pagestream_engine_kv_blocks_used"]))
+        if self.gpu is None:
+            self.memory_bytes.append(_session_memory_bytes(self.service.process.pid))
+        else:
+            self.memory_bytes.append(_gpu_memory_bytes(self.gpu))
+
+
+async def watch(engines: Sequence[EngineFigures]) -> None:
+    """Samples every engine until cancelled."""
+    while True:
+        for engine in engines:
+            await asyncio.to_thread(engine.sample)
+        await asyncio.sleep(SAMPLE_SECONDS)
+
+
+def gpu_count() -> int:
+    """Returns how many GPUs torch can use here; without a driver, torch is not asked."""
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    question = "import torch; print(torch.cuda.device_count())"
+    command = [sys.executable, "-c", question]
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=_COMMAND_TIMEOUT, check=True
+    )
+    return int(result.stdout)
+
+
+def _read_series(text: str) -> dict[str, float]:
+    return {
+        sample.name: sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if not sample.labels
+    }
+
+
+def _session_memory_bytes(session: int) -> int:
+    """Returns the resident memory of all processes of a session; 0 where there is no /proc."""
+    num_pages = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        # A process may end while it is looked at.
+        with contextlib.suppress(OSError):
+            # After the name, which may hold anything: state, parent, group, session, and so on.
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session:
+                num_pages += int(fields[21])
+    return num_pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _gpu_memory_bytes(gpu: int) -> int:
+    command = ["nvidia-smi", f"--id={gpu}", "--query-gpu=memory.used"]
+    command.append("--format=csv,noheader,nounits")
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=_COMMAND_TIMEOUT, check=True
+    )
+    return int(result.stdout) << 20
