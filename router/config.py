@@ -11,19 +11,12 @@ from typing import NoReturn
 from router.errors import StartupError
 
 ENVIRONMENT_PREFIX = "PAGESTREAM_ROUTER_"
-PLACEMENTS = ("cost", "round_robin", "random", "least_loaded")
+PLACEMENTS = ("prefix", "round_robin", "random", "least_loaded")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
-def _addresses(text: str) -> tuple[str, ...]:
-    addresses = tuple(address.strip() for address in text.split(","))
-    for address in addresses:
-        host, colon, port = address.rpartition(":")
-        if not (host and colon and port.isdecimal() and 1 <= int(port) <= 65535):
-            raise ValueError(f"holds {address!r}, must be host:port with a port from 1 to 65535")
-    if len(set(addresses)) < len(addresses):
-        raise ValueError(f"is {text!r}, must not name an address twice")
-    return addresses
+def _parts(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(","))
 
 
 def _text(text: str) -> str:
@@ -74,7 +67,7 @@ class RouterConfig:
     engines: tuple[str, ...] = field(
         metadata={
             "help": "addresses of the engines, host:port separated by commas",
-            "parse": _addresses,
+            "parse": _parts,
         }
     )
     host: str = field(
@@ -96,7 +89,7 @@ class RouterConfig:
         },
     )
     placement: str = field(
-        default="cost",
+        default="prefix",
         metadata={
             "help": f"how an engine is chosen: {', '.join(PLACEMENTS)}",
             "parse": _choice(PLACEMENTS),

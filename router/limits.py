@@ -1,0 +1,170 @@
+"""What one request may ask, checked before any work is done for it.
+
+The engine checks again, for those who speak to it alone, and it alone knows which of the other
+sampling parameters it supports: it refuses the rest by name.
+"""
+
+import math
+from collections.abc import Sequence
+
+from protos.wire.reason import Reason
+from router.errors import InvalidRequest
+from router.types import (
+    ChatPrompt,
+    GenerationRequest,
+    ModelInfo,
+    Prompt,
+    SamplingParams,
+    TextPrompt,
+    TokenPrompt,
+)
+
+ROLES = ("system", "user", "assistant", "tool")
+MAX_CHAT_MESSAGES = 4096
+MAX_LABEL_CHARACTERS = 256
+MAX_TEMPERATURE = 100.0
+MAX_SEED = 2**63 - 1
+MAX_STOP_TOKEN_IDS = 1024
+
+
+def check_request(request: GenerationRequest, model: ModelInfo, max_prompt_bytes: int) -> None:
+    """Refuses what can be told to be wrong before tokenization.
+
+    Raises:
+        InvalidRequest: Its reason says which part is wrong; its message names field, value and
+            bound, and its metadata holds them.
+    """
+    for field, label in (("request_id", request.request_id), ("cache_salt", request.cache_salt)):
+        if len(label) > MAX_LABEL_CHARACTERS:
+            raise _outside(f"length of {field}", len(label), f"0 to {MAX_LABEL_CHARACTERS}")
+    _check_unsupported(request)
+    _check_sampling_params(request.sampling_params, model)
+    check_prompt(request.prompt, model, max_prompt_bytes)
+
+
+def check_prompt(prompt: Prompt, model: ModelInfo, max_prompt_bytes: int) -> None:
+    """Refuses an empty prompt, one that is too long, and one that makes no sense.
+
+    Raises:
+        InvalidRequest: As `check_request`.
+    """
+    match prompt:
+        case TextPrompt():
+            _check_size("text", len(prompt.text.encode()), max_prompt_bytes)
+        case ChatPrompt():
+            _check_chat(prompt, max_prompt_bytes)
+        case TokenPrompt():
+            check_length(len(prompt.token_ids), None, model)
+            check_token_ids("token_ids", prompt.token_ids, model)
+
+
+def check_length(num_prompt_tokens: int, max_tokens: int | None, model: ModelInfo) -> None:
+    """Refuses a prompt without tokens, and one that leaves no room for the tokens asked for.
+
+    Raises:
+        InvalidRequest: As `check_request`.
+    """
+    if not num_prompt_tokens:
+        raise InvalidRequest("the prompt has no tokens", reason=Reason.EMPTY_PROMPT)
+    num_tokens = num_prompt_tokens + (max_tokens or 1)
+    if num_tokens > model.max_model_len:
+        asked = "one to generate" if max_tokens is None else f"max_tokens of {max_tokens}"
+        raise InvalidRequest(
+            f"prompt of {num_prompt_tokens} tokens and {asked} are {num_tokens} tokens, "
+            f"over max_model_len {model.max_model_len}",
+            {
+                "num_prompt_tokens": str(num_prompt_tokens),
+                "max_tokens": "" if max_tokens is None else str(max_tokens),
+                "max_model_len": str(model.max_model_len),
+            },
+            reason=Reason.PROMPT_TOO_LONG,
+        )
+
+
+def check_token_ids(field: str, token_ids: Sequence[int], model: ModelInfo) -> None:
+    """Refuses token IDs outside the vocabulary.
+
+    Raises:
+        InvalidRequest: Names the first of them.
+    """
+    if token_ids and max(token_ids) >= model.vocab_size:
+        index, value = next(
+            (index, value) for index, value in enumerate(token_ids) if value >= model.vocab_size
+        )
+        raise _outside(
+            f"{field}[{index}]", value, f"0 to {model.vocab_size - 1}", Reason.TOKEN_OUT_OF_RANGE
+        )
+
+
+def _check_unsupported(request: GenerationRequest) -> None:
+    if request.n not in (None, 1):
+        raise InvalidRequest(
+            f"n is {request.n}; only 1 is supported",
+            {"field": "n", "value": str(request.n), "bounds": "1"},
+            reason=Reason.UNSUPPORTED_PARAMETER,
+        )
+    if request.stop:
+        raise InvalidRequest(
+            f"stop has {len(request.stop)} texts; it is not supported, use stop_token_ids",
+            {"field": "stop", "value": str(len(request.stop)), "bounds": "0"},
+            reason=Reason.UNSUPPORTED_PARAMETER,
+        )
+
+
+def _check_sampling_params(params: SamplingParams, model: ModelInfo) -> None:
+    reason = Reason.BAD_SAMPLING_PARAMS
+    temperature = params.temperature
+    if temperature is not None and not 0 <= temperature <= MAX_TEMPERATURE:
+        shown = "NaN" if math.isnan(temperature) else f"{temperature:g}"
+        raise _outside("temperature", shown, f"0 to {MAX_TEMPERATURE:g}", reason)
+    if params.max_tokens is not None and params.max_tokens < 1:
+        raise _outside("max_tokens", params.max_tokens, "1 and more", reason)
+    if params.seed is not None and not 0 <= params.seed <= MAX_SEED:
+        raise _outside("seed", params.seed, f"0 to {MAX_SEED}", reason)
+    num_stop = len(params.stop_token_ids)
+    if num_stop > MAX_STOP_TOKEN_IDS:
+        raise _outside("number of stop_token_ids", num_stop, f"0 to {MAX_STOP_TOKEN_IDS}", reason)
+    check_token_ids("stop_token_ids", params.stop_token_ids, model)
+
+
+def _check_chat(chat: ChatPrompt, max_prompt_bytes: int) -> None:
+    num_messages = len(chat.messages)
+    if not 1 <= num_messages <= MAX_CHAT_MESSAGES:
+        bounds = f"1 to {MAX_CHAT_MESSAGES}"
+        raise _outside("number of chat.messages", num_messages, bounds, Reason.BAD_CHAT)
+    for index, message in enumerate(chat.messages):
+        if message.role not in ROLES:
+            raise InvalidRequest(
+                f"chat.messages[{index}].role is {message.role[:64]!r}, not one of "
+                + ", ".join(ROLES),
+                {
+                    "field": f"chat.messages[{index}].role",
+                    "value": message.role[:64],
+                    "bounds": ", ".join(ROLES),
+                },
+                reason=Reason.BAD_CHAT,
+            )
+    _check_size(
+        "chat.messages", sum(len(m.content.encode()) for m in chat.messages), max_prompt_bytes
+    )
+
+
+def _check_size(field: str, num_bytes: int, max_prompt_bytes: int) -> None:
+    if not num_bytes and field == "text":
+        raise InvalidRequest("text is empty", {"field": field}, reason=Reason.EMPTY_PROMPT)
+    if num_bytes > max_prompt_bytes:
+        raise InvalidRequest(
+            f"{field} has {num_bytes} bytes, over max_prompt_bytes {max_prompt_bytes}",
+            {"field": field, "value": str(num_bytes), "bounds": f"0 to {max_prompt_bytes}"},
+            reason=Reason.PROMPT_TOO_LONG,
+        )
+
+
+def _outside(
+    field: str, value: int | str, bounds: str, reason: Reason = Reason.BAD_REQUEST
+) -> InvalidRequest:
+    return InvalidRequest(
+        f"{field} is {value}, outside {bounds}",
+        {"field": field, "value": str(value), "bounds": bounds},
+        reason=reason,
+    )
