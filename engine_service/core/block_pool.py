@@ -1,0 +1,251 @@
+"""Who owns which KV block, and which blocks can be found by what they hold."""
+
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from engine_service.core.types import CacheDelta
+
+_NULL_BLOCK = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefixMatch:
+    """The cached blocks that a sequence of tokens starts with."""
+
+    block_ids: list[int]
+    parent: int | str
+    """What the next block of the chain names as its parent."""
+    num_unowned: int
+    """How many of the blocks nobody owns, so that taking them leaves fewer free."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolStatistics:
+    """Where all blocks are; the three numbers add up to the size of the pool."""
+
+    num_empty_blocks: int
+    """Blocks without an owner that hold nothing findable."""
+    num_cached_blocks: int
+    """Blocks without an owner that can still be found."""
+    num_used_blocks: int
+    """Blocks that sequences own."""
+
+
+class BlockPool:
+    """Hands out blocks 1 to `num_blocks`, counts their owners and remembers what they hold.
+
+    A block without an owner waits in a list, in the order of reuse: first blocks that hold
+    nothing findable, then the least recently freed. It stays findable until it is handed out
+    again. Every operation takes constant time per block.
+
+    A block becomes findable when it is registered under its hash, after its keys and values are
+    written. Each registration has a number that is never used again, and names its parent: the
+    number of the block before it, or the cache salt for a first block. A hit must agree in
+    tokens and in parent, so by induction the whole prefix and the salt agree: equal hashes of
+    different contexts cost a hit but never mix contexts.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, enable_prefix_caching: bool) -> None:
+        if num_blocks < 1 or block_size < 1:
+            raise ValueError(
+                f"a pool needs a block and a token: {num_blocks=} and {block_size=} must be >= 1"
+            )
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.enable_prefix_caching = enable_prefix_caching
+        self._ref_counts = [0] * (num_blocks + 1)
+
+        # Free blocks are a doubly linked ring through the null block, which is never handed out.
+        self._next = [*range(1, num_blocks + 1), _NULL_BLOCK]
+        self._previous = [num_blocks, *range(num_blocks)]
+        self._num_free = num_blocks
+        self._num_cached = 0
+
+        # Of registered blocks: number (0 is not registered), parent, hash and tokens.
+        self._registrations = [0] * (num_blocks + 1)
+        self._parents: list[int | str] = [0] * (num_blocks + 1)
+        self._hashes = [0] * (num_blocks + 1)
+        self._tokens = array("i", bytes(4 * (num_blocks + 1) * block_size))
+        self._block_of_hash: dict[int, int] = {}
+        self._live_registrations: set[int] = set()
+        self._last_registration = 0
+
+        # Hashes touched since the last delta, and whether they could be found before.
+        self._was_findable: dict[int, bool] = {}
+
+    @property
+    def num_free_blocks(self) -> int:
+        """Blocks that can be handed out, the cached ones among them."""
+        return self._num_free
+
+    def ref_count(self, block_id: int) -> int:
+        """Returns how many sequences own the block."""
+        return self._ref_counts[block_id]
+
+    def allocate(self, count: int) -> list[int]:
+        """Hands out blocks with one owner each; what they held can no longer be found.
+
+        Raises:
+            MemoryError: Fewer than `count` blocks are free. Nothing was handed out.
+        """
+        if count > self._num_free:
+            raise MemoryError(f"{count} blocks asked for, {self._num_free} free")
+        block_ids = []
+        for _ in range(count):
+            block_id = self._next[_NULL_BLOCK]
+            self._unlink(block_id)
+            self._ref_counts[block_id] = 1
+            if self._registrations[block_id]:
+                self._unregister(block_id)
+            block_ids.append(block_id)
+        return block_ids
+
+    def touch(self, block_ids: Iterable[int]) -> None:
+        """Adds an owner to each of these findable blocks."""
+        for block_id in block_ids:
+            if not self._ref_counts[block_id]:
+                self._unlink(block_id)
+            self._ref_counts[block_id] += 1
+
+    def free(self, block_table: Sequence[int]) -> None:
+        """Takes one owner from each block of a table.
+
+        The end of the table is reused before its beginning: a prefix without its tail can
+        still be hit, a tail without its prefix cannot.
+        """
+        for block_id in reversed(block_table):
+            assert self._ref_counts[block_id] > 0, f"block {block_id} has no owner"
+            self._ref_counts[block_id] -= 1
+            if self._ref_counts[block_id]:
+                continue
+            if self._registrations[block_id]:
+                self._link(block_id, before=_NULL_BLOCK)
+            else:
+                self._link(block_id, before=self._next[_NULL_BLOCK])
+
+    def match_prefix(
+        self, token_ids: "array[int]", block_hashes: "array[int]", cache_salt: str
+    ) -> PrefixMatch:
+        """Finds the longest contiguous prefix, of at most all tokens but the last.
+
+        The last token must be computed in any case, for its logits.
+
+        Args:
+            token_ids: [num_tokens] typecode "i".
+            block_hashes: [num_tokens // block_size] low 64 bits of the digests.
+            cache_salt: The salt that went into the digests.
+        """
+        block_ids: list[int] = []
+        parent: int | str = cache_salt
+        num_unowned = 0
+        max_blocks = (len(token_ids) - 1) // self.block_size
+        for index in range(max_blocks if self.enable_prefix_caching else 0):
+            block_id = self._block_of_hash.get(block_hashes[index])
+            start = index * self.block_size
+            if block_id is None or not self._holds(
+                block_id, parent, token_ids[start : start + self.block_size]
+            ):
+                break
+            block_ids.append(block_id)
+            parent = self._registrations[block_id]
+            num_unowned += not self._ref_counts[block_id]
+        return PrefixMatch(block_ids=block_ids, parent=parent, num_unowned=num_unowned)
+
+    def is_live(self, parent: int | str) -> bool:
+        """Returns whether a block with this parent could be found."""
+        return isinstance(parent, str) or parent in self._live_registrations
+
+    def register(
+        self, block_id: int, block_hash: int, parent: int | str, token_ids: "array[int]"
+    ) -> int | None:
+        """Makes a written block findable, unless another with the same content is already.
+
+        The first one registered wins and its duplicate stays unregistered, so that block tables
+        only ever grow.
+
+        Args:
+            block_id: An owned block whose keys and values are written.
+            block_hash: Low 64 bits of its digest.
+            parent: Registration number of the block before it, or the cache salt.
+            token_ids: [block_size] its tokens.
+
+        Returns:
+            The number that the next block of the chain names as its parent, or None if the
+            hash belongs to another content.
+        """
+        holder = self._block_of_hash.get(block_hash)
+        if holder is not None:
+            if self._holds(holder, parent, token_ids):
+                return self._registrations[holder]
+            if self.is_live(self._parents[holder]):
+                return None
+            # Its parent is gone, so nothing can find it: make room for one that can be found.
+            self._unregister(holder)
+        start = block_id * self.block_size
+        self._last_registration += 1
+        self._registrations[block_id] = self._last_registration
+        self._live_registrations.add(self._last_registration)
+        self._parents[block_id] = parent
+        self._hashes[block_id] = block_hash
+        self._tokens[start : start + self.block_size] = token_ids
+        self._block_of_hash[block_hash] = block_id
+        self._was_findable.setdefault(block_hash, False)
+        return self._last_registration
+
+    def findable_hashes(self) -> frozenset[int]:
+        """Returns the hashes that can be hit now."""
+        return frozenset(self._block_of_hash)
+
+    def take_delta(self) -> CacheDelta:
+        """Returns the net change of `findable_hashes` since the last call."""
+        delta = CacheDelta()
+        if self._was_findable:
+            for block_hash, was_findable in self._was_findable.items():
+                is_findable = block_hash in self._block_of_hash
+                if is_findable and not was_findable:
+                    delta.stored.append(block_hash)
+                elif was_findable and not is_findable:
+                    delta.removed.append(block_hash)
+            self._was_findable = {}
+        return delta
+
+    def statistics(self) -> PoolStatistics:
+        """Returns where all blocks are."""
+        return PoolStatistics(
+            num_empty_blocks=self._num_free - self._num_cached,
+            num_cached_blocks=self._num_cached,
+            num_used_blocks=self.num_blocks - self._num_free,
+        )
+
+    def _holds(self, block_id: int, parent: int | str, token_ids: "array[int]") -> bool:
+        start = block_id * self.block_size
+        return (
+            self._parents[block_id] == parent
+            and self._tokens[start : start + self.block_size] == token_ids
+        )
+
+    def _unregister(self, block_id: int) -> None:
+        is_free = not self._ref_counts[block_id]
+        if is_free:
+            self._unlink(block_id)
+        block_hash = self._hashes[block_id]
+        del self._block_of_hash[block_hash]
+        self._live_registrations.discard(self._registrations[block_id])
+        self._registrations[block_id] = 0
+        self._was_findable.setdefault(block_hash, True)
+        if is_free:
+            self._link(block_id, before=self._next[_NULL_BLOCK])
+
+    def _link(self, block_id: int, *, before: int) -> None:
+        after = self._previous[before]
+        self._next[after] = self._previous[before] = block_id
+        self._previous[block_id], self._next[block_id] = after, before
+        self._num_free += 1
+        self._num_cached += self._registrations[block_id] != 0
+
+    def _unlink(self, block_id: int) -> None:
+        before, after = self._next[block_id], self._previous[block_id]
+        self._next[after], self._previous[before] = before, after
+        self._num_free -= 1
+        self._num_cached -= self._registrations[block_id] != 0

@@ -1,0 +1,165 @@
+"""What one request may ask of this engine."""
+
+import math
+from array import array
+from dataclasses import dataclass
+from typing import Self
+
+from engine_service.core.types import EngineInfo, Request, SamplingParams
+from engine_service.errors import InvalidRequest
+from protos.wire.reason import Reason
+
+MAX_TEMPERATURE = 100.0
+MAX_SEED = 2**63 - 1
+MAX_STOP_TOKEN_IDS = 1024
+MAX_CACHE_SALT_CHARACTERS = 256
+MIN_PRIORITY = -(2**31)
+MAX_PRIORITY = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The bounds of a request, checked before any work is done for it."""
+
+    vocab_size: int
+    max_model_len: int
+    num_cache_tokens: int
+    """Tokens that the whole pool can hold."""
+
+    @classmethod
+    def from_info(cls, info: EngineInfo) -> Self:
+        """Takes the bounds from what start-up learnt."""
+        return cls(
+            vocab_size=info.vocab_size,
+            max_model_len=info.max_model_len,
+            num_cache_tokens=info.num_blocks * info.block_size,
+        )
+
+    @property
+    def max_sequence_len(self) -> int:
+        """The most tokens of a sequence, prompt and output together.
+
+        One more than the pool holds will do, since nothing reads the last token's keys and values.
+        """
+        return min(self.max_model_len, self.num_cache_tokens + 1)
+
+    def max_num_tokens(self, request: Request) -> int:
+        """Returns the length, prompt included, at which a checked request ends."""
+        max_tokens = request.sampling_params.max_tokens
+        if max_tokens is None:
+            return self.max_sequence_len
+        return len(request.prompt_token_ids) + max_tokens
+
+    def check(self, request: Request) -> None:
+        """Refuses a request that this engine can never serve.
+
+        Takes time linear in the prompt, some 20 ms for a million tokens.
+
+        Raises:
+            InvalidRequest: Its reason says which part is wrong, its message names field, value
+                and bound, its metadata holds the numbers.
+        """
+        if not request.prompt_token_ids:
+            raise InvalidRequest("prompt_token_ids is empty", reason=Reason.EMPTY_PROMPT)
+        _check_sampling_params(request.sampling_params)
+        _check_labels(request)
+        self._check_length(request)
+        self._check_token_ids("prompt_token_ids", request.prompt_token_ids)
+        self._check_token_ids("resume_token_ids", request.resume_token_ids)
+        stop_token_ids = array("q", request.sampling_params.stop_token_ids)
+        self._check_token_ids("stop_token_ids", stop_token_ids)
+
+    def _check_length(self, request: Request) -> None:
+        num_prompt_tokens = len(request.prompt_token_ids)
+        num_resumed_tokens = len(request.resume_token_ids)
+        max_tokens = request.sampling_params.max_tokens
+        if max_tokens is not None and num_resumed_tokens > max_tokens:
+            raise InvalidRequest(
+                f"resume_token_ids has {num_resumed_tokens} tokens, over max_tokens {max_tokens}, "
+                "which counts them",
+                {"num_resumed_tokens": str(num_resumed_tokens), "max_tokens": str(max_tokens)},
+            )
+        num_tokens = num_prompt_tokens + (max_tokens or max(1, num_resumed_tokens))
+        if num_tokens <= self.max_sequence_len:
+            return
+        if max_tokens is not None:
+            asked = f"prompt_token_ids of {num_prompt_tokens} and max_tokens of {max_tokens}"
+        elif num_resumed_tokens:
+            asked = f"prompt_token_ids of {num_prompt_tokens} and {num_resumed_tokens} resumed"
+        else:
+            asked = f"prompt_token_ids of {num_prompt_tokens} and one to generate"
+        if num_tokens > self.max_model_len:
+            bound = f"max_model_len {self.max_model_len}"
+        else:
+            bound = f"{self.max_sequence_len}, the most that the KV cache can serve"
+        raise InvalidRequest(
+            f"{asked} are {num_tokens} tokens, over {bound}",
+            {
+                "num_prompt_tokens": str(num_prompt_tokens),
+                "num_resumed_tokens": str(num_resumed_tokens),
+                "max_tokens": "" if max_tokens is None else str(max_tokens),
+                "max_model_len": str(self.max_model_len),
+                "max_sequence_len": str(self.max_sequence_len),
+            },
+            reason=Reason.PROMPT_TOO_LONG,
+        )
+
+    def _check_token_ids(self, field: str, token_ids: "array[int]") -> None:
+        if not token_ids or (min(token_ids) >= 0 and max(token_ids) < self.vocab_size):
+            return
+        index, value = next(
+            (index, value)
+            for index, value in enumerate(token_ids)
+            if not 0 <= value < self.vocab_size
+        )
+        raise InvalidRequest(
+            f"{field}[{index}] is {value}, outside 0 to {self.vocab_size - 1}",
+            {
+                "field": field,
+                "index": str(index),
+                "value": str(value),
+                "vocab_size": str(self.vocab_size),
+            },
+            reason=Reason.TOKEN_OUT_OF_RANGE,
+        )
+
+
+def _check_sampling_params(params: SamplingParams) -> None:
+    if not (math.isfinite(params.temperature) and 0 <= params.temperature <= MAX_TEMPERATURE):
+        raise _bad_sampling_param("temperature", params.temperature, f"0 to {MAX_TEMPERATURE:g}")
+    if params.max_tokens is not None and params.max_tokens < 1:
+        raise _bad_sampling_param("max_tokens", params.max_tokens, "1 and more")
+    if params.seed is not None and not 0 <= params.seed <= MAX_SEED:
+        raise _bad_sampling_param("seed", params.seed, f"0 to {MAX_SEED}")
+    num_stop_token_ids = len(params.stop_token_ids)
+    if num_stop_token_ids > MAX_STOP_TOKEN_IDS:
+        raise _bad_sampling_param(
+            "number of stop_token_ids", num_stop_token_ids, f"0 to {MAX_STOP_TOKEN_IDS}"
+        )
+
+
+def _bad_sampling_param(field: str, value: float, bounds: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"{field} is {value}, outside {bounds}",
+        {"field": field, "value": str(value), "bounds": bounds},
+        reason=Reason.BAD_SAMPLING_PARAMS,
+    )
+
+
+def _check_labels(request: Request) -> None:
+    if len(request.cache_salt) > MAX_CACHE_SALT_CHARACTERS:
+        raise InvalidRequest(
+            f"cache_salt has {len(request.cache_salt)} characters, "
+            f"over {MAX_CACHE_SALT_CHARACTERS}",
+            {
+                "field": "cache_salt",
+                "value": str(len(request.cache_salt)),
+                "bounds": f"0 to {MAX_CACHE_SALT_CHARACTERS}",
+            },
+        )
+    if not MIN_PRIORITY <= request.priority <= MAX_PRIORITY:
+        bounds = f"{MIN_PRIORITY} to {MAX_PRIORITY}"
+        raise InvalidRequest(
+            f"priority is {request.priority}, outside {bounds}",
+            {"field": "priority", "value": str(request.priority), "bounds": bounds},
+        )

@@ -1,0 +1,101 @@
+"""The making of one step plan."""
+
+from array import array
+
+from engine_service.core.sequence import Sequence
+from engine_service.core.types import StepPlan, int32_array
+
+
+class PlanBuilder:
+    """Collects the rows of a step and what changed before them.
+
+    Attributes:
+        sequences: Sequence of each row.
+        num_decode_tokens: Rows of one token past all that the request came with.
+    """
+
+    __slots__ = (
+        "_block_ids",
+        "_block_indices",
+        "_block_slots",
+        "_is_sampled",
+        "_new_num_tokens",
+        "_new_seeds",
+        "_new_slots",
+        "_new_temperatures",
+        "_new_token_ids",
+        "_num_computed_tokens",
+        "_num_scheduled_tokens",
+        "_slots",
+        "num_decode_tokens",
+        "sequences",
+        "step_id",
+    )
+
+    def __init__(self, step_id: int) -> None:
+        self.step_id = step_id
+        self.num_decode_tokens = 0
+        self._new_slots: list[int] = []
+        self._new_num_tokens: list[int] = []
+        self._new_token_ids = int32_array()
+        self._new_temperatures: list[float] = []
+        self._new_seeds: list[int] = []
+        self._block_slots: list[int] = []
+        self._block_indices: list[int] = []
+        self._block_ids: list[int] = []
+        self.sequences: list[Sequence] = []
+        self._slots: list[int] = []
+        self._num_computed_tokens: list[int] = []
+        self._num_scheduled_tokens: list[int] = []
+        self._is_sampled: list[bool] = []
+
+    def add_sequence(self, sequence: Sequence) -> None:
+        """Tells the ranks of a sequence that was just given its slot and its blocks."""
+        self._new_slots.append(sequence.slot)
+        self._new_num_tokens.append(len(sequence.token_ids))
+        self._new_token_ids.extend(sequence.token_ids)
+        self._new_temperatures.append(sequence.temperature)
+        self._new_seeds.append(sequence.seed)
+        num_blocks = len(sequence.block_table)
+        self._block_slots.extend([sequence.slot] * num_blocks)
+        self._block_indices.extend(range(num_blocks))
+        self._block_ids.extend(sequence.block_table)
+
+    def add_block(self, sequence: Sequence) -> None:
+        """Tells the ranks of the last block of a sequence's table."""
+        self._block_slots.append(sequence.slot)
+        self._block_indices.append(len(sequence.block_table) - 1)
+        self._block_ids.append(sequence.block_table[-1])
+
+    def add_row(self, sequence: Sequence, num_tokens: int) -> None:
+        """Schedules the next tokens of a sequence and advances it past them."""
+        num_computed_tokens = sequence.num_computed_tokens
+        if num_tokens == 1 and num_computed_tokens >= sequence.num_given_tokens:
+            self.num_decode_tokens += 1
+        is_sampled = num_tokens == sequence.num_uncomputed_tokens
+        self.sequences.append(sequence)
+        self._slots.append(sequence.slot)
+        self._num_computed_tokens.append(num_computed_tokens)
+        self._num_scheduled_tokens.append(num_tokens)
+        self._is_sampled.append(is_sampled)
+        sequence.num_computed_tokens = num_computed_tokens + num_tokens
+        sequence.num_pending_tokens += is_sampled
+        sequence.last_step_id = self.step_id
+
+    def build(self) -> StepPlan:
+        """Returns the plan."""
+        return StepPlan(
+            step_id=self.step_id,
+            new_slots=int32_array(self._new_slots),
+            new_num_tokens=int32_array(self._new_num_tokens),
+            new_token_ids=self._new_token_ids,
+            new_temperatures=array("f", self._new_temperatures),
+            new_seeds=array("q", self._new_seeds),
+            block_slots=int32_array(self._block_slots),
+            block_indices=int32_array(self._block_indices),
+            block_ids=int32_array(self._block_ids),
+            slots=int32_array(self._slots),
+            num_computed_tokens=int32_array(self._num_computed_tokens),
+            num_scheduled_tokens=int32_array(self._num_scheduled_tokens),
+            is_sampled=array("b", self._is_sampled),
+        )

@@ -1,0 +1,440 @@
+"""Who runs in the next step, how many tokens of each, and what a step's tokens change."""
+
+import time
+from array import array
+from collections import deque
+from dataclasses import dataclass, field
+
+from engine_service.config import SchedulerOptions
+from engine_service.core.block_pool import BlockPool
+from engine_service.core.limits import Limits
+from engine_service.core.plan_builder import PlanBuilder
+from engine_service.core.sequence import NO_SLOT, Sequence, SequenceState
+from engine_service.core.sequence_queue import SequenceQueue
+from engine_service.core.types import (
+    Admission,
+    EngineInfo,
+    Finish,
+    FinishReason,
+    Request,
+    StepPlan,
+    StepResult,
+    int32_array,
+)
+from protos.wire.block_hash import root_digest
+
+
+@dataclass(slots=True, kw_only=True)
+class ScheduleEvents:
+    """What happened between two calls of `Scheduler.take_events`."""
+
+    admissions: list[Admission] = field(default_factory=list)
+    finishes: list[Finish] = field(default_factory=list)
+    """Requests that had ended before they came, and those that ended by a step."""
+    num_preemptions: int = 0
+    num_prefix_query_tokens: int = 0
+    num_prefix_hit_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepProgress:
+    """What one step did for the requests that are still open."""
+
+    request_ids: "array[int]" = field(default_factory=lambda: array("q"))
+    """[num_requests] requests with a new token."""
+    token_ids: "array[int]" = field(default_factory=int32_array)
+    """[num_requests] these tokens."""
+    num_prefill_tokens: int = 0
+    num_decode_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerStatistics:
+    """What waits and what runs."""
+
+    num_running: int
+    num_waiting: int
+    num_waiting_prefill_tokens: int
+    """Uncomputed tokens, of waiting sequences and of running ones that lack more than one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Retired:
+    """What a sequence gave back while a step in flight still used it."""
+
+    step_id: int
+    slot: int
+    block_table: list[int]
+
+
+class Scheduler:
+    """Shares one token budget a step among sequences; there are no prefill or decode phases.
+
+    Running sequences come first: one token for each that decodes, then chunks of those that are
+    still in their prompt. What is left goes to waiting ones, in the order of their importance
+    (larger priority, then earlier arrival); one that does not fit lets none behind it pass.
+    At most `max_num_batched_tokens` sequences run, so that a step has a token for each.
+
+    A sequence gets the blocks of all its known tokens when it is admitted, so that later only
+    decoding asks for blocks. If there is none, the least important sequence is preempted: it
+    gives everything back, keeps its tokens, and starts over, mostly from its own cached blocks.
+    Near a full pool engines were seen to preempt and resume the same sequences over and over
+    (vLLM issue 25538). Here a sequence is admitted only if afterwards one block is free for each
+    that already runs, and never in a step that was short of blocks.
+
+    Positions advance when a step is planned, not when it is done, so several steps may be in
+    flight: the next row of a sequence may compute a token that only the ranks know. Whatever a
+    step in flight uses, slot or block, is given to another only when that step was collected.
+    """
+
+    def __init__(
+        self, info: EngineInfo, options: SchedulerOptions, enable_prefix_caching: bool
+    ) -> None:
+        self.pool = BlockPool(info.num_blocks, info.block_size, enable_prefix_caching)
+        self._info = info
+        self._limits = Limits.from_info(info)
+        self._max_num_batched_tokens = options.max_num_batched_tokens
+        self._max_num_running = min(
+            options.max_num_seqs, info.max_num_seqs, options.max_num_batched_tokens
+        )
+        self._block_size = info.block_size
+
+        self._sequences: dict[int, Sequence] = {}
+        self._waiting = SequenceQueue()
+        self._running = SequenceQueue()
+        self._num_waiting_tokens = 0
+        self._num_arrivals = 0
+
+        self._in_flight: deque[tuple[StepPlan, PlanBuilder]] = deque()
+        self._next_step_id = 0
+        self._collected_step_id = -1
+        self._retired: list[_Retired] = []
+        self._free_slots = list(reversed(range(info.max_num_seqs)))
+        # Order of the sequence that did not fit, free blocks and running sequences at that time:
+        # while neither bettered, there is no need to look its prefix up again.
+        self._blocked: tuple[tuple[int, int], int, int] | None = None
+        self._events = ScheduleEvents()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a request is open or the end of one was not told yet."""
+        return bool(self._sequences or self._events.finishes)
+
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether a request waits for its end."""
+        return bool(self._sequences)
+
+    def __contains__(self, request_id: int) -> bool:
+        return request_id in self._sequences
+
+    def add(self, request: Request) -> None:
+        """Takes a request, already checked against `Limits`, whose ID is not in use.
+
+        If its resumed tokens end it, it finishes at once.
+        """
+        assert request.request_id not in self._sequences, f"{request.request_id=} is in use"
+        sequence = Sequence(
+            request,
+            number=self._num_arrivals,
+            max_num_tokens=self._limits.max_num_tokens(request),
+            eos_token_ids=self._info.eos_token_ids,
+            root=root_digest(self._info.model_fingerprint, cache_salt=request.cache_salt),
+        )
+        self._num_arrivals += 1
+        reason = sequence.finish_reason
+        if reason is not None:
+            sequence.state = SequenceState.FINISHED
+            self._report_finish(sequence, reason)
+            return
+        self._sequences[request.request_id] = sequence
+        self._enqueue(sequence)
+
+    def cancel(self, request_id: int) -> bool:
+        """Ends a request without an outcome; returns whether it was open.
+
+        Its blocks are free at once, or as soon as the steps in flight that use them are done.
+        """
+        sequence = self._sequences.get(request_id)
+        if sequence is None:
+            return False
+        self._end(sequence)
+        return True
+
+    def schedule(self) -> StepPlan | None:
+        """Plans the next step, or returns None if no sequence can do anything now.
+
+        None with unfinished requests means that a step in flight must be collected first.
+        """
+        builder = PlanBuilder(self._next_step_id)
+        prefills, is_short = self._schedule_decodes(builder)
+        budget = self._max_num_batched_tokens - len(builder.sequences)
+        for sequence in prefills:
+            if not budget:
+                break
+            num_tokens = min(budget, sequence.num_uncomputed_tokens)
+            builder.add_row(sequence, num_tokens)
+            budget -= num_tokens
+        if not is_short:
+            self._schedule_waiting(builder, budget)
+        if not builder.sequences:
+            return None
+        plan = builder.build()
+        self._in_flight.append((plan, builder))
+        self._next_step_id += 1
+        return plan
+
+    def update(self, plan: StepPlan, result: StepResult) -> StepProgress:
+        """Takes in the tokens of the oldest step in flight.
+
+        Blocks that the step filled become findable, sequences end, and what only this step
+        still used becomes free.
+
+        Raises:
+            RuntimeError: The result is not one of this plan: an executor is broken.
+        """
+        launched, builder = self._in_flight.popleft()
+        assert launched is plan, "steps are collected in the order of their launch"
+        sequences = builder.sequences
+        num_sampled = sum(plan.is_sampled)
+        if result.token_counts != plan.is_sampled or len(result.token_ids) != num_sampled:
+            raise RuntimeError(
+                f"step {plan.step_id} asked for {num_sampled} tokens of {len(sequences)} rows, "
+                f"got {len(result.token_ids)} of {len(result.token_counts)}"
+            )
+        self._collected_step_id = plan.step_id
+        progress = StepProgress(
+            num_prefill_tokens=sum(plan.num_scheduled_tokens) - builder.num_decode_tokens,
+            num_decode_tokens=builder.num_decode_tokens,
+        )
+        new_token_ids = iter(result.token_ids)
+        for row, sequence in enumerate(sequences):
+            token_id = next(new_token_ids) if plan.is_sampled[row] else None
+            if sequence.state is SequenceState.FINISHED:
+                continue
+            if sequence.state is SequenceState.RUNNING:
+                sequence.num_written_tokens = (
+                    plan.num_computed_tokens[row] + plan.num_scheduled_tokens[row]
+                )
+            if token_id is not None:
+                progress.request_ids.append(sequence.request_id)
+                progress.token_ids.append(token_id)
+                self._append_token(sequence, token_id)
+            if sequence.num_written_tokens // self._block_size > sequence.num_registered_blocks:
+                self._register_written_blocks(sequence)
+            if token_id is not None:
+                reason = sequence.finish_reason
+                if reason is not None:
+                    self._end(sequence)
+                    self._report_finish(sequence, reason)
+        self._release_retired()
+        return progress
+
+    def take_events(self) -> ScheduleEvents:
+        """Returns what happened since the last call."""
+        events = self._events
+        self._events = ScheduleEvents()
+        return events
+
+    def statistics(self) -> SchedulerStatistics:
+        """Returns what waits and what runs."""
+        num_tokens = self._num_waiting_tokens
+        for sequence in self._running:
+            num_uncomputed_tokens = sequence.num_uncomputed_tokens
+            if num_uncomputed_tokens > 1:
+                num_tokens += num_uncomputed_tokens
+        return SchedulerStatistics(
+            num_running=len(self._running),
+            num_waiting=len(self._waiting),
+            num_waiting_prefill_tokens=num_tokens,
+        )
+
+    def _schedule_decodes(self, builder: PlanBuilder) -> tuple[list[Sequence], bool]:
+        """Gives one token to each running sequence that lacks no more than that.
+
+        Returns:
+            The running sequences that lack more, and whether blocks were short.
+        """
+        prefills = []
+        is_short = False
+        # A victim is the last one, so it has not had its turn yet.
+        for sequence in self._running:
+            num_tokens = sequence.num_tokens
+            if num_tokens - sequence.num_computed_tokens > 1:
+                prefills.append(sequence)
+                continue
+            if num_tokens >= sequence.max_num_tokens:
+                # Its last token is in flight.
+                continue
+            if sequence.num_computed_tokens == len(sequence.block_table) * self._block_size:
+                if not self.pool.num_free_blocks:
+                    is_short = True
+                    if not self._make_room(sequence):
+                        continue
+                sequence.block_table += self.pool.allocate(1)
+                builder.add_block(sequence)
+            builder.add_row(sequence, 1)
+        return prefills, is_short
+
+    def _make_room(self, sequence: Sequence) -> bool:
+        """Preempts until a block is free; returns False if the sequence must sit out this step.
+
+        It does so when blocks are on their way, or when it is the least important itself: then
+        it is better to wait for a block, which preempts it anyway if one more important lacks
+        one, than to compute everything again.
+        """
+        while not self.pool.num_free_blocks:
+            victim = self._running.last
+            if self._retired or victim is sequence:
+                return False
+            self._preempt(victim)
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._running.remove(sequence)
+        self._release(sequence)
+        sequence.forget_computed()
+        self._enqueue(sequence)
+        self._events.num_preemptions += 1
+
+    def _schedule_waiting(self, builder: PlanBuilder, budget: int) -> None:
+        while (
+            budget
+            and self._waiting
+            and self._free_slots
+            and len(self._running) < self._max_num_running
+        ):
+            sequence = self._waiting.first
+            if not self._admit(sequence):
+                return
+            builder.add_sequence(sequence)
+            num_tokens = min(budget, sequence.num_uncomputed_tokens)
+            builder.add_row(sequence, num_tokens)
+            budget -= num_tokens
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Gives a waiting sequence its slot and blocks; returns False if it does not fit yet."""
+        if sequence.last_step_id > self._collected_step_id:
+            # Preempted, and a step in flight still brings it a token.
+            return False
+        num_free_blocks = self.pool.num_free_blocks
+        num_running = len(self._running)
+        if self._blocked is not None:
+            order, free_blocks_then, running_then = self._blocked
+            if (
+                order == sequence.order
+                and num_free_blocks <= free_blocks_then
+                and num_running >= running_then
+            ):
+                return False
+        sequence.extend_block_hashes(self._block_size)
+        match = self.pool.match_prefix(
+            sequence.token_ids, sequence.block_hashes, sequence.cache_salt
+        )
+        num_blocks = -(-len(sequence.token_ids) // self._block_size)
+        num_new_blocks = num_blocks - len(match.block_ids)
+        if num_new_blocks + match.num_unowned + num_running > num_free_blocks:
+            self._blocked = (sequence.order, num_free_blocks, num_running)
+            return False
+        self._blocked = None
+        self._dequeue(sequence)
+        self._running.add(sequence)
+        sequence.state = SequenceState.RUNNING
+        sequence.slot = self._free_slots.pop()
+        self.pool.touch(match.block_ids)
+        sequence.block_table = match.block_ids + self.pool.allocate(num_new_blocks)
+        sequence.num_registered_blocks = len(match.block_ids)
+        sequence.chain_parent = match.parent
+        sequence.num_computed_tokens = len(match.block_ids) * self._block_size
+        sequence.num_written_tokens = sequence.num_computed_tokens
+        if not sequence.is_admitted:
+            sequence.is_admitted = True
+            self._report_admission(sequence)
+        return True
+
+    def _append_token(self, sequence: Sequence, token_id: int) -> None:
+        sequence.token_ids.append(token_id)
+        sequence.num_pending_tokens -= 1
+        if sequence.state is SequenceState.WAITING:
+            self._num_waiting_tokens += 1
+
+    def _register_written_blocks(self, sequence: Sequence) -> None:
+        """Makes the full blocks findable whose keys and values collected steps have written."""
+        if not self.pool.enable_prefix_caching or sequence.chain_parent is None:
+            return
+        if not self.pool.is_live(sequence.chain_parent):
+            # The parent was another sequence's equal block, which is gone: use our own instead.
+            sequence.forget_registered()
+        sequence.extend_block_hashes(self._block_size)
+        size = self._block_size
+        parent: int | str | None = sequence.chain_parent
+        for index in range(sequence.num_registered_blocks, sequence.num_written_tokens // size):
+            if parent is None:
+                break
+            parent = self.pool.register(
+                sequence.block_table[index],
+                sequence.block_hashes[index],
+                parent,
+                sequence.token_ids[index * size : (index + 1) * size],
+            )
+            sequence.num_registered_blocks = index + 1
+        sequence.chain_parent = parent
+
+    def _end(self, sequence: Sequence) -> None:
+        if sequence.state is SequenceState.WAITING:
+            self._dequeue(sequence)
+        else:
+            self._running.remove(sequence)
+            self._release(sequence)
+        sequence.state = SequenceState.FINISHED
+        del self._sequences[sequence.request_id]
+
+    def _release(self, sequence: Sequence) -> None:
+        """Gives back slot and blocks, at once or when the last step that uses them is done."""
+        retired = _Retired(
+            step_id=sequence.last_step_id, slot=sequence.slot, block_table=sequence.block_table
+        )
+        sequence.slot = NO_SLOT
+        sequence.block_table = []
+        self._retired.append(retired)
+        if retired.step_id <= self._collected_step_id:
+            self._release_retired()
+
+    def _release_retired(self) -> None:
+        still_used = []
+        for retired in self._retired:
+            if retired.step_id > self._collected_step_id:
+                still_used.append(retired)
+                continue
+            self.pool.free(retired.block_table)
+            self._free_slots.append(retired.slot)
+        self._retired = still_used
+
+    def _enqueue(self, sequence: Sequence) -> None:
+        sequence.state = SequenceState.WAITING
+        self._waiting.add(sequence)
+        self._num_waiting_tokens += len(sequence.token_ids)
+
+    def _dequeue(self, sequence: Sequence) -> None:
+        self._waiting.remove(sequence)
+        self._num_waiting_tokens -= len(sequence.token_ids)
+
+    def _report_admission(self, sequence: Sequence) -> None:
+        num_cached_tokens = sequence.num_computed_tokens
+        if self.pool.enable_prefix_caching:
+            self._events.num_prefix_query_tokens += len(sequence.token_ids)
+            self._events.num_prefix_hit_tokens += num_cached_tokens
+        self._events.admissions.append(
+            Admission(
+                request_id=sequence.request_id,
+                num_cached_tokens=num_cached_tokens,
+                seed=sequence.seed,
+                queue_seconds=max(0.0, time.monotonic() - sequence.request.arrival_time),
+            )
+        )
+
+    def _report_finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        stop_token_id = sequence.token_ids[-1] if reason is FinishReason.STOP else None
+        self._events.finishes.append(
+            Finish(request_id=sequence.request_id, reason=reason, stop_token_id=stop_token_id)
+        )

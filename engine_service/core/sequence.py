@@ -1,0 +1,162 @@
+"""One request's state while the core knows it."""
+
+import enum
+import secrets
+from array import array
+
+from engine_service.core.types import FinishReason, Request
+from protos.wire.block_hash import block_digests, low_64_bits
+
+NO_SLOT = -1
+
+
+class SequenceState(enum.Enum):
+    """Where a sequence stands. It moves to and fro between the first two until it ends."""
+
+    WAITING = "waiting"
+    """It owns no blocks and no slot; it is new or was preempted."""
+    RUNNING = "running"
+    """It owns a slot and the blocks of all its known tokens."""
+    FINISHED = "finished"
+    """It ended or was cancelled; tokens that steps in flight still bring are dropped."""
+
+
+class Sequence:
+    """A request with its tokens, its blocks and how far they are computed.
+
+    Only the scheduler changes it. Positions count from the first prompt token.
+
+    Attributes:
+        order: Sorts sequences from the most to the least important: larger priority, then
+            earlier arrival. Unique.
+        token_ids: All known tokens: prompt, resumed and generated.
+        num_given_tokens: Tokens that the request came with: prompt and resumed ones.
+        num_pending_tokens: Tokens that steps in flight will bring.
+        num_computed_tokens: Tokens whose keys and values are in the cache once all launched
+            steps are done; advances when a step is planned.
+        num_written_tokens: Those of them that collected steps have written.
+        max_num_tokens: The length at which the sequence ends.
+        block_table: Physical block of each logical one.
+        block_hashes: Low 64 bits of the digests of the first full blocks, typecode "Q".
+        num_registered_blocks: Leading blocks whose hash the pool knows.
+        chain_parent: What the next block names as its parent in the pool; None when the chain
+            cannot go on.
+        last_step_id: The last step with a row of this sequence, or -1.
+    """
+
+    __slots__ = (
+        "_last_digest",
+        "block_hashes",
+        "block_table",
+        "cache_salt",
+        "chain_parent",
+        "is_admitted",
+        "last_step_id",
+        "max_num_tokens",
+        "num_computed_tokens",
+        "num_given_tokens",
+        "num_pending_tokens",
+        "num_prompt_tokens",
+        "num_registered_blocks",
+        "num_written_tokens",
+        "order",
+        "request",
+        "request_id",
+        "seed",
+        "slot",
+        "state",
+        "stop_token_ids",
+        "temperature",
+        "token_ids",
+    )
+
+    def __init__(
+        self,
+        request: Request,
+        *,
+        number: int,
+        max_num_tokens: int,
+        eos_token_ids: frozenset[int],
+        root: bytes,
+    ) -> None:
+        """Makes a waiting sequence.
+
+        Args:
+            request: Already checked against `Limits`.
+            number: Grows with each arrival.
+            max_num_tokens: The length at which it ends.
+            eos_token_ids: Tokens that end it unless the request ignores them.
+            root: Digest that stands before the first block.
+        """
+        params = request.sampling_params
+        self.request_id = request.request_id
+        self.request = request
+        self.order = (-request.priority, number)
+        self.cache_salt = request.cache_salt
+        self.temperature = params.temperature
+        self.seed = secrets.randbits(63) if params.seed is None else params.seed
+        self.stop_token_ids = params.stop_token_ids
+        if not params.ignore_eos:
+            self.stop_token_ids |= eos_token_ids
+        self.max_num_tokens = max_num_tokens
+
+        self.token_ids = request.prompt_token_ids + request.resume_token_ids
+        self.num_prompt_tokens = len(request.prompt_token_ids)
+        self.num_given_tokens = len(self.token_ids)
+        self.block_hashes = array("Q")
+        self._last_digest = root
+
+        self.state = SequenceState.WAITING
+        self.is_admitted = False
+        self.last_step_id = -1
+        self.num_pending_tokens = 0
+        self.slot = NO_SLOT
+        self.block_table: list[int] = []
+        self.chain_parent: int | str | None = None
+        self.forget_computed()
+
+    def forget_computed(self) -> None:
+        """Starts over with nothing computed; tokens and hashes stay."""
+        self.num_computed_tokens = 0
+        self.num_written_tokens = 0
+        self.forget_registered()
+
+    def forget_registered(self) -> None:
+        """Starts the chain of registered blocks over."""
+        self.num_registered_blocks = 0
+        self.chain_parent = self.cache_salt
+
+    @property
+    def num_tokens(self) -> int:
+        """Known tokens and those that steps in flight will bring."""
+        return len(self.token_ids) + self.num_pending_tokens
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        """Tokens that no launched step computes."""
+        return len(self.token_ids) + self.num_pending_tokens - self.num_computed_tokens
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Generated tokens, those generated elsewhere included."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the sequence must end after its last known token, or None."""
+        if not self.num_output_tokens:
+            return None
+        if self.token_ids[-1] in self.stop_token_ids:
+            return FinishReason.STOP
+        if len(self.token_ids) >= self.max_num_tokens:
+            return FinishReason.LENGTH
+        return None
+
+    def extend_block_hashes(self, block_size: int) -> None:
+        """Hashes the blocks that became full since the last call."""
+        start = len(self.block_hashes) * block_size
+        if len(self.token_ids) - start < block_size:
+            return
+        digests = block_digests(self._last_digest, self.token_ids[start:], block_size)
+        self.block_hashes.extend(map(low_64_bits, digests))
+        self._last_digest = digests[-1]

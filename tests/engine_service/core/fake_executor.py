@@ -1,0 +1,194 @@
+"""An executor without a model, whose next token depends on every slot that it reads.
+
+It keeps per slot what a rank keeps, from step plans alone. The "key and value" of a position is a
+hash of its token and of the value before it, read through the block table; the next token is a
+hash of all values read through the table. So one wrong block, slot, position or order shows in
+the output.
+"""
+
+from array import array
+from collections import deque
+from dataclasses import dataclass, field
+
+from engine_service.core.types import EngineInfo, StepPlan, StepResult, int32_array
+
+_POISON = 0x5A5A5A5A
+_MASK = (1 << 64) - 1
+
+
+def _mix(a, b):
+    value = ((a ^ (b + 0x9E3779B97F4A7C15)) * 0xBF58476D1CE4E5B9) & _MASK
+    return value ^ (value >> 29)
+
+
+def next_token(values, seed, temperature, vocab_size):
+    """Returns the token after a context whose keys and values are `values`."""
+    state = len(values)
+    for value in values:
+        state = _mix(state, value)
+    if temperature:
+        state = _mix(_mix(state, seed), round(temperature * 1000))
+    return state % vocab_size
+
+
+def oracle(token_ids, num_tokens, seed, temperature, vocab_size):
+    """Returns the next `num_tokens` tokens after a plain list, with no cache at all."""
+    values = []
+    state = 0
+    for token_id in token_ids:
+        state = _mix(state, token_id)
+        values.append(state)
+    output = []
+    for _ in range(num_tokens):
+        token_id = next_token(values, seed, temperature, vocab_size)
+        output.append(token_id)
+        state = _mix(state, token_id)
+        values.append(state)
+    return output
+
+
+@dataclass
+class _Slot:
+    tokens: list[int]
+    temperature: float
+    seed: int
+    blocks: list[int] = field(default_factory=list)
+
+
+class FakeExecutor:
+    """Runs plans in the order of launch, and refuses those that break the contract.
+
+    Args:
+        info: Size of the cache and of the vocabulary.
+        shifted_slot: For mutants: every write of this position of a block goes one further.
+    """
+
+    def __init__(self, info: EngineInfo, shifted_slot: int | None = None):
+        self.info = info
+        self.cache = [_POISON] * ((info.num_blocks + 1) * info.block_size)
+        self.slots = {}
+        self.in_flight = deque()
+        self.num_launched = 0
+        self.max_in_flight = 0
+        self.is_closed = False
+        self._shifted_slot = shifted_slot
+
+    def launch(self, plan: StepPlan) -> int:
+        self.num_launched += 1
+        self._apply_changes(plan)
+        self._check(plan)
+        result = StepResult(
+            token_counts=int32_array(list(plan.is_sampled)), token_ids=int32_array(self._run(plan))
+        )
+        self.in_flight.append((plan.step_id, self._use_of(plan), result))
+        self.max_in_flight = max(self.max_in_flight, len(self.in_flight))
+        return plan.step_id
+
+    def collect(self, handle: int) -> StepResult:
+        step_id, _, result = self.in_flight.popleft()
+        assert step_id == handle, "collected out of order"
+        return result
+
+    def close(self) -> None:
+        assert not self.in_flight
+        self.is_closed = True
+
+    def _apply_changes(self, plan):
+        start = 0
+        used_slots = {slot for _, (slots, _, _), _ in self.in_flight for slot in slots}
+        for slot, num_tokens, temperature, seed in zip(
+            plan.new_slots, plan.new_num_tokens, plan.new_temperatures, plan.new_seeds, strict=True
+        ):
+            assert slot not in used_slots, f"slot {slot} is still used by a step in flight"
+            assert 0 <= slot < self.info.max_num_seqs
+            tokens = list(plan.new_token_ids[start : start + num_tokens])
+            self.slots[slot] = _Slot(tokens=tokens, temperature=temperature, seed=seed)
+            start += num_tokens
+        assert start == len(plan.new_token_ids)
+        for slot, index, block_id in zip(
+            plan.block_slots, plan.block_indices, plan.block_ids, strict=True
+        ):
+            assert 1 <= block_id <= self.info.num_blocks
+            assert index == len(self.slots[slot].blocks), "tables only grow at their end"
+            self.slots[slot].blocks.append(block_id)
+
+    def _use_of(self, plan):
+        """Slots of the plan, and per slot the blocks read and those written."""
+        reads, writes = {}, {}
+        for slot, start, count in zip(
+            plan.slots, plan.num_computed_tokens, plan.num_scheduled_tokens, strict=True
+        ):
+            size = self.info.block_size
+            end_block = (start + count - 1) // size + 1
+            reads[slot] = set(self.slots[slot].blocks[:end_block])
+            writes[slot] = set(self.slots[slot].blocks[start // size : end_block])
+        return set(plan.slots), reads, writes
+
+    def _check(self, plan):
+        assert len(plan.slots) == len(set(plan.slots)) > 0
+        assert len(plan.slots) <= self.info.max_num_seqs
+        assert plan.is_sampled.typecode == "b"
+        _, _, writes = self._use_of(plan)
+        written = [block_id for blocks in writes.values() for block_id in blocks]
+        assert len(written) == len(set(written)), "two writers of a block"
+        for _, (_, earlier_reads, _), _ in self.in_flight:
+            for slot, blocks in writes.items():
+                for other, other_reads in earlier_reads.items():
+                    assert slot == other or not blocks & other_reads, (
+                        "a step in flight still reads a block that this plan overwrites"
+                    )
+
+    def _run(self, plan):
+        sampled = []
+        for slot_id, start, count, is_sampled in zip(
+            plan.slots,
+            plan.num_computed_tokens,
+            plan.num_scheduled_tokens,
+            plan.is_sampled,
+            strict=True,
+        ):
+            slot = self.slots[slot_id]
+            end = start + count
+            assert count >= 1
+            assert end <= len(slot.tokens)
+            assert is_sampled == (end == len(slot.tokens)), "sampled exactly at the last token"
+            for position in range(start, end):
+                before = self.cache[self._address(slot, position - 1)] if position else 0
+                address = self._address(slot, position)
+                if position % self.info.block_size == self._shifted_slot:
+                    address = (address + 1) % len(self.cache)
+                self.cache[address] = _mix(before, slot.tokens[position])
+            if is_sampled:
+                values = [self.cache[self._address(slot, position)] for position in range(end)]
+                token_id = next_token(values, slot.seed, slot.temperature, self.info.vocab_size)
+                slot.tokens.append(token_id)
+                sampled.append(token_id)
+        return sampled
+
+    def _address(self, slot, position):
+        size = self.info.block_size
+        return slot.blocks[position // size] * size + position % size
+
+
+def make_info(**changes) -> EngineInfo:
+    """Returns the facts of a small engine."""
+    values = {
+        "model_name": "fake",
+        "architecture": "Fake",
+        "model_fingerprint": "fake-1",
+        "vocab_size": 100,
+        "max_model_len": 64,
+        "block_size": 4,
+        "num_blocks": 32,
+        "max_num_seqs": 8,
+        "eos_token_ids": frozenset({0}),
+        "tensor_parallel_size": 1,
+        "dtype": "float32",
+        "device": "cpu",
+    }
+    return EngineInfo(**{**values, **changes})
+
+
+def tokens(*token_ids: int) -> "array[int]":
+    """Returns token IDs as the core takes them."""
+    return int32_array(token_ids)
