@@ -1,0 +1,323 @@
+"""The mathematics: every operation of this package as plain torch.
+
+Each function is the specification of the Triton kernel of the same name and signature, and what
+runs on a CPU. Read from top to bottom, the file tells what a layer of the model computes, and how a
+token is drawn. Arithmetic is in float32 whatever the tensors' type.
+
+`num_heads` is a multiple of `num_kv_heads`: a group of num_heads / num_kv_heads query heads reads
+one key-value head.
+"""
+
+import torch
+import torch.nn.functional as F
+
+MIN_TEMPERATURE = 1e-5
+"""Below it a row is greedy: the logits divided by it would drown the noise."""
+
+_PHILOX_ROUNDS = 10
+_PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_PHILOX_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+_LOW_32_BITS = 0xFFFFFFFF
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Divides each row by its root mean square and multiplies by the weight.
+
+    The quotient is rounded to the type of x before the weight comes, as transformers' Qwen3 does.
+
+    Args:
+        x: [num_tokens, hidden]
+        weight: [hidden]
+        eps: added to the mean square
+
+    Returns:
+        [num_tokens, hidden]
+    """
+    wide = x.float()
+    inverse_rms = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)  # [num_tokens, 1]
+    return (wide * inverse_rms).to(x.dtype) * weight
+
+
+def add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Adds the residual to x, and normalises the sum.
+
+    Args:
+        x: [num_tokens, hidden]
+        residual: [num_tokens, hidden]
+        weight: [hidden]
+        eps: added to the mean square
+
+    Returns:
+        the normalised sum and the sum, which is the next residual, both [num_tokens, hidden]
+    """
+    new_residual = x + residual
+    return rms_norm(new_residual, weight, eps), new_residual
+
+
+def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
+    """Computes gate * sigmoid(gate) * up, where x holds the gate and then up.
+
+    Args:
+        x: [num_tokens, 2 * intermediate]
+
+    Returns:
+        [num_tokens, intermediate]
+    """
+    gate, up = x.float().chunk(2, dim=-1)  # [num_tokens, intermediate] each
+    return (F.silu(gate) * up).to(x.dtype)
+
+
+def qk_norm_rope_store(
+    qkv: torch.Tensor,
+    q_weight: torch.Tensor,
+    k_weight: torch.Tensor,
+    eps: float,
+    cos_sin: torch.Tensor,
+    positions: torch.Tensor,
+    slot_mapping: torch.Tensor,
+    kv_cache: torch.Tensor,
+    num_heads: int,
+) -> torch.Tensor:
+    """Normalises and rotates queries and keys, and stores keys and values into their slots.
+
+    Each head's vector is divided by its root mean square and multiplied by the weight, then
+    rotated: with its halves a and b, (a cos - b sin, b cos + a sin). One rounding, at the end.
+    Source: RoFormer (Su et al., 2021), section 3.4, in the half-split order of Hugging Face.
+
+    Args:
+        qkv: [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim] queries, keys, values
+        q_weight: [head_dim]
+        k_weight: [head_dim]
+        eps: added to the mean square
+        cos_sin: [max_position, head_dim] float32, head_dim / 2 cosines and then as many sines
+        positions: [num_tokens] int64
+        slot_mapping: [num_tokens] int64, block * block_size + offset; -1 stores nothing
+        kv_cache: [2, num_blocks, num_kv_heads, block_size, head_dim], written in place
+        num_heads: query heads
+
+    Returns:
+        the queries, [num_tokens, num_heads, head_dim]
+    """
+    _, _, num_kv_heads, block_size, head_dim = kv_cache.shape
+    num_packed = num_heads + 2 * num_kv_heads
+    heads = qkv.reshape(qkv.shape[0], num_packed, head_dim)  # [num_tokens, num_packed, head_dim]
+    num_rotated = num_heads + num_kv_heads
+    wide = heads[:, :num_rotated].float()
+    inverse_rms = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    weight = torch.cat(
+        (q_weight.expand(num_heads, head_dim), k_weight.expand(num_kv_heads, head_dim))
+    )
+    a, b = (wide * inverse_rms * weight).chunk(2, dim=-1)  # [num_tokens, num_rotated, head_dim / 2]
+    cos, sin = cos_sin[positions].unsqueeze(1).chunk(2, dim=-1)  # [num_tokens, 1, head_dim / 2]
+    rotated = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(qkv.dtype)
+
+    is_stored = slot_mapping >= 0
+    slots = slot_mapping[is_stored]
+    blocks, offsets = slots // block_size, slots % block_size
+    kv_cache[0, blocks, :, offsets] = rotated[is_stored, num_heads:]
+    kv_cache[1, blocks, :, offsets] = heads[is_stored, num_rotated:]
+    return rotated[:, :num_heads].contiguous()
+
+
+def paged_attention_prefill(
+    queries: torch.Tensor,
+    kv_cache: torch.Tensor,
+    block_table: torch.Tensor,
+    query_start_loc: torch.Tensor,
+    seq_lens: torch.Tensor,
+    max_query_len: int,
+    scale: float,
+) -> torch.Tensor:
+    """Attends causally from the last tokens of each sequence to all tokens before them.
+
+    softmax(scale * q k^T + mask) v per head, where a query at position p sees keys 0 to p.
+    Sequence i's queries are rows query_start_loc[i] to query_start_loc[i + 1], and are the last of
+    its seq_lens[i] tokens, whose keys and values are all in the cache.
+
+    Args:
+        queries: [num_tokens, num_heads, head_dim]
+        kv_cache: [2, num_blocks, num_kv_heads, block_size, head_dim]
+        block_table: [num_seqs, max_blocks_per_seq] int32; not read past a sequence's end
+        query_start_loc: [num_seqs + 1] int32
+        seq_lens: [num_seqs] int32
+        max_query_len: the largest query length, or a bound of it; the kernel sizes its tiles by it
+        scale: multiplies the scores
+
+    Returns:
+        [num_tokens, num_heads, head_dim]; rows that belong to no sequence are not set
+    """
+    num_kv_heads, block_size, head_dim = kv_cache.shape[2:]
+    group = queries.shape[1] // num_kv_heads
+    out = torch.empty(queries.shape, dtype=queries.dtype, device=queries.device)
+    starts = query_start_loc.tolist()
+    for seq, seq_len in enumerate(seq_lens.tolist()):
+        rows = slice(starts[seq], starts[seq + 1])
+        query_len = rows.stop - rows.start
+        if query_len == 0:
+            continue
+        blocks = block_table[seq, : -(-seq_len // block_size)].long()
+        keys, values = (
+            half[blocks].transpose(0, 1).flatten(1, 2)[:, None, :seq_len].float()
+            for half in kv_cache
+        )  # [num_kv_heads, 1, seq_len, head_dim] each
+        grouped = (queries[rows].float().reshape(query_len, num_kv_heads, group, head_dim)).permute(
+            1, 2, 0, 3
+        )  # [num_kv_heads, group, query_len, head_dim]
+        is_seen = None
+        if 1 < query_len < seq_len:
+            ones = torch.ones(query_len, seq_len, dtype=torch.bool, device=queries.device)
+            is_seen = ones.tril(seq_len - query_len)
+        attended = F.scaled_dot_product_attention(
+            grouped,
+            keys.expand(-1, group, -1, -1),
+            values.expand(-1, group, -1, -1),
+            attn_mask=is_seen,
+            is_causal=query_len == seq_len,
+            scale=scale,
+        )
+        out[rows] = attended.permute(2, 0, 1, 3).flatten(1, 2).to(out.dtype)
+    return out
+
+
+def paged_attention_decode(
+    queries: torch.Tensor,
+    kv_cache: torch.Tensor,
+    block_table: torch.Tensor,
+    seq_lens: torch.Tensor,
+    max_seq_len: int,
+    scale: float,
+) -> torch.Tensor:
+    """Attends from the last token of each sequence to all its tokens.
+
+    Args:
+        queries: [num_seqs, num_heads, head_dim], the queries at positions seq_lens - 1
+        kv_cache: [2, num_blocks, num_kv_heads, block_size, head_dim]
+        block_table: [num_seqs, max_blocks_per_seq] int32; not read past a sequence's end
+        seq_lens: [num_seqs] int32; a sequence of length 0 reads nothing and gives zeros
+        max_seq_len: a bound of seq_lens; the kernel splits its work by it
+        scale: multiplies the scores
+
+    Returns:
+        [num_seqs, num_heads, head_dim]
+    """
+    num_seqs, num_heads, head_dim = queries.shape
+    num_kv_heads, block_size = kv_cache.shape[2:4]
+    if num_seqs == 0:
+        return torch.empty_like(queries)
+    num_blocks = -(-int(seq_lens.max()) // block_size)
+    indices = torch.arange(num_blocks, device=queries.device)
+    is_used = indices * block_size < seq_lens[:, None]  # [num_seqs, num_blocks]
+    blocks = block_table[:, :num_blocks].long().where(is_used, 0)
+    tokens = torch.arange(num_blocks * block_size, device=queries.device)
+    is_hidden = (tokens >= seq_lens[:, None])[:, None, None, :]  # [num_seqs, 1, 1, length]
+    heads = torch.arange(num_kv_heads, device=queries.device)
+    keys, values = (
+        half[blocks[:, None, :], heads[:, None]].flatten(2, 3).float() for half in kv_cache
+    )  # [num_seqs, num_kv_heads, length, head_dim] each
+    # What no token has written may be anything, and 0 * NaN is NaN.
+    values = values.masked_fill_(is_hidden.transpose(2, 3), 0.0)
+    group = num_heads // num_kv_heads
+    grouped = queries.float().reshape(num_seqs, num_kv_heads, group, head_dim)
+    scores = (grouped @ keys.transpose(2, 3)).mul_(scale)
+    weights = torch.softmax(scores.masked_fill_(is_hidden, -torch.inf), dim=-1)
+    # A sequence of length 0 has the softmax of nothing, NaN.
+    weights = weights.masked_fill_(is_hidden, 0.0)
+    out: torch.Tensor = weights @ values  # [num_seqs, num_kv_heads, group, head_dim]
+    return out.flatten(1, 2).to(queries.dtype)
+
+
+def sample(
+    logits: torch.Tensor, temperatures: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor
+) -> torch.Tensor:
+    """Draws one token per row from softmax(logits / temperature).
+
+    Takes argmax(logits / temperature + gumbel), which has that distribution. The noise of a
+    vocabulary entry is a function of (seed, position, entry) alone, so that a draw depends neither
+    on the rows beside it nor on how the vocabulary is cut.
+    Source: Gumbel-max (Gumbel, 1954); Philox 4x32-10 (Salmon et al., 2011).
+
+    Args:
+        logits: [num_rows, vocab_size]
+        temperatures: [num_rows] float32; 0 (below `MIN_TEMPERATURE`) takes the largest logit, the
+            first of equals
+        seeds: [num_rows] int64
+        positions: [num_rows] int64
+
+    Returns:
+        [num_rows] int64
+    """
+    is_greedy = temperatures < MIN_TEMPERATURE
+    if bool(is_greedy.all()):
+        return logits.argmax(-1)
+    noise = gumbel(random_bits(seeds, positions, logits.shape[-1]))
+    wide = logits.float()
+    scores = wide / temperatures[:, None] + noise
+    return torch.where(is_greedy[:, None], wide, scores).argmax(-1)
+
+
+def random_bits(seeds: torch.Tensor, positions: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    """Returns 32 random bits for each vocabulary entry of each row.
+
+    Entry v takes word v % 4 of Philox at counter (v // 4, low and high half of the position, 0).
+
+    Args:
+        seeds: [num_rows] int64, the key
+        positions: [num_rows] int64
+        vocab_size: entries of a row
+
+    Returns:
+        [num_rows, vocab_size] int64, from 0 to 2^32 - 1
+    """
+    groups = torch.arange(-(-vocab_size // 4), device=seeds.device)[None, :]
+    low, high = positions & _LOW_32_BITS, positions >> 32 & _LOW_32_BITS
+    counter = (groups, low[:, None], high[:, None], torch.zeros_like(groups))
+    words = philox(seeds[:, None], counter)
+    return torch.stack(words, dim=-1).flatten(1)[:, :vocab_size]
+
+
+def philox(
+    key: torch.Tensor, counter: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Computes Philox 4x32-10: four random words from a 64-bit key and a 128-bit counter.
+
+    Source: Random123 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011).
+
+    Args:
+        key: int64, the two words of the key, low one first
+        counter: four int64 tensors of one word each, from 0 to 2^32 - 1; all broadcast
+
+    Returns:
+        four int64 tensors of one word each
+    """
+    a, b, c, d = counter
+    key_low, key_high = key & _LOW_32_BITS, key >> 32 & _LOW_32_BITS
+    for _ in range(_PHILOX_ROUNDS):
+        # A product of two words wraps around in int64, which keeps all its bits.
+        product_a, product_c = a * _PHILOX_MULTIPLIERS[0], c * _PHILOX_MULTIPLIERS[1]
+        a = (product_c >> 32 & _LOW_32_BITS) ^ b ^ key_low
+        c = (product_a >> 32 & _LOW_32_BITS) ^ d ^ key_high
+        b, d = product_c & _LOW_32_BITS, product_a & _LOW_32_BITS
+        key_low = key_low + _PHILOX_KEY_STEPS[0] & _LOW_32_BITS
+        key_high = key_high + _PHILOX_KEY_STEPS[1] & _LOW_32_BITS
+    return a, b, c, d
+
+
+def gumbel(bits: torch.Tensor) -> torch.Tensor:
+    """Turns 32 random bits into a standard Gumbel variable, -log(-log(1 - u)).
+
+    u = (bits + 0.5) / 2^32, so that the large values, which decide, are exact up to probabilities
+    of 2^-33. For u below 2^-8 the inner logarithm is its series, as 1 - u would lose u's low bits.
+
+    Args:
+        bits: int64, from 0 to 2^32 - 1
+
+    Returns:
+        float32 of the same shape, finite
+    """
+    u = (bits.float() + 0.5) * 2.0**-32
+    # The largest u round to 1.
+    exact = -torch.log((1.0 - u).clamp_(min=2.0**-25))
+    series = u * (1.0 + u * (0.5 + u * (1.0 / 3.0)))
+    return -torch.log(torch.where(u < 2.0**-8, series, exact))
