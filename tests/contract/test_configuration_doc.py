@@ -1,0 +1,49 @@
+"""docs/configuration.md lists exactly the options that the services have."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from engine_service.config import CacheOptions, ModelOptions, SchedulerOptions, ServerOptions
+from router.config import RouterConfig
+
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")
+HEADINGS = {
+    "Router": RouterConfig,
+    "Engine: model": ModelOptions,
+    "Engine: cache": CacheOptions,
+    "Engine: scheduler": SchedulerOptions,
+    "Engine: server": ServerOptions,
+}
+
+
+def row(option: dataclasses.Field) -> str:
+    if option.default is dataclasses.MISSING:
+        default = "required"
+    else:
+        default = option.metadata.get("unset") or f"`{option.default}`"
+    if option.type is bool or option.type == "bool":
+        default = "on" if option.default else "off"
+    return f"| `--{option.name.replace('_', '-')}` | {default} | {option.metadata['help']} |"
+
+
+@pytest.mark.parametrize("heading", HEADINGS)
+def test_table_equals_the_options_of_the_parser(heading):
+    expected = [row(option) for option in dataclasses.fields(HEADINGS[heading])]
+    section = re.search(rf"^## {heading}$(.*?)(?=^## |\Z)", DOCUMENT, re.MULTILINE | re.DOTALL)
+    assert section, f"no section {heading!r}"
+    lines = [line for line in section[1].splitlines() if line.startswith("| `--")]
+    assert lines == expected, "expected:\n" + "\n".join(expected)
+
+
+def test_every_option_of_ours_beside_an_original_name_exists():
+    section = re.search(r"^## Names of the original(.*)\Z", DOCUMENT, re.MULTILINE | re.DOTALL)
+    assert section
+    named = set(re.findall(r"`--([a-z-]+)`", section[1]))
+    known = {
+        o.name.replace("_", "-") for kind in HEADINGS.values() for o in dataclasses.fields(kind)
+    }
+    assert named
+    assert named <= known
