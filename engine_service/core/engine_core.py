@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Generic
 from engine_service.config import SchedulerOptions
 from engine_service.core.executor import Executor, HandleT
 from engine_service.core.limits import Limits
-from engine_service.core.scheduler import Scheduler, StepProgress
+from engine_service.core.progress import StepProgress
+from engine_service.core.scheduler import Scheduler
 from engine_service.core.types import (
     CoreInput,
     EngineInfo,

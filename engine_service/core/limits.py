@@ -53,7 +53,7 @@ class Limits:
     def check(self, request: Request) -> None:
         """Refuses a request that this engine can never serve.
 
-        Takes time linear in the prompt, some 20 ms for a million tokens.
+        Takes time linear in the prompt, some 50 ms for a million tokens.
 
         Raises:
             InvalidRequest: Its reason says which part is wrong, its message names field, value

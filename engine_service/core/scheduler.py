@@ -1,14 +1,18 @@
 """Who runs in the next step, how many tokens of each, and what a step's tokens change."""
 
 import time
-from array import array
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from engine_service.config import SchedulerOptions
 from engine_service.core.block_pool import BlockPool
 from engine_service.core.limits import Limits
 from engine_service.core.plan_builder import PlanBuilder
+from engine_service.core.progress import (
+    ScheduleEvents,
+    SchedulerStatistics,
+    StepProgress,
+)
 from engine_service.core.sequence import NO_SLOT, Sequence, SequenceState
 from engine_service.core.sequence_queue import SequenceQueue
 from engine_service.core.types import (
@@ -19,43 +23,12 @@ from engine_service.core.types import (
     Request,
     StepPlan,
     StepResult,
-    int32_array,
 )
 from protos.wire.block_hash import root_digest
 
-
-@dataclass(slots=True, kw_only=True)
-class ScheduleEvents:
-    """What happened between two calls of `Scheduler.take_events`."""
-
-    admissions: list[Admission] = field(default_factory=list)
-    finishes: list[Finish] = field(default_factory=list)
-    """Requests that had ended before they came, and those that ended by a step."""
-    num_preemptions: int = 0
-    num_prefix_query_tokens: int = 0
-    num_prefix_hit_tokens: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepProgress:
-    """What one step did for the requests that are still open."""
-
-    request_ids: "array[int]" = field(default_factory=lambda: array("q"))
-    """[num_requests] requests with a new token."""
-    token_ids: "array[int]" = field(default_factory=int32_array)
-    """[num_requests] these tokens."""
-    num_prefill_tokens: int = 0
-    num_decode_tokens: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SchedulerStatistics:
-    """What waits and what runs."""
-
-    num_running: int
-    num_waiting: int
-    num_waiting_prefill_tokens: int
-    """Uncomputed tokens, of waiting sequences and of running ones that lack more than one."""
+# Looking a member up on its enum, hundreds of times a step, is what costs most otherwise.
+_RUNNING = SequenceState.RUNNING
+_FINISHED = SequenceState.FINISHED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,13 +115,10 @@ class Scheduler:
             root=root_digest(self._info.model_fingerprint, cache_salt=request.cache_salt),
         )
         self._num_arrivals += 1
-        reason = sequence.finish_reason
-        if reason is not None:
-            sequence.state = SequenceState.FINISHED
-            self._report_finish(sequence, reason)
-            return
         self._sequences[request.request_id] = sequence
         self._enqueue(sequence)
+        if sequence.finish_reason is not None:
+            self._finish(sequence)
 
     def cancel(self, request_id: int) -> bool:
         """Ends a request without an outcome; returns whether it was open.
@@ -195,11 +165,10 @@ class Scheduler:
         """
         launched, builder = self._in_flight.popleft()
         assert launched is plan, "steps are collected in the order of their launch"
-        sequences = builder.sequences
         num_sampled = sum(plan.is_sampled)
         if result.token_counts != plan.is_sampled or len(result.token_ids) != num_sampled:
             raise RuntimeError(
-                f"step {plan.step_id} asked for {num_sampled} tokens of {len(sequences)} rows, "
+                f"step {plan.step_id} asked for {num_sampled} tokens of {len(plan.slots)} rows, "
                 f"got {len(result.token_ids)} of {len(result.token_counts)}"
             )
         self._collected_step_id = plan.step_id
@@ -208,25 +177,29 @@ class Scheduler:
             num_decode_tokens=builder.num_decode_tokens,
         )
         new_token_ids = iter(result.token_ids)
-        for row, sequence in enumerate(sequences):
-            token_id = next(new_token_ids) if plan.is_sampled[row] else None
-            if sequence.state is SequenceState.FINISHED:
+        size = self._block_size
+        for sequence, start, count, is_sampled in zip(
+            builder.sequences,
+            plan.num_computed_tokens,
+            plan.num_scheduled_tokens,
+            plan.is_sampled,
+            strict=True,
+        ):
+            token_id = next(new_token_ids) if is_sampled else None
+            if sequence.state is _FINISHED:
                 continue
-            if sequence.state is SequenceState.RUNNING:
-                sequence.num_written_tokens = (
-                    plan.num_computed_tokens[row] + plan.num_scheduled_tokens[row]
-                )
             if token_id is not None:
                 progress.request_ids.append(sequence.request_id)
                 progress.token_ids.append(token_id)
                 self._append_token(sequence, token_id)
-            if sequence.num_written_tokens // self._block_size > sequence.num_registered_blocks:
-                self._register_written_blocks(sequence)
-            if token_id is not None:
-                reason = sequence.finish_reason
-                if reason is not None:
-                    self._end(sequence)
-                    self._report_finish(sequence, reason)
+            if sequence.state is _RUNNING:
+                sequence.num_written_tokens = start + count
+                if (start + count) // size > sequence.num_registered_blocks:
+                    self._register_written_blocks(sequence)
+            if token_id in sequence.stop_token_ids or (
+                len(sequence.token_ids) >= sequence.max_num_tokens
+            ):
+                self._finish(sequence)
         self._release_retired()
         return progress
 
@@ -389,6 +362,15 @@ class Scheduler:
         sequence.state = SequenceState.FINISHED
         del self._sequences[sequence.request_id]
 
+    def _finish(self, sequence: Sequence) -> None:
+        reason = sequence.finish_reason
+        assert reason is not None, f"request {sequence.request_id} has no reason to end"
+        stop_token_id = sequence.token_ids[-1] if reason is FinishReason.STOP else None
+        self._events.finishes.append(
+            Finish(request_id=sequence.request_id, reason=reason, stop_token_id=stop_token_id)
+        )
+        self._end(sequence)
+
     def _release(self, sequence: Sequence) -> None:
         """Gives back slot and blocks, at once or when the last step that uses them is done."""
         retired = _Retired(
@@ -431,10 +413,4 @@ class Scheduler:
                 seed=sequence.seed,
                 queue_seconds=max(0.0, time.monotonic() - sequence.request.arrival_time),
             )
-        )
-
-    def _report_finish(self, sequence: Sequence, reason: FinishReason) -> None:
-        stop_token_id = sequence.token_ids[-1] if reason is FinishReason.STOP else None
-        self._events.finishes.append(
-            Finish(request_id=sequence.request_id, reason=reason, stop_token_id=stop_token_id)
         )

@@ -6,7 +6,6 @@ hash of all values read through the table. So one wrong block, slot, position or
 the output.
 """
 
-from array import array
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -189,6 +188,6 @@ def make_info(**changes) -> EngineInfo:
     return EngineInfo(**{**values, **changes})
 
 
-def tokens(*token_ids: int) -> "array[int]":
+def tokens(*token_ids):
     """Returns token IDs as the core takes them."""
     return int32_array(token_ids)

@@ -1,0 +1,40 @@
+"""What the scheduler tells of its work."""
+
+from array import array
+from dataclasses import dataclass, field
+
+from engine_service.core.types import Admission, Finish, int32_array
+
+
+@dataclass(slots=True, kw_only=True)
+class ScheduleEvents:
+    """What happened between two calls of `Scheduler.take_events`."""
+
+    admissions: list[Admission] = field(default_factory=list)
+    finishes: list[Finish] = field(default_factory=list)
+    """Requests that had ended before they came, and those that ended by a step."""
+    num_preemptions: int = 0
+    num_prefix_query_tokens: int = 0
+    num_prefix_hit_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepProgress:
+    """What one step did for the requests that are still open."""
+
+    request_ids: "array[int]" = field(default_factory=lambda: array("q"))
+    """[num_requests] requests with a new token."""
+    token_ids: "array[int]" = field(default_factory=int32_array)
+    """[num_requests] these tokens."""
+    num_prefill_tokens: int = 0
+    num_decode_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerStatistics:
+    """What waits and what runs."""
+
+    num_running: int
+    num_waiting: int
+    num_waiting_prefill_tokens: int
+    """Uncomputed tokens, of waiting sequences and of running ones that lack more than one."""
