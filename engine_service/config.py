@@ -171,6 +171,14 @@ class ModelOptions:
         default=0,
         metadata=_about(_Integers(0, 2**63 - 1), "seed of the weights of --load-format dummy"),
     )
+    cpu_threads: int | None = field(
+        default=None,
+        metadata=_about(
+            _Integers(1, 1024),
+            "threads that compute on the CPU; engines that share a machine should share its cores",
+            unset="one per core",
+        ),
+    )
 
     def __post_init__(self) -> None:
         _check_all(self)

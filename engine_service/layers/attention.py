@@ -1,0 +1,138 @@
+"""Attention over the paged KV cache, and what a step must tell it."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from engine_service.layers.norm import RMSNorm
+from kernels.paged_attention_decode import paged_attention_decode
+from kernels.paged_attention_prefill import paged_attention_prefill
+from kernels.qk_norm_rope_store import qk_norm_rope_store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeMetadata:
+    """The sequences that compute one token each."""
+
+    block_table: torch.Tensor
+    """[num_seqs, max_blocks_per_seq] int32: logical block to physical block."""
+    seq_lens: torch.Tensor
+    """[num_seqs] int32: tokens in the cache after this step's write."""
+    max_seq_len: int
+    """Upper bound of `seq_lens`, known without asking the device."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefillMetadata:
+    """The sequences that compute several tokens each."""
+
+    block_table: torch.Tensor
+    """[num_seqs, max_blocks_per_seq] int32: logical block to physical block."""
+    query_start_loc: torch.Tensor
+    """[num_seqs + 1] int32: where each sequence's tokens begin, from this part's first token."""
+    seq_lens: torch.Tensor
+    """[num_seqs] int32: tokens in the cache after this step's write."""
+    max_query_len: int
+    """Upper bound of the tokens that one sequence computes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionMetadata:
+    """Where a step's tokens stand. Tokens come in two parts: decodes first, then prefills."""
+
+    slot_mapping: torch.Tensor
+    """[num_tokens] int64: token to flat slot `block * block_size + offset`; -1 skips."""
+    num_decodes: int
+    """Tokens, and sequences, of the first part."""
+    decode: DecodeMetadata | None
+    """None if the first part is empty."""
+    prefill: PrefillMetadata | None
+    """None if the second part is empty."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadShape:
+    """How attention is divided into heads."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+    @property
+    def packed_sizes(self) -> list[int]:
+        """Columns of queries, keys and values in a packed row."""
+        num_kv_columns = self.num_kv_heads * self.head_dim
+        return [self.num_heads * self.head_dim, num_kv_columns, num_kv_columns]
+
+
+class QKNormAttention(nn.Module):
+    """Grouped-query attention with normalised and rotated queries and keys."""
+
+    def __init__(
+        self, heads: HeadShape, eps: float, rotary_table: torch.Tensor, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.scale = heads.head_dim**-0.5
+        self.rotary_table = rotary_table
+        self.q_norm = RMSNorm(heads.head_dim, eps, dtype)
+        self.k_norm = RMSNorm(heads.head_dim, eps, dtype)
+
+    def forward(
+        self,
+        qkv: torch.Tensor,
+        positions: torch.Tensor,
+        metadata: AttentionMetadata,
+        kv_cache: torch.Tensor,
+    ) -> torch.Tensor:
+        """Stores the tokens' keys and values, then lets each token attend to its past.
+
+        Args:
+            qkv: [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim], packed rows.
+            positions: [num_tokens] int64, position of each token in its sequence.
+            metadata: Where the tokens stand.
+            kv_cache: [2, num_blocks, num_kv_heads, block_size, head_dim], written in place.
+
+        Returns:
+            [num_tokens, num_heads * head_dim].
+        """
+        queries = qk_norm_rope_store(
+            qkv,
+            self.q_norm.weight,
+            self.k_norm.weight,
+            self.q_norm.eps,
+            self.rotary_table,
+            positions,
+            metadata.slot_mapping,
+            kv_cache,
+            self.heads.num_heads,
+        )  # [num_tokens, num_heads, head_dim]
+        parts = []
+        if metadata.decode is not None:
+            decode = metadata.decode
+            parts.append(
+                paged_attention_decode(
+                    queries[: metadata.num_decodes],
+                    kv_cache,
+                    decode.block_table,
+                    decode.seq_lens,
+                    decode.max_seq_len,
+                    self.scale,
+                )
+            )
+        if metadata.prefill is not None:
+            prefill = metadata.prefill
+            parts.append(
+                paged_attention_prefill(
+                    queries[metadata.num_decodes :],
+                    kv_cache,
+                    prefill.block_table,
+                    prefill.query_start_loc,
+                    prefill.seq_lens,
+                    prefill.max_query_len,
+                    self.scale,
+                )
+            )
+        outputs = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return outputs.flatten(1)  # [num_tokens, num_heads * head_dim]

@@ -1,0 +1,31 @@
+"""Root mean square normalisation, alone and fused with the residual sum before it."""
+
+import torch
+from torch import nn
+
+from kernels.rms_norm import add_rms_norm, rms_norm
+
+
+class RMSNorm(nn.Module):
+    """Scales each row to unit root mean square, then by a weight per column."""
+
+    def __init__(self, size: int, eps: float, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size, dtype=dtype), requires_grad=False)
+        self.eps = eps
+
+    def forward(
+        self, x: torch.Tensor, residual: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Adds x to the residual stream and normalises the sum.
+
+        Args:
+            x: [num_tokens, size].
+            residual: [num_tokens, size]; None where the stream begins, with x.
+
+        Returns:
+            The normalised rows and the new residual, each [num_tokens, size].
+        """
+        if residual is None:
+            return rms_norm(x, self.weight, self.eps), x
+        return add_rms_norm(x, residual, self.weight, self.eps)

@@ -1,0 +1,215 @@
+"""In-process use: the same core as the service's, for offline batches and benchmarks."""
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+from tqdm import tqdm
+
+from engine_service.config import CacheOptions, ModelOptions, SchedulerOptions
+from engine_service.core.engine_core import EngineCore
+from engine_service.core.limits import Limits
+from engine_service.core.types import (
+    FinishReason,
+    Request,
+    SamplingParams,
+    StepOutput,
+    int32_array,
+)
+from engine_service.errors import InvalidRequest, StartupError
+from engine_service.worker.executor import start_executor
+from engine_service.worker.worker import PendingStep
+from protos.wire.reason import Reason
+
+_OPTION_GROUPS = (ModelOptions, CacheOptions, SchedulerOptions)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """What one prompt became."""
+
+    token_ids: list[int]
+    """The generated tokens, a stop token included."""
+    finish_reason: FinishReason
+    num_cached_tokens: int
+    """Prompt tokens that the prefix cache held."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Progress:
+    """A request on its way."""
+
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    num_cached_tokens: int = 0
+
+
+class LLM:
+    """One model in this process. Not thread-safe.
+
+    Use it as a context manager, or call `close`, to give the model's memory back.
+    """
+
+    def __init__(self, model: str, **options: Any) -> None:  # noqa: ANN401 (as the fields say)
+        """Loads a model.
+
+        Args:
+            model: Folder of a Hugging Face checkpoint, or its hub ID.
+            options: Fields of `ModelOptions`, `CacheOptions` and `SchedulerOptions`.
+
+        Raises:
+            StartupError: An option is wrong, or the model cannot be served.
+        """
+        model_options, cache, scheduler = _parse_options({"model": model, **options})
+        executor, self.info = start_executor(model_options, cache, scheduler)
+        self._core: EngineCore[PendingStep] | None = EngineCore(
+            self.info,
+            scheduler,
+            executor,
+            enable_prefix_caching=cache.enable_prefix_caching,
+        )
+        self._request_ids = itertools.count()
+        self.num_preemptions = 0
+        """Times that a sequence gave its blocks back and started over, since the beginning."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives the model's memory back. A second call does nothing."""
+        core, self._core = self._core, None
+        if core is not None:
+            core.close()
+
+    def generate(
+        self,
+        prompt_token_ids: Sequence[Sequence[int]],
+        sampling_params: SamplingParams | Sequence[SamplingParams],
+        *,
+        use_tqdm: bool = True,
+    ) -> list[Completion]:
+        """Continues prompts, all at once.
+
+        Blocks until the last one is done. Whatever interrupts it, such as KeyboardInterrupt, closes
+        this object.
+
+        Args:
+            prompt_token_ids: Token IDs of each prompt.
+            sampling_params: For all prompts, or one for each.
+            use_tqdm: Whether to show a progress bar on stderr.
+
+        Returns:
+            One completion for each prompt, in their order.
+
+        Raises:
+            InvalidRequest: A prompt or parameter is not possible; nothing was computed then.
+        """
+        if self._core is None:
+            raise RuntimeError("this LLM is closed")
+        requests = self._make_requests(prompt_token_ids, sampling_params)
+        try:
+            return self._run(self._core, requests, use_tqdm=use_tqdm)
+        except BaseException:
+            self.close()
+            raise
+
+    def _make_requests(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling_params: SamplingParams | Sequence[SamplingParams],
+    ) -> list[Request]:
+        if isinstance(sampling_params, SamplingParams):
+            sampling_params = [sampling_params] * len(prompts)
+        if len(sampling_params) != len(prompts):
+            raise InvalidRequest(
+                f"sampling_params has {len(sampling_params)} entries for {len(prompts)} prompts"
+            )
+        limits = Limits.from_info(self.info)
+        requests = []
+        for index, (prompt, params) in enumerate(zip(prompts, sampling_params, strict=True)):
+            try:
+                request = Request(
+                    request_id=next(self._request_ids),
+                    prompt_token_ids=int32_array(list(prompt)),
+                    sampling_params=params,
+                )
+            except (TypeError, OverflowError) as error:
+                raise InvalidRequest(
+                    f"prompt {index}: a token ID is no integer from 0 to "
+                    f"{self.info.vocab_size - 1}: {error}",
+                    reason=Reason.TOKEN_OUT_OF_RANGE,
+                ) from error
+            try:
+                limits.check(request)
+            except InvalidRequest as error:
+                raise InvalidRequest(
+                    f"prompt {index}: {error.message}", error.metadata, reason=error.reason
+                ) from error
+            requests.append(request)
+        return requests
+
+    def _run(
+        self, core: EngineCore[PendingStep], requests: list[Request], *, use_tqdm: bool
+    ) -> list[Completion]:
+        progress = {request.request_id: _Progress() for request in requests}
+        num_tokens, started_at = 0, time.perf_counter()
+        for request in requests:
+            core.add(request)
+        with tqdm(
+            total=len(requests), desc="Generating", unit="prompt", disable=not use_tqdm
+        ) as bar:
+            while core.has_work:
+                output = core.step()
+                _take_in(output, progress)
+                self.num_preemptions += output.stats.num_preemptions
+                num_tokens += len(output.token_ids)
+                if output.finishes:
+                    rate = num_tokens / (time.perf_counter() - started_at)
+                    bar.set_postfix_str(f"{rate:.0f} tokens/s", refresh=False)
+                    bar.update(len(output.finishes))
+        return [_complete(progress[request.request_id]) for request in requests]
+
+
+def _parse_options(
+    options: dict[str, Any],
+) -> tuple[ModelOptions, CacheOptions, SchedulerOptions]:
+    groups: list[Any] = []
+    for group in _OPTION_GROUPS:
+        names = [option.name for option in dataclasses.fields(group)]
+        groups.append(group(**{name: options.pop(name) for name in names if name in options}))
+    if options:
+        raise StartupError(f"{', '.join(sorted(options))}: there is no such option")
+    model, cache, scheduler = groups
+    return model, cache, scheduler
+
+
+def _take_in(output: StepOutput, progress: dict[int, _Progress]) -> None:
+    for admission in output.admissions:
+        progress[admission.request_id].num_cached_tokens = admission.num_cached_tokens
+    begin = 0
+    for request_id, count in zip(output.request_ids, output.token_counts, strict=True):
+        progress[request_id].token_ids += output.token_ids[begin : begin + count]
+        begin += count
+    for finish in output.finishes:
+        progress[finish.request_id].finish_reason = finish.reason
+
+
+def _complete(progress: _Progress) -> Completion:
+    assert progress.finish_reason is not None, "the core has no work, yet a request is open"
+    return Completion(
+        token_ids=progress.token_ids,
+        finish_reason=progress.finish_reason,
+        num_cached_tokens=progress.num_cached_tokens,
+    )

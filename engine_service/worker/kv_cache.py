@@ -1,0 +1,122 @@
+"""The pool of key and value blocks: how large one is, how many fit, where they lie."""
+
+from dataclasses import dataclass
+
+import torch
+
+from engine_service.config import CacheOptions
+from engine_service.errors import StartupError
+from engine_service.models.config import ModelConfig
+
+# What the driver, the loaded kernels and the libraries' handles take beside torch's allocator.
+_CONTEXT_BYTES = 768 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KVCache:
+    """The keys and values of all layers.
+
+    Block 0 is the null block: it takes what nobody reads. A block's layers lie together, so that a
+    block is one piece of memory.
+    """
+
+    blocks: torch.Tensor
+    """[num_blocks + 1, num_layers, 2, num_kv_heads, block_size, head_dim]."""
+    layers: tuple[torch.Tensor, ...]
+    """Per layer a view [2, num_blocks + 1, num_kv_heads, block_size, head_dim]."""
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks that can hold tokens."""
+        return self.blocks.shape[0] - 1
+
+    @property
+    def block_size(self) -> int:
+        """Tokens of one block."""
+        return self.blocks.shape[4]
+
+
+def allocate_kv_cache(
+    config: ModelConfig,
+    *,
+    num_blocks: int,
+    block_size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> KVCache:
+    """Allocates the pool, and one null block more. All but that one stays uninitialised.
+
+    Raises:
+        StartupError: The device has not enough memory.
+    """
+    shape = (
+        num_blocks + 1,
+        config.num_layers,
+        2,
+        config.num_kv_heads,
+        block_size,
+        config.head_dim,
+    )
+    try:
+        blocks = torch.empty(shape, dtype=dtype, device=device)
+    except RuntimeError as error:  # torch's out-of-memory error on CUDA, a plain one on the CPU
+        size = (num_blocks + 1) * bytes_per_block(config, block_size, dtype)
+        raise StartupError(
+            f"the KV cache of {num_blocks} blocks needs {size} bytes, which {device} does not "
+            "have; lower num_blocks, cpu_cache_bytes or gpu_memory_utilization"
+        ) from error
+    blocks[0].zero_()
+    layers = tuple(blocks[:, index].transpose(0, 1) for index in range(config.num_layers))
+    return KVCache(blocks=blocks, layers=layers)
+
+
+def bytes_per_block(config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
+    """Returns the bytes of one block over all layers."""
+    per_token = config.num_layers * 2 * config.num_kv_heads * config.head_dim * dtype.itemsize
+    return block_size * per_token
+
+
+def num_blocks_on_cpu(options: CacheOptions, block_bytes: int) -> int:
+    """Returns the size of the pool that the options ask for on the CPU.
+
+    Raises:
+        StartupError: Not one block fits.
+    """
+    if options.num_blocks is not None:
+        return options.num_blocks
+    num_blocks = options.cpu_cache_bytes // block_bytes
+    if num_blocks < 1:
+        raise StartupError(
+            f"cpu_cache_bytes is {options.cpu_cache_bytes}, but one block of {options.block_size} "
+            f"tokens takes {block_bytes}; raise cpu_cache_bytes or lower block_size"
+        )
+    return num_blocks
+
+
+def num_blocks_on_cuda(options: CacheOptions, block_bytes: int, device: torch.device) -> int:
+    """Returns the size of the pool that fits, once the largest step has been run.
+
+    The process may take `gpu_memory_utilization` of the GPU: what it holds now, what the largest
+    step took on top, and the pool. Others on the same GPU count only if they leave less than that.
+
+    Raises:
+        StartupError: Not one block fits.
+    """
+    if options.num_blocks is not None:
+        return options.num_blocks
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info(device)
+    held = torch.cuda.memory_reserved(device)
+    activations = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
+    share = int(total * options.gpu_memory_utilization)
+    # The null block is part of the pool.
+    available = min(share - held - _CONTEXT_BYTES, free) - activations - block_bytes
+    num_blocks = available // block_bytes
+    if num_blocks < 1:
+        raise StartupError(
+            f"no KV block of {block_bytes} bytes fits on {device}: of {total} bytes, {free} are "
+            f"free, {held} hold the model, a step takes {activations}, and "
+            f"gpu_memory_utilization {options.gpu_memory_utilization:g} allows {share}; raise it, "
+            "lower max_num_batched_tokens or max_num_seqs, or free the GPU"
+        )
+    return num_blocks

@@ -1,0 +1,44 @@
+"""Runs one step: inputs in, new tokens out, all on the device."""
+
+import torch
+
+from engine_service.models.qwen3 import Qwen3
+from engine_service.worker.input_batch import InputBatch, StepInputs
+from engine_service.worker.kv_cache import KVCache
+from engine_service.worker.sampler import sample_tokens
+
+
+class ModelRunner:
+    """A model, its cache, and the state of the sequences that it runs."""
+
+    def __init__(self, model: Qwen3, kv_cache: KVCache, batch: InputBatch) -> None:
+        self._model = model
+        self._kv_cache = kv_cache
+        self._batch = batch
+
+    def run(self, inputs: StepInputs) -> torch.Tensor | None:
+        """Runs a step and appends its tokens to their sequences. Waits for nothing.
+
+        Returns:
+            [num_sampled] int64 token IDs, in the order of the plan; None if no row yields one.
+        """
+        logits = self.compute_logits(inputs)
+        if logits is None or inputs.sampling is None:
+            return None
+        token_ids = sample_tokens(logits, inputs.sampling)
+        self._batch.append_sampled(inputs.sampling, token_ids)
+        return token_ids
+
+    def compute_logits(self, inputs: StepInputs) -> torch.Tensor | None:
+        """Runs the model over a step's tokens, which go into the cache.
+
+        Returns:
+            [num_sampled, vocab_size] logits of the rows that yield a token; None if no row does.
+        """
+        hidden = self._model(
+            inputs.input_ids, inputs.positions, inputs.metadata, self._kv_cache.layers
+        )  # [num_tokens, hidden_size]
+        if inputs.sampling is None:
+            return None
+        last_hidden = hidden[inputs.sampling.token_indices]  # [num_sampled, hidden_size]
+        return self._model.compute_logits(last_hidden)

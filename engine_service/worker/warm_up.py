@@ -1,0 +1,57 @@
+"""Steps to run before the first request: they compile kernels and show what memory is needed."""
+
+from array import array
+
+from engine_service.config import SchedulerOptions
+from engine_service.core.types import StepPlan, int32_array
+
+
+def warm_up_plans(
+    options: SchedulerOptions, max_model_len: int, *, is_largest: bool
+) -> list[StepPlan]:
+    """Plans steps over slots that hold no sequence.
+
+    Args:
+        options: The limits of a step.
+        max_model_len: The limit of a sequence.
+        is_largest: Whether to reach those limits; else the steps are as small as can be.
+
+    Returns:
+        Plans with rows of many tokens, of one token, and of both.
+    """
+    # Each row yields a token, which must have a place behind those that it computes.
+    max_num_tokens = max_model_len - 1
+    num_seqs = min(options.max_num_seqs, options.max_num_batched_tokens)
+    small = min(2, max_num_tokens, options.max_num_batched_tokens)
+    plans = [_plan([0], [small]), _plan([0], [1])]
+    if num_seqs >= 2 and options.max_num_batched_tokens > small:
+        plans.append(_plan([0, 0], [1, small]))
+    if is_largest:
+        budget = options.max_num_batched_tokens
+        last = max_num_tokens - 1
+        plans += [
+            _plan([0], [min(budget, max_num_tokens)]),
+            _plan([0] * num_seqs, [min(budget // num_seqs, max_num_tokens)] * num_seqs),
+            _plan([last], [1]),
+            _plan([last] * num_seqs, [1] * num_seqs),
+        ]
+    return plans
+
+
+def _plan(num_computed_tokens: list[int], num_scheduled_tokens: list[int]) -> StepPlan:
+    num_rows = len(num_computed_tokens)
+    return StepPlan(
+        step_id=-1,
+        new_slots=int32_array(),
+        new_num_tokens=int32_array(),
+        new_token_ids=int32_array(),
+        new_temperatures=array("f"),
+        new_seeds=array("q"),
+        block_slots=int32_array(),
+        block_indices=int32_array(),
+        block_ids=int32_array(),
+        slots=int32_array(list(range(num_rows))),
+        num_computed_tokens=int32_array(num_computed_tokens),
+        num_scheduled_tokens=int32_array(num_scheduled_tokens),
+        is_sampled=array("b", [1] * num_rows),
+    )
