@@ -39,7 +39,10 @@ class EngineFigures:
     def sample(self) -> None:
         """Adds one sample; blocks for some milliseconds."""
         self.series = _read_series(http_get(self.service.operations_address, "/metrics"))
-        self.num_used_blocks.append(int(self.series["pagestream_engine_kv_blocks_used"]))
+        num_free = self.series["pagestream_engine_kv_cache_free_blocks"]
+        self.num_used_blocks.append(
+            int(self.series["pagestream_engine_kv_cache_blocks"] - num_free)
+        )
         if self.gpu is None:
             self.memory_bytes.append(_session_memory_bytes(self.service.process.pid))
         else:

@@ -67,7 +67,7 @@ def _engine_rows(
     yield "prompt tokens", [f"{sum(a.num_prompt_tokens for a in own):,}" for own in by_engine]
     yield "of these cached", [f"{sum(a.num_cached_tokens for a in own):,}" for own in by_engine]
     yield "prefix hit rate", [_hit_rate(engine) for engine in engines]
-    total = "pagestream_engine_kv_blocks"
+    total = "pagestream_engine_kv_cache_blocks"
     yield (
         "KV blocks: peak / final / all",
         [
@@ -87,8 +87,8 @@ def _count(engine: EngineFigures, name: str) -> int:
 
 
 def _hit_rate(engine: EngineFigures) -> str:
-    queries = _count(engine, "prefix_query_tokens_total")
-    hits = _count(engine, "prefix_hit_tokens_total")
+    queries = _count(engine, "prefix_cache_query_tokens_total")
+    hits = _count(engine, "prefix_cache_hit_tokens_total")
     return f"{hits / queries:.0%}" if queries else "no query"
 
 
