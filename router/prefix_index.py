@@ -63,17 +63,18 @@ class PrefixIndex:
         self._num_snapshots = 0
         self._num_rejected = 0
 
-    def add_engine(self, engine: str, max_blocks: int) -> None:
-        """Makes room for an engine, or changes how many blocks a known one can hold."""
+    def add_engine(self, engine: str, max_blocks: int, epoch: int) -> None:
+        """Makes room for an engine; what is held of an earlier epoch of it is forgotten."""
         known = self._engines.get(engine)
-        if known is not None:
+        if known is not None and known.epoch == epoch:
             known.max_blocks = max_blocks
             return
+        self.remove_engine(engine)
         number = 0
         while 1 << number in self._names:
             number += 1
         self._names[1 << number] = engine
-        self._engines[engine] = _Engine(bit=1 << number, max_blocks=max_blocks)
+        self._engines[engine] = _Engine(bit=1 << number, max_blocks=max_blocks, epoch=epoch)
 
     def remove_engine(self, engine: str) -> None:
         """Forgets an engine and all that it holds; an unknown one is ignored."""

@@ -1,0 +1,424 @@
+"""The router's end of one engine: a channel and a long-lived pair of streams.
+
+GenerateMany carries all requests of this router, WatchCache the engine's prefix cache. `run`
+keeps both up for ever. One message is one engine step, so that the cost per token is a slice and a
+list append; tokens of a reader that is behind merge into one event.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import grpc
+
+from protos.pagestream.engine.v1 import engine_pb2, engine_pb2_grpc
+from protos.wire import block_hash, channel
+from protos.wire.status import ErrorStatus, Reason, error_status, unpack
+from router.engine_convert import (
+    read_files,
+    status_of,
+    to_cache_update,
+    to_load,
+    to_model,
+    to_outcome,
+    to_submission,
+)
+from router.errors import DOMAIN, EngineRefused, QueueFull
+from router.request_stream import RequestStream
+from router.types import (
+    CacheUpdate,
+    EngineLoad,
+    EngineState,
+    ModelInfo,
+    TokenRequest,
+)
+
+_logger = logging.getLogger(__name__)
+
+_MAX_HANDLE = 2**32 - 1
+_MAX_BATCH_TOKENS = 1_000_000
+"""Prompt tokens of one message up, 4 MB: far below the engines' message limit."""
+
+
+_DETAILS = {EngineState.SERVING: "", EngineState.DRAINING: "it finishes what it has"}
+
+_GenerateManyCall = grpc.aio.StreamStreamCall[
+    engine_pb2.GenerateManyRequest, engine_pb2.GenerateManyResponse
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientSettings:
+    """Bounds and waits of an engine client; times are seconds.
+
+    Attributes:
+        call_timeout: For the model's description and for the first message of a stream.
+        tokenizer_timeout: For the transfer of the tokenizer files.
+        min_backoff: Wait before the first attempt to reconnect; doubles up to `max_backoff`. Each
+            wait is drawn from half to all of it, so that routers do not return in step.
+        max_backoff: The longest wait between attempts.
+        max_open_requests: Requests under way on the engine; more are refused.
+        max_pending_tokens: Tokens of one request that wait for its reader; more fail it.
+    """
+
+    call_timeout: float = 5.0
+    tokenizer_timeout: float = 60.0
+    min_backoff: float = 0.1
+    max_backoff: float = 2.0
+    max_open_requests: int = 8192
+    max_pending_tokens: int = 65_536
+
+
+class EngineListener(Protocol):
+    """What the owner of a client learns from it; called from the client's task."""
+
+    def check_model(self, model: ModelInfo) -> str:
+        """Returns why the engine may not serve, or an empty text."""
+
+    def cache_position(self) -> tuple[int, int]:
+        """Returns epoch and sequence number of the cache as it is known, (0, 0) for none."""
+
+    def cache_changed(self, update: CacheUpdate) -> bool:
+        """Takes in a change; False asks for a new snapshot."""
+
+    def state_changed(self) -> None:
+        """The state of the client is another one, or its model is."""
+
+    def load_reported(self) -> None:
+        """The engine sent its load."""
+
+
+class _Lost(Exception):
+    """The engine cannot be used for now; the text says why."""
+
+
+@dataclass(slots=True)
+class _Outbox:
+    """What the next message up will carry."""
+
+    submissions: dict[int, engine_pb2.Submission] = field(default_factory=dict)
+    cancelled: list[int] = field(default_factory=list)
+    filled: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def take(self) -> engine_pb2.GenerateManyRequest:
+        """Returns the next message, of bounded size."""
+        message = engine_pb2.GenerateManyRequest(cancelled_handles=self.cancelled)
+        self.cancelled.clear()
+        num_tokens = 0
+        while self.submissions and num_tokens < _MAX_BATCH_TOKENS:
+            submission = self.submissions.pop(next(iter(self.submissions)))
+            num_tokens += len(submission.request.prompt_token_ids)
+            message.submissions.append(submission)
+        if not self.submissions:
+            self.filled.clear()
+        return message
+
+
+class EngineClient:
+    """One engine as this router uses it.
+
+    Attributes:
+        address: "host:port" of the engine.
+        state: SERVING only while GenerateMany is up and the engine takes requests.
+        detail: Why the engine is not serving, for a person; empty when it is.
+        model: What the engine said of its model when last connected.
+        load: What the engine last said of its load.
+        num_connections: How often GenerateMany came up.
+    """
+
+    def __init__(
+        self, address: str, listener: EngineListener, settings: ClientSettings | None = None
+    ) -> None:
+        self.address = address
+        self.state = EngineState.CONNECTING
+        self.detail = "not connected yet"
+        self.model: ModelInfo | None = None
+        self.load = EngineLoad()
+        self.num_connections = 0
+        self._listener = listener
+        self._settings = settings or ClientSettings()
+        self._streams: dict[int, RequestStream] = {}
+        self._outbox = _Outbox()
+        self._next_handle = 1
+        self._stub: engine_pb2_grpc.EngineServiceStub | None = None
+
+    @property
+    def num_open_requests(self) -> int:
+        """Requests submitted and not ended."""
+        return len(self._streams)
+
+    async def run(self) -> None:
+        """Keeps the engine connected until cancelled; never returns by itself."""
+        backoff = self._settings.min_backoff
+        while True:
+            num_connections = self.num_connections
+            try:
+                await self._serve_once()
+            except* (_Lost, grpc.aio.AioRpcError) as group:
+                self._set_state(*_describe(group))
+            finally:
+                self._fail_all()
+            if self.num_connections > num_connections:
+                backoff = self._settings.min_backoff
+            await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
+            backoff = min(2 * backoff, self._settings.max_backoff)
+
+    def submit(self, request: TokenRequest) -> RequestStream:
+        """Sends a request with the next message; returns its events at once.
+
+        Raises:
+            EngineRefused: The engine is not connected (ENGINE_FAILED).
+            QueueFull: Too many requests are under way on the engine.
+        """
+        if self.state not in (EngineState.SERVING, EngineState.DRAINING):
+            raise EngineRefused(self._lost_status())
+        bound = self._settings.max_open_requests
+        if len(self._streams) >= bound:
+            raise QueueFull(
+                f"{bound} requests of this router are under way on engine {self.address}",
+                {"engine": self.address, "max_open_requests": str(bound)},
+                retry_after=1.0,
+            )
+        handle = self._free_handle()
+        submission = to_submission(handle, request)
+        stream = RequestStream(
+            self.address, lambda: self._cancel(handle), self._settings.max_pending_tokens
+        )
+        self._streams[handle] = stream
+        self._outbox.submissions[handle] = submission
+        self._outbox.filled.set()
+        return stream
+
+    async def get_tokenizer(self) -> dict[str, bytes]:
+        """Returns the engine's tokenizer files by name, each checked against its SHA-256.
+
+        Raises:
+            EngineRefused: The engine has none (NO_TOKENIZER), is not connected, or sent files that
+                do not match what it announced (INTERNAL).
+        """
+        if self._stub is None:
+            raise EngineRefused(self._lost_status())
+        call = self._stub.GetTokenizer(
+            engine_pb2.GetTokenizerRequest(), timeout=self._settings.tokenizer_timeout
+        )
+        try:
+            return await read_files(self.address, call)
+        except grpc.aio.AioRpcError as error:
+            raise EngineRefused(status_of(error)) from error
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # Not us but the channel was closed, which grpc reports in the same way.
+            raise EngineRefused(self._lost_status()) from error
+        finally:
+            call.cancel()
+
+    async def _serve_once(self) -> None:
+        # A channel of its own per attempt: its waits are ours, not hidden in the transport.
+        options = [*channel.client_options(), ("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(self.address, options=options) as connection:
+            self._stub = engine_pb2_grpc.EngineServiceStub(connection)  # type: ignore[no-untyped-call]
+            try:
+                self.model = await self._get_model(self._stub)
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(self._generate(self._stub))
+                    tasks.create_task(self._watch_cache(self._stub))
+            finally:
+                self._stub = None
+
+    async def _get_model(self, stub: engine_pb2_grpc.EngineServiceStub) -> ModelInfo:
+        response = await stub.GetModelInfo(
+            engine_pb2.GetModelInfoRequest(), timeout=self._settings.call_timeout
+        )
+        model = to_model(response)
+        if model.block_hash_scheme != block_hash.SCHEME:
+            refusal = (
+                f'it hashes blocks by "{model.block_hash_scheme}"; '
+                f'this router knows "{block_hash.SCHEME}"'
+            )
+        elif model.block_size < 1:
+            refusal = f"its block size is {model.block_size} tokens"
+        else:
+            refusal = self._listener.check_model(model)
+        if refusal:
+            raise _Lost(f"refused: {refusal}")
+        return model
+
+    async def _generate(self, stub: engine_pb2_grpc.EngineServiceStub) -> None:
+        self._outbox = _Outbox()
+        call: _GenerateManyCall = stub.GenerateMany()
+        try:
+            responses = aiter(call)
+            await self._receive_first(responses)
+            _logger.info(
+                "engine connected engine=%s model=%s state=%s",
+                self.address,
+                self.model and self.model.name,
+                self.state.value,
+            )
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._send(call))
+                tasks.create_task(self._receive(responses))
+        finally:
+            call.cancel()
+
+    async def _send(self, call: _GenerateManyCall) -> None:
+        while True:
+            await self._outbox.filled.wait()
+            try:
+                await call.write(self._outbox.take())
+            except asyncio.InvalidStateError as error:
+                raise _Lost("its stream ended") from error
+
+    async def _receive_first(
+        self, responses: AsyncIterator[engine_pb2.GenerateManyResponse]
+    ) -> None:
+        seconds = self._settings.call_timeout
+        try:
+            async with asyncio.timeout(seconds):
+                first = await anext(responses, None)
+        except TimeoutError as error:
+            raise _Lost(f"its stream brought nothing within {seconds} s") from error
+        if first is None or not first.HasField("load"):
+            raise _Lost("its stream did not begin with its load")
+        self.num_connections += 1
+        self._deliver(first)
+
+    async def _receive(self, responses: AsyncIterator[engine_pb2.GenerateManyResponse]) -> None:
+        async for message in responses:
+            self._deliver(message)
+        raise _Lost("it ended its stream")
+
+    def _deliver(self, message: engine_pb2.GenerateManyResponse) -> None:
+        streams = self._streams
+        for admission in message.admissions:
+            if stream := streams.get(admission.handle):
+                stream.admit(admission.admission.cached_token_count, admission.admission.seed)
+        self._deliver_tokens(message)
+        for finish in message.finishes:
+            if stream := streams.pop(finish.handle, None):
+                stream.end(to_outcome(self.address, finish.finish))
+        for failure in message.failures:
+            if stream := streams.pop(failure.handle, None):
+                error = failure.error
+                stream.end(EngineRefused(unpack(error.code, error.message, error.details)))
+        if message.HasField("load"):
+            self._take_load(message.load)
+
+    def _deliver_tokens(self, message: engine_pb2.GenerateManyResponse) -> None:
+        streams = self._streams
+        token_ids = list(message.token_ids)
+        token_counts = message.token_counts
+        if len(message.handles) != len(token_counts) or sum(token_counts) != len(token_ids):
+            raise _Lost("it sent a step whose token counts do not add up")
+        start = 0
+        for handle, count in zip(message.handles, token_counts, strict=True):
+            end = start + count
+            stream = streams.get(handle)
+            if stream is not None:
+                stream.add_tokens(token_ids[start:end])
+            start = end
+
+    def _take_load(self, load: engine_pb2.EngineLoad) -> None:
+        self.load = to_load(load)
+        self._listener.load_reported()
+        state = self.load.state
+        if state is not self.state:
+            self._set_state(state, _DETAILS.get(state, "it reports no known state"))
+
+    async def _watch_cache(self, stub: engine_pb2_grpc.EngineServiceStub) -> None:
+        backoff = self._settings.min_backoff
+        while True:
+            try:
+                if await self._watch_once(stub):
+                    backoff = self._settings.min_backoff
+            except grpc.aio.AioRpcError as error:
+                # The requests do not suffer: what is known of the cache is a hint.
+                _logger.warning(
+                    "cache watch lost engine=%s detail=%s", self.address, status_of(error).message
+                )
+            await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
+            backoff = min(2 * backoff, self._settings.max_backoff)
+
+    async def _watch_once(self, stub: engine_pb2_grpc.EngineServiceStub) -> bool:
+        """Follows one WatchCache call to its end; returns whether it brought anything."""
+        epoch, sequence_number = self._listener.cache_position()
+        call = stub.WatchCache(
+            engine_pb2.WatchCacheRequest(epoch=epoch, sequence_number=sequence_number)
+        )
+        received = False
+        try:
+            async for message in call:
+                received = True
+                if not self._listener.cache_changed(to_cache_update(message)):
+                    _logger.warning(
+                        "cache watch has a gap engine=%s epoch=%d sequence_number=%d held=%d",
+                        self.address,
+                        message.epoch,
+                        message.sequence_number,
+                        sequence_number,
+                    )
+                    break
+                sequence_number = message.sequence_number
+        finally:
+            call.cancel()
+        return received
+
+    def _cancel(self, handle: int) -> None:
+        self._streams.pop(handle, None)
+        if self._outbox.submissions.pop(handle, None) is None:
+            self._outbox.cancelled.append(handle)
+            self._outbox.filled.set()
+
+    def _free_handle(self) -> int:
+        while True:
+            handle = self._next_handle
+            self._next_handle = handle % _MAX_HANDLE + 1
+            if handle not in self._streams:
+                return handle
+
+    def _lost_status(self) -> ErrorStatus:
+        return error_status(
+            Reason.ENGINE_FAILED,
+            f"engine {self.address} is not connected: {self.detail}",
+            domain=DOMAIN,
+            metadata={"engine": self.address},
+        )
+
+    def _fail_all(self) -> None:
+        streams, self._streams = self._streams, {}
+        error_of_all = self._lost_status()
+        for stream in streams.values():
+            stream.end(EngineRefused(error_of_all))
+
+    def _set_state(self, state: EngineState, detail: str) -> None:
+        if (state, detail) == (self.state, self.detail):
+            return
+        level = logging.INFO if state is EngineState.SERVING else logging.WARNING
+        _logger.log(level, "engine engine=%s state=%s detail=%s", self.address, state.value, detail)
+        self.state, self.detail = state, detail
+        if state in (EngineState.CONNECTING, EngineState.UNAVAILABLE):
+            self.load = EngineLoad()
+        self._listener.state_changed()
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
+    return [error]
+
+
+def _describe(group: BaseException) -> tuple[EngineState, str]:
+    """Returns state and detail of an engine whose connection ended with these errors."""
+    leaves = _leaves(group)
+    # A broken stream also fails the writer, in words that say less.
+    calls = [leaf for leaf in leaves if isinstance(leaf, grpc.aio.AioRpcError)]
+    if not calls:
+        return EngineState.UNAVAILABLE, str(leaves[0])
+    status = status_of(calls[0])
+    starting = status.reason == Reason.STARTING
+    return (EngineState.CONNECTING if starting else EngineState.UNAVAILABLE), status.message

@@ -1,0 +1,181 @@
+"""Between the messages of the engine's contract and the router's own types."""
+
+from collections.abc import AsyncIterator
+from hashlib import sha256
+
+import grpc
+from grpc_status import rpc_status
+
+from protos.pagestream.engine.v1 import engine_pb2
+from protos.wire.status import ErrorStatus, Reason, code_number, error_status, unpack
+from router.errors import DOMAIN, EngineRefused
+from router.types import (
+    CacheUpdate,
+    EngineLoad,
+    EngineState,
+    Finished,
+    FinishReason,
+    ModelInfo,
+    SamplingParams,
+    TokenRequest,
+)
+
+_MAX_TOKENIZER_BYTES = 256 * 1024 * 1024
+
+_STATES = {
+    engine_pb2.ENGINE_STATE_SERVING: EngineState.SERVING,
+    engine_pb2.ENGINE_STATE_DRAINING: EngineState.DRAINING,
+}
+_REASONS = {
+    engine_pb2.FINISH_REASON_STOP: FinishReason.STOP,
+    engine_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
+}
+
+
+def status_of(error: grpc.aio.AioRpcError) -> ErrorStatus:
+    """Returns what a failed call says; our own details are in its trailers."""
+    rich = rpc_status.from_call(error)
+    if rich is not None:
+        return unpack(rich.code, rich.message, rich.details)
+    name = error.code().name
+    message = f"{name}: {error.details() or 'no detail'}"
+    if error.code() is grpc.StatusCode.UNAVAILABLE:
+        return error_status(Reason.ENGINE_FAILED, message, domain=DOMAIN)
+    return ErrorStatus(code=code_number(error.code()), message=message)
+
+
+async def read_files(
+    address: str, call: AsyncIterator[engine_pb2.GetTokenizerResponse]
+) -> dict[str, bytes]:
+    """Returns the files of a GetTokenizer call by name, each checked against its header.
+
+    Raises:
+        EngineRefused: A name holds a folder, or a content does not match (INTERNAL).
+    """
+    headers: list[engine_pb2.TokenizerFile] = []
+    contents: list[bytearray] = []
+    num_bytes = 0
+    async for message in call:
+        if message.HasField("file"):
+            headers.append(message.file)
+            contents.append(bytearray())
+        elif contents:
+            num_bytes += len(message.chunk)
+            if num_bytes > _MAX_TOKENIZER_BYTES:
+                raise _bad_file(address, "all", f"are larger than {_MAX_TOKENIZER_BYTES} bytes")
+            contents[-1] += message.chunk
+    for header, content in zip(headers, contents, strict=True):
+        if not header.name or header.name.startswith(".") or set(header.name) & set("/\\\0"):
+            raise _bad_file(address, repr(header.name), "has a name with a folder")
+        if len(content) != header.size_bytes or sha256(content).hexdigest() != header.sha256:
+            raise _bad_file(address, header.name, "does not match its announced size and SHA-256")
+    return {header.name: bytes(content) for header, content in zip(headers, contents, strict=True)}
+
+
+def _bad_file(address: str, name: str, fault: str) -> EngineRefused:
+    message = f"tokenizer files of engine {address}: {name} {fault}"
+    return EngineRefused(error_status(Reason.INTERNAL, message, domain=DOMAIN))
+
+
+def to_submission(handle: int, request: TokenRequest) -> engine_pb2.Submission:
+    """Returns the submission of a request; a value that no field can hold raises ValueError."""
+    submission = engine_pb2.Submission(
+        handle=handle,
+        request=engine_pb2.GenerateRequest(
+            request_id=request.request_id,
+            prompt_token_ids=request.prompt_token_ids,
+            sampling_params=_to_sampling_params(request.sampling_params),
+            priority=request.priority,
+            cache_salt=request.cache_salt,
+        ),
+        traceparent=request.traceparent,
+        tracestate=request.tracestate,
+    )
+    if request.timeout is not None:
+        submission.timeout.FromNanoseconds(max(0, int(request.timeout * 1e9)))
+    return submission
+
+
+def _to_sampling_params(params: SamplingParams) -> engine_pb2.SamplingParams:
+    # An argument of None leaves the field unset.
+    return engine_pb2.SamplingParams(
+        temperature=params.temperature,
+        max_tokens=params.max_tokens,
+        ignore_eos=params.ignore_eos,
+        stop_token_ids=params.stop_token_ids,
+        seed=params.seed,
+        top_k=params.top_k,
+        top_p=params.top_p,
+        min_p=params.min_p,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        repetition_penalty=params.repetition_penalty,
+        min_tokens=params.min_tokens,
+        logprobs=params.logprobs,
+        logit_bias=[
+            engine_pb2.LogitBias(token_id=bias.token_id, bias=bias.bias)
+            for bias in params.logit_bias
+        ],
+    )
+
+
+def to_model(response: engine_pb2.GetModelInfoResponse) -> ModelInfo:
+    """Returns what an engine says of its model."""
+    return ModelInfo(
+        name=response.model_name,
+        architecture=response.architecture,
+        fingerprint=response.model_fingerprint,
+        vocab_size=response.vocabulary_size,
+        max_model_len=response.max_model_length_tokens,
+        block_size=response.block_size_tokens,
+        block_hash_scheme=response.block_hash_scheme,
+        eos_token_ids=frozenset(response.eos_token_ids),
+        tokenizer_sha256=response.tokenizer_sha256,
+        epoch=response.epoch,
+        num_blocks=response.total_block_count,
+        max_num_seqs=response.max_running_request_count,
+    )
+
+
+def to_load(load: engine_pb2.EngineLoad) -> EngineLoad:
+    """Returns an engine's load; an unknown state counts as unavailable."""
+    return EngineLoad(
+        state=_STATES.get(load.state, EngineState.UNAVAILABLE),
+        num_running=load.running_count,
+        num_waiting=load.waiting_count,
+        num_waiting_prefill_tokens=load.waiting_prefill_token_count,
+        num_free_blocks=load.free_block_count,
+        num_blocks=load.total_block_count,
+        prefill_tokens_per_second=load.prefill_tokens_per_second,
+        decode_tokens_per_second=load.decode_tokens_per_second,
+    )
+
+
+def to_cache_update(message: engine_pb2.WatchCacheResponse) -> CacheUpdate:
+    """Returns one change of an engine's prefix cache."""
+    if message.HasField("snapshot"):
+        snapshot = message.snapshot
+        return CacheUpdate(
+            epoch=message.epoch,
+            sequence_number=message.sequence_number,
+            stored=snapshot.block_hashes,
+            is_snapshot=True,
+            is_first=snapshot.first,
+            is_last=snapshot.last,
+        )
+    return CacheUpdate(
+        epoch=message.epoch,
+        sequence_number=message.sequence_number,
+        stored=message.delta.stored_block_hashes,
+        removed=message.delta.removed_block_hashes,
+    )
+
+
+def to_outcome(address: str, finish: engine_pb2.Finish) -> Finished | EngineRefused:
+    """Returns how a request ended."""
+    reason = _REASONS.get(finish.reason)
+    if reason is None:
+        message = f"engine {address} ended the request for an unknown reason: {finish.reason}"
+        return EngineRefused(error_status(Reason.INTERNAL, message, domain=DOMAIN))
+    stop = finish.stop_token_id if finish.HasField("stop_token_id") else None
+    return Finished(reason=reason, stop_token_id=stop)

@@ -1,0 +1,368 @@
+"""All engines of a router: who is there, who gets a request, what comes back.
+
+`run` keeps every engine connected; `generate` is the whole life of one request below the text. The
+fleet belongs to one event loop and needs no lock.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from protos.wire import block_hash
+from protos.wire.status import Reason
+from router.engine_client import ClientSettings
+from router.errors import (
+    EngineRefused,
+    NoEngine,
+    QueueFull,
+    RequestError,
+    StartupError,
+    UnknownModel,
+)
+from router.fleet_member import Dispatch, FleetMember
+from router.placement import POLICIES, Placement, Query, place
+from router.prefix_index import IndexStatistics, PrefixIndex
+from router.types import (
+    Admitted,
+    EngineEvent,
+    EngineSnapshot,
+    EngineState,
+    ModelInfo,
+    ModelSnapshot,
+    TokenRequest,
+)
+
+_logger = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 1.0
+
+# Another engine may take what one refuses for these reasons; the engine has done no work on it.
+_REFUSALS = frozenset({Reason.QUEUE_FULL, Reason.DRAINING, Reason.STARTING})
+
+
+class FleetObserver(Protocol):
+    """Learns of each request what metrics want to know."""
+
+    def request_placed(self, placement: Placement, seconds: float) -> None:
+        """An engine was chosen, which took this long; again for each retry."""
+
+    def request_admitted(self, placement: Placement, num_cached_tokens: int) -> None:
+        """An engine began with a request and found this many of its tokens in its cache."""
+
+    def request_retried(self, engine: str, error: RequestError) -> None:
+        """A request leaves an engine that refused or lost it before its first token."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetStatistics:
+    """Counts since the start of the router."""
+
+    index: IndexStatistics
+    num_placements: int
+    placement_seconds: float
+    """Sum over all placements: hashing, match and choice."""
+    num_prompt_tokens: int
+    """Of admitted requests, as the four below."""
+    num_best_cached_tokens: int
+    """The most that any engine was known to hold."""
+    num_predicted_cached_tokens: int
+    """Known of the chosen engines."""
+    num_actual_cached_tokens: int
+    """Reported by the chosen engines."""
+    num_retries: int
+    num_connections: int
+    """How often a connection to an engine came up, of all engines."""
+
+
+class Fleet:
+    """The engines of a router.
+
+    Args:
+        addresses: "host:port" of each engine.
+        placement: Name of the policy, one of `placement.POLICIES`.
+        observer: Told of each request.
+        settings: Bounds and waits of the connections.
+        rng: Breaks ties; given by tests.
+
+    Raises:
+        StartupError: No policy has this name.
+    """
+
+    def __init__(
+        self,
+        addresses: Iterable[str],
+        *,
+        placement: str = "prefix",
+        observer: FleetObserver | None = None,
+        settings: ClientSettings | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        if placement not in POLICIES:
+            known = ", ".join(POLICIES)
+            raise StartupError(f'placement policy "{placement}" is none of: {known}')
+        self._policy = POLICIES[placement]
+        self._observer = observer
+        self._rng = rng or random.Random()
+        self._index = PrefixIndex()
+        self._serving = asyncio.Event()
+        self._members = {
+            address: FleetMember(
+                address, self._index, self._check_model, self._state_changed, settings
+            )
+            for address in addresses
+        }
+        self._num_placements = 0
+        self._placement_seconds = 0.0
+        self._num_prompt_tokens = 0
+        self._num_best = 0
+        self._num_predicted = 0
+        self._num_actual = 0
+        self._num_retries = 0
+
+    async def run(self) -> None:
+        """Connects all engines and keeps them connected until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            for member in self._members.values():
+                tasks.create_task(member.client.run(), name=f"engine {member.address}")
+
+    @property
+    def ready(self) -> bool:
+        """Whether some engine takes requests."""
+        return self._serving.is_set()
+
+    async def wait_ready(self) -> None:
+        """Waits until some engine takes requests; the caller sets the deadline."""
+        await self._serving.wait()
+
+    def engines(self) -> list[EngineSnapshot]:
+        """Returns what is known of each engine, in the order of their addresses as given."""
+        return [member.snapshot() for member in self._members.values()]
+
+    def models(self) -> list[ModelSnapshot]:
+        """Returns the models of all connected engines, by name."""
+        infos: dict[str, ModelInfo] = {}
+        counts: dict[str, int] = {}
+        for member in self._members.values():
+            if (info := member.accepted) is not None:
+                infos.setdefault(info.name, info)
+                serving = member.client.state is EngineState.SERVING
+                counts[info.name] = counts.get(info.name, 0) + serving
+        return [
+            ModelSnapshot(info=infos[name], num_serving_engines=counts[name])
+            for name in sorted(infos)
+        ]
+
+    def model_info(self, name: str) -> ModelInfo:
+        """Returns what is served under a name; an empty name means the only model.
+
+        Raises:
+            UnknownModel: Engines are connected, but none serves it, or a name is needed.
+            NoEngine: No engine is connected that could.
+        """
+        for member in self._members.values():
+            if name and member.accepted is not None and member.accepted.name == name:
+                return member.accepted
+        models = self.models()
+        if len(models) == 1 and not name:
+            return models[0].info
+        met = [member.client.model for member in self._members.values()]
+        if not models or any(model is not None and model.name == name for model in met):
+            which = f' that serves model "{name}"' if name else ""
+            raise NoEngine(
+                f"no engine{which} is connected now", {"model": name}, retry_after=_RETRY_SECONDS
+            )
+        served = ", ".join(f'"{model.info.name}"' for model in models)
+        problem = f'model "{name}" is not served' if name else "model is empty"
+        raise UnknownModel(f"{problem}; served are: {served}", {"model": name})
+
+    async def fetch_tokenizer(self, model: str) -> dict[str, bytes]:
+        """Returns the tokenizer files of a model by name, each checked against its SHA-256.
+
+        Raises:
+            UnknownModel, NoEngine: As `model_info`.
+            EngineRefused: The engines have none, or the transfer failed on each.
+        """
+        name = self.model_info(model).name
+        last: EngineRefused | None = None
+        for member in self._members.values():
+            if member.accepted is None or member.accepted.name != name:
+                continue
+            try:
+                return await member.client.get_tokenizer()
+            except EngineRefused as error:
+                last = error
+        raise last or _no_place(name, {})
+
+    async def generate(self, request: TokenRequest) -> AsyncGenerator[EngineEvent, None]:
+        """Streams the events of one request from the engine that suits it best.
+
+        Yields `Admitted` once, then `Tokens`, then `Finished`. A request that its engine refuses
+        or loses before the first token goes to another engine: as often as there are engines that
+        say they are full or about to exit, once after a failure. Closing the generator cancels the
+        request on its engine at once.
+
+        Raises:
+            UnknownModel, NoEngine: As `model_info`; NoEngine also when no engine takes requests.
+            QueueFull: Every engine of the model is full.
+            EngineRefused: An engine refused the request for its content, or failed it.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = None if request.timeout is None else loop.time() + request.timeout
+        info = self.model_info(request.model)
+        hashes = _block_hashes(request, info)
+        refused: dict[str, RequestError] = {}
+        while True:
+            placement = self._place(info, request, hashes, refused)
+            if deadline is not None:
+                request = replace(request, timeout=deadline - loop.time())
+            try:
+                sent, opening = await self._open(request, hashes, placement)
+            except (EngineRefused, QueueFull) as error:
+                self._go_elsewhere(placement.engine, error, refused)
+                continue
+            with closing(sent):
+                for event in opening:
+                    if isinstance(event, Admitted):
+                        self._note_admission(event, request, placement)
+                    yield event
+                async for event in sent:
+                    yield event
+            return
+
+    def statistics(self) -> FleetStatistics:
+        """Returns the counts so far."""
+        return FleetStatistics(
+            index=self._index.statistics(),
+            num_placements=self._num_placements,
+            placement_seconds=self._placement_seconds,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_best_cached_tokens=self._num_best,
+            num_predicted_cached_tokens=self._num_predicted,
+            num_actual_cached_tokens=self._num_actual,
+            num_retries=self._num_retries,
+            num_connections=sum(m.client.num_connections for m in self._members.values()),
+        )
+
+    def _place(
+        self,
+        info: ModelInfo,
+        request: TokenRequest,
+        hashes: Sequence[int],
+        refused: Mapping[str, RequestError],
+    ) -> Placement:
+        start = time.perf_counter()
+        num_tokens = len(request.prompt_token_ids)
+        # An engine always computes the last token, so its block is no hit even when it is held.
+        usable = hashes[: max(0, num_tokens - 1) // info.block_size]
+        query = Query(
+            model=info.name,
+            num_prompt_tokens=num_tokens,
+            num_cached_tokens={
+                engine: count * info.block_size
+                for engine, count in self._index.match(usable).items()
+            },
+            excluded=frozenset(refused),
+            turn=self._num_placements,
+        )
+        placement = place(self._policy, self.engines(), query, self._rng)
+        if placement is None:
+            raise _no_place(info.name, refused)
+        seconds = time.perf_counter() - start
+        self._num_placements += 1
+        self._placement_seconds += seconds
+        if self._observer is not None:
+            self._observer.request_placed(placement, seconds)
+        _logger.debug(
+            "request placed request_id=%s engine=%s predicted=%d best=%d cost=%s",
+            request.request_id,
+            placement.engine,
+            placement.num_predicted_cached_tokens,
+            placement.num_best_cached_tokens,
+            placement.cost,
+        )
+        return placement
+
+    async def _open(
+        self, request: TokenRequest, hashes: Sequence[int], placement: Placement
+    ) -> tuple[Dispatch, list[EngineEvent]]:
+        """Sends a request and waits for its first token; closes it if that does not come."""
+        sent = self._members[placement.engine].dispatch(request, hashes, placement)
+        try:
+            return sent, await sent.opening()
+        except BaseException:
+            sent.close()
+            raise
+
+    def _go_elsewhere(
+        self, engine: str, error: EngineRefused | QueueFull, refused: dict[str, RequestError]
+    ) -> None:
+        """Notes that an engine is out of question; raises if no other should be tried."""
+        reason = error.status.reason
+        has_failed = any(known.status.reason not in _REFUSALS for known in refused.values())
+        if reason not in _REFUSALS and (reason != Reason.ENGINE_FAILED or has_failed):
+            raise error
+        refused[engine] = error
+        self._num_retries += 1
+        if self._observer is not None:
+            self._observer.request_retried(engine, error)
+        _logger.info("request retried elsewhere engine=%s reason=%s", engine, reason)
+
+    def _note_admission(self, event: Admitted, request: TokenRequest, placement: Placement) -> None:
+        self._num_prompt_tokens += len(request.prompt_token_ids)
+        self._num_best += placement.num_best_cached_tokens
+        self._num_predicted += placement.num_predicted_cached_tokens
+        self._num_actual += event.num_cached_tokens
+        if self._observer is not None:
+            self._observer.request_admitted(placement, event.num_cached_tokens)
+
+    def _check_model(self, newcomer: FleetMember, info: ModelInfo) -> str:
+        """Returns how an engine differs from those that serve a model of the same name."""
+        for member in self._members.values():
+            known = member.accepted
+            if member is newcomer or known is None or known.name != info.name:
+                continue
+            for field in ("fingerprint", "tokenizer_sha256", "block_size", "vocab_size"):
+                ours, theirs = getattr(known, field), getattr(info, field)
+                if ours != theirs:
+                    return (
+                        f'its model "{info.name}" has {field} {theirs!r}; '
+                        f"engine {member.address} serves it with {ours!r}"
+                    )
+        return ""
+
+    def _state_changed(self) -> None:
+        if any(m.client.state is EngineState.SERVING for m in self._members.values()):
+            self._serving.set()
+        else:
+            self._serving.clear()
+
+
+def _block_hashes(request: TokenRequest, info: ModelInfo) -> list[int]:
+    root = block_hash.root_digest(info.fingerprint, cache_salt=request.cache_salt)
+    digests = block_hash.block_digests(root, request.prompt_token_ids, info.block_size)
+    return [block_hash.low_64_bits(digest) for digest in digests]
+
+
+def _no_place(model: str, refused: Mapping[str, RequestError]) -> RequestError:
+    """Returns what a client gets when no engine is left to try."""
+    statuses = [error.status for error in refused.values()]
+    full = [status for status in statuses if status.reason == Reason.QUEUE_FULL]
+    if full:
+        return QueueFull(
+            f'{len(full)} engines of model "{model}" are full, and no other takes requests',
+            {"model": model, "full_engines": str(len(full))},
+            retry_after=min(status.retry_after or _RETRY_SECONDS for status in full),
+        )
+    for error in refused.values():
+        if error.status.reason == Reason.ENGINE_FAILED:
+            return error
+    return NoEngine(
+        f'no engine of model "{model}" takes requests now',
+        {"model": model},
+        retry_after=_RETRY_SECONDS,
+    )

@@ -1,0 +1,191 @@
+"""One engine of the fleet: its client, this router's requests on it, its part of the index."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from router.engine_client import ClientSettings, EngineClient
+from router.placement import Placement
+from router.prefix_index import PrefixIndex, Reservation
+from router.request_stream import RequestStream
+from router.types import (
+    Admitted,
+    CacheUpdate,
+    EngineEvent,
+    EngineSnapshot,
+    EngineState,
+    ModelInfo,
+    TokenRequest,
+    Tokens,
+)
+
+# A load report that comes later than this after a submission contains it: engines report at least
+# every 100 ms while their load changes, and a report may have left before the submission arrived.
+_REPORT_SECONDS = 0.1
+
+# An engine stores a prompt's blocks before it sends the first token, and says so on another
+# stream; this much later the word has come, or the engine does not keep the blocks.
+_CONFIRM_SECONDS = 2.0
+
+
+class Dispatch:
+    """One request on one engine, from its submission to its end.
+
+    Iterate for its events; `close` is owed once in any case.
+    """
+
+    def __init__(
+        self,
+        member: "FleetMember",
+        stream: RequestStream,
+        reservation: Reservation,
+        num_prefill_tokens: int,
+    ) -> None:
+        self.num_prefill_tokens = num_prefill_tokens
+        self.submit_time = asyncio.get_running_loop().time()
+        self._member = member
+        self._stream = stream
+        self._reservation: Reservation | None = reservation
+
+    def close(self) -> None:
+        """Cancels the request on the engine, unless it ended, and withdraws all traces of it."""
+        self._stream.close()
+        self._member.forget(self)
+        if self._reservation is not None:
+            self._member.index.release(self._reservation)
+
+    def __aiter__(self) -> "Dispatch":
+        return self
+
+    async def __anext__(self) -> EngineEvent:
+        event = await anext(self._stream)
+        if self._reservation is not None:
+            if isinstance(event, Admitted):
+                self._member.report(self)
+            elif isinstance(event, Tokens):
+                asyncio.get_running_loop().call_later(
+                    _CONFIRM_SECONDS, self._member.index.release, self._reservation
+                )
+                self._reservation = None
+        return event
+
+    async def opening(self) -> list[EngineEvent]:
+        """Returns the events up to the first token or the end, whichever comes first.
+
+        Raises:
+            EngineRefused: The engine refused or lost the request before any token.
+        """
+        events: list[EngineEvent] = []
+        async for event in self:
+            events.append(event)
+            if not isinstance(event, Admitted):
+                break
+        return events
+
+
+class FleetMember:
+    """One engine of the fleet; listens to its client.
+
+    Attributes:
+        address: "host:port" of the engine.
+        client: The connection.
+        index: The index of the whole fleet.
+        accepted: What the engine serves, while it may serve; None before and after a connection.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        index: PrefixIndex,
+        check_model: Callable[["FleetMember", ModelInfo], str],
+        state_changed: Callable[[], None],
+        settings: ClientSettings | None = None,
+    ) -> None:
+        self.address = address
+        self.index = index
+        self.accepted: ModelInfo | None = None
+        self.client = EngineClient(address, self, settings)
+        self._check_model = check_model
+        self._state_changed = state_changed
+        self._num_in_flight = 0
+        self._unreported: dict[Dispatch, None] = {}
+        self._num_unreported_tokens = 0
+
+    def snapshot(self) -> EngineSnapshot:
+        """Returns all that is known of the engine now."""
+        client = self.client
+        return EngineSnapshot(
+            address=self.address,
+            state=client.state,
+            model=client.model,
+            load=client.load,
+            num_in_flight=self._num_in_flight,
+            num_in_flight_prefill_tokens=self._num_unreported_tokens,
+            num_indexed_blocks=self.index.num_blocks(self.address),
+            detail=client.detail,
+        )
+
+    def dispatch(
+        self, request: TokenRequest, hashes: Sequence[int], placement: Placement
+    ) -> Dispatch:
+        """Sends a request to the engine.
+
+        Args:
+            request: The request.
+            hashes: Of the prompt's full blocks; the engine will hold them soon.
+            placement: Why this engine.
+
+        Raises:
+            EngineRefused: The engine is not connected.
+            QueueFull: This router has too many requests under way on the engine.
+        """
+        stream = self.client.submit(request)
+        num_uncached = len(request.prompt_token_ids) - placement.num_predicted_cached_tokens
+        dispatch = Dispatch(self, stream, self.index.reserve(self.address, hashes), num_uncached)
+        self._num_in_flight += 1
+        self._unreported[dispatch] = None
+        self._num_unreported_tokens += num_uncached
+        return dispatch
+
+    def report(self, dispatch: Dispatch) -> None:
+        """Notes that the engine's own load contains the request from now on."""
+        if dispatch in self._unreported:
+            del self._unreported[dispatch]
+            self._num_unreported_tokens -= dispatch.num_prefill_tokens
+
+    def forget(self, dispatch: Dispatch) -> None:
+        """Notes that the request is no longer under way."""
+        self.report(dispatch)
+        self._num_in_flight -= 1
+
+    # What the client tells.
+
+    def check_model(self, model: ModelInfo) -> str:
+        """Returns why the engine may not serve, or an empty text; makes room in the index."""
+        refusal = self._check_model(self, model)
+        if not refusal:
+            self.accepted = model
+            self.index.add_engine(self.address, model.num_blocks, model.epoch)
+        return refusal
+
+    def cache_position(self) -> tuple[int, int]:
+        """Returns what the index holds of the engine's cache."""
+        return self.index.position(self.address)
+
+    def cache_changed(self, update: CacheUpdate) -> bool:
+        """Enters a change into the index; False asks for a new snapshot."""
+        return self.index.apply(self.address, update)
+
+    def state_changed(self) -> None:
+        """Passes it on."""
+        if self.client.state in (EngineState.CONNECTING, EngineState.UNAVAILABLE):
+            self.accepted = None
+        self._state_changed()
+
+    def load_reported(self) -> None:
+        """Drops requests from the count of the unreported that the report must contain."""
+        latest = asyncio.get_running_loop().time() - _REPORT_SECONDS
+        while self._unreported:
+            oldest = next(iter(self._unreported))
+            if oldest.submit_time > latest:
+                break
+            self.report(oldest)

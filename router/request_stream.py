@@ -1,0 +1,102 @@
+"""The events of one request on their way from an engine's step messages to their reader."""
+
+import asyncio
+from collections.abc import Callable
+
+from router.errors import SlowReader
+from router.types import Admitted, EngineEvent, Finished, FinishReason, Tokens
+
+
+class RequestStream:
+    """The events of one request, at most one of each kind waiting: tokens merge.
+
+    An async iterator. It ends after `Finished`; an engine's error is raised as `EngineRefused`.
+    Leaving early needs `close`, which cancels the request on the engine.
+    """
+
+    def __init__(self, address: str, cancel: Callable[[], None], max_pending_tokens: int) -> None:
+        self._address = address
+        self._cancel = cancel
+        self._max_pending_tokens = max_pending_tokens
+        self._admitted: Admitted | None = None
+        self._tokens: list[int] = []
+        self._end: Finished | Exception | None = None
+        self._is_read_to_end = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def __aiter__(self) -> "RequestStream":
+        return self
+
+    async def __anext__(self) -> EngineEvent:
+        """Returns the next event, waiting for it; one reader at a time.
+
+        Raises:
+            EngineRefused: The engine refused or failed the request, or was lost.
+            SlowReader: More tokens waited than may; the request is cancelled.
+        """
+        while True:
+            if self._admitted is not None:
+                admitted, self._admitted = self._admitted, None
+                return admitted
+            if self._tokens:
+                token_ids, self._tokens = self._tokens, []
+                return Tokens(token_ids=token_ids)
+            if self._is_read_to_end:
+                raise StopAsyncIteration
+            if self._end is not None:
+                self._is_read_to_end = True
+                if isinstance(self._end, Exception):
+                    raise self._end
+                return self._end
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+
+    def close(self) -> None:
+        """Cancels the request on the engine, unless it ended; may be called more than once."""
+        if self._end is None:
+            self._is_read_to_end = True
+            self._end = Finished(reason=FinishReason.STOP)
+            self._cancel()
+
+    def admit(self, num_cached_tokens: int, seed: int) -> None:
+        """Takes in the admission."""
+        self._admitted = Admitted(
+            engine=self._address, num_cached_tokens=num_cached_tokens, seed=seed
+        )
+        self._wake()
+
+    def add_tokens(self, token_ids: list[int]) -> None:
+        """Takes in new tokens, merging them with those that wait."""
+        if self._tokens:
+            self._tokens += token_ids
+            if len(self._tokens) > self._max_pending_tokens:
+                self._cut_off()
+        else:
+            self._tokens = token_ids
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def end(self, outcome: Finished | Exception) -> None:
+        """Takes in the last event; later ones are ignored."""
+        if self._end is None:
+            self._end = outcome
+            self._wake()
+
+    def _cut_off(self) -> None:
+        bound = self._max_pending_tokens
+        self._tokens = []
+        self.end(
+            SlowReader(
+                f"more than {bound} tokens wait for the reader",
+                {"max_pending_tokens": str(bound)},
+            )
+        )
+        self._cancel()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

@@ -1,0 +1,192 @@
+import random
+
+import pytest
+
+from protos.wire.block_hash import SCHEME
+from router.discovery import parse_addresses
+from router.errors import StartupError
+from router.placement import POLICIES, Query, cost, place
+from router.types import EngineLoad, EngineSnapshot, EngineState, ModelInfo
+
+
+def engine(address, *, state=EngineState.SERVING, model="m", in_flight=0, unreported=0, **load):
+    info = ModelInfo(
+        name=model,
+        architecture="",
+        fingerprint="f",
+        vocab_size=10,
+        max_model_len=100_000,
+        block_size=16,
+        block_hash_scheme=SCHEME,
+        eos_token_ids=frozenset(),
+        tokenizer_sha256="",
+        epoch=1,
+        num_blocks=10,
+        max_num_seqs=8,
+    )
+    return EngineSnapshot(
+        address=address,
+        state=state,
+        model=info,
+        load=EngineLoad(state=state, **load),
+        num_in_flight=in_flight,
+        num_in_flight_prefill_tokens=unreported,
+        num_indexed_blocks=0,
+    )
+
+
+def query(num_tokens=1000, *, cached=None, excluded=(), turn=0):
+    return Query(
+        model="m",
+        num_prompt_tokens=num_tokens,
+        num_cached_tokens=cached or {},
+        excluded=frozenset(excluded),
+        turn=turn,
+    )
+
+
+def choose(engines, asked, policy="prefix", seed=0):
+    return place(POLICIES[policy], engines, asked, random.Random(seed))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_only_serving_engines_of_the_model_that_are_not_excluded_are_chosen(policy):
+    engines = [
+        engine("draining", state=EngineState.DRAINING),
+        engine("lost", state=EngineState.UNAVAILABLE),
+        engine("connecting", state=EngineState.CONNECTING),
+        engine("other", model="n"),
+        engine("excluded"),
+        engine("good", num_running=7, num_waiting_prefill_tokens=10**6),
+    ]
+
+    for turn in range(10):
+        chosen = choose(engines, query(excluded=["excluded"], turn=turn), policy, seed=turn)
+        assert chosen.engine == "good"
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_no_candidate_is_no_placement(policy):
+    assert choose([engine("a")], query(excluded=["a"]), policy) is None
+    assert choose([], query(), policy) is None
+
+
+def test_longest_prefix_wins_between_idle_engines():
+    engines = [engine("a"), engine("b"), engine("c")]
+
+    chosen = choose(engines, query(cached={"b": 512, "c": 960}))
+
+    assert (chosen.engine, chosen.num_predicted_cached_tokens) == ("c", 960)
+
+
+def test_queue_longer_than_the_saving_beats_the_prefix():
+    rates = {"prefill_tokens_per_second": 1000.0}
+    engines = [engine("a", num_waiting_prefill_tokens=5000, **rates), engine("b", **rates)]
+
+    chosen = choose(engines, query(1000, cached={"a": 960}))
+
+    assert chosen.engine == "b"
+    assert (chosen.num_predicted_cached_tokens, chosen.num_best_cached_tokens) == (0, 960)
+
+
+def test_queue_shorter_than_the_saving_keeps_the_prefix():
+    rates = {"prefill_tokens_per_second": 1000.0}
+    engines = [engine("a", num_waiting_prefill_tokens=500, **rates), engine("b", **rates)]
+
+    assert choose(engines, query(1000, cached={"a": 960})).engine == "a"
+
+
+def test_prompts_sent_but_not_yet_reported_count_as_wait():
+    engines = [engine("a", unreported=5000), engine("b")]
+
+    assert choose(engines, query()).engine == "b"
+
+
+def test_faster_engine_wins_with_an_equal_queue():
+    engines = [
+        engine("slow", num_waiting_prefill_tokens=1000, prefill_tokens_per_second=1e3),
+        engine("fast", num_waiting_prefill_tokens=1000, prefill_tokens_per_second=1e4),
+    ]
+
+    assert choose(engines, query()).engine == "fast"
+
+
+def test_engine_without_a_free_place_costs_the_wait_for_one():
+    rates = {"decode_tokens_per_second": 800.0, "prefill_tokens_per_second": 1e5}
+    engines = [engine("full", num_running=8, **rates), engine("free", num_running=7, **rates)]
+
+    assert choose(engines, query(100, cached={"full": 96})).engine == "free"
+
+
+def test_decoding_batch_slows_the_prefill_beside_it():
+    busy = engine("busy", num_running=4, decode_tokens_per_second=100.0)
+
+    assert cost(busy, query(4096)).decode == pytest.approx(2 * 0.04)
+    assert cost(engine("idle"), query(4096)).decode == 0
+
+
+def test_engines_that_measured_nothing_have_a_finite_cost():
+    terms = cost(engine("new", num_running=8, num_waiting_prefill_tokens=10), query())
+
+    assert 0 < terms.total < 60
+
+
+def test_near_ties_go_to_the_less_busy_of_two():
+    engines = [engine("a", in_flight=3), engine("b", in_flight=1)]
+
+    assert {choose(engines, query(), seed=seed).engine for seed in range(20)} == {"b"}
+
+
+def test_ties_are_spread():
+    engines = [engine("a"), engine("b"), engine("c")]
+
+    assert {choose(engines, query(), seed=seed).engine for seed in range(50)} == {"a", "b", "c"}
+
+
+def test_round_robin_takes_engines_in_turn():
+    engines = [engine("b"), engine("a"), engine("c")]
+
+    order = [choose(engines, query(turn=turn), "round_robin").engine for turn in range(4)]
+
+    assert order == ["a", "b", "c", "a"]
+
+
+def test_random_ignores_cache_and_load():
+    engines = [engine("a", in_flight=9), engine("b")]
+
+    chosen = {
+        choose(engines, query(cached={"b": 960}), "random", seed).engine for seed in range(50)
+    }
+
+    assert chosen == {"a", "b"}
+
+
+def test_least_loaded_counts_running_waiting_and_own_requests():
+    engines = [engine("a", num_running=2, num_waiting=2), engine("b", in_flight=5), engine("c")]
+
+    assert choose(engines, query(cached={"a": 960}), "least_loaded").engine == "c"
+    assert choose(engines, query(excluded=["c"]), "least_loaded").engine == "a"
+
+
+def test_addresses_are_read_in_order():
+    assert parse_addresses(["a:1,b:2", " [::1]:3 "]) == ("a:1", "b:2", "[::1]:3")
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        (["a:1", "b:2,a:1"], '"a:1" is listed twice'),
+        (["a"], '"a" is not "host:port"'),
+        ([":1"], '":1" is not "host:port"'),
+        (["::1:80"], '"::1:80" is not "host:port"'),
+        (["http://a:1"], '"http://a:1" is not "host:port"'),
+        (["a:0"], 'port "0"'),
+        (["a:65536"], 'port "65536"'),
+        (["a:x"], 'port "x"'),
+        (["a:1,,b:2"], '"" is not'),
+        ([], "no engine is listed"),
+    ],
+)
+def test_bad_address_is_refused_by_name(values, problem):
+    with pytest.raises(StartupError, match=problem.replace("[", r"\[")):
+        parse_addresses(values)
