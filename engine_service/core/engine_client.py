@@ -43,6 +43,9 @@ class RequestObserver(Protocol):
     def count_refusal(self, outcome: str) -> None:
         """A request was refused before it opened, for a lower-case error reason."""
 
+    def count_slow_reader(self) -> None:
+        """A stream was closed since its reader did not read."""
+
     def count_end(self, request: OpenRequest, outcome: str, now: float) -> None:
         """A request ended: a finish reason, a lower-case error reason, or `CANCELLED`."""
 
@@ -237,6 +240,7 @@ class EngineClient:
     def _cut_off_slow_readers(self) -> None:
         for stream in [stream for stream in self._streams if stream.is_overfull]:
             _logger.warning("slow reader cut off num_buffered_tokens=%d", stream.num_buffered)
+            self._observer.count_slow_reader()
             self._fail_stream(stream, _too_slow(stream), keep_outputs=False)
 
     def _sort_out_tokens(self, output: StepOutput, now: float) -> None:

@@ -83,6 +83,11 @@ class OutputStream:
         return self._num_buffered > self.max_buffered_tokens
 
     @property
+    def has_more(self) -> bool:
+        """Whether the reader has anything left to take or to wait for."""
+        return bool(self.open_requests) or self._num_buffered > 0
+
+    @property
     def num_buffered(self) -> int:
         """Tokens that wait for the reader; an event counts as some tokens."""
         return self._num_buffered

@@ -1,0 +1,265 @@
+"""Protobuf messages from and to core types; nothing else reads or writes message fields."""
+
+import time
+import uuid
+from array import array
+from collections.abc import Iterator, Sequence
+
+from engine_service.core.limits import MAX_STOP_TOKEN_IDS, Limits
+from engine_service.core.output_stream import OutputBatch
+from engine_service.core.types import (
+    Admission,
+    EngineInfo,
+    Finish,
+    FinishReason,
+    Request,
+    SamplingParams,
+)
+from engine_service.errors import InvalidRequest, RequestError
+from engine_service.server.cache_log import NumberedDelta, SnapshotPart
+from engine_service.server.load_meter import Load
+from engine_service.server.status import to_error_status
+from engine_service.server.tokenizer_files import TokenizerFiles
+from protos.pagestream.engine.v1 import engine_pb2
+from protos.wire import block_hash
+from protos.wire.reason import Reason
+from protos.wire.status import pack_details
+
+MAX_REQUEST_ID_CHARACTERS = 256
+_CHUNK_BYTES = 1 << 20
+
+_SUPPORTED_SAMPLING_PARAMS = ("temperature", "max_tokens", "ignore_eos", "stop_token_ids", "seed")
+_UNSUPPORTED_SAMPLING_PARAMS = (
+    *("top_k", "top_p", "min_p", "presence_penalty", "frequency_penalty"),
+    *("repetition_penalty", "min_tokens", "logprobs"),
+)
+
+_FINISH_REASONS = {
+    FinishReason.STOP: engine_pb2.FINISH_REASON_STOP,
+    FinishReason.LENGTH: engine_pb2.FINISH_REASON_LENGTH,
+}
+
+
+def request_name(message: engine_pb2.GenerateRequest) -> str:
+    """Returns what the client calls the request, or a made-up name.
+
+    Raises:
+        InvalidRequest: The name is too long.
+    """
+    _check_length("request_id", len(message.request_id), MAX_REQUEST_ID_CHARACTERS, "characters")
+    return message.request_id or uuid.uuid4().hex
+
+
+def to_request(message: engine_pb2.GenerateRequest, request_id: int, limits: Limits) -> Request:
+    """Returns the request as the core takes it, checked in every respect.
+
+    Lists are measured before they are copied, so that a huge one costs next to nothing.
+
+    Raises:
+        InvalidRequest: The message names the field, its value and the bound.
+    """
+    request = Request(
+        request_id=request_id,
+        prompt_token_ids=_token_ids("prompt_token_ids", message.prompt_token_ids, limits),
+        sampling_params=_to_sampling_params(message.sampling_params),
+        resume_token_ids=_token_ids("resume_token_ids", message.resume_token_ids, limits),
+        priority=message.priority,
+        cache_salt=message.cache_salt,
+        arrival_time=time.monotonic(),
+    )
+    limits.check(request)
+    return request
+
+
+def timeout_seconds(message: engine_pb2.Submission) -> float | None:
+    """Returns how long the request may take, or None."""
+    if not message.HasField("timeout"):
+        return None
+    return float(message.timeout.seconds + message.timeout.nanos / 1e9)
+
+
+def to_generate_response(batch: OutputBatch) -> engine_pb2.GenerateResponse:
+    """Returns the next message of a call with one request."""
+    response = engine_pb2.GenerateResponse(token_ids=batch.token_ids)
+    for _, admission in batch.admissions:
+        response.admission.CopyFrom(_from_admission(admission))
+    for _, finish in batch.finishes:
+        response.finish.CopyFrom(_from_finish(finish))
+    return response
+
+
+def to_generate_many_response(batch: OutputBatch, load: Load) -> engine_pb2.GenerateManyResponse:
+    """Returns the next message of a stream."""
+    return engine_pb2.GenerateManyResponse(
+        handles=batch.handles,
+        token_counts=batch.token_counts,
+        token_ids=batch.token_ids,
+        admissions=[
+            engine_pb2.RequestAdmission(handle=handle, admission=_from_admission(admission))
+            for handle, admission in batch.admissions
+        ],
+        finishes=[
+            engine_pb2.RequestFinish(handle=handle, finish=_from_finish(finish))
+            for handle, finish in batch.finishes
+        ],
+        failures=[
+            engine_pb2.RequestFailure(handle=handle, error=_from_error(error))
+            for handle, error in batch.failures
+        ],
+        load=_from_load(load),
+    )
+
+
+def to_watch_cache_response(
+    epoch: int, change: SnapshotPart | NumberedDelta
+) -> engine_pb2.WatchCacheResponse:
+    """Returns one message of a watch."""
+    response = engine_pb2.WatchCacheResponse(epoch=epoch, sequence_number=change.sequence_number)
+    if isinstance(change, SnapshotPart):
+        response.snapshot.CopyFrom(
+            engine_pb2.CacheSnapshot(
+                block_hashes=change.hashes, first=change.is_first, last=change.is_last
+            )
+        )
+    else:
+        response.delta.CopyFrom(
+            engine_pb2.CacheDelta(
+                stored_block_hashes=change.delta.stored,
+                removed_block_hashes=change.delta.removed,
+            )
+        )
+    return response
+
+
+def to_model_info_response(
+    info: EngineInfo, *, epoch: int, tokenizer_sha256: str, engine_version: str
+) -> engine_pb2.GetModelInfoResponse:
+    """Returns the description of the model and the engine's limits."""
+    return engine_pb2.GetModelInfoResponse(
+        model_name=info.model_name,
+        architecture=info.architecture,
+        model_fingerprint=info.model_fingerprint,
+        vocabulary_size=info.vocab_size,
+        max_model_length_tokens=info.max_model_len,
+        block_size_tokens=info.block_size,
+        block_hash_scheme=block_hash.SCHEME,
+        eos_token_ids=sorted(info.eos_token_ids),
+        epoch=epoch,
+        total_block_count=info.num_blocks,
+        max_running_request_count=info.max_num_seqs,
+        tensor_parallel_size=info.tensor_parallel_size,
+        dtype=info.dtype,
+        tokenizer_sha256=tokenizer_sha256,
+        supported_sampling_params=_SUPPORTED_SAMPLING_PARAMS,
+        engine_version=engine_version,
+    )
+
+
+def to_tokenizer_responses(
+    tokenizer: TokenizerFiles,
+) -> Iterator[engine_pb2.GetTokenizerResponse]:
+    """Yields each file's header and its chunks of up to 1 MiB."""
+    for file in tokenizer.files:
+        yield engine_pb2.GetTokenizerResponse(
+            file=engine_pb2.TokenizerFile(
+                name=file.name, size_bytes=len(file.content), sha256=file.sha256
+            )
+        )
+        for start in range(0, len(file.content), _CHUNK_BYTES):
+            yield engine_pb2.GetTokenizerResponse(chunk=file.content[start : start + _CHUNK_BYTES])
+
+
+def _to_sampling_params(message: engine_pb2.SamplingParams) -> SamplingParams:
+    for field in _UNSUPPORTED_SAMPLING_PARAMS:
+        if message.HasField(field):
+            raise _unsupported(field, str(getattr(message, field)))
+    if message.logit_bias:
+        raise _unsupported("logit_bias", f"{len(message.logit_bias)} entries")
+    count = len(message.stop_token_ids)
+    if count > MAX_STOP_TOKEN_IDS:
+        raise InvalidRequest(
+            f"stop_token_ids has {count} entries, the most allowed is {MAX_STOP_TOKEN_IDS}",
+            {"field": "stop_token_ids", "value": str(count), "bound": str(MAX_STOP_TOKEN_IDS)},
+            reason=Reason.BAD_SAMPLING_PARAMS,
+        )
+    return SamplingParams(
+        temperature=message.temperature if message.HasField("temperature") else 1.0,
+        max_tokens=message.max_tokens if message.HasField("max_tokens") else None,
+        ignore_eos=message.ignore_eos,
+        stop_token_ids=frozenset(message.stop_token_ids),
+        seed=message.seed if message.HasField("seed") else None,
+    )
+
+
+def _unsupported(field: str, value: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"sampling_params.{field} is {value}, but this engine does not support the parameter; "
+        f"supported are {', '.join(_SUPPORTED_SAMPLING_PARAMS)}",
+        {"field": field, "value": value, "supported": ",".join(_SUPPORTED_SAMPLING_PARAMS)},
+        reason=Reason.UNSUPPORTED_PARAMETER,
+    )
+
+
+def _token_ids(field: str, token_ids: Sequence[int], limits: Limits) -> "array[int]":
+    bound = limits.max_sequence_len
+    if len(token_ids) > bound:
+        raise InvalidRequest(
+            f"{field} has {len(token_ids)} tokens, the most that this engine takes is {bound}",
+            {"field": field, "value": str(len(token_ids)), "bound": str(bound)},
+            reason=Reason.PROMPT_TOO_LONG,
+        )
+    try:
+        return array("i", token_ids)
+    except OverflowError:
+        index, value = next((i, v) for i, v in enumerate(token_ids) if v >= limits.vocab_size)
+        raise InvalidRequest(
+            f"{field}[{index}] is {value}, outside 0 to {limits.vocab_size - 1}",
+            {
+                "field": field,
+                "index": str(index),
+                "value": str(value),
+                "vocab_size": str(limits.vocab_size),
+            },
+            reason=Reason.TOKEN_OUT_OF_RANGE,
+        ) from None
+
+
+def _check_length(field: str, length: int, bound: int, unit: str) -> None:
+    if length > bound:
+        raise InvalidRequest(
+            f"{field} has {length} {unit}, the most allowed is {bound}",
+            {"field": field, "value": str(length), "bound": str(bound)},
+        )
+
+
+def _from_admission(admission: Admission) -> engine_pb2.Admission:
+    return engine_pb2.Admission(cached_token_count=admission.num_cached_tokens, seed=admission.seed)
+
+
+def _from_finish(finish: Finish) -> engine_pb2.Finish:
+    return engine_pb2.Finish(
+        reason=_FINISH_REASONS[finish.reason], stop_token_id=finish.stop_token_id
+    )
+
+
+def _from_error(error: RequestError) -> engine_pb2.RequestError:
+    status = to_error_status(error)
+    return engine_pb2.RequestError(
+        code=status.code, message=status.message, details=pack_details(status)
+    )
+
+
+def _from_load(load: Load) -> engine_pb2.EngineLoad:
+    state = (
+        engine_pb2.ENGINE_STATE_DRAINING if load.is_draining else engine_pb2.ENGINE_STATE_SERVING
+    )
+    return engine_pb2.EngineLoad(
+        state=state,
+        running_count=load.num_running,
+        waiting_count=load.num_waiting,
+        waiting_prefill_token_count=load.num_waiting_prefill_tokens,
+        free_block_count=load.num_free_blocks,
+        total_block_count=load.num_blocks,
+        prefill_tokens_per_second=load.prefill_rate,
+        decode_tokens_per_second=load.decode_rate,
+    )

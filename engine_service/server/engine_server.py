@@ -1,0 +1,168 @@
+"""The server's life: ports first, then the model, then requests, and in the end none."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from multiprocessing.connection import Connection
+from typing import Self
+
+import grpc
+from grpc_health.v1 import health as grpc_health
+from grpc_health.v1 import health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from engine_service.config import ServerOptions
+from engine_service.core.engine_client import EngineClient
+from engine_service.core.limits import Limits
+from engine_service.core.types import EngineInfo, StepOutput
+from engine_service.errors import Draining, EngineFailed, StartupError
+from engine_service.server.cache_log import CacheLog
+from engine_service.server.health import SERVICE_NAME, Health, State
+from engine_service.server.load_meter import LoadMeter
+from engine_service.server.metrics import EngineMetrics
+from engine_service.server.operations import OperationsServer
+from engine_service.server.replica import Replica
+from engine_service.server.servicer import EngineServicer
+from engine_service.server.tokenizer_files import TokenizerFiles
+from protos.pagestream.engine.v1 import engine_pb2_grpc
+from protos.wire.channel import server_options
+
+_FAREWELL_SECONDS = 2.0
+"""Time that calls get to send their last status before they are cut."""
+
+_logger = logging.getLogger(__name__)
+
+
+class EngineServer:
+    """Serves one core over gRPC, and says over HTTP how it does.
+
+    Attributes:
+        port: Of gRPC, once listening.
+        operations_port: Of HTTP, once listening.
+    """
+
+    def __init__(self, options: ServerOptions) -> None:
+        self._options = options
+        self._health = Health()
+        self._metrics = EngineMetrics()
+        self._cache_log = CacheLog(options.max_cache_history_hashes)
+        self._load_meter = LoadMeter()
+        self._servicer = EngineServicer(self._health, self._metrics)
+        self._operations = OperationsServer(self._health, self._metrics)
+        self._server = grpc.aio.server(options=server_options(options.max_message_bytes))
+        self._client: EngineClient | None = None
+        self.port = 0
+        self.operations_port = 0
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def listening(cls, options: ServerOptions) -> AsyncIterator[Self]:
+        """Listens on both ports, live but not ready, and closes everything in the end.
+
+        Raises:
+            StartupError: A port is in use.
+        """
+        server = cls(options)
+        try:
+            await server._listen()
+            yield server
+        finally:
+            await server._close()
+
+    async def serve(self, connection: Connection, tokenizer: TokenizerFiles) -> EngineInfo:
+        """Waits for the core at the other end to be ready, then takes requests.
+
+        Raises:
+            StartupError: The core cannot serve, by its own word.
+            EngineFailed: The core ended without a word.
+        """
+        client = EngineClient(
+            connection,
+            max_waiting_requests=self._options.max_waiting_requests,
+            observer=self._metrics,
+            on_step=self._handle_step,
+        )
+        self._client = client
+        info = await client.start()
+        self._load_meter.start(info)
+        self._metrics.set_info(info)
+        self._servicer.replica = Replica(
+            info=info,
+            limits=Limits.from_info(info),
+            client=client,
+            cache_log=self._cache_log,
+            load_meter=self._load_meter,
+            tokenizer=tokenizer,
+            options=self._options,
+        )
+        await self._enter(State.SERVING)
+        return info
+
+    async def wait_core_lost(self) -> None:
+        """Waits until the core is gone, then refuses and ends everything."""
+        assert self._client is not None, "serve comes first"
+        await self._client.wait_lost()
+        await self._enter(State.FAILED)
+        self._cache_log.fail(EngineFailed("the engine's core process has ended"))
+
+    async def drain(self) -> None:
+        """Takes nothing new, lets running requests finish for the time of grace, ends the rest."""
+        assert self._client is not None, "serve comes first"
+        _logger.info(
+            "draining num_open_requests=%d grace_seconds=%g",
+            self._client.num_open,
+            self._options.drain_grace_seconds,
+        )
+        await self._enter(State.DRAINING)
+        self._load_meter.drain()
+        try:
+            async with asyncio.timeout(self._options.drain_grace_seconds):
+                await self._client.wait_idle()
+        except TimeoutError:
+            _logger.warning("drain grace is over num_open_requests=%d", self._client.num_open)
+        exiting = Draining("the engine is exiting")
+        self._client.fail_all(exiting)
+        self._cache_log.fail(exiting)
+
+    async def _listen(self) -> None:
+        engine_pb2_grpc.add_EngineServiceServicer_to_server(  # type: ignore[no-untyped-call]
+            self._servicer, self._server
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, self._server)
+        reflection.enable_server_reflection(
+            (SERVICE_NAME, grpc_health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+        )
+        host, port = self._options.host, self._options.port
+        try:
+            self.port = self._server.add_insecure_port(_address(host, port))
+        except RuntimeError:
+            raise StartupError(
+                f"cannot listen on {_address(host, port)} for gRPC: the port is in use or the "
+                "address is not this machine's; choose another --port or --host"
+            ) from None
+        self.operations_port = await self._operations.start(host, self._options.operations_port)
+        await self._enter(State.STARTING)
+        await self._server.start()
+
+    async def _close(self) -> None:
+        await self._server.stop(_FAREWELL_SECONDS)
+        if self._client is not None:
+            self._client.close()
+            await asyncio.to_thread(self._client.join, _FAREWELL_SECONDS)
+        self._load_meter.close()
+        await self._operations.stop()
+
+    async def _enter(self, state: State) -> None:
+        await self._health.enter(state)
+        self._metrics.ready.set(self._health.is_ready)
+
+    def _handle_step(self, output: StepOutput) -> None:
+        self._metrics.count_step(output.stats)
+        self._load_meter.update(output.stats)
+        self._cache_log.append(output.cache_delta)
+        self._metrics.cached_blocks.set(self._cache_log.num_hashes)
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,150 @@
+"""How busy the engine is, and how fast it has proved to be."""
+
+import asyncio
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from engine_service.core.types import EngineInfo, StepStats
+
+_NOTICE_SECONDS = 0.1
+"""A change is told to everyone at most this much later."""
+
+_MEMORY_SECONDS = 10.0
+"""Busy time after which a measurement counts 1/e of a fresh one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What routers are told; rates are tokens per second, 0 before any measurement."""
+
+    is_draining: bool = False
+    num_running: int = 0
+    num_waiting: int = 0
+    num_waiting_prefill_tokens: int = 0
+    num_free_blocks: int = 0
+    num_blocks: int = 0
+    prefill_rate: float = 0.0
+    decode_rate: float = 0.0
+
+
+class _Rate:
+    """Amount over time, both summed with exponentially fading weights.
+
+    The quotient of the sums, unlike a mean of quotients, lets a large step count more than a
+    small one, whose duration is mostly overhead.
+    """
+
+    def __init__(self) -> None:
+        self.amount = 0.0
+        self.seconds = 0.0
+
+    def add(self, amount: float, seconds: float) -> None:
+        fading = math.exp(-seconds / _MEMORY_SECONDS)
+        self.amount = self.amount * fading + amount
+        self.seconds = self.seconds * fading + seconds
+
+    @property
+    def value(self) -> float:
+        return self.amount / self.seconds if self.seconds > 0 else 0.0
+
+
+class LoadMeter:
+    """Keeps the newest load, learns rates from steps and tells subscribers of changes.
+
+    A step without prompt tokens measures decoding, one without decoding measures prompts. A mixed
+    step is split: decoding gets the time that steps of pure decoding take on average, since that
+    time is spent reading weights and hardly depends on the batch; the rest is the prompts', but
+    at least their share by token count, so that noise cannot make a small prompt look free. The
+    prefill rate is thus what prompts reach beside decoding, without being charged for it.
+    """
+
+    def __init__(self) -> None:
+        self._stats = StepStats()
+        self._num_blocks = 0
+        self._is_draining = False
+        self._prefill = _Rate()
+        self._decode = _Rate()
+        self._decode_steps = _Rate()
+        self._subscribers: set[Callable[[], None]] = set()
+        self._notice: asyncio.TimerHandle | None = None
+        self._load = Load()
+
+    @property
+    def load(self) -> Load:
+        """The newest load; a changed load is another object."""
+        return self._load
+
+    def start(self, info: EngineInfo) -> None:
+        """Takes the size of the pool, of which all is free."""
+        self._num_blocks = info.num_blocks
+        self._stats = StepStats(num_free_blocks=info.num_blocks)
+        self._renew()
+
+    def drain(self) -> None:
+        """Tells everyone at once that no new requests are taken."""
+        self._is_draining = True
+        self._renew()
+        self._tell()
+
+    def update(self, stats: StepStats) -> None:
+        """Takes the outcome of a step; subscribers learn of it within 100 ms."""
+        self._stats = stats
+        self._measure(stats)
+        if self._renew() and self._notice is None:
+            self._notice = asyncio.get_running_loop().call_later(_NOTICE_SECONDS, self._tell)
+
+    def subscribe(self, callback: Callable[[], None]) -> None:
+        """Calls back when the load may have changed, at most every 100 ms."""
+        self._subscribers.add(callback)
+
+    def unsubscribe(self, callback: Callable[[], None]) -> None:
+        """Stops calling back."""
+        self._subscribers.discard(callback)
+
+    def close(self) -> None:
+        """Drops a notice that has not gone out yet."""
+        if self._notice is not None:
+            self._notice.cancel()
+
+    def _measure(self, stats: StepStats) -> None:
+        prefill, decode = stats.num_prefill_tokens, stats.num_decode_tokens
+        seconds = (
+            stats.schedule_seconds
+            + stats.prepare_seconds
+            + stats.execute_seconds
+            + stats.update_seconds
+        )
+        if prefill and decode:
+            fair_share = seconds * prefill / (prefill + decode)
+            steps_per_second = self._decode_steps.value
+            rest = seconds - 1 / steps_per_second if steps_per_second else 0.0
+            self._prefill.add(prefill, max(rest, fair_share))
+        elif prefill:
+            self._prefill.add(prefill, seconds)
+        elif decode:
+            self._decode.add(decode, seconds)
+            self._decode_steps.add(1, seconds)
+
+    def _renew(self) -> bool:
+        load = Load(
+            is_draining=self._is_draining,
+            num_running=self._stats.num_running,
+            num_waiting=self._stats.num_waiting,
+            num_waiting_prefill_tokens=self._stats.num_waiting_prefill_tokens,
+            num_free_blocks=self._stats.num_free_blocks,
+            num_blocks=self._num_blocks,
+            prefill_rate=self._prefill.value,
+            decode_rate=self._decode.value,
+        )
+        is_changed = load != self._load
+        if is_changed:
+            self._load = load
+        return is_changed
+
+    def _tell(self) -> None:
+        if self._notice is not None:
+            self._notice.cancel()
+            self._notice = None
+        for callback in list(self._subscribers):
+            callback()

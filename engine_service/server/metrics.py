@@ -1,0 +1,223 @@
+"""Every Prometheus series of the engine. `docs/metrics.md` says what each means for an operator."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from engine_service.core.engine_client import CANCELLED
+from engine_service.core.output_stream import OpenRequest
+from engine_service.core.types import Admission, EngineInfo, FinishReason, StepStats
+from protos.wire.reason import Reason
+
+_PREFIX = "pagestream_engine"
+
+OUTCOMES = (
+    *(reason.value for reason in FinishReason),
+    CANCELLED,
+    *(
+        reason.lower()
+        for reason in (
+            Reason.BAD_REQUEST,
+            Reason.EMPTY_PROMPT,
+            Reason.PROMPT_TOO_LONG,
+            Reason.TOKEN_OUT_OF_RANGE,
+            Reason.BAD_SAMPLING_PARAMS,
+            Reason.UNSUPPORTED_PARAMETER,
+            Reason.QUEUE_FULL,
+            Reason.SLOW_READER,
+            Reason.DEADLINE_EXCEEDED,
+            Reason.STARTING,
+            Reason.DRAINING,
+            Reason.ENGINE_FAILED,
+            Reason.INTERNAL,
+        )
+    ),
+)
+"""Every way in which a request ends."""
+
+PHASES = ("schedule", "prepare", "execute", "update")
+
+_REQUEST_BUCKETS = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0),
+)
+_TOKEN_BUCKETS = (
+    *(0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03),
+    *(0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0),
+)
+_STEP_BUCKETS = (
+    *(0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005),
+    *(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0),
+)
+_BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+class EngineMetrics:
+    """The series, in a registry of their own, and who sets them when."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._add_state()
+        self._add_counters()
+        self._add_times()
+
+    def _add_state(self) -> None:
+        self.requests_running = self._gauge(
+            "requests_running", "Requests that hold blocks and take part in steps."
+        )
+        self.requests_waiting = self._gauge(
+            "requests_waiting", "Requests that wait for a place in a step."
+        )
+        self.kv_cache_usage_ratio = self._gauge(
+            "kv_cache_usage_ratio", "Share of the blocks that running requests hold, 0 to 1."
+        )
+        self.kv_cache_blocks = self._gauge("kv_cache_blocks", "Blocks of the KV cache.")
+        self.kv_cache_free_blocks = self._gauge(
+            "kv_cache_free_blocks", "Blocks that are free or hold cached prefixes nobody uses."
+        )
+        self.kv_cache_block_size_tokens = self._gauge(
+            "kv_cache_block_size_tokens", "Tokens of one block."
+        )
+        self.streams = self._gauge("streams", "Open GenerateMany streams, one per router.")
+        self.cache_watchers = self._gauge("cache_watchers", "Open WatchCache streams.")
+        self.cached_blocks = self._gauge(
+            "cached_blocks", "Block hashes that can be hit in the prefix cache."
+        )
+        self.ready = self._gauge("ready", "1 when new requests are taken, else 0.")
+        self.model_info = Gauge(
+            f"{_PREFIX}_model_info",
+            "Always 1; the labels describe the model.",
+            ("model_name", "architecture", "dtype", "device", "fingerprint"),
+            registry=self.registry,
+        )
+
+    def _add_counters(self) -> None:
+        self.requests = Counter(
+            f"{_PREFIX}_requests",
+            "Requests that ended, by finish reason, error reason or cancellation.",
+            ("outcome",),
+            registry=self.registry,
+        )
+        self._requests_by_outcome = {
+            outcome: self.requests.labels(outcome=outcome) for outcome in OUTCOMES
+        }
+        self.prompt_tokens = self._counter(
+            "prompt_tokens", "Tokens of the prompts of requests that began to run."
+        )
+        self.computed_prompt_tokens = self._counter(
+            "computed_prompt_tokens", "Prompt tokens computed, those after preemption included."
+        )
+        self.generated_tokens = self._counter("generated_tokens", "Tokens generated.")
+        self.prefix_cache_query_tokens = self._counter(
+            "prefix_cache_query_tokens", "Tokens looked up in the prefix cache."
+        )
+        self.prefix_cache_hit_tokens = self._counter(
+            "prefix_cache_hit_tokens", "Tokens found in the prefix cache."
+        )
+        self.preemptions = self._counter(
+            "preemptions", "Times that a running request lost its blocks to another."
+        )
+        self.slow_readers = self._counter(
+            "slow_readers", "Streams of all kinds closed since their client did not read."
+        )
+        self.steps = self._counter("steps", "Steps of the engine.")
+
+    def _add_times(self) -> None:
+        self.time_to_first_token = self._histogram(
+            "time_to_first_token_seconds", "From arrival to the first token.", _REQUEST_BUCKETS
+        )
+        self.time_between_tokens = self._histogram(
+            "time_between_tokens_seconds",
+            "From one token of a request to its next.",
+            _TOKEN_BUCKETS,
+        )
+        self.queue_time = self._histogram(
+            "queue_time_seconds", "From arrival to the first step.", _REQUEST_BUCKETS
+        )
+        self.request_time = self._histogram(
+            "request_time_seconds", "From arrival to the end, of any outcome.", _REQUEST_BUCKETS
+        )
+        self.step_time = Histogram(
+            f"{_PREFIX}_step_time_seconds",
+            "Time of one step, by phase.",
+            ("phase",),
+            buckets=_STEP_BUCKETS,
+            registry=self.registry,
+        )
+        self._step_time_by_phase = [self.step_time.labels(phase=phase) for phase in PHASES]
+        self.batch_size = self._histogram(
+            "batch_size_requests", "Requests that took part in one step.", _BATCH_BUCKETS
+        )
+
+    def set_info(self, info: EngineInfo) -> None:
+        """Sets what start-up learnt."""
+        self.model_info.labels(
+            model_name=info.model_name,
+            architecture=info.architecture,
+            dtype=info.dtype,
+            device=info.device,
+            fingerprint=info.model_fingerprint,
+        ).set(1)
+        self.kv_cache_blocks.set(info.num_blocks)
+        self.kv_cache_free_blocks.set(info.num_blocks)
+        self.kv_cache_block_size_tokens.set(info.block_size)
+
+    def count_step(self, stats: StepStats) -> None:
+        """Counts one step and sets the state after it."""
+        self.requests_running.set(stats.num_running)
+        self.requests_waiting.set(stats.num_waiting)
+        num_blocks = stats.num_free_blocks + stats.num_used_blocks
+        self.kv_cache_usage_ratio.set(stats.num_used_blocks / num_blocks if num_blocks else 0.0)
+        self.kv_cache_free_blocks.set(stats.num_free_blocks)
+        self.prefix_cache_query_tokens.inc(stats.num_prefix_query_tokens)
+        self.prefix_cache_hit_tokens.inc(stats.num_prefix_hit_tokens)
+        self.preemptions.inc(stats.num_preemptions)
+        self.computed_prompt_tokens.inc(stats.num_prefill_tokens)
+        self.generated_tokens.inc(stats.num_generated_tokens)
+        if stats.num_scheduled_seqs:
+            self.steps.inc()
+            self.batch_size.observe(stats.num_scheduled_seqs)
+            seconds = (
+                stats.schedule_seconds,
+                stats.prepare_seconds,
+                stats.execute_seconds,
+                stats.update_seconds,
+            )
+            for series, value in zip(self._step_time_by_phase, seconds, strict=True):
+                series.observe(value)
+
+    def count_admission(self, request: OpenRequest, admission: Admission) -> None:
+        """Counts a request that was scheduled for the first time."""
+        self.queue_time.observe(admission.queue_seconds)
+        self.prompt_tokens.inc(len(request.request.prompt_token_ids))
+
+    def count_tokens(self, request: OpenRequest, num_tokens: int, now: float) -> None:
+        """Observes the time that new tokens took."""
+        if request.num_generated_tokens == 0:
+            self.time_to_first_token.observe(now - request.request.arrival_time)
+            num_tokens -= 1
+            seconds = 0.0
+        else:
+            seconds = (now - request.last_token_time) / num_tokens
+        for _ in range(num_tokens):
+            self.time_between_tokens.observe(seconds)
+
+    def count_refusal(self, outcome: str) -> None:
+        """Counts a request that was refused before it opened."""
+        self._requests_by_outcome[outcome].inc()
+
+    def count_slow_reader(self) -> None:
+        """Counts a stream that was closed since its client did not read."""
+        self.slow_readers.inc()
+
+    def count_end(self, request: OpenRequest, outcome: str, now: float) -> None:
+        """Counts the end of a request."""
+        self._requests_by_outcome[outcome].inc()
+        self.request_time.observe(now - request.request.arrival_time)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(f"{_PREFIX}_{name}", text, registry=self.registry)
+
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(f"{_PREFIX}_{name}", text, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(f"{_PREFIX}_{name}", text, buckets=buckets, registry=self.registry)

@@ -1,0 +1,33 @@
+"""One loaded model, and everything that the RPCs need of it."""
+
+import importlib.metadata
+from dataclasses import dataclass
+
+from engine_service.config import ServerOptions
+from engine_service.core.engine_client import EngineClient
+from engine_service.core.limits import Limits
+from engine_service.core.types import EngineInfo
+from engine_service.server.cache_log import CacheLog
+from engine_service.server.load_meter import LoadMeter
+from engine_service.server.tokenizer_files import TokenizerFiles
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replica:
+    """What serves requests once start-up is over."""
+
+    info: EngineInfo
+    limits: Limits
+    client: EngineClient
+    cache_log: CacheLog
+    load_meter: LoadMeter
+    tokenizer: TokenizerFiles
+    options: ServerOptions
+
+
+def engine_version() -> str:
+    """Returns the version of the installed software, or "unknown" in a bare source tree."""
+    try:
+        return importlib.metadata.version("pagestream")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"

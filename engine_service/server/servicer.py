@@ -1,0 +1,123 @@
+"""The RPCs of EngineService: check, call, map the error."""
+
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+
+from engine_service.core.output_stream import OutputStream
+from engine_service.errors import NoTokenizer, SlowReader, Starting
+from engine_service.server import convert
+from engine_service.server.health import Health
+from engine_service.server.metrics import EngineMetrics
+from engine_service.server.replica import Replica, engine_version
+from engine_service.server.session import GenerateManySession
+from engine_service.server.status import Context, as_request_error, reported_errors
+from protos.pagestream.engine.v1 import engine_pb2, engine_pb2_grpc
+
+_HANDLE = 0
+"""Number of the one request of a Generate call."""
+
+
+class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
+    """Answers from the replica, once there is one."""
+
+    def __init__(self, health: Health, metrics: EngineMetrics) -> None:
+        self._health = health
+        self._metrics = metrics
+        self.replica: Replica | None = None
+
+    async def Generate(self, request: engine_pb2.GenerateRequest, context: Context) -> None:
+        """Streams the continuation of one prompt."""
+        async with reported_errors(context):
+            with self._counted_refusals():
+                self._health.check_ready()
+                replica = self._loaded()
+                client = replica.client
+                name = convert.request_name(request)
+                core_request = convert.to_request(request, client.next_request_id(), replica.limits)
+            stream = client.open_stream(replica.options.max_buffered_tokens)
+            try:
+                with self._counted_refusals():
+                    client.submit(stream, _HANDLE, core_request, name=name)
+                await _write_outputs(stream, context)
+            finally:
+                client.close_stream(stream)
+
+    async def GenerateMany(
+        self, request_iterator: AsyncIterator[engine_pb2.GenerateManyRequest], context: Context
+    ) -> None:
+        """Carries all requests of one router."""
+        async with reported_errors(context):
+            self._health.check_ready()
+            await context.send_initial_metadata(())
+            session = GenerateManySession(self._loaded(), self._health)
+            with self._metrics.streams.track_inprogress():
+                error = await session.run(request_iterator, context)
+            if error is not None:
+                raise error
+
+    async def WatchCache(self, request: engine_pb2.WatchCacheRequest, context: Context) -> None:
+        """Streams the changes of the prefix cache."""
+        async with reported_errors(context):
+            cache_log = self._loaded().cache_log
+            await context.send_initial_metadata(())
+            watch = cache_log.watch(request.epoch, request.sequence_number)
+            with self._metrics.cache_watchers.track_inprogress():
+                try:
+                    async for change in watch:
+                        await context.write(
+                            convert.to_watch_cache_response(cache_log.epoch, change)
+                        )
+                except SlowReader:
+                    self._metrics.count_slow_reader()
+                    raise
+
+    async def GetModelInfo(
+        self, request: engine_pb2.GetModelInfoRequest, context: Context
+    ) -> engine_pb2.GetModelInfoResponse:
+        """Describes the model, its limits and how its blocks are hashed."""
+        async with reported_errors(context):
+            replica = self._loaded()
+        return convert.to_model_info_response(
+            replica.info,
+            epoch=replica.cache_log.epoch,
+            tokenizer_sha256=replica.tokenizer.sha256,
+            engine_version=engine_version(),
+        )
+
+    async def GetTokenizer(self, request: engine_pb2.GetTokenizerRequest, context: Context) -> None:
+        """Streams the tokenizer and chat template files."""
+        async with reported_errors(context):
+            replica = self._loaded()
+            if not replica.tokenizer.files:
+                raise NoTokenizer(
+                    f"the folder of model {replica.info.model_name!r} holds no tokenizer files",
+                    {"model_name": replica.info.model_name},
+                )
+            for response in convert.to_tokenizer_responses(replica.tokenizer):
+                await context.write(response)
+
+    def _loaded(self) -> Replica:
+        self._health.check_loaded()
+        if self.replica is None:
+            raise Starting("the engine is loading its model", retry_after=1.0)
+        return self.replica
+
+    @contextlib.contextmanager
+    def _counted_refusals(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            refusal = as_request_error(error)
+            self._metrics.count_refusal(refusal.reason.lower())
+            raise refusal from error
+
+
+async def _write_outputs(stream: OutputStream, context: Context) -> None:
+    while True:
+        batch = await stream.wait()
+        if batch.handles or batch.admissions or batch.finishes:
+            await context.write(convert.to_generate_response(batch))
+        for _, error in batch.failures:
+            raise error
+        if batch.finishes:
+            return

@@ -1,0 +1,103 @@
+"""One GenerateMany stream: a router's requests up, one message per step down."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+
+from engine_service.core.output_stream import OutputBatch
+from engine_service.errors import DeadlineExceeded, RequestError
+from engine_service.server import convert
+from engine_service.server.health import Health
+from engine_service.server.replica import Replica
+from engine_service.server.status import Context, as_request_error
+from protos.pagestream.engine.v1 import engine_pb2
+
+_SUBMISSIONS_PER_TURN = 32
+"""Submissions taken before the event loop sees to others again."""
+
+_logger = logging.getLogger(__name__)
+
+
+class GenerateManySession:
+    """Reads a router's submissions and writes what becomes of them, each in a task of its own.
+
+    The stream ends when the router has stopped submitting and nothing is open, or with an error.
+    Its unfinished requests are then cancelled.
+    """
+
+    def __init__(self, replica: Replica, health: Health) -> None:
+        self._replica = replica
+        self._health = health
+        self._client = replica.client
+        self._stream = replica.client.open_stream(replica.options.max_stream_buffered_tokens)
+        self._is_read_up = False
+
+    async def run(
+        self, requests: AsyncIterator[engine_pb2.GenerateManyRequest], context: Context
+    ) -> RequestError | None:
+        """Serves the stream to its end; returns the error to end it with, if any."""
+        load_meter = self._replica.load_meter
+        load_meter.subscribe(self._stream.wake)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                reading = tasks.create_task(self._read(requests))
+                try:
+                    await self._write(context)
+                except RequestError as error:
+                    return error
+                finally:
+                    reading.cancel()
+        finally:
+            load_meter.unsubscribe(self._stream.wake)
+            self._client.close_stream(self._stream)
+        return None
+
+    async def _read(self, requests: AsyncIterator[engine_pb2.GenerateManyRequest]) -> None:
+        async for message in requests:
+            for handle in message.cancelled_handles:
+                self._client.cancel(self._stream, handle)
+            for number, submission in enumerate(message.submissions):
+                self._submit(submission)
+                if number % _SUBMISSIONS_PER_TURN == _SUBMISSIONS_PER_TURN - 1:
+                    await asyncio.sleep(0)
+        self._is_read_up = True
+        self._stream.wake()
+
+    async def _write(self, context: Context) -> None:
+        load_meter = self._replica.load_meter
+        batch = OutputBatch()
+        told = None
+        while True:
+            if batch or load_meter.load is not told:
+                told = load_meter.load
+                await context.write(convert.to_generate_many_response(batch, told))
+            if self._is_read_up and not self._stream.has_more:
+                return
+            batch = await self._stream.wait()
+
+    def _submit(self, submission: engine_pb2.Submission) -> None:
+        handle = submission.handle
+        try:
+            self._health.check_ready()
+            name = convert.request_name(submission.request)
+            timeout = convert.timeout_seconds(submission)
+            if timeout is not None and timeout <= 0:
+                raise DeadlineExceeded(
+                    f"the timeout of request {name!r} is {timeout:g} s, must be above 0",
+                    {"request_id": name, "timeout_seconds": f"{timeout:g}"},
+                )
+            request = convert.to_request(
+                submission.request, self._client.next_request_id(), self._replica.limits
+            )
+            self._client.submit(self._stream, handle, request, name=name, timeout=timeout)
+            _logger.debug(
+                "request submitted request_id=%s handle=%d num_prompt_tokens=%d traceparent=%s "
+                "tracestate=%s",
+                name,
+                handle,
+                len(request.prompt_token_ids),
+                submission.traceparent,
+                submission.tracestate,
+            )
+        except Exception as error:
+            self._client.refuse(self._stream, handle, as_request_error(error))
