@@ -1,0 +1,199 @@
+"""Puts the router together, runs it and ends it; the only file that knows everyone."""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from protos.pagestream.router.v1 import router_pb2_grpc
+from protos.wire.channel import server_options
+from router.config import RouterConfig
+from router.discovery import parse_addresses
+from router.errors import RequestError, StartupError
+from router.fleet import Fleet
+from router.pipeline import Pipeline
+from router.server.grpc_server import SERVICE, RouterServicer
+from router.server.health import Health, State
+from router.server.metrics import RouterMetrics
+from router.server.operations import OperationsServer
+from router.tokenizer import TokenizerPool
+
+_READINESS_SECONDS = 0.1
+"""How soon the probes learn of the first engine, and of the loss of the last."""
+
+_logger = logging.getLogger(__name__)
+
+
+def run(config: RouterConfig) -> int:
+    """Serves until SIGTERM or SIGINT; returns the exit code.
+
+    The first signal lets running requests finish within the grace, a second ends at once.
+
+    Raises:
+        StartupError: The router cannot serve; the message says what to do.
+    """
+    logging.basicConfig(
+        level=config.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+    )
+    return asyncio.run(_serve(config))
+
+
+async def _serve(config: RouterConfig) -> int:
+    # gRPC's server belongs to the loop that runs when it is made.
+    return await _Router(config).serve()
+
+
+class _Router:
+    """One router process."""
+
+    def __init__(self, config: RouterConfig) -> None:
+        self._config = config
+        self._metrics = RouterMetrics()
+        self._fleet = Fleet(
+            parse_addresses(config.engines), placement=config.placement, observer=self._metrics
+        )
+        self._tokenizers = TokenizerPool(self._fleet.fetch_tokenizer, config.tokenizer_threads)
+        self._pipeline = Pipeline(
+            self._fleet,
+            self._tokenizers,
+            self._metrics,
+            max_concurrent_requests=config.max_concurrent_requests,
+            max_prompt_bytes=config.max_prompt_bytes,
+        )
+        self._health = Health()
+        self._operations = OperationsServer(
+            self._health, self._metrics.registry, self._update_metrics
+        )
+        self._server = grpc.aio.server(options=server_options())
+
+    async def serve(self) -> int:
+        """Serves until told to end; returns the exit code."""
+        config = self._config
+        with _signals() as signals, self._tokenizers:
+            operations_port = await self._operations.start(config.host, config.operations_port)
+            port = await self._start_server()
+            _logger.info(
+                "router listening host=%s port=%d operations_port=%d engines=%s placement=%s",
+                config.host,
+                port,
+                operations_port,
+                ",".join(config.engines),
+                config.placement,
+            )
+            async with asyncio.TaskGroup() as tasks:
+                background = [
+                    tasks.create_task(self._fleet.run(), name="fleet"),
+                    tasks.create_task(self._follow_readiness(), name="readiness"),
+                ]
+                await signals.get()
+                await self._drain(signals)
+                await self._server.stop(None)
+                await self._operations.stop()
+                for task in background:
+                    task.cancel()
+        _logger.info("router ended")
+        return 0
+
+    async def _start_server(self) -> int:
+        config = self._config
+        servicer = RouterServicer(self._pipeline, self._fleet)
+        router_pb2_grpc.add_RouterServiceServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call]
+        health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, self._server)
+        health_service = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+        reflection.enable_server_reflection(
+            (SERVICE, health_service, reflection.SERVICE_NAME), self._server
+        )
+        await self._health.enter(State.WAITING)
+        _check_free(config.host, config.port)
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        try:
+            port = self._server.add_insecure_port(f"{host}:{config.port}")
+        except RuntimeError as error:
+            raise StartupError(
+                f"cannot listen on {host}:{config.port} for gRPC ({error}); "
+                "choose another --port or --host"
+            ) from None
+        await self._server.start()
+        return port
+
+    async def _follow_readiness(self) -> None:
+        """Keeps the probes true to the fleet; an engine's tokenizer comes before its readiness."""
+        while True:
+            if self._fleet.ready and not self._health.is_ready:
+                await self._load_tokenizers()
+                await self._health.enter(State.SERVING)
+                names = ",".join(model.info.name for model in self._fleet.models())
+                _logger.info("router ready models=%s", names)
+            elif not self._fleet.ready and self._health.is_ready:
+                await self._health.enter(State.WAITING)
+                _logger.warning("router not ready: no engine takes requests")
+            await asyncio.sleep(_READINESS_SECONDS)
+
+    async def _load_tokenizers(self) -> None:
+        for model in self._fleet.models():
+            try:
+                await self._tokenizers.get(model.info)
+            # Those who send token IDs need none, and the next request tries again.
+            except RequestError as error:
+                _logger.warning("no tokenizer model=%s error=%s", model.info.name, error)
+
+    async def _drain(self, signals: "asyncio.Queue[int]") -> None:
+        grace = self._config.drain_grace_seconds
+        self._pipeline.drain()
+        await self._health.enter(State.DRAINING)
+        _logger.info("router draining grace_seconds=%g", grace)
+        async with asyncio.TaskGroup() as tasks:
+            idle = tasks.create_task(self._pipeline.wait_idle())
+            again = tasks.create_task(signals.get())
+            done, pending = await asyncio.wait(
+                (idle, again), timeout=grace, return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in pending:
+                task.cancel()
+        if idle not in done:
+            why = "second signal" if again in done else "grace is over"
+            _logger.warning("router ends with requests under way: %s", why)
+
+    def _update_metrics(self) -> None:
+        self._metrics.update(self._fleet.engines(), self._fleet.statistics())
+
+
+@contextmanager
+def _signals() -> Iterator["asyncio.Queue[int]"]:
+    """Turns SIGTERM and SIGINT into items of a queue."""
+    loop = asyncio.get_running_loop()
+    # A third signal changes nothing, so that two places are enough.
+    received: asyncio.Queue[int] = asyncio.Queue(maxsize=2)
+
+    def receive(number: int) -> None:
+        if not received.full():
+            received.put_nowait(number)
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    for number in numbers:
+        loop.add_signal_handler(number, receive, number)
+    try:
+        yield received
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+def _check_free(host: str, port: int) -> None:
+    """Raises StartupError if the port cannot be listened on: gRPC would log lines of its own."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        raise StartupError(
+            f"cannot listen on {host}:{port} for gRPC ({os.strerror(error.errno or 0)}); "
+            "choose another --port or --host"
+        ) from None

@@ -1,0 +1,206 @@
+"""Protobuf to the router's words and back; the only file that reads or writes message fields."""
+
+from array import array
+from collections.abc import Iterable, Sequence
+
+from protos.pagestream.router.v1 import router_pb2
+from protos.wire.reason import Reason
+from router.errors import InvalidRequest
+from router.types import (
+    Admission,
+    ChatMessage,
+    ChatPrompt,
+    EngineSnapshot,
+    EngineState,
+    Finish,
+    FinishReason,
+    GenerationDelta,
+    GenerationRequest,
+    LogitBias,
+    ModelSnapshot,
+    Prompt,
+    SamplingParams,
+    TextPrompt,
+    TokenPrompt,
+)
+
+Metadata = Iterable[tuple[str, str | bytes]]
+
+_FINISH_REASONS = {
+    FinishReason.STOP: router_pb2.FINISH_REASON_STOP,
+    FinishReason.LENGTH: router_pb2.FINISH_REASON_LENGTH,
+}
+_ENGINE_STATES = {
+    EngineState.CONNECTING: router_pb2.ENGINE_STATE_CONNECTING,
+    EngineState.SERVING: router_pb2.ENGINE_STATE_SERVING,
+    EngineState.DRAINING: router_pb2.ENGINE_STATE_DRAINING,
+    EngineState.UNAVAILABLE: router_pb2.ENGINE_STATE_UNAVAILABLE,
+}
+
+
+def to_generation_request(
+    request: router_pb2.GenerateRequest, metadata: Metadata, timeout: float | None
+) -> GenerationRequest:
+    """Reads a request, with the trace context and the deadline that its call brought along.
+
+    Raises:
+        InvalidRequest: There is no input.
+    """
+    headers = {key: value for key, value in metadata if key in ("traceparent", "tracestate")}
+    return GenerationRequest(
+        request_id=request.request_id,
+        model=request.model,
+        prompt=_to_prompt(request),
+        sampling_params=_to_sampling_params(request.sampling_params),
+        stop=tuple(request.sampling_params.stop),
+        n=request.sampling_params.n if request.sampling_params.HasField("n") else None,
+        priority=request.priority,
+        cache_salt=request.cache_salt,
+        timeout=timeout,
+        traceparent=str(headers.get("traceparent", "")),
+        tracestate=str(headers.get("tracestate", "")),
+    )
+
+
+def to_tokenize_prompt(request: router_pb2.TokenizeRequest) -> TextPrompt | ChatPrompt:
+    """Reads what to tokenize.
+
+    Raises:
+        InvalidRequest: There is no input.
+    """
+    prompt = _to_prompt(request)
+    assert not isinstance(prompt, TokenPrompt), "TokenizeRequest has no token_ids"
+    return prompt
+
+
+def _to_prompt(request: router_pb2.GenerateRequest | router_pb2.TokenizeRequest) -> Prompt:
+    match request.WhichOneof("input"):
+        case "text":
+            return TextPrompt(text=request.text)
+        case "chat":
+            return ChatPrompt(
+                messages=tuple(
+                    ChatMessage(role=message.role, content=message.content)
+                    for message in request.chat.messages
+                )
+            )
+        case "token_ids" if isinstance(request, router_pb2.GenerateRequest):
+            return TokenPrompt(token_ids=array("I", request.token_ids.ids))
+        case _:
+            fields = ", ".join(field.name for field in request.DESCRIPTOR.oneofs[0].fields)
+            raise InvalidRequest(
+                f"input is not set; it is one of {fields}",
+                {"field": "input"},
+                reason=Reason.EMPTY_PROMPT,
+            )
+
+
+def _to_sampling_params(params: router_pb2.SamplingParams) -> SamplingParams:
+    def optional(name: str) -> object:
+        return getattr(params, name) if params.HasField(name) else None
+
+    unset = {name: optional(name) for name in _OPTIONAL}
+    return SamplingParams(
+        ignore_eos=params.ignore_eos,
+        stop_token_ids=tuple(params.stop_token_ids),
+        logit_bias=tuple(
+            LogitBias(token_id=bias.token_id, bias=bias.bias) for bias in params.logit_bias
+        ),
+        **unset,  # type: ignore[arg-type]
+    )
+
+
+_OPTIONAL = (
+    "temperature",
+    "max_tokens",
+    "seed",
+    "top_k",
+    "top_p",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "min_tokens",
+    "logprobs",
+)
+
+
+def to_generate_response(delta: GenerationDelta) -> router_pb2.GenerateResponse:
+    """Writes what is new of a request."""
+    return router_pb2.GenerateResponse(
+        text=delta.text,
+        token_ids=delta.token_ids,
+        admission=_to_admission(delta.admission) if delta.admission else None,
+        finish=_to_finish(delta.finish) if delta.finish else None,
+    )
+
+
+def _to_admission(admission: Admission) -> router_pb2.Admission:
+    return router_pb2.Admission(
+        request_id=admission.request_id,
+        model=admission.model,
+        engine=admission.engine,
+        prompt_token_count=admission.num_prompt_tokens,
+        cached_token_count=admission.num_cached_tokens,
+        seed=admission.seed,
+    )
+
+
+def _to_finish(finish: Finish) -> router_pb2.Finish:
+    return router_pb2.Finish(
+        reason=_FINISH_REASONS[finish.reason],
+        stop_token_id=finish.stop_token_id,
+        prompt_token_count=finish.num_prompt_tokens,
+        completion_token_count=finish.num_completion_tokens,
+    )
+
+
+def to_tokenize_response(token_ids: Sequence[int]) -> router_pb2.TokenizeResponse:
+    """Writes token IDs."""
+    return router_pb2.TokenizeResponse(token_ids=token_ids)
+
+
+def to_detokenize_response(text: str) -> router_pb2.DetokenizeResponse:
+    """Writes text."""
+    return router_pb2.DetokenizeResponse(text=text)
+
+
+def to_list_models_response(models: Iterable[ModelSnapshot]) -> router_pb2.ListModelsResponse:
+    """Writes the models, by name."""
+    return router_pb2.ListModelsResponse(
+        models=[
+            router_pb2.Model(
+                name=model.info.name,
+                max_model_length_tokens=model.info.max_model_len,
+                vocabulary_size=model.info.vocab_size,
+                serving_engine_count=model.num_serving_engines,
+                model_fingerprint=model.info.fingerprint,
+            )
+            for model in sorted(models, key=lambda model: model.info.name)
+        ]
+    )
+
+
+def to_list_engines_response(engines: Iterable[EngineSnapshot]) -> router_pb2.ListEnginesResponse:
+    """Writes the engines, by address."""
+    ordered = sorted(engines, key=lambda engine: engine.address)
+    return router_pb2.ListEnginesResponse(engines=[_to_engine(engine) for engine in ordered])
+
+
+def _to_engine(engine: EngineSnapshot) -> router_pb2.Engine:
+    load = engine.load
+    return router_pb2.Engine(
+        address=engine.address,
+        model=engine.model.name if engine.model else "",
+        state=_ENGINE_STATES[engine.state],
+        running_count=load.num_running,
+        waiting_count=load.num_waiting,
+        waiting_prefill_token_count=load.num_waiting_prefill_tokens,
+        free_block_count=load.num_free_blocks,
+        total_block_count=load.num_blocks,
+        indexed_block_count=engine.num_indexed_blocks,
+        in_flight_count=engine.num_in_flight,
+        prefill_tokens_per_second=load.prefill_tokens_per_second,
+        decode_tokens_per_second=load.decode_tokens_per_second,
+        detail=engine.detail,
+    )

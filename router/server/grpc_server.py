@@ -1,0 +1,92 @@
+"""RouterService: check, call, map the error."""
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Protocol
+
+import grpc
+
+from protos.pagestream.router.v1 import router_pb2, router_pb2_grpc
+from router.pipeline import Pipeline
+from router.server import convert
+from router.server.status import errors_to_status
+from router.types import EngineSnapshot, ModelSnapshot
+
+SERVICE = router_pb2.DESCRIPTOR.services_by_name["RouterService"].full_name
+
+Context = grpc.aio.ServicerContext
+
+
+class Listing(Protocol):
+    """What the server lists of the fleet."""
+
+    def models(self) -> list[ModelSnapshot]:
+        """Returns the models that can be asked for."""
+
+    def engines(self) -> list[EngineSnapshot]:
+        """Returns the engines, whatever their state."""
+
+
+class RouterServicer(router_pb2_grpc.RouterServiceServicer):
+    """Serves the pipeline to clients."""
+
+    def __init__(self, pipeline: Pipeline, fleet: Listing) -> None:
+        self._pipeline = pipeline
+        self._fleet = fleet
+
+    async def Generate(
+        self,
+        request: router_pb2.GenerateRequest,
+        context: "Context[router_pb2.GenerateRequest, router_pb2.GenerateResponse]",
+    ) -> AsyncIterator[router_pb2.GenerateResponse]:
+        """Streams the continuation of one prompt; a cancelled call leaves its engine at once."""
+        async with errors_to_status(context, "Generate"):
+            generation = convert.to_generation_request(
+                request, context.invocation_metadata() or (), context.time_remaining()
+            )
+            async with aclosing(self._pipeline.generate(generation)) as deltas:
+                async for delta in deltas:
+                    yield convert.to_generate_response(delta)
+
+    async def Tokenize(
+        self,
+        request: router_pb2.TokenizeRequest,
+        context: "Context[router_pb2.TokenizeRequest, router_pb2.TokenizeResponse]",
+    ) -> router_pb2.TokenizeResponse:
+        """Returns the token IDs of a text or a conversation."""
+        async with errors_to_status(context, "Tokenize"):
+            prompt = convert.to_tokenize_prompt(request)
+            token_ids = await self._pipeline.tokenize(request.model, prompt)
+            return convert.to_tokenize_response(token_ids)
+
+    async def Detokenize(
+        self,
+        request: router_pb2.DetokenizeRequest,
+        context: "Context[router_pb2.DetokenizeRequest, router_pb2.DetokenizeResponse]",
+    ) -> router_pb2.DetokenizeResponse:
+        """Returns the text of token IDs."""
+        async with errors_to_status(context, "Detokenize"):
+            text = await self._pipeline.detokenize(
+                request.model,
+                request.token_ids,
+                skip_special_tokens=request.skip_special_tokens,
+            )
+            return convert.to_detokenize_response(text)
+
+    async def ListModels(
+        self,
+        request: router_pb2.ListModelsRequest,
+        context: "Context[router_pb2.ListModelsRequest, router_pb2.ListModelsResponse]",
+    ) -> router_pb2.ListModelsResponse:
+        """Returns the models that can be asked for."""
+        async with errors_to_status(context, "ListModels"):
+            return convert.to_list_models_response(self._fleet.models())
+
+    async def ListEngines(
+        self,
+        request: router_pb2.ListEnginesRequest,
+        context: "Context[router_pb2.ListEnginesRequest, router_pb2.ListEnginesResponse]",
+    ) -> router_pb2.ListEnginesResponse:
+        """Returns the engines with their state and load."""
+        async with errors_to_status(context, "ListEngines"):
+            return convert.to_list_engines_response(self._fleet.engines())

@@ -1,0 +1,216 @@
+"""Every Prometheus series of the router; `docs/metrics.md` says what each is for."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextvars import ContextVar
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+from router.errors import RequestError
+from router.fleet import FleetStatistics
+from router.pipeline import OUTCOMES
+from router.placement import Placement
+from router.types import EngineSnapshot, EngineState
+
+_PREFIX = "pagestream_router"
+
+_REQUEST_BUCKETS = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0),
+)
+_TOKEN_BUCKETS = (
+    *(0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03),
+    *(0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0),
+)
+_WORK_BUCKETS = (
+    *(0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005),
+    *(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0),
+)
+
+_elapsed: ContextVar[float | None] = ContextVar("elapsed", default=None)
+"""Of the request that this task serves, until it is placed."""
+
+
+class RouterMetrics:
+    """Hears of requests from pipeline and fleet, and keeps the series in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        self._fleet = _FleetCollector()
+        self.registry.register(self._fleet)
+        self._requests = Counter(
+            f"{_PREFIX}_requests",
+            "Generate calls that ended, by finish reason, error reason or cancellation.",
+            ("outcome",),
+            registry=self.registry,
+        )
+        for outcome in OUTCOMES:
+            self._requests.labels(outcome)
+        self._in_flight = Gauge(
+            f"{_PREFIX}_requests_in_flight", "Generate calls under way.", registry=self.registry
+        )
+        self._prompt_tokens = self._counter(
+            "prompt_tokens", "Tokens of prompts handed to placement."
+        )
+        self._generated_tokens = self._counter(
+            "generated_tokens", "Tokens received from engines for clients."
+        )
+        self._best_cached = self._counter(
+            "best_cached_tokens",
+            "Prompt tokens of admitted requests cached at the engine that held most of them.",
+        )
+        self._predicted_cached = self._counter(
+            "predicted_cached_tokens",
+            "Prompt tokens of admitted requests that the index held for the chosen engine.",
+        )
+        self._actual_cached = self._counter(
+            "actual_cached_tokens",
+            "Prompt tokens of admitted requests that the chosen engine found in its cache.",
+        )
+        self._retries = self._counter(
+            "retries", "Requests sent to another engine before their first token."
+        )
+        self._time_to_first_token = self._histogram(
+            "time_to_first_token_seconds", "From arrival to the first token.", _REQUEST_BUCKETS
+        )
+        self._time_between_tokens = self._histogram(
+            "time_between_tokens_seconds",
+            "Between messages with tokens, divided by the tokens of the later one.",
+            _TOKEN_BUCKETS,
+        )
+        self._request_time = self._histogram(
+            "request_time_seconds", "From arrival to the end, of any outcome.", _REQUEST_BUCKETS
+        )
+        self._time_added = self._histogram(
+            "time_added_seconds",
+            "From arrival until the request is sent to an engine: checks, tokenization, placement.",
+            _WORK_BUCKETS,
+        )
+        self._tokenization_time = self._histogram(
+            "tokenization_time_seconds",
+            "Of one text or chat, the wait for a thread included.",
+            _WORK_BUCKETS,
+        )
+        self._placement_time = self._histogram(
+            "placement_time_seconds", "Index lookup and choice of an engine.", _WORK_BUCKETS
+        )
+
+    def update(self, engines: Sequence[EngineSnapshot], statistics: FleetStatistics) -> None:
+        """Takes in what the next scrape shall say of the fleet."""
+        self._fleet.engines = engines
+        self._fleet.statistics = statistics
+
+    def started(self) -> None:
+        """A request came in."""
+        self._in_flight.inc()
+
+    def tokenized(self, seconds: float) -> None:
+        """A text or a chat became tokens."""
+        self._tokenization_time.observe(seconds)
+
+    def handed_over(self, num_prompt_tokens: int, seconds: float) -> None:
+        """The fleet gets a request next, in the same task, after this time in the pipeline."""
+        self._prompt_tokens.inc(num_prompt_tokens)
+        _elapsed.set(seconds)
+
+    def generated(self, num_tokens: int, seconds: float, *, is_first: bool) -> None:
+        """Tokens came, this long after those before them, or after the request."""
+        self._generated_tokens.inc(num_tokens)
+        if is_first:
+            self._time_to_first_token.observe(seconds)
+        else:
+            self._time_between_tokens.observe(seconds / num_tokens)
+
+    def ended(self, outcome: str, seconds: float) -> None:
+        """A request is over."""
+        self._in_flight.dec()
+        self._requests.labels(outcome).inc()
+        self._request_time.observe(seconds)
+
+    def request_placed(self, placement: Placement, seconds: float) -> None:
+        """An engine was chosen; again for each retry."""
+        self._placement_time.observe(seconds)
+        elapsed = _elapsed.get()
+        if elapsed is not None:
+            self._time_added.observe(elapsed + seconds)
+            _elapsed.set(None)
+
+    def request_admitted(self, placement: Placement, num_cached_tokens: int) -> None:
+        """An engine began with a request."""
+        self._best_cached.inc(placement.num_best_cached_tokens)
+        self._predicted_cached.inc(placement.num_predicted_cached_tokens)
+        self._actual_cached.inc(num_cached_tokens)
+
+    def request_retried(self, engine: str, error: RequestError) -> None:
+        """A request leaves an engine that refused or lost it."""
+        self._retries.inc()
+
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(f"{_PREFIX}_{name}", text, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(f"{_PREFIX}_{name}", text, buckets=buckets, registry=self.registry)
+
+
+class _FleetCollector(Collector):
+    """Series read from the fleet at each scrape, so that an engine that goes takes its own along.
+
+    Engine addresses are configuration, hence few enough for a label.
+    """
+
+    def __init__(self) -> None:
+        self.engines: Sequence[EngineSnapshot] = ()
+        self.statistics: FleetStatistics | None = None
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._per_engine()
+        if self.statistics is not None:
+            yield from _index(self.statistics)
+
+    def _per_engine(self) -> Iterator[Metric]:
+        engines = self.engines
+        yield _family(
+            "engine_serving",
+            "1 while requests are sent to the engine, else 0.",
+            ((e.address, float(e.state is EngineState.SERVING)) for e in engines),
+        )
+        yield _family(
+            "engine_requests_in_flight",
+            "Requests of this router under way on the engine.",
+            ((e.address, float(e.num_in_flight)) for e in engines),
+        )
+        yield _family(
+            "engine_index_blocks",
+            "Blocks of the engine in the prefix index.",
+            ((e.address, float(e.num_indexed_blocks)) for e in engines),
+        )
+
+
+def _family(name: str, text: str, values: Iterable[tuple[str, float]]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(f"{_PREFIX}_{name}", text, labels=("engine",))
+    for address, value in values:
+        family.add_metric((address,), value)
+    return family
+
+
+def _index(statistics: FleetStatistics) -> Iterator[Metric]:
+    index = statistics.index
+    yield GaugeMetricFamily(
+        f"{_PREFIX}_index_blocks", "Distinct blocks in the prefix index.", value=index.num_blocks
+    )
+    for name, text, value in (
+        ("index_snapshots", "Snapshots of an engine's cache taken in.", index.num_snapshots),
+        ("index_gaps", "Cache changes that did not follow what was known.", index.num_gaps),
+        (
+            "index_rejected_entries",
+            "Blocks left out because an engine told of more than it has.",
+            index.num_rejected_entries,
+        ),
+        ("engine_connections", "Connections to engines that came up.", statistics.num_connections),
+    ):
+        yield CounterMetricFamily(f"{_PREFIX}_{name}", text, value=value)
