@@ -70,6 +70,16 @@ class EngineServer:
         finally:
             await server._close()
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether new requests are taken."""
+        return self._health.is_ready
+
+    @property
+    def is_core_lost(self) -> bool:
+        """Whether the core has ended without being told to."""
+        return self._client is not None and self._client.is_lost
+
     async def serve(self, connection: Connection, tokenizer: TokenizerFiles) -> EngineInfo:
         """Waits for the core at the other end to be ready, then takes requests.
 

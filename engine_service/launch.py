@@ -1,0 +1,293 @@
+"""Puts an engine together: its two processes, their signals and their end. It knows everyone.
+
+    server  this process: asyncio and gRPC, no torch
+    core    scheduler, model and device; joined to the server by one pipe
+
+Neither outlives the other: the server notices the core's end by the end of the pipe, and the core
+the server's, even if it was killed.
+"""
+
+import asyncio
+import contextlib
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from multiprocessing import connection, resource_tracker
+from typing import TYPE_CHECKING, TypeVar
+
+from engine_service.config import EngineConfig, ModelOptions
+from engine_service.core.types import EngineInfo
+from engine_service.errors import EngineFailed, StartupError
+from engine_service.models.checkpoint import resolve_checkpoint
+from engine_service.models.config import parse_config
+from engine_service.server.engine_server import EngineServer
+from engine_service.server.tokenizer_files import TokenizerFiles
+
+if TYPE_CHECKING:
+    from multiprocessing.context import SpawnProcess
+
+EXIT_ENGINE_FAILED = 1
+_CORE_NAME = "pagestream-engine-core"
+_CORE_EXIT_SECONDS = 5.0
+
+CoreEntry = Callable[[connection.Connection, EngineConfig], None]
+_ResultT = TypeVar("_ResultT")
+_logger = logging.getLogger("engine_service")
+
+
+def run(config: EngineConfig, core_entry: CoreEntry | None = None) -> int:
+    """Serves until SIGTERM or SIGINT, and returns the exit code of the process.
+
+    Args:
+        config: All settings.
+        core_entry: What the core's process runs; None is `run_core`.
+
+    Returns:
+        0 after a drain, `EXIT_ENGINE_FAILED` when the core was lost.
+
+    Raises:
+        StartupError: The engine cannot serve; the message says what to do.
+    """
+    _configure_logging(config)
+    return asyncio.run(_serve(config, core_entry or run_core))
+
+
+def run_core(pipe: connection.Connection, config: EngineConfig) -> None:
+    """Runs in the core's process: loads the model, says so, and serves until the pipe ends."""
+    # Torch belongs to this process alone.
+    from engine_service.core.engine_core import EngineCore, serve
+    from engine_service.worker.executor import start_executor
+
+    executor, info = start_executor(config.model, config.cache, config.scheduler)
+    core = EngineCore(
+        info,
+        config.scheduler,
+        executor,
+        enable_prefix_caching=config.cache.enable_prefix_caching,
+    )
+    pipe.send(info)
+    serve(core, pipe)
+    core.close()
+
+
+async def _serve(config: EngineConfig, core_entry: CoreEntry) -> int:
+    started_at = time.monotonic()
+    core = _CoreProcess(config, core_entry)
+    stop = _StopSignal(core)
+    # The server leaves first, which ends the pipe and with it the core.
+    async with core.ended(), EngineServer.listening(config.server) as server:
+        try:
+            async with stop.interruption():
+                info = await _load(config, server, core)
+                _log_ready(info, config, server, time.monotonic() - started_at)
+                await server.wait_core_lost()
+        except _Stopped:
+            if not server.is_ready:
+                core.kill()
+                return 0
+            await server.drain()
+        if server.is_core_lost:
+            _logger.error("core lost: %s", await core.epitaph())
+            return EXIT_ENGINE_FAILED
+        _logger.info("drained")
+        return 0
+
+
+async def _load(config: EngineConfig, server: EngineServer, core: "_CoreProcess") -> EngineInfo:
+    tokenizer = await _in_thread(lambda: _check_model(config.model))
+    _logger.info(
+        "loading model=%s port=%d operations_port=%d pid=%d",
+        config.model.model,
+        server.port,
+        server.operations_port,
+        os.getpid(),
+    )
+    try:
+        return await server.serve(core.start(), tokenizer)
+    except EngineFailed:
+        raise StartupError(await core.epitaph()) from None
+
+
+def _log_ready(
+    info: EngineInfo, config: EngineConfig, server: EngineServer, seconds: float
+) -> None:
+    _logger.info(
+        "ready model=%s host=%s port=%d operations_port=%d device=%s dtype=%s num_blocks=%d "
+        "block_size=%d max_model_len=%d seconds=%.1f",
+        info.model_name,
+        config.server.host,
+        server.port,
+        server.operations_port,
+        info.device,
+        info.dtype,
+        info.num_blocks,
+        info.block_size,
+        info.max_model_len,
+        seconds,
+    )
+
+
+class _CoreProcess:
+    """The core's process, which is gone at the end of `ended`."""
+
+    def __init__(self, config: EngineConfig, entry: CoreEntry) -> None:
+        self._config = config
+        self._entry = entry
+        self._process: SpawnProcess | None = None
+
+    def start(self) -> connection.Connection:
+        """Starts the process and returns the server's end of the pipe."""
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(
+            target=_core_main, args=(self._entry, theirs, self._config), name=_CORE_NAME
+        )
+        # A signal to the whole group, such as Ctrl-C, is the server's to handle. The core inherits
+        # the mask, so that it is deaf from its first instruction. (The tracker unblocks signals
+        # when it starts, hence before.)
+        resource_tracker.ensure_running()
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        # Else the end of the core would not end the pipe.
+        theirs.close()
+        self._process = process
+        return ours
+
+    def kill(self) -> None:
+        """Ends the process at once, if there is one."""
+        if self._process is not None:
+            self._process.kill()
+
+    @contextlib.asynccontextmanager
+    async def ended(self) -> AsyncIterator[None]:
+        """Makes sure that the process is gone afterwards; inside, its pipe should be closed."""
+        try:
+            yield
+        finally:
+            if self._process is not None:
+                await asyncio.to_thread(self._process.join, _CORE_EXIT_SECONDS)
+                self._process.kill()
+                await asyncio.to_thread(self._process.join)
+
+    async def epitaph(self) -> str:
+        """Says how the process ended, once its pipe has."""
+        assert self._process is not None, "not started"
+        await asyncio.to_thread(self._process.join, _CORE_EXIT_SECONDS)
+        code = self._process.exitcode
+        if code == -signal.SIGKILL:
+            return (
+                "the core's process was killed, most likely by the kernel for want of memory; "
+                "give the engine more memory, or choose fewer --num-blocks or a smaller model"
+            )
+        return f"the core's process ended with exit code {code}; its log above says why"
+
+
+def _core_main(entry: CoreEntry, pipe: connection.Connection, config: EngineConfig) -> None:
+    _configure_logging(config)
+    threading.Thread(target=_exit_with_parent, name="parent-watch", daemon=True).start()
+    try:
+        entry(pipe, config)
+    except StartupError as error:
+        with contextlib.suppress(OSError):
+            pipe.send(error)
+
+
+def _exit_with_parent() -> None:
+    # The pipe tells a core that reads it; this tells one that loads a model or hangs.
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "runs in a child only"
+    connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+class _Stopped(Exception):
+    """The first SIGTERM or SIGINT has come."""
+
+
+class _StopSignal:
+    """Turns the first SIGTERM or SIGINT into an exception where one is expected.
+
+    The second one ends both processes at once.
+    """
+
+    def __init__(self, core: _CoreProcess) -> None:
+        self._core = core
+        self._has_come = False
+        self._scope: asyncio.Timeout | None = None
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._handle, number)
+
+    @contextlib.asynccontextmanager
+    async def interruption(self) -> AsyncIterator[None]:
+        """Leaves the block with `_Stopped` at the first signal, also if that has come before."""
+        try:
+            async with asyncio.timeout(0 if self._has_come else None) as self._scope:
+                yield
+        except TimeoutError:
+            if self._has_come:
+                raise _Stopped from None
+            raise
+        finally:
+            self._scope = None
+
+    def _handle(self, number: int) -> None:
+        if self._has_come:
+            self._core.kill()
+            os._exit(128 + number)
+        self._has_come = True
+        if self._scope is not None:
+            self._scope.reschedule(0)
+
+
+def _check_model(options: ModelOptions) -> TokenizerFiles:
+    """Finds the model's folder, from the hub if need be, and refuses what cannot be served.
+
+    Checked here, before the core's process takes its seconds to start.
+    """
+    checkpoint = resolve_checkpoint(options.model, with_weights=options.load_format != "dummy")
+    config_file = checkpoint.folder / "config.json"
+    parse_config(checkpoint.read_config(), str(config_file))
+    paths = list(checkpoint.tokenizer_files)
+    # AutoTokenizer finds the class of the tokenizer there when tokenizer_config.json is silent.
+    return TokenizerFiles.read([*paths, config_file] if paths else [])
+
+
+async def _in_thread(work: Callable[[], _ResultT]) -> _ResultT:
+    """Runs blocking work in a thread that, unlike a pool's, holds up nobody's exit."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[_ResultT] = loop.create_future()
+
+    def finish(result: _ResultT | None, error: Exception | None) -> None:
+        if not future.done():
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(result)  # type: ignore[arg-type]
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = work()
+        except Exception as raised:
+            error = raised
+        # The loop has ended if the process was told to stop meanwhile.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(finish, result, error)
+
+    threading.Thread(target=run, name="model-check", daemon=True).start()
+    return await future
+
+
+def _configure_logging(config: EngineConfig) -> None:
+    logging.basicConfig(
+        level=config.server.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+    )
