@@ -1,0 +1,109 @@
+"""Random schedules through the real scheduler and pool, and proof that the checks have teeth."""
+
+from collections import Counter
+
+import pytest
+
+import engine_service.core.sequence
+from engine_service.core.block_pool import BlockPool
+from engine_service.core.scheduler import Scheduler
+from tests.engine_service.core.core_driver import CoreDriver
+from tests.engine_service.core.fake_executor import FakeExecutor
+
+NUM_ENGINES = 60
+NUM_REQUESTS = 20
+
+
+def drive(seeds, **changes):
+    counts = Counter()
+    for seed in seeds:
+        driver = CoreDriver(seed, **changes)
+        try:
+            driver.run(NUM_REQUESTS)
+        except AssertionError as error:
+            error.add_note(f"{seed=} {changes}")
+            raise
+        counts += driver.counts
+    return counts
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("caching", [True, False], ids=["caching", "no_caching"])
+def test_outputs_equal_the_oracle_whatever_happens(depth, caching):
+    counts = drive(range(3 * NUM_ENGINES), depth=depth, caching=caching)
+
+    for event in "stop", "length", "preempted", "cancelled", "ended_at_once", "refused":
+        assert counts[event], f"no request was ever {event}"
+    assert bool(counts["hit_tokens"]) == caching
+    assert bool(counts["cancelled_in_flight"]) == (depth > 1)
+
+
+def test_equal_digests_of_all_blocks_mix_no_contexts(monkeypatch):
+    def forged(parent, token_ids, block_size):
+        return [b"\0" * 16] * (len(token_ids) // block_size)
+
+    monkeypatch.setattr(engine_service.core.sequence, "block_digests", forged)
+
+    counts = drive(range(NUM_ENGINES), caching=True)
+
+    assert counts["hit_tokens"], "first blocks can still be hit"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("batch", range(10))
+def test_outputs_equal_the_oracle_in_many_engines(batch):
+    drive(range(1000 + 1000 * batch, 2000 + 1000 * batch))
+
+
+class ShiftedExecutor(FakeExecutor):
+    def __init__(self, info):
+        super().__init__(info, shifted_slot=0)
+
+
+def test_a_shifted_slot_is_noticed():
+    with pytest.raises(AssertionError, match="wrong key or value"):
+        drive(range(NUM_ENGINES), executor=ShiftedExecutor)
+
+
+def test_a_hash_registered_before_its_block_is_written_is_noticed(monkeypatch):
+    admit = Scheduler._admit
+
+    def register_at_once(self, sequence):
+        is_admitted = admit(self, sequence)
+        if is_admitted:
+            sequence.num_written_tokens = len(sequence.token_ids)
+            self._register_written_blocks(sequence)
+            sequence.num_written_tokens = sequence.num_computed_tokens
+        return is_admitted
+
+    monkeypatch.setattr(Scheduler, "_admit", register_at_once)
+    with pytest.raises(AssertionError, match="to be written is shared"):
+        drive(range(NUM_ENGINES), caching=True, budget=5)
+
+
+def test_a_block_freed_under_a_step_in_flight_is_noticed(monkeypatch):
+    release = Scheduler._release
+
+    def release_at_once(self, sequence):
+        sequence.last_step_id = self._collected_step_id
+        release(self, sequence)
+
+    monkeypatch.setattr(Scheduler, "_release", release_at_once)
+    with pytest.raises(AssertionError, match="step in flight"):
+        drive(range(NUM_ENGINES), depth=2)
+
+
+def test_a_hit_without_its_parent_is_noticed(monkeypatch):
+    def holds_tokens(self, block_id, parent, token_ids):
+        start = block_id * self.block_size
+        return self._tokens[start : start + self.block_size] == token_ids
+
+    def forged(parent, token_ids, block_size):
+        return [bytes(8) + sum(token_ids[:1]).to_bytes(8, "big")] * (len(token_ids) // block_size)
+
+    monkeypatch.setattr(engine_service.core.sequence, "block_digests", forged)
+    drive(range(NUM_ENGINES), caching=True)
+    monkeypatch.setattr(BlockPool, "_holds", holds_tokens)
+    with pytest.raises(AssertionError, match="wrong key or value"):
+        drive(range(NUM_ENGINES), caching=True)
