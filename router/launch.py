@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from router.pipeline import Pipeline
 from router.server.grpc_server import SERVICE, RouterServicer
 from router.server.health import Health, State
 from router.server.metrics import RouterMetrics
-from router.server.operations import OperationsServer
+from router.server.operations import OperationsServer, cannot_listen
 from router.tokenizer import TokenizerPool
 
 _READINESS_SECONDS = 0.1
@@ -193,7 +192,4 @@ def _check_free(host: str, port: int) -> None:
     try:
         socket.create_server((host, port), family=family).close()
     except OSError as error:
-        raise StartupError(
-            f"cannot listen on {host}:{port} for gRPC ({os.strerror(error.errno or 0)}); "
-            "choose another --port or --host"
-        ) from None
+        raise cannot_listen(host, port, "port", error) from None

@@ -55,10 +55,7 @@ class OperationsServer:
                 self._handle, host, port, limit=_MAX_HEADER_BYTES
             )
         except OSError as error:
-            raise StartupError(
-                f"cannot listen on {host}:{port} for operations ({os.strerror(error.errno or 0)}); "
-                "choose another --operations-port or --host"
-            ) from None
+            raise cannot_listen(host, port, "operations-port", error) from None
         chosen: int = self._server.sockets[0].getsockname()[1]
         return chosen
 
@@ -104,6 +101,16 @@ class OperationsServer:
     def _probe(self, *, is_well: bool) -> _Answer:
         status = http.HTTPStatus.OK if is_well else http.HTTPStatus.SERVICE_UNAVAILABLE
         return status, _PLAIN_TEXT, f"{self._health.state.value}\n".encode()
+
+
+def cannot_listen(host: str, port: int, option: str, error: OSError) -> StartupError:
+    """Returns the error of a port that cannot be listened on, naming the option to change."""
+    # asyncio words the error at length; a name that cannot be resolved has a negative number.
+    number = error.errno or 0
+    why = os.strerror(number) if number > 0 else error.strerror
+    return StartupError(
+        f"cannot listen on {host}:{port} ({why}); choose another --{option} or --host"
+    )
 
 
 def _accepted(header_lines: list[str]) -> str:
