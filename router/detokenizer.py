@@ -93,4 +93,6 @@ def start(backend: "Tokenizer", token_bytes: Mapping[int, bytes] | None) -> Deto
         backend: The model's tokenizer.
         token_bytes: The bytes of each of its tokens, or None if it is not byte-level.
     """
-    return ByteLevelDetokenizer(token_bytes) if token_bytes else StreamDetokenizer(backend)
+    if token_bytes is None:
+        return StreamDetokenizer(backend)
+    return ByteLevelDetokenizer(token_bytes)

@@ -201,6 +201,7 @@ class EngineClient:
         """
         if self._stub is None:
             raise EngineRefused(self._lost_status())
+        before = _num_cancellations()
         call = self._stub.GetTokenizer(
             engine_pb2.GetTokenizerRequest(), timeout=self._settings.tokenizer_timeout
         )
@@ -209,10 +210,9 @@ class EngineClient:
         except grpc.aio.AioRpcError as error:
             raise EngineRefused(status_of(error)) from error
         except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
+            if _num_cancellations() > before:
                 raise
-            # Not us but the channel was closed, which grpc reports in the same way.
+            # Not this task was cancelled but the channel closed, which grpc reports alike.
             raise EngineRefused(self._lost_status()) from error
         finally:
             call.cancel()
@@ -231,9 +231,14 @@ class EngineClient:
                 self._stub = None
 
     async def _get_model(self, stub: engine_pb2_grpc.EngineServiceStub) -> ModelInfo:
-        response = await stub.GetModelInfo(
+        call = stub.GetModelInfo(
             engine_pb2.GetModelInfoRequest(), timeout=self._settings.call_timeout
         )
+        before = _num_cancellations()
+        response = await call
+        if _num_cancellations() > before:
+            # A unary call swallows a cancellation that comes just before its response.
+            raise asyncio.CancelledError
         model = to_model(response)
         if model.block_hash_scheme != block_hash.SCHEME:
             refusal = (
@@ -404,6 +409,12 @@ class EngineClient:
         if state in (EngineState.CONNECTING, EngineState.UNAVAILABLE):
             self.load = EngineLoad()
         self._listener.state_changed()
+
+
+def _num_cancellations() -> int:
+    """Returns how often the running task was asked to end; only a rise says anything."""
+    task = asyncio.current_task()
+    return task.cancelling() if task else 0
 
 
 def _leaves(error: BaseException) -> list[BaseException]:

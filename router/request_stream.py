@@ -69,7 +69,9 @@ class RequestStream:
         self._wake()
 
     def add_tokens(self, token_ids: list[int]) -> None:
-        """Takes in new tokens, merging them with those that wait."""
+        """Takes in new tokens, merging them with those that wait; none after the end."""
+        if self._end is not None:
+            return
         if self._tokens:
             self._tokens += token_ids
             if len(self._tokens) > self._max_pending_tokens:

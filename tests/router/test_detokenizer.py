@@ -108,6 +108,16 @@ def test_special_tokens_yield_no_text_and_added_ones_do():
     assert text == "<think><ü 字>"
 
 
+def test_broken_bytes_are_not_held_back_for_more_than_a_character():
+    # A decoder that holds back whatever ends in a replacement takes quadratic time here.
+    tokenizer = Tokenizer.from_files(small_tokenizer.files())
+    stream = detokenizer.start(tokenizer.backend, tokenizer.token_bytes)
+
+    text = stream.push(byte_tokens(b"\xbd" * 100))
+
+    assert text == "\N{REPLACEMENT CHARACTER}" * 100
+
+
 @settings(deadline=None)
 @given(token_ids=st.lists(st.sampled_from([256, 257, 0x41, 0xE4, 0xBD, 0xA0]), max_size=30))
 def test_byte_fallback_loses_no_whole_token_among_broken_bytes(token_ids):
