@@ -1,0 +1,220 @@
+import gc
+import multiprocessing
+import threading
+from contextlib import contextmanager
+
+import pytest
+
+from engine_service.core.engine_core import serve
+from engine_service.core.types import CoreInput, FinishReason
+from engine_service.errors import InvalidRequest
+from protos.wire.reason import Reason
+from tests.engine_service.core.fake_executor import FakeExecutor, make_info
+from tests.engine_service.core.helpers import (
+    Outcome,
+    greedy,
+    make_core,
+    make_request,
+    run_until_idle,
+)
+
+WAIT_SECONDS = 30
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_requests_get_the_models_tokens_at_any_depth(depth):
+    core = make_core(depth=depth, num_blocks=12)
+    prompts = {request_id: range(1, 2 + 3 * request_id) for request_id in range(6)}
+    for request_id, prompt in prompts.items():
+        core.add(make_request(request_id, prompt, 10))
+
+    outcome = run_until_idle(core)
+
+    for request_id, prompt in prompts.items():
+        assert outcome.tokens[request_id] == greedy(prompt, 10)
+        assert outcome.finishes[request_id].reason is FinishReason.LENGTH
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_as_many_steps_are_in_flight_as_allowed(depth):
+    executor = FakeExecutor(make_info())
+    core = make_core(executor, depth=depth)
+    core.add(make_request(1, [1, 2, 3], 10))
+
+    run_until_idle(core)
+
+    assert executor.max_in_flight == depth
+    assert not executor.in_flight
+
+
+def test_no_step_in_flight_is_refused():
+    with pytest.raises(ValueError, match="max_steps_in_flight=0 must be at least 1"):
+        make_core(depth=0)
+
+
+def test_a_bad_request_is_refused_before_any_work():
+    core = make_core()
+
+    with pytest.raises(InvalidRequest) as caught:
+        core.add(make_request(1, [1, 2, 500]))
+
+    assert caught.value.reason is Reason.TOKEN_OUT_OF_RANGE
+    assert not core.has_work
+
+
+def test_a_request_id_in_use_is_refused_and_the_first_goes_on():
+    core = make_core()
+    core.add(make_request(1, [1, 2], 3))
+
+    with pytest.raises(InvalidRequest, match="request_id 1 is in use"):
+        core.add(make_request(1, [3, 4], 3))
+
+    assert run_until_idle(core).tokens == {1: greedy([1, 2], 3)}
+
+
+def test_a_cancelled_request_is_heard_of_no_more():
+    core = make_core(depth=2)
+    core.add(make_request(1, [1, 2], 30))
+    core.add(make_request(2, [3, 4], 5))
+    core.step()
+
+    core.cancel(1)
+    outcome = run_until_idle(core)
+
+    assert outcome.tokens.keys() == outcome.finishes.keys() == {2}
+    core.cancel(1)
+    assert not core.has_work
+
+
+def test_stats_tell_what_the_step_did():
+    core = make_core(max_num_seqs=2)
+    for request_id in 1, 2, 3:
+        core.add(make_request(request_id, [1, 2, 3, 4, 5], 2))
+
+    first, second = core.step().stats, core.step().stats
+
+    assert (first.num_running, first.num_waiting, first.num_scheduled_seqs) == (2, 1, 2)
+    assert (first.num_prefill_tokens, first.num_decode_tokens) == (10, 0)
+    assert first.num_waiting_prefill_tokens == 5
+    assert first.num_prefix_query_tokens == 10
+    assert (first.num_used_blocks, first.num_free_blocks) == (4, 28)
+    assert (second.num_prefill_tokens, second.num_decode_tokens) == (0, 2)
+    assert first.num_generated_tokens == second.num_generated_tokens == 2
+    assert first.schedule_seconds > 0
+    assert first.update_seconds > 0
+
+
+def test_queue_time_starts_with_the_arrival():
+    core = make_core()
+    core.add(make_request(1, [1], 1))
+
+    (admission,) = core.step().admissions
+
+    assert 0 <= admission.queue_seconds < WAIT_SECONDS
+
+
+def test_close_drops_the_steps_in_flight_and_closes_the_executor():
+    executor = FakeExecutor(make_info())
+    core = make_core(executor, depth=3)
+    core.add(make_request(1, [1, 2, 3], 30))
+    core.step()
+    assert executor.in_flight
+
+    core.close()
+
+    assert executor.is_closed
+    assert not executor.in_flight
+
+
+@contextmanager
+def served(**settings):
+    """Yields the server's end of the connection and the core's thread."""
+    ours, theirs = multiprocessing.Pipe()
+    thread = threading.Thread(target=serve, args=(make_core(**settings), theirs))
+    thread.start()
+    try:
+        yield ours, thread
+    finally:
+        ours.close()
+        thread.join(WAIT_SECONDS)
+        theirs.close()
+        assert not thread.is_alive(), "the core outlives its server"
+
+
+def receive(connection):
+    assert connection.poll(WAIT_SECONDS), "no word from the core"
+    return connection.recv()
+
+
+def receive_until_finished(connection, *request_ids):
+    outcome = Outcome()
+    while not outcome.finishes.keys() >= set(request_ids):
+        outcome.take(receive(connection))
+    return outcome
+
+
+def test_serve_answers_requests_over_a_connection():
+    with served(depth=2) as (connection, _):
+        connection.send(CoreInput(requests=[make_request(1, [1, 2], 5), make_request(2, [3], 4)]))
+        outcome = receive_until_finished(connection, 1, 2)
+
+    assert outcome.tokens == {1: greedy([1, 2], 5), 2: greedy([3], 4)}
+
+
+def test_serve_turns_a_refusal_into_a_failure_and_goes_on():
+    with served() as (connection, _):
+        connection.send(CoreInput(requests=[make_request(1, [])]))
+        output = receive(connection)
+        connection.send(CoreInput(requests=[make_request(2, [3], 4)]))
+        outcome = receive_until_finished(connection, 2)
+
+    (failure,) = output.failures
+    assert failure.request_id == 1
+    assert failure.error.reason is Reason.EMPTY_PROMPT
+    assert outcome.tokens == {2: greedy([3], 4)}
+
+
+def test_serve_answers_a_cancellation_with_fresh_stats():
+    with served() as (connection, _):
+        connection.send(CoreInput(cancelled_ids=[17]))
+        output = receive(connection)
+
+    assert output.stats.num_running == 0
+    assert output.stats.num_free_blocks == 32
+
+
+def test_serve_is_silent_while_there_is_nothing_to_do():
+    with served() as (connection, thread):
+        connection.send(CoreInput(requests=[make_request(1, [3], 2)]))
+        receive_until_finished(connection, 1)
+
+        assert not connection.poll(0.05)
+        assert thread.is_alive()
+
+
+def test_serve_tells_a_request_that_had_ended_before_it_came():
+    with served() as (connection, _):
+        connection.send(CoreInput(requests=[make_request(1, [3], 2, resumed=[4, 5])]))
+        outcome = receive_until_finished(connection, 1)
+
+    assert outcome.tokens == {}
+    assert outcome.finishes[1].reason is FinishReason.LENGTH
+
+
+def test_serve_ends_when_told_and_leaves_the_collector_as_it_was():
+    thresholds = gc.get_threshold()
+    with served() as (connection, thread):
+        connection.send(CoreInput(shutdown=True))
+        thread.join(WAIT_SECONDS)
+
+        assert not thread.is_alive()
+    assert gc.get_threshold() == thresholds
+
+
+def test_serve_ends_when_the_server_is_gone_in_the_middle_of_a_request():
+    with served() as (connection, thread):
+        connection.send(CoreInput(requests=[make_request(1, [3], 60)]))
+        connection.close()
+        thread.join(WAIT_SECONDS)
+
+        assert not thread.is_alive()
