@@ -30,7 +30,7 @@ def test_required_option_may_come_from_the_environment():
 
 
 def test_placements_offered_are_those_there_are():
-    assert config.PLACEMENTS == tuple(placement.POLICIES)
+    assert tuple(placement.POLICIES) == config.PLACEMENTS
 
 
 def test_variables_of_others_are_left_alone():

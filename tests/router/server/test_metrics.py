@@ -1,0 +1,119 @@
+import asyncio
+import dataclasses
+
+import pytest
+
+from router.errors import QueueFull
+from router.fleet import FleetStatistics
+from router.pipeline import OUTCOMES
+from router.placement import Cost, Placement
+from router.prefix_index import IndexStatistics
+from router.server.metrics import RouterMetrics
+from tests.fakes.fake_fleet import ENGINE, FakeFleet
+
+INDEX = IndexStatistics(
+    num_blocks=10,
+    num_entries=11,
+    num_speculative_entries=1,
+    num_gaps=2,
+    num_snapshots=3,
+    num_rejected_entries=4,
+)
+STATISTICS = FleetStatistics(
+    **dict.fromkeys((f.name for f in dataclasses.fields(FleetStatistics)), 0)
+    | {"index": INDEX, "num_connections": 5}
+)
+PLACEMENT = Placement(
+    engine=ENGINE,
+    num_predicted_cached_tokens=32,
+    num_best_cached_tokens=48,
+    cost=Cost(wait=0.0, prefill=0.0, decode=0.0),
+    num_candidates=2,
+)
+
+
+@pytest.fixture
+def metrics():
+    return RouterMetrics()
+
+
+def value(metrics, name, **labels):
+    return metrics.registry.get_sample_value(f"pagestream_router_{name}", labels)
+
+
+def test_every_outcome_is_there_before_it_happens(metrics):
+    values = [value(metrics, "requests_total", outcome=outcome) for outcome in OUTCOMES]
+
+    assert values == [0.0] * len(OUTCOMES)
+
+
+def test_request_in_flight_ends_in_one_outcome(metrics):
+    metrics.started()
+    metrics.started()
+    metrics.ended("queue_full", 0.5)
+
+    assert value(metrics, "requests_in_flight") == 1
+    assert value(metrics, "requests_total", outcome="queue_full") == 1
+    assert value(metrics, "request_time_seconds_sum") == 0.5
+
+
+def test_first_token_and_those_after_it_are_timed_apart(metrics):
+    metrics.generated(1, 0.25, is_first=True)
+    metrics.generated(4, 1.0, is_first=False)
+
+    assert value(metrics, "generated_tokens_total") == 5
+    assert value(metrics, "time_to_first_token_seconds_sum") == 0.25
+    assert value(metrics, "time_between_tokens_seconds_sum") == 0.25
+
+
+async def test_time_added_is_that_of_the_same_request_and_ends_with_the_first_placement(metrics):
+    handed_over = asyncio.Barrier(2)
+
+    async def request(seconds, placements):
+        metrics.handed_over(100, seconds)
+        await handed_over.wait()
+        for placement_seconds in placements:
+            metrics.request_placed(PLACEMENT, placement_seconds)
+
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        tasks.create_task(request(1.0, [0.25, 0.5]))
+        tasks.create_task(request(2.0, []))
+
+    assert value(metrics, "time_added_seconds_count") == 1
+    assert value(metrics, "time_added_seconds_sum") == 1.25
+    assert value(metrics, "placement_time_seconds_count") == 2
+    assert value(metrics, "prompt_tokens_total") == 200
+
+
+def test_cached_tokens_are_counted_as_possible_predicted_and_found(metrics):
+    metrics.request_admitted(PLACEMENT, 16)
+    metrics.request_retried(ENGINE, QueueFull("full"))
+    metrics.tokenized(0.5)
+
+    assert value(metrics, "best_cached_tokens_total") == 48
+    assert value(metrics, "predicted_cached_tokens_total") == 32
+    assert value(metrics, "actual_cached_tokens_total") == 16
+    assert value(metrics, "retries_total") == 1
+    assert value(metrics, "tokenization_time_seconds_sum") == 0.5
+
+
+def test_engine_that_is_gone_takes_its_series_along(metrics):
+    engines = FakeFleet().engines()
+
+    metrics.update(engines, STATISTICS)
+    assert value(metrics, "engine_serving", engine=ENGINE) == 1
+    assert value(metrics, "engine_requests_in_flight", engine=ENGINE) == 0
+    assert value(metrics, "engine_index_blocks", engine=ENGINE) == 5
+
+    metrics.update([], STATISTICS)
+    assert value(metrics, "engine_serving", engine=ENGINE) is None
+
+
+def test_index_is_shown(metrics):
+    metrics.update([], STATISTICS)
+
+    assert value(metrics, "index_blocks") == 10
+    assert value(metrics, "index_gaps_total") == 2
+    assert value(metrics, "index_snapshots_total") == 3
+    assert value(metrics, "index_rejected_entries_total") == 4
+    assert value(metrics, "engine_connections_total") == 5

@@ -1,0 +1,373 @@
+import asyncio
+from array import array
+from contextlib import asynccontextmanager
+
+import pytest
+
+from protos.pagestream.engine.v1 import engine_pb2
+from protos.wire.status import Reason
+from router.engine_client import ClientSettings, EngineClient
+from router.errors import EngineRefused, QueueFull, SlowReader
+from router.prefix_index import PrefixIndex
+from router.request_stream import RequestStream
+from router.types import (
+    Admitted,
+    EngineState,
+    Finished,
+    FinishReason,
+    SamplingParams,
+    TokenRequest,
+    Tokens,
+)
+from tests.fakes.fake_engine import FakeEngine, FakeEngineConfig, expected_tokens
+
+CONFIG = FakeEngineConfig(block_size=4)
+SETTINGS = {"min_backoff": 0.01, "max_backoff": 0.05}
+TIMEOUT = 10.0
+
+
+class Listener:
+    """Keeps an index of one engine and wakes whoever waits for a change."""
+
+    def __init__(self):
+        self.index = PrefixIndex()
+        self.updates = []
+        self.tick = asyncio.Event()
+
+    def check_model(self, model):
+        self.index.add_engine("e", model.num_blocks, model.epoch)
+        self.tick.set()
+        return ""
+
+    def cache_position(self):
+        return self.index.position("e")
+
+    def cache_changed(self, update):
+        self.updates.append(update)
+        self.tick.set()
+        return self.index.apply("e", update)
+
+    def state_changed(self):
+        self.tick.set()
+
+    def load_reported(self):
+        self.tick.set()
+
+    async def wait_until(self, condition):
+        async with asyncio.timeout(TIMEOUT):
+            while not condition():
+                self.tick.clear()
+                await self.tick.wait()
+
+
+@asynccontextmanager
+async def client_of(address, **settings):
+    listener = Listener()
+    client = EngineClient(address, listener, ClientSettings(**(SETTINGS | settings)))
+    task = asyncio.create_task(client.run())
+    try:
+        yield client, listener
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled(), task.exception()
+
+
+@asynccontextmanager
+async def connected(engine, **settings):
+    async with client_of(engine.address, **settings) as (client, listener):
+        await listener.wait_until(lambda: client.state is EngineState.SERVING)
+        yield client, listener
+
+
+def request(prompt, max_tokens=8):
+    return TokenRequest(
+        request_id="r",
+        model="fake",
+        prompt_token_ids=array("i", prompt),
+        sampling_params=SamplingParams(temperature=0.0, max_tokens=max_tokens),
+    )
+
+
+async def collect(stream):
+    async with asyncio.timeout(TIMEOUT):
+        return [event async for event in stream]
+
+
+def tokens_of(events):
+    return [token for event in events if isinstance(event, Tokens) for token in event.token_ids]
+
+
+def stream_of(cancel=lambda: None, max_pending_tokens=10):
+    return RequestStream("e:1", cancel, max_pending_tokens)
+
+
+async def test_tokens_merge_while_the_reader_is_behind():
+    stream = stream_of()
+    stream.admit(4, 7)
+    stream.add_tokens([1, 2])
+    stream.add_tokens([3])
+    stream.end(Finished(reason=FinishReason.LENGTH))
+
+    assert await collect(stream) == [
+        Admitted(engine="e:1", num_cached_tokens=4, seed=7),
+        Tokens(token_ids=[1, 2, 3]),
+        Finished(reason=FinishReason.LENGTH),
+    ]
+
+
+async def test_events_already_handed_out_do_not_change():
+    stream = stream_of()
+    stream.add_tokens([1])
+    first = await anext(stream)
+    stream.add_tokens([2])
+    stream.add_tokens([3])
+
+    assert (first.token_ids, (await anext(stream)).token_ids) == ([1], [2, 3])
+
+
+async def test_reader_too_far_behind_is_cut_off_and_its_request_cancelled():
+    cancelled = []
+    stream = stream_of(lambda: cancelled.append(True), max_pending_tokens=3)
+    for token in range(5):
+        stream.add_tokens([token])
+
+    with pytest.raises(SlowReader) as raised:
+        await anext(stream)
+
+    assert raised.value.status.metadata == {"max_pending_tokens": "3"}
+    assert cancelled == [True]
+
+
+async def test_failure_comes_after_the_tokens_before_it():
+    stream = stream_of()
+    stream.add_tokens([1])
+    stream.end(QueueFull("full"))
+
+    assert await anext(stream) == Tokens(token_ids=[1])
+    with pytest.raises(QueueFull):
+        await anext(stream)
+    with pytest.raises(StopAsyncIteration):
+        await anext(stream)
+
+
+async def test_closing_cancels_once_and_not_after_the_end():
+    cancelled = []
+    open_stream = stream_of(lambda: cancelled.append("open"))
+    ended = stream_of(lambda: cancelled.append("ended"))
+    ended.end(Finished(reason=FinishReason.LENGTH))
+
+    for stream in (open_stream, open_stream, ended):
+        stream.close()
+
+    assert cancelled == ["open"]
+
+
+async def test_requests_submitted_together_travel_in_one_message():
+    class Counting(FakeEngine):
+        num_messages = 0
+
+        async def _read(self, sink, messages):
+            async def counted():
+                async for message in messages:
+                    self.num_messages += 1
+                    yield message
+
+            await super()._read(sink, counted())
+
+    async with Counting(CONFIG) as engine, connected(engine) as (client, _):
+        streams = [client.submit(request([n, 1], 20)) for n in range(50)]
+        results = [await collect(stream) for stream in streams]
+
+        assert engine.num_messages == 1
+        for number, events in enumerate(results):
+            assert tokens_of(events) == expected_tokens([number, 1], 20)
+        assert client.num_open_requests == 0
+
+
+async def test_request_closed_before_it_was_sent_is_never_sent():
+    async with FakeEngine(CONFIG) as engine, connected(engine) as (client, _):
+        client.submit(request([1])).close()
+        await collect(client.submit(request([2])))
+
+        assert [list(s.request.prompt_token_ids) for s in engine.submissions] == [[2]]
+
+
+async def test_more_requests_than_allowed_are_refused_here():
+    async with FakeEngine(CONFIG) as engine, connected(engine, max_open_requests=2) as (client, _):
+        engine.stall()
+        client.submit(request([1]))
+        client.submit(request([2])).close()
+        client.submit(request([3]))
+
+        with pytest.raises(QueueFull, match="2 requests"):
+            client.submit(request([4]))
+
+
+async def test_submission_without_a_connection_is_engine_failed():
+    async with client_of("127.0.0.1:1") as (client, listener):
+        await listener.wait_until(lambda: client.state is EngineState.UNAVAILABLE)
+
+        with pytest.raises(EngineRefused) as raised:
+            client.submit(request([1]))
+
+        assert raised.value.status.reason == Reason.ENGINE_FAILED
+        assert "127.0.0.1:1" in raised.value.status.message
+
+
+async def test_loss_of_the_connection_fails_open_requests_and_is_followed_by_another():
+    async with FakeEngine(CONFIG) as engine, connected(engine) as (client, listener):
+        engine.stall()
+        stream = client.submit(request([1]))
+        await engine.wait_until(lambda: engine.num_waiting == 1)
+
+        await engine.restart()
+
+        with pytest.raises(EngineRefused) as raised:
+            await collect(stream)
+        assert raised.value.status.reason == Reason.ENGINE_FAILED
+        await listener.wait_until(lambda: client.num_connections == 2)
+        assert client.model.epoch == engine.cache.epoch
+        assert tokens_of(await collect(client.submit(request([1])))) == expected_tokens([1], 8)
+
+
+async def test_loss_of_the_cache_watch_costs_no_request_and_resumes():
+    class Forgetful(FakeEngine):
+        async def WatchCache(self, request, context):
+            count = 0
+            async for message in super().WatchCache(request, context):
+                yield message
+                count += 1
+                if self.num_watches == 1 and count == 3:
+                    return
+
+    config = FakeEngineConfig(block_size=4, decode_step_seconds=0.0005)
+    async with Forgetful(config) as engine, connected(engine) as (client, listener):
+        events = await collect(client.submit(request(range(8), 100)))
+
+        await listener.wait_until(
+            lambda: listener.index.num_blocks("e") == len(engine.cache.blocks)
+        )
+        assert tokens_of(events) == expected_tokens(range(8), 100)
+        assert engine.num_watches == 2
+        assert engine.num_snapshots == 1
+        numbers = [update.sequence_number for update in listener.updates]
+        assert numbers == list(range(len(numbers)))
+
+
+async def test_large_cache_arrives_in_parts():
+    async with FakeEngine(FakeEngineConfig(num_blocks=200_000)) as engine:
+        engine.cache.store(range(150_000))
+        async with connected(engine) as (_, listener):
+            await listener.wait_until(lambda: listener.index.num_blocks("e") == 150_000)
+
+            assert len(listener.updates) == 3
+
+
+async def test_load_of_the_engine_is_known():
+    config = FakeEngineConfig(
+        block_size=4, prefill_tokens_per_second=5000.0, decode_step_seconds=0.001
+    )
+    async with FakeEngine(config) as engine, connected(engine) as (client, listener):
+        stream = client.submit(request(range(10), 1000))
+
+        await listener.wait_until(lambda: client.load.num_running == 1)
+
+        assert client.load.prefill_tokens_per_second == 5000.0
+        assert client.load.num_free_blocks == 1024 - 253
+        stream.close()
+        await listener.wait_until(lambda: client.load.num_running == 0)
+        assert client.load.num_free_blocks == 1024
+
+
+class Silent(FakeEngine):
+    async def GenerateMany(self, request_iterator, context):
+        await asyncio.Event().wait()
+        yield
+
+
+class Loadless(FakeEngine):
+    async def GenerateMany(self, request_iterator, context):
+        yield engine_pb2.GenerateManyResponse()
+
+
+class Miscounting(FakeEngine):
+    async def GenerateMany(self, request_iterator, context):
+        yield engine_pb2.GenerateManyResponse(load=engine_pb2.EngineLoad(state=1))
+        yield engine_pb2.GenerateManyResponse(handles=[1], token_counts=[2], token_ids=[3])
+
+
+@pytest.mark.parametrize(
+    ("kind", "detail"),
+    [
+        (Silent, "brought nothing within 0.05 s"),
+        (Loadless, "did not begin with its load"),
+        (Miscounting, "token counts do not add up"),
+    ],
+)
+async def test_engine_that_breaks_the_contract_is_unavailable(kind, detail):
+    async with kind(CONFIG) as engine, client_of(engine.address, call_timeout=0.05) as (client, it):
+        await it.wait_until(lambda: detail in client.detail)
+
+        assert client.state is EngineState.UNAVAILABLE
+
+
+async def test_request_for_an_unknown_reason_of_the_end_is_internal():
+    class Odd(FakeEngine):
+        async def GenerateMany(self, request_iterator, context):
+            yield engine_pb2.GenerateManyResponse(load=engine_pb2.EngineLoad(state=1))
+            async for message in request_iterator:
+                response = engine_pb2.GenerateManyResponse()
+                handle = message.submissions[0].handle
+                response.finishes.add(handle=handle, finish=engine_pb2.Finish(reason=9))
+                yield response
+
+    async with Odd(CONFIG) as engine, connected(engine) as (client, _):
+        with pytest.raises(EngineRefused) as raised:
+            await collect(client.submit(request([1])))
+
+        assert raised.value.status.reason == Reason.INTERNAL
+
+
+@pytest.mark.parametrize(
+    ("header", "fault"),
+    [
+        ({"name": "a.json", "size_bytes": 3, "sha256": "0" * 64}, "SHA-256"),
+        ({"name": "a.json", "size_bytes": 4}, "SHA-256"),
+        ({"name": "../a.json", "size_bytes": 3}, "a name with a folder"),
+        ({"name": "b/a.json", "size_bytes": 3}, "a name with a folder"),
+    ],
+)
+async def test_tokenizer_file_that_is_not_what_it_says_is_refused(header, fault):
+    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+    class Lying(FakeEngine):
+        async def GetTokenizer(self, request, context):
+            yield engine_pb2.GetTokenizerResponse(
+                file=engine_pb2.TokenizerFile(**({"sha256": digest} | header))
+            )
+            yield engine_pb2.GetTokenizerResponse(chunk=b"abc")
+
+    async with Lying(CONFIG) as engine, connected(engine) as (client, _):
+        with pytest.raises(EngineRefused, match=fault):
+            await client.get_tokenizer()
+
+
+async def test_tokenizer_transfer_cut_by_the_loss_of_the_engine_is_an_error_not_a_cancellation():
+    class Slow(FakeEngine):
+        async def GetTokenizer(self, request, context):
+            yield engine_pb2.GetTokenizerResponse(file=engine_pb2.TokenizerFile(name="a"))
+            self.asked.set()
+            await asyncio.Event().wait()
+
+    engine = Slow(CONFIG)
+    engine.asked = asyncio.Event()
+    async with engine, connected(engine) as (client, _):
+        task = asyncio.create_task(client.get_tokenizer())
+        await engine.asked.wait()
+
+        await engine.restart()
+
+        with pytest.raises(EngineRefused) as raised:
+            await task
+        assert raised.value.status.reason == Reason.ENGINE_FAILED
