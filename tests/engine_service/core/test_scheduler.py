@@ -1,3 +1,5 @@
+import random
+
 import pytest
 
 from engine_service.config import SchedulerOptions
@@ -373,3 +375,23 @@ def test_a_seed_reaches_the_plan_and_the_admission():
     assert list(plan.new_seeds) == [2**63 - 1]
     assert list(plan.new_temperatures) == [0.5]
     assert scheduler.take_events().admissions[0].seed == 2**63 - 1
+
+
+def test_a_full_pool_preempts_few_and_computes_little_twice():
+    # Without a spare block for each running sequence: 59 preemptions, 1.45 times the tokens.
+    rng = random.Random(3)
+    scheduler = make_scheduler(
+        512, caching=False, num_blocks=150, block_size=16, max_num_seqs=64, max_model_len=512
+    )
+    num_needed_tokens = 0
+    for request_id in range(60):
+        num_prompt_tokens, max_tokens = rng.randrange(10, 200), rng.randrange(10, 300)
+        num_needed_tokens += num_prompt_tokens + max_tokens - 1
+        scheduler.add(make_request(request_id, [request_id] * num_prompt_tokens, max_tokens))
+
+    num_computed_tokens = 0
+    while scheduler.has_unfinished:
+        num_computed_tokens += sum(do_step(scheduler).num_scheduled_tokens)
+
+    assert scheduler.take_events().num_preemptions <= 30
+    assert num_computed_tokens < 1.3 * num_needed_tokens
