@@ -14,10 +14,11 @@ import tokenizers
 
 from examples.demo.services import Services, http_get
 from protos.pagestream.router.v1 import router_pb2, router_pb2_grpc
-from tests.engine_service.tiny_models import MIN_GAP, Shape, make_model, random_tokens
+from tests.engine_service.tiny_models import Shape, make_model, random_tokens
 from tests.fakes import small_tokenizer
 
 BLOCK_SIZE = 16
+MIN_GAP = 1e-3
 NUM_PROMPTS = 50
 MAX_TOKENS = 20
 SHAPE = Shape(num_heads=4, num_kv_heads=2, head_dim=32, is_tied=False, vocab_size=512)
