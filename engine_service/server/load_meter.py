@@ -55,8 +55,8 @@ class LoadMeter:
     A step without prompt tokens measures decoding, one without decoding measures prompts. A mixed
     step is split: decoding gets the time that steps of pure decoding take on average, since that
     time is spent reading weights and hardly depends on the batch; the rest is the prompts', but
-    at least their share by token count, so that noise cannot make a small prompt look free. The
-    prefill rate is thus what prompts reach beside decoding, without being charged for it.
+    at least half their share by token count, so that noise cannot make a small prompt look free.
+    The prefill rate is thus what prompts reach beside decoding, without being charged for it.
     """
 
     def __init__(self) -> None:
@@ -116,10 +116,10 @@ class LoadMeter:
             + stats.update_seconds
         )
         if prefill and decode:
-            fair_share = seconds * prefill / (prefill + decode)
+            share = seconds * prefill / (prefill + decode)
             steps_per_second = self._decode_steps.value
-            rest = seconds - 1 / steps_per_second if steps_per_second else 0.0
-            self._prefill.add(prefill, max(rest, fair_share))
+            rest = seconds - 1 / steps_per_second if steps_per_second else share
+            self._prefill.add(prefill, max(rest, share / 2))
         elif prefill:
             self._prefill.add(prefill, seconds)
         elif decode:

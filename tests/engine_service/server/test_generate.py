@@ -1,0 +1,328 @@
+import asyncio
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from engine_service.core.types import Failure, FinishReason
+from engine_service.errors import InvalidRequest
+from protos.pagestream.engine.v1 import engine_pb2
+from tests.engine_service.core.fake_executor import make_info
+from tests.engine_service.server.harness import (
+    admission,
+    finish,
+    generate_request,
+    read,
+    running_engine,
+    starting_engine,
+    status_of,
+)
+
+
+async def test_tokens_stream_as_they_come_and_end_with_the_reason():
+    async with running_engine() as engine:
+        call = engine.stub.Generate(generate_request(4, 5, max_tokens=3, temperature=0.0))
+        request = await engine.core.next_request()
+        assert list(request.prompt_token_ids) == [4, 5]
+        assert request.sampling_params.max_tokens == 3
+        assert request.sampling_params.temperature == 0.0
+
+        engine.core.step(
+            {request.request_id: [10]}, admissions=[admission(request, num_cached_tokens=1)]
+        )
+        first = await read(call)
+        assert (list(first.token_ids), first.admission.cached_token_count) == ([10], 1)
+        assert first.admission.seed == 7
+        assert not first.HasField("finish")
+
+        engine.core.step(
+            {request.request_id: [11]},
+            finishes=[finish(request, FinishReason.STOP, stop_token_id=11)],
+        )
+        last = await read(call)
+        assert list(last.token_ids) == [11]
+        assert last.finish.reason == engine_pb2.FINISH_REASON_STOP
+        assert last.finish.stop_token_id == 11
+        assert await read(call) is grpc.aio.EOF
+        assert await call.code() == grpc.StatusCode.OK
+
+
+async def test_all_fields_of_a_request_reach_the_core():
+    async with running_engine() as engine:
+        message = generate_request(1, seed=5, ignore_eos=True, stop_token_ids=[8, 9])
+        message.resume_token_ids.extend([20, 21])
+        message.priority = -3
+        message.cache_salt = "salt"
+        engine.stub.Generate(message)
+        request = await engine.core.next_request()
+        params = request.sampling_params
+        assert (params.seed, params.ignore_eos, params.stop_token_ids) == (5, True, {8, 9})
+        assert (params.temperature, params.max_tokens) == (1.0, None)
+        assert list(request.resume_token_ids) == [20, 21]
+        assert (request.priority, request.cache_salt) == (-3, "salt")
+        assert request.arrival_time > 0
+
+
+async def test_cancelling_the_call_cancels_in_the_core():
+    async with running_engine() as engine:
+        call = engine.stub.Generate(generate_request())
+        request = await engine.core.next_request()
+        engine.core.step({request.request_id: [10]}, admissions=[admission(request)])
+        await read(call)
+        call.cancel()
+        assert await engine.core.next_cancelled_id() == request.request_id
+        assert await engine.metric('requests_total{outcome="cancelled"}') == 1
+
+
+async def test_call_past_its_grpc_deadline_is_cancelled_in_the_core():
+    async with running_engine() as engine:
+        call = engine.stub.Generate(generate_request(), timeout=0.2)
+        request = await engine.core.next_request()
+        assert await engine.core.next_cancelled_id() == request.request_id
+        assert (await status_of(call)).code == 4
+
+
+async def test_failure_from_the_core_is_the_status_of_the_call():
+    async with running_engine() as engine:
+        call = engine.stub.Generate(generate_request())
+        request = await engine.core.next_request()
+        error = InvalidRequest("temperature is 9, the core says", {"value": "9"})
+        engine.core.step(failures=[Failure(request_id=request.request_id, error=error)])
+        status = await status_of(call)
+        assert (status.code, status.reason) == (3, "BAD_REQUEST")
+        assert status.message == "temperature is 9, the core says"
+        assert status.metadata == {"value": "9"}
+        assert status.domain == "pagestream.engine.v1"
+
+
+async def test_unforeseen_failure_in_the_core_is_internal_and_service_goes_on():
+    async with running_engine() as engine:
+        call = engine.stub.Generate(generate_request())
+        request = await engine.core.next_request()
+        failure = Failure(request_id=request.request_id, error=ZeroDivisionError("secret"))
+        engine.core.step(failures=[failure])
+        status = await status_of(call)
+        assert (status.code, status.reason) == (13, "INTERNAL")
+        assert "secret" not in status.message
+        await _serves_a_request(engine)
+
+
+async def test_request_past_the_waiting_bound_is_refused_with_retry_info():
+    async with running_engine(max_waiting_requests=1) as engine:
+        engine.stub.Generate(generate_request())
+        request = await engine.core.next_request()
+        status = await status_of(engine.stub.Generate(generate_request()))
+        assert (status.code, status.reason) == (8, "QUEUE_FULL")
+        assert status.retry_after == 1.0
+        assert status.metadata["max_waiting_requests"] == "1"
+
+        # Who is admitted waits no longer and makes room.
+        engine.core.step(admissions=[admission(request)])
+        call = engine.stub.Generate(generate_request())
+        await _answer(engine, call)
+
+
+BAD_INPUTS = {
+    "empty prompt": (
+        lambda m: m.ClearField("prompt_token_ids"), "EMPTY_PROMPT", ["prompt_token_ids"],
+    ),
+    "prompt over the model's length": (
+        lambda m: m.prompt_token_ids.extend([1] * 100), "PROMPT_TOO_LONG",
+        ["prompt_token_ids", "103", "64"],
+    ),
+    "prompt and max_tokens over the model's length": (
+        lambda m: setattr(m.sampling_params, "max_tokens", 62), "PROMPT_TOO_LONG",
+        ["max_tokens", "62", "64"],
+    ),
+    "token at the end of the vocabulary": (
+        lambda m: m.prompt_token_ids.append(100), "TOKEN_OUT_OF_RANGE",
+        ["prompt_token_ids[3]", "100", "99"],
+    ),
+    "token beyond 31 bits": (
+        lambda m: m.prompt_token_ids.append(2**32 - 1), "TOKEN_OUT_OF_RANGE",
+        ["prompt_token_ids[3]", "4294967295", "99"],
+    ),
+    "resumed token out of range": (
+        lambda m: m.resume_token_ids.append(2**31), "TOKEN_OUT_OF_RANGE",
+        ["resume_token_ids[0]", "2147483648"],
+    ),
+    "stop token out of range": (
+        lambda m: m.sampling_params.stop_token_ids.append(2**32 - 1), "TOKEN_OUT_OF_RANGE",
+        ["stop_token_ids[0]", "4294967295"],
+    ),
+    "negative temperature": (
+        lambda m: setattr(m.sampling_params, "temperature", -0.5), "BAD_SAMPLING_PARAMS",
+        ["temperature", "-0.5", "0 to 100"],
+    ),
+    "temperature that is no number": (
+        lambda m: setattr(m.sampling_params, "temperature", float("nan")), "BAD_SAMPLING_PARAMS",
+        ["temperature", "nan"],
+    ),
+    "no tokens at most": (
+        lambda m: setattr(m.sampling_params, "max_tokens", 0), "BAD_SAMPLING_PARAMS",
+        ["max_tokens", "0", "1"],
+    ),
+    "negative seed": (
+        lambda m: setattr(m.sampling_params, "seed", -1), "BAD_SAMPLING_PARAMS", ["seed", "-1"],
+    ),
+    "10,000 stop tokens": (
+        lambda m: m.sampling_params.stop_token_ids.extend([1] * 10_000), "BAD_SAMPLING_PARAMS",
+        ["stop_token_ids", "10000", "1024"],
+    ),
+    "long name": (
+        lambda m: setattr(m, "request_id", "x" * 257), "BAD_REQUEST", ["request_id", "257", "256"],
+    ),
+    "long salt": (
+        lambda m: setattr(m, "cache_salt", "x" * 257), "BAD_REQUEST", ["cache_salt", "257", "256"],
+    ),
+    **{
+        field: (
+            lambda m, field=field, value=value: setattr(m.sampling_params, field, value),
+            "UNSUPPORTED_PARAMETER", [f"sampling_params.{field}"],
+        )
+        for field, value in {
+            "top_k": 0, "top_p": 1.0, "min_p": 0.0, "presence_penalty": 0.0,
+            "frequency_penalty": 0.0, "repetition_penalty": 1.0, "min_tokens": 0, "logprobs": 0,
+        }.items()
+    },
+    "logit_bias": (
+        lambda m: m.sampling_params.logit_bias.add(token_id=1, bias=2.0), "UNSUPPORTED_PARAMETER",
+        ["sampling_params.logit_bias"],
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def unsupported_fields():
+    known = {"temperature", "max_tokens", "ignore_eos", "stop_token_ids", "seed"}
+    return {field.name for field in engine_pb2.SamplingParams.DESCRIPTOR.fields} - known
+
+
+def test_every_unsupported_field_of_the_contract_is_tried(unsupported_fields):
+    assert unsupported_fields <= set(BAD_INPUTS)
+
+
+async def test_bad_input_is_refused_by_name_before_the_core_and_service_goes_on(subtests):
+    async with running_engine() as engine:
+        for name, (spoil, reason, words) in BAD_INPUTS.items():
+            with subtests.test(name):
+                message = generate_request()
+                spoil(message)
+                status = await status_of(engine.stub.Generate(message))
+                assert (status.code, status.reason) == (3, reason)
+                for word in words:
+                    assert word in status.message
+                if len(words) > 1:
+                    assert words[1] in status.metadata.values()
+        # The first request that the core sees is the good one.
+        await _serves_a_request(engine)
+        refused = await engine.metric('requests_total{outcome="unsupported_parameter"}')
+        assert refused == 9
+
+
+async def test_ten_megabytes_of_prompt_are_refused_by_their_number():
+    async with running_engine() as engine:
+        message = generate_request(*([1] * 2_600_000))
+        status = await status_of(engine.stub.Generate(message))
+        assert (status.code, status.reason) == (3, "PROMPT_TOO_LONG")
+        assert "2600000" in status.message
+        await _serves_a_request(engine)
+
+
+async def test_call_that_is_not_read_is_cut_off_and_cancelled():
+    info = make_info(max_model_len=10**8, num_blocks=10**8)
+    async with running_engine(info, max_buffered_tokens=1000) as engine:
+        slow = engine.stub.Generate(generate_request())
+        request = await engine.core.next_request()
+        engine.core.step({request.request_id: [1]}, admissions=[admission(request)])
+        # More than the transport holds on the way, so that the server has to wait.
+        for _ in range(40):
+            engine.core.step({request.request_id: [1] * 50_000})
+        assert await engine.core.next_cancelled_id() == request.request_id
+        await _serves_a_request(engine)
+        status = await status_of(slow)
+        assert (status.code, status.reason) == (8, "SLOW_READER")
+        assert status.retry_after is None
+        assert status.metadata["max_buffered_tokens"] == "1000"
+        assert await engine.metric("slow_readers_total") == 1
+
+
+async def test_death_of_the_core_answers_every_open_call():
+    async with running_engine() as engine:
+        calls = {number: engine.stub.Generate(generate_request(number)) for number in range(1, 6)}
+        requests = [await engine.core.next_request() for _ in calls]
+        running = calls[requests[0].prompt_token_ids[0]]
+        engine.core.step({requests[0].request_id: [42]}, admissions=[admission(requests[0])])
+        assert list((await read(running)).token_ids) == [42]
+        engine.core.die()
+        for call in calls.values():
+            status = await status_of(call)
+            assert (status.code, status.reason) == (14, "ENGINE_FAILED")
+        await asyncio.wait_for(engine.server.wait_core_lost(), 10)
+        late = await status_of(engine.stub.Generate(generate_request()))
+        assert (late.code, late.reason) == (14, "ENGINE_FAILED")
+        assert (await engine.http("/livez"))[0] == 503
+        assert await engine.metric('requests_total{outcome="engine_failed"}') == 6
+
+
+async def test_drain_refuses_new_calls_and_lets_open_ones_finish():
+    async with running_engine() as engine:
+        call = engine.stub.Generate(generate_request())
+        request = await engine.core.next_request()
+        async with asyncio.TaskGroup() as tasks:
+            draining = tasks.create_task(engine.server.drain())
+            await _readiness_is(engine, health_pb2.HealthCheckResponse.NOT_SERVING)
+            status = await status_of(engine.stub.Generate(generate_request()))
+            assert (status.code, status.reason) == (14, "DRAINING")
+            assert (await engine.http("/readyz"))[0] == 503
+            assert (await engine.http("/livez"))[0] == 200
+            assert not draining.done()
+            engine.core.step({request.request_id: [9]}, finishes=[finish(request)])
+            assert list((await read(call)).token_ids) == [9]
+        assert await read(call) is grpc.aio.EOF
+
+
+async def test_call_that_outlasts_the_drain_ends_with_draining():
+    async with running_engine(drain_grace_seconds=0.0) as engine:
+        call = engine.stub.Generate(generate_request())
+        request = await engine.core.next_request()
+        await engine.server.drain()
+        status = await status_of(call)
+        assert (status.code, status.reason) == (14, "DRAINING")
+        assert await engine.core.next_cancelled_id() == request.request_id
+
+
+async def test_calls_before_the_model_is_loaded_are_told_to_come_back():
+    async with starting_engine() as engine:
+        calls = [
+            engine.stub.Generate(generate_request()),
+            engine.stub.GetModelInfo(engine_pb2.GetModelInfoRequest()),
+            engine.stub.GetTokenizer(engine_pb2.GetTokenizerRequest()),
+            engine.stub.WatchCache(engine_pb2.WatchCacheRequest()),
+            engine.stub.GenerateMany(),
+        ]
+        for call in calls:
+            status = await status_of(call)
+            assert (status.code, status.reason, status.retry_after) == (14, "STARTING", 1.0)
+
+
+async def _serves_a_request(engine):
+    await _answer(engine, engine.stub.Generate(generate_request(1)))
+
+
+async def _answer(engine, call):
+    request = await engine.core.next_request()
+    assert len(request.prompt_token_ids) in (1, 3)
+    engine.core.step(
+        {request.request_id: [3]}, admissions=[admission(request)], finishes=[finish(request)]
+    )
+    assert list((await read(call)).token_ids) == [3]
+
+
+async def _readiness_is(engine, wanted):
+    stub = health_pb2_grpc.HealthStub(engine.channel)
+    service = "pagestream.engine.v1.EngineService"
+    watch = stub.Watch(health_pb2.HealthCheckRequest(service=service))
+    while (await read(watch)).status != wanted:
+        pass
+    watch.cancel()
