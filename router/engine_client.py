@@ -153,18 +153,16 @@ class EngineClient:
     async def run(self) -> None:
         """Keeps the engine connected until cancelled; never returns by itself."""
         backoff = self._settings.min_backoff
-        while True:
-            num_connections = self.num_connections
-            try:
-                await self._serve_once()
-            except* (_Lost, grpc.aio.AioRpcError) as group:
-                self._set_state(*_describe(group))
-            finally:
-                self._fail_all()
-            if self.num_connections > num_connections:
-                backoff = self._settings.min_backoff
-            await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
-            backoff = min(2 * backoff, self._settings.max_backoff)
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                num_connections = self.num_connections
+                # A task of its own: a group that is failing, as a connection does when it is lost,
+                # forgets a cancellation that comes meanwhile (before Python 3.13).
+                await asyncio.wait([tasks.create_task(self._connect())])
+                if self.num_connections > num_connections:
+                    backoff = self._settings.min_backoff
+                await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
+                backoff = min(2 * backoff, self._settings.max_backoff)
 
     def submit(self, request: TokenRequest) -> RequestStream:
         """Sends a request with the next message; returns its events at once.
@@ -217,6 +215,15 @@ class EngineClient:
         finally:
             call.cancel()
 
+    async def _connect(self) -> None:
+        """Serves one connection from its beginning to its loss."""
+        try:
+            await self._serve_once()
+        except* (_Lost, grpc.aio.AioRpcError) as group:
+            self._set_state(*_describe(group))
+        finally:
+            self._fail_all()
+
     async def _serve_once(self) -> None:
         # A channel of its own per attempt: its waits are ours, not hidden in the transport.
         options = [*channel.client_options(), ("grpc.use_local_subchannel_pool", 1)]
@@ -231,14 +238,9 @@ class EngineClient:
                 self._stub = None
 
     async def _get_model(self, stub: engine_pb2_grpc.EngineServiceStub) -> ModelInfo:
-        call = stub.GetModelInfo(
+        response = await stub.GetModelInfo(
             engine_pb2.GetModelInfoRequest(), timeout=self._settings.call_timeout
         )
-        before = _num_cancellations()
-        response = await call
-        if _num_cancellations() > before:
-            # A unary call swallows a cancellation that comes just before its response.
-            raise asyncio.CancelledError
         model = to_model(response)
         if model.block_hash_scheme != block_hash.SCHEME:
             refusal = (

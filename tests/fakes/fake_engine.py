@@ -281,6 +281,11 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
         await self.health.set(SERVICE, health_pb2.HealthCheckResponse.NOT_SERVING)
         self._publish()
 
+    def evict_all(self) -> None:
+        """Empties the prefix cache."""
+        self.cache.evict(list(self.cache.blocks))
+        self._notify()
+
     def drop_deltas(self, count: int) -> None:
         """Loses this many of the next cache changes on their way to the watchers."""
         self._num_dropped_deltas = count

@@ -231,6 +231,13 @@ async def test_loss_of_the_connection_fails_open_requests_and_is_followed_by_ano
         assert tokens_of(await collect(client.submit(request([1])))) == expected_tokens([1], 8)
 
 
+async def test_client_ends_when_cancelled_while_its_connection_is_failing():
+    for _ in range(5):
+        async with FakeEngine(CONFIG) as engine, connected(engine):
+            # Leaving right after the loss meets the client in the middle of its clean-up.
+            await engine.stop()
+
+
 async def test_loss_of_the_cache_watch_costs_no_request_and_resumes():
     class Forgetful(FakeEngine):
         async def WatchCache(self, request, context):
