@@ -1,0 +1,56 @@
+"""What one tile of keys and values needs in both attention kernels.
+
+A tile is TILE consecutive tokens of a sequence, starting at a multiple of TILE.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def slot_offsets(
+    table,
+    start,
+    end,
+    block_stride,
+    slot_stride,
+    BLOCK_SIZE: tl.constexpr,
+    TILE: tl.constexpr,
+    IS_WHOLE: tl.constexpr,
+) -> tl.tensor:
+    """Returns [TILE] int64, where in a half of the cache the tokens from start on lie.
+
+    table is the sequence's row of the block table. It is not read for tokens from end on, unless
+    IS_WHOLE says that there are none.
+    """
+    tokens = start + tl.arange(0, TILE)
+    if BLOCK_SIZE % TILE == 0:
+        block = tl.load(table + start // BLOCK_SIZE).to(tl.int64)
+        slots = (start % BLOCK_SIZE + tl.arange(0, TILE)).to(tl.int64)
+        return block * block_stride + slots * slot_stride
+    else:  # noqa: RET505 - a branch of the compiler's
+        if IS_WHOLE:
+            blocks = tl.load(table + tokens // BLOCK_SIZE).to(tl.int64)
+        else:
+            blocks = tl.load(table + tokens // BLOCK_SIZE, mask=tokens < end, other=0).to(tl.int64)
+        return blocks * block_stride + (tokens % BLOCK_SIZE).to(tl.int64) * slot_stride
+
+
+@triton.jit
+def accumulate(
+    scores, values, maximum, total, mixed, scale
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Takes one more tile into the softmax: source, FlashAttention-2 (Dao, 2023), section 3.1.
+
+    scores [rows, TILE] are before scaling, -inf where a row does not see a key; each row must see a
+    key in its first tile. scale is positive and holds log2(e), as the powers are of 2. maximum
+    [rows] is the largest scaled score so far, total [rows] the sum of weights and mixed
+    [rows, head_dim] the weighted sum of values, both relative to it.
+    """
+    new_maximum = tl.maximum(maximum, tl.max(scores, axis=1) * scale)
+    weights = tl.exp2(scores * scale - new_maximum[:, None])
+    correction = tl.exp2(maximum - new_maximum)
+    total = total * correction + tl.sum(weights, axis=1)
+    mixed = mixed * correction[:, None]
+    mixed = tl.dot(weights.to(values.dtype), values, mixed, input_precision="ieee")
+    return new_maximum, total, mixed

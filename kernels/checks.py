@@ -1,0 +1,62 @@
+"""The checks that the public functions share: a wrong tensor is refused by name, with its value."""
+
+import torch
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+TRITON_HEAD_DIMS = (16, 32, 64, 128, 256)
+
+
+def check_dtype(name: str, tensor: torch.Tensor, *allowed: torch.dtype) -> None:
+    """Raises ValueError unless the tensor has one of the types, by default `DTYPES`."""
+    if tensor.dtype not in (allowed or DTYPES):
+        names = ", ".join(str(dtype) for dtype in allowed or DTYPES)
+        raise ValueError(f"{name} has dtype {tensor.dtype}; supported: {names}")
+
+
+def check_shape(name: str, tensor: torch.Tensor, *sizes: int | None) -> None:
+    """Raises ValueError unless the tensor has these sizes; None stands for any size."""
+    shape = tuple(tensor.shape)
+    if len(shape) != len(sizes) or any(
+        expected not in (None, size) for size, expected in zip(shape, sizes, strict=True)
+    ):
+        wanted = ", ".join("any" if size is None else str(size) for size in sizes)
+        raise ValueError(f"{name} has shape {shape}; expected ({wanted})")
+
+
+def check_contiguous_rows(name: str, tensor: torch.Tensor) -> None:
+    """Raises ValueError unless the last dimension is contiguous; the others may have any stride."""
+    if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+        raise ValueError(f"{name} has stride {tensor.stride(-1)} in its last dimension; expected 1")
+
+
+def check_heads(num_heads: int, num_kv_heads: int) -> None:
+    """Raises ValueError unless each key-value head serves a whole number of query heads."""
+    if num_heads <= 0 or num_kv_heads <= 0 or num_heads % num_kv_heads:
+        raise ValueError(
+            f"num_heads is {num_heads}; expected a positive multiple of num_kv_heads {num_kv_heads}"
+        )
+
+
+def check_triton_head_dim(head_dim: int) -> None:
+    """Raises ValueError unless the Triton kernels handle the head dimension."""
+    if head_dim not in TRITON_HEAD_DIMS:
+        raise ValueError(f"head_dim is {head_dim}; supported on a GPU: {TRITON_HEAD_DIMS}")
+
+
+def check_paged_attention(
+    queries: torch.Tensor, kv_cache: torch.Tensor, block_table: torch.Tensor, scale: float
+) -> None:
+    """Raises ValueError unless these can be attended: what prefill and decode have in common."""
+    check_dtype("queries", queries)
+    check_shape("queries", queries, None, None, None)
+    _, num_heads, head_dim = queries.shape
+    check_contiguous_rows("queries", queries)
+    check_dtype("kv_cache", kv_cache, queries.dtype)
+    check_shape("kv_cache", kv_cache, 2, None, None, None, head_dim)
+    check_contiguous_rows("kv_cache", kv_cache)
+    check_heads(num_heads, kv_cache.shape[2])
+    check_dtype("block_table", block_table, torch.int32)
+    check_shape("block_table", block_table, None, None)
+    check_contiguous_rows("block_table", block_table)
+    if not 0 < scale < float("inf"):
+        raise ValueError(f"scale is {scale}; expected a positive number")

@@ -1,0 +1,241 @@
+"""Attention of one query per sequence over its blocks, split along the keys.
+
+A program takes the query heads of one key-value head, as the rows of one tile, over one split of
+one sequence. Splits are combined by a second kernel, which is left out where there is one split.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels import reference
+from kernels.attention_tile import accumulate, slot_offsets
+from kernels.checks import check_dtype, check_paged_attention, check_shape, check_triton_head_dim
+
+_MAX_SPLITS = 64
+_MIN_SPLIT_TOKENS = 256
+_PROGRAMS_PER_MULTIPROCESSOR = 4
+
+
+def paged_attention_decode(
+    queries: torch.Tensor,
+    kv_cache: torch.Tensor,
+    block_table: torch.Tensor,
+    seq_lens: torch.Tensor,
+    max_seq_len: int,
+    scale: float,
+) -> torch.Tensor:
+    """Attends from the last token of each sequence to all its tokens.
+
+    Args:
+        queries: [num_seqs, num_heads, head_dim], the queries at positions seq_lens - 1; any strides
+            with the last dimension contiguous
+        kv_cache: [2, num_blocks, num_kv_heads, block_size, head_dim]; likewise
+        block_table: [num_seqs, max_blocks_per_seq] int32, rows may be strided; not read past a
+            sequence's end
+        seq_lens: [num_seqs] int32; a sequence of length 0 reads nothing and gives zeros
+        max_seq_len: a bound of seq_lens, by which the work is split
+        scale: multiplies the scores, positive
+
+    Returns:
+        [num_seqs, num_heads, head_dim]
+
+    Raises:
+        ValueError: an unsupported shape, type or value
+    """
+    check_paged_attention(queries, kv_cache, block_table, scale)
+    num_seqs = queries.shape[0]
+    check_shape("block_table", block_table, num_seqs, None)
+    check_dtype("seq_lens", seq_lens, torch.int32)
+    check_shape("seq_lens", seq_lens, num_seqs)
+    if queries.device.type == "cpu":
+        return reference.paged_attention_decode(
+            queries, kv_cache, block_table, seq_lens, max_seq_len, scale
+        )
+    num_multiprocessors = torch.cuda.get_device_properties(queries.device).multi_processor_count
+    num_splits = _num_splits(num_seqs * kv_cache.shape[2], max_seq_len, num_multiprocessors)
+    return _paged_attention_decode_triton(
+        queries, kv_cache, block_table, seq_lens, scale, num_splits
+    )
+
+
+def _num_splits(num_pairs: int, max_seq_len: int, num_multiprocessors: int) -> int:
+    """Returns into how many parts the keys of each of num_pairs (sequence, head) are cut.
+
+    As many as occupy the GPU, where each still has enough to read to be worth its start.
+    """
+    wanted = -(-_PROGRAMS_PER_MULTIPROCESSOR * num_multiprocessors // max(num_pairs, 1))
+    return max(1, min(wanted, -(-max_seq_len // _MIN_SPLIT_TOKENS), _MAX_SPLITS))
+
+
+def _paged_attention_decode_triton(
+    queries: torch.Tensor,
+    kv_cache: torch.Tensor,
+    block_table: torch.Tensor,
+    seq_lens: torch.Tensor,
+    scale: float,
+    num_splits: int,
+) -> torch.Tensor:
+    num_seqs, num_heads, head_dim = queries.shape
+    _, _, num_kv_heads, block_size, _ = kv_cache.shape
+    check_triton_head_dim(head_dim)
+    out = torch.empty(queries.shape, dtype=queries.dtype, device=queries.device)
+    if num_seqs == 0:
+        return out
+    group = num_heads // num_kv_heads
+    # The mixed values and the logarithm of the weights' sum, of each split.
+    partial, log_totals = out, None
+    if num_splits > 1:
+        shape = (num_seqs, num_heads, num_splits)
+        partial = torch.empty((*shape, head_dim), dtype=torch.float32, device=queries.device)
+        log_totals = torch.empty(shape, dtype=torch.float32, device=queries.device)
+    tile = 32 if queries.dtype == torch.float32 or head_dim > 128 else 64
+    _split_kernel[(num_seqs, num_kv_heads, num_splits)](
+        queries,
+        kv_cache,
+        block_table,
+        seq_lens,
+        partial,
+        log_totals,
+        queries.stride(0),
+        queries.stride(1),
+        *kv_cache.stride()[:4],
+        block_table.stride(0),
+        scale * math.log2(math.e),
+        GROUP=group,
+        ROWS=max(16, triton.next_power_of_2(group)),
+        BLOCK_SIZE=block_size,
+        HEAD_DIM=head_dim,
+        TILE=tile,
+        IS_SPLIT=num_splits > 1,
+        num_warps=4,
+        num_stages=3,
+    )
+    if log_totals is not None:
+        _combine_kernel[(num_seqs, num_heads)](
+            partial,
+            log_totals,
+            out,
+            num_splits,
+            HEAD_DIM=head_dim,
+            SPLITS=triton.next_power_of_2(num_splits),
+            num_warps=4,
+        )
+    return out
+
+
+@triton.jit
+def _split_kernel(
+    queries,
+    kv_cache,
+    block_table,
+    seq_lens,
+    partial,
+    log_totals,
+    query_seq_stride,
+    query_head_stride,
+    half_stride,
+    block_stride,
+    kv_head_stride,
+    slot_stride,
+    table_stride,
+    scale,
+    GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    TILE: tl.constexpr,
+    IS_SPLIT: tl.constexpr,
+):
+    seq = tl.program_id(0).to(tl.int64)
+    kv_head = tl.program_id(1).to(tl.int64)
+    split = tl.program_id(2)
+    num_splits = tl.num_programs(2)
+    seq_len = tl.load(seq_lens + seq)
+    split_len = tl.cdiv(tl.cdiv(seq_len, TILE), num_splits) * TILE
+    start = split * split_len
+    end = tl.minimum(start + split_len, seq_len)
+    whole_end = end // TILE * TILE
+
+    rows = tl.arange(0, ROWS)
+    dims = tl.arange(0, HEAD_DIM)
+    is_row = rows < GROUP
+    heads = kv_head * GROUP + rows
+    query = tl.load(
+        queries + seq * query_seq_stride + heads[:, None] * query_head_stride + dims[None, :],
+        mask=is_row[:, None],
+        other=0.0,
+    )  # [ROWS, HEAD_DIM]
+    maximum = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    mixed = tl.zeros([ROWS, HEAD_DIM], tl.float32)
+    table = block_table + seq * table_stride
+    keys = kv_cache + kv_head * kv_head_stride
+    values = keys + half_stride
+    for tile_start in range(start, whole_end, TILE):
+        offsets = slot_offsets(
+            table, tile_start, end, block_stride, slot_stride, BLOCK_SIZE, TILE, IS_WHOLE=True
+        )
+        key = tl.load(keys + offsets[None, :] + dims[:, None])  # [HEAD_DIM, TILE]
+        value = tl.load(values + offsets[:, None] + dims[None, :])  # [TILE, HEAD_DIM]
+        scores = tl.dot(query, key, input_precision="ieee")
+        maximum, total, mixed = accumulate(scores, value, maximum, total, mixed, scale)
+    if whole_end >= start and whole_end < end:
+        offsets = slot_offsets(
+            table, whole_end, end, block_stride, slot_stride, BLOCK_SIZE, TILE, IS_WHOLE=False
+        )
+        is_token = whole_end + tl.arange(0, TILE) < end
+        key = tl.load(keys + offsets[None, :] + dims[:, None], mask=is_token[None, :], other=0.0)
+        value = tl.load(
+            values + offsets[:, None] + dims[None, :], mask=is_token[:, None], other=0.0
+        )
+        scores = tl.dot(query, key, input_precision="ieee")
+        scores = tl.where(is_token[None, :], scores, float("-inf"))
+        maximum, total, mixed = accumulate(scores, value, maximum, total, mixed, scale)
+
+    # Without any token the total is 0 and the result zeros.
+    mixed = mixed / tl.where(total > 0.0, total, 1.0)[:, None]
+    num_heads = tl.num_programs(1) * GROUP
+    if IS_SPLIT:
+        places = (seq * num_heads + heads) * num_splits + split
+        tl.store(
+            partial + places[:, None] * HEAD_DIM + dims[None, :],
+            mixed,
+            mask=is_row[:, None] & (start < end),
+        )
+        tl.store(log_totals + places, maximum + tl.log2(total), mask=is_row)
+    else:
+        places = seq * num_heads + heads
+        tl.store(
+            partial + places[:, None] * HEAD_DIM + dims[None, :],
+            mixed.to(partial.dtype.element_ty),
+            mask=is_row[:, None],
+        )
+
+
+@triton.jit
+def _combine_kernel(
+    partial, log_totals, out, num_splits, HEAD_DIM: tl.constexpr, SPLITS: tl.constexpr
+):
+    place = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+    splits = tl.arange(0, SPLITS)
+    dims = tl.arange(0, HEAD_DIM)
+    logs = tl.load(
+        log_totals + place * num_splits + splits, mask=splits < num_splits, other=float("-inf")
+    )
+    is_used = logs > float("-inf")
+    maximum = tl.max(logs, axis=0)
+    # -inf - -inf is NaN, so that an empty split must not meet an empty sequence.
+    weights = tl.where(
+        is_used, tl.exp2(logs - tl.where(maximum > float("-inf"), maximum, 0.0)), 0.0
+    )
+    parts = tl.load(
+        partial + (place * num_splits + splits[:, None]) * HEAD_DIM + dims[None, :],
+        mask=is_used[:, None],
+        other=0.0,
+    )  # [SPLITS, HEAD_DIM]
+    total = tl.sum(weights, axis=0)
+    mixed = tl.sum(parts * weights[:, None], axis=0) / tl.where(total > 0.0, total, 1.0)
+    tl.store(out + place * HEAD_DIM + dims, mixed.to(out.dtype.element_ty))

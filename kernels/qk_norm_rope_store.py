@@ -1,0 +1,185 @@
+"""Query and key norm, rotary embedding and the store into the KV cache, in one pass."""
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels import reference
+from kernels.checks import (
+    check_contiguous_rows,
+    check_dtype,
+    check_heads,
+    check_shape,
+    check_triton_head_dim,
+)
+
+_HEADS_PER_PROGRAM = 8
+
+
+def qk_norm_rope_store(
+    qkv: torch.Tensor,
+    q_weight: torch.Tensor,
+    k_weight: torch.Tensor,
+    eps: float,
+    cos_sin: torch.Tensor,
+    positions: torch.Tensor,
+    slot_mapping: torch.Tensor,
+    kv_cache: torch.Tensor,
+    num_heads: int,
+) -> torch.Tensor:
+    """Normalises and rotates queries and keys, and stores keys and values into their slots.
+
+    Args:
+        qkv: [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim] queries, keys, values; rows
+            may be strided
+        q_weight: [head_dim]
+        k_weight: [head_dim]
+        eps: added to the mean square
+        cos_sin: [max_position, head_dim] float32, head_dim / 2 cosines and then as many sines
+        positions: [num_tokens] int64
+        slot_mapping: [num_tokens] int64, block * block_size + offset; -1 stores nothing. Two equal
+            slots leave either token's
+        kv_cache: [2, num_blocks, num_kv_heads, block_size, head_dim], written in place; any strides
+            with the last dimension contiguous
+        num_heads: query heads
+
+    Returns:
+        the queries, [num_tokens, num_heads, head_dim]
+
+    Raises:
+        ValueError: an unsupported shape or type
+    """
+    check_dtype("qkv", qkv)
+    check_dtype("kv_cache", kv_cache, qkv.dtype)
+    check_shape("kv_cache", kv_cache, 2, None, None, None, None)
+    check_contiguous_rows("kv_cache", kv_cache)
+    num_kv_heads, head_dim = kv_cache.shape[2], kv_cache.shape[4]
+    check_heads(num_heads, num_kv_heads)
+    check_shape("qkv", qkv, None, (num_heads + 2 * num_kv_heads) * head_dim)
+    check_contiguous_rows("qkv", qkv)
+    if head_dim % 2:
+        raise ValueError(f"head_dim is {head_dim}; expected an even number")
+    for name, weight in (("q_weight", q_weight), ("k_weight", k_weight)):
+        check_dtype(name, weight, qkv.dtype)
+        check_shape(name, weight, head_dim)
+        check_contiguous_rows(name, weight)
+    check_dtype("cos_sin", cos_sin, torch.float32)
+    check_shape("cos_sin", cos_sin, None, head_dim)
+    check_contiguous_rows("cos_sin", cos_sin)
+    for name, indices in (("positions", positions), ("slot_mapping", slot_mapping)):
+        check_dtype(name, indices, torch.int64)
+        check_shape(name, indices, qkv.shape[0])
+        check_contiguous_rows(name, indices)
+    arguments = (
+        qkv, q_weight, k_weight, eps, cos_sin, positions, slot_mapping, kv_cache, num_heads,
+    )  # fmt: skip
+    if qkv.device.type == "cpu":
+        return reference.qk_norm_rope_store(*arguments)
+    return _qk_norm_rope_store_triton(*arguments)
+
+
+def _qk_norm_rope_store_triton(
+    qkv: torch.Tensor,
+    q_weight: torch.Tensor,
+    k_weight: torch.Tensor,
+    eps: float,
+    cos_sin: torch.Tensor,
+    positions: torch.Tensor,
+    slot_mapping: torch.Tensor,
+    kv_cache: torch.Tensor,
+    num_heads: int,
+) -> torch.Tensor:
+    _, _, num_kv_heads, block_size, head_dim = kv_cache.shape
+    check_triton_head_dim(head_dim)
+    num_tokens = qkv.shape[0]
+    queries = torch.empty((num_tokens, num_heads, head_dim), dtype=qkv.dtype, device=qkv.device)
+    if num_tokens == 0:
+        return queries
+    grid = (num_tokens, triton.cdiv(num_heads + 2 * num_kv_heads, _HEADS_PER_PROGRAM))
+    _qk_norm_rope_store_kernel[grid](
+        qkv,
+        q_weight,
+        k_weight,
+        eps,
+        cos_sin,
+        positions,
+        slot_mapping,
+        kv_cache,
+        queries,
+        qkv.stride(0),
+        cos_sin.stride(0),
+        *kv_cache.stride()[:4],
+        NUM_HEADS=num_heads,
+        NUM_KV_HEADS=num_kv_heads,
+        BLOCK_SIZE=block_size,
+        HEAD_DIM=head_dim,
+        HEADS=_HEADS_PER_PROGRAM,
+        num_warps=4,
+    )
+    return queries
+
+
+@triton.jit
+def _qk_norm_rope_store_kernel(
+    qkv,
+    q_weight,
+    k_weight,
+    eps,
+    cos_sin,
+    positions,
+    slot_mapping,
+    kv_cache,
+    queries,
+    qkv_stride,
+    cos_sin_stride,
+    half_stride,
+    block_stride,
+    head_stride,
+    slot_stride,
+    NUM_HEADS: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    HEADS: tl.constexpr,
+):
+    token = tl.program_id(0).to(tl.int64)
+    heads = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    is_query = heads < NUM_HEADS
+    is_value = heads >= NUM_HEADS + NUM_KV_HEADS
+    is_head = heads < NUM_HEADS + 2 * NUM_KV_HEADS
+    # A head is held as its two halves, which the rotation combines.
+    HALF: tl.constexpr = HEAD_DIM // 2
+    dims = tl.arange(0, HALF)[None, :]
+
+    source = qkv + token * qkv_stride + heads[:, None] * HEAD_DIM + dims
+    raw_a = tl.load(source, mask=is_head[:, None], other=0.0)  # [HEADS, HALF]
+    raw_b = tl.load(source + HALF, mask=is_head[:, None], other=0.0)
+    a, b = raw_a.to(tl.float32), raw_b.to(tl.float32)
+    mean_square = tl.sum(a * a + b * b, axis=1) / HEAD_DIM
+    inverse_rms = tl.rsqrt(mean_square + eps)[:, None]
+    q_a, q_b = tl.load(q_weight + dims), tl.load(q_weight + HALF + dims)  # [1, HALF]
+    k_a, k_b = tl.load(k_weight + dims), tl.load(k_weight + HALF + dims)
+    a = a * inverse_rms * tl.where(is_query[:, None], q_a, k_a).to(tl.float32)
+    b = b * inverse_rms * tl.where(is_query[:, None], q_b, k_b).to(tl.float32)
+
+    angles = cos_sin + tl.load(positions + token) * cos_sin_stride + dims
+    cos, sin = tl.load(angles), tl.load(angles + HALF)  # [1, HALF]
+    rotated_a = (a * cos - b * sin).to(raw_a.dtype)
+    rotated_b = (b * cos + a * sin).to(raw_b.dtype)
+    target = queries + (token * NUM_HEADS + heads[:, None]) * HEAD_DIM + dims
+    tl.store(target, rotated_a, mask=is_query[:, None])
+    tl.store(target + HALF, rotated_b, mask=is_query[:, None])
+
+    slot = tl.load(slot_mapping + token)
+    kv_heads = (heads - NUM_HEADS - tl.where(is_value, NUM_KV_HEADS, 0)).to(tl.int64)
+    target = (
+        kv_cache
+        + is_value[:, None].to(tl.int64) * half_stride
+        + slot // BLOCK_SIZE * block_stride
+        + slot % BLOCK_SIZE * slot_stride
+        + kv_heads[:, None] * head_stride
+        + dims
+    )
+    is_stored = (is_head & (heads >= NUM_HEADS) & (slot >= 0))[:, None]
+    tl.store(target, tl.where(is_value[:, None], raw_a, rotated_a), mask=is_stored)
+    tl.store(target + HALF, tl.where(is_value[:, None], raw_b, rotated_b), mask=is_stored)

@@ -1,0 +1,146 @@
+"""Draws one token per row of logits."""
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels import reference
+from kernels.checks import check_contiguous_rows, check_dtype, check_shape
+
+_FEW_ROWS = 16
+
+
+def sample(
+    logits: torch.Tensor, temperatures: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor
+) -> torch.Tensor:
+    """Draws one token per row from softmax(logits / temperature).
+
+    The draw of a row is a function of its logits, temperature, seed and position alone.
+
+    Args:
+        logits: [num_rows, vocab_size], rows may be strided; a NaN gives some index within the row
+        temperatures: [num_rows] float32; 0 (below `reference.MIN_TEMPERATURE`) takes the largest
+            logit, the first of equals
+        seeds: [num_rows] int64
+        positions: [num_rows] int64, the positions of the tokens drawn
+
+    Returns:
+        [num_rows] int64
+
+    Raises:
+        ValueError: an unsupported shape or type
+    """
+    check_dtype("logits", logits)
+    check_shape("logits", logits, None, None)
+    check_contiguous_rows("logits", logits)
+    if logits.shape[1] == 0:
+        raise ValueError("vocab_size is 0; expected at least 1")
+    check_dtype("temperatures", temperatures, torch.float32)
+    check_dtype("seeds", seeds, torch.int64)
+    check_dtype("positions", positions, torch.int64)
+    for name, tensor in (
+        ("temperatures", temperatures), ("seeds", seeds), ("positions", positions)
+    ):  # fmt: skip
+        check_shape(name, tensor, logits.shape[0])
+        check_contiguous_rows(name, tensor)
+    if logits.device.type == "cpu":
+        return reference.sample(logits, temperatures, seeds, positions)
+    return _sample_triton(logits, temperatures, seeds, positions)
+
+
+def _sample_triton(
+    logits: torch.Tensor, temperatures: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor
+) -> torch.Tensor:
+    num_rows, vocab_size = logits.shape
+    token_ids = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
+    if num_rows == 0:
+        return token_ids
+    # Few rows are cut finely, to occupy the whole GPU.
+    tile = 1024 if num_rows <= _FEW_ROWS else 4096
+    num_tiles = triton.cdiv(vocab_size, tile)
+    best_scores = torch.empty((num_rows, num_tiles), dtype=torch.float32, device=logits.device)
+    best_ids = torch.empty((num_rows, num_tiles), dtype=torch.int32, device=logits.device)
+    _tile_kernel[(num_rows, num_tiles)](
+        logits,
+        temperatures,
+        seeds,
+        positions,
+        best_scores,
+        best_ids,
+        logits.stride(0),
+        vocab_size,
+        MIN_TEMPERATURE=reference.MIN_TEMPERATURE,
+        TILE=tile,
+        num_warps=4 if tile == 1024 else 8,
+    )
+    _best_tile_kernel[(num_rows,)](
+        best_scores,
+        best_ids,
+        token_ids,
+        num_tiles,
+        TILES=triton.next_power_of_2(num_tiles),
+        num_warps=1,
+    )
+    return token_ids
+
+
+@triton.jit
+def _tile_kernel(
+    logits,
+    temperatures,
+    seeds,
+    positions,
+    best_scores,
+    best_ids,
+    logits_stride,
+    vocab_size,
+    MIN_TEMPERATURE: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    tile = tl.program_id(1)
+    ids = tile * TILE + tl.arange(0, TILE)
+    is_entry = ids < vocab_size
+    scores = tl.load(logits + row * logits_stride + ids, mask=is_entry, other=float("-inf"))
+    scores = scores.to(tl.float32)
+    temperature = tl.load(temperatures + row)
+    if temperature >= MIN_TEMPERATURE:
+        bits = random_bits(tl.load(seeds + row), tl.load(positions + row), tile * TILE, TILE)
+        scores = scores / temperature + gumbel(bits)
+    # A NaN would win or lose by chance of the reduction's order, and could name a padded entry.
+    scores = tl.where(scores == scores, scores, float("-inf"))
+    best, index = tl.max(scores, axis=0, return_indices=True)
+    num_tiles = tl.num_programs(1)
+    tl.store(best_scores + row * num_tiles + tile, best)
+    tl.store(best_ids + row * num_tiles + tile, tile * TILE + index)
+
+
+@triton.jit
+def _best_tile_kernel(best_scores, best_ids, token_ids, num_tiles, TILES: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    tiles = tl.arange(0, TILES)
+    scores = tl.load(
+        best_scores + row * num_tiles + tiles, mask=tiles < num_tiles, other=float("-inf")
+    )
+    _, tile = tl.max(scores, axis=0, return_indices=True)
+    tl.store(token_ids + row, tl.load(best_ids + row * num_tiles + tile).to(tl.int64))
+
+
+@triton.jit
+def random_bits(seed, position, first_id, COUNT: tl.constexpr) -> tl.tensor:
+    """Returns [COUNT] uint32, the bits of the entries from first_id, a multiple of 4, on."""
+    groups = (first_id // 4 + tl.arange(0, COUNT // 4)).to(tl.uint32)
+    zeros = tl.zeros_like(groups)
+    low = zeros + (position & 0xFFFFFFFF).to(tl.uint32)
+    high = zeros + (position >> 32 & 0xFFFFFFFF).to(tl.uint32)
+    a, b, c, d = tl.philox(seed, groups, low, high, zeros)
+    return tl.interleave(tl.interleave(a, c), tl.interleave(b, d))
+
+
+@triton.jit
+def gumbel(bits) -> tl.tensor:
+    """Turns 32 random bits into a standard Gumbel variable, as its twin explains."""
+    u = (bits.to(tl.float32) + 0.5) * (2.0**-32)
+    exact = -tl.log(tl.maximum(1.0 - u, 2.0**-25))
+    series = u * (1.0 + u * (0.5 + u * (1.0 / 3.0)))
+    return -tl.log(tl.where(u < 2.0**-8, series, exact))

@@ -1,0 +1,188 @@
+import pytest
+import torch
+
+from kernels import reference
+from kernels.paged_attention_decode import (
+    _num_splits,
+    _paged_attention_decode_triton,
+    paged_attention_decode,
+)
+from tests.kernels.paged_inputs import Shape, paged_inputs
+from tests.kernels.targets import Target, in_float32, on_each_target, worst_row_error
+
+CPU = Target(device="cpu", dtype=torch.float32)
+SEQ_LENS = [1, 16, 63, 100]
+
+
+def decode_inputs(target, shape, seq_lens):
+    return paged_inputs(target, shape, [1] * len(seq_lens), seq_lens)
+
+
+def by_twin(inputs, max_seq_len=1000):
+    return reference.paged_attention_decode(
+        inputs.queries,
+        inputs.kv_cache,
+        inputs.block_table,
+        inputs.seq_lens,
+        max_seq_len,
+        inputs.scale,
+    )
+
+
+def by_kernel(inputs, num_splits):
+    return _paged_attention_decode_triton(
+        inputs.queries,
+        inputs.kv_cache,
+        inputs.block_table,
+        inputs.seq_lens,
+        inputs.scale,
+        num_splits,
+    )
+
+
+@on_each_target
+@pytest.mark.parametrize("block_size", [16, 64, 256])
+@pytest.mark.parametrize("group", [1, 2, 4, 8])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_decode_is_attention_by_definition(target, block_size, group, head_dim):
+    shape = Shape(group=group, head_dim=head_dim, block_size=block_size)
+    inputs = decode_inputs(target, shape, SEQ_LENS)
+    truth = inputs.truth()
+    assert worst_row_error(by_twin(inputs), truth) < target.tolerance
+    assert worst_row_error(by_kernel(inputs, num_splits=1), truth) < target.tolerance
+
+
+@on_each_target
+@pytest.mark.parametrize("block_size", [16, 64, 256])
+@pytest.mark.parametrize("num_splits", [2, 3, 7])
+def test_splits_that_are_empty_or_uneven_change_nothing(target, block_size, num_splits):
+    inputs = decode_inputs(target, Shape(block_size=block_size), [300, 0, 1, 64, 65, 257])
+    out = by_kernel(inputs, num_splits)
+    truth = inputs.truth()
+    assert worst_row_error(out, truth) < target.tolerance
+    assert (out[1] == 0).all()
+
+
+@in_float32
+@pytest.mark.parametrize(
+    "shape",
+    [
+        Shape(group=5),
+        Shape(num_kv_heads=1, group=7, head_dim=32),
+        Shape(head_dim=16, block_size=32),
+        Shape(num_kv_heads=1, head_dim=256),
+        Shape(num_kv_heads=1, group=20, block_size=48),
+        Shape(num_kv_heads=5, group=1, block_size=1),
+    ],
+)
+def test_other_shapes_work_too(target, shape):
+    inputs = decode_inputs(target, shape, [65, 2, 0, 128])
+    truth = inputs.truth()
+    assert worst_row_error(by_twin(inputs), truth) < target.tolerance
+    for num_splits in (1, 2):
+        assert worst_row_error(by_kernel(inputs, num_splits), truth) < target.tolerance
+
+
+@in_float32
+@pytest.mark.parametrize("num_splits", [1, 4])
+def test_padded_rows_give_zeros_whatever_their_table_holds(target, num_splits):
+    inputs = decode_inputs(target, Shape(), [0, 33, 0])
+    out = by_kernel(inputs, num_splits)
+    for result in (out, by_twin(inputs)):
+        assert (result[[0, 2]] == 0).all()
+    assert worst_row_error(out, inputs.truth()) < target.tolerance
+    assert (by_twin(decode_inputs(target, Shape(), [0, 0])) == 0).all()
+
+
+@in_float32
+def test_no_sequences_give_no_rows(target):
+    inputs = decode_inputs(target, Shape(), [])
+    assert by_kernel(inputs, num_splits=2).shape == (0, 4, 64)
+    assert by_twin(inputs).shape == (0, 4, 64)
+
+
+def test_row_of_the_twin_does_not_depend_on_its_neighbours():
+    inputs = decode_inputs(CPU, Shape(), [100, 7, 400])
+    together = by_twin(inputs)
+    for row in range(3):
+        alone = reference.paged_attention_decode(
+            inputs.queries[row : row + 1],
+            inputs.kv_cache,
+            inputs.block_table[row : row + 1],
+            inputs.seq_lens[row : row + 1],
+            400,
+            inputs.scale,
+        )
+        assert worst_row_error(alone, together[row : row + 1]) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("num_pairs", "max_seq_len", "expected"),
+    [(8, 100, 1), (8, 32768, 64), (8, 4096, 16), (512, 4096, 2), (2048, 40960, 1), (0, 0, 1)],
+)
+def test_splits_follow_the_room_left_on_the_gpu_and_the_length(num_pairs, max_seq_len, expected):
+    assert _num_splits(num_pairs, max_seq_len, num_multiprocessors=132) == expected
+
+
+def test_wrong_arguments_are_refused_by_name_and_value():
+    inputs = decode_inputs(CPU, Shape(), [5, 9])
+
+    def call(**changes):
+        arguments = {
+            "queries": inputs.queries,
+            "kv_cache": inputs.kv_cache,
+            "block_table": inputs.block_table,
+            "seq_lens": inputs.seq_lens,
+            "max_seq_len": 9,
+            "scale": inputs.scale,
+        }
+        return paged_attention_decode(**(arguments | changes))
+
+    assert torch.equal(call(), by_twin(inputs))
+    for message, changes in [
+        ("queries has dtype torch.float64", {"queries": inputs.queries.double()}),
+        (r"queries has shape \(2, 64\)", {"queries": inputs.queries[:, 0]}),
+        ("kv_cache has dtype torch.float16", {"kv_cache": inputs.kv_cache.half()}),
+        ("expected \\(2, any, any, any, 64\\)", {"kv_cache": inputs.kv_cache[..., :32]}),
+        ("num_heads is 3; expected a positive multiple", {"queries": inputs.queries[:, :3]}),
+        ("block_table has dtype torch.int64", {"block_table": inputs.block_table.long()}),
+        (r"block_table has shape \(1, 6\)", {"block_table": inputs.block_table[:1]}),
+        (r"seq_lens has shape \(1,\); expected \(2\)", {"seq_lens": inputs.seq_lens[:1]}),
+        ("scale is 0.0", {"scale": 0.0}),
+        ("scale is nan", {"scale": float("nan")}),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            call(**changes)
+
+
+def test_kernel_refuses_a_head_dimension_that_it_has_not():
+    inputs = decode_inputs(CPU, Shape(head_dim=96), [5])
+    with pytest.raises(ValueError, match="head_dim is 96"):
+        by_kernel(inputs, num_splits=1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("group", [2, 4])
+def test_bfloat16_is_at_most_twice_as_far_off_as_torch(group):
+    target = Target(device="cuda", dtype=torch.bfloat16)
+    shape = Shape(num_kv_heads=8, group=group, head_dim=128)
+    inputs = decode_inputs(target, shape, [4000, 777, 1])
+    out = paged_attention_decode(
+        inputs.queries,
+        inputs.kv_cache,
+        inputs.block_table,
+        inputs.seq_lens,
+        4000,
+        inputs.scale,
+    )
+    truth = inputs.truth()
+    by_torch = torch.stack(
+        [
+            torch.nn.functional.scaled_dot_product_attention(
+                query[:, None], keys.transpose(0, 1), values.transpose(0, 1), enable_gqa=True
+            )[:, 0]
+            for query, keys, values in zip(inputs.queries, inputs.keys, inputs.values, strict=True)
+        ]
+    )
+    ours, theirs = (out - truth).norm(), (by_torch - truth).norm()
+    assert ours <= 2 * theirs

@@ -1,0 +1,207 @@
+import pytest
+import torch
+
+from kernels import reference
+from kernels.paged_attention_prefill import (
+    _choose_tiling,
+    _paged_attention_prefill_triton,
+    _Tiling,
+    paged_attention_prefill,
+)
+from tests.kernels.paged_inputs import Shape, paged_inputs
+from tests.kernels.targets import Target, in_float32, on_each_target, worst_row_error
+
+CPU = Target(device="cpu", dtype=torch.float32)
+# A fresh prompt, a chunk after cached tokens, one token, one that fills its block, an empty one.
+QUERY_LENS = [100, 5, 1, 0, 63, 1]
+SEQ_LENS = [100, 70, 128, 0, 63, 1]
+
+
+def by_twin(inputs):
+    return reference.paged_attention_prefill(
+        inputs.queries,
+        inputs.kv_cache,
+        inputs.block_table,
+        inputs.query_start_loc,
+        inputs.seq_lens,
+        max(inputs.query_lens, default=0),
+        inputs.scale,
+    )
+
+
+def by_kernel(inputs, tiling=None):
+    max_query_len = max(inputs.query_lens, default=0)
+    return _paged_attention_prefill_triton(
+        inputs.queries,
+        inputs.kv_cache,
+        inputs.block_table,
+        inputs.query_start_loc,
+        inputs.seq_lens,
+        inputs.scale,
+        tiling or _choose_tiling(inputs.queries, inputs.kv_cache, max_query_len, is_hopper=False),
+    )
+
+
+def with_descriptors(target, head_dim):
+    """Returns a tiling that reads through the copy engine, which the interpreter emulates."""
+    is_wide = target.dtype == torch.float32
+    return _Tiling(
+        rows=64, tile=32 if is_wide else 64, has_descriptors=True, num_warps=4, num_stages=2
+    )
+
+
+@on_each_target
+@pytest.mark.parametrize("block_size", [16, 64, 256])
+@pytest.mark.parametrize("group", [1, 2, 4, 8])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_prefill_is_attention_by_definition(target, block_size, group, head_dim):
+    shape = Shape(group=group, head_dim=head_dim, block_size=block_size)
+    inputs = paged_inputs(target, shape, QUERY_LENS, SEQ_LENS)
+    truth = inputs.truth()
+    assert worst_row_error(by_twin(inputs), truth) < target.tolerance
+    assert worst_row_error(by_kernel(inputs), truth) < target.tolerance
+
+
+@on_each_target
+@pytest.mark.parametrize("block_size", [64, 256])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_tensor_descriptors_read_the_same_tiles(target, block_size, head_dim):
+    inputs = paged_inputs(
+        target, Shape(head_dim=head_dim, block_size=block_size), QUERY_LENS, SEQ_LENS
+    )
+    out = by_kernel(inputs, with_descriptors(target, head_dim))
+    assert worst_row_error(out, inputs.truth()) < target.tolerance
+
+
+@in_float32
+@pytest.mark.parametrize("query_len", [1, 2, 15, 16, 17, 31, 33])
+@pytest.mark.parametrize("context_len", [0, 1, 15, 31, 32, 33])
+def test_every_offset_of_a_chunk_sees_the_right_keys(target, query_len, context_len):
+    inputs = paged_inputs(
+        target, Shape(num_kv_heads=1), [query_len, 1], [context_len + query_len, 3]
+    )
+    truth = inputs.truth()
+    assert worst_row_error(by_twin(inputs), truth) < target.tolerance
+    assert worst_row_error(by_kernel(inputs), truth) < target.tolerance
+
+
+@in_float32
+@pytest.mark.parametrize(
+    "shape",
+    [
+        Shape(group=5),
+        Shape(num_kv_heads=1, group=7, head_dim=32),
+        Shape(head_dim=16, block_size=32),
+        Shape(num_kv_heads=1, head_dim=256),
+        Shape(num_kv_heads=1, group=20, block_size=48),
+        Shape(num_kv_heads=5, group=1, block_size=1),
+    ],
+)
+def test_other_shapes_work_too(target, shape):
+    inputs = paged_inputs(target, shape, [40, 3], [40, 50])
+    truth = inputs.truth()
+    assert worst_row_error(by_twin(inputs), truth) < target.tolerance
+    assert worst_row_error(by_kernel(inputs), truth) < target.tolerance
+
+
+@in_float32
+def test_hundreds_of_sequences_find_their_tiles(target):
+    # More than the 256 that the search looks at in one go.
+    query_lens = [1 + index % 3 for index in range(300)]
+    shape = Shape(num_kv_heads=1, group=1, head_dim=16)
+    inputs = paged_inputs(target, shape, query_lens, [length + 2 for length in query_lens])
+    assert worst_row_error(by_kernel(inputs), inputs.truth()) < target.tolerance
+
+
+@in_float32
+def test_no_tokens_and_no_sequences_give_no_rows(target):
+    for query_lens, seq_lens in (([], []), ([0, 0], [0, 30])):
+        inputs = paged_inputs(target, Shape(), query_lens, seq_lens)
+        assert by_kernel(inputs).shape == (0, 4, 64)
+        assert by_twin(inputs).shape == (0, 4, 64)
+
+
+def test_prompt_in_chunks_attends_as_the_whole_prompt():
+    inputs = paged_inputs(CPU, Shape(), [90], [90])
+    whole = by_twin(inputs)
+    start = 0
+    for end in (1, 17, 33, 90):
+        chunk = reference.paged_attention_prefill(
+            inputs.queries[start:end],
+            inputs.kv_cache,
+            inputs.block_table,
+            torch.tensor([0, end - start], dtype=torch.int32),
+            torch.tensor([end], dtype=torch.int32),
+            end - start,
+            inputs.scale,
+        )
+        assert worst_row_error(chunk, whole[start:end]) < 1e-6
+        start = end
+
+
+def test_tiles_shrink_to_short_queries_and_use_descriptors_where_they_can():
+    queries = torch.zeros(10, 8, 128, dtype=torch.bfloat16)
+
+    def tiling(block_size, max_query_len, is_hopper=True, padding=0):
+        pool = torch.zeros(2, 1, 2, block_size, 128 + padding, dtype=torch.bfloat16)
+        return _choose_tiling(queries, pool[..., :128], max_query_len, is_hopper)
+
+    assert tiling(64, 1000).rows == 128
+    assert tiling(64, 3).rows == 16
+    assert tiling(64, 1000).has_descriptors
+    assert not tiling(64, 1000, is_hopper=False).has_descriptors
+    assert not tiling(16, 1000).has_descriptors
+    assert not tiling(64, 1000, padding=4).has_descriptors
+
+
+def test_wrong_arguments_are_refused_by_name_and_value():
+    inputs = paged_inputs(CPU, Shape(), [5, 9], [5, 9])
+
+    def call(**changes):
+        arguments = {
+            "queries": inputs.queries,
+            "kv_cache": inputs.kv_cache,
+            "block_table": inputs.block_table,
+            "query_start_loc": inputs.query_start_loc,
+            "seq_lens": inputs.seq_lens,
+            "max_query_len": 9,
+            "scale": inputs.scale,
+        }
+        return paged_attention_prefill(**(arguments | changes))
+
+    assert torch.equal(call(), by_twin(inputs))
+    for message, changes in [
+        (r"query_start_loc has shape \(2,\)", {"query_start_loc": inputs.query_start_loc[1:]}),
+        ("query_start_loc has dtype torch.int64", {"query_start_loc": torch.zeros(3).long()}),
+        ("seq_lens has dtype torch.int64", {"seq_lens": inputs.seq_lens.long()}),
+        ("num_heads is 3", {"queries": inputs.queries[:, :3]}),
+        ("scale is -1.0", {"scale": -1.0}),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            call(**changes)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("block_size", [16, 64])
+def test_bfloat16_is_at_most_twice_as_far_off_as_torch(block_size):
+    target = Target(device="cuda", dtype=torch.bfloat16)
+    shape = Shape(num_kv_heads=8, group=2, head_dim=128, block_size=block_size)
+    inputs = paged_inputs(target, shape, [1500], [1500])
+    out = paged_attention_prefill(
+        inputs.queries,
+        inputs.kv_cache,
+        inputs.block_table,
+        inputs.query_start_loc,
+        inputs.seq_lens,
+        1500,
+        inputs.scale,
+    )
+    by_torch = torch.nn.functional.scaled_dot_product_attention(
+        inputs.queries.transpose(0, 1)[None],
+        inputs.keys[0].transpose(0, 1)[None],
+        inputs.values[0].transpose(0, 1)[None],
+        is_causal=True,
+        enable_gqa=True,
+    )[0].transpose(0, 1)
+    truth = inputs.truth()
+    assert (out - truth).norm() <= 2 * (by_torch - truth).norm()

@@ -1,0 +1,227 @@
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from kernels import reference
+from kernels.sample import _sample_triton, gumbel, random_bits, sample
+from tests.kernels.targets import in_float32, on_each_target
+
+VOCAB_SIZES = [1, 3, 63, 100, 1025, 5000]
+
+
+def arguments(target, num_rows, vocab_size):
+    logits = target.randn(num_rows, vocab_size) * 3
+    temperatures = torch.rand(num_rows) + 0.3
+    seeds = torch.randint(0, 2**63 - 1, (num_rows,))
+    positions = torch.randint(0, 2**40, (num_rows,))
+    return logits, *(x.to(target.device) for x in (temperatures, seeds, positions))
+
+
+@triton.jit
+def _random_bits_kernel(seeds, positions, out, COUNT: tl.constexpr):
+    row = tl.program_id(0)
+    first = tl.program_id(1) * COUNT
+    bits = random_bits(tl.load(seeds + row), tl.load(positions + row), first, COUNT)
+    places = (row * tl.num_programs(1) * COUNT) + first + tl.arange(0, COUNT)
+    tl.store(out + places, bits.to(tl.int64))
+
+
+@triton.jit
+def _gumbel_kernel(bits, out, COUNT: tl.constexpr):
+    places = tl.arange(0, COUNT)
+    tl.store(out + places, gumbel(tl.load(bits + places).to(tl.uint32)))
+
+
+@pytest.mark.parametrize(
+    ("key", "counter", "expected"),
+    [
+        (0, (0, 0, 0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        (-1, (0xFFFFFFFF,) * 4, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+        (
+            0x299F31D0A4093822,
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
+    ],
+)
+def test_philox_gives_the_published_answers(key, counter, expected):
+    words = reference.philox(torch.tensor(key), tuple(torch.tensor(word) for word in counter))
+    assert tuple(int(word) for word in words) == expected
+
+
+@in_float32
+def test_random_bits_of_twin_and_kernel_are_equal(target):
+    seeds = torch.tensor([0, 1, -1, 2**63 - 1, 0x299F31D0A4093822], device=target.device)
+    positions = torch.tensor([0, 7, 2**32 - 1, 2**32 + 5, 2**62], device=target.device)
+    bits = torch.empty((5, 512), dtype=torch.int64, device=target.device)
+    _random_bits_kernel[(5, 2)](seeds, positions, bits, COUNT=256)
+    assert torch.equal(bits, reference.random_bits(seeds, positions, 512))
+
+
+def test_random_bits_place_the_words_of_a_counter_side_by_side():
+    seed, position = torch.tensor([99]), torch.tensor([5 + (3 << 32)])
+    counter = tuple(torch.tensor(word) for word in (6, 5, 3, 0))
+    words = torch.stack(reference.philox(seed, counter)).flatten()
+    assert torch.equal(reference.random_bits(seed, position, 31)[0, 24:28], words)
+
+
+def test_any_bits_give_a_finite_variable_of_the_right_quantile():
+    bits = torch.tensor([0, 1, 2, 2**8, 2**20, 2**24 - 1, 2**24, 2**31, 2**32 - 2**9, 2**32 - 1])
+    u = (bits.double() + 0.5) * 2.0**-32
+    expected = -torch.log(-torch.log1p(-u))
+    # Next to u = 1 the float32 grid is coarse; there the variable is small and never wins.
+    torch.testing.assert_close(
+        reference.gumbel(bits)[:-2], expected[:-2].float(), rtol=2e-5, atol=2e-5
+    )
+    assert (reference.gumbel(bits)[-2:] < -2.5).all()
+    assert reference.gumbel(bits).isfinite().all()
+
+
+@in_float32
+def test_gumbel_of_kernel_and_twin_agree_on_extreme_and_random_bits(target):
+    extremes = torch.cat(
+        (torch.arange(32), 2**24 - 16 + torch.arange(32), 2**32 - 1 - torch.arange(64))
+    )
+    bits = torch.cat((extremes, torch.randint(0, 2**32, (896,)))).to(target.device)
+    out = torch.empty(1024, device=target.device)
+    _gumbel_kernel[(1,)](bits, out, COUNT=1024)
+    torch.testing.assert_close(out, reference.gumbel(bits), rtol=1e-5, atol=1e-5)
+
+
+@on_each_target
+@pytest.mark.parametrize("vocab_size", VOCAB_SIZES)
+def test_kernel_and_twin_draw_the_same_tokens(target, vocab_size):
+    logits, temperatures, seeds, positions = arguments(target, 5, vocab_size)
+    temperatures[2] = 0.0
+    token_ids = _sample_triton(logits, temperatures, seeds, positions)
+    assert token_ids.dtype == torch.int64
+    assert torch.equal(token_ids, reference.sample(logits, temperatures, seeds, positions))
+
+
+@on_each_target
+def test_many_rows_take_large_tiles_and_draw_the_same(target):
+    logits, temperatures, seeds, positions = arguments(target, 20, 5000)
+    token_ids = _sample_triton(logits, temperatures, seeds, positions)
+    alone = [
+        _sample_triton(
+            logits[row : row + 1],
+            temperatures[row : row + 1],
+            seeds[row : row + 1],
+            positions[row : row + 1],
+        )
+        for row in range(3)
+    ]
+    assert torch.equal(token_ids, reference.sample(logits, temperatures, seeds, positions))
+    assert torch.equal(token_ids[:3], torch.cat(alone))
+
+
+@on_each_target
+def test_greedy_takes_the_first_of_equals(target):
+    logits = target.randn(3, 3000).clamp_(max=4)
+    for row, ids in enumerate(([2999, 1500], [7], [2047, 2048, 1023])):
+        logits[row, ids] = 9.0
+    zeros = torch.zeros(3, dtype=torch.int64, device=target.device)
+    for draw in (_sample_triton, sample):
+        assert draw(logits, zeros.float(), zeros, zeros).tolist() == [1500, 7, 1023]
+
+
+@on_each_target
+def test_rows_may_be_strided(target):
+    _, temperatures, seeds, positions = arguments(target, 3, 1)
+    logits = target.randn(3, 4000)[:, 1000:2100]
+    expected = reference.sample(logits, temperatures, seeds, positions)
+    assert torch.equal(_sample_triton(logits, temperatures, seeds, positions), expected)
+
+
+@on_each_target
+def test_hidden_entries_and_nan_never_leave_the_row(target):
+    logits = torch.full((3, 1030), -torch.inf).to(target.device, target.dtype)
+    logits[0, 1029] = -50.0
+    logits[2] = torch.nan
+    ones = torch.ones(3, dtype=torch.int64, device=target.device)
+    for temperature in (0.0, 1.0):
+        token_ids = _sample_triton(logits, temperature * ones.float(), ones, ones)
+        assert token_ids[0] == 1029
+        assert ((token_ids >= 0) & (token_ids < 1030)).all()
+
+
+@on_each_target
+def test_tiny_temperatures_are_greedy_and_huge_ones_uniform(target):
+    logits = target.randn(2, 200)
+    temperatures = torch.tensor([1e-30, 1e30], device=target.device)
+    zeros = torch.zeros(2, dtype=torch.int64, device=target.device)
+    token_ids = _sample_triton(logits, temperatures, zeros, zeros)
+    assert token_ids[0] == logits[0].argmax()
+    noise = reference.gumbel(reference.random_bits(zeros, zeros, 200))
+    assert token_ids[1] == noise[1].argmax()
+
+
+@on_each_target
+def test_no_rows_give_no_tokens(target):
+    assert _sample_triton(*arguments(target, 0, 100)).shape == (0,)
+
+
+def chi_square(token_ids, probabilities):
+    counts = torch.bincount(token_ids, minlength=len(probabilities)).double()
+    expected = probabilities * len(token_ids)
+    return float(((counts - expected) ** 2 / expected).sum())
+
+
+@pytest.mark.parametrize("varied", ["seeds", "positions"])
+def test_draws_follow_the_softmax(varied):
+    # 99.9 % of chi-square with 7 degrees of freedom is 24.3; the draws are fixed.
+    num_draws = 40_000
+    logits = torch.tensor([0.0, 1.0, 2.0, -1.0, 0.5, 3.0, -2.0, 1.5])
+    counts_up, fixed = torch.arange(num_draws), torch.full((num_draws,), 12345)
+    seeds, positions = (counts_up, fixed) if varied == "seeds" else (fixed, counts_up)
+    token_ids = sample(
+        logits.expand(num_draws, -1), torch.full((num_draws,), 0.7), seeds, positions
+    )
+    assert chi_square(token_ids, (logits.double() / 0.7).softmax(-1)) < 24.3
+    assert chi_square(token_ids, logits.double().softmax(-1)) > 1000
+
+
+def test_draws_at_neighbouring_positions_are_independent():
+    num_draws = 40_000
+    seeds = torch.full((num_draws,), 3)
+    logits = torch.zeros(num_draws, 4)
+    token_ids = sample(logits, torch.ones(num_draws), seeds, torch.arange(num_draws))
+    pairs = token_ids[:-1] * 4 + token_ids[1:]
+    # 99.9 % of chi-square with 15 degrees of freedom is 37.7.
+    assert chi_square(pairs, torch.full((16,), 1 / 16, dtype=torch.float64)) < 37.7
+
+
+def test_draw_depends_on_no_other_row():
+    logits, temperatures = torch.randn(9, 500), torch.full((9,), 0.8)
+    seeds, positions = torch.arange(9) * 77, torch.arange(9) + 1000
+    together = sample(logits, temperatures, seeds, positions)
+    order = torch.randperm(9)
+    shuffled = sample(logits[order], temperatures[order], seeds[order], positions[order])
+    with_greedy = sample(logits, temperatures * (torch.arange(9) == 4), seeds, positions)
+    alone = [
+        sample(logits[r : r + 1], temperatures[:1], seeds[r : r + 1], positions[r : r + 1])
+        for r in range(9)
+    ]
+    assert torch.equal(shuffled, together[order])
+    assert torch.equal(torch.cat(alone), together)
+    assert with_greedy[4] == together[4]
+
+
+def test_draw_depends_on_seed_and_on_both_halves_of_the_position():
+    logits, ones = torch.zeros(4, 10_000), torch.ones(4)
+    seeds = torch.tensor([1, 1 + 2**32, 1, 1])
+    positions = torch.tensor([5, 5, 6, 5 + 2**32])
+    assert len(set(sample(logits, ones, seeds, positions).tolist())) == 4
+
+
+def test_wrong_tensors_are_refused_by_name_and_value():
+    logits, ones = torch.randn(2, 8), torch.ones(2, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"temperatures has dtype torch.float64"):
+        sample(logits, ones.double(), ones, ones)
+    with pytest.raises(ValueError, match=r"seeds has shape \(1,\); expected \(2\)"):
+        sample(logits, ones.float(), ones[:1], ones)
+    with pytest.raises(ValueError, match=r"positions has dtype torch.int32"):
+        sample(logits, ones.float(), ones, ones.int())
+    with pytest.raises(ValueError, match=r"vocab_size is 0"):
+        sample(logits[:, :0], ones.float(), ones, ones)
