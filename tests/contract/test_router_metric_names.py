@@ -1,0 +1,41 @@
+"""docs/metrics.md lists exactly the series of the router: a renamed one breaks dashboards."""
+
+import re
+from pathlib import Path
+
+from router.server.metrics import RouterMetrics
+from tests.fakes.fake_fleet import FakeFleet
+from tests.router.server.test_metrics import STATISTICS
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
+PREFIX = "pagestream_router_"
+
+
+def rows() -> list[str]:
+    metrics = RouterMetrics()
+    metrics.update(FakeFleet().engines(), STATISTICS)
+    found = []
+    for family in metrics.registry.collect():
+        if family.name.startswith(PREFIX):
+            name = family.name + ("_total" if family.type == "counter" else "")
+            labels = sorted({key for sample in family.samples for key in sample.labels} - {"le"})
+            shown = ", ".join(f"`{label}`" for label in labels)
+            found.append(f"| `{name}` | {family.type} | {shown} | {family.documentation} |")
+    return sorted(found)
+
+
+def test_document_lists_every_series_with_type_labels_and_meaning():
+    section = re.search(
+        r"^## Router$(.*?)(?=^## |\Z)", DOCUMENT.read_text("utf-8"), re.MULTILINE | re.DOTALL
+    )
+    assert section, "no section Router"
+    listed = [line for line in section[1].splitlines() if line.startswith(f"| `{PREFIX}")]
+
+    assert listed == rows(), "expected:\n" + "\n".join(rows())
+
+
+def test_times_and_counts_carry_their_unit():
+    for row in rows():
+        name, kind = re.match(r"\| `(\S+)` \| (\w+)", row).groups()
+        assert (kind == "counter") == name.endswith("_total")
+        assert (kind == "histogram") == name.endswith("_seconds")
