@@ -7,7 +7,7 @@ import protoLoader from "@grpc/proto-loader";
 
 const [address = "127.0.0.1:50050", question = "introduce yourself"] = process.argv.slice(2);
 const proto = new URL("../protos/pagestream/router/v1/router.proto", import.meta.url);
-const definition = protoLoader.loadSync(fileURLToPath(proto));
+const definition = protoLoader.loadSync(fileURLToPath(proto), { defaults: true });
 const { RouterService } = grpc.loadPackageDefinition(definition).pagestream.router.v1;
 
 const client = new RouterService(address, grpc.credentials.createInsecure());
@@ -25,5 +25,6 @@ try {
   console.error(`${grpc.status[error.code] ?? error.name}: ${error.details ?? error.message}`);
   process.exitCode = 1;
 } finally {
+  call.cancel();
   client.close();
 }

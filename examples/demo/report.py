@@ -23,22 +23,22 @@ def print_report(
         engines: All engines, after the last sample.
         seconds: From the first call to the last answer's end.
     """
+    console.print(_clients_table(answers, seconds))
+    console.print(_engines_table(answers, engines))
+    for engine in engines:
+        # Not in the table, whose columns would break it.
+        console.print(f"metrics of {engine.service.name}: {engine.service.metrics_url}")
+
+
+def _clients_table(answers: Sequence[Answer], seconds: float) -> Table:
     num_tokens = sum(answer.num_tokens for answer in answers)
-    console.print(_clients_table(answers, num_tokens, seconds))
-    console.print(_engines_table(answers, engines, plain=not console.is_terminal))
-
-
-def _clients_table(answers: Sequence[Answer], num_tokens: int, seconds: float) -> Table:
+    num_stopped = sum(answer.finish_reason == "stop" for answer in answers)
     first = [(a.first_token_seconds, 1) for a in answers if a.first_token_seconds is not None]
     between = [(gap / count, count) for answer in answers for gap, count in answer.gaps]
-    num_stopped = sum(answer.finish_reason == "stop" for answer in answers)
-    table = Table(title="What the clients saw", box=box.SIMPLE, title_justify="left")
-    table.add_column("")
-    table.add_column("", justify="right")
+    table = _table("What the clients saw", "")
     table.add_row("requests", f"{len(answers)}")
-    table.add_row(
-        "ended by an end-of-turn token / by length", f"{num_stopped} / {len(answers) - num_stopped}"
-    )
+    table.add_row("ended at their length", f"{len(answers) - num_stopped}")
+    table.add_row("ended by an end-of-turn token", f"{num_stopped}")
     table.add_row("tokens", f"{num_tokens:,}")
     table.add_row("seconds", f"{seconds:.2f}")
     table.add_row("tokens per second", f"{num_tokens / seconds:,.0f}")
@@ -47,39 +47,48 @@ def _clients_table(answers: Sequence[Answer], num_tokens: int, seconds: float) -
     return table
 
 
-def _engines_table(
-    answers: Sequence[Answer], engines: Sequence[EngineFigures], *, plain: bool
-) -> Table:
-    table = Table(title="What the engines say", box=box.SIMPLE, title_justify="left")
-    table.add_column("")
-    for engine in engines:
-        table.add_column(engine.service.name, justify="right")
-    for title, values in _engine_rows(answers, engines, plain=plain):
+def _engines_table(answers: Sequence[Answer], engines: Sequence[EngineFigures]) -> Table:
+    table = _table("What the engines say", *(engine.service.name for engine in engines))
+    for title, values in _engine_rows(answers, engines):
         table.add_row(title, *values)
     return table
 
 
+def _table(title: str, *columns: str) -> Table:
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, min_width=60
+    )
+    table.add_column("", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    table.show_header = any(columns)
+    return table
+
+
 def _engine_rows(
-    answers: Sequence[Answer], engines: Sequence[EngineFigures], *, plain: bool
+    answers: Sequence[Answer], engines: Sequence[EngineFigures]
 ) -> Iterable[tuple[str, list[str]]]:
     by_engine = [[a for a in answers if a.engine == e.service.address] for e in engines]
     yield "requests", [f"{len(own)}" for own in by_engine]
     yield "prompt tokens", [f"{sum(a.num_prompt_tokens for a in own):,}" for own in by_engine]
-    yield "of these cached", [f"{sum(a.num_cached_tokens for a in own):,}" for own in by_engine]
-    yield "prefix hit rate", [_hit_rate(engine) for engine in engines]
-    total = "pagestream_engine_kv_cache_blocks"
     yield (
-        "KV blocks: peak / final / all",
-        [
-            f"{max(e.num_used_blocks)} / {e.num_used_blocks[-1]} / {e.series[total]:.0f}"
-            for e in engines
-        ],
+        "prompt tokens from the prefix cache",
+        [f"{sum(a.num_cached_tokens for a in own):,}" for own in by_engine],
     )
-    yield "preemptions", [f"{_count(e, 'preemptions_total')}" for e in engines]
-    yield "memory: first / peak / last, MiB", [_memory(e.memory_bytes) for e in engines]
-    if not plain:
-        yield "memory over the run", [sparkline(e.memory_bytes) for e in engines]
-    yield "metrics", [f"http://{e.service.operations_address}/metrics" for e in engines]
+    yield "prefix hit rate", [_hit_rate(engine) for engine in engines]
+    yield "KV blocks in the pool", [f"{_count(engine, 'kv_cache_blocks'):,}" for engine in engines]
+    yield "KV blocks in use, peak", [f"{max(engine.num_used_blocks):,}" for engine in engines]
+    yield "KV blocks in use, final", [f"{engine.num_used_blocks[-1]:,}" for engine in engines]
+    yield "preemptions", [f"{_count(engine, 'preemptions_total'):,}" for engine in engines]
+    yield (
+        f"{_memory_of(engines)} in MiB, over the run",
+        [" ".join(f"{v >> 20:,}" for v in evenly(e.memory_bytes, 4)) for e in engines],
+    )
+    yield "the same, drawn from 0", [sparkline(engine.memory_bytes) for engine in engines]
+
+
+def _memory_of(engines: Sequence[EngineFigures]) -> str:
+    return "memory" if engines[0].gpu is None else "GPU memory"
 
 
 def _count(engine: EngineFigures, name: str) -> int:
@@ -92,17 +101,17 @@ def _hit_rate(engine: EngineFigures) -> str:
     return f"{hits / queries:.0%}" if queries else "no query"
 
 
-def _memory(values: Sequence[int]) -> str:
-    return " / ".join(f"{value >> 20:,}" for value in (values[0], max(values), values[-1]))
+def evenly(values: Sequence[int], count: int) -> list[int]:
+    """Returns `count` of the values, the first and the last among them, at even distances."""
+    return [values[index * (len(values) - 1) // (count - 1)] for index in range(count)]
 
 
 def sparkline(values: Sequence[int], width: int = 20) -> str:
     """Draws values over time as bars from 0 to the largest, so that flat looks flat."""
-    largest = max(values)
-    if not largest:
-        return ""
-    points = [values[index * len(values) // width] for index in range(width)]
-    return "".join(_BARS[round(value / largest * (len(_BARS) - 1))] for value in points)
+    largest = max(max(values), 1)
+    return "".join(
+        _BARS[round(value / largest * (len(_BARS) - 1))] for value in evenly(values, width)
+    )
 
 
 def percentile(weighted: Sequence[tuple[float, int]], share: float) -> float:

@@ -15,7 +15,7 @@ from rich.text import Text
 from examples.demo.load import Answer
 from examples.demo.services import Service
 
-_PLAIN_SECONDS = 2.0
+_PLAIN_SECONDS = 5.0
 _ANSWER_CHARACTERS = 600
 
 

@@ -49,6 +49,11 @@ class Service:
     log_path: Path
     process: "subprocess.Popen[bytes]"
 
+    @property
+    def metrics_url(self) -> str:
+        """Where Prometheus would scrape it."""
+        return f"http://{self.operations_address}/metrics"
+
     def last_words(self, num_lines: int = 1) -> str:
         """Returns the end of its output."""
         text = self.log_path.read_text(encoding="utf-8", errors="replace")

@@ -3,7 +3,7 @@
 import pytest
 
 from examples.demo.load import prompts
-from examples.demo.report import percentile, sparkline
+from examples.demo.report import evenly, percentile, sparkline
 from examples.demo.screen import printable
 
 
@@ -18,6 +18,11 @@ from examples.demo.screen import printable
 )
 def test_percentile_counts_each_value_as_often_as_it_occurred(weighted, share, expected):
     assert percentile(weighted, share) == expected
+
+
+def test_even_samples_hold_the_first_and_the_last():
+    assert evenly([1, 2, 3, 4, 5, 6, 7], 4) == [1, 3, 5, 7]
+    assert evenly([9], 3) == [9, 9, 9]
 
 
 def test_sparkline_of_flat_memory_is_flat_and_of_growing_memory_grows():

@@ -81,7 +81,7 @@ def running_demo(folder: Path, *arguments: str) -> Iterator[Demo]:
 
 def numbers_after(label: str, output: str) -> list[int]:
     """Returns the numbers of the table's row with that label."""
-    match = re.search(rf"^\W*{re.escape(label)}\s(.*)$", output, re.MULTILINE)
+    match = re.search(rf"^\W*{re.escape(label)}  +(.*)$", output, re.MULTILINE)
     assert match, f"no row {label!r} in:\n{output}"
     return [int(number.replace(",", "")) for number in re.findall(r"\d[\d,]*", match[1])]
 
@@ -96,32 +96,36 @@ def test_demo_shows_what_clients_and_engines_saw(folder):
         code, output = demo.finish()
         demo.assert_nothing_left()
     assert code == 0, output
-    assert numbers_after("requests", output) == [8]
-    engines = output[output.index("What the engines say") :]
+    clients, engines = output.split("What the engines say")
+    assert numbers_after("requests", clients) == [8]
+    assert numbers_after("tokens", clients)[0] <= 64
     assert sum(numbers_after("requests", engines)) == 8
-    cached, prompt = (
-        numbers_after("of these cached", engines),
-        numbers_after("prompt tokens", engines),
-    )
+    prompt = numbers_after("prompt tokens", engines)
+    cached = numbers_after("prompt tokens from the prefix cache", engines)
     # Two prompts, four times each: at least some of the repeats find their prefix.
     assert 0 < sum(cached) < sum(prompt)
-    blocks = numbers_after("KV blocks: peak / final / all", engines)
-    for peak, final, total in (blocks[:3], blocks[3:]):
-        assert final == 0
-        assert peak <= total
+    peak = numbers_after("KV blocks in use, peak", engines)
+    assert all(0 <= used <= 1024 for used in peak)
+    assert numbers_after("KV blocks in use, final", engines) == [0, 0]
     assert numbers_after("preemptions", engines) == [0, 0]
-    assert len(re.findall(r"http://127\.0\.0\.1:\d+/metrics", engines)) == 2
+    assert len(re.findall(r"http://127\.0\.0\.1:\d+/metrics$", output, re.MULTILINE)) == 2
+    # No terminal, no escape sequences.
     assert "\x1b" not in output
 
 
 @pytest.mark.parametrize(
-    "moment", ["starting 2 engines", "is ready on", "sending 4 chats", "Ctrl-C"]
+    "moment",
+    [
+        "starting 2 engines",
+        "sending 4 chats",
+        pytest.param("is ready on", marks=pytest.mark.slow),
+        pytest.param("serves on .* until Ctrl-C", marks=pytest.mark.slow),
+    ],
 )
 def test_interrupt_at_any_moment_leaves_no_process(folder, moment):
     arguments = ("--requests", "4", "--max-tokens", "64", "--keep-serving")
     with running_demo(folder, *arguments) as demo:
         demo.read_until(moment)
-        assert len(demo.processes()) >= 2
         demo.process.send_signal(signal.SIGINT)
         code, output = demo.finish()
         assert code == 128 + signal.SIGINT
