@@ -1,6 +1,8 @@
 """Every Prometheus series of the engine. `docs/metrics.md` says what each means for an operator."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
 
 from engine_service.core.engine_client import CANCELLED
 from engine_service.core.output_stream import OpenRequest
@@ -55,6 +57,8 @@ class EngineMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
         self._add_state()
         self._add_counters()
         self._add_times()
