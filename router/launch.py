@@ -75,31 +75,38 @@ class _Router:
 
     async def serve(self) -> int:
         """Serves until told to end; returns the exit code."""
-        config = self._config
         with _signals() as signals, self._tokenizers:
-            operations_port = await self._operations.start(config.host, config.operations_port)
-            port = await self._start_server()
-            _logger.info(
-                "router listening host=%s port=%d operations_port=%d engines=%s placement=%s",
-                config.host,
-                port,
-                operations_port,
-                ",".join(config.engines),
-                config.placement,
-            )
-            async with asyncio.TaskGroup() as tasks:
-                background = [
-                    tasks.create_task(self._fleet.run(), name="fleet"),
-                    tasks.create_task(self._follow_readiness(), name="readiness"),
-                ]
-                await signals.get()
-                await self._drain(signals)
+            try:
+                await self._listen()
+                async with asyncio.TaskGroup() as tasks:
+                    background = (
+                        tasks.create_task(self._fleet.run(), name="fleet"),
+                        tasks.create_task(self._follow_readiness(), name="readiness"),
+                    )
+                    await signals.get()
+                    await self._drain(signals)
+                    # Before the fleet: what still runs is cancelled on its engines.
+                    await self._server.stop(None)
+                    for task in background:
+                        task.cancel()
+            finally:
                 await self._server.stop(None)
                 await self._operations.stop()
-                for task in background:
-                    task.cancel()
         _logger.info("router ended")
         return 0
+
+    async def _listen(self) -> None:
+        config = self._config
+        operations_port = await self._operations.start(config.host, config.operations_port)
+        port = await self._start_server()
+        _logger.info(
+            "router listening host=%s port=%d operations_port=%d engines=%s placement=%s",
+            config.host,
+            port,
+            operations_port,
+            ",".join(config.engines),
+            config.placement,
+        )
 
     async def _start_server(self) -> int:
         config = self._config

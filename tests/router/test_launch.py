@@ -1,0 +1,37 @@
+import dataclasses
+import socket
+
+import pytest
+
+from router.config import RouterConfig
+from router.errors import StartupError
+from router.launch import run
+
+CONFIG = RouterConfig(engines=("127.0.0.1:1",), port=0, operations_port=0)
+
+
+@pytest.mark.parametrize("option", ["port", "operations_port"])
+def test_port_in_use_is_named_with_its_option(option):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+        with pytest.raises(StartupError) as caught:
+            run(dataclasses.replace(CONFIG, **{option: port}))
+
+    assert str(caught.value) == (
+        f"cannot listen on 127.0.0.1:{port} (Address already in use); "
+        f"choose another --{option.replace('_', '-')} or --host"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"host": "192.0.2.1"}, "Cannot assign requested address"),
+        ({"engines": ("localhost",)}, 'engine "localhost" is not "host:port"'),
+        ({"engines": ("a:1", "a:1")}, 'engine "a:1" is listed twice'),
+    ],
+)
+def test_what_cannot_work_is_named_at_start(changes, message):
+    with pytest.raises(StartupError, match=message):
+        run(dataclasses.replace(CONFIG, **changes))
