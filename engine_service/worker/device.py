@@ -5,6 +5,7 @@ import torch
 from engine_service.config import ModelOptions
 from engine_service.errors import StartupError
 from engine_service.models.config import ModelConfig
+from kernels.checks import TRITON_HEAD_DIMS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -47,3 +48,16 @@ def choose_dtype(options: ModelOptions, config: ModelConfig, device: torch.devic
             f"choose one of: {', '.join(DTYPES)}"
         )
     return dtype
+
+
+def check_head_dim(config: ModelConfig, device: torch.device) -> None:
+    """Refuses a model whose heads the GPU kernels do not handle.
+
+    Raises:
+        StartupError: Its `head_dim` is not one of theirs.
+    """
+    if device.type == "cuda" and config.head_dim not in TRITON_HEAD_DIMS:
+        raise StartupError(
+            f"head_dim of the model is {config.head_dim}; supported on a GPU is one of: "
+            f"{', '.join(map(str, TRITON_HEAD_DIMS))}"
+        )

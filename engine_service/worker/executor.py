@@ -10,7 +10,7 @@ from engine_service.core.types import EngineInfo, StepPlan, StepResult
 from engine_service.errors import StartupError
 from engine_service.models.checkpoint import fingerprint, resolve_checkpoint
 from engine_service.models.config import ModelConfig, parse_config
-from engine_service.worker.device import DTYPES, choose_dtype, set_up_device
+from engine_service.worker.device import DTYPES, check_head_dim, choose_dtype, set_up_device
 from engine_service.worker.worker import PendingStep, Worker, WorkerConfig, start_worker
 
 logger = logging.getLogger(__name__)
@@ -55,6 +55,7 @@ def start_executor(
     is_dummy = model.load_format == "dummy"
     checkpoint = resolve_checkpoint(model.model, with_weights=not is_dummy)
     config = parse_config(checkpoint.read_config(), str(checkpoint.folder / "config.json"))
+    check_head_dim(config, device)
     dtype = choose_dtype(model, config, device)
     max_model_len = _max_model_len(model, config)
     eos_token_ids = checkpoint.read_eos_token_ids()

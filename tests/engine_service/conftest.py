@@ -1,0 +1,16 @@
+import pytest
+import torch
+
+from tests.engine_service.tiny_models import SHAPES, TinyModel, make_model
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> TinyModel:
+    """One small model, for tests to which its shape does not matter."""
+    return make_model(tmp_path_factory.mktemp("tiny") / "model", SHAPES[1])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Tiny matrices are faster without threads, and the machine is shared."""
+    torch.set_num_threads(1)

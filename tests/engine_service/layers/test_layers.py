@@ -1,0 +1,70 @@
+import pytest
+import torch
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm, Qwen3RotaryEmbedding
+
+from engine_service.layers.activation import gated_silu
+from engine_service.layers.embedding import Embedding
+from engine_service.layers.linear import Linear
+from engine_service.layers.norm import RMSNorm
+from engine_service.layers.rotary import rotary_table
+from tests.engine_service.tiny_models import SHAPES, make_config
+
+
+def test_rotary_table_equals_transformers():
+    config = make_config(SHAPES[3], rope_parameters={"rope_type": "default", "rope_theta": 1e6})
+    positions = torch.arange(512)
+    cos, sin = Qwen3RotaryEmbedding(config)(torch.zeros(1, 1, 1), positions[None])
+
+    table = rotary_table(SHAPES[3].head_dim, 512, 1e6)
+
+    half = SHAPES[3].head_dim // 2
+    assert table.dtype == torch.float32
+    torch.testing.assert_close(table[:, :half], cos[0, :, :half])
+    torch.testing.assert_close(table[:, half:], sin[0, :, :half])
+
+
+def test_norm_adds_to_the_residual_stream_first():
+    torch.manual_seed(0)
+    norm, reference = RMSNorm(8, 1e-6, torch.float32), Qwen3RMSNorm(8, 1e-6)
+    weight = torch.rand(8)
+    norm.weight.copy_(weight)
+    reference.weight.data.copy_(weight)
+    x, residual = torch.randn(2, 3, 8)
+
+    begun, begun_residual = norm(x)
+    added, added_residual = norm(x, residual)
+
+    torch.testing.assert_close(begun, reference(x).detach())
+    torch.testing.assert_close(begun_residual, x)
+    torch.testing.assert_close(added, reference(x + residual).detach())
+    torch.testing.assert_close(added_residual, x + residual)
+
+
+def test_gate_comes_before_up():
+    gate, up = torch.randn(2, 3, 5)
+
+    result = gated_silu(torch.cat((gate, up), dim=-1))
+
+    torch.testing.assert_close(result, torch.nn.functional.silu(gate) * up)
+
+
+def test_embedding_is_its_own_inverse_as_a_head():
+    embedding = Embedding(4, 4, torch.float32)
+    embedding.weight.copy_(torch.eye(4))
+
+    logits = embedding.logits(embedding(torch.tensor([2, 0], dtype=torch.int32)))
+
+    assert logits.argmax(-1).tolist() == [2, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_keep_the_dtype_and_need_no_gradient(dtype):
+    linear = Linear(4, 6, dtype)
+    linear.weight.fill_(1.0)
+
+    result = linear(torch.ones(2, 4, dtype=dtype))
+
+    assert result.dtype == dtype
+    assert result.shape == (2, 6)
+    assert (result == 4).all()
+    assert not result.requires_grad

@@ -1,0 +1,181 @@
+import shutil
+
+import pytest
+import safetensors.torch
+import torch
+
+from engine_service.errors import StartupError
+from engine_service.models.checkpoint import resolve_checkpoint
+from engine_service.models.config import parse_config
+from engine_service.models.loading import build_model, fill_randomly, load_weights
+from tests.engine_service.tiny_models import SHAPES, make_model
+
+CPU = torch.device("cpu")
+
+
+def load(folder, dtype=torch.float32, device=CPU):
+    checkpoint = resolve_checkpoint(str(folder))
+    model = build_model(parse_config(checkpoint.read_config()), 64, dtype, device)
+    for _, target in model.checkpoint_tensors():
+        target.fill_(torch.nan)
+    load_weights(model, checkpoint)
+    return model
+
+
+def build_random(folder, seed, device=CPU, std=0.1):
+    config = parse_config(resolve_checkpoint(str(folder), with_weights=False).read_config())
+    model = build_model(config, 64, torch.float32, device)
+    fill_randomly(model, seed, std)
+    return dict(model.checkpoint_tensors())
+
+
+@pytest.fixture
+def folder(tiny_model, tmp_path):
+    """A copy to spoil."""
+    return shutil.copytree(tiny_model.folder, tmp_path / "copy")
+
+
+def change_tensors(folder, change):
+    path = folder / "model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    change(tensors)
+    safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("max_shard_size", ["1GB", "50KB"], ids=["single", "sharded"])
+def test_every_tensor_arrives_in_its_place(tmp_path, shape, max_shard_size):
+    tiny = make_model(tmp_path / "model", shape, max_shard_size=max_shard_size)
+    expected = tiny.reference.state_dict()
+
+    loaded = dict(load(tiny.folder).checkpoint_tensors())
+
+    assert set(loaded) == set(expected) - ({"lm_head.weight"} if shape.is_tied else set())
+    for name, tensor in loaded.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0)
+
+
+def test_all_parameters_are_covered_by_the_checkpoint(tiny_model):
+    model = load(tiny_model.folder)
+
+    assert not any(parameter.isnan().any() for parameter in model.parameters())
+
+
+def test_values_are_converted_to_the_dtype_of_the_model(tiny_model):
+    loaded = dict(load(tiny_model.folder, torch.bfloat16).checkpoint_tensors())
+
+    for name, tensor in tiny_model.reference.state_dict().items():
+        assert loaded[name].dtype == torch.bfloat16
+        assert torch.equal(loaded[name], tensor.bfloat16())
+
+
+def test_missing_tensor_is_named(folder):
+    name = "model.layers.1.self_attn.k_proj.weight"
+    change_tensors(folder, lambda tensors: tensors.pop(name))
+
+    with pytest.raises(StartupError, match=r"k_proj\.weight \[32, 64\] is missing"):
+        load(folder)
+
+
+def test_missing_head_of_an_untied_model_is_named(folder):
+    change_tensors(folder, lambda tensors: tensors.pop("lm_head.weight"))
+
+    with pytest.raises(StartupError, match=r"lm_head\.weight \[300, 64\] is missing"):
+        load(folder)
+
+
+def test_misshapen_tensor_is_named_with_both_shapes(folder):
+    name = "model.layers.0.mlp.up_proj.weight"
+    change_tensors(folder, lambda tensors: tensors.update({name: torch.zeros(64, 128)}))
+
+    with pytest.raises(StartupError) as refusal:
+        load(folder)
+
+    message = str(refusal.value)
+    assert str(folder / "model.safetensors") in message
+    assert f"{name} is [64, 128], but config.json makes it [128, 64]" in message
+
+
+def test_unexpected_tensor_is_named(folder):
+    name = "model.layers.0.self_attn.q_proj.bias"
+    change_tensors(folder, lambda tensors: tensors.update({name: torch.zeros(64)}))
+
+    with pytest.raises(StartupError, match=r"q_proj\.bias is unexpected"):
+        load(folder)
+
+
+def test_tensor_of_an_unsupported_type_is_named(folder):
+    name = "model.norm.weight"
+    quantised = torch.ones(64, dtype=torch.float8_e4m3fn)
+    change_tensors(folder, lambda tensors: tensors.update({name: quantised}))
+
+    with pytest.raises(StartupError, match=r"model\.norm\.weight is stored as F8_E4M3"):
+        load(folder)
+
+
+def test_tied_head_that_is_stored_once_more_is_passed_over(tmp_path):
+    tiny = make_model(tmp_path / "model", SHAPES[0])
+    change_tensors(
+        tiny.folder, lambda tensors: tensors.update({"lm_head.weight": torch.zeros(300, 64)})
+    )
+
+    model = load(tiny.folder)
+
+    assert model.lm_head is model.embed_tokens
+    assert model.lm_head.weight.abs().sum() > 0
+
+
+@pytest.mark.parametrize("kept_share", [0.0, 0.001, 0.5, 0.999])
+def test_truncated_file_is_named(folder, kept_share):
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * kept_share)])
+
+    with pytest.raises(StartupError, match=r"model\.safetensors: is not a whole safetensors file"):
+        load(folder)
+
+
+def test_random_weights_depend_on_seed_and_name_alone(tiny_model):
+    first, again = build_random(tiny_model.folder, 1), build_random(tiny_model.folder, 1)
+    other = build_random(tiny_model.folder, 2)
+
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    matrices = [name for name, tensor in first.items() if tensor.dim() == 2]
+    assert not any(torch.equal(first[name], other[name]) for name in matrices)
+    q_projections = [first[f"model.layers.{i}.self_attn.q_proj.weight"] for i in range(2)]
+    assert not torch.equal(*q_projections)
+
+
+def test_random_weights_are_near_normal(tiny_model):
+    values = build_random(tiny_model.folder, 3, std=0.05)["model.embed_tokens.weight"].flatten()
+
+    # 19,200 values: the bounds are five standard errors.
+    assert abs(values.mean()) < 5 * 0.05 / len(values) ** 0.5
+    assert abs(values.std() / 0.05 - 1) < 5 / (2 * len(values)) ** 0.5
+    assert abs((values.abs() < 0.05).float().mean() - 0.67) < 0.02
+    assert len(values.unique()) > 0.9 * len(values)
+    assert abs(torch.corrcoef(torch.stack((values[:-1], values[1:])))[0, 1]) < 0.04
+
+
+def test_norm_weights_of_a_random_model_are_one(tiny_model):
+    weights = build_random(tiny_model.folder, 0)
+
+    assert (weights["model.norm.weight"] == 1).all()
+    assert (weights["model.layers.0.self_attn.q_norm.weight"] == 1).all()
+
+
+@pytest.mark.gpu
+def test_random_weights_are_the_same_on_cuda(tiny_model):
+    on_cpu = build_random(tiny_model.folder, 5)
+    on_cuda = build_random(tiny_model.folder, 5, torch.device("cuda"))
+
+    assert all(torch.equal(on_cpu[name], on_cuda[name].cpu()) for name in on_cpu)
+
+
+@pytest.mark.gpu
+def test_weights_are_read_straight_to_cuda(tiny_model):
+    loaded = dict(load(tiny_model.folder, device=torch.device("cuda")).checkpoint_tensors())
+
+    for name, tensor in tiny_model.reference.state_dict().items():
+        assert loaded[name].device.type == "cuda"
+        assert torch.equal(loaded[name].cpu(), tensor)

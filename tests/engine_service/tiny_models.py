@@ -1,0 +1,124 @@
+"""Small Qwen3 models with random weights, made by transformers, and what it says they compute."""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers.utils import logging as transformers_logging
+
+# With a standard deviation of 0.02 a model repeats one token whatever its cache holds.
+INITIALIZER_RANGE = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What tells one tiny model from another."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    is_tied: bool
+    hidden_size: int = 64
+    num_layers: int = 2
+    vocab_size: int = 300
+    max_position_embeddings: int = 512
+
+    def __str__(self) -> str:
+        tied = "tied" if self.is_tied else "untied"
+        return f"{self.num_heads}x{self.num_kv_heads}x{self.head_dim}-{tied}"
+
+
+SHAPES = (
+    Shape(num_heads=4, num_kv_heads=4, head_dim=16, is_tied=True),
+    Shape(num_heads=4, num_kv_heads=2, head_dim=16, is_tied=False, num_layers=3),
+    Shape(num_heads=8, num_kv_heads=2, head_dim=16, is_tied=False),
+    Shape(num_heads=4, num_kv_heads=1, head_dim=64, is_tied=True),
+)
+"""Group sizes 1, 2, 4, 4; the last two have head_dim other than hidden_size / num_heads."""
+
+CUDA_SHAPES = (
+    Shape(num_heads=4, num_kv_heads=4, head_dim=64, is_tied=True),
+    Shape(num_heads=4, num_kv_heads=2, head_dim=128, is_tied=False, num_layers=3),
+    Shape(num_heads=8, num_kv_heads=2, head_dim=64, is_tied=False),
+    Shape(num_heads=8, num_kv_heads=1, head_dim=64, is_tied=True),
+)
+"""Head sizes of real models."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TinyModel:
+    """A model folder, and the same model in transformers, float32 on the CPU."""
+
+    folder: Path
+    reference: Qwen3ForCausalLM
+
+    @property
+    def vocab_size(self) -> int:
+        return self.reference.config.vocab_size
+
+    def logits(self, token_ids: list[int]) -> torch.Tensor:
+        """Returns the logits behind each token, [num_tokens, vocab_size]."""
+        with torch.inference_mode():
+            return self.reference(torch.tensor([token_ids])).logits[0]
+
+    def greedy(self, prompt: list[int], num_tokens: int) -> tuple[list[int], float]:
+        """Returns transformers' greedy tokens and how close its two best logits ever came."""
+        input_ids = torch.tensor([prompt])
+        output = self.reference.generate(
+            input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            max_new_tokens=num_tokens,
+            do_sample=False,
+            pad_token_id=0,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        best = torch.cat(output.logits).topk(2).values  # [num_tokens, 2]
+        gap = (best[:, 0] - best[:, 1]).min().item()
+        return output.sequences[0, len(prompt) :].tolist(), gap
+
+
+def make_config(shape: Shape, **overrides: object) -> Qwen3Config:
+    values: dict[str, object] = {
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": 2 * shape.hidden_size,
+        "num_hidden_layers": shape.num_layers,
+        "num_attention_heads": shape.num_heads,
+        "num_key_value_heads": shape.num_kv_heads,
+        "head_dim": shape.head_dim,
+        "vocab_size": shape.vocab_size,
+        "max_position_embeddings": shape.max_position_embeddings,
+        "tie_word_embeddings": shape.is_tied,
+        "initializer_range": INITIALIZER_RANGE,
+        "eos_token_id": None,
+        "bos_token_id": None,
+    }
+    return Qwen3Config(**(values | overrides))
+
+
+def make_model(
+    folder: Path,
+    shape: Shape,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    max_shard_size: str = "1GB",
+) -> TinyModel:
+    """Writes a model folder whose norm weights are random too. Equal arguments, equal weights."""
+    transformers_logging.disable_progress_bar()
+    torch.manual_seed(seed)
+    model = Qwen3ForCausalLM(make_config(shape)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5)
+    model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
+    # Read back, since the conversion rounds the rotary frequencies too, which no checkpoint holds.
+    reference = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return TinyModel(folder=folder, reference=reference)
+
+
+def random_tokens(generator: random.Random, num_tokens: int, vocab_size: int) -> list[int]:
+    return [generator.randrange(vocab_size) for _ in range(num_tokens)]

@@ -1,0 +1,79 @@
+import dataclasses
+
+import pytest
+import torch
+
+from engine_service.config import ModelOptions
+from engine_service.errors import StartupError
+from engine_service.worker.device import check_head_dim, choose_dtype, set_up_device
+from tests.engine_service.worker.test_kv_cache import CONFIG
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+
+
+def config_of(dtype):
+    return dataclasses.replace(CONFIG, dtype=dtype)
+
+
+@needs_no_gpu
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_cpu_is_what_there_is(device):
+    assert set_up_device(ModelOptions(model="x", device=device)) == CPU
+
+
+@needs_no_gpu
+def test_cuda_that_is_not_there_is_refused():
+    with pytest.raises(StartupError, match=r"device is 'cuda:1', but torch finds no CUDA GPU"):
+        set_up_device(ModelOptions(model="x", device="cuda:1"))
+
+
+def test_cpu_threads_are_set():
+    before = torch.get_num_threads()
+    try:
+        set_up_device(ModelOptions(model="x", device="cpu", cpu_threads=before + 1))
+
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+def test_auto_dtype_is_that_of_the_checkpoint_on_cuda_only(stored):
+    options = ModelOptions(model="x")
+
+    assert choose_dtype(options, config_of(stored), CUDA) == stored
+    assert choose_dtype(options, config_of(stored), CPU) == "float32"
+
+
+def test_chosen_dtype_wins():
+    options = ModelOptions(model="x", dtype="bfloat16")
+
+    assert choose_dtype(options, config_of("float16"), CUDA) == "bfloat16"
+    assert choose_dtype(options, config_of("float32"), CPU) == "bfloat16"
+
+
+def test_auto_dtype_that_the_kernels_lack_is_refused():
+    with pytest.raises(StartupError, match="stored in float16"):
+        choose_dtype(ModelOptions(model="x"), config_of("float16"), CUDA)
+
+
+def test_head_dim_that_the_gpu_kernels_lack_is_refused_there():
+    config = dataclasses.replace(CONFIG, head_dim=80)
+
+    check_head_dim(config, CPU)
+    with pytest.raises(StartupError, match="head_dim of the model is 80"):
+        check_head_dim(config, CUDA)
+
+
+@pytest.mark.gpu
+def test_cuda_device_is_made_the_current_one():
+    assert set_up_device(ModelOptions(model="x", device="auto")) == CUDA
+    assert set_up_device(ModelOptions(model="x", device="cuda")) == CUDA
+    assert torch.cuda.current_device() == 0
+
+
+@pytest.mark.gpu
+def test_gpu_beyond_the_last_is_refused():
+    with pytest.raises(StartupError, match=r"device is 'cuda:99', but there are \d+ CUDA GPUs"):
+        set_up_device(ModelOptions(model="x", device="cuda:99"))

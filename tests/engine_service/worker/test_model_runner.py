@@ -1,0 +1,180 @@
+"""Logits against transformers, step by step, through the paged cache."""
+
+import random
+
+import pytest
+import torch
+from transformers import Qwen3ForCausalLM
+
+from engine_service.models.checkpoint import resolve_checkpoint
+from engine_service.models.config import parse_config
+from engine_service.models.loading import build_model, load_weights
+from engine_service.worker.input_batch import InputBatch
+from engine_service.worker.kv_cache import allocate_kv_cache
+from engine_service.worker.model_runner import ModelRunner
+from tests.engine_service.mutants import shift_one_kv_slot
+from tests.engine_service.plans import NewSequence, Row, make_plan
+from tests.engine_service.tiny_models import CUDA_SHAPES, SHAPES, Shape, make_model, random_tokens
+
+TOLERANCE = 1e-4
+BLOCK_SIZE = 16
+NUM_BLOCKS = 12
+
+
+class Steps:
+    """Runs plans on a model whose cache is NaN wherever nothing was written."""
+
+    def __init__(self, folder, device="cpu", dtype=torch.float32):
+        device = torch.device(device)
+        checkpoint = resolve_checkpoint(str(folder))
+        config = parse_config(checkpoint.read_config())
+        model = build_model(config, 512, dtype, device)
+        load_weights(model, checkpoint)
+        cache = allocate_kv_cache(
+            config, num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE, dtype=dtype, device=device
+        )
+        cache.blocks.fill_(torch.nan)
+        self.batch = InputBatch(
+            max_num_seqs=4, max_model_len=512, block_size=BLOCK_SIZE, device=device
+        )
+        self.runner = ModelRunner(model, cache, self.batch)
+
+    @torch.inference_mode()
+    def logits(self, rows, new=None):
+        """Returns [num_rows, vocab_size] float32 on the host."""
+        inputs = self.batch.prepare(make_plan(rows, new))
+        return self.runner.compute_logits(inputs).float().cpu()
+
+
+def check(logits, expected):
+    torch.testing.assert_close(logits, expected, rtol=0, atol=TOLERANCE)
+
+
+def check_prefill(tiny, steps, prompt):
+    new = {0: NewSequence(prompt, [7, 2, 9])}
+
+    check(steps.logits([Row(0, 0, len(prompt))], new)[0], tiny.logits(prompt)[-1])
+
+
+def check_chunked_prefill(tiny, steps, prompt):
+    expected = tiny.logits(prompt)
+    new = {1: NewSequence(prompt, [4, 11, 6])}
+    for begin in range(0, len(prompt), 7):
+        end = min(begin + 7, len(prompt))
+        logits = steps.logits([Row(1, begin, end - begin)], new if begin == 0 else None)
+
+        check(logits[0], expected[end - 1])
+
+
+def check_prefix_hit(tiny, steps, prompt):
+    steps.logits([Row(0, 0, len(prompt))], {0: NewSequence(prompt, [7, 2, 9])})
+    other = prompt[: 2 * BLOCK_SIZE] + prompt[:5]
+    new = {2: NewSequence(other, [7, 2, 5])}
+
+    logits = steps.logits([Row(2, 2 * BLOCK_SIZE, 5)], new)
+
+    check(logits[0], tiny.logits(other)[-1])
+
+
+def check_decode(tiny, steps, prompt):
+    expected = tiny.logits(prompt)
+    steps.logits([Row(3, 0, 13)], {3: NewSequence(prompt, [1, 12, 3])})
+    for position in range(13, len(prompt)):
+        logits = steps.logits([Row(3, position, 1)])
+
+        check(logits[0], expected[position])
+
+
+def check_mixed_batch(tiny, steps, prompt):
+    other = prompt[::-1]
+    steps.logits([Row(0, 0, 16)], {0: NewSequence(prompt, [7, 2, 9])})
+    steps.logits([Row(3, 0, 10)], {3: NewSequence(other, [1, 12, 3])})
+    new = {1: NewSequence(prompt[5:25], [4, 10])}
+
+    logits = steps.logits([Row(3, 10, 9), Row(0, 16, 1), Row(1, 0, 20)], new)
+
+    check(logits[0], tiny.logits(other)[18])
+    check(logits[1], tiny.logits(prompt)[16])
+    check(logits[2], tiny.logits(prompt[5:25])[-1])
+
+
+CHECKS = [check_prefill, check_chunked_prefill, check_prefix_hit, check_decode, check_mixed_batch]
+
+
+@pytest.fixture(scope="module", params=SHAPES, ids=str)
+def tiny(request, tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("logits") / "model", request.param)
+
+
+@pytest.fixture
+def prompt(tiny):
+    return random_tokens(random.Random(1), 37, tiny.vocab_size)
+
+
+@pytest.mark.parametrize("check_logits", CHECKS)
+def test_logits_equal_transformers(tiny, prompt, check_logits):
+    check_logits(tiny, Steps(tiny.folder), prompt)
+
+
+@pytest.mark.parametrize("check_logits", CHECKS)
+def test_logits_differ_if_one_kv_slot_is_shifted(tiny, prompt, check_logits, monkeypatch):
+    steps = Steps(tiny.folder)
+    shift_one_kv_slot(monkeypatch)
+
+    with pytest.raises(AssertionError):
+        check_logits(tiny, steps, prompt)
+
+
+def test_step_without_sampled_rows_yields_no_tokens(tiny_model):
+    steps = Steps(tiny_model.folder)
+    plan = make_plan([Row(0, 0, 4, is_sampled=False)], {0: NewSequence(range(9), [1])})
+
+    assert steps.runner.run(steps.batch.prepare(plan)) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("check_logits", CHECKS)
+@pytest.mark.parametrize("shape", CUDA_SHAPES, ids=str)
+def test_float32_logits_on_cuda_equal_transformers(tmp_path, shape, check_logits, monkeypatch):
+    # Tensor cores may round the operands of a product to TF32, which has 10 bits.
+    monkeypatch.setattr(f"{__name__}.TOLERANCE", 2e-2)
+    tiny = make_model(tmp_path / "model", shape)
+    prompt = random_tokens(random.Random(1), 37, tiny.vocab_size)
+
+    check_logits(tiny, Steps(tiny.folder, "cuda"), prompt)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("seed", range(5))
+def test_bfloat16_logits_are_as_exact_as_those_of_transformers(tmp_path, seed):
+    shape = Shape(
+        num_heads=8,
+        num_kv_heads=2,
+        head_dim=128,
+        is_tied=False,
+        hidden_size=512,
+        num_layers=4,
+        vocab_size=2000,
+    )
+    tiny = make_model(tmp_path / "model", shape, seed=seed, dtype=torch.bfloat16)
+    generator = random.Random(seed)
+    prompts = [random_tokens(generator, 150, tiny.vocab_size) for _ in range(16)]
+    exact = torch.stack([tiny.logits(prompt)[-1] for prompt in prompts])
+    steps = Steps(tiny.folder, "cuda", torch.bfloat16)
+    ours = torch.cat(
+        [
+            steps.logits([Row(0, 0, len(prompt))], {0: NewSequence(prompt, range(1, 11))})
+            for prompt in prompts
+        ]
+    )
+    reference = Qwen3ForCausalLM.from_pretrained(tiny.folder, dtype=torch.bfloat16)
+    reference.eval().to("cuda")
+    # Moving keeps them float32: only the weights are bfloat16.
+    assert reference.model.rotary_emb.inv_freq.dtype == torch.float32
+    with torch.inference_mode():
+        theirs = reference(torch.tensor(prompts, device="cuda")).logits[:, -1].float().cpu()
+
+    our_error = (ours - exact).square().mean().sqrt()
+    their_error = (theirs - exact).square().mean().sqrt()
+
+    assert 0 < our_error <= 2 * their_error
