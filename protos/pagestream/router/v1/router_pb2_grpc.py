@@ -82,9 +82,9 @@ class RouterServiceServicer(object):
 
         Errors: INVALID_ARGUMENT (EMPTY_PROMPT, PROMPT_TOO_LONG,
         TOKEN_OUT_OF_RANGE, BAD_SAMPLING_PARAMS, UNSUPPORTED_PARAMETER,
-        BAD_REQUEST, BAD_CHAT), NOT_FOUND (UNKNOWN_MODEL), RESOURCE_EXHAUSTED
-        (QUEUE_FULL with RetryInfo; SLOW_READER), UNAVAILABLE (NO_ENGINE with
-        RetryInfo, DRAINING, ENGINE_FAILED).
+        BAD_REQUEST, BAD_CHAT), NOT_FOUND (UNKNOWN_MODEL, NO_TOKENIZER),
+        RESOURCE_EXHAUSTED (QUEUE_FULL with RetryInfo; SLOW_READER), UNAVAILABLE
+        (NO_ENGINE with RetryInfo, DRAINING, ENGINE_FAILED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -93,8 +93,9 @@ class RouterServiceServicer(object):
     def Tokenize(self, request, context):
         """Turns text or chat messages into token IDs, as Generate would.
 
-        Errors: INVALID_ARGUMENT (EMPTY_PROMPT, BAD_REQUEST, BAD_CHAT), NOT_FOUND
-        (UNKNOWN_MODEL), UNAVAILABLE (NO_ENGINE).
+        Errors: INVALID_ARGUMENT (EMPTY_PROMPT, PROMPT_TOO_LONG, BAD_REQUEST,
+        BAD_CHAT), NOT_FOUND (UNKNOWN_MODEL, NO_TOKENIZER), RESOURCE_EXHAUSTED
+        (QUEUE_FULL with RetryInfo), UNAVAILABLE (NO_ENGINE, DRAINING).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -104,7 +105,8 @@ class RouterServiceServicer(object):
         """Turns token IDs into text.
 
         Errors: INVALID_ARGUMENT (TOKEN_OUT_OF_RANGE, BAD_REQUEST), NOT_FOUND
-        (UNKNOWN_MODEL), UNAVAILABLE (NO_ENGINE).
+        (UNKNOWN_MODEL, NO_TOKENIZER), RESOURCE_EXHAUSTED (QUEUE_FULL with
+        RetryInfo), UNAVAILABLE (NO_ENGINE, DRAINING).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
