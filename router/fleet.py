@@ -65,7 +65,7 @@ class FleetStatistics:
     index: IndexStatistics
     num_placements: int
     placement_seconds: float
-    """Sum over all placements: hashing, match and choice."""
+    """Sum over all placements: index lookup and choice."""
     num_prompt_tokens: int
     """Of admitted requests, as the four below."""
     num_best_cached_tokens: int

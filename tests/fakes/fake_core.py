@@ -129,7 +129,7 @@ class Cache:
 
     capacity: int
     history: deque[tuple[int, list[int], list[int]]]
-    epoch: int = field(default_factory=lambda: secrets.randbits(63) | 1)
+    epoch: int
     sequence_number: int = 0
     blocks: OrderedDict[int, None] = field(default_factory=OrderedDict)
 
@@ -170,11 +170,12 @@ class FakeCore:
         self.config = config
         self.submissions: deque[engine_pb2.Submission] = deque(maxlen=1000)
         self._changed = asyncio.Event()
-        self.reset()
+        self.reset(epoch=1)
 
-    def reset(self) -> None:
+    def reset(self, epoch: int) -> None:
         """Forgets all requests, the cache and every fault, as a new process would."""
-        self.cache = Cache(self.config.num_blocks, deque(maxlen=self.config.delta_history))
+        history = deque(maxlen=self.config.delta_history)
+        self.cache = Cache(capacity=self.config.num_blocks, history=history, epoch=epoch)
         self.state = engine_pb2.ENGINE_STATE_SERVING
         self._waiting: deque[RunningSequence] = deque()
         self._running: list[RunningSequence] = []

@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import hashlib
 import logging
+import secrets
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -62,7 +63,7 @@ class FakeEngine(FakeCore, engine_pb2_grpc.EngineServiceServicer):
         await self.stop()
 
     async def start(self) -> None:
-        self.reset()
+        self.reset(epoch=secrets.randbits(63) | 1)
         self._server = grpc.aio.server(options=channel.server_options())
         engine_pb2_grpc.add_EngineServiceServicer_to_server(self, self._server)
         self.health = health.aio.HealthServicer()
