@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import AsyncIterator
 from multiprocessing.connection import Connection
 from typing import Self
@@ -144,13 +145,8 @@ class EngineServer:
             (SERVICE_NAME, grpc_health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
         )
         host, port = self._options.host, self._options.port
-        try:
-            self.port = self._server.add_insecure_port(_address(host, port))
-        except RuntimeError:
-            raise StartupError(
-                f"cannot listen on {_address(host, port)} for gRPC: the port is in use or the "
-                "address is not this machine's; choose another --port or --host"
-            ) from None
+        _check_port(host, port)
+        self.port = self._server.add_insecure_port(_address(host, port))
         self.operations_port = await self._operations.start(host, self._options.operations_port)
         await self._enter(State.STARTING)
         await self._server.start()
@@ -172,6 +168,21 @@ class EngineServer:
         self._load_meter.update(output.stats)
         self._cache_log.append(output.cache_delta)
         self._metrics.cached_blocks.set(self._cache_log.num_hashes)
+
+
+def _check_port(host: str, port: int) -> None:
+    """Refuses what gRPC would refuse too, but with lines of its own on stderr."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+            probe.listen()
+    except OSError as error:
+        raise StartupError(
+            f"cannot listen on {_address(host, port)} for gRPC ({error.strerror}); "
+            "choose another --port or --host"
+        ) from None
 
 
 def _address(host: str, port: int) -> str:

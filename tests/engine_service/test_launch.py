@@ -1,0 +1,203 @@
+"""The service as processes: its signals, its end and its refusals to start."""
+
+import json
+import signal
+import socket
+from array import array
+
+import grpc
+import pytest
+
+from protos.pagestream.engine.v1 import engine_pb2
+from protos.wire import block_hash
+from tests.engine_service.core.fake_executor import oracle
+from tests.engine_service.process_harness import (
+    FAKE,
+    REAL,
+    engine_process,
+    kill,
+    wait_gone,
+)
+from tests.engine_service.server.harness import generate_request, read, status_of, submission
+
+CONFIG = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "vocab_size": 100,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e6,
+}
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory):
+    """Options of an engine whose folder passes the server's checks."""
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    return ["--model", str(folder), "--load-format", "dummy"]
+
+
+async def test_requests_are_served_until_a_drain_lets_the_last_one_finish(options):
+    async with engine_process(FAKE, *options) as engine:
+        await engine.wait_line("ready")
+        core = engine.core_pid()
+        prompt = list(range(1, 41))
+        async with engine.stub() as stub:
+            watch = stub.WatchCache(engine_pb2.WatchCacheRequest())
+            await read(watch)
+            first = [message async for message in stub.Generate(_request(prompt, 100))]
+            expected = oracle(prompt, 100, 0, 0.0, 100)
+            assert [token for message in first for token in message.token_ids] == expected
+            assert first[0].admission.cached_token_count == 0
+            assert first[-1].finish.reason == engine_pb2.FINISH_REASON_LENGTH
+
+            info = await stub.GetModelInfo(engine_pb2.GetModelInfoRequest())
+            root = block_hash.root_digest(info.model_fingerprint)
+            digests = block_hash.block_digests(root, array("i", prompt), info.block_size_tokens)
+            told = set()
+            while not told.issuperset(map(block_hash.low_64_bits, digests)):
+                told |= set((await read(watch)).delta.stored_block_hashes)
+
+            last = stub.Generate(_request(prompt, 200))
+            assert (await read(last)).admission.cached_token_count == 32
+            engine.process.send_signal(signal.SIGTERM)
+            received = 1
+            while (message := await read(last)) is not grpc.aio.EOF:
+                received += len(message.token_ids)
+            assert received == 200
+        assert await engine.wait_end() == 0
+        await wait_gone(core)
+
+
+async def test_second_signal_ends_both_processes_at_once(options):
+    async with engine_process(FAKE, *options, "--drain-grace-seconds", "3600") as engine:
+        await engine.wait_line("ready")
+        core = engine.core_pid()
+        async with engine.stub() as stub:
+            call = stub.Generate(_request([1], 4000))
+            await read(call)
+            engine.process.send_signal(signal.SIGINT)
+            while await engine.http_status("/readyz") != 503:
+                pass
+            engine.process.send_signal(signal.SIGINT)
+            assert await engine.wait_end() == 128 + signal.SIGINT
+        await wait_gone(core)
+
+
+async def test_drain_past_its_grace_ends_what_is_left_with_draining(options):
+    async with engine_process(FAKE, *options, "--drain-grace-seconds", "0.1") as engine:
+        await engine.wait_line("ready")
+        async with engine.stub() as stub:
+            call = stub.Generate(_request([1], 4000))
+            await read(call)
+            engine.process.send_signal(signal.SIGTERM)
+            assert (await status_of(call)).reason == "DRAINING"
+        assert await engine.wait_end() == 0
+
+
+async def test_killed_core_answers_every_request_and_ends_the_server(options):
+    async with engine_process(FAKE, *options) as engine:
+        await engine.wait_line("ready")
+        async with engine.stub() as stub:
+            single = stub.Generate(_request([1], 4000))
+            await read(single)
+            many = stub.GenerateMany()
+            await many.write(submission(1, _request([2], 4000)))
+            await read(many)
+            kill(engine.core_pid())
+            for call in (single, many):
+                status = await status_of(call)
+                assert (status.code, status.reason) == (14, "ENGINE_FAILED")
+        assert await engine.wait_end() == 1
+        assert "core lost" in engine.lines[-1]
+
+
+async def test_killed_server_takes_its_core_along(options):
+    async with engine_process(FAKE, *options) as engine:
+        await engine.wait_line("ready")
+        children = engine.children()
+        assert engine.core_pid() in children
+        kill(engine.process.pid)
+        for pid in children:
+            await wait_gone(pid)
+
+
+async def test_engine_that_loads_is_live_and_not_ready_and_its_core_follows_a_killed_server(
+    options,
+):
+    async with engine_process(FAKE, *options, "--served-model-name", "hang") as engine:
+        await engine.wait_line("loading")
+        assert await engine.http_status("/livez") == 200
+        assert await engine.http_status("/readyz") == 503
+        core = await engine.wait_core()
+        kill(engine.process.pid)
+        await wait_gone(core)
+
+
+async def test_signal_while_loading_is_a_good_end(options):
+    async with engine_process(FAKE, *options, "--served-model-name", "hang") as engine:
+        await engine.wait_line("loading")
+        engine.process.send_signal(signal.SIGTERM)
+        assert await engine.wait_end() == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no-memory", "no memory for one block of 1024 bytes; lower --block-size"),
+        ("crash", "the core's process was killed, most likely by the kernel for want of memory"),
+    ],
+)
+async def test_core_that_cannot_start_ends_the_server_with_one_line(options, name, message):
+    async with engine_process(FAKE, *options, "--served-model-name", name) as engine:
+        assert await engine.wait_end() == 2
+        errors = [line for line in engine.lines if " INFO " not in line]
+        assert len(errors) == 1
+        assert errors[0].startswith(f"engine_service: {message}")
+
+
+@pytest.mark.parametrize("option", ["--port", "--operations-port"])
+async def test_port_in_use_is_told_in_one_line(options, option):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        async with engine_process(REAL, *options, option, str(port)) as engine:
+            assert await engine.wait_end() == 2
+    assert len(engine.lines) == 1
+    assert engine.lines[0].startswith(f"engine_service: cannot listen on 127.0.0.1:{port} for ")
+    assert f"choose another {option}" in engine.lines[0]
+
+
+async def test_missing_model_is_told_in_one_line(tmp_path):
+    missing = str(tmp_path / "missing" / "folder" / "of" / "model")
+    async with engine_process(REAL, "--model", missing) as engine:
+        assert await engine.wait_end() == 2
+    assert len(engine.lines) == 1
+    assert missing in engine.lines[0]
+
+
+async def test_model_of_another_architecture_is_told_in_one_line(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "architectures": ["Gpt9"]}))
+    arguments = ["--model", str(tmp_path), "--load-format", "dummy"]
+    async with engine_process(REAL, *arguments) as engine:
+        assert await engine.wait_end() == 2
+    assert len(engine.lines) == 1
+    assert "Gpt9" in engine.lines[0]
+    assert "Qwen3ForCausalLM" in engine.lines[0]
+
+
+async def test_wrong_option_is_told_in_one_line():
+    async with engine_process(REAL, "--model", "m", "--max-num-seqs", "0") as engine:
+        assert await engine.wait_end() == 2
+    assert engine.lines == ["engine_service: --max-num-seqs is 0, must be from 1 to 65536\n"]
+
+
+def _request(prompt, max_tokens):
+    return generate_request(*prompt, max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
