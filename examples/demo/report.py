@@ -72,7 +72,7 @@ def _engine_rows(
     yield "requests", [f"{len(own)}" for own in by_engine]
     yield "prompt tokens", [f"{sum(a.num_prompt_tokens for a in own):,}" for own in by_engine]
     yield (
-        "prompt tokens from the prefix cache",
+        "of these from the prefix cache",
         [f"{sum(a.num_cached_tokens for a in own):,}" for own in by_engine],
     )
     yield "prefix hit rate", [_hit_rate(engine) for engine in engines]
@@ -81,14 +81,10 @@ def _engine_rows(
     yield "KV blocks in use, final", [f"{engine.num_used_blocks[-1]:,}" for engine in engines]
     yield "preemptions", [f"{_count(engine, 'preemptions_total'):,}" for engine in engines]
     yield (
-        f"{_memory_of(engines)} in MiB, over the run",
-        [" ".join(f"{v >> 20:,}" for v in evenly(e.memory_bytes, 4)) for e in engines],
+        f"{'memory' if engines[0].gpu is None else 'GPU memory'} over the run",
+        [_memory(engine.memory_bytes) for engine in engines],
     )
     yield "the same, drawn from 0", [sparkline(engine.memory_bytes) for engine in engines]
-
-
-def _memory_of(engines: Sequence[EngineFigures]) -> str:
-    return "memory" if engines[0].gpu is None else "GPU memory"
 
 
 def _count(engine: EngineFigures, name: str) -> int:
@@ -101,12 +97,17 @@ def _hit_rate(engine: EngineFigures) -> str:
     return f"{hits / queries:.0%}" if queries else "no query"
 
 
+def _memory(values: Sequence[int]) -> str:
+    unit, bits = ("GiB", 30) if max(values) >= 10 << 30 else ("MiB", 20)
+    return " ".join(f"{value >> bits}" for value in evenly(values, 4)) + f" {unit}"
+
+
 def evenly(values: Sequence[int], count: int) -> list[int]:
     """Returns `count` of the values, the first and the last among them, at even distances."""
     return [values[index * (len(values) - 1) // (count - 1)] for index in range(count)]
 
 
-def sparkline(values: Sequence[int], width: int = 20) -> str:
+def sparkline(values: Sequence[int], width: int = 16) -> str:
     """Draws values over time as bars from 0 to the largest, so that flat looks flat."""
     largest = max(max(values), 1)
     return "".join(

@@ -101,7 +101,7 @@ def test_demo_shows_what_clients_and_engines_saw(folder):
     assert numbers_after("tokens", clients)[0] <= 64
     assert sum(numbers_after("requests", engines)) == 8
     prompt = numbers_after("prompt tokens", engines)
-    cached = numbers_after("prompt tokens from the prefix cache", engines)
+    cached = numbers_after("of these from the prefix cache", engines)
     # Two prompts, four times each: at least some of the repeats find their prefix.
     assert 0 < sum(cached) < sum(prompt)
     peak = numbers_after("KV blocks in use, peak", engines)
