@@ -15,7 +15,9 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar, TypeVarTuple
+from typing import Self, TypeVar, TypeVarTuple
+
+import tokenizers
 
 # The router needs no torch, which transformers warns about.
 logging.getLogger("transformers").addFilter(
@@ -26,9 +28,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: E402
 from protos.wire.reason import Reason  # noqa: E402
 from router.errors import InvalidRequest, NoTokenizer  # noqa: E402
 from router.types import ChatMessage, ModelInfo  # noqa: E402
-
-if TYPE_CHECKING:
-    import tokenizers
 
 _MAX_LOADED = 8
 """Tokenizers kept; a fleet has one per model, and during an update of it two."""
@@ -42,7 +41,7 @@ _logger = logging.getLogger(__name__)
 class TokenBytes(dict[int, bytes]):
     """Bytes of each token of a byte-level vocabulary, special tokens as b""; filled as used."""
 
-    def __init__(self, backend: "tokenizers.Tokenizer") -> None:
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
         super().__init__()
         self._backend = backend
         self._special_ids = {
@@ -87,8 +86,14 @@ class Tokenizer:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        self._tokenizer = tokenizer
         self.backend: tokenizers.Tokenizer = tokenizer.backend_tokenizer
+        # The wrapper keeps vocabulary and merges a second time as Python objects, 60 MB of them
+        # for Qwen3. Only its template is wanted, which an empty tokenizer renders as well.
+        self._template = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+            tokenizer_object=tokenizers.Tokenizer(tokenizers.models.BPE()),
+            chat_template=tokenizer.chat_template,
+            **tokenizer.special_tokens_map,
+        )
         # A tokenizer.json may hold settings of its training; transformers resets them per call.
         self.backend.no_truncation()
         self.backend.no_padding()
@@ -129,7 +134,7 @@ class Tokenizer:
         Raises:
             InvalidRequest: There is no chat template, or it raises.
         """
-        if not self._tokenizer.chat_template:
+        if not self._template.chat_template:
             raise InvalidRequest(
                 "chat cannot be used: the model has no chat template; send text",
                 {"field": "chat"},
@@ -137,7 +142,7 @@ class Tokenizer:
             )
         conversation = [{"role": message.role, "content": message.content} for message in messages]
         try:
-            text = self._tokenizer.apply_chat_template(
+            text = self._template.apply_chat_template(
                 conversation, tokenize=False, add_generation_prompt=True
             )
         # A template is a program: it may raise anything.

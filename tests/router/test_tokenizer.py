@@ -65,6 +65,20 @@ def test_chat_becomes_the_ids_of_transformers(reference):
     assert TOKENIZER.encode_chat(MESSAGES).tolist() == expected.input_ids
 
 
+def test_template_sees_the_special_tokens(tmp_path):
+    files = small_tokenizer.files(chat_template="{{ eos_token }}{{ messages[0].content }}")
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    expected = AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(
+        [{"role": "user", "content": "hi"}], add_generation_prompt=True
+    )
+
+    token_ids = Tokenizer.from_files(files).encode_chat((ChatMessage(role="user", content="hi"),))
+
+    assert token_ids.tolist() == expected.input_ids
+    assert token_ids[0] == TOKENIZER.backend.token_to_id(small_tokenizer.END)
+
+
 def test_ids_become_the_text_of_transformers(reference):
     token_ids = list(range(TOKENIZER.backend.get_vocab_size()))
 

@@ -258,6 +258,19 @@ async def test_cancelled_call_leaves_its_engine(fleet):
         assert fleet.num_open == 0
 
 
+async def test_cancelled_call_whose_reader_slept_leaves_its_engine(fleet):
+    async with serving(fleet) as (service, pipeline):
+        fleet.put(ADMITTED, *[Tokens(token_ids=[80] * 10_000)] * 1_000)
+        call = service.Generate(pb.GenerateRequest(text=TEXT), timeout=30)
+        await call.read()
+
+        call.cancel()
+
+        await asyncio.wait_for(pipeline.wait_idle(), 20)
+        assert fleet.num_open == 0
+        assert not fleet.events.empty(), "the reader kept up, so that nothing was shown"
+
+
 async def test_deadline_of_the_call_ends_it_and_goes_along(fleet):
     async with serving(fleet) as (service, pipeline):
         fleet.put(ADMITTED)
