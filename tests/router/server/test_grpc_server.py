@@ -263,6 +263,11 @@ async def test_cancelled_call_whose_reader_slept_leaves_its_engine(fleet):
         fleet.put(ADMITTED, *[Tokens(token_ids=[80] * 10_000)] * 1_000)
         call = service.Generate(pb.GenerateRequest(text=TEXT), timeout=30)
         await call.read()
+        num_left = -1
+        while num_left != fleet.events.qsize():
+            # Until the transport takes no more, and the service is blocked on it.
+            num_left = fleet.events.qsize()
+            await asyncio.sleep(0.05)
 
         call.cancel()
 
