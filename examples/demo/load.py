@@ -60,7 +60,7 @@ async def send_all(
     """
     answers = [Answer(prompt=text) for text in texts]
     async with grpc.aio.insecure_channel(address, options=client_options()) as channel:
-        stub = router_pb2_grpc.RouterServiceStub(channel)
+        stub = router_pb2_grpc.RouterServiceStub(channel)  # type: ignore[no-untyped-call]
         async with asyncio.TaskGroup() as group:
             for answer in answers:
                 group.create_task(_send(stub, answer, max_tokens, lambda: progress(answers)))
@@ -78,7 +78,7 @@ async def wait_for_engines(address: str, count: int) -> None:
         asyncio.timeout(_CONNECT_SECONDS),
         grpc.aio.insecure_channel(address, options=client_options()) as channel,
     ):
-        stub = router_pb2_grpc.RouterServiceStub(channel)
+        stub = router_pb2_grpc.RouterServiceStub(channel)  # type: ignore[no-untyped-call]
         while True:
             response = await stub.ListEngines(
                 router_pb2.ListEnginesRequest(), timeout=_CONNECT_SECONDS

@@ -25,6 +25,8 @@ SMALL_MODEL_START_SECONDS = 120.0
 REAL_MODEL_START_SECONDS = 3600.0
 """A checkpoint may have to be downloaded first."""
 
+_EXIT_SECONDS = 1.0
+
 
 class DemoFailedError(Exception):
     """A request failed though the services run; the message says how."""
@@ -115,7 +117,8 @@ async def _send(
             )
             watcher.cancel()
     except* (grpc.aio.AioRpcError, OSError) as errors:
-        # That a service has ended is the better news.
+        # That a service has ended is the better news; it may take a moment to.
+        await asyncio.sleep(_EXIT_SECONDS)
         services.check()
         raise DemoFailedError(_describe(errors)) from errors
     for engine in figures:
