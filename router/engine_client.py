@@ -85,7 +85,7 @@ class EngineListener(Protocol):
         """Takes in a change; False asks for a new snapshot."""
 
     def state_changed(self) -> None:
-        """The state of the client is another one, or its model is."""
+        """The client has another state, or failed once more to leave the one it has."""
 
     def load_reported(self) -> None:
         """The engine sent its load."""
@@ -403,10 +403,11 @@ class EngineClient:
             stream.end(EngineRefused(error_of_all))
 
     def _set_state(self, state: EngineState, detail: str) -> None:
-        if (state, detail) == (self.state, self.detail):
-            return
-        level = logging.INFO if state is EngineState.SERVING else logging.WARNING
-        _logger.log(level, "engine engine=%s state=%s detail=%s", self.address, state.value, detail)
+        if (state, detail) != (self.state, self.detail):
+            level = logging.INFO if state is EngineState.SERVING else logging.WARNING
+            _logger.log(
+                level, "engine engine=%s state=%s detail=%s", self.address, state.value, detail
+            )
         self.state, self.detail = state, detail
         if state in (EngineState.CONNECTING, EngineState.UNAVAILABLE):
             self.load = EngineLoad()

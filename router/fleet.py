@@ -148,7 +148,7 @@ class Fleet:
         infos: dict[str, ModelInfo] = {}
         counts: dict[str, int] = {}
         for member in self._members.values():
-            if (info := member.accepted) is not None:
+            if (info := member.served) is not None:
                 infos.setdefault(info.name, info)
                 serving = member.client.state is EngineState.SERVING
                 counts[info.name] = counts.get(info.name, 0) + serving
@@ -165,8 +165,9 @@ class Fleet:
             NoEngine: No engine is connected that could.
         """
         for member in self._members.values():
-            if name and member.accepted is not None and member.accepted.name == name:
-                return member.accepted
+            info = member.served
+            if name and info is not None and info.name == name:
+                return info
         models = self.models()
         if len(models) == 1 and not name:
             return models[0].info
@@ -190,7 +191,7 @@ class Fleet:
         name = self.model_info(model).name
         last: EngineRefused | None = None
         for member in self._members.values():
-            if member.accepted is None or member.accepted.name != name:
+            if member.served is None or member.served.name != name:
                 continue
             try:
                 return await member.client.get_tokenizer()

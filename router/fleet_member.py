@@ -89,7 +89,8 @@ class FleetMember:
         address: "host:port" of the engine.
         client: The connection.
         index: The index of the whole fleet.
-        accepted: What the engine serves, while it may serve; None before and after a connection.
+        accepted: What the engine may serve, from the check of its model to the loss of the
+            connection: what others of the same model's name must agree with.
     """
 
     def __init__(
@@ -109,6 +110,12 @@ class FleetMember:
         self._num_in_flight = 0
         self._unreported: dict[Dispatch, None] = {}
         self._num_unreported_tokens = 0
+
+    @property
+    def served(self) -> ModelInfo | None:
+        """What the engine serves, while it is connected."""
+        is_connected = self.client.state in (EngineState.SERVING, EngineState.DRAINING)
+        return self.accepted if is_connected else None
 
     def snapshot(self) -> EngineSnapshot:
         """Returns all that is known of the engine now."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 import grpc
 import pytest
 
+from protos.pagestream.engine.v1 import engine_pb2
 from protos.wire.status import Reason, code_number
 from router.engine_client import ClientSettings
 from router.errors import EngineRefused, NoEngine, QueueFull, StartupError, UnknownModel
@@ -414,6 +415,21 @@ async def test_engine_that_does_not_match_is_refused_loudly(difference, detail, 
             [refused] = [e for e in fleet.engines() if e.state is EngineState.UNAVAILABLE]
             assert detail in refused.detail
             assert any(detail in record.getMessage() for record in caplog.records)
+
+
+async def test_engine_that_cannot_serve_keeps_no_other_away():
+    class Broken(FakeEngine):
+        async def GenerateMany(self, request_iterator, context):
+            yield engine_pb2.GenerateManyResponse()
+
+    async with AsyncExitStack() as stack:
+        broken = await stack.enter_async_context(Broken(CONFIG))
+        good = await stack.enter_async_context(FakeEngine(replace(CONFIG, fingerprint="0" * 32)))
+        fleet = await stack.enter_async_context(running([broken.address, good.address]))
+
+        await until(lambda: states(fleet) == [EngineState.UNAVAILABLE, EngineState.SERVING])
+
+        assert [model.info.fingerprint for model in fleet.models()] == ["0" * 32]
 
 
 async def test_tokenizer_files_arrive_whole(tmp_path):
