@@ -107,8 +107,8 @@ class EngineServiceServicer(object):
         what it lacks, when the engine still has it, else a new snapshot.
         Cancelling ends the stream and changes nothing.
 
-        Errors: RESOURCE_EXHAUSTED (SLOW_READER), UNAVAILABLE (STARTING,
-        ENGINE_FAILED).
+        Errors: RESOURCE_EXHAUSTED (SLOW_READER), UNAVAILABLE (STARTING, DRAINING
+        when the engine exits, ENGINE_FAILED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -128,7 +128,8 @@ class EngineServiceServicer(object):
         nothing but an engine's address. Each file is one header followed by its
         chunks.
 
-        Errors: NOT_FOUND (NO_TOKENIZER) when the model folder holds none.
+        Errors: NOT_FOUND (NO_TOKENIZER) when the model folder holds none,
+        UNAVAILABLE (STARTING, ENGINE_FAILED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
