@@ -50,6 +50,11 @@ def choose_dtype(options: ModelOptions, config: ModelConfig, device: torch.devic
     return dtype
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Tells whether torch failed for want of memory; on the CPU only the text says so."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def check_head_dim(config: ModelConfig, device: torch.device) -> None:
     """Refuses a model whose heads the GPU kernels do not handle.
 

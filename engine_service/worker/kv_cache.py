@@ -7,6 +7,7 @@ import torch
 from engine_service.config import CacheOptions
 from engine_service.errors import StartupError
 from engine_service.models.config import ModelConfig
+from engine_service.worker.device import is_out_of_memory
 
 # What the driver, the loaded kernels and the libraries' handles take beside torch's allocator.
 _CONTEXT_BYTES = 768 << 20
@@ -59,7 +60,9 @@ def allocate_kv_cache(
     )
     try:
         blocks = torch.empty(shape, dtype=dtype, device=device)
-    except RuntimeError as error:  # torch's out-of-memory error on CUDA, a plain one on the CPU
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         size = (num_blocks + 1) * bytes_per_block(config, block_size, dtype)
         raise StartupError(
             f"the KV cache of {num_blocks} blocks needs {size} bytes, which {device} does not "

@@ -13,6 +13,7 @@ from engine_service.models.checkpoint import Checkpoint
 from engine_service.models.config import ModelConfig
 from engine_service.models.loading import build_model, fill_randomly, load_weights
 from engine_service.models.qwen3 import Qwen3
+from engine_service.worker.device import is_out_of_memory
 from engine_service.worker.input_batch import InputBatch
 from engine_service.worker.kv_cache import (
     KVCache,
@@ -108,7 +109,9 @@ def start_worker(config: WorkerConfig) -> tuple[Worker, int]:
     """
     try:
         return _start_worker(config)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise StartupError(
             f"{config.device} has not enough memory for the model and its largest step; lower "
             "max_num_batched_tokens or max_num_seqs, or free the device "

@@ -3,7 +3,6 @@ import re
 import shutil
 
 import pytest
-import torch
 
 from engine_service.config import CacheOptions, ModelOptions, SchedulerOptions
 from engine_service.core.engine_core import EngineCore
@@ -186,17 +185,15 @@ def test_warm_up_keeps_to_the_limits(
         assert reached >= min(max_num_batched_tokens, max_model_len - 1)
 
 
-@pytest.mark.gpu
-def test_cuda_out_of_memory_is_refused_in_one_line(folder):
-    (folder / "model.safetensors").unlink()
-    change_config(folder, vocab_size=2**31 - 1, hidden_size=2**12)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_model_larger_than_memory_is_refused_in_one_line(folder, device):
+    change_config(folder, vocab_size=2**31 - 1, hidden_size=2**14)
 
     with pytest.raises(StartupError, match="has not enough memory") as refusal:
         start_executor(
-            ModelOptions(model=str(folder), device="cuda", load_format="dummy"),
+            ModelOptions(model=str(folder), device=device, load_format="dummy"),
             CacheOptions(),
             SCHEDULER,
         )
 
     assert "\n" not in str(refusal.value)
-    torch.cuda.empty_cache()
