@@ -23,6 +23,7 @@ from typing import Self
 HOST = "127.0.0.1"
 STOP_SECONDS = 10.0
 """What a service has between SIGTERM and SIGKILL."""
+_ROOT = Path(__file__).resolve().parents[2]
 _POLL_SECONDS = 0.05
 _PROBE_TIMEOUT = 2.0
 
@@ -70,9 +71,10 @@ class Service:
 class Services:
     """Owns the processes: all of them are gone when the context ends, whatever ended it."""
 
-    def __init__(self, log_folder: Path) -> None:
-        """Keeps the services' output in `log_folder`, one file each."""
+    def __init__(self, log_folder: Path, *, folder: Path = _ROOT) -> None:
+        """Keeps the services' output in `log_folder`, one file each; `folder` holds their code."""
         self._log_folder = log_folder
+        self._folder = folder
         self._services: list[Service] = []
         self._ports: set[int] = set()
 
@@ -100,7 +102,7 @@ class Services:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                cwd=Path(__file__).resolve().parents[2],
+                cwd=self._folder,
                 start_new_session=True,
             )
         service = Service(
