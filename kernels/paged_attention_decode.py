@@ -205,7 +205,9 @@ def _split_kernel(
             mixed,
             mask=is_row[:, None] & (start < end),
         )
-        tl.store(log_totals + places, maximum + tl.log2(total), mask=is_row)
+        # An empty split has the maximum -inf, and so the logarithm.
+        log_total = maximum + tl.log2(tl.where(total > 0.0, total, 1.0))
+        tl.store(log_totals + places, log_total, mask=is_row)
     else:
         places = seq * num_heads + heads
         tl.store(

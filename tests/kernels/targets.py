@@ -39,6 +39,16 @@ on_each_target = pytest.mark.parametrize(
         _target("cuda", torch.bfloat16),
     ],
 )
+# For grids of many cases, of which the interpreter can only do so many.
+on_each_device = pytest.mark.parametrize(
+    "target",
+    [
+        _target("cpu", torch.float32),
+        _target("cuda", torch.float32),
+        _target("cuda", torch.float16),
+        _target("cuda", torch.bfloat16),
+    ],
+)
 in_float32 = pytest.mark.parametrize(
     "target", [_target("cpu", torch.float32), _target("cuda", torch.float32)]
 )

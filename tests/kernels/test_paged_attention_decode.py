@@ -8,7 +8,13 @@ from kernels.paged_attention_decode import (
     paged_attention_decode,
 )
 from tests.kernels.paged_inputs import Shape, paged_inputs
-from tests.kernels.targets import Target, in_float32, on_each_target, worst_row_error
+from tests.kernels.targets import (
+    Target,
+    in_float32,
+    on_each_device,
+    on_each_target,
+    worst_row_error,
+)
 
 CPU = Target(device="cpu", dtype=torch.float32)
 SEQ_LENS = [1, 16, 63, 100]
@@ -40,7 +46,7 @@ def by_kernel(inputs, num_splits):
     )
 
 
-@on_each_target
+@on_each_device
 @pytest.mark.parametrize("block_size", [16, 64, 256])
 @pytest.mark.parametrize("group", [1, 2, 4, 8])
 @pytest.mark.parametrize("head_dim", [64, 128])
@@ -52,7 +58,7 @@ def test_decode_is_attention_by_definition(target, block_size, group, head_dim):
     assert worst_row_error(by_kernel(inputs, num_splits=1), truth) < target.tolerance
 
 
-@on_each_target
+@on_each_device
 @pytest.mark.parametrize("block_size", [16, 64, 256])
 @pytest.mark.parametrize("num_splits", [2, 3, 7])
 def test_splits_that_are_empty_or_uneven_change_nothing(target, block_size, num_splits):
@@ -81,6 +87,13 @@ def test_other_shapes_work_too(target, shape):
     assert worst_row_error(by_twin(inputs), truth) < target.tolerance
     for num_splits in (1, 2):
         assert worst_row_error(by_kernel(inputs, num_splits), truth) < target.tolerance
+
+
+@on_each_target
+@pytest.mark.parametrize("num_splits", [1, 3])
+def test_lengths_around_a_block_and_a_tile_are_right(target, num_splits):
+    inputs = decode_inputs(target, Shape(block_size=64), [1, 63, 64, 65, 128, 100])
+    assert worst_row_error(by_kernel(inputs, num_splits), inputs.truth()) < target.tolerance
 
 
 @in_float32
@@ -146,7 +159,7 @@ def test_wrong_arguments_are_refused_by_name_and_value():
         ("expected \\(2, any, any, any, 64\\)", {"kv_cache": inputs.kv_cache[..., :32]}),
         ("num_heads is 3; expected a positive multiple", {"queries": inputs.queries[:, :3]}),
         ("block_table has dtype torch.int64", {"block_table": inputs.block_table.long()}),
-        (r"block_table has shape \(1, 6\)", {"block_table": inputs.block_table[:1]}),
+        (r"block_table has shape \(1, 5\)", {"block_table": inputs.block_table[:1]}),
         (r"seq_lens has shape \(1,\); expected \(2\)", {"seq_lens": inputs.seq_lens[:1]}),
         ("scale is 0.0", {"scale": 0.0}),
         ("scale is nan", {"scale": float("nan")}),

@@ -1,20 +1,29 @@
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 from kernels import reference
 from kernels.paged_attention_prefill import (
     _choose_tiling,
+    _find_sequence,
     _paged_attention_prefill_triton,
     _Tiling,
     paged_attention_prefill,
 )
 from tests.kernels.paged_inputs import Shape, paged_inputs
-from tests.kernels.targets import Target, in_float32, on_each_target, worst_row_error
+from tests.kernels.targets import (
+    Target,
+    in_float32,
+    on_each_device,
+    on_each_target,
+    worst_row_error,
+)
 
 CPU = Target(device="cpu", dtype=torch.float32)
-# A fresh prompt, a chunk after cached tokens, one token, one that fills its block, an empty one.
-QUERY_LENS = [100, 5, 1, 0, 63, 1]
-SEQ_LENS = [100, 70, 128, 0, 63, 1]
+# A fresh prompt, a chunk after cached tokens, nothing, a token that fills its block.
+QUERY_LENS = [63, 5, 0, 1]
+SEQ_LENS = [63, 70, 0, 64]
 
 
 def by_twin(inputs):
@@ -50,7 +59,7 @@ def with_descriptors(target, head_dim):
     )
 
 
-@on_each_target
+@on_each_device
 @pytest.mark.parametrize("block_size", [16, 64, 256])
 @pytest.mark.parametrize("group", [1, 2, 4, 8])
 @pytest.mark.parametrize("head_dim", [64, 128])
@@ -74,8 +83,8 @@ def test_tensor_descriptors_read_the_same_tiles(target, block_size, head_dim):
 
 
 @in_float32
-@pytest.mark.parametrize("query_len", [1, 2, 15, 16, 17, 31, 33])
-@pytest.mark.parametrize("context_len", [0, 1, 15, 31, 32, 33])
+@pytest.mark.parametrize("query_len", [1, 15, 16, 17, 33])
+@pytest.mark.parametrize("context_len", [0, 1, 31, 32, 33])
 def test_every_offset_of_a_chunk_sees_the_right_keys(target, query_len, context_len):
     inputs = paged_inputs(
         target, Shape(num_kv_heads=1), [query_len, 1], [context_len + query_len, 3]
@@ -104,13 +113,28 @@ def test_other_shapes_work_too(target, shape):
     assert worst_row_error(by_kernel(inputs), truth) < target.tolerance
 
 
+@triton.jit
+def _find_sequence_kernel(query_start_loc, num_seqs, query_tiles, out, TOKENS: tl.constexpr):
+    tile = tl.program_id(0)
+    seq = _find_sequence(query_start_loc, num_seqs, tl.load(query_tiles + tile), TOKENS)
+    tl.store(out + tile, seq)
+
+
 @in_float32
-def test_hundreds_of_sequences_find_their_tiles(target):
-    # More than the 256 that the search looks at in one go.
-    query_lens = [1 + index % 3 for index in range(300)]
-    shape = Shape(num_kv_heads=1, group=1, head_dim=16)
-    inputs = paged_inputs(target, shape, query_lens, [length + 2 for length in query_lens])
-    assert worst_row_error(by_kernel(inputs), inputs.truth()) < target.tolerance
+@pytest.mark.parametrize("num_seqs", [1, 2, 255, 256, 257, 600])
+def test_each_tile_finds_its_sequence_among_hundreds(target, num_seqs):
+    tokens = 16
+    query_lens = torch.randint(0, 40, (num_seqs,))
+    starts = torch.cat((torch.zeros(1).long(), query_lens.cumsum(0)))
+    first_tiles = starts[:-1] // tokens + torch.arange(num_seqs)
+    last_tiles = first_tiles + (query_lens - 1).clamp(min=0) // tokens
+    seqs = torch.tensor([0, num_seqs // 2, num_seqs - 1])
+    tiles = torch.cat((first_tiles[seqs], last_tiles[seqs])).to(target.device)
+    found = torch.empty(6, dtype=torch.int64, device=target.device)
+    _find_sequence_kernel[(6,)](
+        starts.to(target.device, torch.int32), num_seqs, tiles, found, TOKENS=tokens
+    )
+    assert found.tolist() == seqs.repeat(2).tolist()
 
 
 @in_float32

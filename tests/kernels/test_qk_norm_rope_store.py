@@ -4,7 +4,13 @@ import torch
 from kernels import reference
 from kernels.qk_norm_rope_store import _qk_norm_rope_store_triton, qk_norm_rope_store
 from tests.kernels.paged_inputs import Shape
-from tests.kernels.targets import Target, in_float32, on_each_target, worst_row_error
+from tests.kernels.targets import (
+    Target,
+    in_float32,
+    on_each_device,
+    on_each_target,
+    worst_row_error,
+)
 
 CPU = Target(device="cpu", dtype=torch.float32)
 EPS = 1e-6
@@ -59,26 +65,39 @@ def expected_heads(args, shape):
 
 
 def stored_at(kv_cache, slots, block_size):
-    return kv_cache[:, slots // block_size, :, slots % block_size].transpose(0, 1)
+    return kv_cache[
+        :, slots // block_size, :, slots % block_size
+    ]  # [num_tokens, 2, num_kv_heads, head_dim]
 
 
-@on_each_target
-@pytest.mark.parametrize("store", [_qk_norm_rope_store_triton, reference.qk_norm_rope_store])
-@pytest.mark.parametrize("group", [1, 2, 4, 8])
-@pytest.mark.parametrize("head_dim", [64, 128])
-@pytest.mark.parametrize(("num_tokens", "block_size"), [(1, 16), (63, 64), (20, 256)])
-def test_queries_come_back_and_keys_and_values_lie_in_their_slots(
-    target, store, group, head_dim, num_tokens, block_size
-):
-    shape = Shape(group=group, head_dim=head_dim, block_size=block_size)
+def assert_stored_and_returned(target, store, shape, num_tokens):
     args = arguments(target, shape, distinct_slots(num_tokens, shape))
     queries = store(**args)
     expected_queries, expected_keys, expected_values = expected_heads(args, shape)
-    keys, values = stored_at(args["kv_cache"], args["slot_mapping"], block_size).unbind(1)
+    keys, values = stored_at(args["kv_cache"], args["slot_mapping"], shape.block_size).unbind(1)
     assert queries.is_contiguous()
     assert worst_row_error(queries, expected_queries) < target.tolerance
     assert worst_row_error(keys, expected_keys) < target.tolerance
     assert torch.equal(values.double(), expected_values)
+
+
+@on_each_device
+@pytest.mark.parametrize("block_size", [16, 64, 256])
+@pytest.mark.parametrize("group", [1, 2, 4, 8])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_queries_come_back_and_keys_and_values_lie_in_their_slots(
+    target, block_size, group, head_dim
+):
+    shape = Shape(group=group, head_dim=head_dim, block_size=block_size)
+    for store in (_qk_norm_rope_store_triton, reference.qk_norm_rope_store):
+        assert_stored_and_returned(target, store, shape, num_tokens=5)
+
+
+@on_each_target
+@pytest.mark.parametrize("num_tokens", [1, 63, 100])
+def test_any_number_of_tokens_is_stored(target, num_tokens):
+    for store in (_qk_norm_rope_store_triton, reference.qk_norm_rope_store):
+        assert_stored_and_returned(target, store, Shape(), num_tokens)
 
 
 @on_each_target
@@ -123,16 +142,16 @@ def test_no_tokens_give_no_queries(target):
 def test_one_slot_shifted_changes_the_attention(target):
     shape, num_tokens = Shape(), 40
     args = arguments(target, shape, list(range(16, 16 + num_tokens)), num_blocks=5)
-    args["kv_cache"].zero_()
     args["positions"] = torch.arange(num_tokens, device=target.device)
     table = torch.tensor([[1, 2, 3]], dtype=torch.int32, device=target.device)
     length = torch.tensor([num_tokens], dtype=torch.int32, device=target.device)
 
     def attend():
+        args["kv_cache"].zero_()
         queries = qk_norm_rope_store(**args)[-1:]
         return reference.paged_attention_decode(
             queries, args["kv_cache"], table, length, num_tokens, shape.head_dim**-0.5
-        ).clone()
+        )
 
     right = attend()
     args["slot_mapping"][20] += 1

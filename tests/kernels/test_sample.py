@@ -5,7 +5,7 @@ import triton.language as tl
 
 from kernels import reference
 from kernels.sample import _sample_triton, gumbel, random_bits, sample
-from tests.kernels.targets import in_float32, on_each_target
+from tests.kernels.targets import in_float32, on_each_device, on_each_target
 
 VOCAB_SIZES = [1, 3, 63, 100, 1025, 5000]
 
@@ -89,7 +89,7 @@ def test_gumbel_of_kernel_and_twin_agree_on_extreme_and_random_bits(target):
     torch.testing.assert_close(out, reference.gumbel(bits), rtol=1e-5, atol=1e-5)
 
 
-@on_each_target
+@on_each_device
 @pytest.mark.parametrize("vocab_size", VOCAB_SIZES)
 def test_kernel_and_twin_draw_the_same_tokens(target, vocab_size):
     logits, temperatures, seeds, positions = arguments(target, 5, vocab_size)
