@@ -17,6 +17,9 @@ from kernels.checks import check_dtype, check_paged_attention, check_shape, chec
 _MAX_SPLITS = 64
 _MIN_SPLIT_TOKENS = 256
 _PROGRAMS_PER_MULTIPROCESSOR = 4
+_TILE = 64
+_NUM_WARPS = 4
+_NUM_STAGES = 3
 
 
 def paged_attention_decode(
@@ -91,7 +94,7 @@ def _paged_attention_decode_triton(
         shape = (num_seqs, num_heads, num_splits)
         partial = torch.empty((*shape, head_dim), dtype=torch.float32, device=queries.device)
         log_totals = torch.empty(shape, dtype=torch.float32, device=queries.device)
-    tile = 32 if queries.dtype == torch.float32 or head_dim > 128 else 64
+    is_wide = queries.dtype == torch.float32 or head_dim > 128
     _split_kernel[(num_seqs, num_kv_heads, num_splits)](
         queries,
         kv_cache,
@@ -108,10 +111,10 @@ def _paged_attention_decode_triton(
         ROWS=max(16, triton.next_power_of_2(group)),
         BLOCK_SIZE=block_size,
         HEAD_DIM=head_dim,
-        TILE=tile,
+        TILE=32 if is_wide else _TILE,
         IS_SPLIT=num_splits > 1,
-        num_warps=4,
-        num_stages=3,
+        num_warps=_NUM_WARPS,
+        num_stages=_NUM_STAGES,
     )
     if log_totals is not None:
         _combine_kernel[(num_seqs, num_heads)](

@@ -1,0 +1,337 @@
+"""Checks the kernels on a GPU, then times them: `python -m benchmarks.kernels`.
+
+Times are of the GPU: the calls of one measurement run in a CUDA graph, each on buffers of its own
+that together exceed the L2 cache, and the median of the replays counts. Only the comparison with
+naive attention is timed call by call, as its loops are on the host.
+"""
+
+import argparse
+import json
+import subprocess
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+from benchmarks.naive_attention import (
+    attention_by_naive_triton,
+    attention_by_torch,
+    decode_by_torch_loop,
+)
+from kernels import reference
+from kernels.paged_attention_decode import paged_attention_decode
+from kernels.paged_attention_prefill import paged_attention_prefill
+from kernels.qk_norm_rope_store import qk_norm_rope_store
+from kernels.rms_norm import add_rms_norm
+from kernels.sample import sample
+from kernels.silu_and_mul import silu_and_mul
+
+DTYPE = torch.bfloat16
+HEAD_DIM = 128
+SCALE = HEAD_DIM**-0.5
+BLOCK_SIZES = (16, 64, 256)
+# Three times the L2 cache of an H200.
+COLD_BYTES = 180e6
+COPY_TB_S = 4.3
+MATRIX_TFLOP_S = 790
+
+# (num_seqs, seq_len, num_heads, num_kv_heads) -> what others reach on an H200 with head_dim 128.
+PREFILL_PEERS_TFLOP_S = {
+    (8, 1024, 16, 8): {"FA3": 358, "cuDNN": 395, "FA2": 221},
+    (4, 4096, 32, 8): {"FA3": 585, "cuDNN": 538, "FA2": 322},
+    (1, 16384, 32, 8): {"FA3": 645, "cuDNN": 569, "FA2": 338},
+}
+# Blocks of 16 tokens.
+DECODE_PEERS_MS = {
+    (1, 4096, 32, 8): {"FA3": 0.0195, "vLLM Triton": 0.0312},
+    (1, 32768, 32, 8): {"FA3": 0.0541, "vLLM Triton": 0.1793},
+    (64, 4096, 32, 8): {"FA3": 0.2602, "vLLM Triton": 0.29},
+    (256, 1024, 16, 8): {"FA3": 0.2815, "vLLM Triton": 0.2972},
+}
+NAIVE_SHAPES = [(2, 60), (4, 64), (2, 1024), (1, 4096)]
+NAIVE_DECODE_SHAPES = [(2, 60), (1, 512), (16, 256), (4, 2048)]
+
+
+def randn(*shape: int) -> torch.Tensor:
+    """Draws a normal tensor on the GPU."""
+    return torch.randn(*shape, dtype=DTYPE, device="cuda")
+
+
+def time_ms(calls: list[Callable[[], Any]], repeats: int = 20) -> float:
+    """Returns the milliseconds of one call, the median over replays of all in a graph."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for call in calls:
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    times = []
+    for repeat in range(repeats + 3):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        if repeat >= 3:
+            times.append(start.elapsed_time(end) / len(calls))
+    return sorted(times)[len(times) // 2]
+
+
+def check(out: torch.Tensor, expected: torch.Tensor, what: str) -> None:
+    """Raises RuntimeError unless out is expected up to bfloat16's rounding."""
+    error = float((out.float() - expected.float()).norm() / expected.float().norm())
+    if not error < 0.01:
+        raise RuntimeError(f"{what} is wrong: relative error {error}, expected below 0.01")
+
+
+class Sequences:
+    """Equally long random sequences in blocks in random order."""
+
+    def __init__(self, num_seqs: int, seq_len: int, num_kv_heads: int, block_size: int) -> None:
+        self.seq_len = seq_len
+        num_blocks = num_seqs * triton.cdiv(seq_len, block_size)
+        self.kv_cache = randn(2, num_blocks, num_kv_heads, block_size, HEAD_DIM)
+        order = torch.randperm(num_blocks, device="cuda", dtype=torch.int32)
+        self.block_table = order.view(num_seqs, -1)
+        self.seq_lens = torch.full((num_seqs,), seq_len, dtype=torch.int32, device="cuda")
+        self.starts = torch.arange(num_seqs + 1, dtype=torch.int32, device="cuda") * seq_len
+
+    def contiguous(self) -> list[torch.Tensor]:
+        """Returns keys and values, [num_seqs, num_kv_heads, seq_len, head_dim] each."""
+        table = self.block_table.long()
+        return [
+            half[table].transpose(1, 2).flatten(2, 3)[:, :, : self.seq_len].contiguous()
+            for half in self.kv_cache
+        ]
+
+    def prefill(self, queries: torch.Tensor) -> torch.Tensor:
+        """Runs prefill attention on [num_seqs * seq_len, num_heads, head_dim]."""
+        return paged_attention_prefill(
+            queries,
+            self.kv_cache,
+            self.block_table,
+            self.starts,
+            self.seq_lens,
+            self.seq_len,
+            SCALE,
+        )
+
+    def decode(self, queries: torch.Tensor) -> torch.Tensor:
+        """Runs decode attention on [num_seqs, num_heads, head_dim]."""
+        return paged_attention_decode(
+            queries, self.kv_cache, self.block_table, self.seq_lens, self.seq_len, SCALE
+        )
+
+
+def by_library(queries: torch.Tensor, sequences: Sequences, is_causal: bool) -> torch.Tensor:
+    """Attends with torch's own fused kernel; queries [num_seqs, query_len, num_heads, head_dim]."""
+    keys, values = sequences.contiguous()
+    return torch.nn.functional.scaled_dot_product_attention(
+        queries.transpose(1, 2), keys, values, is_causal=is_causal, scale=SCALE, enable_gqa=True
+    ).transpose(1, 2)
+
+
+def measure_prefill(block_size: int) -> list[dict[str, Any]]:
+    """Returns a row for each prefill shape."""
+    rows = []
+    for (num_seqs, seq_len, num_heads, num_kv_heads), peers in PREFILL_PEERS_TFLOP_S.items():
+        sequences = Sequences(num_seqs, seq_len, num_kv_heads, block_size)
+        inputs = [randn(num_seqs * seq_len, num_heads, HEAD_DIM) for _ in range(3)]
+        expected = by_library(inputs[0].view(num_seqs, seq_len, num_heads, -1), sequences, True)
+        check(sequences.prefill(inputs[0]), expected.flatten(0, 1), "prefill")
+        ms = time_ms([partial(sequences.prefill, q) for q in inputs], repeats=10)
+        tflop_s = 2 * num_seqs * seq_len**2 * num_heads * HEAD_DIM / ms / 1e9
+        rows.append(
+            {
+                "shape": [num_seqs, seq_len, num_heads, num_kv_heads, HEAD_DIM],
+                "block_size": block_size,
+                "ms": round(ms, 4),
+                "tflop_s": round(tflop_s, 1),
+                "share_of_limit": round(tflop_s / MATRIX_TFLOP_S, 3),
+                "peers_tflop_s": peers,
+            }
+        )
+    return rows
+
+
+def measure_decode(block_size: int) -> list[dict[str, Any]]:
+    """Returns a row for each decode shape."""
+    rows = []
+    for (num_seqs, seq_len, num_heads, num_kv_heads), peers in DECODE_PEERS_MS.items():
+        num_bytes = 4 * num_seqs * seq_len * num_kv_heads * HEAD_DIM
+        sets = [
+            Sequences(num_seqs, seq_len, num_kv_heads, block_size)
+            for _ in range(1 + int(COLD_BYTES / num_bytes))
+        ]
+        queries = randn(num_seqs, num_heads, HEAD_DIM)
+        expected = by_library(queries[:, None], sets[0], False)[:, 0]
+        check(sets[0].decode(queries), expected, "decode")
+        ms = time_ms([partial(s.decode, queries) for s in sets])
+        tb_s = num_bytes / ms / 1e9
+        rows.append(
+            {
+                "shape": [num_seqs, seq_len, num_heads, num_kv_heads, HEAD_DIM],
+                "block_size": block_size,
+                "ms": round(ms, 4),
+                "tb_s": round(tb_s, 2),
+                "share_of_limit": round(tb_s / COPY_TB_S, 3),
+                "peers_ms": peers,
+            }
+        )
+    return rows
+
+
+def measure_elementwise() -> list[dict[str, Any]]:
+    """Returns a row for each other kernel and number of rows, in the sizes of Qwen3-8B."""
+    hidden, intermediate, num_heads, num_kv_heads, vocab_size = 4096, 12288, 32, 8, 151_936
+    packed = (num_heads + 2 * num_kv_heads) * HEAD_DIM
+    weight, head_weight = randn(hidden), randn(HEAD_DIM)
+    cos_sin = torch.randn(4096, HEAD_DIM, device="cuda")
+    rows = []
+    for num_rows in (1, 64, 256, 4096):
+        indices = torch.arange(num_rows, device="cuda")
+        ones = torch.ones(num_rows, device="cuda")
+        kv_cache = randn(2, triton.cdiv(num_rows, 64), num_kv_heads, 64, HEAD_DIM)
+
+        store = partial(
+            qk_norm_rope_store,
+            q_weight=head_weight,
+            k_weight=head_weight,
+            eps=1e-6,
+            cos_sin=cos_sin,
+            positions=indices,
+            slot_mapping=indices,
+            kv_cache=kv_cache,
+            num_heads=num_heads,
+        )
+        draw = partial(sample, temperatures=ones, seeds=indices, positions=indices)
+        operations: list[tuple[str, Callable[[torch.Tensor], Any], int, int]] = [
+            ("add_rms_norm", lambda x: add_rms_norm(x, x, weight, 1e-6), hidden, 3 * hidden),
+            ("silu_and_mul", silu_and_mul, 2 * intermediate, 3 * intermediate),
+            ("qk_norm_rope_store", store, packed, 2 * packed),
+        ]
+        if num_rows <= 256:
+            operations.append(("sample", draw, vocab_size, vocab_size))
+        for name, operation, width, elements in operations:
+            num_bytes = 2 * num_rows * elements
+            count = min(1 + int(COLD_BYTES / num_bytes), 400)
+            inputs = randn(count, num_rows, width).unbind(0)
+            ms = time_ms([partial(operation, x) for x in inputs])
+            rows.append(
+                {
+                    "kernel": name,
+                    "num_rows": num_rows,
+                    "us": round(ms * 1e3, 2),
+                    "tb_s": round(num_bytes / ms / 1e9, 3),
+                }
+            )
+    return rows
+
+
+def prefill_by_head(sequences: Sequences, queries: torch.Tensor) -> torch.Tensor:
+    """Runs our prefill; returns a view [num_seqs, num_heads, seq_len, head_dim]."""
+    return sequences.prefill(queries).unflatten(0, (-1, sequences.seq_len)).transpose(1, 2)
+
+
+def compare_prefill() -> list[dict[str, Any]]:
+    """Returns milliseconds of the ways to prefill; 32 heads, 8 key-value heads, blocks of 64."""
+    rows = []
+    for num_seqs, seq_len in NAIVE_SHAPES:
+        sequences = Sequences(num_seqs, seq_len, 8, 64)
+        queries = randn(num_seqs, seq_len, 32, HEAD_DIM)
+        keys, values = sequences.contiguous()
+        by_head, flat = queries.transpose(1, 2).contiguous(), queries.flatten(0, 1)
+        ways: dict[str, Callable[[], torch.Tensor]] = {
+            "PyTorch standard": partial(attention_by_torch, by_head, keys, values, SCALE),
+            "naive Triton": partial(attention_by_naive_triton, by_head, keys, values, SCALE),
+            "flash attention (ours, paged)": partial(prefill_by_head, sequences, flat),
+        }
+        expected = by_library(queries, sequences, True).transpose(1, 2)
+        rows.append({"shape": [num_seqs, seq_len]} | time_ways(ways, expected))
+    return rows
+
+
+def compare_decode() -> list[dict[str, Any]]:
+    """Returns milliseconds of the ways to decode; 32 heads, 8 key-value heads, blocks of 16."""
+    rows = []
+    for num_seqs, seq_len in NAIVE_DECODE_SHAPES:
+        sequences = Sequences(num_seqs, seq_len, 8, 16)
+        queries = randn(num_seqs, 32, HEAD_DIM)
+        cache, table, lengths = sequences.kv_cache, sequences.block_table, sequences.seq_lens
+        ways: dict[str, Callable[[], torch.Tensor]] = {
+            "naive PyTorch loop": partial(
+                decode_by_torch_loop, queries, cache, table, [seq_len] * num_seqs, SCALE
+            ),
+            "vectorised PyTorch": partial(
+                reference.paged_attention_decode, queries, cache, table, lengths, seq_len, SCALE
+            ),
+            "Triton (ours)": partial(sequences.decode, queries),
+        }
+        expected = by_library(queries[:, None], sequences, False)[:, 0]
+        rows.append({"shape": [num_seqs, seq_len]} | time_ways(ways, expected))
+    return rows
+
+
+def time_ways(
+    ways: dict[str, Callable[[], torch.Tensor]], expected: torch.Tensor
+) -> dict[str, Any]:
+    """Checks each way and returns its milliseconds per call, its host work included."""
+    for name, way in ways.items():
+        check(way(), expected, name)
+    return {
+        name: round(float(triton.testing.do_bench(way, return_mode="median")), 4)
+        for name, way in ways.items()
+    }
+
+
+def print_table(title: str, rows: list[dict[str, Any]]) -> None:
+    """Prints rows of equal keys."""
+    print(f"\n{title}")
+    for row in rows:
+        print("  " + "  ".join(f"{name}={value}" for name, value in row.items()))
+
+
+def main() -> None:
+    """Measures, prints, and writes one JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument(
+        "--output", type=Path, default=Path("benchmarks/results/h200/kernels.json"),
+        help="file to write (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--commit", help="commit to note (default: that of the working tree)")
+    options = parser.parse_args()
+    commit = (
+        options.commit
+        or subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+    )
+    torch.manual_seed(0)
+    result: dict[str, Any] = {
+        "command": "python -m benchmarks.kernels",
+        "commit": commit,
+        "gpu": torch.cuda.get_device_name(),
+        "versions": {"torch": torch.__version__, "triton": triton.__version__},
+        "dtype": "bfloat16",
+        "prefill": [row for size in BLOCK_SIZES for row in measure_prefill(size)],
+        "decode": [row for size in BLOCK_SIZES for row in measure_decode(size)],
+        "others": measure_elementwise(),
+        "prefill against naive, ms a call": compare_prefill(),
+        "decode against naive, ms a call": compare_decode(),
+    }
+    for title, rows in result.items():
+        if isinstance(rows, list):
+            print_table(title, rows)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
