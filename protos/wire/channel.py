@@ -10,13 +10,21 @@ ChannelOptions = list[tuple[str, int]]
 
 
 def server_options(max_message_bytes: int = MAX_MESSAGE_BYTES) -> ChannelOptions:
-    """Returns the options of a server: message limit, and pings of idle clients allowed."""
+    """Returns the options of a server: message limit, and pings both ways.
+
+    The server's own notice a client whose machine is gone, so that its requests are cancelled.
+    """
     return [
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", -1),
         # Without this a second server on a port shares it silently instead of failing.
         ("grpc.so_reuseport", 0),
+        ("grpc.keepalive_time_ms", _KEEPALIVE_TIME_MS),
+        ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+        # Else a ping without an answer is waited for a minute, whatever the line above says.
+        ("grpc.http2.ping_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
         ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_TIME_MS // 2),
         ("grpc.http2.max_ping_strikes", 0),
     ]
@@ -29,6 +37,8 @@ def client_options() -> ChannelOptions:
         ("grpc.max_send_message_length", -1),
         ("grpc.keepalive_time_ms", _KEEPALIVE_TIME_MS),
         ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+        # Else a ping without an answer is waited for a minute, whatever the line above says.
+        ("grpc.http2.ping_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 200),

@@ -2,6 +2,7 @@
 
 import random
 import signal
+from pathlib import Path
 
 import grpc
 import pytest
@@ -40,6 +41,8 @@ async def test_greedy_tokens_are_those_of_transformers_and_sigterm_drains(argume
     async with engine_process(REAL, *arguments) as engine:
         await engine.wait_line("ready")
         core = engine.core_pid()
+        assert _has_torch(core)
+        assert not _has_torch(engine.process.pid)
         async with engine.stub() as stub:
             for prompt, expected in answers[-2:]:
                 assert await _generate(stub, prompt) == expected
@@ -92,6 +95,10 @@ async def _generate_many(stub, answers):
     assert set(reasons.values()) == {engine_pb2.FINISH_REASON_LENGTH}
     assert len(reasons) == len(answers)
     return tokens
+
+
+def _has_torch(pid):
+    return "libtorch" in Path(f"/proc/{pid}/maps").read_text()
 
 
 def _request(prompt, max_tokens):

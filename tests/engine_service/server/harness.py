@@ -25,7 +25,7 @@ from protos.wire import status
 from protos.wire.channel import client_options
 from tests.engine_service.core.fake_executor import make_info
 
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 30.0
 """Bounds every wait; nothing takes that long unless it is broken."""
 
 
