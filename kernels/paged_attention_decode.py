@@ -15,10 +15,10 @@ from kernels.attention_tile import accumulate, slot_offsets
 from kernels.checks import check_dtype, check_paged_attention, check_shape, check_triton_head_dim
 
 _MAX_SPLITS = 64
-_MIN_SPLIT_TOKENS = 256
+_MIN_SPLIT_TOKENS = 128
 _PROGRAMS_PER_MULTIPROCESSOR = 4
 _TILE = 64
-_NUM_WARPS = 4
+_NUM_WARPS = 2
 _NUM_STAGES = 3
 
 
