@@ -139,6 +139,7 @@ async def test_breaking_the_stream_cancels_its_requests_in_the_core():
         call.cancel()
         cancelled = {await engine.core.next_cancelled_id() for _ in requests}
         assert cancelled == {request.request_id for request in requests.values()}
+        assert not engine.server._load_meter._subscribers
 
 
 async def test_stream_closed_by_the_router_ends_after_its_last_request():

@@ -60,6 +60,25 @@ async def test_watcher_that_comes_back_gets_only_what_it_lacks():
         assert [list(change.delta.stored_block_hashes) for change in changes] == [[2], [3]]
 
 
+async def test_watch_that_lacks_nothing_opens_at_once_and_waits():
+    async with running_engine() as engine:
+        engine.core.step(stored=[1])
+        await _reached(engine, 1)
+        epoch = (await read(_watch(engine))).epoch
+        call = _watch(engine, epoch, 1)
+        await asyncio.wait_for(call.initial_metadata(), WAIT_SECONDS)
+        engine.core.step(removed=[1])
+        assert (await read(call)).sequence_number == 2
+
+
+async def test_exit_of_the_engine_ends_the_watch():
+    async with running_engine() as engine:
+        call = _watch(engine)
+        await read(call)
+        await engine.server.drain()
+        assert (await status_of(call)).reason == "DRAINING"
+
+
 async def test_watcher_of_another_epoch_gets_a_snapshot():
     async with running_engine() as engine:
         engine.core.step(stored=[1])
