@@ -212,9 +212,13 @@ def paged_attention_decode(
     blocks = block_table[:, :num_blocks].long().where(is_used, 0)
     tokens = torch.arange(num_blocks * block_size, device=queries.device)
     is_hidden = (tokens >= seq_lens[:, None])[:, None, None, :]  # [num_seqs, 1, 1, length]
-    heads = torch.arange(num_kv_heads, device=queries.device)
     keys, values = (
-        half[blocks[:, None, :], heads[:, None]].flatten(2, 3).float() for half in kv_cache
+        half.index_select(0, blocks.flatten())
+        .unflatten(0, blocks.shape)
+        .transpose(1, 2)
+        .flatten(2, 3)
+        .float()
+        for half in kv_cache
     )  # [num_seqs, num_kv_heads, length, head_dim] each
     # What no token has written may be anything, and 0 * NaN is NaN.
     values = values.masked_fill_(is_hidden.transpose(2, 3), 0.0)

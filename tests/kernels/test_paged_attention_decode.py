@@ -131,7 +131,7 @@ def test_row_of_the_twin_does_not_depend_on_its_neighbours():
 
 @pytest.mark.parametrize(
     ("num_pairs", "max_seq_len", "expected"),
-    [(8, 100, 1), (8, 32768, 64), (8, 4096, 32), (512, 4096, 2), (2048, 40960, 1), (0, 0, 1)],
+    [(8, 100, 2), (8, 32768, 64), (64, 4096, 8), (512, 4096, 1), (2048, 40960, 1), (0, 0, 1)],
 )
 def test_splits_follow_the_room_left_on_the_gpu_and_the_length(num_pairs, max_seq_len, expected):
     assert _num_splits(num_pairs, max_seq_len, num_multiprocessors=132) == expected

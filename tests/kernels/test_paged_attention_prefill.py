@@ -164,16 +164,17 @@ def test_prompt_in_chunks_attends_as_the_whole_prompt():
 
 
 def test_tiles_shrink_to_short_queries_and_use_descriptors_where_they_can():
-    queries = torch.zeros(10, 8, 128, dtype=torch.bfloat16)
+    queries = torch.zeros(2048, 8, 128, dtype=torch.bfloat16)
 
-    def tiling(block_size, max_query_len, is_hopper=True, padding=0):
+    def tiling(block_size, max_query_len, is_hopper=True, padding=0, num_tokens=2048):
         pool = torch.zeros(2, 1, 2, block_size, 128 + padding, dtype=torch.bfloat16)
-        return _choose_tiling(queries, pool[..., :128], max_query_len, is_hopper)
+        return _choose_tiling(queries[:num_tokens], pool[..., :128], max_query_len, is_hopper)
 
     assert tiling(64, 1000).rows == 128
     assert tiling(64, 3).rows == 16
     assert tiling(64, 1000).has_descriptors
     assert not tiling(64, 1000, is_hopper=False).has_descriptors
+    assert not tiling(64, 1000, num_tokens=2047).has_descriptors
     assert not tiling(16, 1000).has_descriptors
     assert not tiling(64, 1000, padding=4).has_descriptors
 
@@ -210,14 +211,14 @@ def test_wrong_arguments_are_refused_by_name_and_value():
 def test_bfloat16_is_at_most_twice_as_far_off_as_torch(block_size):
     target = Target(device="cuda", dtype=torch.bfloat16)
     shape = Shape(num_kv_heads=8, group=2, head_dim=128, block_size=block_size)
-    inputs = paged_inputs(target, shape, [1500], [1500])
+    inputs = paged_inputs(target, shape, [2100], [2100])
     out = paged_attention_prefill(
         inputs.queries,
         inputs.kv_cache,
         inputs.block_table,
         inputs.query_start_loc,
         inputs.seq_lens,
-        1500,
+        2100,
         inputs.scale,
     )
     by_torch = torch.nn.functional.scaled_dot_product_attention(
