@@ -18,7 +18,7 @@ from kernels.attention_tile import accumulate, slot_offsets
 from kernels.checks import check_dtype, check_paged_attention, check_shape, check_triton_head_dim
 
 _MIN_DESCRIPTOR_TOKENS = 2048
-"""Making descriptors takes the host 0.2 ms, in which a GPU attends from about as many tokens."""
+"""A call with descriptors costs the host 40 us more, which fewer tokens do not win back."""
 
 
 def paged_attention_prefill(
