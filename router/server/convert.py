@@ -1,4 +1,4 @@
-"""Protobuf to the router's words and back; the only file that reads or writes message fields."""
+"""The messages of the router's contract to its own types and back."""
 
 from array import array
 from collections.abc import Iterable, Sequence
