@@ -1,4 +1,7 @@
-"""All settings of a router. Nothing is read, checked or defaulted anywhere else."""
+"""All settings of a router: nothing is read or defaulted anywhere else.
+
+Each is checked here, but for the addresses of engines, which `discovery` checks.
+"""
 
 import argparse
 import dataclasses

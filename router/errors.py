@@ -4,10 +4,10 @@ RouterError                 base of all
 ├── StartupError            the process cannot serve; exit code 2
 └── RequestError            one request ends with it; `status` is what the client gets
     ├── InvalidRequest      the client must change the request
-    ├── UnknownModel        no engine has ever served a model of this name
+    ├── UnknownModel        no engine that was ever reached serves a model of this name
     ├── NoTokenizer         the model takes and gives token IDs only
     ├── NoEngine            no engine can take the request now
-    ├── QueueFull           too many requests are under way in this router
+    ├── QueueFull           too many requests are under way in this router or on its engines
     ├── SlowReader          the client does not read what it asked for
     ├── Draining            the router is about to exit
     └── EngineRefused       an engine's own error, passed through unchanged
@@ -62,7 +62,7 @@ class InvalidRequest(RequestError):
 
 
 class UnknownModel(RequestError):
-    """No engine serves a model of this name."""
+    """No engine that was ever reached serves a model of this name."""
 
     reason = Reason.UNKNOWN_MODEL
 
@@ -80,7 +80,7 @@ class NoEngine(RequestError):
 
 
 class QueueFull(RequestError):
-    """Too many requests are under way in this router."""
+    """Too many requests are under way in this router, or on every engine of the model."""
 
     reason = Reason.QUEUE_FULL
 

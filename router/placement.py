@@ -21,10 +21,16 @@ from router.types import EngineSnapshot, EngineState
 # Only the ratio to other engines matters, and the first request brings real figures.
 _PRIOR_PREFILL_TOKENS_PER_SECOND = 20_000.0
 _PRIOR_STEP_SECONDS = 0.01
+
+# What no engine tells, hence assumed of all: the length of an answer, and the prompt tokens that
+# one step computes.
 _PRIOR_OUTPUT_TOKENS = 128
 _PREFILL_CHUNK_TOKENS = 2048
+
+# How often a prefill counts: for this request, and for those that it delays.
 _CROWDING = 2.0
 
+# Costs this close to the least are equal: the figures behind them are no more exact.
 _TIE_RATIO = 0.05
 _TIE_SECONDS = 0.0005
 
