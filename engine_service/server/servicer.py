@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator
 
 from engine_service.core.output_stream import OutputStream
-from engine_service.errors import NoTokenizer, SlowReader, Starting
+from engine_service.errors import NoTokenizer, SlowReader
 from engine_service.server import convert
 from engine_service.server.health import Health
 from engine_service.server.metrics import EngineMetrics
@@ -98,8 +98,7 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
 
     def _loaded(self) -> Replica:
         self._health.check_loaded()
-        if self.replica is None:
-            raise Starting("the engine is loading its model", retry_after=1.0)
+        assert self.replica is not None, "it is set before the state leaves STARTING"
         return self.replica
 
     @contextlib.contextmanager
