@@ -88,6 +88,8 @@ async def engine_process(module, *arguments):
         *(sys.executable, "-m", module, "--port", "0", "--operations-port", "0", *arguments),
         cwd=ROOT,
         stderr=asyncio.subprocess.PIPE,
+        # A group of its own, so that a test can press Ctrl-C.
+        start_new_session=True,
     )
     try:
         yield EngineProcess(process)
@@ -95,6 +97,11 @@ async def engine_process(module, *arguments):
         if process.returncode is None:
             process.kill()
         await process.communicate()
+
+
+def press_ctrl_c(engine):
+    """Signals all processes of the service, as a terminal does."""
+    os.killpg(engine.process.pid, signal.SIGINT)
 
 
 async def wait_gone(pid):

@@ -16,6 +16,7 @@ from tests.engine_service.process_harness import (
     REAL,
     engine_process,
     kill,
+    press_ctrl_c,
     wait_gone,
 )
 from tests.engine_service.server.harness import generate_request, read, status_of, submission
@@ -73,6 +74,19 @@ async def test_requests_are_served_until_a_drain_lets_the_last_one_finish(option
             assert received == 200
         assert await engine.wait_end() == 0
         await wait_gone(core)
+
+
+async def test_ctrl_c_reaches_both_processes_and_still_lets_requests_finish(options):
+    async with engine_process(FAKE, *options) as engine:
+        await engine.wait_line("ready")
+        async with engine.stub() as stub:
+            call = stub.Generate(_request([1], 100))
+            received = len((await read(call)).token_ids)
+            press_ctrl_c(engine)
+            while (message := await read(call)) is not grpc.aio.EOF:
+                received += len(message.token_ids)
+            assert received == 100
+        assert await engine.wait_end() == 0
 
 
 async def test_second_signal_ends_both_processes_at_once(options):
