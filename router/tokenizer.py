@@ -26,7 +26,7 @@ logging.getLogger("transformers").addFilter(
 from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: E402
 
 from protos.wire.reason import Reason  # noqa: E402
-from router.errors import InvalidRequest, NoTokenizer  # noqa: E402
+from router.errors import InvalidRequest, NoTokenizer, RequestError  # noqa: E402
 from router.types import ChatMessage, ModelInfo  # noqa: E402
 
 _MAX_LOADED = 8
@@ -106,27 +106,39 @@ class Tokenizer:
 
         Raises:
             NoTokenizer: The files hold none that transformers can load without foreign code.
+            RequestError: There is no temporary folder to put them in.
         """
-        with tempfile.TemporaryDirectory(prefix="pagestream-tokenizer-") as folder:
-            for name, content in files.items():
-                if Path(name).name != name:
-                    raise NoTokenizer(f"tokenizer file {name!r} is not a plain file name")
-                (Path(folder) / name).write_bytes(content)
-            try:
-                tokenizer = AutoTokenizer.from_pretrained(
-                    folder, local_files_only=True, trust_remote_code=False
-                )
-                if not isinstance(tokenizer, PreTrainedTokenizerFast):
-                    raise TypeError(f"{type(tokenizer).__name__} has no fast backend")
-                return cls(tokenizer)
-            # Whatever is wrong with files from elsewhere, the router goes on.
-            except Exception as error:
-                message = f"the files {sorted(files)} hold no usable tokenizer: {error!r:.500}"
-                raise NoTokenizer(message) from error
+        try:
+            with tempfile.TemporaryDirectory(prefix="pagestream-tokenizer-") as folder:
+                return cls._from_folder(files, Path(folder))
+        except OSError as error:
+            num_bytes = sum(map(len, files.values()))
+            raise RequestError(
+                f"the tokenizer's {num_bytes} bytes cannot be put into a temporary folder "
+                f"({error}); set TMPDIR to one that has room"
+            ) from error
+
+    @classmethod
+    def _from_folder(cls, files: Mapping[str, bytes], folder: Path) -> Self:
+        for name, content in files.items():
+            if Path(name).name != name:
+                raise NoTokenizer(f"tokenizer file {name!r} is not a plain file name")
+            (folder / name).write_bytes(content)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+            if not isinstance(tokenizer, PreTrainedTokenizerFast):
+                raise TypeError(f"{type(tokenizer).__name__} has no fast backend")
+            return cls(tokenizer)
+        # Whatever is wrong with files from elsewhere, the router goes on.
+        except Exception as error:
+            message = f"the files {sorted(files)} hold no usable tokenizer: {error!r:.500}"
+            raise NoTokenizer(message) from error
 
     def encode_text(self, text: str) -> "array[int]":
         """Returns the token IDs of a text, typecode "i"."""
-        return array("i", self.backend.encode(text).ids)
+        return self._encode(text, add_special_tokens=True)
 
     def encode_chat(self, messages: Sequence[ChatMessage]) -> "array[int]":
         """Returns the token IDs of a conversation up to where the assistant speaks, typecode "i".
@@ -142,8 +154,10 @@ class Tokenizer:
             )
         conversation = [{"role": message.role, "content": message.content} for message in messages]
         try:
-            text = self._template.apply_chat_template(
-                conversation, tokenize=False, add_generation_prompt=True
+            text = str(
+                self._template.apply_chat_template(
+                    conversation, tokenize=False, add_generation_prompt=True
+                )
             )
         # A template is a program: it may raise anything.
         except Exception as error:
@@ -154,17 +168,24 @@ class Tokenizer:
                 {"field": "chat.messages", "value": roles},
                 reason=Reason.BAD_CHAT,
             ) from error
-        return array("i", self.backend.encode(text, add_special_tokens=False).ids)
+        return self._encode(text, add_special_tokens=False)
 
     def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool) -> str:
         """Returns the text of token IDs; incomplete characters become U+FFFD."""
         return self.backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
 
+    def _encode(self, text: str, *, add_special_tokens: bool) -> "array[int]":
+        # Of a single text, `encode` keeps the interpreter to itself, seconds for one of 4 MB,
+        # and records what nobody reads: the place of each token in the text.
+        (encoding,) = self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return array("i", encoding.ids)
+
 
 class TokenizerPool:
     """Loads each tokenizer once and runs all of them in a few threads.
 
-    The number of callers that wait for a thread is bounded by the requests under way.
+    The number of callers that wait for a thread is bounded by the requests under way, and one that
+    is cancelled leaves nothing behind.
     """
 
     def __init__(
@@ -178,6 +199,8 @@ class TokenizerPool:
         """
         self._fetch = fetch
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="tokenizer")
+        # The queue of the threads keeps a cancelled call, and its text, until one of them is free.
+        self._free_threads = asyncio.Semaphore(num_threads)
         self._loaded: OrderedDict[str, Tokenizer | str] = OrderedDict()
         """By SHA-256 of its files; a text says why it cannot be used."""
         self._loading: dict[str, asyncio.Lock] = {}
@@ -238,5 +261,13 @@ class TokenizerPool:
         self, function: Callable[[*_Arguments], _Result], *arguments: *_Arguments
     ) -> _Result:
         """Runs a function in one of the threads; if cancelled, its result is dropped."""
+        await self._free_threads.acquire()
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, function, *arguments)
+        try:
+            future = loop.run_in_executor(self._threads, function, *arguments)
+        except BaseException:
+            self._free_threads.release()
+            raise
+        # A thread cannot be interrupted: it is free when its work is done, not when nobody waits.
+        future.add_done_callback(lambda _: self._free_threads.release())
+        return await asyncio.shield(future)

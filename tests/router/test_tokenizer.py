@@ -1,11 +1,15 @@
 import asyncio
+import gc
+import tempfile
 import threading
+import time
+import weakref
 
 import pytest
 from transformers import AutoTokenizer
 
 from protos.wire.reason import Reason
-from router.errors import InvalidRequest, NoTokenizer
+from router.errors import InvalidRequest, NoTokenizer, RequestError
 from router.tokenizer import Tokenizer, TokenizerPool
 from router.types import ChatMessage, ModelInfo
 from tests.fakes import small_tokenizer
@@ -242,3 +246,74 @@ async def test_tokenization_leaves_the_event_loop_free():
         await asyncio.to_thread(started.wait, 10)
         goes_on.set()
         assert await running
+
+
+@pytest.mark.parametrize("encode", ["text", "chat"])
+def test_long_text_leaves_the_interpreter_to_others(encode):
+    text = "the quick brown fox " * 20_000
+    prompt = text if encode == "text" else (ChatMessage(role="user", content=text),)
+    is_done = threading.Event()
+    num_turns = []
+
+    def take_turns():
+        while not is_done.is_set():
+            num_turns.append(time.monotonic())
+            time.sleep(0.001)
+
+    other = threading.Thread(target=take_turns)
+    other.start()
+    start = time.monotonic()
+    getattr(TOKENIZER, f"encode_{encode}")(prompt)
+    end = time.monotonic()
+    is_done.set()
+    other.join()
+
+    # Without a turn in the middle half, it stood still.
+    quarter = (end - start) / 4
+    assert any(start + quarter < turn < end - quarter for turn in num_turns)
+
+
+async def test_cancelled_tokenization_leaves_nothing_behind():
+    class Text:
+        pass
+
+    started, goes_on = threading.Event(), threading.Event()
+
+    def blocked():
+        started.set()
+        goes_on.wait(10)
+
+    async def fetch(name):
+        return FILES
+
+    with TokenizerPool(fetch, 1) as pool:
+        running = asyncio.ensure_future(pool.run(blocked))
+        await asyncio.to_thread(started.wait, 10)
+        text = Text()
+        waiting = asyncio.ensure_future(pool.run(id, text))
+        await asyncio.sleep(0)
+        known = weakref.ref(text)
+        del text
+        running.cancel()
+        waiting.cancel()
+        await asyncio.wait((running, waiting))
+        del waiting
+        gc.collect()
+        assert known() is None
+
+        goes_on.set()
+        async with asyncio.timeout(10):
+            assert await pool.run(len, "abc") == 3
+
+
+async def test_temporary_folder_without_room_is_named_and_tried_again(monkeypatch, tmp_path):
+    async def fetch(name):
+        return FILES
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with TokenizerPool(fetch, 1) as pool:
+        with pytest.raises(RequestError, match=r"temporary folder .*missing.* set TMPDIR"):
+            await pool.get(model())
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+        assert (await pool.get(model())).encode_text("a") == TOKENIZER.encode_text("a")
