@@ -173,12 +173,12 @@ class Fleet:
             return models[0].info
         met = [member.client.model for member in self._members.values()]
         if not models or any(model is not None and model.name == name for model in met):
-            which = f' that serves model "{name}"' if name else ""
+            which = f' that serves model "{name:.128}"' if name else ""
             raise NoEngine(
                 f"no engine{which} is connected now", {"model": name}, retry_after=_RETRY_SECONDS
             )
         served = ", ".join(f'"{model.info.name}"' for model in models)
-        problem = f'model "{name}" is not served' if name else "model is empty"
+        problem = f'model "{name:.128}" is not served' if name else "model is empty"
         raise UnknownModel(f"{problem}; served are: {served}", {"model": name})
 
     async def fetch_tokenizer(self, model: str) -> dict[str, bytes]:

@@ -35,6 +35,11 @@ STATUS_CODES: Mapping[Reason, grpc.StatusCode] = {
     Reason.INTERNAL: grpc.StatusCode.INTERNAL,
 }
 
+# A client drops a status of more than 8 KiB, and with it code and reason. The message travels in
+# it twice, up to three and 4/3 times as long as it is; a value of the metadata once.
+_MAX_MESSAGE_BYTES = 1024
+_MAX_VALUE_BYTES = 512
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorStatus:
@@ -71,15 +76,25 @@ def error_status(
     metadata: Mapping[str, str] | None = None,
     retry_after: float | None = None,
 ) -> ErrorStatus:
-    """Builds the status of a reason with the code that the table gives it."""
+    """Builds the status of a reason with the code that the table gives it.
+
+    Texts that a call's trailers could not carry are cut: they may quote what a client sent.
+    """
     return ErrorStatus(
         code=code_number(STATUS_CODES[reason]),
-        message=message,
+        message=_cut(message, _MAX_MESSAGE_BYTES),
         reason=reason.value,
         domain=domain,
-        metadata=dict(metadata or {}),
+        metadata={key: _cut(value, _MAX_VALUE_BYTES) for key, value in (metadata or {}).items()},
         retry_after=retry_after,
     )
+
+
+def _cut(text: str, max_bytes: int) -> str:
+    content = text.encode(errors="replace")
+    if len(content) <= max_bytes:
+        return text
+    return content[:max_bytes].decode(errors="ignore") + "…"
 
 
 def pack_details(error: ErrorStatus) -> list[any_pb2.Any]:

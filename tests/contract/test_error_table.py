@@ -5,6 +5,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from grpc_status import rpc_status
 
 from engine_service import errors as engine_errors
 from engine_service.server.status import DOMAIN, to_error_status
@@ -94,3 +95,21 @@ def test_codes_beside_reasons_in_the_contract_agree_with_the_table():
     assert len(pairs) >= 10
     for reason, code in pairs:
         assert CODES[reason] == code
+
+
+@pytest.mark.parametrize("character", ["n", "\x00", "é", "\U0001f600", "%"])
+def test_status_that_quotes_a_huge_value_fits_into_the_trailers_of_a_call(character):
+    huge = character * 1_000_000
+    error = engine_errors.InvalidRequest(f"model {huge}", {"model": huge, "field": huge})
+
+    final = rpc_status.to_status(to_rpc_status(to_error_status(error)))
+
+    # As gRPC counts: percent-encoded and base64 without padding, keys, and 32 bytes each.
+    message = "".join(
+        chr(byte) if 32 <= byte < 127 and byte != 37 else "%00" for byte in final.details.encode()
+    )
+    ((key, details),) = final.trailing_metadata
+    assert len(message) + len(key) + len(details) * 4 / 3 + 200 < 8192
+    read = unpack(3, final.details, [])
+    assert read.message.startswith("model " + character * 50)
+    assert read.message.endswith("…")
