@@ -3,6 +3,9 @@
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 """The largest message either side receives; our own checks bound requests far below it."""
 
+_MAX_BACKLOG = 65_536
+"""Calls that wait for the server to look at them; past it they end as CANCELLED without a word."""
+
 _KEEPALIVE_TIME_MS = 10_000
 _KEEPALIVE_TIMEOUT_MS = 5_000
 
@@ -17,6 +20,10 @@ def server_options(max_message_bytes: int = MAX_MESSAGE_BYTES) -> ChannelOptions
     return [
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", -1),
+        # A burst is refused by our own bounds, which say why. By default the backlog is cut at
+        # random from 1,000 on.
+        ("grpc.server.max_pending_requests", _MAX_BACKLOG),
+        ("grpc.server.max_pending_requests_hard_limit", _MAX_BACKLOG),
         # Without this a second server on a port shares it silently instead of failing.
         ("grpc.so_reuseport", 0),
         ("grpc.keepalive_time_ms", _KEEPALIVE_TIME_MS),
