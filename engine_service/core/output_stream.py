@@ -83,6 +83,11 @@ class OutputStream:
         return self._num_buffered > self.max_buffered_tokens
 
     @property
+    def has_failed(self) -> bool:
+        """Whether the stream ends with an error once its buffer is read."""
+        return self._error is not None
+
+    @property
     def has_more(self) -> bool:
         """Whether the reader has anything left to take or to wait for."""
         return bool(self.open_requests) or self._num_buffered > 0

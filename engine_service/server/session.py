@@ -57,6 +57,10 @@ class GenerateManySession:
             for handle in message.cancelled_handles:
                 self._client.cancel(self._stream, handle)
             for number, submission in enumerate(message.submissions):
+                if self._stream.has_failed:
+                    # A router that was cut off for not reading and goes on submitting would fill
+                    # the memory; nobody reads it from here on, and so it is held up itself.
+                    return
                 self._submit(submission)
                 if number % _SUBMISSIONS_PER_TURN == _SUBMISSIONS_PER_TURN - 1:
                     await asyncio.sleep(0)

@@ -9,6 +9,7 @@ from protos.pagestream.engine.v1 import engine_pb2
 from tests.engine_service.core.fake_executor import make_info
 from tests.engine_service.server.harness import (
     WAIT_SECONDS,
+    Engine,
     admission,
     failure_status,
     finish,
@@ -197,6 +198,37 @@ async def test_stream_that_is_not_read_is_cut_off_and_others_are_not():
         status = await status_of(slow)
         assert (status.code, status.reason) == (8, "SLOW_READER")
         assert status.retry_after is None
+
+
+async def test_stream_that_was_cut_off_gets_nothing_more_into_the_core():
+    info = make_info(max_model_len=10**8, num_blocks=10**8)
+    async with (
+        running_engine(info, max_stream_buffered_tokens=300_000) as engine,
+        # A network that takes 64 KiB and no more.
+        grpc.aio.insecure_channel(
+            f"127.0.0.1:{engine.server.port}", options=[("grpc.http2.bdp_probe", 0)]
+        ) as channel,
+    ):
+        slow, slow_requests = await _open(Engine(engine.server, engine.core, channel), 1)
+        step = {slow_requests[1].request_id: [1] * 200_000}
+        engine.core.step(step, stats=StepStats(num_generated_tokens=200_000))
+        # From here on the server hangs in its write.
+        while await engine.metric("generated_tokens_total") == 0:
+            pass
+        engine.core.step(step)
+        engine.core.step(step)
+        await engine.core.next_cancelled_id()
+        await slow.write(submission(2, generate_request(5)))
+        await slow.write(
+            engine_pb2.GenerateManyRequest(
+                submissions=[engine_pb2.Submission(handle=handle) for handle in range(100)]
+            )
+        )
+        # What another client sends later arrives first.
+        _, requests = await _open(engine, 1)
+        assert len(requests[1].prompt_token_ids) == 3
+        assert await engine.metric('requests_total{outcome="empty_prompt"}') == 0
+        assert (await status_of(slow)).reason == "SLOW_READER"
 
 
 async def test_death_of_the_core_ends_the_stream_after_what_it_had_to_say():
