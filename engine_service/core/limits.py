@@ -64,10 +64,10 @@ class Limits:
         _check_sampling_params(request.sampling_params)
         _check_labels(request)
         self._check_length(request)
-        self._check_token_ids("prompt_token_ids", request.prompt_token_ids)
-        self._check_token_ids("resume_token_ids", request.resume_token_ids)
+        self.check_token_ids("prompt_token_ids", request.prompt_token_ids)
+        self.check_token_ids("resume_token_ids", request.resume_token_ids)
         stop_token_ids = array("q", request.sampling_params.stop_token_ids)
-        self._check_token_ids("stop_token_ids", stop_token_ids)
+        self.check_token_ids("stop_token_ids", stop_token_ids)
 
     def _check_length(self, request: Request) -> None:
         num_prompt_tokens = len(request.prompt_token_ids)
@@ -104,7 +104,12 @@ class Limits:
             reason=Reason.PROMPT_TOO_LONG,
         )
 
-    def _check_token_ids(self, field: str, token_ids: "array[int]") -> None:
+    def check_token_ids(self, field: str, token_ids: "array[int]") -> None:
+        """Refuses token IDs outside the vocabulary.
+
+        Raises:
+            InvalidRequest: Names the first of them.
+        """
         if not token_ids or (min(token_ids) >= 0 and max(token_ids) < self.vocab_size):
             return
         index, value = next(

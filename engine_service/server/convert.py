@@ -1,4 +1,4 @@
-"""Protobuf messages from and to core types; nothing else reads or writes message fields."""
+"""Protobuf messages from and to core types; what they hold is checked here and in `Limits`."""
 
 import time
 import uuid
@@ -61,7 +61,7 @@ def to_request(message: engine_pb2.GenerateRequest, request_id: int, limits: Lim
     request = Request(
         request_id=request_id,
         prompt_token_ids=_token_ids("prompt_token_ids", message.prompt_token_ids, limits),
-        sampling_params=_to_sampling_params(message.sampling_params),
+        sampling_params=_to_sampling_params(message.sampling_params, limits),
         resume_token_ids=_token_ids("resume_token_ids", message.resume_token_ids, limits),
         priority=message.priority,
         cache_salt=message.cache_salt,
@@ -169,7 +169,7 @@ def to_tokenizer_responses(
             yield engine_pb2.GetTokenizerResponse(chunk=file.content[start : start + _CHUNK_BYTES])
 
 
-def _to_sampling_params(message: engine_pb2.SamplingParams) -> SamplingParams:
+def _to_sampling_params(message: engine_pb2.SamplingParams, limits: Limits) -> SamplingParams:
     for field in _UNSUPPORTED_SAMPLING_PARAMS:
         if message.HasField(field):
             raise _unsupported(field, str(getattr(message, field)))
@@ -182,6 +182,8 @@ def _to_sampling_params(message: engine_pb2.SamplingParams) -> SamplingParams:
             {"field": "stop_token_ids", "value": str(count), "bound": str(MAX_STOP_TOKEN_IDS)},
             reason=Reason.BAD_SAMPLING_PARAMS,
         )
+    # Here they still have their order, in which an error counts them.
+    limits.check_token_ids("stop_token_ids", array("q", message.stop_token_ids))
     return SamplingParams(
         temperature=message.temperature if message.HasField("temperature") else 1.0,
         max_tokens=message.max_tokens if message.HasField("max_tokens") else None,

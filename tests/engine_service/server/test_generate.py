@@ -147,8 +147,8 @@ BAD_INPUTS = {
         ["resume_token_ids[0]", "2147483648"],
     ),
     "stop token out of range": (
-        lambda m: m.sampling_params.stop_token_ids.append(2**32 - 1), "TOKEN_OUT_OF_RANGE",
-        ["stop_token_ids[0]", "4294967295"],
+        lambda m: m.sampling_params.stop_token_ids.extend([7, 6, 2**32 - 1]), "TOKEN_OUT_OF_RANGE",
+        ["stop_token_ids[2]", "4294967295"],
     ),
     "negative temperature": (
         lambda m: setattr(m.sampling_params, "temperature", -0.5), "BAD_SAMPLING_PARAMS",
