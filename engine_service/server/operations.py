@@ -7,7 +7,9 @@ probe; the text of the metrics is made in a thread.
 import asyncio
 import http
 import logging
+from collections.abc import Callable
 
+from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from engine_service.errors import StartupError
@@ -79,7 +81,7 @@ class OperationsServer:
         if method != "GET":
             return http.HTTPStatus.METHOD_NOT_ALLOWED, _PLAIN_TEXT, b"use GET\n"
         if path == "/metrics":
-            encode, content_type = choose_encoder(_accepted(header_lines))
+            encode, content_type = _choose_encoder(_accepted(header_lines))
             body = await asyncio.to_thread(encode, self._metrics.registry)
             return http.HTTPStatus.OK, content_type, body
         if path == "/livez":
@@ -99,6 +101,14 @@ def _accepted(header_lines: list[str]) -> str:
         if name.lower() == "accept":
             return value.strip()
     return ""
+
+
+def _choose_encoder(accepted: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
+    try:
+        return choose_encoder(accepted)
+    except (TypeError, ValueError):
+        # The header asks for a version that is no number.
+        return choose_encoder("")
 
 
 def _encode(status: http.HTTPStatus, content_type: str, body: bytes) -> bytes:

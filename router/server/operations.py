@@ -88,7 +88,7 @@ class OperationsServer:
         if method != "GET":
             return http.HTTPStatus.METHOD_NOT_ALLOWED, _PLAIN_TEXT, b"use GET\n"
         if path == "/metrics":
-            encode, content_type = choose_encoder(_accepted(header_lines))
+            encode, content_type = _choose_encoder(_accepted(header_lines))
             self._before_scrape()
             body = await asyncio.to_thread(encode, self._registry)
             return http.HTTPStatus.OK, content_type, body
@@ -119,6 +119,14 @@ def _accepted(header_lines: list[str]) -> str:
         if name.lower() == "accept":
             return value.strip()
     return ""
+
+
+def _choose_encoder(accepted: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
+    try:
+        return choose_encoder(accepted)
+    except (TypeError, ValueError):
+        # The header asks for a version that is no number.
+        return choose_encoder("")
 
 
 def _encode(status: http.HTTPStatus, content_type: str, body: bytes) -> bytes:

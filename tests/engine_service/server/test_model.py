@@ -119,6 +119,14 @@ async def test_probes_answer_other_paths_and_methods_with_an_error():
         assert (await engine.http("/livez?verbose"))[0] == 200
 
 
+async def test_scrape_that_accepts_nonsense_is_answered_in_plain_text():
+    async with starting_engine() as engine:
+        nonsense = "/metrics HTTP/1.1\r\nAccept: text/plain; version=x\r\nX:"
+        code, body = await engine.http(nonsense)
+        assert code == 200
+        assert "pagestream_engine_ready 0.0" in body.splitlines()
+
+
 async def test_metrics_describe_the_model():
     async with running_engine(make_info(num_blocks=32, block_size=4)) as engine:
         assert await engine.metric("kv_cache_blocks") == 32

@@ -75,6 +75,16 @@ async def test_scrape_shows_the_registry_as_it_is_now(operations):
 
 
 @pytest.mark.parametrize(
+    "accept", ["text/plain; version=x", "application/openmetrics-text; version=x"]
+)
+async def test_scrape_that_accepts_nonsense_is_answered_in_plain_text(operations, accept):
+    code, body = await ask(operations[1], f"GET /metrics HTTP/1.1\r\nAccept: {accept}")
+
+    assert code == 200
+    assert "scrapes 1.0" in body.splitlines()
+
+
+@pytest.mark.parametrize(
     ("head", "code"),
     [("GET /other HTTP/1.1", 404), ("POST /metrics HTTP/1.1", 405), ("nonsense", 405)],
 )
