@@ -39,9 +39,8 @@ from router.types import (
 _logger = logging.getLogger(__name__)
 
 _MAX_HANDLE = 2**32 - 1
-_MAX_BATCH_TOKENS = 1_000_000
-"""Prompt tokens of one message up, 4 MB: far below the engines' message limit."""
-
+_MAX_BATCH_BYTES = 4_000_000
+"""Size of one message up, but for its last submission: far below the engines' message limit."""
 
 _DETAILS = {EngineState.SERVING: "", EngineState.DRAINING: "it finishes what it has"}
 
@@ -107,10 +106,10 @@ class _Outbox:
         """Returns the next message, of bounded size."""
         message = engine_pb2.GenerateManyRequest(cancelled_handles=self.cancelled)
         self.cancelled.clear()
-        num_tokens = 0
-        while self.submissions and num_tokens < _MAX_BATCH_TOKENS:
+        num_bytes = 0
+        while self.submissions and num_bytes < _MAX_BATCH_BYTES:
             submission = self.submissions.pop(next(iter(self.submissions)))
-            num_tokens += len(submission.request.prompt_token_ids)
+            num_bytes += submission.ByteSize()
             message.submissions.append(submission)
         if not self.submissions:
             self.filled.clear()

@@ -34,7 +34,11 @@ _REASONS = {
 
 def status_of(error: grpc.aio.AioRpcError) -> ErrorStatus:
     """Returns what a failed call says; our own details are in its trailers."""
-    rich = rpc_status.from_call(error)
+    try:
+        rich = rpc_status.from_call(error)
+    except ValueError:
+        # The details are of another error: the call was cut while it ended.
+        rich = None
     if rich is not None:
         return unpack(rich.code, rich.message, rich.details)
     name = error.code().name

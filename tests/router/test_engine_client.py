@@ -1,11 +1,14 @@
 import asyncio
 from array import array
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
+import grpc
 import pytest
+from grpc_status import rpc_status
 
 from protos.pagestream.engine.v1 import engine_pb2
-from protos.wire.status import Reason
+from protos.wire.status import Reason, error_status, to_rpc_status
 from router.engine_client import ClientSettings, EngineClient
 from router.errors import EngineRefused, QueueFull, SlowReader
 from router.prefix_index import PrefixIndex
@@ -185,6 +188,29 @@ async def test_requests_submitted_together_travel_in_one_message():
         assert client.num_open_requests == 0
 
 
+async def test_large_requests_travel_in_messages_of_bounded_size():
+    class Measuring(FakeEngine):
+        sizes = ()
+
+        async def _read(self, sink, messages):
+            async def measured():
+                async for message in messages:
+                    self.sizes += (message.ByteSize(),)
+                    yield message
+
+            await super()._read(sink, measured())
+
+    async with Measuring(CONFIG) as engine, connected(engine) as (client, _):
+        # What one client can send in its headers, times the requests of a busy moment.
+        large = [replace(request([n, 1]), tracestate="x" * 100_000) for n in range(100)]
+        streams = [client.submit(submitted) for submitted in large]
+        for stream in streams:
+            assert tokens_of(await collect(stream))
+
+        assert sum(engine.sizes) > 10_000_000
+        assert max(engine.sizes) < 4_200_000
+
+
 async def test_request_closed_before_it_was_sent_is_never_sent():
     async with FakeEngine(CONFIG) as engine, connected(engine) as (client, _):
         client.submit(request([1])).close()
@@ -304,12 +330,21 @@ class Miscounting(FakeEngine):
         yield engine_pb2.GenerateManyResponse(handles=[1], token_counts=[2], token_ids=[3])
 
 
+class Contradictory(FakeEngine):
+    async def GenerateMany(self, request_iterator, context):
+        status = error_status(Reason.QUEUE_FULL, "full", domain="e")
+        final = rpc_status.to_status(to_rpc_status(status))
+        await context.abort(grpc.StatusCode.ABORTED, "torn", final.trailing_metadata)
+        yield
+
+
 @pytest.mark.parametrize(
     ("kind", "detail"),
     [
         (Silent, "brought nothing within 0.05 s"),
         (Loadless, "did not begin with its load"),
         (Miscounting, "token counts do not add up"),
+        (Contradictory, "ABORTED: torn"),
     ],
 )
 async def test_engine_that_breaks_the_contract_is_unavailable(kind, detail):
