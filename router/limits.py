@@ -115,7 +115,7 @@ def _check_sampling_params(params: SamplingParams, model: ModelInfo) -> None:
     reason = Reason.BAD_SAMPLING_PARAMS
     temperature = params.temperature
     if temperature is not None and not 0 <= temperature <= MAX_TEMPERATURE:
-        shown = "NaN" if math.isnan(temperature) else f"{temperature:g}"
+        shown = "NaN" if math.isnan(temperature) else f"{temperature:.9g}"
         raise _outside("temperature", shown, f"0 to {MAX_TEMPERATURE:g}", reason)
     if params.max_tokens is not None and params.max_tokens < 1:
         raise _outside("max_tokens", params.max_tokens, "1 and more", reason)

@@ -145,7 +145,11 @@ class Pipeline:
             if len(token_ids) > model.max_model_len:
                 raise InvalidRequest(
                     f"number of token_ids is {len(token_ids)}, outside 0 to {model.max_model_len}",
-                    {"field": "token_ids", "bounds": f"0 to {model.max_model_len}"},
+                    {
+                        "field": "number of token_ids",
+                        "value": str(len(token_ids)),
+                        "bounds": f"0 to {model.max_model_len}",
+                    },
                 )
             limits.check_token_ids("token_ids", token_ids, model)
             tokenizer = await self._tokenizers.get(model)

@@ -140,6 +140,12 @@ def chat(*messages) -> pb.GenerateRequest:
         (params(max_tokens=200), "INVALID_ARGUMENT", "PROMPT_TOO_LONG", "max_tokens of 200"),
         (params(temperature=-1), "INVALID_ARGUMENT", "BAD_SAMPLING_PARAMS", "temperature is -1,"),
         (
+            params(temperature=100.00001),
+            "INVALID_ARGUMENT",
+            "BAD_SAMPLING_PARAMS",
+            "temperature is 100.000008, outside 0 to 100",
+        ),
+        (
             params(temperature=float("nan")),
             "INVALID_ARGUMENT",
             "BAD_SAMPLING_PARAMS",
@@ -382,3 +388,12 @@ async def test_lists_show_models_and_engines(service):
             indexed_block_count=5,
         )
     ]
+
+
+async def test_burst_beyond_all_bounds_is_refused_with_a_reason(service, fleet):
+    """Of 3,000 calls that come at once, gRPC itself cuts some without a word if it is let."""
+    calls = [service.Generate(pb.GenerateRequest(text=""), timeout=60) for _ in range(3000)]
+
+    reasons = {(await refusal(call))[1].reason for call in calls}
+
+    assert reasons == {"EMPTY_PROMPT"}
