@@ -534,6 +534,7 @@ async def test_detokenize_refuses_what_no_model_said(pipeline, token_ids, reason
         await pipeline.detokenize("", token_ids, skip_special_tokens=True)
 
     assert caught.value.status.reason == reason
+    assert caught.value.status.metadata["value"] in message
 
 
 async def test_tokenize_refuses_what_generate_would(pipeline):
