@@ -189,7 +189,7 @@ class CacheOptions:
     """The paged KV cache."""
 
     block_size: int = field(
-        default=16, metadata=_about(_OneOf((16, 32, 64, 128, 256)), "tokens of one block")
+        default=64, metadata=_about(_OneOf((16, 32, 64, 128, 256)), "tokens of one block")
     )
     num_blocks: int | None = field(
         default=None,

@@ -19,7 +19,7 @@ MIN_GAP = 1e-3
 def arguments(tiny_model):
     return [
         *("--model", str(tiny_model.folder), "--device", "cpu", "--cpu-threads", "1"),
-        *("--num-blocks", "64", "--max-num-batched-tokens", "32"),
+        *("--block-size", "16", "--num-blocks", "64", "--max-num-batched-tokens", "32"),
     ]
 
 

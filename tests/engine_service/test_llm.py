@@ -19,8 +19,13 @@ NUM_TOKENS = 24
 MIN_GAP = 1e-3
 EDGE_LENGTHS = (1, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 128, 255, 256, 257)
 
-SMALL_POOL = {"num_blocks": 24, "max_num_seqs": 8, "max_num_batched_tokens": 24}
-LARGE_POOL = {"num_blocks": 500, "max_num_seqs": 64, "max_num_batched_tokens": 8192}
+SMALL_POOL = {"block_size": 16, "num_blocks": 24, "max_num_seqs": 8, "max_num_batched_tokens": 24}
+LARGE_POOL = {
+    "block_size": 16,
+    "num_blocks": 500,
+    "max_num_seqs": 64,
+    "max_num_batched_tokens": 8192,
+}
 VARIANTS = {
     "tiny budgets": SMALL_POOL,
     "no prefix caching": SMALL_POOL | {"enable_prefix_caching": False},
@@ -310,11 +315,12 @@ def test_greedy_tokens_on_cuda_equal_transformers_up_to_ties(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_greedy_tokens_on_cuda_differ_if_one_kv_slot_is_shifted(
-    cuda_model, cuda_cases, monkeypatch, dtype
+    cuda_model, cuda_cases, variant, monkeypatch, dtype
 ):
     shift_one_kv_slot(monkeypatch)
-    with make_llm(cuda_model, device="cuda", dtype=dtype, **SMALL_POOL) as llm:
+    with make_llm(cuda_model, device="cuda", dtype=dtype, **VARIANTS[variant]) as llm:
         completions = generate(llm, cuda_cases.prompts)
 
     with pytest.raises(AssertionError):
