@@ -130,7 +130,8 @@ def _paged_attention_decode_triton(
     return out
 
 
-@triton.jit
+# What changes with the batch must not compile a kernel anew in the middle of serving.
+@triton.jit(do_not_specialize_on_alignment=["block_table", "seq_lens"])
 def _split_kernel(
     queries,
     kv_cache,
@@ -221,7 +222,7 @@ def _split_kernel(
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_splits"])
 def _combine_kernel(
     partial, log_totals, out, num_splits, HEAD_DIM: tl.constexpr, SPLITS: tl.constexpr
 ):

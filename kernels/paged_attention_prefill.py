@@ -185,7 +185,11 @@ def _find_sequence(query_start_loc, num_seqs, query_tile, TOKENS: tl.constexpr):
     return num_started - 1
 
 
-@triton.jit
+# What changes with the batch must not compile the kernel anew in the middle of serving.
+@triton.jit(
+    do_not_specialize=["num_seqs"],
+    do_not_specialize_on_alignment=["block_table", "query_start_loc", "seq_lens"],
+)
 def _prefill_kernel(
     queries,
     keys,

@@ -17,7 +17,7 @@ def warm_up_plans(
         is_largest: Whether to reach those limits; else the steps are as small as can be.
 
     Returns:
-        Plans with rows of many tokens, of one token, and of both.
+        Plans with rows of many tokens, of one token, and of both; then, of ever more tokens.
     """
     # Each row yields a token, which must have a place behind those that it computes.
     max_num_tokens = max_model_len - 1
@@ -29,6 +29,9 @@ def warm_up_plans(
     if is_largest:
         budget = options.max_num_batched_tokens
         last = max_num_tokens - 1
+        # Kernels are compiled for tiles and splits that grow in powers of two with these lengths.
+        plans += [_plan([0], [length]) for length in _doubling(4, min(budget, max_num_tokens, 256))]
+        plans += [_plan([length - 1], [1]) for length in _doubling(512, max_num_tokens)]
         plans += [
             _plan([0], [min(budget, max_num_tokens)]),
             _plan([0] * num_seqs, [min(budget // num_seqs, max_num_tokens)] * num_seqs),
@@ -36,6 +39,11 @@ def warm_up_plans(
             _plan([last] * num_seqs, [1] * num_seqs),
         ]
     return plans
+
+
+def _doubling(first: int, last: int) -> list[int]:
+    """Returns first, 2 * first, 4 * first, ... up to `last`."""
+    return [first << power for power in range(max(0, last // first).bit_length())]
 
 
 def _plan(num_computed_tokens: list[int], num_scheduled_tokens: list[int]) -> StepPlan:
