@@ -79,6 +79,11 @@ class BlockPool:
         """Blocks that can be handed out, the cached ones among them."""
         return self._num_free
 
+    @property
+    def num_registrations(self) -> int:
+        """Registrations since the start; while it stays, no prefix became findable."""
+        return self._last_registration
+
     def ref_count(self, block_id: int) -> int:
         """Returns how many sequences own the block."""
         return self._ref_counts[block_id]

@@ -83,9 +83,9 @@ class Scheduler:
         self._collected_step_id = -1
         self._retired: list[_Retired] = []
         self._free_slots = list(reversed(range(info.max_num_seqs)))
-        # Order of the sequence that did not fit, free blocks and running sequences at that time:
-        # while neither bettered, there is no need to look its prefix up again.
-        self._blocked: tuple[tuple[int, int], int, int] | None = None
+        # Order of the sequence that did not fit; free blocks, running sequences and registrations
+        # at that time: while none bettered, there is no need to look its prefix up again.
+        self._blocked: tuple[tuple[int, int], int, int, int] | None = None
         self._events = ScheduleEvents()
 
     @property
@@ -293,11 +293,12 @@ class Scheduler:
         num_free_blocks = self.pool.num_free_blocks
         num_running = len(self._running)
         if self._blocked is not None:
-            order, free_blocks_then, running_then = self._blocked
+            order, free_blocks_then, running_then, registrations_then = self._blocked
             if (
                 order == sequence.order
                 and num_free_blocks <= free_blocks_then
                 and num_running >= running_then
+                and self.pool.num_registrations == registrations_then
             ):
                 return False
         sequence.extend_block_hashes(self._block_size)
@@ -307,7 +308,12 @@ class Scheduler:
         num_blocks = -(-len(sequence.token_ids) // self._block_size)
         num_new_blocks = num_blocks - len(match.block_ids)
         if num_new_blocks + match.num_unowned + num_running > num_free_blocks:
-            self._blocked = (sequence.order, num_free_blocks, num_running)
+            self._blocked = (
+                sequence.order,
+                num_free_blocks,
+                num_running,
+                self.pool.num_registrations,
+            )
             return False
         self._blocked = None
         self._dequeue(sequence)

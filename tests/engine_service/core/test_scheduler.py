@@ -89,6 +89,20 @@ def test_one_that_does_not_fit_lets_none_behind_it_pass():
     assert running_ids(scheduler) == [1]
 
 
+def test_one_that_did_not_fit_is_admitted_once_its_prefix_can_be_found():
+    scheduler = make_scheduler(block_size=4, num_blocks=16)
+    prompt = list(range(1, 37))
+    scheduler.add(make_request(1, prompt, max_tokens=20))
+    scheduler.add(make_request(2, [*prompt, 1, 2, 3], max_tokens=4))
+
+    do_step(scheduler)
+    assert running_ids(scheduler) == [1]
+    do_step(scheduler)
+
+    assert running_ids(scheduler) == [1, 2]
+    assert scheduler.take_events().admissions[1].num_cached_tokens == 36
+
+
 def fill_pool(scheduler):
     """Lets three sequences run until one lacks a block; returns the plan of that step."""
     for request_id, priority in [(1, 0), (2, 1), (3, 0)]:
