@@ -46,13 +46,20 @@ def load_weights(model: Qwen3, checkpoint: Checkpoint) -> None:
     tied = set() if "lm_head.weight" in targets else {"lm_head.weight"}
     missing = set(targets)
     total = sum(path.stat().st_size for path in checkpoint.weights_files)
+    next_quarter = 1
     with tqdm(
         total=total, desc="Loading weights", unit="B", unit_scale=True, disable=None
     ) as progress:
+        num_done = 0
         for path in checkpoint.weights_files:
-            for name in _copy_tensors(path, targets, ignored=tied):
+            for name, num_bytes in _copy_tensors(path, targets, ignored=tied):
                 missing.discard(name)
-            progress.update(path.stat().st_size)
+                progress.update(num_bytes)
+                num_done += num_bytes
+                # Without a terminal there is no bar, and a log is told no more than it needs.
+                if progress.disable and num_done * 4 >= total * next_quarter:
+                    logger.info("weights_loading percent=%d", num_done * 100 // total)
+                    next_quarter = num_done * 4 // total + 1
     if missing:
         name = min(missing)
         raise StartupError(
@@ -62,8 +69,10 @@ def load_weights(model: Qwen3, checkpoint: Checkpoint) -> None:
     logger.info("weights_loaded files=%d bytes=%d", len(checkpoint.weights_files), total)
 
 
-def _copy_tensors(path: Path, targets: dict[str, torch.Tensor], ignored: set[str]) -> Iterator[str]:
-    """Copies a file's tensors to their targets and yields the names of those set."""
+def _copy_tensors(
+    path: Path, targets: dict[str, torch.Tensor], ignored: set[str]
+) -> Iterator[tuple[str, int]]:
+    """Copies a file's tensors to their targets; yields the name of each and its bytes as stored."""
     device = str(next(iter(targets.values())).device)
     try:
         with safetensors.safe_open(path, framework="pt", device=device) as file:
@@ -83,8 +92,9 @@ def _copy_tensors(path: Path, targets: dict[str, torch.Tensor], ignored: set[str
                         f"{path}: tensor {name} is stored as {stored.get_dtype()}; "
                         f"supported are {', '.join(sorted(_PLAIN_DTYPES))}"
                     )
-                target.copy_(file.get_tensor(name))
-                yield name
+                tensor = file.get_tensor(name)
+                target.copy_(tensor)
+                yield name, tensor.nbytes
     except safetensors.SafetensorError as error:
         raise StartupError(
             f"{path}: is not a whole safetensors file; fetch it again ({error})"
