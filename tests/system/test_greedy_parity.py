@@ -7,6 +7,7 @@ with the shape of a batch, cannot decide between two tokens.
 import asyncio
 import random
 import re
+from contextlib import asynccontextmanager
 
 import grpc
 import pytest
@@ -76,28 +77,43 @@ VARIANTS = {
     "prefix caching, small chunks": ["--max-num-batched-tokens", "24", "--max-num-seqs", "6"],
     "no prefix caching, large chunks": ["--no-enable-prefix-caching", "--max-num-seqs", "16"],
 }
+each_variant = pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
 
 
-@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
-async def test_text_through_router_and_engines_equals_transformers(model, cases, tmp_path, options):
-    decode = tokenizers.Tokenizer.from_file(str(model.folder / "tokenizer.json")).decode
-    arguments = ["engine_service", "--model", str(model.folder), "--device", "cpu"]
+@asynccontextmanager
+async def serving(model, folder, engine_module, options):
+    """Runs two engines and a router; yields the engines and a stub of the router."""
+    arguments = [engine_module, "--model", str(model.folder), "--device", "cpu"]
     # The longest sequence takes 9 blocks, so a pool of 12 holds few of those that may run.
     arguments += ["--cpu-threads", "1", "--block-size", str(BLOCK_SIZE), "--num-blocks", "12"]
-    async with Services(tmp_path) as services:
+    async with Services(folder) as services:
         engines = [services.start(f"engine-{i}", [*arguments, *options]) for i in range(2)]
         addresses = ",".join(engine.address for engine in engines)
         router = services.start("router", ["router", "--engines", addresses])
         await services.wait_ready([*engines, router], 90, lambda service, state: None)
         async with grpc.aio.insecure_channel(router.address) as channel:
-            stub = router_pb2_grpc.RouterServiceStub(channel)
-            answers = await asyncio.gather(*(generate(stub, prompt) for prompt, _ in cases))
-        for (prompt, expected), (tokens, text, _) in zip(cases, answers, strict=True):
-            assert tokens == expected, f"prompt of {len(prompt)} tokens"
-            assert text == decode(expected, skip_special_tokens=True)
+            yield engines, router_pb2_grpc.RouterServiceStub(channel)
+
+
+@each_variant
+async def test_text_through_router_and_engines_equals_transformers(model, cases, tmp_path, options):
+    decode = tokenizers.Tokenizer.from_file(str(model.folder / "tokenizer.json")).decode
+    async with serving(model, tmp_path, "engine_service", options) as (engines, stub):
+        answers = await asyncio.gather(*(generate(stub, prompt) for prompt, _ in cases))
         preemptions = [metric(e, "pagestream_engine_preemptions_total") for e in engines]
         used = [metric(e, "pagestream_engine_kv_cache_usage_ratio") for e in engines]
+    for (prompt, expected), (tokens, text, _) in zip(cases, answers, strict=True):
+        assert tokens == expected, f"prompt of {len(prompt)} tokens"
+        assert text == decode(expected, skip_special_tokens=True)
     assert sum(preemptions) > 0, "the pools were too large to preempt"
     assert used == [0, 0]
     num_cached = sum(cached for _, _, cached in answers)
     assert (num_cached > 0) == ("--no-enable-prefix-caching" not in options)
+
+
+@each_variant
+async def test_text_differs_if_one_kv_slot_is_shifted(model, cases, tmp_path, options):
+    some = cases[:20]
+    async with serving(model, tmp_path, "tests.fakes.mutant_engine", options) as (_, stub):
+        answers = await asyncio.gather(*(generate(stub, prompt) for prompt, _ in some))
+    assert [tokens for tokens, _, _ in answers] != [expected for _, expected in some]
