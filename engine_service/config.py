@@ -262,10 +262,6 @@ class ServerOptions:
             "requests that may wait for a place in a step; more are refused with QUEUE_FULL",
         ),
     )
-    max_message_bytes: int = field(
-        default=64 << 20,
-        metadata=_about(_Integers(1 << 10, _MAX_INT32), "bytes of the largest message received"),
-    )
     max_buffered_tokens: int = field(
         default=16_384,
         metadata=_about(

@@ -51,7 +51,7 @@ class EngineServer:
         self._load_meter = LoadMeter()
         self._servicer = EngineServicer(self._health, self._metrics)
         self._operations = OperationsServer(self._health, self._metrics)
-        self._server = grpc.aio.server(options=server_options(options.max_message_bytes))
+        self._server = grpc.aio.server(options=server_options())
         self._client: EngineClient | None = None
         self.port = 0
         self.operations_port = 0

@@ -12,13 +12,13 @@ _KEEPALIVE_TIMEOUT_MS = 5_000
 ChannelOptions = list[tuple[str, int]]
 
 
-def server_options(max_message_bytes: int = MAX_MESSAGE_BYTES) -> ChannelOptions:
+def server_options() -> ChannelOptions:
     """Returns the options of a server: message limit, and pings both ways.
 
     The server's own notice a client whose machine is gone, so that its requests are cancelled.
     """
     return [
-        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", -1),
         # A burst is refused by our own bounds, which say why. By default the backlog is cut at
         # random from 1,000 on.
