@@ -21,10 +21,13 @@ _MAX_INT32 = 2**31 - 1
 
 
 class _Values(Protocol):
-    """Which values an option takes. Errors are ValueErrors that end a sentence on the option."""
+    """Which values an option takes. A text that `parse` cannot read is left for `check`.
+
+    The ValueErrors of `check` end a sentence on the option.
+    """
 
     def parse(self, text: str) -> object: ...
-    def check(self, value: Any) -> None: ...  # noqa: ANN401
+    def check(self, value: object) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +35,18 @@ class _Integers:
     minimum: int
     maximum: int
 
-    def parse(self, text: str) -> int:
+    def parse(self, text: str) -> object:
         try:
             return int(text)
         except ValueError:
-            raise ValueError(
-                f"is {text!r}, must be an integer from {self.minimum} to {self.maximum}"
-            ) from None
+            return text
 
-    def check(self, value: int) -> None:
+    def check(self, value: object) -> None:
+        bounds = f"from {self.minimum} to {self.maximum}"
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ValueError(f"is {value!r}, must be an integer {bounds}")
         if not self.minimum <= value <= self.maximum:
-            raise ValueError(f"is {value}, must be from {self.minimum} to {self.maximum}")
+            raise ValueError(f"is {value}, must be {bounds}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +54,18 @@ class _Numbers:
     minimum: float
     maximum: float
 
-    def parse(self, text: str) -> float:
+    def parse(self, text: str) -> object:
         try:
             return float(text)
         except ValueError:
-            raise ValueError(
-                f"is {text!r}, must be a number from {self.minimum:g} to {self.maximum:g}"
-            ) from None
+            return text
 
-    def check(self, value: float) -> None:
+    def check(self, value: object) -> None:
+        bounds = f"from {self.minimum:g} to {self.maximum:g}"
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise ValueError(f"is {value!r}, must be a number {bounds}")
         if math.isnan(value) or not self.minimum <= value <= self.maximum:
-            raise ValueError(f"is {value:g}, must be from {self.minimum:g} to {self.maximum:g}")
+            raise ValueError(f"is {value:g}, must be {bounds}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +73,11 @@ class _OneOf:
     choices: tuple[Any, ...]
 
     def parse(self, text: str) -> object:
-        # An unknown text is passed on, for `check` to refuse.
         return next((choice for choice in self.choices if str(choice) == text), text)
 
     def check(self, value: object) -> None:
-        if value not in self.choices:
+        # 16.0 equals 16 and is none of the choices.
+        if not any(type(value) is type(choice) and value == choice for choice in self.choices):
             raise ValueError(f"is {value!r}, must be one of {', '.join(map(str, self.choices))}")
 
 
@@ -84,20 +89,19 @@ class _Texts:
     def parse(self, text: str) -> str:
         return text
 
-    def check(self, value: str) -> None:
-        if not re.fullmatch(self.pattern, value):
+    def check(self, value: object) -> None:
+        if not isinstance(value, str) or not re.fullmatch(self.pattern, value):
             raise ValueError(f"is {value!r}, must be {self.expected}")
 
 
 @dataclass(frozen=True, slots=True)
 class _Flags:
-    def parse(self, text: str) -> bool:
-        if text.lower() not in ("true", "false", "1", "0"):
-            raise ValueError(f"is {text!r}, must be true or false")
-        return text.lower() in ("true", "1")
+    def parse(self, text: str) -> object:
+        return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
 
-    def check(self, value: bool) -> None:
-        pass
+    def check(self, value: object) -> None:
+        if not isinstance(value, bool):
+            raise ValueError(f"is {value!r}, must be true or false")
 
 
 def _about(values: _Values, help: str, unset: str = "") -> dict[str, Any]:
@@ -108,11 +112,12 @@ def _about(values: _Values, help: str, unset: str = "") -> dict[str, Any]:
 def _check_all(options: "_Options") -> None:
     for option in dataclasses.fields(options):
         value = getattr(options, option.name)
-        if value is not None:
-            try:
-                option.metadata["values"].check(value)
-            except ValueError as error:
-                raise StartupError(f"{option.name} {error}") from None
+        if value is None and option.default is None:
+            continue
+        try:
+            option.metadata["values"].check(value)
+        except ValueError as error:
+            raise StartupError(f"{option.name} {error}") from None
 
 
 _PORTS = _Integers(0, 65535)

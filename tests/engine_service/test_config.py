@@ -111,6 +111,32 @@ def test_options_made_in_code_are_checked_too():
         SchedulerOptions(max_num_seqs=0)
 
 
+@pytest.mark.parametrize(
+    ("group", "option", "value", "message"),
+    [
+        (CacheOptions, "enable_prefix_caching", "false", "is 'false', must be true or false"),
+        (CacheOptions, "enable_prefix_caching", 1, "is 1, must be true or false"),
+        (CacheOptions, "num_blocks", 3.5, "is 3.5, must be an integer from 1 to 2147483647"),
+        (CacheOptions, "num_blocks", "5", "is '5', must be an integer from 1 to 2147483647"),
+        (CacheOptions, "num_blocks", True, "is True, must be an integer from 1 to 2147483647"),
+        (CacheOptions, "block_size", 16.0, "is 16.0, must be one of 16, 32, 64, 128, 256"),
+        (CacheOptions, "gpu_memory_utilization", "1", "is '1', must be a number from 0.01 to 1"),
+        (SchedulerOptions, "max_num_seqs", None, "is None, must be an integer from 1 to 65536"),
+        (ModelOptions, "model", Path("m"), "must be a folder or a hub ID"),
+        (ServerOptions, "log_level", None, "is None, must be one of debug, info, warning, error"),
+    ],
+)
+def test_options_made_in_code_have_their_type_checked(group, option, value, message):
+    with pytest.raises(StartupError) as caught:
+        group(**{option: value})
+    assert caught.value.message.startswith(f"{option} ")
+    assert message in caught.value.message
+
+
+def test_whole_number_is_a_number():
+    assert CacheOptions(gpu_memory_utilization=1).gpu_memory_utilization == 1
+
+
 @pytest.fixture(scope="module")
 def help_text():
     command = [sys.executable, "-m", "engine_service", "--help"]
