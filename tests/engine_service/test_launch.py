@@ -41,7 +41,7 @@ def options(tmp_path_factory):
     """Options of an engine whose folder passes the server's checks."""
     folder = tmp_path_factory.mktemp("model")
     (folder / "config.json").write_text(json.dumps(CONFIG))
-    return ["--model", str(folder), "--load-format", "dummy"]
+    return ["--model", str(folder), "--load-format", "dummy", "--block-size", "16"]
 
 
 async def test_requests_are_served_until_a_drain_lets_the_last_one_finish(options):

@@ -17,7 +17,7 @@ SCHEDULER = SchedulerOptions(max_num_seqs=4, max_num_batched_tokens=64)
 
 def start(folder, cache=None, **options):
     model = ModelOptions(model=str(folder), device="cpu", **options)
-    return start_executor(model, cache or CacheOptions(num_blocks=12), SCHEDULER)
+    return start_executor(model, cache or CacheOptions(block_size=16, num_blocks=12), SCHEDULER)
 
 
 @pytest.fixture
@@ -53,7 +53,9 @@ def test_options_override_what_the_checkpoint_says(tiny_model):
 def test_pool_on_the_cpu_is_sized_in_bytes(tiny_model):
     block_bytes = 3 * 2 * 2 * 16 * 16 * 4
 
-    _, info = start(tiny_model.folder, CacheOptions(cpu_cache_bytes=10 * block_bytes + 1))
+    _, info = start(
+        tiny_model.folder, CacheOptions(block_size=16, cpu_cache_bytes=10 * block_bytes + 1)
+    )
 
     assert info.num_blocks == 10
 
