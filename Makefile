@@ -30,10 +30,10 @@ gen: $(GEN_VENV)/.ready ## Regenerates the Python code of the wire contract.
 	$(GEN_VENV)/bin/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)
 
 slow: $(VENV)/.ready ## Tests too long for every change.
-	$(PYTHON) -m pytest -q -m slow
+	$(PYTHON) -m pytest -q -m slow --timeout 600
 
 gpu: ## Tests for a machine with a CUDA GPU, with the python3 that is there.
-	python3 -m pytest -q -m gpu
+	python3 -m pytest -q -m gpu tests/kernels tests/engine_service
 
 bench: ## Kernels on a CUDA GPU; results go to benchmarks/results/.
 	python3 -m benchmarks.kernels
