@@ -1,7 +1,4 @@
-"""All settings of a router: nothing is read or defaulted anywhere else.
-
-Each is checked here, but for the addresses of engines, which `discovery` checks.
-"""
+"""All settings of a router. Nothing is read, checked or defaulted anywhere else."""
 
 import argparse
 import dataclasses
@@ -11,15 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
+from router.discovery import parse_addresses
 from router.errors import StartupError
 
 ENVIRONMENT_PREFIX = "PAGESTREAM_ROUTER_"
 PLACEMENTS = ("prefix", "round_robin", "random", "least_loaded")
 LOG_LEVELS = ("debug", "info", "warning", "error")
-
-
-def _parts(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(","))
 
 
 def _text(text: str) -> str:
@@ -70,7 +64,7 @@ class RouterConfig:
     engines: tuple[str, ...] = field(
         metadata={
             "help": "addresses of the engines, host:port separated by commas",
-            "parse": _parts,
+            "parse": parse_addresses,
         }
     )
     host: str = field(

@@ -21,7 +21,6 @@ from router.errors import (
     NoEngine,
     QueueFull,
     RequestError,
-    StartupError,
     UnknownModel,
 )
 from router.fleet_member import Dispatch, FleetMember
@@ -88,9 +87,6 @@ class Fleet:
         observer: Told of each request.
         settings: Bounds and waits of the connections.
         rng: Breaks ties; given by tests.
-
-    Raises:
-        StartupError: No policy has this name.
     """
 
     def __init__(
@@ -102,9 +98,6 @@ class Fleet:
         settings: ClientSettings | None = None,
         rng: random.Random | None = None,
     ) -> None:
-        if placement not in POLICIES:
-            known = ", ".join(POLICIES)
-            raise StartupError(f'placement policy "{placement}" is none of: {known}')
         self._policy = POLICIES[placement]
         self._observer = observer
         self._rng = rng or random.Random()

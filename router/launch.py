@@ -14,7 +14,6 @@ from grpc_reflection.v1alpha import reflection
 from protos.pagestream.router.v1 import router_pb2_grpc
 from protos.wire.channel import server_options
 from router.config import RouterConfig
-from router.discovery import parse_addresses
 from router.errors import RequestError, StartupError
 from router.fleet import Fleet
 from router.pipeline import Pipeline
@@ -56,9 +55,7 @@ class _Router:
     def __init__(self, config: RouterConfig) -> None:
         self._config = config
         self._metrics = RouterMetrics()
-        self._fleet = Fleet(
-            parse_addresses(config.engines), placement=config.placement, observer=self._metrics
-        )
+        self._fleet = Fleet(config.engines, placement=config.placement, observer=self._metrics)
         self._tokenizers = TokenizerPool(self._fleet.fetch_tokenizer, config.tokenizer_threads)
         self._pipeline = Pipeline(
             self._fleet,

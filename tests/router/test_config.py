@@ -53,6 +53,8 @@ def test_variables_of_others_are_left_alone():
         ),
         (["--log-level", "loud"], r"--log-level is 'loud', must be one of debug, info"),
         (["--host", ""], r"--host is empty"),
+        (["--engines", "abc"], r"--engines has \"abc\", which is not \"host:port\""),
+        (["--engines", "a:1,a:1"], r"--engines lists \"a:1\" twice"),
         (["--prot", "1"], r"unrecognized arguments: --prot 1"),
         (["--por", "1"], r"unrecognized arguments: --por 1"),
         (["--port"], r"--port: expected one argument"),
@@ -67,6 +69,7 @@ def test_wrong_option_is_refused_by_name(arguments, message):
     ("variable", "text", "message"),
     [
         ("PAGESTREAM_ROUTER_PORT", "x", "PAGESTREAM_ROUTER_PORT is 'x', must be an integer"),
+        ("PAGESTREAM_ROUTER_ENGINES", "a:0", 'PAGESTREAM_ROUTER_ENGINES has "a:0", whose port'),
         ("PAGESTREAM_ROUTER_PROT", "1", "environment variable PAGESTREAM_ROUTER_PROT is no option"),
         ("PAGESTREAM_ROUTER_PORT", "tcp://10.0.0.1:5", "enableServiceLinks"),
         ("PAGESTREAM_ROUTER_PORT_50050_TCP", "tcp://10.0.0.1:5", "enableServiceLinks"),
@@ -74,7 +77,7 @@ def test_wrong_option_is_refused_by_name(arguments, message):
 )
 def test_wrong_variable_is_refused_by_name(variable, text, message):
     with pytest.raises(StartupError, match=message):
-        read_config(ENGINES, {variable: text})
+        read_config([], {"PAGESTREAM_ROUTER_ENGINES": "a:1"} | {variable: text})
 
 
 def test_missing_engines_are_named():

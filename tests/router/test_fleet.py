@@ -10,7 +10,7 @@ import pytest
 from protos.pagestream.engine.v1 import engine_pb2
 from protos.wire.status import Reason, code_number
 from router.engine_client import ClientSettings
-from router.errors import EngineRefused, NoEngine, QueueFull, StartupError, UnknownModel
+from router.errors import EngineRefused, NoEngine, QueueFull, UnknownModel
 from router.fleet import Fleet
 from router.types import (
     Admitted,
@@ -463,11 +463,6 @@ async def test_policy_without_prefixes_uses_all_engines(policy):
         assert set(counts) == {engine.address for engine in engines}
         if policy != "random":
             assert set(counts.values()) == {12}
-
-
-def test_unknown_policy_is_refused_by_name():
-    with pytest.raises(StartupError, match='"best" is none of: prefix, round_robin'):
-        Fleet(["a:1"], placement="best")
 
 
 async def test_observer_learns_of_each_placement_and_admission():

@@ -24,14 +24,6 @@ def test_port_in_use_is_named_with_its_option(option):
     )
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"host": "192.0.2.1"}, "Cannot assign requested address"),
-        ({"engines": ("localhost",)}, 'engine "localhost" is not "host:port"'),
-        ({"engines": ("a:1", "a:1")}, 'engine "a:1" is listed twice'),
-    ],
-)
-def test_what_cannot_work_is_named_at_start(changes, message):
-    with pytest.raises(StartupError, match=message):
-        run(dataclasses.replace(CONFIG, **changes))
+def test_host_of_another_machine_is_refused_at_start():
+    with pytest.raises(StartupError, match="Cannot assign requested address"):
+        run(dataclasses.replace(CONFIG, host="192.0.2.1"))

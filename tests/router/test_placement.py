@@ -3,8 +3,6 @@ import random
 import pytest
 
 from protos.wire.block_hash import SCHEME
-from router.discovery import parse_addresses
-from router.errors import StartupError
 from router.placement import POLICIES, Query, cost, place
 from router.types import EngineLoad, EngineSnapshot, EngineState, ModelInfo
 
@@ -166,27 +164,3 @@ def test_least_loaded_counts_running_waiting_and_own_requests():
 
     assert choose(engines, query(cached={"a": 960}), "least_loaded").engine == "c"
     assert choose(engines, query(excluded=["c"]), "least_loaded").engine == "a"
-
-
-def test_addresses_are_read_in_order():
-    assert parse_addresses(["a:1,b:2", " [::1]:3 "]) == ("a:1", "b:2", "[::1]:3")
-
-
-@pytest.mark.parametrize(
-    ("values", "problem"),
-    [
-        (["a:1", "b:2,a:1"], '"a:1" is listed twice'),
-        (["a"], '"a" is not "host:port"'),
-        ([":1"], '":1" is not "host:port"'),
-        (["::1:80"], '"::1:80" is not "host:port"'),
-        (["http://a:1"], '"http://a:1" is not "host:port"'),
-        (["a:0"], 'port "0"'),
-        (["a:65536"], 'port "65536"'),
-        (["a:x"], 'port "x"'),
-        (["a:1,,b:2"], '"" is not'),
-        ([], "no engine is listed"),
-    ],
-)
-def test_bad_address_is_refused_by_name(values, problem):
-    with pytest.raises(StartupError, match=problem.replace("[", r"\[")):
-        parse_addresses(values)
