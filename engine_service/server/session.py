@@ -4,6 +4,8 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 
+import grpc
+
 from engine_service.core.output_stream import OutputBatch
 from engine_service.errors import DeadlineExceeded, RequestError
 from engine_service.server import convert
@@ -45,6 +47,9 @@ class GenerateManySession:
                     await self._write(context)
                 except RequestError as error:
                     return error
+                except grpc.aio.InternalError:
+                    # The router left in the middle of a message.
+                    _logger.debug("stream ended in a write")
                 finally:
                     reading.cancel()
         finally:

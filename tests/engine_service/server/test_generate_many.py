@@ -204,10 +204,7 @@ async def test_stream_that_was_cut_off_gets_nothing_more_into_the_core():
     info = make_info(max_model_len=10**8, num_blocks=10**8)
     async with (
         running_engine(info, max_stream_buffered_tokens=300_000) as engine,
-        # A network that takes 64 KiB and no more.
-        grpc.aio.insecure_channel(
-            f"127.0.0.1:{engine.server.port}", options=[("grpc.http2.bdp_probe", 0)]
-        ) as channel,
+        _narrow_channel(engine) as channel,
     ):
         slow, slow_requests = await _open(Engine(engine.server, engine.core, channel), 1)
         step = {slow_requests[1].request_id: [1] * 200_000}
@@ -229,6 +226,22 @@ async def test_stream_that_was_cut_off_gets_nothing_more_into_the_core():
         assert len(requests[1].prompt_token_ids) == 3
         assert await engine.metric('requests_total{outcome="empty_prompt"}') == 0
         assert (await status_of(slow)).reason == "SLOW_READER"
+
+
+async def test_router_that_leaves_in_the_middle_of_a_message_is_no_error_of_ours(caplog):
+    info = make_info(max_model_len=10**8, num_blocks=10**8)
+    async with running_engine(info) as engine:
+        async with _narrow_channel(engine) as channel:
+            _, requests = await _open(Engine(engine.server, engine.core, channel), 1)
+            step = {requests[1].request_id: [1] * 200_000}
+            engine.core.step(step, stats=StepStats(num_generated_tokens=200_000))
+            while await engine.metric("generated_tokens_total") == 0:
+                pass
+        assert await engine.core.next_cancelled_id() == requests[1].request_id
+        while await engine.metric("streams"):
+            pass
+        await _open(engine, 1)
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 async def test_death_of_the_core_ends_the_stream_after_what_it_had_to_say():
@@ -278,6 +291,13 @@ async def _open(engine, *handles):
         await call.write(submission(handle))
         requests[handle] = await engine.core.next_request()
     return call, requests
+
+
+def _narrow_channel(engine):
+    """Returns a channel that takes 64 KiB and no more while nobody reads."""
+    return grpc.aio.insecure_channel(
+        f"127.0.0.1:{engine.server.port}", options=[("grpc.http2.bdp_probe", 0)]
+    )
 
 
 def _has_tokens(message):
