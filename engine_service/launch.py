@@ -86,10 +86,12 @@ async def _serve(config: EngineConfig, core_entry: CoreEntry) -> int:
                 _log_ready(info, config, server, time.monotonic() - started_at)
                 await server.wait_core_lost()
         except _Stopped:
-            if not server.is_ready:
-                core.kill()
-                return 0
-            await server.drain()
+            # A core that is lost is no good end, and has nothing left to drain.
+            if not server.is_core_lost:
+                if not server.is_ready:
+                    core.kill()
+                    return 0
+                await server.drain()
         if server.is_core_lost:
             _logger.error("core lost: %s", await core.epitaph())
             return EXIT_ENGINE_FAILED

@@ -1,6 +1,8 @@
 """The service as processes: its signals, its end and its refusals to start."""
 
+import asyncio
 import json
+import os
 import signal
 import socket
 from array import array
@@ -8,9 +10,12 @@ from array import array
 import grpc
 import pytest
 
+from engine_service import launch
+from engine_service.config import read_config
+from engine_service.server.engine_server import EngineServer
 from protos.pagestream.engine.v1 import engine_pb2
 from protos.wire import block_hash
-from tests.engine_service.core.fake_executor import oracle
+from tests.engine_service.core.fake_executor import make_info, oracle
 from tests.engine_service.process_harness import (
     FAKE,
     REAL,
@@ -130,6 +135,25 @@ async def test_killed_core_answers_every_request_and_ends_the_server(options):
                 assert (status.code, status.reason) == (14, "ENGINE_FAILED")
         assert await engine.wait_end() == 1
         assert "core lost" in engine.lines[-1]
+
+
+class EndlessFarewell(EngineServer):
+    """Is told to stop while it handles the loss of its core."""
+
+    async def wait_core_lost(self):
+        await super().wait_core_lost()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.Event().wait()
+
+
+def run_short_core(pipe, config):
+    pipe.send(make_info())
+
+
+def test_signal_while_the_core_s_loss_is_handled_is_no_good_end(options, monkeypatch):
+    monkeypatch.setattr(launch, "EngineServer", EndlessFarewell)
+    config = read_config([*options, "--port", "0", "--operations-port", "0"], {})
+    assert launch.run(config, run_short_core) == launch.EXIT_ENGINE_FAILED
 
 
 async def test_killed_server_takes_its_core_along(options):
