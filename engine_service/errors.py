@@ -112,6 +112,11 @@ class EngineFailed(RequestError):
     reason = Reason.ENGINE_FAILED
 
 
+def core_lost() -> EngineFailed:
+    """Returns what every call gets once the core's process is gone."""
+    return EngineFailed("the engine's core process has ended; try another engine")
+
+
 class NoTokenizer(RequestError):
     """The model folder holds no tokenizer files."""
 

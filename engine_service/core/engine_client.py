@@ -13,12 +13,12 @@ from engine_service.core.output_stream import OpenRequest, OutputStream
 from engine_service.core.types import Admission, EngineInfo, Request, StepOutput
 from engine_service.errors import (
     DeadlineExceeded,
-    EngineFailed,
     InvalidRequest,
     QueueFull,
     RequestError,
     SlowReader,
     StartupError,
+    core_lost,
 )
 from protos.wire.reason import Reason
 
@@ -107,7 +107,7 @@ class EngineClient:
         stream = OutputStream(max_buffered_tokens)
         self._streams.add(stream)
         if self.is_lost:
-            stream.fail(_core_lost())
+            stream.fail(core_lost())
         return stream
 
     def submit(
@@ -134,7 +134,7 @@ class EngineClient:
             EngineFailed: The core is gone.
         """
         if self.is_lost:
-            raise _core_lost()
+            raise core_lost()
         if handle in stream.open_requests:
             other = stream.open_requests[handle].name
             raise InvalidRequest(
@@ -258,9 +258,9 @@ class EngineClient:
 
     def _handle_loss(self) -> None:
         if not self._info.done():
-            self._info.set_exception(_core_lost())
+            self._info.set_exception(core_lost())
         self._lost.set()
-        self.fail_all(_core_lost())
+        self.fail_all(core_lost())
 
     def _expire(self, opened: OpenRequest, timeout: float) -> None:
         self._channel.cancel(opened.request.request_id)
@@ -309,10 +309,6 @@ def _as_request_error(error: Exception) -> RequestError:
         return error
     _logger.error("request failed in the core", exc_info=error)
     return RequestError("internal error in the core; the log says more", reason=Reason.INTERNAL)
-
-
-def _core_lost() -> EngineFailed:
-    return EngineFailed("the engine's core process has ended; the engine will restart")
 
 
 def _too_slow(stream: OutputStream) -> SlowReader:

@@ -17,7 +17,7 @@ from engine_service.config import ServerOptions
 from engine_service.core.engine_client import EngineClient
 from engine_service.core.limits import Limits
 from engine_service.core.types import EngineInfo, StepOutput
-from engine_service.errors import Draining, EngineFailed, StartupError
+from engine_service.errors import Draining, StartupError, core_lost
 from engine_service.server.cache_log import CacheLog
 from engine_service.server.health import SERVICE_NAME, Health, State
 from engine_service.server.load_meter import LoadMeter
@@ -115,7 +115,7 @@ class EngineServer:
         assert self._client is not None, "serve comes first"
         await self._client.wait_lost()
         await self._enter(State.FAILED)
-        self._cache_log.fail(EngineFailed("the engine's core process has ended"))
+        self._cache_log.fail(core_lost())
 
     async def drain(self) -> None:
         """Takes nothing new, lets running requests finish for the time of grace, ends the rest."""

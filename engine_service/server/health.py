@@ -4,7 +4,7 @@ import enum
 
 from grpc_health.v1 import health, health_pb2
 
-from engine_service.errors import Draining, EngineFailed, Starting
+from engine_service.errors import Draining, Starting, core_lost
 
 SERVICE_NAME = "pagestream.engine.v1.EngineService"
 
@@ -54,7 +54,7 @@ class Health:
         if self.state is State.STARTING:
             raise Starting("the engine is loading its model", retry_after=1.0)
         if self.state is State.FAILED:
-            raise EngineFailed("the engine's core process has ended; the engine will restart")
+            raise core_lost()
 
     def check_ready(self) -> None:
         """Refuses a new request unless the engine takes any.
