@@ -179,7 +179,11 @@ def _to_sampling_params(message: engine_pb2.SamplingParams, limits: Limits) -> S
     if count > MAX_STOP_TOKEN_IDS:
         raise InvalidRequest(
             f"stop_token_ids has {count} entries, the most allowed is {MAX_STOP_TOKEN_IDS}",
-            {"field": "stop_token_ids", "value": str(count), "bound": str(MAX_STOP_TOKEN_IDS)},
+            {
+                "field": "stop_token_ids",
+                "value": str(count),
+                "bounds": f"0 to {MAX_STOP_TOKEN_IDS}",
+            },
             reason=Reason.BAD_SAMPLING_PARAMS,
         )
     # Here they still have their order, in which an error counts them.
@@ -207,7 +211,7 @@ def _token_ids(field: str, token_ids: Sequence[int], limits: Limits) -> "array[i
     if len(token_ids) > bound:
         raise InvalidRequest(
             f"{field} has {len(token_ids)} tokens, the most that this engine takes is {bound}",
-            {"field": field, "value": str(len(token_ids)), "bound": str(bound)},
+            {"field": field, "value": str(len(token_ids)), "bounds": f"0 to {bound}"},
             reason=Reason.PROMPT_TOO_LONG,
         )
     try:
@@ -230,7 +234,7 @@ def _check_length(field: str, length: int, bound: int, unit: str) -> None:
     if length > bound:
         raise InvalidRequest(
             f"{field} has {length} {unit}, the most allowed is {bound}",
-            {"field": field, "value": str(length), "bound": str(bound)},
+            {"field": field, "value": str(length), "bounds": f"0 to {bound}"},
         )
 
 

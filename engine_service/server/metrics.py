@@ -206,7 +206,7 @@ class EngineMetrics:
 
     def count_refusal(self, outcome: str) -> None:
         """Counts a request that was refused before it opened."""
-        self._requests_by_outcome[outcome].inc()
+        self._count_outcome(outcome)
 
     def count_slow_reader(self) -> None:
         """Counts a stream that was closed since its client did not read."""
@@ -214,8 +214,13 @@ class EngineMetrics:
 
     def count_end(self, request: OpenRequest, outcome: str, now: float) -> None:
         """Counts the end of a request."""
-        self._requests_by_outcome[outcome].inc()
+        self._count_outcome(outcome)
         self.request_time.observe(now - request.request.arrival_time)
+
+    def _count_outcome(self, outcome: str) -> None:
+        # A reason that no request should end with is a bug, which must not fail the request.
+        known = outcome if outcome in self._requests_by_outcome else Reason.INTERNAL.lower()
+        self._requests_by_outcome[known].inc()
 
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(f"{_PREFIX}_{name}", text, registry=self.registry)

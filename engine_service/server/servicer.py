@@ -1,9 +1,11 @@
 """The RPCs of EngineService: check, call, map the error."""
 
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Iterator
 
 from engine_service.core.output_stream import OutputStream
+from engine_service.core.types import Request
 from engine_service.errors import NoTokenizer, SlowReader
 from engine_service.server import convert
 from engine_service.server.health import Health
@@ -15,6 +17,8 @@ from protos.pagestream.engine.v1 import engine_pb2, engine_pb2_grpc
 
 _HANDLE = 0
 """Number of the one request of a Generate call."""
+
+_logger = logging.getLogger(__name__)
 
 
 class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
@@ -38,6 +42,7 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
             try:
                 with self._counted_refusals():
                     client.submit(stream, _HANDLE, core_request, name=name)
+                _log_submission(name, core_request, context)
                 await _write_outputs(stream, context)
             finally:
                 client.close_stream(stream)
@@ -108,7 +113,20 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
         except Exception as error:
             refusal = as_request_error(error)
             self._metrics.count_refusal(refusal.reason.lower())
+            if refusal is error:
+                raise
             raise refusal from error
+
+
+def _log_submission(name: str, request: Request, context: Context) -> None:
+    metadata = dict(context.invocation_metadata() or ())
+    _logger.debug(
+        "request submitted request_id=%s num_prompt_tokens=%d traceparent=%s tracestate=%s",
+        name,
+        len(request.prompt_token_ids),
+        metadata.get("traceparent", ""),
+        metadata.get("tracestate", ""),
+    )
 
 
 async def _write_outputs(stream: OutputStream, context: Context) -> None:

@@ -1,11 +1,12 @@
 import asyncio
+import logging
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from engine_service.core.types import Failure, FinishReason
-from engine_service.errors import InvalidRequest
+from engine_service.errors import InvalidRequest, NoTokenizer
 from protos.pagestream.engine.v1 import engine_pb2
 from tests.engine_service.core.fake_executor import make_info
 from tests.engine_service.server.harness import (
@@ -93,6 +94,28 @@ async def test_failure_from_the_core_is_the_status_of_the_call():
         assert status.message == "temperature is 9, the core says"
         assert status.metadata == {"value": "9"}
         assert status.domain == "pagestream.engine.v1"
+
+
+async def test_failure_that_no_request_should_end_with_is_counted_as_internal():
+    async with running_engine() as engine:
+        call = engine.stub.Generate(generate_request())
+        request = await engine.core.next_request()
+        error = NoTokenizer("a reason of another call")
+        engine.core.step(failures=[Failure(request_id=request.request_id, error=error)])
+        assert (await status_of(call)).reason == "NO_TOKENIZER"
+        assert await engine.metric('requests_total{outcome="internal"}') == 1
+        await _serves_a_request(engine)
+
+
+async def test_submission_is_logged_with_its_trace(caplog):
+    caplog.set_level(logging.DEBUG, "engine_service")
+    async with running_engine() as engine:
+        message = generate_request(1, 2)
+        message.request_id = "mine"
+        engine.stub.Generate(message, metadata=(("traceparent", "00-ab-cd-01"),))
+        await engine.core.next_request()
+    [line] = [r.getMessage() for r in caplog.records if "submitted" in r.getMessage()]
+    assert "request_id=mine num_prompt_tokens=2 traceparent=00-ab-cd-01" in line
 
 
 async def test_unforeseen_failure_in_the_core_is_internal_and_service_goes_on():
@@ -214,6 +237,8 @@ async def test_bad_input_is_refused_by_name_before_the_core_and_service_goes_on(
                     assert word in status.message
                 if len(words) > 1:
                     assert words[1] in status.metadata.values()
+                if reason in ("BAD_REQUEST", "BAD_SAMPLING_PARAMS"):
+                    assert {"field", "value", "bounds"} <= set(status.metadata)
         # The first request that the core sees is the good one.
         await _serves_a_request(engine)
         refused = await engine.metric('requests_total{outcome="unsupported_parameter"}')
