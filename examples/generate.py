@@ -16,6 +16,7 @@ with grpc.insecure_channel(address) as channel:
         chat={"messages": [{"role": "user", "content": question}]},
         sampling_params={"temperature": 0.6, "max_tokens": 256},
     )
-    for response in router_pb2_grpc.RouterServiceStub(channel).Generate(request, timeout=60):
+    stub = router_pb2_grpc.RouterServiceStub(channel)  # type: ignore[no-untyped-call]
+    for response in stub.Generate(request, timeout=60):
         print(response.text, end="", flush=True)
 print()

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from examples.demo.errors import DemoFailedError
 from examples.demo.services import Service, http_get
 
 SAMPLE_SECONDS = 0.25
-_COMMAND_TIMEOUT = 60.0
+_COMMAND_SECONDS = 60.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -36,49 +37,63 @@ class EngineFigures:
     num_used_blocks: list[int] = field(default_factory=list)
     series: Mapping[str, float] = field(default_factory=dict)
 
-    def sample(self) -> None:
-        """Adds one sample; blocks for some milliseconds."""
-        self.series = _read_series(http_get(self.service.operations_address, "/metrics"))
-        num_free = self.series["pagestream_engine_kv_cache_free_blocks"]
-        self.num_used_blocks.append(
-            int(self.series["pagestream_engine_kv_cache_blocks"] - num_free)
-        )
+    async def sample(self) -> None:
+        """Adds one sample, or none when cancelled.
+
+        Raises:
+            DemoFailedError: Metrics or memory cannot be read.
+        """
+        # The thread outlives a cancellation; what it reads then is out of date.
+        series, memory_bytes = await asyncio.to_thread(self._read)
+        self.series = series
+        self.memory_bytes.append(memory_bytes)
+        num_free = series["pagestream_engine_kv_cache_free_blocks"]
+        self.num_used_blocks.append(int(series["pagestream_engine_kv_cache_blocks"] - num_free))
+
+    def _read(self) -> tuple[Mapping[str, float], int]:
+        try:
+            text = http_get(self.service.operations_address, "/metrics")
+        except OSError as error:
+            raise DemoFailedError(
+                f"the metrics of {self.service.name} cannot be read: {error}"
+            ) from error
         if self.gpu is None:
-            self.memory_bytes.append(_session_memory_bytes(self.service.process.pid))
-        else:
-            self.memory_bytes.append(_gpu_memory_bytes(self.gpu))
+            return _read_series(text), session_memory_bytes(self.service.process.pid)
+        return _read_series(text), gpu_memory_bytes(self.gpu)
 
 
 async def watch(engines: Sequence[EngineFigures]) -> None:
     """Samples every engine until cancelled."""
     while True:
         for engine in engines:
-            await asyncio.to_thread(engine.sample)
+            await engine.sample()
         await asyncio.sleep(SAMPLE_SECONDS)
 
 
 def gpu_count() -> int:
-    """Returns how many GPUs torch can use here; without a driver, torch is not asked."""
+    """Returns how many GPUs torch can use here; without a driver, torch is not asked.
+
+    Raises:
+        DemoFailedError: Torch does not say.
+    """
     if shutil.which("nvidia-smi") is None:
         return 0
     question = "import torch; print(torch.cuda.device_count())"
-    command = [sys.executable, "-c", question]
-    result = subprocess.run(
-        command, capture_output=True, text=True, timeout=_COMMAND_TIMEOUT, check=True
-    )
-    return int(result.stdout)
+    return _number_from("the number of GPUs", [sys.executable, "-c", question])
 
 
-def _read_series(text: str) -> dict[str, float]:
-    return {
-        sample.name: sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if not sample.labels
-    }
+def gpu_memory_bytes(gpu: int) -> int:
+    """Returns what all processes together hold of a GPU's memory.
+
+    Raises:
+        DemoFailedError: nvidia-smi does not say.
+    """
+    command = ["nvidia-smi", f"--id={gpu}", "--query-gpu=memory.used"]
+    command.append("--format=csv,noheader,nounits")
+    return _number_from(f"the memory in use on GPU {gpu}", command) << 20
 
 
-def _session_memory_bytes(session: int) -> int:
+def session_memory_bytes(session: int) -> int:
     """Returns the resident memory of all processes of a session; 0 where there is no /proc."""
     num_pages = 0
     for stat in Path("/proc").glob("[0-9]*/stat"):
@@ -91,10 +106,28 @@ def _session_memory_bytes(session: int) -> int:
     return num_pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def _gpu_memory_bytes(gpu: int) -> int:
-    command = ["nvidia-smi", f"--id={gpu}", "--query-gpu=memory.used"]
-    command.append("--format=csv,noheader,nounits")
-    result = subprocess.run(
-        command, capture_output=True, text=True, timeout=_COMMAND_TIMEOUT, check=True
+def _number_from(what: str, command: Sequence[str]) -> int:
+    """Runs a command that prints a number."""
+    try:
+        result = subprocess.run(
+            command, capture_output=True, text=True, timeout=_COMMAND_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise DemoFailedError(f"cannot learn {what}: {error}") from error
+    if result.returncode == 0 and result.stdout.strip().isdecimal():
+        return int(result.stdout)
+    # nvidia-smi complains on its standard output.
+    words = (result.stderr.strip() or result.stdout.strip() or "nothing").splitlines()[-1]
+    raise DemoFailedError(
+        f"cannot learn {what}: {command[0]} ended with exit code {result.returncode} and says "
+        f"{words!r}"
     )
-    return int(result.stdout) << 20
+
+
+def _read_series(text: str) -> dict[str, float]:
+    return {
+        sample.name: sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if not sample.labels
+    }

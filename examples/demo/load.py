@@ -7,14 +7,16 @@ from dataclasses import dataclass, field
 
 import grpc
 
+from examples.demo.errors import DemoFailedError
 from protos.pagestream.router.v1 import router_pb2, router_pb2_grpc
 from protos.wire.channel import client_options
 
 BASE_PROMPTS = ("introduce yourself", "list all prime numbers within 100")
 REPEATS_IN_PROMPT = 15
 TEMPERATURE = 0.6
+CONNECT_SECONDS = 30.0
+"""What the router has to find all engines."""
 _CALL_TIMEOUT = 600.0
-_CONNECT_SECONDS = 30.0
 _POLL_SECONDS = 0.05
 
 
@@ -71,21 +73,35 @@ async def wait_for_engines(address: str, count: int) -> None:
     """Waits until the router at `address` sends requests to `count` engines.
 
     Raises:
-        TimeoutError: It did not within 30 s.
+        DemoFailedError: It did not within 30 s, or does not answer.
     """
+    num_serving = 0
+    try:
+        async with (
+            asyncio.timeout(CONNECT_SECONDS),
+            grpc.aio.insecure_channel(address, options=client_options()) as channel,
+        ):
+            stub = router_pb2_grpc.RouterServiceStub(channel)  # type: ignore[no-untyped-call]
+            while num_serving < count:
+                await asyncio.sleep(_POLL_SECONDS)
+                num_serving = await _count_serving(stub)
+    except TimeoutError as error:
+        raise DemoFailedError(
+            f"the router sees {num_serving} of {count} engines serve after {CONNECT_SECONDS:g} s"
+        ) from error
+    except grpc.aio.AioRpcError as error:
+        raise DemoFailedError(f"the router cannot list its engines: {describe(error)}") from error
+
+
+def describe(error: grpc.aio.AioRpcError) -> str:
+    """Returns the status of a call for the reader, such as "UNAVAILABLE: no engine"."""
+    return f"{error.code().name}: {error.details()}"
+
+
+async def _count_serving(stub: router_pb2_grpc.RouterServiceStub) -> int:
+    response = await stub.ListEngines(router_pb2.ListEnginesRequest(), timeout=CONNECT_SECONDS)
     serving = router_pb2.EngineState.ENGINE_STATE_SERVING
-    async with (
-        asyncio.timeout(_CONNECT_SECONDS),
-        grpc.aio.insecure_channel(address, options=client_options()) as channel,
-    ):
-        stub = router_pb2_grpc.RouterServiceStub(channel)  # type: ignore[no-untyped-call]
-        while True:
-            response = await stub.ListEngines(
-                router_pb2.ListEnginesRequest(), timeout=_CONNECT_SECONDS
-            )
-            if sum(engine.state == serving for engine in response.engines) >= count:
-                return
-            await asyncio.sleep(_POLL_SECONDS)
+    return sum(engine.state == serving for engine in response.engines)
 
 
 async def _send(

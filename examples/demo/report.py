@@ -25,9 +25,6 @@ def print_report(
     """
     console.print(_clients_table(answers, seconds))
     console.print(_engines_table(answers, engines))
-    for engine in engines:
-        # Not in the table, whose columns would break it.
-        console.print(f"metrics of {engine.service.name}: {engine.service.metrics_url}")
 
 
 def _clients_table(answers: Sequence[Answer], seconds: float) -> Table:
@@ -72,7 +69,7 @@ def _engine_rows(
     yield "requests", [f"{len(own)}" for own in by_engine]
     yield "prompt tokens", [f"{sum(a.num_prompt_tokens for a in own):,}" for own in by_engine]
     yield (
-        "of these from the prefix cache",
+        "cached prompt tokens",
         [f"{sum(a.num_cached_tokens for a in own):,}" for own in by_engine],
     )
     yield "prefix hit rate", [_hit_rate(engine) for engine in engines]
@@ -80,11 +77,11 @@ def _engine_rows(
     yield "KV blocks in use, peak", [f"{max(engine.num_used_blocks):,}" for engine in engines]
     yield "KV blocks in use, final", [f"{engine.num_used_blocks[-1]:,}" for engine in engines]
     yield "preemptions", [f"{_count(engine, 'preemptions_total'):,}" for engine in engines]
-    yield (
-        f"{'memory' if engines[0].gpu is None else 'GPU memory'} over the run",
-        [_memory(engine.memory_bytes) for engine in engines],
-    )
-    yield "the same, drawn from 0", [sparkline(engine.memory_bytes) for engine in engines]
+    memory = "process memory" if engines[0].gpu is None else "GPU memory"
+    yield f"{memory}, start", [_mebibytes(engine.memory_bytes[0]) for engine in engines]
+    yield f"{memory}, peak", [_mebibytes(max(engine.memory_bytes)) for engine in engines]
+    yield f"{memory}, final", [_mebibytes(engine.memory_bytes[-1]) for engine in engines]
+    yield f"{memory}, over the run", [sparkline(engine.memory_bytes) for engine in engines]
 
 
 def _count(engine: EngineFigures, name: str) -> int:
@@ -97,9 +94,8 @@ def _hit_rate(engine: EngineFigures) -> str:
     return f"{hits / queries:.0%}" if queries else "no query"
 
 
-def _memory(values: Sequence[int]) -> str:
-    unit, bits = ("GiB", 30) if max(values) >= 10 << 30 else ("MiB", 20)
-    return " ".join(f"{value >> bits}" for value in evenly(values, 4)) + f" {unit}"
+def _mebibytes(value: int) -> str:
+    return f"{value >> 20:,} MiB"
 
 
 def evenly(values: Sequence[int], count: int) -> list[int]:

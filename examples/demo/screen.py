@@ -15,15 +15,17 @@ from rich.text import Text
 from examples.demo.load import Answer
 from examples.demo.services import Service
 
-_PLAIN_SECONDS = 5.0
+_PLAIN_SECONDS = 1.0
 _ANSWER_CHARACTERS = 600
 
 
 class Screen:
     """Shows the services' start, then the answers' progress and one answer as it streams."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, answer_title: str) -> None:
+        """Shows on `console`, and the answer under that title."""
         self._console = console
+        self._answer_title = answer_title
         self._services: dict[str, str] = {}
         self._answers: Sequence[Answer] = ()
         self._num_expected_tokens = 1
@@ -89,16 +91,16 @@ class Screen:
             num_tokens = sum(answer.num_tokens for answer in self._answers)
             parts.append(Text(self._progress_line()))
             parts.append(ProgressBar(total=self._num_expected_tokens, completed=num_tokens))
-            parts.append(answer_panel(self._answers[0]))
+            parts.append(answer_panel(self._answers[0], self._answer_title))
         return Group(*parts)
 
 
-def answer_panel(answer: Answer) -> Panel:
-    """Returns the end of one answer in a frame."""
+def answer_panel(answer: Answer, title: str) -> Panel:
+    """Returns the end of one answer in a frame with a title."""
     text = printable(answer.text)
     if len(text) > _ANSWER_CHARACTERS:
         text = "…" + text[-_ANSWER_CHARACTERS:]
-    return Panel(Text(text), title="one answer", title_align="left")
+    return Panel(Text(text), title=title, title_align="left")
 
 
 def printable(text: str) -> str:

@@ -1,11 +1,13 @@
 """Starts the demo's services as processes of their own, waits for them and stops them.
 
 Every process leads a session of its own, so that Ctrl-C in the terminal reaches the demo alone,
-which then stops each service together with whatever that service started.
+which then stops each service together with whatever that service started. A demo that is killed
+can stop nothing: its services are on a leash that makes them end when it has.
 """
 
 import asyncio
 import contextlib
+import http.client
 import os
 import signal
 import socket
@@ -20,16 +22,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from examples.demo.errors import ServiceFailedError
+
 HOST = "127.0.0.1"
 STOP_SECONDS = 10.0
 """What a service has between SIGTERM and SIGKILL."""
 _ROOT = Path(__file__).resolve().parents[2]
+_LEASH = Path(__file__).with_name("leash.py")
 _POLL_SECONDS = 0.05
 _PROBE_TIMEOUT = 2.0
-
-
-class ServiceFailedError(Exception):
-    """A service ended, or did not become ready in time; the message holds its last words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +95,9 @@ class Services:
         """Starts `python -m <arguments> --host … --port … --operations-port …` on free ports."""
         port, operations_port = self._free_ports(2)
         log_path = self._log_folder / f"{name}.log"
-        command = [sys.executable, "-m", *arguments]
+        # -I and -S: without the packages it starts in no time.
+        command = [sys.executable, "-I", "-S", str(_LEASH), str(os.getpid())]
+        command += [sys.executable, "-m", *arguments]
         command += ["--host", HOST, "--port", str(port), "--operations-port", str(operations_port)]
         with log_path.open("wb") as log:
             process = subprocess.Popen(
@@ -186,6 +189,9 @@ class Services:
 def http_get(address: str, path: str) -> str:
     """Returns the body of a GET with status 200; other ends raise an OSError."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(f"http://{address}{path}", timeout=_PROBE_TIMEOUT) as response:
-        body: bytes = response.read()
+    try:
+        with opener.open(f"http://{address}{path}", timeout=_PROBE_TIMEOUT) as response:
+            body: bytes = response.read()
+    except http.client.HTTPException as error:
+        raise OSError(f"{address}{path} gave half an answer: {error!r}") from error
     return body.decode()

@@ -1,10 +1,16 @@
 """The demo's figures are what they say."""
 
-import pytest
+import io
+import re
 
-from examples.demo.load import prompts
-from examples.demo.report import evenly, percentile, sparkline
+import pytest
+from rich.console import Console
+
+from examples.demo.figures import EngineFigures
+from examples.demo.load import Answer, prompts
+from examples.demo.report import evenly, percentile, print_report, sparkline
 from examples.demo.screen import printable
+from examples.demo.services import Service
 
 
 @pytest.mark.parametrize(
@@ -40,3 +46,105 @@ def test_prompts_take_turns_and_repeat_their_base_fifteen_times():
 
 def test_what_a_terminal_would_obey_is_not_shown():
     assert printable("a\x1b[31mb\nc é🙂") == "a [31mb c é🙂"
+
+
+@pytest.fixture
+def engines(tmp_path):
+    """Two engines on GPUs as large as they come; the report looks at no process."""
+    return [
+        EngineFigures(
+            service=Service(
+                name=f"engine-{index}",
+                address=f"e:{index}",
+                operations_address="",
+                log_path=tmp_path,
+                process=None,
+            ),
+            gpu=index,
+            memory_bytes=[mebibytes << 20 for mebibytes in (113_000, 113_659, 113_600)],
+            num_used_blocks=[0, 1234 + index, 0],
+            series={
+                "pagestream_engine_kv_cache_blocks": 65536.0,
+                "pagestream_engine_preemptions_total": float(index),
+                "pagestream_engine_prefix_cache_query_tokens_total": 1000.0 * index,
+                "pagestream_engine_prefix_cache_hit_tokens_total": 590.0 * index,
+            },
+        )
+        for index in range(2)
+    ]
+
+
+ANSWERS = [
+    Answer(
+        prompt="",
+        engine="e:0",
+        num_prompt_tokens=1000,
+        num_cached_tokens=0,
+        num_tokens=4,
+        finish_reason="length",
+        first_token_seconds=0.25,
+        gaps=[(0.020, 2), (0.050, 1)],
+    ),
+    Answer(
+        prompt="",
+        engine="e:1",
+        num_prompt_tokens=500,
+        num_cached_tokens=496,
+        num_tokens=1,
+        finish_reason="stop",
+        first_token_seconds=0.5,
+    ),
+    Answer(
+        prompt="",
+        engine="e:1",
+        num_prompt_tokens=500,
+        num_cached_tokens=96,
+        num_tokens=1,
+        finish_reason="stop",
+        first_token_seconds=0.125,
+    ),
+]
+
+
+def report(engines, width):
+    console = Console(file=io.StringIO(), width=width, force_terminal=False)
+    print_report(console, ANSWERS, engines, seconds=0.5)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_report_is_what_was_measured_and_fits(engines, width):
+    output = report(engines, width)
+    assert "…" not in output
+    lines = [re.split("  +", line.strip()) for line in output.splitlines()]
+    rows = {title: values for title, *values in lines}
+    assert [values for title, *values in lines if title == "requests"] == [["3"], ["1", "2"]]
+    expected = {
+        "ended at their length": ["1"],
+        "ended by an end-of-turn token": ["2"],
+        "tokens": ["6"],
+        "seconds": ["0.50"],
+        "tokens per second": ["12"],
+        "time to first token, p50 / p90": ["250.0 ms / 500.0 ms"],
+        "time between tokens, p50 / p90": ["10.0 ms / 50.0 ms"],
+        "prompt tokens": ["1,000", "1,000"],
+        "cached prompt tokens": ["0", "592"],
+        "prefix hit rate": ["no query", "59%"],
+        "KV blocks in the pool": ["65,536", "65,536"],
+        "KV blocks in use, peak": ["1,234", "1,235"],
+        "KV blocks in use, final": ["0", "0"],
+        "preemptions": ["0", "1"],
+        "GPU memory, start": ["113,000 MiB"] * 2,
+        "GPU memory, peak": ["113,659 MiB"] * 2,
+        "GPU memory, final": ["113,600 MiB"] * 2,
+        "GPU memory, over the run": ["█" * 16] * 2,
+    }
+    assert {title: rows.get(title) for title in expected} == expected
+
+
+def test_memory_without_a_gpu_is_that_of_the_processes(engines):
+    for engine in engines:
+        engine.gpu = None
+    output = report(engines, 80)
+    assert "process memory, peak" in output
+    assert "GPU" not in output

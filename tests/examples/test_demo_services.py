@@ -3,13 +3,16 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from examples.demo import services as demo_services
-from examples.demo.services import Service, ServiceFailedError, Services
+from examples.demo.errors import ServiceFailedError
+from examples.demo.services import Service, Services
 
 STAND_IN = "tests.examples.stand_in"
 
@@ -100,6 +103,33 @@ async def test_service_that_is_lost_later_is_noticed(tmp_path):
         service.process.wait(timeout=10)
         with pytest.raises(ServiceFailedError, match="exit code -9"):
             services.check()
+
+
+OWNER = f"""
+import asyncio, sys
+from pathlib import Path
+from examples.demo.services import Services
+
+async def own():
+    async with Services(Path(sys.argv[1])) as services:
+        service = services.start("engine-0", ["{STAND_IN}", "good"])
+        await services.wait_ready([service], 30, lambda one, state: None)
+        print(service.process.pid, flush=True)
+        await asyncio.sleep(60)
+
+asyncio.run(own())
+"""
+
+
+def test_service_ends_when_its_owner_is_killed(tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as owner:
+        assert owner.stdout is not None
+        session = int(owner.stdout.readline())
+        assert session_members(session) == [session]
+        owner.kill()
+    assert_gone(session)
 
 
 async def test_services_never_share_a_port(tmp_path):
