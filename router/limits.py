@@ -7,6 +7,12 @@ sampling parameters it supports: it refuses the rest by name.
 import math
 from collections.abc import Sequence
 
+from protos.wire.limits import (
+    MAX_LABEL_CHARACTERS,
+    MAX_SEED,
+    MAX_STOP_TOKEN_IDS,
+    MAX_TEMPERATURE,
+)
 from protos.wire.reason import Reason
 from router.errors import InvalidRequest
 from router.types import (
@@ -21,10 +27,6 @@ from router.types import (
 
 ROLES = ("system", "user", "assistant", "tool")
 MAX_CHAT_MESSAGES = 4096
-MAX_LABEL_CHARACTERS = 256
-MAX_TEMPERATURE = 100.0
-MAX_SEED = 2**63 - 1
-MAX_STOP_TOKEN_IDS = 1024
 
 
 def check_request(request: GenerationRequest, model: ModelInfo, max_prompt_bytes: int) -> None:

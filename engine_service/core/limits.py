@@ -7,12 +7,14 @@ from typing import Self
 
 from engine_service.core.types import EngineInfo, Request, SamplingParams
 from engine_service.errors import InvalidRequest
+from protos.wire.limits import (
+    MAX_LABEL_CHARACTERS,
+    MAX_SEED,
+    MAX_STOP_TOKEN_IDS,
+    MAX_TEMPERATURE,
+)
 from protos.wire.reason import Reason
 
-MAX_TEMPERATURE = 100.0
-MAX_SEED = 2**63 - 1
-MAX_STOP_TOKEN_IDS = 1024
-MAX_CACHE_SALT_CHARACTERS = 256
 MIN_PRIORITY = -(2**31)
 MAX_PRIORITY = 2**31 - 1
 
@@ -152,14 +154,13 @@ def _bad_sampling_param(field: str, value: float, bounds: str) -> InvalidRequest
 
 
 def _check_labels(request: Request) -> None:
-    if len(request.cache_salt) > MAX_CACHE_SALT_CHARACTERS:
+    if len(request.cache_salt) > MAX_LABEL_CHARACTERS:
         raise InvalidRequest(
-            f"cache_salt has {len(request.cache_salt)} characters, "
-            f"over {MAX_CACHE_SALT_CHARACTERS}",
+            f"cache_salt has {len(request.cache_salt)} characters, over {MAX_LABEL_CHARACTERS}",
             {
                 "field": "cache_salt",
                 "value": str(len(request.cache_salt)),
-                "bounds": f"0 to {MAX_CACHE_SALT_CHARACTERS}",
+                "bounds": f"0 to {MAX_LABEL_CHARACTERS}",
             },
         )
     if not MIN_PRIORITY <= request.priority <= MAX_PRIORITY:

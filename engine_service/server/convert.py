@@ -5,7 +5,7 @@ import uuid
 from array import array
 from collections.abc import Iterator, Sequence
 
-from engine_service.core.limits import MAX_STOP_TOKEN_IDS, Limits
+from engine_service.core.limits import Limits
 from engine_service.core.output_stream import OutputBatch
 from engine_service.core.types import (
     Admission,
@@ -22,10 +22,10 @@ from engine_service.server.status import to_error_status
 from engine_service.server.tokenizer_files import TokenizerFiles
 from protos.pagestream.engine.v1 import engine_pb2
 from protos.wire import block_hash
+from protos.wire.limits import MAX_LABEL_CHARACTERS, MAX_STOP_TOKEN_IDS
 from protos.wire.reason import Reason
 from protos.wire.status import pack_details
 
-MAX_REQUEST_ID_CHARACTERS = 256
 _CHUNK_BYTES = 1 << 20
 
 _SUPPORTED_SAMPLING_PARAMS = ("temperature", "max_tokens", "ignore_eos", "stop_token_ids", "seed")
@@ -46,7 +46,7 @@ def request_name(message: engine_pb2.GenerateRequest) -> str:
     Raises:
         InvalidRequest: The name is too long.
     """
-    _check_length("request_id", len(message.request_id), MAX_REQUEST_ID_CHARACTERS, "characters")
+    _check_length("request_id", len(message.request_id), MAX_LABEL_CHARACTERS, "characters")
     return message.request_id or uuid.uuid4().hex
 
 
