@@ -26,7 +26,7 @@ from router.engine_convert import (
     to_outcome,
     to_submission,
 )
-from router.errors import DOMAIN, EngineRefused, QueueFull
+from router.errors import DOMAIN, EngineRefused, QueueFull, RequestError
 from router.request_stream import RequestStream
 from router.types import (
     CacheUpdate,
@@ -188,6 +188,12 @@ class EngineClient:
         self._outbox.submissions[handle] = submission
         self._outbox.filled.set()
         return stream
+
+    def end_requests(self, error: RequestError) -> None:
+        """Ends every open request with an error, and cancels it on the engine."""
+        for handle, stream in list(self._streams.items()):
+            stream.end(error)
+            self._cancel(handle)
 
     async def get_tokenizer(self) -> dict[str, bytes]:
         """Returns the engine's tokenizer files by name, each checked against its SHA-256.

@@ -137,12 +137,11 @@ class Fleet:
         return [member.snapshot() for member in self._members.values()]
 
     def models(self) -> list[ModelSnapshot]:
-        """Returns the models of all connected engines, by name."""
-        infos: dict[str, ModelInfo] = {}
+        """Returns the models of all connected engines, by name, with their longest length."""
+        infos = {info.name: info for info in self._served()}
         counts: dict[str, int] = {}
         for member in self._members.values():
             if (info := member.served) is not None:
-                infos.setdefault(info.name, info)
                 serving = member.client.state is EngineState.SERVING
                 counts[info.name] = counts.get(info.name, 0) + serving
         return [
@@ -157,13 +156,10 @@ class Fleet:
             UnknownModel: Engines are connected, but none serves it, or a name is needed.
             NoEngine: No engine is connected that could.
         """
-        for member in self._members.values():
-            info = member.served
-            if name and info is not None and info.name == name:
-                return info
         models = self.models()
-        if len(models) == 1 and not name:
-            return models[0].info
+        for model in models:
+            if name == model.info.name or (not name and len(models) == 1):
+                return model.info
         met = [member.client.model for member in self._members.values()]
         if not models or any(model is not None and model.name == name for model in met):
             which = f' that serves model "{name:.128}"' if name else ""
@@ -228,6 +224,11 @@ class Fleet:
                     yield event
             return
 
+    def end_requests(self, error: RequestError) -> None:
+        """Ends every request under way on an engine with an error that no other engine mends."""
+        for member in self._members.values():
+            member.client.end_requests(error)
+
     def statistics(self) -> FleetStatistics:
         """Returns the counts so far."""
         return FleetStatistics(
@@ -241,6 +242,22 @@ class Fleet:
             num_retries=self._num_retries,
             num_connections=sum(m.client.num_connections for m in self._members.values()),
         )
+
+    def _served(self) -> list[ModelInfo]:
+        """Returns what the connected engines serve, those with the longest sequences last."""
+        served = [member.served for member in self._members.values()]
+        return sorted(
+            (info for info in served if info is not None), key=lambda info: info.max_model_len
+        )
+
+    def _num_sequence_tokens(self, model: str, request: TokenRequest) -> int:
+        """Returns the length that the request's engine must be able to hold.
+
+        One that is too long for all goes to an engine that can hold the most, which refuses it.
+        """
+        longest = max((i.max_sequence_len for i in self._served() if i.name == model), default=0)
+        asked = len(request.prompt_token_ids) + (request.sampling_params.max_tokens or 1)
+        return min(asked, longest)
 
     def _place(
         self,
@@ -256,6 +273,7 @@ class Fleet:
         query = Query(
             model=info.name,
             num_prompt_tokens=num_tokens,
+            num_sequence_tokens=self._num_sequence_tokens(info.name, request),
             num_cached_tokens={
                 engine: count * info.block_size
                 for engine, count in self._index.match(usable).items()

@@ -41,6 +41,8 @@ class Query:
 
     model: str
     num_prompt_tokens: int
+    num_sequence_tokens: int = 0
+    """Tokens of prompt and output that an engine must be able to hold."""
     num_cached_tokens: Mapping[str, int] = field(default_factory=dict)
     """Tokens of the prompt that each engine holds; absent is 0."""
     excluded: frozenset[str] = frozenset()
@@ -81,13 +83,14 @@ Policy = Callable[[Sequence[EngineSnapshot], Query, random.Random], EngineSnapsh
 
 
 def candidates(engines: Sequence[EngineSnapshot], query: Query) -> list[EngineSnapshot]:
-    """Returns the engines that serve the model, take requests and are not excluded."""
+    """Returns the engines that serve the model and can take the request now."""
     return [
         engine
         for engine in engines
         if engine.state is EngineState.SERVING
         and engine.model is not None
         and engine.model.name == query.model
+        and engine.model.max_sequence_len >= query.num_sequence_tokens
         and engine.address not in query.excluded
     ]
 

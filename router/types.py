@@ -122,6 +122,11 @@ class ModelInfo:
     num_blocks: int
     max_num_seqs: int
 
+    @property
+    def max_sequence_len(self) -> int:
+        """The most tokens of prompt and output that the engine takes, by its own rule."""
+        return min(self.max_model_len, self.num_blocks * self.block_size + 1)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineLoad:

@@ -419,6 +419,29 @@ async def test_engine_that_does_not_match_is_refused_loudly(difference, detail, 
             assert any(detail in record.getMessage() for record in caplog.records)
 
 
+async def test_request_goes_to_an_engine_that_can_hold_it():
+    small = replace(CONFIG, num_blocks=8)
+    short = replace(CONFIG, max_model_len=30)
+    async with fleet_of(small, short, CONFIG, placement="round_robin") as (fleet, engines):
+        assert fleet.model_info("fake").max_model_len == CONFIG.max_model_len
+        assert fleet.models()[0].info.max_model_len == CONFIG.max_model_len
+        of_long = {(await collect(fleet, request([n] * 30, 4)))[0].engine for n in range(6)}
+        of_short = {(await collect(fleet, request([n] * 20, 4)))[0].engine for n in range(6)}
+
+        assert of_long == {engines[2].address}
+        assert of_short == {engine.address for engine in engines}
+
+
+async def test_request_too_long_for_every_engine_is_refused_by_the_longest():
+    small = replace(CONFIG, max_model_len=32)
+    large = replace(CONFIG, max_model_len=64)
+    async with fleet_of(small, large, placement="round_robin") as (fleet, _):
+        for _ in range(3):
+            with pytest.raises(EngineRefused, match="78 tokens > 64") as raised:
+                await collect(fleet, request([1] * 70))
+            assert raised.value.status.reason == Reason.PROMPT_TOO_LONG
+
+
 async def test_engine_that_cannot_serve_keeps_no_other_away():
     class Broken(FakeEngine):
         async def GenerateMany(self, request_iterator, context):
