@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection
 from protos.pagestream.router.v1 import router_pb2_grpc
 from protos.wire.channel import server_options
 from router.config import RouterConfig
-from router.errors import RequestError, StartupError
+from router.errors import Draining, RequestError, StartupError
 from router.fleet import Fleet
 from router.pipeline import Pipeline
 from router.server.grpc_server import SERVICE, RouterServicer
@@ -25,6 +25,9 @@ from router.tokenizer import TokenizerPool
 
 _READINESS_SECONDS = 0.1
 """How soon the probes learn of the first engine, and of the loss of the last."""
+
+_FAREWELL_SECONDS = 2.0
+"""Time that calls get to send their last status before they are cut."""
 
 _logger = logging.getLogger(__name__)
 
@@ -164,6 +167,13 @@ class _Router:
         if idle not in done:
             why = "second signal" if again in done else "grace is over"
             _logger.warning("router ends with requests under way: %s", why)
+        if not done:
+            over = Draining(
+                f"the router exits; its grace of {grace:g} s is over",
+                {"drain_grace_seconds": f"{grace:g}"},
+            )
+            self._fleet.end_requests(over)
+            await self._server.stop(_FAREWELL_SECONDS)
 
     def _update_metrics(self) -> None:
         self._metrics.update(self._fleet.engines(), self._fleet.statistics())

@@ -18,7 +18,7 @@ from grpc_status import rpc_status
 from protos.pagestream.router.v1 import router_pb2 as pb
 from protos.pagestream.router.v1 import router_pb2_grpc
 from protos.wire import channel
-from protos.wire.status import unpack
+from protos.wire.status import Reason, unpack
 from router.tokenizer import Tokenizer
 from tests.fakes import small_tokenizer
 from tests.fakes.fake_engine import FakeEngine, FakeEngineConfig, expected_tokens
@@ -252,8 +252,13 @@ async def test_drain_ends_with_the_grace_or_a_second_signal(config, options, num
             await router.wait_for_log("router draining" if number == 0 else why)
 
         assert await router.end() == 0
-        with pytest.raises(grpc.aio.AioRpcError):
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
             await running.read()
+        assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+        if why == "grace is over":
+            status = rpc_status.from_call(raised.value)
+            reason = unpack(status.code, status.message, status.details).reason
+            assert reason == Reason.DRAINING
         await engine.wait_until(lambda: not engine.num_waiting + engine.num_running)
 
 
