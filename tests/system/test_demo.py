@@ -7,11 +7,15 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from tests.engine_service.tiny_models import SHAPES, make_model
+from tests.fakes import small_tokenizer
 
 ROOT = Path(__file__).parents[2]
 MARK = "PAGESTREAM_DEMO_TEST"
@@ -58,11 +62,13 @@ class Demo:
 
 
 @contextmanager
-def running_demo(folder: Path, *arguments: str) -> Iterator[Demo]:
+def running_demo(
+    folder: Path, *arguments: str, python_options: Sequence[str] = ()
+) -> Iterator[Demo]:
     mark = uuid.uuid4().hex
-    command = [sys.executable, "-m", "examples.demo", "--folder", str(folder), *arguments]
+    command = [sys.executable, *python_options, "-m", "examples.demo", "--folder", str(folder)]
     process = subprocess.Popen(
-        command,
+        [*command, *arguments],
         cwd=ROOT,
         env={**os.environ, MARK: mark, "PYTHONUNBUFFERED": "1", "COLUMNS": "100"},
         stdout=subprocess.PIPE,
@@ -79,11 +85,26 @@ def running_demo(folder: Path, *arguments: str) -> Iterator[Demo]:
             process.wait(timeout=30)
 
 
-def numbers_after(label: str, output: str) -> list[int]:
-    """Returns the numbers of the table's row with that label."""
-    match = re.search(rf"^\W*{re.escape(label)}  +(.*)$", output, re.MULTILINE)
+def cells(label: str, output: str) -> list[str]:
+    """Returns what the table's row with that label says, a text for each column."""
+    match = re.search(rf"^\W*{re.escape(label)}  +(.*?) *$", output, re.MULTILINE)
     assert match, f"no row {label!r} in:\n{output}"
-    return [int(number.replace(",", "")) for number in re.findall(r"\d[\d,]*", match[1])]
+    return re.split("  +", match[1])
+
+
+def numbers(label: str, output: str) -> list[float]:
+    """Returns all numbers of the table's row with that label."""
+    return [
+        float(number.replace(",", ""))
+        for cell in cells(label, output)
+        for number in re.findall(r"\d[\d,]*(?:\.\d+)?", cell)
+    ]
+
+
+def metrics_owners(output: str) -> list[str]:
+    """Returns the services whose metrics addresses are shown."""
+    pattern = r"^metrics of (\S+): http://127\.0\.0\.1:\d+/metrics$"
+    return re.findall(pattern, output, re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
@@ -91,26 +112,128 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("demo")
 
 
-def test_demo_shows_what_clients_and_engines_saw(folder):
-    with running_demo(folder, "--requests", "8", "--max-tokens", "8") as demo:
+@pytest.fixture(scope="module")
+def shown(folder):
+    """What a whole demo printed, its clients' table and its engines'."""
+    with running_demo(folder, "--requests", "8", "--max-tokens", "48") as demo:
+        code, output = demo.finish()
+        demo.assert_nothing_left()
+    assert code == 0, output
+    # No terminal, no escape sequences.
+    assert "\x1b" not in output
+    return output
+
+
+def test_demo_shows_what_its_clients_saw(shown):
+    clients, _ = shown.split("What the engines say")
+    assert numbers("requests", clients) == [8]
+    (num_full,) = numbers("ended at their length", clients)
+    (num_stopped,) = numbers("ended by an end-of-turn token", clients)
+    assert num_full + num_stopped == 8
+    (num_tokens,) = numbers("tokens", clients)
+    assert max(1, num_full * 48) <= num_tokens <= 8 * 48
+    (seconds,) = numbers("seconds", clients)
+    assert numbers("tokens per second", clients) == [pytest.approx(num_tokens / seconds, rel=0.05)]
+    for latency in ("time to first token", "time between tokens"):
+        median, ninetieth = numbers(f"{latency}, p50 / p90", clients)
+        assert 0 < median <= ninetieth <= 1000 * seconds, latency
+
+
+def test_demo_shows_what_its_engines_say(shown):
+    _, engines = shown.split("What the engines say")
+    num_requests = numbers("requests", engines)
+    assert sum(num_requests) == 8
+    num_prompt_tokens = numbers("prompt tokens", engines)
+    num_cached = numbers("cached prompt tokens", engines)
+    # Two prompts, four times each: at least some of the repeats find their prefix.
+    assert 0 < sum(num_cached) < sum(num_prompt_tokens)
+    # The engines count as the clients were told.
+    assert cells("prefix hit rate", engines) == [
+        f"{cached / prompt:.0%}" if prompt else "no query"
+        for cached, prompt in zip(num_cached, num_prompt_tokens, strict=True)
+    ]
+    assert numbers("KV blocks in the pool", engines) == [1024, 1024]
+    for used, prompt, count in zip(
+        numbers("KV blocks in use, peak", engines), num_prompt_tokens, num_requests, strict=True
+    ):
+        # No more than all of them without a shared block, and some if there were any.
+        assert bool(count) <= used <= (prompt + 48 * count) / 16 + count
+    assert numbers("KV blocks in use, final", engines) == [0, 0]
+    assert numbers("preemptions", engines) == [0, 0]
+
+
+def test_demo_shows_flat_memory(shown):
+    start, peak, final = (
+        numbers(f"process memory, {moment}", shown) for moment in ("start", "peak", "final")
+    )
+    for first, most, last in zip(start, peak, final, strict=True):
+        # Two processes with torch; the pool's 64 MiB are touched as they are needed.
+        assert 200 < first <= most < first + 64
+        assert last <= most
+    bars = cells("process memory, over the run", shown)
+    assert [len(one) for one in bars] == [16, 16]
+    assert all(set(one) <= set("▆▇█") for one in bars)
+
+
+def test_demo_shows_every_metrics_address_and_that_random_weights_make_noise(shown):
+    assert metrics_owners(shown) == ["router", "engine-0", "engine-1"]
+    assert shown.count("noise, for the weights are random") == 1
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A folder as of a real model: weights that transformers wrote, and a tokenizer."""
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny-qwen3"
+    make_model(path, replace(SHAPES[1], vocab_size=600))
+    return small_tokenizer.save(path)
+
+
+def test_given_model_is_served_and_the_small_one_not_even_made(checkpoint, tmp_path):
+    arguments = ("--model", str(checkpoint), "--requests", "4", "--max-tokens", "8")
+    with running_demo(tmp_path, *arguments) as demo:
         code, output = demo.finish()
         demo.assert_nothing_left()
     assert code == 0, output
     clients, engines = output.split("What the engines say")
-    assert numbers_after("requests", clients) == [8]
-    assert numbers_after("tokens", clients)[0] <= 64
-    assert sum(numbers_after("requests", engines)) == 8
-    prompt = numbers_after("prompt tokens", engines)
-    cached = numbers_after("of these from the prefix cache", engines)
-    # Two prompts, four times each: at least some of the repeats find their prefix.
-    assert 0 < sum(cached) < sum(prompt)
-    peak = numbers_after("KV blocks in use, peak", engines)
-    assert all(0 <= used <= 1024 for used in peak)
-    assert numbers_after("KV blocks in use, final", engines) == [0, 0]
-    assert numbers_after("preemptions", engines) == [0, 0]
-    assert len(re.findall(r"http://127\.0\.0\.1:\d+/metrics$", output, re.MULTILINE)) == 2
-    # No terminal, no escape sequences.
-    assert "\x1b" not in output
+    # It has no end-of-turn token.
+    assert numbers("ended at their length", clients) == [4]
+    assert numbers("tokens", clients) == [32]
+    assert sum(numbers("requests", engines)) == 4
+    assert metrics_owners(output) == ["router", "engine-0", "engine-1"]
+    assert "random" not in output
+    assert [path.name for path in tmp_path.iterdir()] == ["logs"]
+    assert "model=tiny-qwen3 " in (tmp_path / "logs" / "engine-0.log").read_text()
+
+
+@pytest.mark.parametrize(("setting", "options"), [("", ""), ("MODEL=a/b", " --model a/b")])
+def test_make_demo_passes_the_model_on(setting, options):
+    command = ["make", "--dry-run", "--old-file=.venv/.ready", "demo", *setting.split()]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1].rstrip() == f".venv/bin/python -m examples.demo{options}"
+
+
+def test_interrupt_while_the_model_is_created_leaves_no_half_of_it(tmp_path):
+    with running_demo(tmp_path) as demo:
+        demo.read_until("the model is a small Qwen3")
+        demo.process.send_signal(signal.SIGINT)
+        code, output = demo.finish()
+        demo.assert_nothing_left()
+    assert code == 128 + signal.SIGINT
+    assert "Traceback" not in output
+    # Complete or absent.
+    assert [path.name for path in tmp_path.iterdir()] in ([], ["model"])
+    assert (tmp_path / "model").exists() == (tmp_path / "model" / "fingerprint").exists()
+
+
+def test_interrupt_while_python_imports_is_quiet(tmp_path):
+    with running_demo(tmp_path, python_options=("-X", "importtime")) as demo:
+        demo.read_until(r"\| +rich\.console$")
+        demo.process.send_signal(signal.SIGINT)
+        code, output = demo.finish()
+        demo.assert_nothing_left()
+    assert code in (-signal.SIGINT, 128 + signal.SIGINT)
+    assert "Traceback" not in output
+    assert "KeyboardInterrupt" not in output
 
 
 @pytest.mark.parametrize(
