@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import socket
 from collections.abc import AsyncIterator
 from multiprocessing.connection import Connection
 from typing import Self
@@ -22,12 +21,19 @@ from engine_service.server.cache_log import CacheLog
 from engine_service.server.health import SERVICE_NAME, Health, State
 from engine_service.server.load_meter import LoadMeter
 from engine_service.server.metrics import EngineMetrics
-from engine_service.server.operations import OperationsServer
 from engine_service.server.replica import Replica
 from engine_service.server.servicer import EngineServicer
 from engine_service.server.tokenizer_files import TokenizerFiles
 from protos.pagestream.engine.v1 import engine_pb2_grpc
 from protos.wire.channel import server_options
+from protos.wire.operations import (
+    CannotListen,
+    OperationsServer,
+    address,
+    check_port,
+    metrics_handler,
+    probe_handler,
+)
 
 _FAREWELL_SECONDS = 2.0
 """Time that calls get to send their last status before they are cut."""
@@ -50,7 +56,14 @@ class EngineServer:
         self._cache_log = CacheLog(options.max_cache_history_hashes)
         self._load_meter = LoadMeter()
         self._servicer = EngineServicer(self._health, self._metrics)
-        self._operations = OperationsServer(self._health, self._metrics)
+        health = self._health
+        self._operations = OperationsServer(
+            {
+                "/metrics": metrics_handler(self._metrics.registry),
+                "/livez": probe_handler(lambda: (health.is_live, health.state.value)),
+                "/readyz": probe_handler(lambda: (health.is_ready, health.state.value)),
+            }
+        )
         self._server = grpc.aio.server(options=server_options())
         self._client: EngineClient | None = None
         self.port = 0
@@ -145,9 +158,12 @@ class EngineServer:
             (SERVICE_NAME, grpc_health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
         )
         host, port = self._options.host, self._options.port
-        _check_port(host, port)
-        self.port = self._server.add_insecure_port(_address(host, port))
-        self.operations_port = await self._operations.start(host, self._options.operations_port)
+        try:
+            check_port(host, port)
+            self.port = self._server.add_insecure_port(address(host, port))
+            self.operations_port = await self._operations.start(host, self._options.operations_port)
+        except CannotListen as error:
+            raise StartupError(str(error)) from None
         await self._enter(State.STARTING)
         await self._server.start()
 
@@ -168,22 +184,3 @@ class EngineServer:
         self._load_meter.update(output.stats)
         self._cache_log.append(output.cache_delta)
         self._metrics.cached_blocks.set(self._cache_log.num_hashes)
-
-
-def _check_port(host: str, port: int) -> None:
-    """Refuses what gRPC would refuse too, but with lines of its own on stderr."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-            probe.listen()
-    except OSError as error:
-        raise StartupError(
-            f"cannot listen on {_address(host, port)} for gRPC ({error.strerror}); "
-            "choose another --port or --host"
-        ) from None
-
-
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -209,8 +209,10 @@ async def test_port_in_use_is_told_in_one_line(options, option):
         async with engine_process(REAL, *options, option, str(port)) as engine:
             assert await engine.wait_end() == 2
     assert len(engine.lines) == 1
-    assert engine.lines[0].startswith(f"engine_service: cannot listen on 127.0.0.1:{port} for ")
-    assert f"choose another {option}" in engine.lines[0]
+    assert engine.lines[0] == (
+        f"engine_service: cannot listen on 127.0.0.1:{port} (Address already in use); "
+        f"choose another {option} or --host\n"
+    )
 
 
 async def test_missing_model_is_told_in_one_line(tmp_path):

@@ -112,21 +112,6 @@ async def test_engine_is_live_before_it_is_ready():
         assert await engine.metric("ready") == 1
 
 
-async def test_probes_answer_other_paths_and_methods_with_an_error():
-    async with starting_engine() as engine:
-        assert (await engine.http("/nothing"))[0] == 404
-        assert (await engine.http("/livez", method="POST"))[0] == 405
-        assert (await engine.http("/livez?verbose"))[0] == 200
-
-
-async def test_scrape_that_accepts_nonsense_is_answered_in_plain_text():
-    async with starting_engine() as engine:
-        nonsense = "/metrics HTTP/1.1\r\nAccept: text/plain; version=x\r\nX:"
-        code, body = await engine.http(nonsense)
-        assert code == 200
-        assert "pagestream_engine_ready 0.0" in body.splitlines()
-
-
 async def test_metrics_describe_the_model():
     async with running_engine(make_info(num_blocks=32, block_size=4)) as engine:
         assert await engine.metric("kv_cache_blocks") == 32
