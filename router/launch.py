@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import signal
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +12,13 @@ from grpc_reflection.v1alpha import reflection
 
 from protos.pagestream.router.v1 import router_pb2_grpc
 from protos.wire.channel import server_options
+from protos.wire.operations import (
+    CannotListen,
+    OperationsServer,
+    add_grpc_port,
+    metrics_handler,
+    probe_handler,
+)
 from router.config import RouterConfig
 from router.errors import Draining, RequestError, StartupError
 from router.fleet import Fleet
@@ -20,7 +26,6 @@ from router.pipeline import Pipeline
 from router.server.grpc_server import SERVICE, RouterServicer
 from router.server.health import Health, State
 from router.server.metrics import RouterMetrics
-from router.server.operations import OperationsServer, cannot_listen
 from router.tokenizer import TokenizerPool
 
 _READINESS_SECONDS = 0.1
@@ -67,9 +72,13 @@ class _Router:
             max_concurrent_requests=config.max_concurrent_requests,
             max_prompt_bytes=config.max_prompt_bytes,
         )
-        self._health = Health()
+        self._health = health = Health()
         self._operations = OperationsServer(
-            self._health, self._metrics.registry, self._update_metrics
+            {
+                "/metrics": metrics_handler(self._metrics.registry, self._update_metrics),
+                "/livez": probe_handler(lambda: (True, health.state.value)),
+                "/readyz": probe_handler(lambda: (health.is_ready, health.state.value)),
+            }
         )
         self._server = grpc.aio.server(options=server_options())
 
@@ -97,8 +106,11 @@ class _Router:
 
     async def _listen(self) -> None:
         config = self._config
-        operations_port = await self._operations.start(config.host, config.operations_port)
-        port = await self._start_server()
+        try:
+            operations_port = await self._operations.start(config.host, config.operations_port)
+            port = await self._start_server()
+        except CannotListen as error:
+            raise StartupError(str(error)) from None
         _logger.info(
             "router listening host=%s port=%d operations_port=%d engines=%s placement=%s",
             config.host,
@@ -118,15 +130,7 @@ class _Router:
             (SERVICE, health_service, reflection.SERVICE_NAME), self._server
         )
         await self._health.enter(State.WAITING)
-        _check_free(config.host, config.port)
-        host = f"[{config.host}]" if ":" in config.host else config.host
-        try:
-            port = self._server.add_insecure_port(f"{host}:{config.port}")
-        except RuntimeError as error:
-            raise StartupError(
-                f"cannot listen on {host}:{config.port} for gRPC ({error}); "
-                "choose another --port or --host"
-            ) from None
+        port = add_grpc_port(self._server.add_insecure_port, config.host, config.port)
         await self._server.start()
         return port
 
@@ -198,12 +202,3 @@ def _signals() -> Iterator["asyncio.Queue[int]"]:
     finally:
         for number in numbers:
             loop.remove_signal_handler(number)
-
-
-def _check_free(host: str, port: int) -> None:
-    """Raises StartupError if the port cannot be listened on: gRPC would log lines of its own."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        socket.create_server((host, port), family=family).close()
-    except OSError as error:
-        raise cannot_listen(host, port, "port", error) from None

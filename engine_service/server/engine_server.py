@@ -29,8 +29,7 @@ from protos.wire.channel import server_options
 from protos.wire.operations import (
     CannotListen,
     OperationsServer,
-    address,
-    check_port,
+    add_grpc_port,
     metrics_handler,
     probe_handler,
 )
@@ -159,8 +158,7 @@ class EngineServer:
         )
         host, port = self._options.host, self._options.port
         try:
-            check_port(host, port)
-            self.port = self._server.add_insecure_port(address(host, port))
+            self.port = add_grpc_port(self._server.add_insecure_port, host, port)
             self.operations_port = await self._operations.start(host, self._options.operations_port)
         except CannotListen as error:
             raise StartupError(str(error)) from None

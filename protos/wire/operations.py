@@ -1,4 +1,4 @@
-"""The operations port of a service: plain HTTP for Prometheus and for Kubernetes' probes.
+"""The ports of a service, above all that of operations: plain HTTP for Prometheus and for probes.
 
 It answers from the event loop that serves requests, so that a loop that hangs fails its liveness
 probe; the text of the metrics is made in a thread.
@@ -60,7 +60,7 @@ class OperationsServer:
                 self._handle, host, port, limit=_MAX_HEADER_BYTES
             )
         except OSError as error:
-            raise _cannot_listen(host, port, "operations-port", error) from None
+            raise _cannot_listen(host, port, "operations-port", _words(error)) from None
         chosen: int = self._server.sockets[0].getsockname()[1]
         return chosen
 
@@ -135,29 +135,41 @@ def address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def check_port(host: str, port: int) -> None:
-    """Checks that gRPC will be able to listen, since it would log lines of its own.
+def add_grpc_port(add_insecure_port: Callable[[str], int], host: str, port: int) -> int:
+    """Makes a gRPC server listen and returns the port, which is a free one if `port` is 0.
+
+    Args:
+        add_insecure_port: The server's method.
+        host: Name or address of this machine.
+        port: The port.
 
     Raises:
         CannotListen: The port is in use, or the host is not this machine's.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
+        # Of a port in use gRPC would log lines of its own, and not say why.
         with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
             probe.listen()
+        return add_insecure_port(address(host, port))
     except OSError as error:
-        raise _cannot_listen(host, port, "port", error) from None
+        raise _cannot_listen(host, port, "port", _words(error)) from None
+    except RuntimeError as error:
+        raise _cannot_listen(host, port, "port", str(error)) from None
 
 
-def _cannot_listen(host: str, port: int, option: str, error: OSError) -> CannotListen:
-    # asyncio words the error at length; a name that cannot be resolved has a negative number.
-    number = error.errno or 0
-    why = os.strerror(number) if number > 0 else error.strerror
+def _cannot_listen(host: str, port: int, option: str, why: str) -> CannotListen:
     return CannotListen(
         f"cannot listen on {address(host, port)} ({why}); choose another --{option} or --host"
     )
+
+
+def _words(error: OSError) -> str:
+    # asyncio words the error at length; a name that cannot be resolved has a negative number.
+    number = error.errno or 0
+    return os.strerror(number) if number > 0 else str(error.strerror)
 
 
 def _accepted(header_lines: list[str]) -> str:

@@ -8,8 +8,8 @@ from prometheus_client import CollectorRegistry, Gauge
 from protos.wire.operations import (
     CannotListen,
     OperationsServer,
+    add_grpc_port,
     address,
-    check_port,
     metrics_handler,
     probe_handler,
 )
@@ -42,6 +42,10 @@ class Service:
             writer.close()
             await writer.wait_closed()
         return int(answer.split()[1]), answer.partition("\r\n\r\n")[2]
+
+
+def not_called(where):
+    raise AssertionError(f"gRPC was asked to listen on {where}")
 
 
 @pytest.fixture
@@ -102,7 +106,7 @@ async def test_ports_in_use_are_named_alike_with_the_option_to_change(service):
         await OperationsServer({}).start("127.0.0.1", service.port)
     assert str(caught.value) == f"{words}--operations-port or --host"
     with pytest.raises(CannotListen) as caught:
-        check_port("127.0.0.1", service.port)
+        add_grpc_port(not_called, "127.0.0.1", service.port)
     assert str(caught.value) == f"{words}--port or --host"
 
 
@@ -110,16 +114,29 @@ async def test_host_that_cannot_be_resolved_is_named():
     # How it is worded is up to the system's resolver.
     words = r"^cannot listen on 256\.0\.0\.1:80 \([^()]+\); choose another"
     with pytest.raises(CannotListen, match=words):
-        check_port("256.0.0.1", 80)
+        add_grpc_port(not_called, "256.0.0.1", 80)
     with pytest.raises(CannotListen, match=words):
         await OperationsServer({}).start("256.0.0.1", 80)
 
 
-def test_free_port_stays_free():
+def test_free_port_is_handed_to_grpc():
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    check_port("127.0.0.1", port)
-    check_port("127.0.0.1", port)
+
+    def listen(where):
+        assert where == f"127.0.0.1:{port}"
+        with socket.create_server(("127.0.0.1", port)) as server:
+            return server.getsockname()[1]
+
+    assert add_grpc_port(listen, "127.0.0.1", port) == port
+
+
+def test_port_that_grpc_alone_refuses_is_named_too():
+    def refuse(where):
+        raise RuntimeError(f"failed to bind {where}")
+
+    with pytest.raises(CannotListen, match=r"on 127\.0\.0\.1:0 \(failed to bind .* --port or"):
+        add_grpc_port(refuse, "127.0.0.1", 0)
 
 
 def test_only_an_ipv6_address_stands_in_brackets():
