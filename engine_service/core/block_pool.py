@@ -25,9 +25,9 @@ class PoolStatistics:
     """Where all blocks are; the three numbers add up to the size of the pool."""
 
     num_empty_blocks: int
-    """Blocks without an owner that hold nothing findable."""
+    """Blocks without an owner that are not."""
     num_cached_blocks: int
-    """Blocks without an owner that can still be found."""
+    """Blocks without an owner that are still registered."""
     num_used_blocks: int
     """Blocks that sequences own."""
 
@@ -199,7 +199,10 @@ class BlockPool:
         return self._last_registration
 
     def findable_hashes(self) -> frozenset[int]:
-        """Returns the hashes that can be hit now."""
+        """Returns the hashes of all registered blocks.
+
+        Some of them nothing can hit: a block whose parent is gone waits here for its own reuse.
+        """
         return frozenset(self._block_of_hash)
 
     def take_delta(self) -> CacheDelta:
@@ -243,14 +246,14 @@ class BlockPool:
             self._link(block_id, before=self._next[_NULL_BLOCK])
 
     def _link(self, block_id: int, *, before: int) -> None:
-        after = self._previous[before]
-        self._next[after] = self._previous[before] = block_id
-        self._previous[block_id], self._next[block_id] = after, before
+        previous = self._previous[before]
+        self._next[previous] = self._previous[before] = block_id
+        self._previous[block_id], self._next[block_id] = previous, before
         self._num_free += 1
         self._num_cached += self._registrations[block_id] != 0
 
     def _unlink(self, block_id: int) -> None:
-        before, after = self._next[block_id], self._previous[block_id]
-        self._next[after], self._previous[before] = before, after
+        previous, following = self._previous[block_id], self._next[block_id]
+        self._next[previous], self._previous[following] = following, previous
         self._num_free -= 1
         self._num_cached -= self._registrations[block_id] != 0

@@ -172,7 +172,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheDelta:
-    """Which block hashes can now be hit and which no longer, as their low 64 bits.
+    """Which blocks the cache now holds and which no longer, as the low 64 bits of their hashes.
 
     A hash stands in at most one of the two.
     """

@@ -18,7 +18,7 @@ _DELTA_COST = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotPart:
-    """Some of the hashes that could be hit after change `sequence_number`."""
+    """Some of the hashes of blocks held after change `sequence_number`."""
 
     sequence_number: int
     hashes: "array[int]"
@@ -35,7 +35,7 @@ class NumberedDelta:
 
 
 class CacheLog:
-    """The set of hashes that can be hit now, and the newest changes that led there.
+    """The hashes of the blocks that the cache holds, and the newest changes that led there.
 
     A watcher has no queue of its own: it reads the shared history at its own pace and is cut off
     when the change that it needs next is no longer held.
@@ -61,7 +61,7 @@ class CacheLog:
 
     @property
     def num_hashes(self) -> int:
-        """Hashes that can be hit now."""
+        """Blocks that the cache holds, also those whose parent is gone."""
         return len(self._hashes)
 
     def append(self, delta: CacheDelta) -> None:

@@ -83,7 +83,7 @@ class EngineMetrics:
         self.streams = self._gauge("streams", "Open GenerateMany streams, one per router.")
         self.cache_watchers = self._gauge("cache_watchers", "Open WatchCache streams.")
         self.cached_blocks = self._gauge(
-            "cached_blocks", "Block hashes that can be hit in the prefix cache."
+            "cached_blocks", "Blocks that the prefix cache holds, in use or not."
         )
         self.ready = self._gauge("ready", "1 when new requests are taken, else 0.")
         self.model_info = Gauge(

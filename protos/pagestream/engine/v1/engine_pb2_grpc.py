@@ -81,7 +81,8 @@ class EngineServiceServicer(object):
         Errors: INVALID_ARGUMENT (EMPTY_PROMPT, PROMPT_TOO_LONG,
         TOKEN_OUT_OF_RANGE, BAD_SAMPLING_PARAMS, UNSUPPORTED_PARAMETER,
         BAD_REQUEST), RESOURCE_EXHAUSTED (QUEUE_FULL with RetryInfo; SLOW_READER),
-        UNAVAILABLE (STARTING, DRAINING, ENGINE_FAILED).
+        UNAVAILABLE (STARTING, DRAINING, ENGINE_FAILED), DEADLINE_EXCEEDED past the
+        call's own deadline.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -93,6 +94,9 @@ class EngineServiceServicer(object):
         parallel arrays. One request's error arrives as a RequestFailure; the
         stream goes on. When the stream ends for any reason, its unfinished
         requests are cancelled.
+
+        Errors of one request: those of Generate, and INVALID_ARGUMENT
+        (BAD_REQUEST) for a handle in use; DEADLINE_EXCEEDED past its timeout.
 
         Errors of the whole stream: RESOURCE_EXHAUSTED (SLOW_READER) when the
         router does not read, UNAVAILABLE (STARTING, DRAINING, ENGINE_FAILED).

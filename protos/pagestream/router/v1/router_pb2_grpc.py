@@ -84,7 +84,8 @@ class RouterServiceServicer(object):
         TOKEN_OUT_OF_RANGE, BAD_SAMPLING_PARAMS, UNSUPPORTED_PARAMETER,
         BAD_REQUEST, BAD_CHAT), NOT_FOUND (UNKNOWN_MODEL, NO_TOKENIZER),
         RESOURCE_EXHAUSTED (QUEUE_FULL with RetryInfo; SLOW_READER), UNAVAILABLE
-        (NO_ENGINE with RetryInfo, DRAINING, ENGINE_FAILED).
+        (NO_ENGINE with RetryInfo, DRAINING, ENGINE_FAILED), DEADLINE_EXCEEDED past
+        the call's own deadline.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
