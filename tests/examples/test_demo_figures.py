@@ -91,19 +91,18 @@ async def test_sample_under_way_when_the_watch_ends_is_not_added(tmp_path, monke
     loop = asyncio.get_running_loop()
     is_reading, may_end = asyncio.Event(), asyncio.Event()
 
-    def read(self):
+    def read_slowly(address, path):
         loop.call_soon_threadsafe(is_reading.set)
         asyncio.run_coroutine_threadsafe(may_end.wait(), loop).result(timeout=30)
-        raise AssertionError("read by a watch that was cancelled")
+        return METRICS
 
-    monkeypatch.setattr(EngineFigures, "_read", read)
+    monkeypatch.setattr(figures, "http_get", read_slowly)
     async with Services(tmp_path) as services:
         engine = EngineFigures(service=services.start("engine-0", [STAND_IN, "silent"]), gpu=None)
         async with asyncio.TaskGroup() as group:
             watcher = group.create_task(watch([engine]))
             await is_reading.wait()
             watcher.cancel()
-    assert watcher.cancelled()
     may_end.set()
     await loop.shutdown_default_executor()
     assert (engine.memory_bytes, engine.num_used_blocks) == ([], [])
