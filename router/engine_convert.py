@@ -138,6 +138,7 @@ def to_model(response: engine_pb2.GetModelInfoResponse) -> ModelInfo:
         epoch=response.epoch,
         num_blocks=response.total_block_count,
         max_num_seqs=response.max_running_request_count,
+        max_num_batched_tokens=response.max_batched_token_count,
     )
 
 

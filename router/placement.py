@@ -22,10 +22,11 @@ from router.types import EngineSnapshot, EngineState
 _PRIOR_PREFILL_TOKENS_PER_SECOND = 20_000.0
 _PRIOR_STEP_SECONDS = 0.01
 
-# What no engine tells, hence assumed of all: the length of an answer, and the prompt tokens that
-# one step computes.
+# What no engine tells, hence assumed of all: the length of an answer.
 _PRIOR_OUTPUT_TOKENS = 128
-_PREFILL_CHUNK_TOKENS = 2048
+
+# For engines that do not tell how many tokens one step computes.
+_PRIOR_CHUNK_TOKENS = 2048
 
 # How often a prefill counts: for this request, and for those that it delays.
 _CROWDING = 2.0
@@ -105,7 +106,7 @@ def cost(engine: EngineSnapshot, query: Query) -> Cost:
     return Cost(
         wait=num_ahead / rate + _seconds_until_place(engine, step),
         prefill=num_uncached / rate,
-        decode=step * math.ceil(num_uncached / _PREFILL_CHUNK_TOKENS),
+        decode=step * math.ceil(num_uncached / _chunk_tokens(engine)),
     )
 
 
@@ -171,6 +172,12 @@ POLICIES: Mapping[str, Policy] = {
 def _num_requests(engine: EngineSnapshot) -> int:
     """Requests on the engine: its own count of all routers' lags behind ours of this one's."""
     return max(engine.load.num_running + engine.load.num_waiting, engine.num_in_flight)
+
+
+def _chunk_tokens(engine: EngineSnapshot) -> int:
+    """The most prompt tokens that one step computes."""
+    told = 0 if engine.model is None else engine.model.max_num_batched_tokens
+    return told if told > 0 else _PRIOR_CHUNK_TOKENS
 
 
 def _step_seconds(engine: EngineSnapshot) -> float:

@@ -121,6 +121,8 @@ class ModelInfo:
     epoch: int
     num_blocks: int
     max_num_seqs: int
+    max_num_batched_tokens: int
+    """The most tokens of one step; 0 is unknown."""
 
     @property
     def max_sequence_len(self) -> int:

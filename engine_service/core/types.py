@@ -67,6 +67,7 @@ class EngineInfo:
     num_blocks: int
     """Blocks that can hold tokens; the reserved null block is not counted."""
     max_num_seqs: int
+    max_num_batched_tokens: int
     eos_token_ids: frozenset[int]
     tensor_parallel_size: int
     dtype: str

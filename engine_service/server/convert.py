@@ -147,6 +147,7 @@ def to_model_info_response(
         epoch=epoch,
         total_block_count=info.num_blocks,
         max_running_request_count=info.max_num_seqs,
+        max_batched_token_count=info.max_num_batched_tokens,
         tensor_parallel_size=info.tensor_parallel_size,
         dtype=info.dtype,
         tokenizer_sha256=tokenizer_sha256,

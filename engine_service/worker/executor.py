@@ -85,6 +85,7 @@ def start_executor(
         block_size=cache.block_size,
         num_blocks=num_blocks,
         max_num_seqs=scheduler.max_num_seqs,
+        max_num_batched_tokens=scheduler.max_num_batched_tokens,
         eos_token_ids=eos_token_ids,
         tensor_parallel_size=1,
         dtype=dtype,

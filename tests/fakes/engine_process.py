@@ -43,6 +43,7 @@ def run_fake_core(pipe, config):
         block_size=config.cache.block_size,
         num_blocks=config.cache.num_blocks or 256,
         max_num_seqs=config.scheduler.max_num_seqs,
+        max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
     )
     core = EngineCore(info, config.scheduler, SlowExecutor(info))
     pipe.send(info)

@@ -222,6 +222,7 @@ class FakeEngine(FakeCore, engine_pb2_grpc.EngineServiceServicer):
             epoch=self.cache.epoch,
             total_block_count=config.num_blocks,
             max_running_request_count=config.max_num_seqs,
+            max_batched_token_count=config.max_num_batched_tokens,
             tensor_parallel_size=1,
             dtype="none",
             tokenizer_sha256=digest if files else "",

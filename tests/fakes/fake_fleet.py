@@ -36,6 +36,7 @@ def model_info(**changes) -> ModelInfo:
         "epoch": 1,
         "num_blocks": 8,
         "max_num_seqs": 4,
+        "max_num_batched_tokens": 2048,
     }
     return ModelInfo(**{**values, **changes})
 

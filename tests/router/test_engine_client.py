@@ -257,6 +257,13 @@ async def test_loss_of_the_connection_fails_open_requests_and_is_followed_by_ano
         assert tokens_of(await collect(client.submit(request([1])))) == expected_tokens([1], 8)
 
 
+async def test_limits_of_the_engine_are_known_once_connected():
+    config = replace(CONFIG, max_num_seqs=3, max_num_batched_tokens=99)
+    async with FakeEngine(config) as engine, connected(engine) as (client, _):
+        assert client.model.max_num_seqs == 3
+        assert client.model.max_num_batched_tokens == 99
+
+
 async def test_client_ends_when_cancelled_while_its_connection_is_failing():
     for _ in range(5):
         async with FakeEngine(CONFIG) as engine, connected(engine):

@@ -1,4 +1,5 @@
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -21,6 +22,7 @@ def engine(address, *, state=EngineState.SERVING, model="m", in_flight=0, unrepo
         epoch=1,
         num_blocks=10,
         max_num_seqs=8,
+        max_num_batched_tokens=0,
     )
     return EngineSnapshot(
         address=address,
@@ -121,6 +123,16 @@ def test_decoding_batch_slows_the_prefill_beside_it():
 
     assert cost(busy, query(4096)).decode == pytest.approx(2 * 0.04)
     assert cost(engine("idle"), query(4096)).decode == 0
+
+
+@pytest.mark.parametrize(("max_num_batched_tokens", "num_steps"), [(8192, 1), (8191, 2), (0, 4)])
+def test_engine_says_in_how_many_steps_a_prompt_is_computed(max_num_batched_tokens, num_steps):
+    busy = engine("busy", num_running=4, decode_tokens_per_second=100.0)
+    info = replace(busy.model, max_num_batched_tokens=max_num_batched_tokens)
+
+    terms = cost(replace(busy, model=info), query(8192))
+
+    assert terms.decode == pytest.approx(num_steps * 0.04)
 
 
 def test_engines_that_measured_nothing_have_a_finite_cost():

@@ -38,6 +38,7 @@ def model(sha256: str = "a" * 64, name: str = "small") -> ModelInfo:
         epoch=1,
         num_blocks=1,
         max_num_seqs=1,
+        max_num_batched_tokens=1,
     )
 
 

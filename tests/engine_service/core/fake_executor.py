@@ -180,6 +180,7 @@ def make_info(**changes) -> EngineInfo:
         "block_size": 4,
         "num_blocks": 32,
         "max_num_seqs": 8,
+        "max_num_batched_tokens": 64,
         "eos_token_ids": frozenset({0}),
         "tensor_parallel_size": 1,
         "dtype": "float32",

@@ -35,6 +35,7 @@ async def test_model_info_tells_what_start_up_learnt():
         assert told.epoch != 0
         assert told.total_block_count == info.num_blocks
         assert told.max_running_request_count == info.max_num_seqs
+        assert told.max_batched_token_count == info.max_num_batched_tokens
         assert told.tensor_parallel_size == 1
         assert told.dtype == "bfloat16"
         assert told.tokenizer_sha256 == ""

@@ -39,6 +39,7 @@ def test_info_tells_what_start_up_learnt(tiny_model):
     assert re.fullmatch("[0-9a-f]{32}", info.model_fingerprint)
     assert (info.vocab_size, info.max_model_len) == (300, 512)
     assert (info.block_size, info.num_blocks, info.max_num_seqs) == (16, 12, 4)
+    assert info.max_num_batched_tokens == 64
     assert (info.dtype, info.device, info.tensor_parallel_size) == ("float32", "cpu", 1)
 
 

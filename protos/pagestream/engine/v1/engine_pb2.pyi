@@ -248,7 +248,7 @@ class GetModelInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetModelInfoResponse(_message.Message):
-    __slots__ = ("model_name", "architecture", "model_fingerprint", "vocabulary_size", "max_model_length_tokens", "block_size_tokens", "block_hash_scheme", "eos_token_ids", "epoch", "total_block_count", "max_running_request_count", "tensor_parallel_size", "dtype", "tokenizer_sha256", "supported_sampling_params", "engine_version")
+    __slots__ = ("model_name", "architecture", "model_fingerprint", "vocabulary_size", "max_model_length_tokens", "block_size_tokens", "block_hash_scheme", "eos_token_ids", "epoch", "total_block_count", "max_running_request_count", "tensor_parallel_size", "dtype", "tokenizer_sha256", "supported_sampling_params", "engine_version", "max_batched_token_count")
     MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
@@ -265,6 +265,7 @@ class GetModelInfoResponse(_message.Message):
     TOKENIZER_SHA256_FIELD_NUMBER: _ClassVar[int]
     SUPPORTED_SAMPLING_PARAMS_FIELD_NUMBER: _ClassVar[int]
     ENGINE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    MAX_BATCHED_TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
     model_name: str
     architecture: str
     model_fingerprint: str
@@ -281,7 +282,8 @@ class GetModelInfoResponse(_message.Message):
     tokenizer_sha256: str
     supported_sampling_params: _containers.RepeatedScalarFieldContainer[str]
     engine_version: str
-    def __init__(self, model_name: _Optional[str] = ..., architecture: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., vocabulary_size: _Optional[int] = ..., max_model_length_tokens: _Optional[int] = ..., block_size_tokens: _Optional[int] = ..., block_hash_scheme: _Optional[str] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., epoch: _Optional[int] = ..., total_block_count: _Optional[int] = ..., max_running_request_count: _Optional[int] = ..., tensor_parallel_size: _Optional[int] = ..., dtype: _Optional[str] = ..., tokenizer_sha256: _Optional[str] = ..., supported_sampling_params: _Optional[_Iterable[str]] = ..., engine_version: _Optional[str] = ...) -> None: ...
+    max_batched_token_count: int
+    def __init__(self, model_name: _Optional[str] = ..., architecture: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., vocabulary_size: _Optional[int] = ..., max_model_length_tokens: _Optional[int] = ..., block_size_tokens: _Optional[int] = ..., block_hash_scheme: _Optional[str] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., epoch: _Optional[int] = ..., total_block_count: _Optional[int] = ..., max_running_request_count: _Optional[int] = ..., tensor_parallel_size: _Optional[int] = ..., dtype: _Optional[str] = ..., tokenizer_sha256: _Optional[str] = ..., supported_sampling_params: _Optional[_Iterable[str]] = ..., engine_version: _Optional[str] = ..., max_batched_token_count: _Optional[int] = ...) -> None: ...
 
 class GetTokenizerRequest(_message.Message):
     __slots__ = ()
