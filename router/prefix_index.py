@@ -17,6 +17,8 @@ class Reservation:
 
     engine: str
     hashes: Sequence[int]
+    entry: "_Engine"
+    """The engine's entry in the index; after a restart it has another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,12 +147,13 @@ class PrefixIndex:
         for block in missing:
             known.speculative[block] = known.speculative.get(block, 0) + 1
             self._masks[block] = self._masks.get(block, 0) | known.bit
-        return Reservation(engine=engine, hashes=missing)
+        return Reservation(engine=engine, hashes=missing, entry=known)
 
     def release(self, reservation: Reservation) -> None:
         """Withdraws a reservation's unconfirmed blocks, unless another one still needs them."""
-        known = self._engines.get(reservation.engine)
-        if known is None:
+        known = reservation.entry
+        if self._engines.get(reservation.engine) is not known:
+            # The engine left or restarted, which voided its reservations.
             return
         for block in reservation.hashes:
             count = known.speculative.get(block, 0)

@@ -190,6 +190,17 @@ def test_release_after_the_engine_left_is_harmless():
     assert index.statistics().num_blocks == 0
 
 
+def test_release_after_a_restart_leaves_newer_reservations_alone():
+    index = index_of(a=[])
+    older = index.reserve("a", [1])
+    index.add_engine("a", max_blocks=10, epoch=2)
+    index.reserve("a", [1])
+
+    index.release(older)
+
+    assert index.match([1]) == {"a": 1}
+
+
 def test_engine_cannot_enter_more_blocks_than_it_has():
     index = PrefixIndex()
     index.add_engine("a", max_blocks=2, epoch=1)
