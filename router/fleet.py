@@ -59,21 +59,9 @@ class FleetObserver(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetStatistics:
-    """Counts since the start of the router."""
+    """What the fleet counts itself; of single requests, its observer learns."""
 
     index: IndexStatistics
-    num_placements: int
-    placement_seconds: float
-    """Sum over all placements: index lookup and choice."""
-    num_prompt_tokens: int
-    """Of admitted requests, as the four below."""
-    num_best_cached_tokens: int
-    """The most that any engine was known to hold."""
-    num_predicted_cached_tokens: int
-    """Known of the chosen engines."""
-    num_actual_cached_tokens: int
-    """Reported by the chosen engines."""
-    num_retries: int
     num_connections: int
     """How often a connection to an engine came up, of all engines."""
 
@@ -102,7 +90,9 @@ class Fleet:
         self._observer = observer
         self._rng = rng or random.Random()
         self._index = PrefixIndex()
-        self._serving = asyncio.Event()
+        self._ready = asyncio.Event()
+        self._unready = asyncio.Event()
+        self._unready.set()
         self._members = {
             address: FleetMember(
                 address, self._index, self._check_model, self._state_changed, settings
@@ -110,12 +100,6 @@ class Fleet:
             for address in addresses
         }
         self._num_placements = 0
-        self._placement_seconds = 0.0
-        self._num_prompt_tokens = 0
-        self._num_best = 0
-        self._num_predicted = 0
-        self._num_actual = 0
-        self._num_retries = 0
 
     async def run(self) -> None:
         """Connects all engines and keeps them connected until cancelled."""
@@ -123,14 +107,13 @@ class Fleet:
             for member in self._members.values():
                 tasks.create_task(member.client.run(), name=f"engine {member.address}")
 
-    @property
-    def ready(self) -> bool:
-        """Whether some engine takes requests."""
-        return self._serving.is_set()
-
     async def wait_ready(self) -> None:
-        """Waits until some engine takes requests; the caller sets the deadline."""
-        await self._serving.wait()
+        """Waits until some engine takes requests."""
+        await self._ready.wait()
+
+    async def wait_unready(self) -> None:
+        """Waits until no engine takes requests."""
+        await self._unready.wait()
 
     def engines(self) -> list[EngineSnapshot]:
         """Returns what is known of each engine, in the order of their addresses as given."""
@@ -217,8 +200,8 @@ class Fleet:
                 continue
             with closing(sent):
                 for event in opening:
-                    if isinstance(event, Admitted):
-                        self._note_admission(event, request, placement)
+                    if isinstance(event, Admitted) and self._observer is not None:
+                        self._observer.request_admitted(placement, event.num_cached_tokens)
                     yield event
                 async for event in sent:
                     yield event
@@ -233,13 +216,6 @@ class Fleet:
         """Returns the counts so far."""
         return FleetStatistics(
             index=self._index.statistics(),
-            num_placements=self._num_placements,
-            placement_seconds=self._placement_seconds,
-            num_prompt_tokens=self._num_prompt_tokens,
-            num_best_cached_tokens=self._num_best,
-            num_predicted_cached_tokens=self._num_predicted,
-            num_actual_cached_tokens=self._num_actual,
-            num_retries=self._num_retries,
             num_connections=sum(m.client.num_connections for m in self._members.values()),
         )
 
@@ -286,7 +262,6 @@ class Fleet:
             raise _no_place(info.name, refused)
         seconds = time.perf_counter() - start
         self._num_placements += 1
-        self._placement_seconds += seconds
         if self._observer is not None:
             self._observer.request_placed(placement, seconds)
         _logger.debug(
@@ -319,18 +294,9 @@ class Fleet:
         if reason not in _REFUSALS and (reason != Reason.ENGINE_FAILED or has_failed):
             raise error
         refused[engine] = error
-        self._num_retries += 1
         if self._observer is not None:
             self._observer.request_retried(engine, error)
         _logger.info("request retried elsewhere engine=%s reason=%s", engine, reason)
-
-    def _note_admission(self, event: Admitted, request: TokenRequest, placement: Placement) -> None:
-        self._num_prompt_tokens += len(request.prompt_token_ids)
-        self._num_best += placement.num_best_cached_tokens
-        self._num_predicted += placement.num_predicted_cached_tokens
-        self._num_actual += event.num_cached_tokens
-        if self._observer is not None:
-            self._observer.request_admitted(placement, event.num_cached_tokens)
 
     def _check_model(self, newcomer: FleetMember, info: ModelInfo) -> str:
         """Returns how an engine differs from those that serve a model of the same name."""
@@ -349,9 +315,11 @@ class Fleet:
 
     def _state_changed(self) -> None:
         if any(m.client.state is EngineState.SERVING for m in self._members.values()):
-            self._serving.set()
+            self._ready.set()
+            self._unready.clear()
         else:
-            self._serving.clear()
+            self._ready.clear()
+            self._unready.set()
 
 
 def _block_hashes(request: TokenRequest, info: ModelInfo) -> list[int]:

@@ -49,7 +49,7 @@ class Dispatch:
     def close(self) -> None:
         """Cancels the request on the engine, unless it ended, and withdraws all traces of it."""
         self._stream.close()
-        self._member.forget(self)
+        self._member.report(self)
         if self._reservation is not None:
             self._member.index.release(self._reservation)
 
@@ -107,7 +107,6 @@ class FleetMember:
         self.client = EngineClient(address, self, settings)
         self._check_model = check_model
         self._state_changed = state_changed
-        self._num_in_flight = 0
         self._unreported: dict[Dispatch, None] = {}
         self._num_unreported_tokens = 0
 
@@ -125,7 +124,7 @@ class FleetMember:
             state=client.state,
             model=client.model,
             load=client.load,
-            num_in_flight=self._num_in_flight,
+            num_in_flight=client.num_open_requests,
             num_in_flight_prefill_tokens=self._num_unreported_tokens,
             num_indexed_blocks=self.index.num_blocks(self.address),
             detail=client.detail,
@@ -148,21 +147,15 @@ class FleetMember:
         stream = self.client.submit(request)
         num_uncached = len(request.prompt_token_ids) - placement.num_predicted_cached_tokens
         dispatch = Dispatch(self, stream, self.index.reserve(self.address, hashes), num_uncached)
-        self._num_in_flight += 1
         self._unreported[dispatch] = None
         self._num_unreported_tokens += num_uncached
         return dispatch
 
     def report(self, dispatch: Dispatch) -> None:
-        """Notes that the engine's own load contains the request from now on."""
+        """Notes that the engine's own load contains the request from now on, or that it ended."""
         if dispatch in self._unreported:
             del self._unreported[dispatch]
             self._num_unreported_tokens -= dispatch.num_prefill_tokens
-
-    def forget(self, dispatch: Dispatch) -> None:
-        """Notes that the request is no longer under way."""
-        self.report(dispatch)
-        self._num_in_flight -= 1
 
     # What the client tells.
 

@@ -28,9 +28,6 @@ from router.server.health import Health, State
 from router.server.metrics import RouterMetrics
 from router.tokenizer import TokenizerPool
 
-_READINESS_SECONDS = 0.1
-"""How soon the probes learn of the first engine, and of the loss of the last."""
-
 _FAREWELL_SECONDS = 2.0
 """Time that calls get to send their last status before they are cut."""
 
@@ -88,16 +85,14 @@ class _Router:
             try:
                 await self._listen()
                 async with asyncio.TaskGroup() as tasks:
-                    background = (
-                        tasks.create_task(self._fleet.run(), name="fleet"),
-                        tasks.create_task(self._follow_readiness(), name="readiness"),
-                    )
+                    fleet = tasks.create_task(self._fleet.run(), name="fleet")
+                    readiness = tasks.create_task(self._follow_readiness(), name="readiness")
                     await signals.get()
+                    readiness.cancel()
                     await self._drain(signals)
                     # Before the fleet: what still runs is cancelled on its engines.
                     await self._server.stop(None)
-                    for task in background:
-                        task.cancel()
+                    fleet.cancel()
             finally:
                 await self._server.stop(None)
                 await self._operations.stop()
@@ -137,15 +132,14 @@ class _Router:
     async def _follow_readiness(self) -> None:
         """Keeps the probes true to the fleet; an engine's tokenizer comes before its readiness."""
         while True:
-            if self._fleet.ready and not self._health.is_ready:
-                await self._load_tokenizers()
-                await self._health.enter(State.SERVING)
-                names = ",".join(model.info.name for model in self._fleet.models())
-                _logger.info("router ready models=%s", names)
-            elif not self._fleet.ready and self._health.is_ready:
-                await self._health.enter(State.WAITING)
-                _logger.warning("router not ready: no engine takes requests")
-            await asyncio.sleep(_READINESS_SECONDS)
+            await self._fleet.wait_ready()
+            await self._load_tokenizers()
+            await self._health.enter(State.SERVING)
+            names = ",".join(model.info.name for model in self._fleet.models())
+            _logger.info("router ready models=%s", names)
+            await self._fleet.wait_unready()
+            await self._health.enter(State.WAITING)
+            _logger.warning("router not ready: no engine takes requests")
 
     async def _load_tokenizers(self) -> None:
         for model in self._fleet.models():

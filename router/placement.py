@@ -76,7 +76,6 @@ class Placement:
     num_best_cached_tokens: int
     """At the engine that holds most of the prompt, among those that could have been chosen."""
     cost: Cost
-    num_candidates: int
 
 
 Policy = Callable[[Sequence[EngineSnapshot], Query, random.Random], EngineSnapshot]
@@ -124,7 +123,6 @@ def place(
         num_predicted_cached_tokens=cached.get(chosen.address, 0),
         num_best_cached_tokens=max(cached.get(engine.address, 0) for engine in available),
         cost=cost(chosen, query),
-        num_candidates=len(available),
     )
 
 

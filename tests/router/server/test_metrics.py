@@ -1,5 +1,4 @@
 import asyncio
-import dataclasses
 
 import pytest
 
@@ -19,16 +18,12 @@ INDEX = IndexStatistics(
     num_snapshots=3,
     num_rejected_entries=4,
 )
-STATISTICS = FleetStatistics(
-    **dict.fromkeys((f.name for f in dataclasses.fields(FleetStatistics)), 0)
-    | {"index": INDEX, "num_connections": 5}
-)
+STATISTICS = FleetStatistics(index=INDEX, num_connections=5)
 PLACEMENT = Placement(
     engine=ENGINE,
     num_predicted_cached_tokens=32,
     num_best_cached_tokens=48,
     cost=Cost(wait=0.0, prefill=0.0, decode=0.0),
-    num_candidates=2,
 )
 
 
