@@ -154,7 +154,7 @@ class EngineCore(Generic[HandleT]):
 
 
 def serve(core: EngineCore[HandleT], connection: "Connection[StepOutput, CoreInput]") -> None:
-    """Runs the core for a server in another process until that says so or goes away.
+    """Runs the core for a server in another process until that closes the connection.
 
     Reads `CoreInput` from the connection, waiting only while there is no work, and writes one
     `StepOutput` after each step and after each input. Does not close the core. The collector of
@@ -172,7 +172,7 @@ def _serve_once(core: EngineCore[HandleT], connection: "Connection[StepOutput, C
     while must_wait or connection.poll():
         must_wait = False
         message = _receive(connection)
-        if message.shutdown:
+        if message is None:
             return False
         for request in message.requests:
             try:
@@ -192,12 +192,12 @@ def _serve_once(core: EngineCore[HandleT], connection: "Connection[StepOutput, C
     return True
 
 
-def _receive(connection: "Connection[StepOutput, CoreInput]") -> CoreInput:
+def _receive(connection: "Connection[StepOutput, CoreInput]") -> CoreInput | None:
     try:
         return connection.recv()
     except (EOFError, ConnectionResetError):
         logger.info("event=server_gone")
-        return CoreInput(shutdown=True)
+        return None
 
 
 @contextmanager

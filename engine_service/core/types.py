@@ -80,8 +80,6 @@ class CoreInput:
 
     requests: list[Request] = field(default_factory=list)
     cancelled_ids: list[int] = field(default_factory=list)
-    shutdown: bool = False
-    """Ends the core's loop at once; open requests get no answer any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -201,10 +201,10 @@ def test_serve_tells_a_request_that_had_ended_before_it_came():
     assert outcome.finishes[1].reason is FinishReason.LENGTH
 
 
-def test_serve_ends_when_told_and_leaves_the_collector_as_it_was():
+def test_serve_ends_with_the_connection_and_leaves_the_collector_as_it_was():
     thresholds = gc.get_threshold()
     with served() as (connection, thread):
-        connection.send(CoreInput(shutdown=True))
+        connection.close()
         thread.join(WAIT_SECONDS)
 
         assert not thread.is_alive()
