@@ -196,6 +196,7 @@ class Scheduler:
                 sequence.num_written_tokens = start + count
                 if (start + count) // size > sequence.num_registered_blocks:
                     self._register_written_blocks(sequence)
+            # `finish_reason` in place: this is the loop over every row of every step.
             if token_id in sequence.stop_token_ids or (
                 len(sequence.token_ids) >= sequence.max_num_tokens
             ):
