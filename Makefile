@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 .PHONY: demo test check gen slow gpu bench release-contract setup clean
 
 demo: $(VENV)/.ready ## Serves 60 chats through a router and two engines; MODEL=<folder or hub id> for a real one.
-	$(PYTHON) -m examples.demo $(if $(MODEL),--model $(MODEL))
+	$(PYTHON) -m examples.demo $(if $(MODEL),--model "$(MODEL)")
 
 test: $(VENV)/.ready $(GEN_VENV)/.ready ## All tests that need no GPU and little time.
 	$(PYTHON) -m pytest -q
