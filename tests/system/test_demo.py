@@ -207,7 +207,8 @@ def test_given_model_is_served_and_the_small_one_not_even_made(checkpoint, tmp_p
 
 @pytest.mark.parametrize(("settings", "options"), [([], ""), (["MODEL=a b/c"], ' --model "a b/c"')])
 def test_make_demo_passes_the_model_on(settings, options):
-    command = ["make", "--dry-run", "--old-file=.venv/.ready", "demo", *settings]
+    command = ["make", "--no-print-directory", "--dry-run", "--old-file=.venv/.ready", "demo"]
+    command += settings
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1].rstrip() == f".venv/bin/python -m examples.demo{options}"
 
