@@ -267,6 +267,10 @@ def test_unknown_option_is_named(tiny_model):
         make_llm(tiny_model, max_num_sequences=3)
 
 
+PRECISIONS = {"float32": (1e-4, 0.01), "bfloat16": (0.1, 0.15)}
+"""Largest lack of a chosen logit against the best one, and largest share of tokens with any."""
+
+
 def check_greedy_up_to_ties(model, completions, cases, dtype):
     """Checks that each token is transformers' best one behind the tokens before it, or nearly."""
     tolerance, max_share = PRECISIONS[dtype]
@@ -282,6 +286,14 @@ def check_greedy_up_to_ties(model, completions, cases, dtype):
     assert num_near_ties <= max_share * num_tokens
 
 
+def test_bfloat16_on_the_cpu_is_near_the_reference(tiny_model, cases):
+    with make_llm(tiny_model, dtype="bfloat16", **SMALL_POOL) as llm:
+        completions = generate(llm, cases.prompts)
+
+    assert llm.info.dtype == "bfloat16"
+    check_greedy_up_to_ties(tiny_model, completions, cases, "bfloat16")
+
+
 @pytest.fixture(scope="module")
 def cuda_model(tmp_path_factory):
     return make_model(
@@ -293,10 +305,6 @@ def cuda_model(tmp_path_factory):
 def cuda_cases(cuda_model):
     generator = make_prompts(cuda_model.vocab_size)
     return Cases([next(generator) for _ in range(NUM_PROMPTS)], [])
-
-
-PRECISIONS = {"float32": (1e-4, 0.01), "bfloat16": (0.1, 0.15)}
-"""Largest lack of a chosen logit against the best one, and largest share of tokens with any."""
 
 
 @pytest.mark.gpu
