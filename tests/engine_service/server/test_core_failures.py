@@ -74,5 +74,6 @@ async def test_bug_in_the_server_is_internal_and_logged_and_service_goes_on(capl
         assert await engine.metric('requests_total{outcome="internal"}') == 2
 
         servicer.replica = sound
-        engine.stub.Generate(generate_request(9))
+        call = engine.stub.Generate(generate_request(9))
         assert list((await engine.core.next_request()).prompt_token_ids) == [9]
+        call.cancel()

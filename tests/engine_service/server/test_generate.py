@@ -54,8 +54,10 @@ async def test_all_fields_of_a_request_reach_the_core():
         message.resume_token_ids.extend([20, 21])
         message.priority = -3
         message.cache_salt = "salt"
-        engine.stub.Generate(message)
+        # A call that nobody holds is cancelled when it is collected.
+        call = engine.stub.Generate(message)
         request = await engine.core.next_request()
+        call.cancel()
         params = request.sampling_params
         assert (params.seed, params.ignore_eos, params.stop_token_ids) == (5, True, {8, 9})
         assert (params.temperature, params.max_tokens) == (1.0, None)
@@ -112,8 +114,9 @@ async def test_submission_is_logged_with_its_trace(caplog):
     async with running_engine() as engine:
         message = generate_request(1, 2)
         message.request_id = "mine"
-        engine.stub.Generate(message, metadata=(("traceparent", "00-ab-cd-01"),))
+        call = engine.stub.Generate(message, metadata=(("traceparent", "00-ab-cd-01"),))
         await engine.core.next_request()
+        call.cancel()
     [line] = [r.getMessage() for r in caplog.records if "submitted" in r.getMessage()]
     assert "request_id=mine num_prompt_tokens=2 traceparent=00-ab-cd-01" in line
 
@@ -132,7 +135,7 @@ async def test_unforeseen_failure_in_the_core_is_internal_and_service_goes_on():
 
 async def test_request_past_the_waiting_bound_is_refused_with_retry_info():
     async with running_engine(max_waiting_requests=1) as engine:
-        engine.stub.Generate(generate_request())
+        first = engine.stub.Generate(generate_request())
         request = await engine.core.next_request()
         status = await status_of(engine.stub.Generate(generate_request()))
         assert (status.code, status.reason) == (8, "QUEUE_FULL")
@@ -141,6 +144,7 @@ async def test_request_past_the_waiting_bound_is_refused_with_retry_info():
 
         # Who is admitted waits no longer and makes room.
         engine.core.step(admissions=[admission(request)])
+        assert (await read(first)).HasField("admission")
         call = engine.stub.Generate(generate_request())
         await _answer(engine, call)
 
