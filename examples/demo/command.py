@@ -9,11 +9,11 @@ from pathlib import Path
 from rich.console import Console
 
 from examples.demo.errors import DemoFailedError
-from examples.demo.model import ROOT
+from examples.demo.model import ROOT, Model
 from examples.demo.run import Options, run
 
-_DESCRIPTION = """Serves 60 chats through one router and two engines, all started here. Without
---model it creates a small Qwen3 with random weights; its answers are words without sense."""
+_DESCRIPTION = """Serves 60 chats through one router and two engines, all started here, and says how
+many of the answers are right."""
 
 
 def run_command(arguments: Sequence[str]) -> int:
@@ -26,7 +26,10 @@ def parse(arguments: Sequence[str]) -> Options:
     """Reads the options; wrong ones end the process with exit code 2."""
     parser = argparse.ArgumentParser(prog="python -m examples.demo", description=_DESCRIPTION)
     parser.add_argument(
-        "--model", default="", help="folder or hub ID of a Qwen3 checkpoint (default: a small one)"
+        "--model",
+        default="",
+        help='folder or hub ID of a Qwen3 checkpoint, or "random" for the demo model with random '
+        "weights (default: the demo model)",
     )
     parser.add_argument("--requests", type=int, default=60, help="chats at once (default 60)")
     parser.add_argument(
@@ -36,7 +39,7 @@ def parse(arguments: Sequence[str]) -> Options:
         "--folder",
         type=Path,
         default=ROOT / ".demo",
-        help="where the small model and the services' output go (default .demo)",
+        help="where the services' output goes (default .demo)",
     )
     parser.add_argument(
         "--keep-serving", action="store_true", help="leave the services running until Ctrl-C"
@@ -45,8 +48,7 @@ def parse(arguments: Sequence[str]) -> Options:
     if given.requests < 1 or given.max_tokens < 1:
         parser.error("--requests and --max-tokens must be at least 1")
     return Options(
-        model=given.model or str(given.folder / "model"),
-        is_small_model=not given.model,
+        model=Model.named(given.model),
         num_requests=given.requests,
         max_tokens=given.max_tokens,
         log_folder=given.folder / "logs",

@@ -4,15 +4,25 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle, islice
 
 import grpc
 
 from examples.demo.errors import DemoFailedError
+from examples.demo_model.tasks.introduction import INTRODUCTION
+from examples.demo_model.tasks.primes import primes_within
 from protos.pagestream.router.v1 import router_pb2, router_pb2_grpc
 from protos.wire.channel import client_options
 
-BASE_PROMPTS = ("introduce yourself", "list all prime numbers within 100")
 REPEATS_IN_PROMPT = 15
+RIGHT_ANSWERS = {
+    " ".join([prompt] * REPEATS_IN_PROMPT): answer
+    for prompt, answer in (
+        ("introduce yourself", INTRODUCTION),
+        ("list all prime numbers within 100", primes_within(100)),
+    )
+}
+"""The prompts, and what the demo model has to say to them."""
 TEMPERATURE = 0.6
 CONNECT_SECONDS = 30.0
 """What the router has to find all engines."""
@@ -39,11 +49,15 @@ class Answer:
     first_token_seconds: float | None = None
     gaps: list[tuple[float, int]] = field(default_factory=list)
 
+    @property
+    def is_right(self) -> bool:
+        """Whether it is what the demo model has to say, to its end."""
+        return self.finish_reason == "stop" and self.text == RIGHT_ANSWERS.get(self.prompt)
+
 
 def prompts(count: int) -> list[str]:
-    """Returns `count` prompts that take turns between the two base prompts."""
-    repeated = [" ".join([base] * REPEATS_IN_PROMPT) for base in BASE_PROMPTS]
-    return [repeated[index % len(repeated)] for index in range(count)]
+    """Returns `count` prompts that take turns between the two."""
+    return list(islice(cycle(RIGHT_ANSWERS), count))
 
 
 async def send_all(

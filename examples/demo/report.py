@@ -13,7 +13,12 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 def print_report(
-    console: Console, answers: Sequence[Answer], engines: Sequence[EngineFigures], seconds: float
+    console: Console,
+    answers: Sequence[Answer],
+    engines: Sequence[EngineFigures],
+    seconds: float,
+    *,
+    are_answers_known: bool,
 ) -> None:
     """Prints what the clients saw and what the engines say.
 
@@ -22,12 +27,13 @@ def print_report(
         answers: All finished requests.
         engines: All engines, after the last sample.
         seconds: From the first call to the last answer's end.
+        are_answers_known: Whether the model is one whose right answers are known.
     """
-    console.print(_clients_table(answers, seconds))
+    console.print(_clients_table(answers, seconds, are_answers_known=are_answers_known))
     console.print(_engines_table(answers, engines))
 
 
-def _clients_table(answers: Sequence[Answer], seconds: float) -> Table:
+def _clients_table(answers: Sequence[Answer], seconds: float, *, are_answers_known: bool) -> Table:
     num_tokens = sum(answer.num_tokens for answer in answers)
     num_stopped = sum(answer.finish_reason == "stop" for answer in answers)
     first = [(a.first_token_seconds, 1) for a in answers if a.first_token_seconds is not None]
@@ -36,6 +42,11 @@ def _clients_table(answers: Sequence[Answer], seconds: float) -> Table:
     table.add_row("requests", f"{len(answers)}")
     table.add_row("ended at their length", f"{len(answers) - num_stopped}")
     table.add_row("ended by an end-of-turn token", f"{num_stopped}")
+    if are_answers_known:
+        num_right = sum(answer.is_right for answer in answers)
+        table.add_row(
+            "right answers", f"{num_right} of {len(answers)}, {num_right / len(answers):.0%}"
+        )
     table.add_row("tokens", f"{num_tokens:,}")
     table.add_row("seconds", f"{seconds:.2f}")
     table.add_row("tokens per second", f"{num_tokens / seconds:,.0f}")

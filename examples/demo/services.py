@@ -16,13 +16,13 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from examples.demo.errors import ServiceFailedError
+from examples.demo.errors import DemoFailedError, ServiceFailedError
 
 HOST = "127.0.0.1"
 STOP_SECONDS = 10.0
@@ -31,6 +31,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 _LEASH = Path(__file__).with_name("leash.py")
 _POLL_SECONDS = 0.05
 _PROBE_TIMEOUT = 2.0
+_EXIT_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +153,16 @@ class Services:
                     f"{service.name} ended with exit code {code}; its last words:\n"
                     f"{service.last_words(10)}"
                 )
+
+    @contextlib.asynccontextmanager
+    async def failures_first(self) -> AsyncIterator[None]:
+        """Puts the failure of a service that has ended in the place of what followed from it."""
+        try:
+            yield
+        except DemoFailedError:
+            await asyncio.sleep(_EXIT_SECONDS)  # it may take a moment to end
+            self.check()
+            raise
 
     def _free_ports(self, count: int) -> list[int]:
         """Returns ports that nothing listened on a moment ago and no service was given before."""
