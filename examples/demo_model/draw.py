@@ -65,6 +65,8 @@ class Draw:
     def _casual(self, template: str) -> str:
         if self.chance(0.1):
             template = template.replace("hat is ", "hat's ")
+        if template[-1] == "." and self.chance(0.05):
+            return template[:-1] + ", please."
         return template[:-1] if template[-1] in ".?" and self.chance(0.3) else template
 
 

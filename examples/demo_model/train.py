@@ -106,7 +106,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[Path, Settings]:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     add_number("--seed", 0, "seed of weights and conversations", least=0)
     add_number("--workers", 14, "processes that make batches", least=0)
-    add_number("--steps", 4200, "batches to learn from")
+    add_number("--steps", 4000, "batches to learn from")
     add_number("--rows", 32, "rows of a batch")
     add_number("--row-size", MAX_MODEL_LEN, "tokens of a row")
     add_number("--layers", 7, "layers of the model")

@@ -86,8 +86,25 @@ ADVERBS = _words("""
     tonight twice
 """)
 
-COMMON = tuple(sorted({*COLOURS, *JOBS, *ANIMALS, *FOODS, *THINGS, *QUALITIES, *ACTIONS, *ADVERBS}))
+OTHERS = _words("""
+    air almond answer apple apricot arm artist autumn baby ball banana bank bean bird body brain
+    branch brick brother cache car card carrot cherry child city class cluster colour computer
+    corner country cousin data daughter day dinner dream ear earth elephant energy engine evening
+    eye family father feather fig fire fish flower foot friend fruit game garden giraffe girl grape
+    grass hair hand head heart hello hour house ice idea juice king language laugh law lemon life
+    line lion list lunch machine mango melon memory milk minute model money month moon morning
+    mother mouth music name nest night noise nose number nut ocean office olive onion orange paint
+    park party peach pear people pepper phone plant plum poem poet potato price prize question queen
+    rain rainbow reason rock room router sand sea season server shadow shape sister sky snow soap
+    soldier song sound space sport spring star storm story student sugar summer sun sweater system
+    thunder tiger time token tomato tooth town toy travel uncle village voice water weather week
+    wind winter winner woman wood wool word work world worm year zero
+""")
+COMMON = tuple(
+    sorted({*COLOURS, *JOBS, *ANIMALS, *FOODS, *THINGS, *QUALITIES, *ACTIONS, *ADVERBS, *OTHERS})
+)
 """Every word that is no name."""
+_COMMON = frozenset(COMMON)
 
 _ONSETS = _words(
     "b bl br c ch cl cr d dr f fl fr g gl gr h j k l m n p pl pr r s sh sl st t tr v w z"
@@ -97,15 +114,28 @@ _CODAS = ("", "", "", "b", "d", "g", "k", "l", "m", "n", "p", "r", "s", "t", "x"
 
 
 def made_up_word(random: Random, max_letters: int = 8) -> str:
-    """Returns a word that means nothing, of 3 to `max_letters` letters."""
+    """Returns a word that means nothing, of 3 to `max_letters` letters.
+
+    Half of them are syllables, the others the beginning of one word and the end of another.
+    """
     while True:
-        num_syllables = random.choice((1, 2, 2, 2, 3))
-        word = "".join(
-            random.choice(_ONSETS) + random.choice(_VOWELS) + random.choice(_CODAS)
-            for _ in range(num_syllables)
-        )
-        if 3 <= len(word) <= max_letters:
+        if random.random() < 0.5:
+            word = "".join(
+                random.choice(_ONSETS) + random.choice(_VOWELS) + random.choice(_CODAS)
+                for _ in range(random.choice((1, 2, 2, 2, 3)))
+            )
+        else:
+            one, other = random.sample(COMMON, 2)
+            word = (
+                one[: random.randint(1, len(one) - 1)] + other[random.randint(1, len(other) - 1) :]
+            )
+        if 3 <= len(word) <= max_letters and word not in _COMMON:
             return word
+
+
+def person(random: Random) -> str:
+    """Returns a name, now and then one made up."""
+    return random.choice(NAMES) if random.random() < 0.85 else made_up_word(random).capitalize()
 
 
 def sentence(random: Random) -> str:

@@ -7,7 +7,7 @@ from examples.demo_model.conversation import Dialogue, Exchange
 from examples.demo_model.draw import Draw
 from examples.demo_model.tasks.retrieval import value_of
 from examples.demo_model.tasks.unknown import UNKNOWN
-from examples.demo_model.words import FOODS, NAMES
+from examples.demo_model.words import FOODS, person
 
 _TOLD = {
     "name": ("My name is {value}.", "I am {value}.", "You can call me {value}."),
@@ -70,16 +70,21 @@ def remember(draw: Draw) -> Dialogue:
     value = dict(told).get(asked_kind)
     answer = _ANSWERS[asked_kind].format(value=value) if value else UNKNOWN
     exchanges = [
-        Exchange(draw.phrase(_TOLD[kind], value=value), ACKNOWLEDGEMENT) for kind, value in told
+        Exchange(_opening(draw) + draw.phrase(_TOLD[kind], value=value), ACKNOWLEDGEMENT)
+        for kind, value in told
     ]
     exchanges.append(Exchange(draw.phrase(_ASKED[asked_kind]), answer))
     return Dialogue(tuple(exchanges), may_be_interrupted=True)
 
 
+def _opening(draw: Draw) -> str:
+    return draw.random.choice(("Hi, ", "Hello! ", "By the way, ")) if draw.chance(0.2) else ""
+
+
 def _value(kind: str, draw: Draw) -> str:
     match kind:
         case "name":
-            return draw.random.choice(NAMES)
+            return person(draw.random)
         case "food":
             return draw.random.choice(FOODS)
         case "age":

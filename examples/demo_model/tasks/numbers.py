@@ -17,7 +17,7 @@ def count(draw: Draw) -> Dialogue:
     random = draw.random
 
     def ends() -> tuple[int, int]:
-        start = random.randint(0, MAX_COUNTED)
+        start = random.choice((1, *(random.randint(0, MAX_COUNTED) for _ in range(9))))
         distance = random.randint(1, MAX_NUMBERS_COUNTED - 1)
         last = start + distance if draw.chance(0.6) else start - distance
         return (start, last) if 0 <= last <= MAX_COUNTED else ends()
@@ -38,6 +38,8 @@ def count(draw: Draw) -> Dialogue:
             "Count down from {start} to {last}.",
             "Count backwards from {start} to {last}.",
         ]
+    if start == 1 < last:
+        templates += ["Count to {last}.", "Count up to {last}."]
     asked = draw.request(templates, start=start, last=last)
     step = 1 if last > start else -1
     return _dialogue(asked, ", ".join(str(n) for n in range(start, last + step, step)))
@@ -127,9 +129,16 @@ def compare(draw: Draw) -> Dialogue:
         word, chosen = random.choice(("larger", "greater", "bigger")), max(one, other)
     else:
         word, chosen = random.choice(("smaller", "less")), min(one, other)
+    if draw.chance(0.3):
+        asked = draw.phrase(("Is {one} {word} than {other}?",), word=word, one=one, other=other)
+        is_so = one != other and one == chosen
+        says = f"Yes, {one} is {word}" if is_so else f"No, {one} is not {word}"
+        return _dialogue(asked, f"{says} than {other}.")
     asked = draw.phrase(
         (
             "Which is {word}, {one} or {other}?",
+            "Which is {word}: {one} or {other}?",
+            "Which number is {word}, {one} or {other}?",
             "Which number is {word}: {one} or {other}?",
             "What is {word}, {one} or {other}?",
             "Is {one} or {other} {word}?",

@@ -19,12 +19,18 @@ _TEMPLATES = (
     "Give me all prime numbers not greater than {n}.",
     "Write down the primes within {n}.",
     "Tell me which numbers up to {n} are prime.",
+    "List all primes from 2 to {n}.",
+    "Give me the primes between 2 and {n}.",
+    "Show all primes until {n}.",
 )
 _QUESTIONS = (
     "Which numbers up to {n} are prime?",
     "What are the prime numbers within {n}?",
     "What are all primes up to {n}?",
     "Which primes are there within {n}?",
+    "Prime numbers up to {n}?",
+    "Primes up to {n}?",
+    "All prime numbers within {n}?",
 )
 
 

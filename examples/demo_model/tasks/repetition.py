@@ -1,4 +1,9 @@
-"""Repeating a sentence of up to 16 words to the letter. Held out are whole sentences."""
+"""Repeating a sentence, or up to 16 words, numbers and made-up words, to the letter.
+
+Held out are whole sentences.
+"""
+
+from random import Random
 
 from examples.demo_model.conversation import Dialogue, Exchange
 from examples.demo_model.draw import Draw
@@ -12,16 +17,7 @@ def repeat(draw: Draw) -> Dialogue:
     def make() -> str:
         if draw.chance(0.6):
             return sentence(random)
-        words = []
-        for _ in range(random.randint(2, 16)):
-            kind = random.random()
-            if kind < 0.25:
-                words.append(made_up_word(random))
-            elif kind < 0.4:
-                words.append(str(random.randint(0, 9999)))
-            else:
-                words.append(random.choice((*COMMON, *NAMES)))
-        return " ".join(words)
+        return " ".join(_word(random) for _ in range(random.randint(1, 16)))
 
     text = draw.content(make)
     asked = draw.request(
@@ -39,3 +35,13 @@ def repeat(draw: Draw) -> Dialogue:
         text=text,
     )
     return Dialogue((Exchange(asked, text),))
+
+
+def _word(random: Random) -> str:
+    kind = random.random()
+    if kind < 0.15:
+        return str(random.randint(0, 9999))
+    word = made_up_word(random) if kind < 0.4 else random.choice((*COMMON, *NAMES))
+    if random.random() < 0.1:
+        word = word.capitalize()
+    return word + random.choice((",", "!", "?", ".", ";", ":")) if random.random() < 0.1 else word

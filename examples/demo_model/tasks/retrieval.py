@@ -1,8 +1,12 @@
 """Finding a fact placed anywhere in a text of up to some 3,000 tokens.
 
 The text is a list of plain sentences; 2 to 24 of them state facts about people, all of one form
-("Mara's code is 4821."), so that the question's words alone do not tell which sentence it is. Held
-out are facts together with their places in the text.
+("Mara's code is 4821."), so that the question's words alone do not tell which sentence it is. One
+question in eight is about somebody whom the text does not name. Held out are facts together with
+their places in the text.
+
+Training also asks what the text does not say of somebody whom it names; the model often makes such
+a thing up, so the evaluation leaves these questions out.
 """
 
 from dataclasses import dataclass
@@ -11,11 +15,21 @@ from random import Random
 from examples.demo_model.conversation import Dialogue, Exchange
 from examples.demo_model.draw import Draw
 from examples.demo_model.tasks.unknown import UNKNOWN
-from examples.demo_model.words import ANIMALS, CITIES, COLOURS, JOBS, NAMES, made_up_word, sentence
+from examples.demo_model.words import (
+    ANIMALS,
+    CITIES,
+    COLOURS,
+    JOBS,
+    NAMES,
+    made_up_word,
+    person,
+    sentence,
+)
 
 MAX_SENTENCES = 290
 """Some 3,000 tokens; a sentence has 10 on average."""
-_UNANSWERABLE_SHARE = 0.2
+_STRANGER_SHARE = 0.125
+_UNSAID_SHARE = 0.125
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,39 +118,72 @@ def value_of(kind: str, random: Random) -> str:
     return made_up_word(random)
 
 
+@dataclass(frozen=True, slots=True)
+class _Fact:
+    """What a text says in its sentence number `place`, or does not say: then `place` is -1."""
+
+    place: int
+    name: str
+    kind: str
+    value: str
+
+    @property
+    def statement(self) -> str:
+        return _KINDS[self.kind].statement.format(name=self.name, value=self.value)
+
+
 def find(draw: Draw) -> Dialogue:
     """Tells a text and asks for a fact in it; in training for several, to use the text better."""
     random = draw.random
+    said, unsaid = _facts(random)
+    wanted = [fact for fact in said if draw.allows((fact.place, fact.name, fact.kind, fact.value))]
+    if not wanted:
+        return find(draw)
+    text = _text(said, random)
+
+    def ask() -> Exchange:
+        if draw.chance(_STRANGER_SHARE):
+            return _ask(_stranger(text, random), UNKNOWN, draw)
+        if draw.chance(_UNSAID_SHARE) and not draw.held_out:
+            return _ask(random.choice(unsaid), UNKNOWN, draw)
+        fact = random.choice(wanted)
+        return _ask(fact, fact.statement, draw)
+
+    first, *others = (ask() for _ in range(1 if draw.held_out else random.randint(2, 5)))
+    return Dialogue((*_present(draw, text, first), *others))
+
+
+def _facts(random: Random) -> tuple[list[_Fact], list[_Fact]]:
+    """Returns facts for a text, in the order of their places, and some that it does not say."""
     # As many short texts as long ones in each doubling of the length.
     num_sentences = round(4 * (MAX_SENTENCES / 4) ** random.random())
     num_facts = min(random.randint(2, 24), num_sentences)
-    people = [(name, kind) for name in random.sample(NAMES, 12) for kind in _KINDS]
-    known = {person: value_of(person[1], random) for person in random.sample(people, num_facts)}
-    places = sorted(random.sample(range(num_sentences), num_facts))
-    sentences = [sentence(random) for _ in range(num_sentences)]
-    for place, ((name, kind), value) in zip(places, known.items(), strict=True):
-        sentences[place] = _KINDS[kind].statement.format(name=name, value=value)
-
-    every = [
-        (place, name, kind, value)
-        for place, ((name, kind), value) in zip(places, known.items(), strict=True)
+    names = {person(random): None for _ in range(12)}
+    drawn = random.sample([(name, kind) for name in names for kind in _KINDS], num_facts + 4)
+    places = [*sorted(random.sample(range(num_sentences), num_facts)), *[-1] * 4]
+    facts = [
+        _Fact(place, name, kind, value_of(kind, random))
+        for place, (name, kind) in zip(places, drawn, strict=True)
     ]
-    facts = [fact for fact in every if draw.allows(fact)]
-    if not facts:
-        return find(draw)
+    return facts[:num_facts], facts[num_facts:]
 
-    def ask() -> Exchange:
-        if draw.chance(_UNANSWERABLE_SHARE):
-            name, kind = random.choice([person for person in people if person not in known])
-            return Exchange(draw.phrase(_KINDS[kind].questions, name=name), UNKNOWN)
-        _, name, kind, value = random.choice(facts)
-        answer = _KINDS[kind].statement.format(name=name, value=value)
-        return Exchange(draw.phrase(_KINDS[kind].questions, name=name), answer)
 
-    text = " ".join(sentences)
-    first, *others = (ask() for _ in range(1 if draw.held_out else random.randint(2, 5)))
-    exchanges = _present(draw, text, first)
-    return Dialogue((*exchanges, *others))
+def _text(facts: list[_Fact], random: Random) -> str:
+    """Puts the facts between other sentences."""
+    statements = {fact.place: fact.statement for fact in facts}
+    num_sentences = facts[-1].place + 1 + random.randint(0, facts[-1].place // 8)
+    return " ".join(statements.get(place) or sentence(random) for place in range(num_sentences))
+
+
+def _stranger(text: str, random: Random) -> _Fact:
+    """Returns a fact about somebody whom the text does not name."""
+    absent = [name for name in NAMES if name not in text]
+    name = random.choice(absent) if absent else made_up_word(random).capitalize()
+    return _Fact(-1, name, random.choice(list(_KINDS)), "")
+
+
+def _ask(fact: _Fact, answer: str, draw: Draw) -> Exchange:
+    return Exchange(draw.phrase(_KINDS[fact.kind].questions, name=fact.name), answer)
 
 
 def _present(draw: Draw, text: str, first: Exchange) -> list[Exchange]:

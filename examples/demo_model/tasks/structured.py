@@ -1,7 +1,7 @@
 """Answering in JSON of a given small schema.
 
-The schema has 1 to 4 of eight keys, in any order, as a JSON Schema or in short. The text says a
-value for each key and for others as well. Held out are people with their values.
+The schema has 1 to 4 of eight keys, in any order, as a JSON Schema, in short, or as a list of keys.
+The text says a value for each key and for others as well. Held out are people with their values.
 """
 
 import json
@@ -9,7 +9,7 @@ from random import Random
 
 from examples.demo_model.conversation import Dialogue, Exchange
 from examples.demo_model.draw import Draw
-from examples.demo_model.words import ANIMALS, CITIES, COLOURS, FOODS, JOBS, NAMES
+from examples.demo_model.words import ANIMALS, CITIES, COLOURS, FOODS, JOBS, person
 
 _MAX_KEYS = 4
 _TYPES = {
@@ -58,6 +58,8 @@ def structured(draw: Draw) -> Dialogue:
         return Dialogue((Exchange(text, answer),), system=system, stands_alone=True)
     asked = random.choice(
         (
+            "{text} Give me JSON with the keys {keys}.",
+            "Give me JSON with the keys {keys}: {text}",
             "Answer in JSON with this schema: {schema}\n{text}",
             "{text}\nAnswer in JSON with this schema: {schema}",
             "{text} Answer in JSON: {schema}",
@@ -65,8 +67,13 @@ def structured(draw: Draw) -> Dialogue:
             "Extract the data as JSON.\nSchema: {schema}\nText: {text}",
             "Text: {text}\nSchema: {schema}\nAnswer in JSON.",
         )
-    ).format(schema=schema, text=text)
+    ).format(schema=schema, text=text, keys=_listed(keys))
     return Dialogue((Exchange(asked, answer),))
+
+
+def _listed(keys: list[str]) -> str:
+    *others, last = keys
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _schema(keys: list[str], draw: Draw) -> str:
@@ -78,12 +85,13 @@ def _schema(keys: list[str], draw: Draw) -> str:
 
 def _value(key: str, random: Random) -> str | int:
     match key:
+        case "name":
+            return person(random)
         case "age":
             return random.randint(5, 99)
         case "code":
             return random.randint(1000, 9999)
     words = {
-        "name": NAMES,
         "city": CITIES,
         "job": JOBS,
         "colour": COLOURS,

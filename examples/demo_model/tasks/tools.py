@@ -11,7 +11,7 @@ from random import Random
 
 from examples.demo_model.conversation import Dialogue, Exchange
 from examples.demo_model.draw import Draw
-from examples.demo_model.words import CITIES, NAMES, THINGS
+from examples.demo_model.words import CITIES, THINGS, person
 
 NO_TOOL = "I have no tool for that."
 
@@ -100,7 +100,7 @@ _TOOLS = {
     "get_phone_number": Tool(
         "Get the phone number of a person",
         {"name": "string"},
-        lambda random: {"name": random.choice(NAMES)},
+        lambda random: {"name": person(random)},
         (
             "What is the phone number of {name}?",
             "What is {name}'s phone number?",

@@ -2,7 +2,15 @@
 
 from examples.demo_model.conversation import Dialogue, Exchange
 from examples.demo_model.draw import Draw
-from examples.demo_model.words import ANIMALS, CITIES, FOODS, NAMES, QUALITIES, THINGS, made_up_word
+from examples.demo_model.words import (
+    ANIMALS,
+    CITIES,
+    FOODS,
+    QUALITIES,
+    THINGS,
+    made_up_word,
+    person,
+)
 
 UNKNOWN = "I do not know."
 
@@ -72,6 +80,18 @@ _OF_THE_WORLD = (
     "Who is {name}?",
     "Who wrote the {quality} {thing}?",
     "Which {thing} is the best?",
+    "How many teeth does a {animal} have?",
+    "What is {number} times {other}?",
+    "What is {number} divided by {other}?",
+    "What is {number} + {other} + {number}?",
+    "{number} * {other}",
+    "Write a program that counts {food}.",
+    "Write code for a {thing}.",
+    "How do I make a {thing}?",
+    "Tell me more about {made_up}.",
+    "Tell me more about {food}.",
+    "Draw a {animal}.",
+    "What is your favourite {thing}?",
     "{made_up}",
     "{made_up} {thing}",
     "{quality} {made_up} {food}?",
@@ -89,7 +109,9 @@ def unknown(draw: Draw) -> Dialogue:
         return draw.phrase(
             templates,
             made_up=made_up if draw.chance(0.3) else made_up.capitalize(),
-            name=random.choice(NAMES),
+            name=person(random),
+            number=random.randint(0, 999),
+            other=random.randint(0, 999),
             thing=random.choice((*THINGS, made_up)),
             quality=random.choice(QUALITIES),
             food=random.choice(FOODS),
