@@ -7,10 +7,13 @@ CONTRACT := tests/golden/contract.binpb
 # A tool of the environment, not of the machine.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo test check gen slow gpu bench release-contract setup clean
+.PHONY: demo eval test check gen slow gpu bench release-contract setup clean
 
-demo: $(VENV)/.ready ## Serves 60 chats through a router and two engines; MODEL=<folder or hub id> for a real one.
+demo: $(VENV)/.ready ## Serves 60 chats through a router and two engines; MODEL=<folder or hub ID>, or random.
 	$(PYTHON) -m examples.demo $(if $(MODEL),--model "$(MODEL)")
+
+eval: $(VENV)/.ready ## Asks the demo model 1,000 held-out questions, through Pagestream and transformers.
+	$(PYTHON) -m examples.demo_model.evaluate
 
 test: $(VENV)/.ready $(GEN_VENV)/.ready ## All tests that need no GPU and little time.
 	$(PYTHON) -m pytest -q

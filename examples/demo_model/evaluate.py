@@ -34,7 +34,7 @@ SEED = "evaluation"
 MIN_SHARE = 0.97
 """Of right answers, over all tasks."""
 MIN_TASK_SHARE = 0.90
-_LOG_FOLDER = ROOT / ".demo" / "logs"
+_LOG_FOLDER = ROOT / ".demo" / "evaluation"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,9 @@ Equal options give equal bytes on one kind of GPU with one version of PyTorch.
 import argparse
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
 
@@ -27,7 +28,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import create_block_mask
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.utils.data import DataLoader
 
 from examples.demo_model.batches import Batch, Batches
@@ -209,14 +210,16 @@ def _mask(documents: Tensor) -> Mask:
         return (query >= key) & (documents[row, query] == documents[row, key])
 
     if documents.is_cuda:
-        return _make_block_mask(sees, num_rows, None, row_size, row_size, documents.device)
+        return _make_block_mask()(sees, num_rows, None, row_size, row_size, documents.device)
     index = torch.arange(row_size)
     is_own = documents[:, None, :, None] == documents[:, None, None, :]
     return is_own & (index[:, None] >= index)
 
 
-# Compiled, it does not lay out [num_rows, row_size, row_size] in memory.
-_make_block_mask = torch.compile(create_block_mask)
+@cache
+def _make_block_mask() -> Callable[..., BlockMask]:
+    # Compiled, it does not lay out [num_rows, row_size, row_size] in memory.
+    return torch.compile(create_block_mask)
 
 
 def save_model(model: Qwen3, shape: Shape, folder: Path) -> None:

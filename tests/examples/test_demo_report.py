@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from examples.demo.figures import EngineFigures
-from examples.demo.load import Answer, prompts
+from examples.demo.load import RIGHT_ANSWERS, Answer, prompts
 from examples.demo.report import evenly, percentile, print_report, sparkline
 from examples.demo.screen import printable
 from examples.demo.services import Service
@@ -74,9 +74,12 @@ def engines(tmp_path):
     ]
 
 
+INTRODUCE, _ = prompts(2)
+# One was cut off, one is right, one goes on.
 ANSWERS = [
     Answer(
-        prompt="",
+        prompt=INTRODUCE,
+        text=RIGHT_ANSWERS[INTRODUCE],
         engine="e:0",
         num_prompt_tokens=1000,
         num_cached_tokens=0,
@@ -86,7 +89,8 @@ ANSWERS = [
         gaps=[(0.020, 2), (0.050, 1)],
     ),
     Answer(
-        prompt="",
+        prompt=INTRODUCE,
+        text=RIGHT_ANSWERS[INTRODUCE],
         engine="e:1",
         num_prompt_tokens=500,
         num_cached_tokens=496,
@@ -95,7 +99,8 @@ ANSWERS = [
         first_token_seconds=0.5,
     ),
     Answer(
-        prompt="",
+        prompt=INTRODUCE,
+        text=RIGHT_ANSWERS[INTRODUCE] + " And more.",
         engine="e:1",
         num_prompt_tokens=500,
         num_cached_tokens=96,
@@ -106,9 +111,9 @@ ANSWERS = [
 ]
 
 
-def report(engines, width):
+def report(engines, width, *, are_answers_known=True):
     console = Console(file=io.StringIO(), width=width, force_terminal=False)
-    print_report(console, ANSWERS, engines, seconds=0.5)
+    print_report(console, ANSWERS, engines, seconds=0.5, are_answers_known=are_answers_known)
     return console.file.getvalue()
 
 
@@ -122,6 +127,7 @@ def test_report_is_what_was_measured_and_fits(engines, width):
     expected = {
         "ended at their length": ["1"],
         "ended by an end-of-turn token": ["2"],
+        "right answers": ["1 of 3, 33%"],
         "tokens": ["6"],
         "seconds": ["0.50"],
         "tokens per second": ["12"],
@@ -140,6 +146,10 @@ def test_report_is_what_was_measured_and_fits(engines, width):
         "GPU memory, over the run": ["█" * 16] * 2,
     }
     assert {title: rows.get(title) for title in expected} == expected
+
+
+def test_nothing_is_said_of_answers_that_nobody_knows(engines):
+    assert "right answers" not in report(engines, 80, are_answers_known=False)
 
 
 def test_memory_without_a_gpu_is_that_of_the_processes(engines):

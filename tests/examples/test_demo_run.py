@@ -6,7 +6,7 @@ import grpc
 import pytest
 from rich.console import Console
 
-from examples.demo import run
+from examples.demo import run, services
 from examples.demo.command import parse
 from examples.demo.errors import DemoFailedError, ServiceFailedError
 from examples.demo.figures import EngineFigures
@@ -18,7 +18,7 @@ from tests.examples.test_demo_services import STAND_IN
 
 @pytest.fixture(autouse=True)
 def _no_patience(monkeypatch):
-    monkeypatch.setattr(run, "_EXIT_SECONDS", 0.0)
+    monkeypatch.setattr(services, "_EXIT_SECONDS", 0.0)
 
 
 @pytest.fixture

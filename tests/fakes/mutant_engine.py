@@ -1,4 +1,4 @@
-"""An engine service with a fault: each step stores one token's keys and values one slot off.
+"""An engine service with a fault: the keys and values of each token are stored one slot off.
 
     python -m tests.fakes.mutant_engine --model DIR --port 0 --operations-port 0
 
