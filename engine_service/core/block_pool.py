@@ -39,11 +39,12 @@ class BlockPool:
     nothing findable, then the least recently freed. It stays findable until it is handed out
     again. Every operation takes constant time per block.
 
-    A block becomes findable when it is registered under its hash, after its keys and values are
-    written. Each registration has a number that is never used again, and names its parent: the
-    number of the block before it, or the cache salt for a first block. A hit must agree in
-    tokens and in parent, so by induction the whole prefix and the salt agree: equal hashes of
-    different contexts cost a hit but never mix contexts.
+    A block becomes findable when it is registered under its hash, once the step that writes its
+    keys and values is planned: whoever finds it reads it in that step or later, and in each layer
+    all tokens are written before any is read. Each registration has a number that is never used
+    again, and names its parent: the number of the block before it, or the cache salt for a first
+    block. A hit must agree in tokens and in parent, so by induction the whole prefix and the salt
+    agree: equal hashes of different contexts cost a hit but never mix contexts.
     """
 
     def __init__(self, num_blocks: int, block_size: int, enable_prefix_caching: bool) -> None:
@@ -78,11 +79,6 @@ class BlockPool:
     def num_free_blocks(self) -> int:
         """Blocks that can be handed out, the cached ones among them."""
         return self._num_free
-
-    @property
-    def num_registrations(self) -> int:
-        """Registrations since the start; while it stays, no prefix became findable."""
-        return self._last_registration
 
     def ref_count(self, block_id: int) -> int:
         """Returns how many sequences own the block."""
@@ -164,13 +160,13 @@ class BlockPool:
     def register(
         self, block_id: int, block_hash: int, parent: int | str, token_ids: "array[int]"
     ) -> int | None:
-        """Makes a written block findable, unless another with the same content is already.
+        """Makes a full block findable, unless another with the same content is already.
 
         The first one registered wins and its duplicate stays unregistered, so that block tables
         only ever grow.
 
         Args:
-            block_id: An owned block whose keys and values are written.
+            block_id: An owned block whose keys and values a planned step writes.
             block_hash: Low 64 bits of its digest.
             parent: Registration number of the block before it, or the cache salt.
             token_ids: [block_size] its tokens.

@@ -83,9 +83,10 @@ class Scheduler:
         self._collected_step_id = -1
         self._retired: list[_Retired] = []
         self._free_slots = list(reversed(range(info.max_num_seqs)))
-        # Order of the sequence that did not fit; free blocks, running sequences and registrations
-        # at that time: while none bettered, there is no need to look its prefix up again.
-        self._blocked: tuple[tuple[int, int], int, int, int] | None = None
+        # Order of the sequence that did not fit; free blocks and running sequences at that time:
+        # while neither bettered, there is no need to look its prefix up again. It may have grown,
+        # but each block that a running sequence adds to it takes a free one.
+        self._blocked: tuple[tuple[int, int], int, int] | None = None
         self._events = ScheduleEvents()
 
     @property
@@ -142,9 +143,7 @@ class Scheduler:
         for sequence in prefills:
             if not budget:
                 break
-            num_tokens = min(budget, sequence.num_uncomputed_tokens)
-            builder.add_row(sequence, num_tokens)
-            budget -= num_tokens
+            budget -= self._add_prefill(builder, sequence, budget)
         if not is_short:
             self._schedule_waiting(builder, budget)
         if not builder.sequences:
@@ -157,7 +156,7 @@ class Scheduler:
     def update(self, plan: StepPlan, result: StepResult) -> StepProgress:
         """Takes in the tokens of the oldest step in flight.
 
-        Blocks that the step filled become findable, sequences end, and what only this step
+        Blocks that its tokens filled become findable, sequences end, and what only this step
         still used becomes free.
 
         Raises:
@@ -192,10 +191,10 @@ class Scheduler:
                 progress.request_ids.append(sequence.request_id)
                 progress.token_ids.append(token_id)
                 self._append_token(sequence, token_id)
-            if sequence.state is _RUNNING:
-                sequence.num_written_tokens = start + count
-                if (start + count) // size > sequence.num_registered_blocks:
-                    self._register_written_blocks(sequence)
+            if sequence.state is _RUNNING and (
+                (start + count) // size > sequence.num_registered_blocks
+            ):
+                self._register_blocks(sequence)
             # `finish_reason` in place: this is the loop over every row of every step.
             if token_id in sequence.stop_token_ids or (
                 len(sequence.token_ids) >= sequence.max_num_tokens
@@ -282,9 +281,19 @@ class Scheduler:
             if not self._admit(sequence):
                 return
             builder.add_sequence(sequence)
-            num_tokens = min(budget, sequence.num_uncomputed_tokens)
-            builder.add_row(sequence, num_tokens)
-            budget -= num_tokens
+            budget -= self._add_prefill(builder, sequence, budget)
+
+    def _add_prefill(self, builder: PlanBuilder, sequence: Sequence, budget: int) -> int:
+        """Schedules as much of a prompt as the budget allows; returns how many tokens.
+
+        Its full blocks can be found at once, so that of equal prompts that come together the
+        first one computes for all, even within this step.
+        """
+        num_tokens = min(budget, sequence.num_uncomputed_tokens)
+        builder.add_row(sequence, num_tokens)
+        if sequence.num_cacheable_tokens // self._block_size > sequence.num_registered_blocks:
+            self._register_blocks(sequence)
+        return num_tokens
 
     def _admit(self, sequence: Sequence) -> bool:
         """Gives a waiting sequence its slot and blocks; returns False if it does not fit yet."""
@@ -294,12 +303,11 @@ class Scheduler:
         num_free_blocks = self.pool.num_free_blocks
         num_running = len(self._running)
         if self._blocked is not None:
-            order, free_blocks_then, running_then, registrations_then = self._blocked
+            order, free_blocks_then, running_then = self._blocked
             if (
                 order == sequence.order
                 and num_free_blocks <= free_blocks_then
                 and num_running >= running_then
-                and self.pool.num_registrations == registrations_then
             ):
                 return False
         sequence.extend_block_hashes(self._block_size)
@@ -309,12 +317,7 @@ class Scheduler:
         num_blocks = -(-len(sequence.token_ids) // self._block_size)
         num_new_blocks = num_blocks - len(match.block_ids)
         if num_new_blocks + match.num_unowned + num_running > num_free_blocks:
-            self._blocked = (
-                sequence.order,
-                num_free_blocks,
-                num_running,
-                self.pool.num_registrations,
-            )
+            self._blocked = (sequence.order, num_free_blocks, num_running)
             return False
         self._blocked = None
         self._dequeue(sequence)
@@ -326,7 +329,6 @@ class Scheduler:
         sequence.num_registered_blocks = len(match.block_ids)
         sequence.chain_parent = match.parent
         sequence.num_computed_tokens = len(match.block_ids) * self._block_size
-        sequence.num_written_tokens = sequence.num_computed_tokens
         if not sequence.is_admitted:
             sequence.is_admitted = True
             self._report_admission(sequence)
@@ -338,8 +340,8 @@ class Scheduler:
         if sequence.state is SequenceState.WAITING:
             self._num_waiting_tokens += 1
 
-    def _register_written_blocks(self, sequence: Sequence) -> None:
-        """Makes the full blocks findable whose keys and values collected steps have written."""
+    def _register_blocks(self, sequence: Sequence) -> None:
+        """Makes the full blocks findable whose keys and values launched steps write."""
         if not self.pool.enable_prefix_caching or sequence.chain_parent is None:
             return
         if not self.pool.is_live(sequence.chain_parent):
@@ -348,7 +350,7 @@ class Scheduler:
         sequence.extend_block_hashes(self._block_size)
         size = self._block_size
         parent: int | str | None = sequence.chain_parent
-        for index in range(sequence.num_registered_blocks, sequence.num_written_tokens // size):
+        for index in range(sequence.num_registered_blocks, sequence.num_cacheable_tokens // size):
             if parent is None:
                 break
             parent = self.pool.register(

@@ -34,7 +34,6 @@ class Sequence:
         num_pending_tokens: Tokens that steps in flight will bring.
         num_computed_tokens: Tokens whose keys and values are in the cache once all launched
             steps are done; advances when a step is planned.
-        num_written_tokens: Those of them that collected steps have written.
         max_num_tokens: The length at which the sequence ends.
         block_table: Physical block of each logical one.
         block_hashes: Low 64 bits of the digests of the first full blocks, typecode "Q".
@@ -58,7 +57,6 @@ class Sequence:
         "num_pending_tokens",
         "num_prompt_tokens",
         "num_registered_blocks",
-        "num_written_tokens",
         "order",
         "request",
         "request_id",
@@ -118,7 +116,6 @@ class Sequence:
     def forget_computed(self) -> None:
         """Starts over with nothing computed; tokens and hashes stay."""
         self.num_computed_tokens = 0
-        self.num_written_tokens = 0
         self.forget_registered()
 
     def forget_registered(self) -> None:
@@ -135,6 +132,11 @@ class Sequence:
     def num_uncomputed_tokens(self) -> int:
         """Tokens that no launched step computes."""
         return len(self.token_ids) + self.num_pending_tokens - self.num_computed_tokens
+
+    @property
+    def num_cacheable_tokens(self) -> int:
+        """Known tokens whose keys and values launched steps write."""
+        return min(self.num_computed_tokens, len(self.token_ids))
 
     @property
     def num_output_tokens(self) -> int:

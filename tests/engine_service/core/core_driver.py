@@ -210,7 +210,7 @@ class CoreDriver:
         self.check_pool(scheduler.pool, tables)
         for sequence in running:
             for block_id in sequence.block_table[
-                sequence.num_written_tokens // self.info.block_size :
+                sequence.num_cacheable_tokens // self.info.block_size :
             ]:
                 assert scheduler.pool.ref_count(block_id) == 1, "a block to be written is shared"
 

@@ -89,7 +89,7 @@ def test_a_cancelled_request_is_heard_of_no_more():
 def test_stats_tell_what_the_step_did():
     core = make_core(max_num_seqs=2)
     for request_id in 1, 2, 3:
-        core.add(make_request(request_id, [1, 2, 3, 4, 5], 2))
+        core.add(make_request(request_id, [request_id, 2, 3, 4, 5], 2))
 
     first, second = core.step().stats, core.step().stats
 

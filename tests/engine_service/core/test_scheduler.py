@@ -90,17 +90,20 @@ def test_one_that_does_not_fit_lets_none_behind_it_pass():
 
 
 def test_one_that_did_not_fit_is_admitted_once_its_prefix_can_be_found():
-    scheduler = make_scheduler(block_size=4, num_blocks=16)
-    prompt = list(range(1, 37))
-    scheduler.add(make_request(1, prompt, max_tokens=20))
-    scheduler.add(make_request(2, [*prompt, 1, 2, 3], max_tokens=4))
-
+    scheduler = make_scheduler(block_size=4, num_blocks=8)
+    prompt = list(range(1, 22))
+    scheduler.add(make_request(1, range(50, 61), max_tokens=2))
+    scheduler.add(make_request(2, prompt, max_tokens=2))
     do_step(scheduler)
-    assert running_ids(scheduler) == [1]
+    do_step(scheduler)
+    assert running_ids(scheduler) == []
+
+    # As many blocks are free, and as many run, as when request 2 did not fit; but two are its own.
+    scheduler.add(make_request(3, prompt[:9], max_tokens=9, priority=1))
     do_step(scheduler)
 
-    assert running_ids(scheduler) == [1, 2]
-    assert scheduler.take_events().admissions[1].num_cached_tokens == 36
+    assert running_ids(scheduler) == [3, 2]
+    assert scheduler.take_events().admissions[-1].num_cached_tokens == 8
 
 
 def fill_pool(scheduler):
@@ -256,36 +259,54 @@ def test_preempted_blocks_wait_for_the_step_in_flight():
     assert list(scheduler.schedule().num_computed_tokens) == [12]
 
 
-def test_a_block_is_findable_only_after_the_step_that_writes_it():
-    scheduler = make_scheduler(block_size=4)
+def test_a_block_is_findable_once_a_step_that_writes_it_is_planned():
+    scheduler = make_scheduler(block_size=4, max_num_batched_tokens=5)
     scheduler.add(make_request(1, range(1, 10)))
-    plan = scheduler.schedule()
-    assert not scheduler.pool.findable_hashes()
-
-    scheduler.update(plan, result_of(plan))
-
+    scheduler.schedule()
+    assert len(scheduler.pool.findable_hashes()) == 1
+    scheduler.schedule()
     assert len(scheduler.pool.findable_hashes()) == 2
 
 
-def test_equal_prompts_of_one_step_compute_their_blocks_twice_and_share_the_hash():
+def test_of_equal_prompts_in_one_step_the_first_computes_for_all():
     scheduler = make_scheduler(block_size=4)
-    for request_id in 1, 2:
+    for request_id in 1, 2, 3:
         scheduler.add(make_request(request_id, range(1, 10)))
 
     plan = do_step(scheduler)
 
-    assert len(set(plan.block_ids)) == 6
-    assert len(scheduler.pool.findable_hashes()) == 2
+    assert list(plan.num_computed_tokens) == [0, 8, 8]
+    assert list(plan.num_scheduled_tokens) == [9, 1, 1]
+    first, second, third = (list(plan.block_ids[index : index + 3]) for index in (0, 3, 6))
+    assert first[:2] == second[:2] == third[:2]
+    assert len({first[2], second[2], third[2]}) == 3
+    assert [one.num_cached_tokens for one in scheduler.take_events().admissions] == [0, 8, 8]
+
+
+def test_block_of_one_cancelled_while_its_step_is_in_flight_can_still_be_hit():
+    scheduler = make_scheduler(block_size=4)
+    scheduler.add(make_request(1, range(1, 10)))
+    plan = scheduler.schedule()
+    scheduler.cancel(1)
+    scheduler.add(make_request(2, range(1, 10)))
+
+    following = scheduler.schedule()
+
+    assert list(following.num_computed_tokens) == [8]
+    scheduler.update(plan, result_of(plan))
+    assert [scheduler.pool.ref_count(block_id) for block_id in following.block_ids] == [1, 1, 1]
 
 
 def test_a_chain_whose_foreign_parent_is_gone_is_registered_anew():
     scheduler = make_scheduler(block_size=4, num_blocks=8)
-    scheduler.add(make_request(1, range(1, 9), 2))
-    scheduler.add(make_request(2, range(1, 9), 9))
-    do_step(scheduler)
-    do_step(scheduler)
+    # Both fill their first block in one step, by decoding; it is registered for request 1.
+    scheduler.add(make_request(1, range(1, 4), 3))
+    scheduler.add(make_request(2, range(1, 4), 9))
+    for _ in range(3):
+        do_step(scheduler)
     assert running_ids(scheduler) == [2]
-    # Takes all free blocks, those of request 1, whose hashes request 2 relied on, among them.
+    assert len(scheduler.pool.findable_hashes()) == 1
+    # Takes all free blocks, that of request 1, whose hash request 2 relied on, among them.
     taken = scheduler.pool.allocate(scheduler.pool.num_free_blocks)
     assert not scheduler.pool.findable_hashes()
     scheduler.pool.free(taken)
@@ -293,7 +314,7 @@ def test_a_chain_whose_foreign_parent_is_gone_is_registered_anew():
     for _ in range(3):
         do_step(scheduler)
 
-    assert len(scheduler.pool.findable_hashes()) == 3
+    assert len(scheduler.pool.findable_hashes()) == 2
 
 
 def test_another_salt_shares_nothing():
