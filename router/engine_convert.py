@@ -88,6 +88,7 @@ def to_submission(handle: int, request: TokenRequest) -> engine_pb2.Submission:
         request=engine_pb2.GenerateRequest(
             request_id=request.request_id,
             prompt_token_ids=request.prompt_token_ids,
+            resume_token_ids=request.resume_token_ids,
             sampling_params=_to_sampling_params(request.sampling_params),
             priority=request.priority,
             cache_salt=request.cache_salt,

@@ -23,9 +23,11 @@ from router.errors import (
     RequestError,
     UnknownModel,
 )
-from router.fleet_member import Dispatch, FleetMember
+from router.fleet_member import FleetMember
+from router.journey import Journey
 from router.placement import POLICIES, Placement, Query, place
 from router.prefix_index import IndexStatistics, PrefixIndex
+from router.retry_budget import RetryBudget
 from router.types import (
     Admitted,
     EngineEvent,
@@ -34,14 +36,15 @@ from router.types import (
     ModelInfo,
     ModelSnapshot,
     TokenRequest,
+    Tokens,
 )
 
 _logger = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 1.0
-
-# Another engine may take what one refuses for these reasons; the engine has done no work on it.
-_REFUSALS = frozenset({Reason.QUEUE_FULL, Reason.DRAINING, Reason.STARTING})
+_PATIENCE_SECONDS = 10.0
+"""What a request with tokens waits for an engine that goes on with it."""
+_PATIENCE_STEP_SECONDS = 0.1
 
 
 class FleetObserver(Protocol):
@@ -54,7 +57,13 @@ class FleetObserver(Protocol):
         """An engine began with a request and found this many of its tokens in its cache."""
 
     def request_retried(self, engine: str, error: RequestError) -> None:
-        """A request leaves an engine that refused or lost it before its first token."""
+        """A request leaves an engine that refused or lost it before a token."""
+
+    def request_resumed(self, error: RequestError, num_tokens: int) -> None:
+        """A request leaves an engine that failed or handed it back after tokens of it.
+
+        Another is to go on with all that it has, which are so many tokens.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +99,7 @@ class Fleet:
         self._observer = observer
         self._rng = rng or random.Random()
         self._index = PrefixIndex()
+        self._budget = RetryBudget()
         self._ready = asyncio.Event()
         self._unready = asyncio.Event()
         self._unready.set()
@@ -174,10 +184,11 @@ class Fleet:
     async def generate(self, request: TokenRequest) -> AsyncGenerator[EngineEvent, None]:
         """Streams the events of one request from the engine that suits it best.
 
-        Yields `Admitted` once, then `Tokens`, then `Finished`. A request that its engine refuses
-        or loses before the first token goes to another engine: as often as there are engines that
-        say they are full or about to exit, once after a failure. Closing the generator cancels the
-        request on its engine at once.
+        Yields `Admitted` once, then `Tokens`, then `Finished`. A request that its engine refuses,
+        loses or hands back goes on at another engine with the tokens that it has, so that a reader
+        sees each token once: as often as there are engines that say they are full or about to
+        exit, and after failures as `Journey` allows. Closing the generator cancels the request on
+        its engine at once.
 
         Raises:
             UnknownModel, NoEngine: As `model_info`; NoEngine also when no engine takes requests.
@@ -187,25 +198,32 @@ class Fleet:
         loop = asyncio.get_running_loop()
         deadline = None if request.timeout is None else loop.time() + request.timeout
         info = self.model_info(request.model)
-        hashes = _block_hashes(request, info)
-        refused: dict[str, RequestError] = {}
+        journey = Journey(request, self._budget)
+        is_announced = False
         while True:
-            placement = self._place(info, request, hashes, refused)
-            if deadline is not None:
-                request = replace(request, timeout=deadline - loop.time())
+            hashes = _block_hashes(journey.request, info)
+            placement = await self._find_place(info, journey, hashes)
+            timeout = None if deadline is None else deadline - loop.time()
+            admitted: Admitted | None = None
             try:
-                sent, opening = await self._open(request, hashes, placement)
+                member = self._members[placement.engine]
+                sent = member.dispatch(replace(journey.request, timeout=timeout), hashes, placement)
+                with closing(sent):
+                    async for event in sent:
+                        if isinstance(event, Admitted):
+                            self._admit(journey, placement, event)
+                            admitted = event
+                            continue
+                        # Until an engine brings more than that, another may be the first.
+                        if admitted is not None and not is_announced:
+                            is_announced = True
+                            yield admitted
+                        if isinstance(event, Tokens):
+                            journey.add_tokens(event.token_ids)
+                        yield event
+                return
             except (EngineRefused, QueueFull) as error:
-                self._go_elsewhere(placement.engine, error, refused)
-                continue
-            with closing(sent):
-                for event in opening:
-                    if isinstance(event, Admitted) and self._observer is not None:
-                        self._observer.request_admitted(placement, event.num_cached_tokens)
-                    yield event
-                async for event in sent:
-                    yield event
-            return
+                self._leave(journey, placement.engine, error)
 
     def end_requests(self, error: RequestError) -> None:
         """Ends every request under way on an engine with an error that no other engine mends."""
@@ -233,17 +251,32 @@ class Fleet:
         """
         longest = max((i.max_sequence_len for i in self._served() if i.name == model), default=0)
         asked = len(request.prompt_token_ids) + (request.sampling_params.max_tokens or 1)
-        return min(asked, longest)
+        return min(max(asked, request.num_known_tokens), longest)
 
-    def _place(
-        self,
-        info: ModelInfo,
-        request: TokenRequest,
-        hashes: Sequence[int],
-        refused: Mapping[str, RequestError],
+    async def _find_place(
+        self, info: ModelInfo, journey: Journey, hashes: Sequence[int]
     ) -> Placement:
+        """Chooses an engine; for a request that has tokens already, waits for one if it must.
+
+        Engines that are restarted one after the other can all be away for a moment.
+        """
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            placement = self._place(info, journey, hashes)
+            if placement is not None:
+                return placement
+            if journey.loss is None:
+                raise _no_place(info.name, journey.refused)
+            if time.monotonic() > deadline:
+                # A client that got tokens is told why they ended, not that others are full.
+                raise journey.loss
+            await asyncio.sleep(_PATIENCE_STEP_SECONDS)
+            journey.refused.clear()
+
+    def _place(self, info: ModelInfo, journey: Journey, hashes: Sequence[int]) -> Placement | None:
         start = time.perf_counter()
-        num_tokens = len(request.prompt_token_ids)
+        request = journey.request
+        num_tokens = request.num_known_tokens
         # An engine always computes the last token, so its block is no hit even when it is held.
         usable = hashes[: max(0, num_tokens - 1) // info.block_size]
         query = Query(
@@ -254,12 +287,12 @@ class Fleet:
                 engine: count * info.block_size
                 for engine, count in self._index.match(usable).items()
             },
-            excluded=frozenset(refused),
+            excluded=frozenset(journey.refused),
             turn=self._num_placements,
         )
         placement = place(self._policy, self.engines(), query, self._rng)
         if placement is None:
-            raise _no_place(info.name, refused)
+            return None
         seconds = time.perf_counter() - start
         self._num_placements += 1
         if self._observer is not None:
@@ -274,29 +307,28 @@ class Fleet:
         )
         return placement
 
-    async def _open(
-        self, request: TokenRequest, hashes: Sequence[int], placement: Placement
-    ) -> tuple[Dispatch, list[EngineEvent]]:
-        """Sends a request and waits for its first token; closes it if that does not come."""
-        sent = self._members[placement.engine].dispatch(request, hashes, placement)
-        try:
-            return sent, await sent.opening()
-        except BaseException:
-            sent.close()
-            raise
-
-    def _go_elsewhere(
-        self, engine: str, error: EngineRefused | QueueFull, refused: dict[str, RequestError]
-    ) -> None:
-        """Notes that an engine is out of question; raises if no other should be tried."""
-        reason = error.status.reason
-        has_failed = any(known.status.reason not in _REFUSALS for known in refused.values())
-        if reason not in _REFUSALS and (reason != Reason.ENGINE_FAILED or has_failed):
-            raise error
-        refused[engine] = error
+    def _admit(self, journey: Journey, placement: Placement, admitted: Admitted) -> None:
+        journey.admit(admitted)
         if self._observer is not None:
-            self._observer.request_retried(engine, error)
-        _logger.info("request retried elsewhere engine=%s reason=%s", engine, reason)
+            self._observer.request_admitted(placement, admitted.num_cached_tokens)
+
+    def _leave(self, journey: Journey, engine: str, error: EngineRefused | QueueFull) -> None:
+        """Notes that a request leaves an engine; raises the error if it must end with it."""
+        num_resumed_before = len(journey.request.resume_token_ids)
+        journey.leave(engine, error)
+        num_resumed = len(journey.request.resume_token_ids)
+        if self._observer is not None:
+            if num_resumed > num_resumed_before:
+                self._observer.request_resumed(error, num_resumed)
+            else:
+                self._observer.request_retried(engine, error)
+        _logger.info(
+            "request goes elsewhere request_id=%s engine=%s reason=%s resumed_tokens=%d",
+            journey.request.request_id,
+            engine,
+            error.status.reason,
+            num_resumed,
+        )
 
     def _check_model(self, newcomer: FleetMember, info: ModelInfo) -> str:
         """Returns how an engine differs from those that serve a model of the same name."""
@@ -324,7 +356,8 @@ class Fleet:
 
 def _block_hashes(request: TokenRequest, info: ModelInfo) -> list[int]:
     root = block_hash.root_digest(info.fingerprint, cache_salt=request.cache_salt)
-    digests = block_hash.block_digests(root, request.prompt_token_ids, info.block_size)
+    token_ids = request.prompt_token_ids + request.resume_token_ids
+    digests = block_hash.block_digests(root, token_ids, info.block_size)
     return [block_hash.low_64_bits(digest) for digest in digests]
 
 

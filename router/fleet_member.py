@@ -68,19 +68,6 @@ class Dispatch:
                 self._reservation = None
         return event
 
-    async def opening(self) -> list[EngineEvent]:
-        """Returns the events up to the first token or the end, whichever comes first.
-
-        Raises:
-            EngineRefused: The engine refused or lost the request before any token.
-        """
-        events: list[EngineEvent] = []
-        async for event in self:
-            events.append(event)
-            if not isinstance(event, Admitted):
-                break
-        return events
-
 
 class FleetMember:
     """One engine of the fleet; listens to its client.
@@ -137,7 +124,7 @@ class FleetMember:
 
         Args:
             request: The request.
-            hashes: Of the prompt's full blocks; the engine will hold them soon.
+            hashes: Of the full blocks of its tokens; the engine will hold them soon.
             placement: Why this engine.
 
         Raises:
@@ -145,7 +132,7 @@ class FleetMember:
             QueueFull: This router has too many requests under way on the engine.
         """
         stream = self.client.submit(request)
-        num_uncached = len(request.prompt_token_ids) - placement.num_predicted_cached_tokens
+        num_uncached = request.num_known_tokens - placement.num_predicted_cached_tokens
         dispatch = Dispatch(self, stream, self.index.reserve(self.address, hashes), num_uncached)
         self._unreported[dispatch] = None
         self._num_unreported_tokens += num_uncached

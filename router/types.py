@@ -4,11 +4,11 @@ Counts are of tokens, requests or blocks as the name says; times are seconds.
 """
 
 import enum
+from array import array
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from array import array
     from collections.abc import Sequence
 
 
@@ -68,12 +68,19 @@ class TokenRequest:
     prompt_token_ids: "array[int]"
     """Typecode "i"."""
     sampling_params: SamplingParams = field(default_factory=SamplingParams)
+    resume_token_ids: "array[int]" = field(default_factory=lambda: array("i"))
+    """Tokens that another engine generated before; typecode "i"."""
     priority: int = 0
     cache_salt: str = ""
     timeout: float | None = None
     """What is left of the client's deadline, or None."""
     traceparent: str = ""
     tracestate: str = ""
+
+    @property
+    def num_known_tokens(self) -> int:
+        """Tokens of the prompt and those generated before."""
+        return len(self.prompt_token_ids) + len(self.resume_token_ids)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,6 +30,9 @@ _WORK_BUCKETS = (
     *(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0),
 )
 
+FAILOVER_CAUSES = ("engine_failed", "stalled", "draining", "other")
+"""Why requests leave an engine after tokens of them."""
+
 _elapsed: ContextVar[float | None] = ContextVar("elapsed", default=None)
 """Of the request that this task serves, until it is placed."""
 
@@ -73,7 +76,18 @@ class RouterMetrics:
             "Prompt tokens of admitted requests that the chosen engine found in its cache.",
         )
         self._retries = self._counter(
-            "retries", "Requests sent to another engine before their first token."
+            "retries", "Requests sent to another engine before a token of them came."
+        )
+        self._failovers = Counter(
+            f"{_PREFIX}_failovers",
+            "Requests that had tokens and were sent on to another engine, by cause.",
+            ("cause",),
+            registry=self.registry,
+        )
+        for cause in FAILOVER_CAUSES:
+            self._failovers.labels(cause)
+        self._resumed_tokens = self._counter(
+            "resumed_tokens", "Tokens that requests had when they were sent on."
         )
         self._time_to_first_token = self._histogram(
             "time_to_first_token_seconds", "From arrival to the first token.", _REQUEST_BUCKETS
@@ -149,6 +163,12 @@ class RouterMetrics:
     def request_retried(self, engine: str, error: RequestError) -> None:
         """A request leaves an engine that refused or lost it."""
         self._retries.inc()
+
+    def request_resumed(self, error: RequestError, num_tokens: int) -> None:
+        """A request that had tokens leaves an engine that failed or handed it back."""
+        cause = error.status.metadata.get("cause", error.status.reason.lower())
+        self._failovers.labels(cause if cause in FAILOVER_CAUSES else "other").inc()
+        self._resumed_tokens.inc(num_tokens)
 
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(f"{_PREFIX}_{name}", text, registry=self.registry)

@@ -116,6 +116,13 @@ class FakeEngine(FakeCore, engine_pb2_grpc.EngineServiceServicer):
         await self.health.set(SERVICE, health_pb2.HealthCheckResponse.NOT_SERVING)
         self._publish()
 
+    def hand_back(self) -> None:
+        """Ends all that it has as an engine does whose time of grace is over."""
+        for sequence in [*self._running, *self._waiting]:
+            self._forget(sequence)
+            error = Refused(Reason.DRAINING, "the fake engine is exiting")
+            self._fail(sequence.sink, sequence.handle, error)
+
     def evict_all(self) -> None:
         """Empties the prefix cache."""
         self.cache.evict(list(self.cache.blocks))

@@ -9,6 +9,7 @@ import pytest
 
 from protos.pagestream.engine.v1 import engine_pb2
 from protos.wire.status import Reason, code_number
+from router import fleet as fleet_module
 from router.engine_client import ClientSettings
 from router.errors import EngineRefused, NoEngine, QueueFull, UnknownModel
 from router.fleet import Fleet
@@ -62,7 +63,7 @@ class Observer:
     """Writes down what it is told."""
 
     def __init__(self):
-        self.placed, self.admitted, self.retried = [], [], []
+        self.placed, self.admitted, self.retried, self.resumed = [], [], [], []
 
     def request_placed(self, placement, seconds):
         assert seconds >= 0
@@ -73,6 +74,9 @@ class Observer:
 
     def request_retried(self, engine, error):
         self.retried.append((engine, error.status.reason))
+
+    def request_resumed(self, error, num_tokens):
+        self.resumed.append((error.status.reason, num_tokens))
 
 
 def states(fleet):
@@ -330,14 +334,102 @@ async def test_engine_that_dies_before_the_first_token_hands_its_requests_on():
         await engines[0].start()
 
 
-async def test_engine_that_dies_mid_stream_fails_its_requests_as_unavailable():
-    config = replace(CONFIG, decode_step_seconds=0.002)
-    async with fleet_of(config, config) as (fleet, engines):
-        events = fleet.generate(request(range(8), 2000))
-        admitted = await anext(events)
-        await anext(events)
+SLOW = replace(CONFIG, decode_step_seconds=0.002)
 
-        victim = next(engine for engine in engines if engine.address == admitted.engine)
+
+async def tokens_of(events):
+    """Returns all tokens still to come, and the finish."""
+    *middle, finished = await rest_of(events)
+    assert all(isinstance(event, Tokens) for event in middle), middle
+    return [token for event in middle for token in event.token_ids], finished
+
+
+def engine_of(engines, admitted):
+    return next(engine for engine in engines if engine.address == admitted.engine)
+
+
+@pytest.mark.parametrize("params", [{}, {"temperature": 0.7}, {"temperature": 0.7, "seed": 5}])
+async def test_requests_of_an_engine_that_dies_go_on_elsewhere_without_a_seam(params):
+    observer = Observer()
+    async with fleet_of(SLOW, SLOW, observer=observer) as (fleet, engines):
+        prompts = [[n, n + 1, n + 2] for n in range(32)]
+        streams = [fleet.generate(request(prompt, 60, **params)) for prompt in prompts]
+        starts = await asyncio.gather(*(anext(events) for events in streams))
+        firsts = [(await anext(events)).token_ids for events in streams]
+        victim = engine_of(engines, starts[0])
+        num_lost = sum(admitted.engine == victim.address for admitted in starts)
+
+        victim.die_after(0)
+        rests = await asyncio.gather(*(tokens_of(events) for events in streams))
+
+        for prompt, admitted, first, (rest, finished) in zip(
+            prompts, starts, firsts, rests, strict=True
+        ):
+            seed = admitted.seed if params else 0
+            assert first + rest == expected_tokens(prompt, 60, seed=seed)
+            assert finished == Finished(reason=FinishReason.LENGTH)
+        assert len(observer.resumed) == num_lost > 0
+        assert {reason for reason, _ in observer.resumed} == {"ENGINE_FAILED"}
+        assert all(0 < num_tokens < 60 for _, num_tokens in observer.resumed)
+        lost = next(engine for engine in fleet.engines() if engine.address == victim.address)
+        assert (lost.state, lost.num_in_flight) == (EngineState.UNAVAILABLE, 0)
+        assert lost.detail
+        assert fleet.statistics().index.num_speculative_entries == 0
+
+
+async def test_request_that_a_draining_engine_hands_back_goes_on_elsewhere():
+    observer = Observer()
+    async with fleet_of(SLOW, SLOW, observer=observer) as (fleet, engines):
+        events = fleet.generate(request(range(8), 60))
+        drained = engine_of(engines, await anext(events))
+        first = (await anext(events)).token_ids
+
+        await drained.drain()
+        drained.hand_back()
+
+        rest, _ = await tokens_of(events)
+        assert first + rest == expected_tokens(range(8), 60)
+        assert [reason for reason, _ in observer.resumed] == ["DRAINING"]
+
+
+async def test_request_follows_its_engines_through_a_rolling_restart():
+    async with fleet_of(SLOW, SLOW) as (fleet, engines):
+        events = fleet.generate(request(range(8), 200))
+        running_on = engine_of(engines, await anext(events))
+        tokens = (await anext(events)).token_ids
+        for _ in range(4):
+            other = next(engine for engine in engines if engine is not running_on)
+            num_connections = fleet.statistics().num_connections
+            await running_on.restart()
+            await until(lambda before=num_connections: fleet.statistics().num_connections > before)
+            tokens = tokens + (await anext(events)).token_ids
+            running_on = other
+
+        rest, _ = await tokens_of(events)
+        assert tokens + rest == expected_tokens(range(8), 200)
+
+
+async def test_request_with_tokens_waits_for_the_only_engine_to_return():
+    async with fleet_of(SLOW) as (fleet, (engine,)):
+        events = fleet.generate(request(range(8), 40))
+        await anext(events)
+        first = (await anext(events)).token_ids
+
+        await engine.restart()
+
+        rest, _ = await tokens_of(events)
+        assert first + rest == expected_tokens(range(8), 40)
+
+
+async def test_request_that_cannot_go_on_ends_as_unavailable(monkeypatch):
+    monkeypatch.setattr(fleet_module, "_PATIENCE_SECONDS", 0.0)
+    async with fleet_of(SLOW, SLOW) as (fleet, engines):
+        events = fleet.generate(request(range(8), 2000))
+        victim = engine_of(engines, await anext(events))
+        await anext(events)
+        for engine in engines:
+            engine.refuse(Reason.QUEUE_FULL, 1.0)
+
         victim.die_after(0)
 
         with pytest.raises(EngineRefused) as raised:
@@ -345,11 +437,22 @@ async def test_engine_that_dies_mid_stream_fails_its_requests_as_unavailable():
         assert raised.value.status.reason == Reason.ENGINE_FAILED
         assert raised.value.status.code == code_number(grpc.StatusCode.UNAVAILABLE)
         assert victim.address in raised.value.status.message
-        lost = next(engine for engine in fleet.engines() if engine.address == victim.address)
-        assert (lost.state, lost.num_in_flight) == (EngineState.UNAVAILABLE, 0)
-        assert lost.detail
-        _, tokens, _ = await collect(fleet, request([3]))
-        assert tokens == expected_tokens([3], 8)
+        assert fleet.statistics().index.num_speculative_entries == 0
+
+
+async def test_request_that_breaks_one_engine_after_another_is_given_up():
+    async with fleet_of(SLOW, SLOW) as (fleet, engines):
+        events = fleet.generate(request(range(8), 2000))
+        await anext(events)
+        # Eight times it may go on.
+        for _ in range(9):
+            await anext(events)
+            await next(engine for engine in engines if engine.num_running).restart()
+
+        with pytest.raises(EngineRefused) as raised:
+            await rest_of(events)
+
+        assert raised.value.status.reason == Reason.ENGINE_FAILED
 
 
 async def test_draining_engine_finishes_its_requests_and_gets_no_new_ones():
