@@ -28,6 +28,7 @@ from router.engine_convert import (
 )
 from router.errors import DOMAIN, EngineRefused, QueueFull, RequestError
 from router.request_stream import RequestStream
+from router.stall_detector import TICK_SECONDS, StallDetector
 from router.types import (
     CacheUpdate,
     EngineLoad,
@@ -43,6 +44,12 @@ _MAX_BATCH_BYTES = 4_000_000
 """Size of one message up, but for its last submission: far below the engines' message limit."""
 
 _DETAILS = {EngineState.SERVING: "", EngineState.DRAINING: "it finishes what it has"}
+
+_STALLED = "stalled"
+"""Why a connection was given up, for the metadata of the errors."""
+_MIN_QUARANTINE = 5.0
+_MAX_QUARANTINE = 60.0
+"""Seconds without requests for an engine that stalled; doubled if it stalls again at once."""
 
 _GenerateManyCall = grpc.aio.StreamStreamCall[
     engine_pb2.GenerateManyRequest, engine_pb2.GenerateManyResponse
@@ -143,6 +150,10 @@ class EngineClient:
         self._outbox = _Outbox()
         self._next_handle = 1
         self._stub: engine_pb2_grpc.EngineServiceStub | None = None
+        self._stall_detector = StallDetector()
+        self._quarantine = 0.0
+        self._cause = ""
+        self._is_exiting = False
 
     @property
     def num_open_requests(self) -> int:
@@ -160,7 +171,9 @@ class EngineClient:
                 await asyncio.wait([tasks.create_task(self._connect())])
                 if self.num_connections > num_connections:
                     backoff = self._settings.min_backoff
-                await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
+                # An engine that stalled may accept a connection all the same, and requests.
+                wait = max(backoff, self._quarantine if self._cause == _STALLED else 0.0)
+                await asyncio.sleep(wait * random.uniform(0.5, 1.0))
                 backoff = min(2 * backoff, self._settings.max_backoff)
 
     def submit(self, request: TokenRequest) -> RequestStream:
@@ -222,9 +235,12 @@ class EngineClient:
 
     async def _connect(self) -> None:
         """Serves one connection from its beginning to its loss."""
+        self._cause = ""
+        self._is_exiting = False
         try:
             await self._serve_once()
         except* (_Lost, grpc.aio.AioRpcError) as group:
+            self._is_exiting = _reason_of(group) == Reason.DRAINING
             self._set_state(*_describe(group))
         finally:
             self._fail_all()
@@ -275,6 +291,7 @@ class EngineClient:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._send(call))
                 tasks.create_task(self._receive(responses))
+                tasks.create_task(self._watch_steps())
         finally:
             call.cancel()
 
@@ -305,7 +322,22 @@ class EngineClient:
             self._deliver(message)
         raise _Lost("it ended its stream")
 
+    async def _watch_steps(self) -> None:
+        """Ends the connection when the engine, though it has work, makes no step for too long."""
+        detector = self._stall_detector = StallDetector()
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            detector.tick(is_busy=bool(self._streams))
+            if detector.is_stalled(self.model, self.load):
+                self._quarantine = min(max(_MIN_QUARANTINE, 2 * self._quarantine), _MAX_QUARANTINE)
+                self._cause = _STALLED
+                raise _Lost(
+                    f"stalled: no step for {detector.silence:.1f} s "
+                    f"with {len(self._streams)} requests under way"
+                )
+
     def _deliver(self, message: engine_pb2.GenerateManyResponse) -> None:
+        self._stall_detector.heard()
         streams = self._streams
         for admission in message.admissions:
             if stream := streams.get(admission.handle):
@@ -334,6 +366,8 @@ class EngineClient:
             if stream is not None:
                 stream.add_tokens(token_ids[start:end])
             start = end
+        if token_ids:
+            self._quarantine = 0.0
 
     def _take_load(self, load: engine_pb2.EngineLoad) -> None:
         self.load = to_load(load)
@@ -395,10 +429,11 @@ class EngineClient:
 
     def _lost_status(self) -> ErrorStatus:
         return error_status(
-            Reason.ENGINE_FAILED,
+            # One whose time of grace is over has failed nobody.
+            Reason.DRAINING if self._is_exiting else Reason.ENGINE_FAILED,
             f"engine {self.address} is not connected: {self.detail}",
             domain=DOMAIN,
-            metadata={"engine": self.address},
+            metadata={"engine": self.address} | ({"cause": self._cause} if self._cause else {}),
         )
 
     def _fail_all(self) -> None:
@@ -431,13 +466,22 @@ def _leaves(error: BaseException) -> list[BaseException]:
     return [error]
 
 
+def _call_status(group: BaseException) -> ErrorStatus | None:
+    """Returns how the engine ended a call, if that is why its connection ended."""
+    # A broken stream also fails the writer, in words that say less.
+    calls = [leaf for leaf in _leaves(group) if isinstance(leaf, grpc.aio.AioRpcError)]
+    return status_of(calls[0]) if calls else None
+
+
+def _reason_of(group: BaseException) -> str:
+    status = _call_status(group)
+    return status.reason if status else ""
+
+
 def _describe(group: BaseException) -> tuple[EngineState, str]:
     """Returns state and detail of an engine whose connection ended with these errors."""
-    leaves = _leaves(group)
-    # A broken stream also fails the writer, in words that say less.
-    calls = [leaf for leaf in leaves if isinstance(leaf, grpc.aio.AioRpcError)]
-    if not calls:
-        return EngineState.UNAVAILABLE, str(leaves[0])
-    status = status_of(calls[0])
+    status = _call_status(group)
+    if status is None:
+        return EngineState.UNAVAILABLE, str(_leaves(group)[0])
     starting = status.reason == Reason.STARTING
     return (EngineState.CONNECTING if starting else EngineState.UNAVAILABLE), status.message

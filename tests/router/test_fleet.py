@@ -9,6 +9,7 @@ import pytest
 
 from protos.pagestream.engine.v1 import engine_pb2
 from protos.wire.status import Reason, code_number
+from router import engine_client
 from router import fleet as fleet_module
 from router.engine_client import ClientSettings
 from router.errors import EngineRefused, NoEngine, QueueFull, UnknownModel
@@ -76,7 +77,8 @@ class Observer:
         self.retried.append((engine, error.status.reason))
 
     def request_resumed(self, error, num_tokens):
-        self.resumed.append((error.status.reason, num_tokens))
+        cause = error.status.metadata.get("cause", error.status.reason)
+        self.resumed.append((cause, num_tokens))
 
 
 def states(fleet):
@@ -369,12 +371,35 @@ async def test_requests_of_an_engine_that_dies_go_on_elsewhere_without_a_seam(pa
             assert first + rest == expected_tokens(prompt, 60, seed=seed)
             assert finished == Finished(reason=FinishReason.LENGTH)
         assert len(observer.resumed) == num_lost > 0
-        assert {reason for reason, _ in observer.resumed} == {"ENGINE_FAILED"}
+        assert {cause for cause, _ in observer.resumed} == {"ENGINE_FAILED"}
         assert all(0 < num_tokens < 60 for _, num_tokens in observer.resumed)
         lost = next(engine for engine in fleet.engines() if engine.address == victim.address)
         assert (lost.state, lost.num_in_flight) == (EngineState.UNAVAILABLE, 0)
         assert lost.detail
         assert fleet.statistics().index.num_speculative_entries == 0
+
+
+async def test_requests_of_an_engine_that_stalls_go_on_elsewhere(monkeypatch):
+    # A tick is as long as ever, but comes sooner: 3 s of silence are 13 of them.
+    monkeypatch.setattr(engine_client, "TICK_SECONDS", 0.01)
+    observer = Observer()
+    config = replace(SLOW, prefill_tokens_per_second=1e9)
+    async with fleet_of(config, config, observer=observer) as (fleet, engines):
+        events = fleet.generate(request(range(8), 60))
+        stalled = engine_of(engines, await anext(events))
+        first = (await anext(events)).token_ids
+
+        stalled.stall()
+
+        rest, _ = await tokens_of(events)
+        assert first + rest == expected_tokens(range(8), 60)
+        assert [cause for cause, _ in observer.resumed] == ["stalled"]
+        lost = next(engine for engine in fleet.engines() if engine.address == stalled.address)
+        assert lost.state is EngineState.UNAVAILABLE
+        assert "stalled: no step for" in lost.detail
+        # It gets no request, though it would take a connection.
+        later = [await collect(fleet, request([n])) for n in range(4)]
+        assert stalled.address not in {admitted.engine for admitted, _, _ in later}
 
 
 async def test_request_that_a_draining_engine_hands_back_goes_on_elsewhere():
@@ -389,7 +414,7 @@ async def test_request_that_a_draining_engine_hands_back_goes_on_elsewhere():
 
         rest, _ = await tokens_of(events)
         assert first + rest == expected_tokens(range(8), 60)
-        assert [reason for reason, _ in observer.resumed] == ["DRAINING"]
+        assert [cause for cause, _ in observer.resumed] == ["DRAINING"]
 
 
 async def test_request_follows_its_engines_through_a_rolling_restart():
