@@ -32,7 +32,6 @@ from router.types import (
     Admitted,
     EngineEvent,
     EngineSnapshot,
-    EngineState,
     ModelInfo,
     ModelSnapshot,
     TokenRequest,
@@ -45,6 +44,7 @@ _RETRY_SECONDS = 1.0
 _PATIENCE_SECONDS = 10.0
 """What a request with tokens waits for an engine that goes on with it."""
 _PATIENCE_STEP_SECONDS = 0.1
+_LEAVE_POLL_SECONDS = 0.25
 
 
 class FleetObserver(Protocol):
@@ -79,7 +79,7 @@ class Fleet:
     """The engines of a router.
 
     Args:
-        addresses: "host:port" of each engine.
+        addresses: "host:port" of each engine; `set_addresses` changes them.
         placement: Name of the policy, one of `placement.POLICIES`.
         observer: Told of each request.
         settings: Bounds and waits of the connections.
@@ -103,19 +103,54 @@ class Fleet:
         self._ready = asyncio.Event()
         self._unready = asyncio.Event()
         self._unready.set()
-        self._members = {
-            address: FleetMember(
-                address, self._index, self._check_model, self._state_changed, settings
-            )
-            for address in addresses
-        }
+        self._settings = settings
+        self._members: dict[str, FleetMember] = {}
+        self._newcomers: asyncio.Queue[FleetMember] = asyncio.Queue()
+        self._num_past_connections = 0
         self._num_placements = 0
+        self.set_addresses(addresses)
+
+    def set_addresses(self, addresses: Iterable[str]) -> None:
+        """Makes these all engines there are.
+
+        One that is new is connected. One that is gone gets no new request, and is forgotten when
+        its last one has ended or its connection is lost.
+        """
+        wanted = dict.fromkeys(addresses)
+        for address in wanted:
+            if address not in self._members:
+                member = FleetMember(
+                    address, self._index, self._check_model, self._state_changed, self._settings
+                )
+                self._members[address] = member
+                self._newcomers.put_nowait(member)
+        for address, member in self._members.items():
+            is_leaving = address not in wanted
+            if is_leaving != member.is_leaving:
+                _logger.info("engine %s engine=%s", "leaves" if is_leaving else "is back", address)
+                member.is_leaving = is_leaving
+        self._state_changed()
 
     async def run(self) -> None:
         """Connects all engines and keeps them connected until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            for member in self._members.values():
-                tasks.create_task(member.client.run(), name=f"engine {member.address}")
+            while True:
+                member = await self._newcomers.get()
+                tasks.create_task(self._run_member(member), name=f"engine {member.address}")
+
+    async def _run_member(self, member: FleetMember) -> None:
+        """Keeps an engine connected until it has left."""
+        async with asyncio.TaskGroup() as tasks:
+            connection = tasks.create_task(member.client.run())
+            # Nobody announces the end of a request.
+            while not member.is_done:  # noqa: ASYNC110
+                await asyncio.sleep(_LEAVE_POLL_SECONDS)
+            connection.cancel()
+        del self._members[member.address]
+        self._index.remove_engine(member.address)
+        self._num_past_connections += member.client.num_connections
+        self._state_changed()
+        _logger.info("engine has left engine=%s", member.address)
 
     async def wait_ready(self) -> None:
         """Waits until some engine takes requests."""
@@ -135,8 +170,7 @@ class Fleet:
         counts: dict[str, int] = {}
         for member in self._members.values():
             if (info := member.served) is not None:
-                serving = member.client.state is EngineState.SERVING
-                counts[info.name] = counts.get(info.name, 0) + serving
+                counts[info.name] = counts.get(info.name, 0) + member.takes_requests
         return [
             ModelSnapshot(info=infos[name], num_serving_engines=counts[name])
             for name in sorted(infos)
@@ -234,7 +268,8 @@ class Fleet:
         """Returns the counts so far."""
         return FleetStatistics(
             index=self._index.statistics(),
-            num_connections=sum(m.client.num_connections for m in self._members.values()),
+            num_connections=self._num_past_connections
+            + sum(m.client.num_connections for m in self._members.values()),
         )
 
     def _served(self) -> list[ModelInfo]:
@@ -346,7 +381,7 @@ class Fleet:
         return ""
 
     def _state_changed(self) -> None:
-        if any(m.client.state is EngineState.SERVING for m in self._members.values()):
+        if any(member.takes_requests for member in self._members.values()):
             self._ready.set()
             self._unready.clear()
         else:

@@ -78,6 +78,7 @@ class FleetMember:
         index: The index of the whole fleet.
         accepted: What the engine may serve, from the check of its model to the loss of the
             connection: what others of the same model's name must agree with.
+        is_leaving: Whether it is no longer among the engines there are, and gets no new request.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class FleetMember:
         self.address = address
         self.index = index
         self.accepted: ModelInfo | None = None
+        self.is_leaving = False
         self.client = EngineClient(address, self, settings)
         self._check_model = check_model
         self._state_changed = state_changed
@@ -103,18 +105,29 @@ class FleetMember:
         is_connected = self.client.state in (EngineState.SERVING, EngineState.DRAINING)
         return self.accepted if is_connected else None
 
+    @property
+    def takes_requests(self) -> bool:
+        """Whether requests may be sent to it."""
+        return self.client.state is EngineState.SERVING and not self.is_leaving
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it is leaving and has no request under way."""
+        return self.is_leaving and not self.client.num_open_requests
+
     def snapshot(self) -> EngineSnapshot:
         """Returns all that is known of the engine now."""
         client = self.client
+        is_left = self.is_leaving and client.state is EngineState.SERVING
         return EngineSnapshot(
             address=self.address,
-            state=client.state,
+            state=EngineState.DRAINING if is_left else client.state,
             model=client.model,
             load=client.load,
             num_in_flight=client.num_open_requests,
             num_in_flight_prefill_tokens=self._num_unreported_tokens,
             num_indexed_blocks=self.index.num_blocks(self.address),
-            detail=client.detail,
+            detail="it is no longer among the engines" if is_left else client.detail,
         )
 
     def dispatch(
