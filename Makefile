@@ -7,7 +7,7 @@ CONTRACT := tests/golden/contract.binpb
 # A tool of the environment, not of the machine.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo eval test check gen slow gpu bench release-contract setup clean
+.PHONY: demo eval test check gen slow soak gpu bench release-contract setup clean
 
 demo: $(VENV)/.ready ## Serves 60 chats through a router and two engines; MODEL=<folder or hub ID>, or random.
 	$(PYTHON) -m examples.demo $(if $(MODEL),--model "$(MODEL)")
@@ -35,6 +35,9 @@ gen: $(GEN_VENV)/.ready ## Regenerates the Python code of the wire contract.
 
 slow: $(VENV)/.ready ## Tests too long for every change.
 	$(PYTHON) -m pytest -q -m slow --timeout 600
+
+soak: $(VENV)/.ready ## 200 streams for 10 minutes while engines are killed, stopped and restarted.
+	$(PYTHON) -m benchmarks.router.soak
 
 gpu: ## Tests for a machine with a CUDA GPU, with the python3 that is there.
 	python3 -m pytest -q -m gpu tests/kernels tests/engine_service

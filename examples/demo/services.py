@@ -94,7 +94,7 @@ class Services:
 
     def start(self, name: str, arguments: Sequence[str]) -> Service:
         """Starts `python -m <arguments> --host … --port … --operations-port …` on free ports."""
-        port, operations_port = self._free_ports(2)
+        port, operations_port = self.free_ports(2)
         log_path = self._log_folder / f"{name}.log"
         # -I and -S: without the packages it starts in no time.
         command = [sys.executable, "-I", "-S", str(_LEASH), str(os.getpid())]
@@ -164,7 +164,7 @@ class Services:
             self.check()
             raise
 
-    def _free_ports(self, count: int) -> list[int]:
+    def free_ports(self, count: int) -> list[int]:
         """Returns ports that nothing listened on a moment ago and no service was given before."""
         with contextlib.ExitStack() as stack:
             ports: list[int] = []
