@@ -78,7 +78,8 @@ class RouterServiceServicer(object):
 
     def Generate(self, request, context):
         """Streams the continuation of one prompt. Cancelling the call aborts the
-        request on its engine.
+        request on its engine. If that engine fails, another goes on where it
+        stopped.
 
         Errors: INVALID_ARGUMENT (EMPTY_PROMPT, PROMPT_TOO_LONG,
         TOKEN_OUT_OF_RANGE, BAD_SAMPLING_PARAMS, UNSUPPORTED_PARAMETER,
