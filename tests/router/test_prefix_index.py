@@ -27,6 +27,11 @@ def index_of(**engines):
     return index
 
 
+def sweep_all(index):
+    while index.sweep():
+        pass
+
+
 def test_match_counts_leading_blocks_of_each_engine():
     index = index_of(a=[1, 2, 3], b=[1, 3], c=[2, 3], d=[1, 2, 3, 4])
 
@@ -143,6 +148,7 @@ def test_removed_engine_leaves_nothing_and_its_bit_is_reused():
 
     assert index.match([1]) == {}
     assert index.match([2]) == {"b": 1}
+    sweep_all(index)
     assert index.statistics().num_blocks == 1
 
 
@@ -211,6 +217,106 @@ def test_engine_cannot_enter_more_blocks_than_it_has():
     assert index.statistics().num_rejected_entries == 1
 
 
+def test_block_confirmed_evicted_and_reserved_again_keeps_its_newer_reservation():
+    index = index_of(a=[])
+    older = index.reserve("a", [1])
+    index.apply("a", delta(1, stored=[1]))
+    index.apply("a", delta(2, removed=[1]))
+    index.reserve("a", [1])
+
+    index.release(older)
+
+    assert index.match([1]) == {"a": 1}
+
+
+def test_reservation_outlives_a_snapshot_of_the_same_epoch():
+    index = index_of(a=[1])
+    index.reserve("a", [1, 2])
+
+    index.apply("a", snapshot(3, number=5))
+
+    assert index.match([1, 2]) == {"a": 2}
+
+
+def test_snapshot_of_another_epoch_voids_reservations():
+    index = index_of(a=[1])
+    reservation = index.reserve("a", [1, 2])
+
+    index.apply("a", snapshot(1, epoch=2))
+    index.release(reservation)
+
+    assert index.match([1, 2]) == {"a": 1}
+
+
+def test_blocks_held_behind_reserved_ones_count():
+    index = index_of(a=[3, 4])
+
+    index.reserve("a", [1, 2])
+
+    assert index.match([1, 2, 3, 4, 5]) == {"a": 4}
+
+
+def test_large_message_is_taken_in_slices_and_counts_at_its_end():
+    index = index_of(a=[])
+    message = delta(1, stored=range(5000))
+
+    slices = index.apply_in_slices("a", message)
+    next(slices)
+    between = index.position("a")
+    rest = list(slices)
+
+    assert between == (1, 0)
+    assert rest == [True, True]
+    assert index.position("a") == (1, 1)
+    assert index.num_blocks("a") == 1000
+
+
+def test_engine_that_restarts_between_slices_takes_no_more_of_the_message():
+    index = index_of(a=[])
+    slices = index.apply_in_slices("a", delta(1, stored=range(5000)))
+    next(slices)
+
+    index.add_engine("a", max_blocks=10, epoch=2)
+
+    assert list(slices) == [False]
+    assert index.num_blocks("a") == 0
+
+
+def test_chunk_after_a_refused_message_does_not_complete_the_snapshot():
+    index = index_of(a=[])
+    index.apply("a", snapshot(1, number=7, last=False))
+    index.apply("a", delta(8, stored=[3]))
+
+    assert not index.apply("a", snapshot(2, number=7, first=False))
+
+    assert index.position("a") == (0, 0)
+
+
+def test_sweep_works_in_parts_and_takes_back_the_bytes():
+    blocks = [number << 48 for number in range(1000)]
+    index = index_of(a=blocks, b=[1])
+    before = index.statistics().num_bytes
+    index.remove_engine("a")
+
+    assert index.sweep(max_blocks=1)
+    assert index.statistics().num_blocks > 1
+    sweep_all(index)
+
+    assert index.statistics().num_blocks == 1
+    assert index.statistics().num_bytes < before / 2
+
+
+def test_bit_of_a_removed_engine_waits_for_its_sweep():
+    index = index_of(a=[1, 2])
+    names = [f"e{number}" for number in range(100)]
+
+    index.remove_engine("a")
+    for name in names:
+        index.add_engine(name, max_blocks=10, epoch=1)
+
+    assert index.match([1, 2]) == {}
+
+
 def test_random_events_agree_with_plain_sets():
     rng = random.Random(7)
     names = ["a", "b", "c"]
@@ -234,15 +340,17 @@ def test_random_events_agree_with_plain_sets():
                 index.apply(name, snapshot(*blocks, number=numbers[name]))
                 held[name] = set(blocks)
             case 3:
-                reserved.append(index.reserve(name, blocks))
+                reserved.append((name, index.reserve(name, blocks)))
             case 4 if reserved:
-                index.release(reserved.pop(rng.randrange(len(reserved))))
+                index.release(reserved.pop(rng.randrange(len(reserved)))[1])
         for block in range(12):
             certain = {n for n in names if block in held[n]}
-            possible = certain | {r.engine for r in reserved if block in r.hashes}
+            possible = certain | {n for n, r in reserved if block in r.hashes}
             assert certain <= set(index.match([block])) <= possible
     while reserved:
-        index.release(reserved.pop())
+        index.release(reserved.pop()[1])
+
+    sweep_all(index)
 
     for block in range(12):
         assert set(index.match([block])) == {n for n in names if block in held[n]}
