@@ -23,7 +23,7 @@ _SWEEP_BLOCKS = 512
 
 # Shards are chosen by the top bits of a hash, since a dict spreads its keys by the low ones. Fewer
 # would grow for too long, more would cost a lookup more cache misses.
-_SHIFT = 64 - 13
+_SHIFT = 64 - 14
 _RESERVED_SHIFT = 64 - 8
 
 _MIN_WIDTH = 16
