@@ -13,6 +13,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar, TypeVarTuple
@@ -27,6 +28,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: E402
 
 from protos.wire.reason import Reason  # noqa: E402
 from router.errors import InvalidRequest, NoTokenizer, RequestError  # noqa: E402
+from router.tokenization_cache import TokenizationCache  # noqa: E402
 from router.types import ChatMessage, ModelInfo  # noqa: E402
 
 _MAX_LOADED = 8
@@ -99,6 +101,14 @@ class Tokenizer:
         self.backend.no_padding()
         is_byte_level = type(self.backend.decoder).__name__ == "ByteLevel"
         self.token_bytes = TokenBytes(self.backend) if is_byte_level else None
+        special_tokens = [
+            token.content
+            for token in self.backend.get_added_tokens_decoder().values()
+            if token.special
+        ]
+        self._conversations = TokenizationCache(
+            partial(self._encode, add_special_tokens=False), special_tokens
+        )
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> Self:
@@ -168,7 +178,7 @@ class Tokenizer:
                 {"field": "chat.messages", "value": roles},
                 reason=Reason.BAD_CHAT,
             ) from error
-        return self._encode(text, add_special_tokens=False)
+        return self._conversations.encode(text)
 
     def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool) -> str:
         """Returns the text of token IDs; incomplete characters become U+FFFD."""

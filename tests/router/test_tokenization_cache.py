@@ -1,0 +1,113 @@
+import random
+from array import array
+
+import pytest
+
+from router.tokenization_cache import TokenizationCache
+from router.tokenizer import Tokenizer
+from router.types import ChatMessage
+from tests.fakes import small_tokenizer
+
+TURN_END = "<|im_end|>"
+
+
+class Encoder:
+    """Encodes each character as one token and writes down what it was asked."""
+
+    def __init__(self):
+        self.texts = []
+
+    def __call__(self, text):
+        self.texts.append(text)
+        return array("i", map(ord, text))
+
+
+def cache_of(encoder, **options):
+    cache = TokenizationCache(encoder, [TURN_END], **options)
+    encoder.texts.clear()
+    return cache
+
+
+def test_only_what_is_new_is_encoded():
+    encoder = Encoder()
+    cache = cache_of(encoder)
+    first = f"a question{TURN_END}\nassistant"
+    second = f"a question{TURN_END}\nassistant says{TURN_END}\nuser asks{TURN_END}\nassistant"
+
+    assert list(cache.encode(first)) == list(map(ord, first))
+    encoder.texts.clear()
+    assert list(cache.encode(second)) == list(map(ord, second))
+
+    tail = f"\nassistant says{TURN_END}\nuser asks{TURN_END}"
+    assert encoder.texts == [tail, "\nassistant"]
+
+
+def test_text_without_a_special_token_is_encoded_as_it_is():
+    encoder = Encoder()
+    cache = cache_of(encoder)
+    assert list(cache.encode("plain")) == list(map(ord, "plain"))
+    assert cache.num_bytes == 0
+
+
+def test_text_that_ends_with_a_special_token_is_whole_and_a_copy():
+    cache = cache_of(Encoder())
+    for _ in range(2):
+        ids = cache.encode(f"a{TURN_END}")
+        assert list(ids) == list(map(ord, f"a{TURN_END}"))
+        ids[0] = 0
+
+
+def test_bytes_are_bounded_and_the_latest_stay():
+    encoder = Encoder()
+    cache = cache_of(encoder, max_bytes=10_000)
+    texts = [f"{n:0900}{TURN_END}" for n in range(20)]
+    for text in texts:
+        cache.encode(text)
+        assert cache.num_bytes <= 10_000
+    encoder.texts.clear()
+    cache.encode(texts[-1])
+    assert encoder.texts == []
+    cache.encode(texts[0])
+    assert encoder.texts == [texts[0]]
+
+
+def test_text_larger_than_the_cache_drops_nothing():
+    encoder = Encoder()
+    cache = cache_of(encoder, max_bytes=1000)
+    cache.encode(f"a{TURN_END}")
+    cache.encode("b" * 1000 + TURN_END)
+    encoder.texts.clear()
+    cache.encode(f"a{TURN_END}")
+    assert encoder.texts == []
+
+
+def test_token_over_which_the_tokenizer_looks_back_is_not_used():
+    def encode(text):
+        # Puts a space before the first word of a text only, as some tokenizers do.
+        return array("i", map(ord, f" {text}"))
+
+    cache = TokenizationCache(encode, [TURN_END])
+    assert list(cache.encode(f"a{TURN_END}b")) == list(map(ord, f" a{TURN_END}b"))
+    assert cache.num_bytes == 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_chats_that_grow_have_the_tokens_of_a_fresh_tokenizer(seed):
+    rng = random.Random(seed)
+    files = small_tokenizer.files()
+    warm, messages = Tokenizer.from_files(files), []
+    contents = [
+        "",
+        " ",
+        "hello",
+        "  two  spaces ",
+        "\n\n",
+        "é🙂",
+        "1234",
+        f"x{TURN_END}y",
+        "a" * 50,
+    ]
+    for _ in range(12):
+        messages.append(ChatMessage(role="user", content=rng.choice(contents)))
+        assert warm.encode_chat(messages) == Tokenizer.from_files(files).encode_chat(messages)
+        messages.append(ChatMessage(role="assistant", content=rng.choice(contents)))
