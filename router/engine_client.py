@@ -87,7 +87,7 @@ class EngineListener(Protocol):
     def cache_position(self) -> tuple[int, int]:
         """Returns epoch and sequence number of the cache as it is known, (0, 0) for none."""
 
-    def cache_changed(self, update: CacheUpdate) -> bool:
+    async def cache_changed(self, update: CacheUpdate) -> bool:
         """Takes in a change; False asks for a new snapshot."""
 
     def state_changed(self) -> None:
@@ -400,7 +400,7 @@ class EngineClient:
         try:
             async for message in call:
                 received = True
-                if not self._listener.cache_changed(to_cache_update(message)):
+                if not await self._listener.cache_changed(to_cache_update(message)):
                     _logger.warning(
                         "cache watch has a gap engine=%s epoch=%d sequence_number=%d held=%d",
                         self.address,

@@ -45,6 +45,7 @@ _PATIENCE_SECONDS = 10.0
 """What a request with tokens waits for an engine that goes on with it."""
 _PATIENCE_STEP_SECONDS = 0.1
 _LEAVE_POLL_SECONDS = 0.25
+_SWEEP_SECONDS = 1.0
 
 
 class FleetObserver(Protocol):
@@ -134,9 +135,16 @@ class Fleet:
     async def run(self) -> None:
         """Connects all engines and keeps them connected until cancelled."""
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._sweep(), name="index sweep")
             while True:
                 member = await self._newcomers.get()
                 tasks.create_task(self._run_member(member), name=f"engine {member.address}")
+
+    async def _sweep(self) -> None:
+        """Gives the memory of engines that left back, in slices."""
+        while True:
+            has_more = self._index.sweep()
+            await asyncio.sleep(0 if has_more else _SWEEP_SECONDS)
 
     async def _run_member(self, member: FleetMember) -> None:
         """Keeps an engine connected until it has left."""

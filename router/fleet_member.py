@@ -1,6 +1,7 @@
 """One engine of the fleet: its client, this router's requests on it, its part of the index."""
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 
 from router.engine_client import ClientSettings, EngineClient
@@ -96,6 +97,7 @@ class FleetMember:
         self.client = EngineClient(address, self, settings)
         self._check_model = check_model
         self._state_changed = state_changed
+        self._last_cache_event: float | None = None
         self._unreported: dict[Dispatch, None] = {}
         self._num_unreported_tokens = 0
 
@@ -127,6 +129,9 @@ class FleetMember:
             num_in_flight=client.num_open_requests,
             num_in_flight_prefill_tokens=self._num_unreported_tokens,
             num_indexed_blocks=self.index.num_blocks(self.address),
+            cache_event_age=None
+            if self._last_cache_event is None
+            else time.monotonic() - self._last_cache_event,
             detail="it is no longer among the engines" if is_left else client.detail,
         )
 
@@ -171,9 +176,14 @@ class FleetMember:
         """Returns what the index holds of the engine's cache."""
         return self.index.position(self.address)
 
-    def cache_changed(self, update: CacheUpdate) -> bool:
-        """Enters a change into the index; False asks for a new snapshot."""
-        return self.index.apply(self.address, update)
+    async def cache_changed(self, update: CacheUpdate) -> bool:
+        """Enters a change into the index, in slices; False asks for a new snapshot."""
+        self._last_cache_event = time.monotonic()
+        for follows in self.index.apply_in_slices(self.address, update):
+            if not follows:
+                return False
+            await asyncio.sleep(0)
+        return True
 
     def state_changed(self) -> None:
         """Passes it on."""

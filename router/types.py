@@ -183,6 +183,8 @@ class EngineSnapshot:
     num_in_flight_prefill_tokens: int
     """Uncached prompt tokens that this router sent and the engine has not yet reported."""
     num_indexed_blocks: int
+    cache_event_age: float | None = None
+    """Seconds since it last told of its cache; None before it did."""
     detail: str = ""
     """Why it is not serving, for a person."""
 

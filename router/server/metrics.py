@@ -205,6 +205,11 @@ class _FleetCollector(Collector):
             ((e.address, float(e.num_in_flight)) for e in engines),
         )
         yield _family(
+            "engine_cache_event_age_seconds",
+            "Since the engine last told of its cache.",
+            ((e.address, e.cache_event_age) for e in engines if e.cache_event_age is not None),
+        )
+        yield _family(
             "engine_index_blocks",
             "Blocks of the engine in the prefix index.",
             ((e.address, float(e.num_indexed_blocks)) for e in engines),
@@ -222,6 +227,9 @@ def _index(statistics: FleetStatistics) -> Iterator[Metric]:
     index = statistics.index
     yield GaugeMetricFamily(
         f"{_PREFIX}_index_blocks", "Distinct blocks in the prefix index.", value=index.num_blocks
+    )
+    yield GaugeMetricFamily(
+        f"{_PREFIX}_index_bytes", "Memory of the prefix index, estimated.", value=index.num_bytes
     )
     for name, text, value in (
         ("index_snapshots", "Snapshots of an engine's cache taken in.", index.num_snapshots),

@@ -89,6 +89,7 @@ class FakeFleet:
                 num_in_flight=self.num_open,
                 num_in_flight_prefill_tokens=0,
                 num_indexed_blocks=5,
+                cache_event_age=1.0,
             )
         ]
 

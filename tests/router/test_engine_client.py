@@ -45,7 +45,7 @@ class Listener:
     def cache_position(self):
         return self.index.position("e")
 
-    def cache_changed(self, update):
+    async def cache_changed(self, update):
         self.updates.append(update)
         self.tick.set()
         return self.index.apply("e", update)

@@ -472,6 +472,7 @@ async def test_request_that_breaks_one_engine_after_another_is_given_up():
         # Eight times it may go on.
         for _ in range(9):
             await anext(events)
+            await until(lambda: any(engine.num_running for engine in engines))
             await next(engine for engine in engines if engine.num_running).restart()
 
         with pytest.raises(EngineRefused) as raised:
