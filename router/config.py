@@ -6,14 +6,18 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NoReturn
 
-from router.discovery import parse_addresses
+from router.discovery import ServiceName, parse_addresses, parse_service_name
 from router.errors import StartupError
 
 ENVIRONMENT_PREFIX = "PAGESTREAM_ROUTER_"
 PLACEMENTS = ("prefix", "round_robin", "random", "least_loaded")
 LOG_LEVELS = ("debug", "info", "warning", "error")
+_ENGINES = ("engines", "engines_file", "engine_dns")
+"""Options that say where the engines are; exactly one of them is given."""
+_ONE_OF_ENGINES = "one of the first three is required"
 
 
 def _text(text: str) -> str:
@@ -35,14 +39,20 @@ def _integer(minimum: int, maximum: int) -> Callable[[str], int]:
     return parse
 
 
-def _seconds(maximum: float) -> Callable[[str], float]:
+def _path(text: str) -> Path:
+    return Path(_text(text))
+
+
+def _seconds(maximum: float, minimum: float = 0) -> Callable[[str], float]:
     def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = math.nan
-        if not 0 <= value <= maximum:
-            raise ValueError(f"is {text!r}, must be a number of seconds from 0 to {maximum:g}")
+        if not minimum <= value <= maximum:
+            raise ValueError(
+                f"is {text!r}, must be a number of seconds from {minimum:g} to {maximum:g}"
+            )
         return value
 
     return parse
@@ -62,10 +72,35 @@ class RouterConfig:
     """Settings of one router; each field is an option of the command line."""
 
     engines: tuple[str, ...] = field(
+        default=(),
         metadata={
             "help": "addresses of the engines, host:port separated by commas",
             "parse": parse_addresses,
-        }
+            "unset": _ONE_OF_ENGINES,
+        },
+    )
+    engines_file: Path | None = field(
+        default=None,
+        metadata={
+            "help": "file with the address of one engine a line, followed as it changes",
+            "parse": _path,
+            "unset": _ONE_OF_ENGINES,
+        },
+    )
+    engine_dns: ServiceName | None = field(
+        default=None,
+        metadata={
+            "help": "name:port whose A and AAAA records are the engines, followed as they change",
+            "parse": parse_service_name,
+            "unset": _ONE_OF_ENGINES,
+        },
+    )
+    discovery_interval: float = field(
+        default=5.0,
+        metadata={
+            "help": "seconds between two lookups of --engine-dns, 0.1 to 3600",
+            "parse": _seconds(3600, minimum=0.1),
+        },
     )
     host: str = field(
         default="127.0.0.1",
@@ -146,13 +181,13 @@ def read_config(
         environment: Variables; None means those of the process.
 
     Raises:
-        StartupError: An option is unknown, missing or has a bad value; the message names it.
+        StartupError: An option is unknown, missing, has a bad value or does not go with another;
+            the message names it.
     """
     variables = os.environ if environment is None else environment
-    values = {
-        name: _parse(name, text, f"--{_dashed(name)}")
-        for name, text in vars(_parser().parse_args(arguments)).items()
-    }
+    texts = vars(_parser().parse_args(arguments))
+    sources = {name: f"--{_dashed(name)}" for name in texts}
+    values = {name: _parse(name, text, sources[name]) for name, text in texts.items()}
     for variable, text in sorted(variables.items()):
         if variable.startswith(ENVIRONMENT_PREFIX):
             name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
@@ -160,12 +195,26 @@ def read_config(
                 raise StartupError(f"environment variable {variable} is no option{_hint(text)}")
             if name not in values:
                 values[name] = _parse(name, text, variable)
-    if "engines" not in values:
-        raise StartupError(
-            f"--engines host:port,... is missing (or {ENVIRONMENT_PREFIX}ENGINES); "
-            "--help lists the options"
-        )
+                sources[name] = variable
+    _check_engines(sources)
     return RouterConfig(**values)  # type: ignore[arg-type]
+
+
+def _check_engines(sources: Mapping[str, str]) -> None:
+    """Refuses options on the engines that do not go together, by who gave them."""
+    given = [sources[name] for name in _ENGINES if name in sources]
+    if not given:
+        raise StartupError(
+            f"--engines host:port,... is missing (or {ENVIRONMENT_PREFIX}ENGINES), or else "
+            "--engines-file or --engine-dns; --help lists the options"
+        )
+    if len(given) > 1:
+        raise StartupError(f"{' and '.join(given)} are given; they exclude each other")
+    if "discovery_interval" in sources and "engine_dns" not in sources:
+        raise StartupError(
+            f"{sources['discovery_interval']} is given without --engine-dns, "
+            f"and means nothing to {given[0]}"
+        )
 
 
 def _parser() -> _Parser:
@@ -177,8 +226,7 @@ def _parser() -> _Parser:
         argument_default=argparse.SUPPRESS,
     )
     for name, option in _FIELDS.items():
-        required = option.default is dataclasses.MISSING
-        default = "required" if required else f"default {option.default}"
+        default = option.metadata.get("unset") or f"default {option.default}"
         parser.add_argument(
             f"--{_dashed(name)}",
             metavar="VALUE",

@@ -1,10 +1,12 @@
 import dataclasses
 import re
+from pathlib import Path
 
 import pytest
 
 from router import config, placement
 from router.config import RouterConfig, read_config
+from router.discovery import ServiceName
 from router.errors import StartupError
 
 ENGINES = ["--engines", "127.0.0.1:50051"]
@@ -27,6 +29,67 @@ def test_required_option_may_come_from_the_environment():
     read = read_config([], {"PAGESTREAM_ROUTER_ENGINES": "a:1, [::1]:2"})
 
     assert read.engines == ("a:1", "[::1]:2")
+
+
+def test_file_stands_in_for_the_list_of_engines():
+    read = read_config(["--engines-file", "engines.txt"], {})
+
+    assert read == RouterConfig(engines_file=Path("engines.txt"))
+
+
+@pytest.mark.parametrize(
+    ("text", "host"),
+    [
+        ("engine.default.svc.cluster.local.:50051", "engine.default.svc.cluster.local."),
+        ("[::1]:50051", "::1"),
+    ],
+)
+def test_name_in_dns_stands_in_for_the_list_of_engines(text, host):
+    read = read_config([], {"PAGESTREAM_ROUTER_ENGINE_DNS": text})
+
+    assert read == RouterConfig(engine_dns=ServiceName(host=host, port=50051))
+
+
+def test_interval_of_lookups_goes_with_the_name():
+    read = read_config(["--engine-dns", "e:1", "--discovery-interval", "0.1"], {})
+
+    assert read.discovery_interval == 0.1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        (
+            [*ENGINES, "--engines-file", "e"],
+            {},
+            "--engines and --engines-file are given; they exclude each other",
+        ),
+        (
+            ["--engine-dns", "e:1"],
+            {"PAGESTREAM_ROUTER_ENGINES_FILE": "e"},
+            "PAGESTREAM_ROUTER_ENGINES_FILE and --engine-dns are given; they exclude each other",
+        ),
+        (
+            ["--engines", "a:1", "--engines-file", "e", "--engine-dns", "e:1"],
+            {},
+            "--engines and --engines-file and --engine-dns are given; they exclude each other",
+        ),
+        (
+            [*ENGINES, "--discovery-interval", "9"],
+            {},
+            "--discovery-interval is given without --engine-dns, and means nothing to --engines",
+        ),
+        (
+            ["--engines-file", "e"],
+            {"PAGESTREAM_ROUTER_DISCOVERY_INTERVAL": "9"},
+            "PAGESTREAM_ROUTER_DISCOVERY_INTERVAL is given without --engine-dns, "
+            "and means nothing to --engines-file",
+        ),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused_by_name(arguments, environment, message):
+    with pytest.raises(StartupError, match=f"^{re.escape(message)}$"):
+        read_config(arguments, environment)
 
 
 def test_placements_offered_are_those_there_are():
@@ -55,6 +118,11 @@ def test_variables_of_others_are_left_alone():
         (["--host", ""], r"--host is empty"),
         (["--engines", "abc"], r"--engines has \"abc\", which is not \"host:port\""),
         (["--engines", "a:1,a:1"], r"--engines lists \"a:1\" twice"),
+        (["--engines-file", ""], r"--engines-file is empty"),
+        (["--engine-dns", "e"], r"--engine-dns has \"e\", which is not \"host:port\""),
+        (["--engine-dns", "e..f:1"], r"--engine-dns has \"e..f:1\", whose name DNS cannot hold"),
+        (["--discovery-interval", "0"], r"--discovery-interval is '0', must be .* 0.1 to 3600"),
+        (["--discovery-interval", "nan"], r"--discovery-interval is 'nan', must be .* 0.1 to"),
         (["--prot", "1"], r"unrecognized arguments: --prot 1"),
         (["--por", "1"], r"unrecognized arguments: --por 1"),
         (["--port"], r"--port: expected one argument"),
@@ -80,8 +148,10 @@ def test_wrong_variable_is_refused_by_name(variable, text, message):
         read_config([], {"PAGESTREAM_ROUTER_ENGINES": "a:1"} | {variable: text})
 
 
-def test_missing_engines_are_named():
-    with pytest.raises(StartupError, match=r"--engines .* is missing"):
+def test_missing_engines_are_named_with_all_ways_to_give_them():
+    with pytest.raises(
+        StartupError, match=r"--engines .* is missing.*--engines-file.*--engine-dns"
+    ):
         read_config([], {})
 
 
@@ -92,7 +162,10 @@ def test_help_gives_each_option_its_default_and_variable(option, capsys):
 
     text = re.sub(r"\s+", " ", capsys.readouterr().out)
     assert caught.value.code == 0
-    default = {field.name: field.default for field in dataclasses.fields(RouterConfig)}[option]
-    shown = "required" if default is dataclasses.MISSING else f"default {default}"
+    shown = {
+        "engines": "one of the first three is required",
+        "engines_file": "one of the first three is required",
+        "engine_dns": "one of the first three is required",
+    }.get(option) or f"default {getattr(RouterConfig(), option)}"
     pattern = rf"--{option.replace('_', '-')} VALUE [^()]+ \({re.escape(shown)}; "
     assert re.search(pattern + f"{config.ENVIRONMENT_PREFIX}{option.upper()}", text)
