@@ -5,9 +5,11 @@ with the name server, and a slip in the file must not take them all out.
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 import socket
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -240,8 +242,30 @@ class EnginesFile:
 
 async def _resolve(host: str, port: int) -> list[str]:
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [str(address[0]) for *_, address in found]
+    found: asyncio.Future[list[str]] = loop.create_future()
+
+    def settle(addresses: list[str], error: OSError | None) -> None:
+        if found.done():
+            return  # nobody waits any more
+        if error is not None:
+            found.set_exception(error)
+        else:
+            found.set_result(addresses)
+
+    def look_up() -> None:
+        addresses: list[str] = []
+        error: OSError | None = None
+        try:
+            answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            addresses = [str(address[0]) for *_, address in answers]
+        except OSError as raised:
+            error = raised
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(settle, addresses, error)
+
+    # The loop's own threads are waited for when it closes, however long a name server is silent.
+    threading.Thread(target=look_up, name=f"lookup of {host}", daemon=True).start()
+    return await found
 
 
 class EngineDns:
@@ -267,7 +291,7 @@ class EngineDns:
         """Returns the addresses, sorted: name servers give them in any order.
 
         Cancelling ends the wait. The thread that looks up goes on for as long as the system's
-        resolver tries, and closing the event loop waits for it.
+        resolver tries, and nothing waits for it.
 
         Raises:
             Unusable: The lookup fails, takes too long or finds nothing.

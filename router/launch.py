@@ -20,6 +20,7 @@ from protos.wire.operations import (
     probe_handler,
 )
 from router.config import RouterConfig
+from router.discovery import Unusable, discover
 from router.errors import Draining, RequestError, StartupError
 from router.fleet import Fleet
 from router.pipeline import Pipeline
@@ -60,7 +61,16 @@ class _Router:
     def __init__(self, config: RouterConfig) -> None:
         self._config = config
         self._metrics = RouterMetrics()
-        self._fleet = Fleet(config.engines, placement=config.placement, observer=self._metrics)
+        try:
+            self._discovery = discover(
+                engines=config.engines,
+                engines_file=config.engines_file,
+                engine_dns=config.engine_dns,
+                interval=config.discovery_interval,
+            )
+        except Unusable as error:
+            raise StartupError(str(error)) from None
+        self._fleet = Fleet((), placement=config.placement, observer=self._metrics)
         self._tokenizers = TokenizerPool(self._fleet.fetch_tokenizer, config.tokenizer_threads)
         self._pipeline = Pipeline(
             self._fleet,
@@ -86,12 +96,14 @@ class _Router:
                 await self._listen()
                 async with asyncio.TaskGroup() as tasks:
                     fleet = tasks.create_task(self._fleet.run(), name="fleet")
+                    discovery = tasks.create_task(self._follow_engines(), name="discovery")
                     readiness = tasks.create_task(self._follow_readiness(), name="readiness")
                     await signals.get()
                     readiness.cancel()
                     await self._drain(signals)
                     # Before the fleet: what still runs is cancelled on its engines.
                     await self._server.stop(None)
+                    discovery.cancel()
                     fleet.cancel()
             finally:
                 await self._server.stop(None)
@@ -107,11 +119,10 @@ class _Router:
         except CannotListen as error:
             raise StartupError(str(error)) from None
         _logger.info(
-            "router listening host=%s port=%d operations_port=%d engines=%s placement=%s",
+            "router listening host=%s port=%d operations_port=%d placement=%s",
             config.host,
             port,
             operations_port,
-            ",".join(config.engines),
             config.placement,
         )
 
@@ -128,6 +139,12 @@ class _Router:
         port = add_grpc_port(self._server.add_insecure_port, config.host, config.port)
         await self._server.start()
         return port
+
+    async def _follow_engines(self) -> None:
+        """Tells the fleet which engines there are, and again whenever that changes."""
+        async for addresses in self._discovery.addresses():
+            _logger.info("engines addresses=%s", ",".join(addresses))
+            self._fleet.set_addresses(addresses)
 
     async def _follow_readiness(self) -> None:
         """Keeps the probes true to the fleet; an engine's tokenizer comes before its readiness."""
@@ -174,7 +191,9 @@ class _Router:
             await self._server.stop(_FAREWELL_SECONDS)
 
     def _update_metrics(self) -> None:
-        self._metrics.update(self._fleet.engines(), self._fleet.statistics())
+        self._metrics.update(
+            self._fleet.engines(), self._fleet.statistics(), self._discovery.num_failures
+        )
 
 
 @contextmanager

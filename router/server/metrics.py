@@ -114,10 +114,16 @@ class RouterMetrics:
             "placement_time_seconds", "Index lookup and choice of an engine.", _WORK_BUCKETS
         )
 
-    def update(self, engines: Sequence[EngineSnapshot], statistics: FleetStatistics) -> None:
-        """Takes in what the next scrape shall say of the fleet."""
+    def update(
+        self,
+        engines: Sequence[EngineSnapshot],
+        statistics: FleetStatistics,
+        num_discovery_failures: int = 0,
+    ) -> None:
+        """Takes in what the next scrape shall say of the fleet and of how its engines are found."""
         self._fleet.engines = engines
         self._fleet.statistics = statistics
+        self._fleet.num_discovery_failures = num_discovery_failures
 
     def started(self) -> None:
         """A request came in."""
@@ -186,11 +192,17 @@ class _FleetCollector(Collector):
     def __init__(self) -> None:
         self.engines: Sequence[EngineSnapshot] = ()
         self.statistics: FleetStatistics | None = None
+        self.num_discovery_failures = 0
 
     def collect(self) -> Iterator[Metric]:
         yield from self._per_engine()
         if self.statistics is not None:
             yield from _index(self.statistics)
+        yield CounterMetricFamily(
+            f"{_PREFIX}_discovery_failures",
+            "Times that the file or the name of the engines could not be used.",
+            value=self.num_discovery_failures,
+        )
 
     def _per_engine(self) -> Iterator[Metric]:
         engines = self.engines

@@ -3,6 +3,7 @@ import os
 import random
 import re
 import socket
+import threading
 from contextlib import aclosing
 from pathlib import Path
 
@@ -354,6 +355,24 @@ async def test_config_map_that_is_swapped_is_read_again(tmp_path):
     found, _ = await collect_file(file, lambda: swap("..2", "a:1\nb:2\n"))
 
     assert found == [("a:1",), ("a:1", "b:2")]
+
+
+def test_name_server_that_is_silent_keeps_no_router_from_its_exit(monkeypatch):
+    is_over = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: is_over.wait(60) and [])
+    with pytest.raises(Unusable, match="does not resolve within"):
+        asyncio.run(EngineDns(NAME, timeout=0.01).read())
+    assert not is_over.is_set()
+    is_over.set()
+
+
+async def test_name_of_this_machine_is_looked_up():
+    assert "127.0.0.1:9000" in await EngineDns(ServiceName(host="localhost", port=9000)).read()
+
+
+async def test_name_that_does_not_exist_is_the_resolver_s_error():
+    with pytest.raises(Unusable, match="does not resolve: "):
+        await EngineDns(ServiceName(host="does-not-exist.invalid", port=9000)).read()
 
 
 async def test_bad_file_leaves_the_engines_known_and_is_named_once(file, caplog):

@@ -81,7 +81,8 @@ async def start(*arguments: str) -> asyncio.subprocess.Process:
 @asynccontextmanager
 async def routing(*addresses: str, options: tuple[str, ...] = ()):
     ports = ("--port", "0", "--operations-port", "0")
-    process = await start("--engines", ",".join(addresses), *ports, *options)
+    engines = ["--engines", ",".join(addresses)] if addresses else []
+    process = await start(*engines, *ports, *options)
     router = Router(process=process, port=0, operations_port=0, client=None, log=[])
     try:
         line = await router.wait_for_log("router listening")
@@ -142,6 +143,36 @@ async def test_router_waits_for_its_first_engine_and_notices_its_loss(config):
 
         await router.watch_health(Status.NOT_SERVING)
         assert (await router.get("/readyz"))[0] == 503
+
+
+async def test_engines_of_a_file_come_and_go_with_it(config, tmp_path):
+    file = tmp_path / "engines"
+    first, second = free_address(), free_address()
+    file.write_text(f"{first}\n")
+    ports = [int(address.rpartition(":")[2]) for address in (first, second)]
+    async with (
+        FakeEngine(config, port=ports[0]) as old,
+        FakeEngine(config, port=ports[1]) as new,
+        routing(options=("--engines-file", str(file))) as router,
+    ):
+        await router.watch_health(Status.SERVING)
+        [m async for m in router.stub.Generate(greedy(), timeout=10)]
+        assert len(old.submissions) == 1
+
+        file.write_text(f"# the old one is away\n{second}\n")
+
+        await router.wait_for_log(f"engine has left engine={first}")
+        await router.watch_health(Status.SERVING)
+        [m async for m in router.stub.Generate(greedy(), timeout=10)]
+        assert (len(old.submissions), len(new.submissions)) == (1, 1)
+
+
+async def test_bad_file_of_engines_is_one_line_and_exit_code_2(tmp_path):
+    process = await start("--engines-file", str(tmp_path / "missing"))
+    _, errors = await asyncio.wait_for(process.communicate(), 20)
+    assert process.returncode == 2
+    assert len(errors.decode().splitlines()) == 1
+    assert "missing" in errors.decode()
 
 
 async def test_many_answers_at_once_are_each_whole(config):
