@@ -3,10 +3,9 @@
 from pathlib import Path
 
 import grpc
-import pytest
 import yaml
 
-from examples.demo.model import ensure_model
+from examples.demo.model import CHECKPOINT
 from examples.demo.services import Services
 from protos.pagestream.router.v1 import router_pb2, router_pb2_grpc
 
@@ -25,18 +24,11 @@ def arguments_of(path: str) -> list[str]:
     return [a for a in arguments if a.partition("=")[0] not in NOT_HERE]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model") / "model"
-    ensure_model(folder)
-    return folder
-
-
-async def test_request_goes_through_the_containers_of_the_manifests(model, tmp_path):
+async def test_request_goes_through_the_containers_of_the_manifests(tmp_path):
     engine_arguments = arguments_of("engine/statefulset.yaml")
     router_arguments = arguments_of("router/deployment.yaml")
     async with Services(tmp_path) as services:
-        local = ["--model", str(model), "--cpu-threads", "1", "--num-blocks", "64"]
+        local = ["--model", str(CHECKPOINT), "--cpu-threads", "1", "--num-blocks", "64"]
         engine = services.start("engine-0", ["engine_service", *engine_arguments, *local])
         router = services.start(
             "router", ["router", *router_arguments, "--engines", engine.address]
