@@ -9,6 +9,7 @@ to the letter and end by themselves.
 
 import argparse
 import asyncio
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -158,4 +159,7 @@ def _print_wrong(outcomes: Sequence[Outcome], console: Console) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)

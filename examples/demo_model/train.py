@@ -12,6 +12,8 @@ Equal options give equal bytes on one kind of GPU with one version of PyTorch.
 
 import argparse
 import os
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -248,4 +250,7 @@ def save_model(model: Qwen3, shape: Shape, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
