@@ -59,7 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--model", type=Path, default=CHECKPOINT, help="folder (default: the demo model)"
     )
-    parser.add_argument("--show-wrong", action="store_true", help="also print the wrong answers")
+    parser.add_argument(
+        "--show-wrong", action="store_true", help="also print answers that are wrong or differ"
+    )
     given = parser.parse_args(arguments)
     if given.questions < len(TASKS):
         parser.error(f"--questions is {given.questions}; each of {len(TASKS)} tasks needs one")
@@ -147,7 +149,8 @@ def _cells(outcomes: Sequence[Outcome]) -> list[str]:
 def _print_wrong(outcomes: Sequence[Outcome], console: Console) -> None:
     for outcome in outcomes:
         conversation = outcome.conversation
-        if not is_right(outcome.pagestream, conversation):
+        differs = outcome.pagestream != outcome.transformers
+        if differs or not is_right(outcome.pagestream, conversation):
             question = conversation.question[-1].content
             for title, text in (
                 (conversation.task, question[-300:]),

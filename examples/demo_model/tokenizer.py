@@ -65,6 +65,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
         "eos_token": TURN_END,
         "pad_token": END_OF_TEXT,
         "model_max_length": MAX_MODEL_LEN,
+        "model_input_names": ["input_ids", "attention_mask"],
         "chat_template": CHAT_TEMPLATE,
         "clean_up_tokenization_spaces": False,
     }

@@ -241,6 +241,7 @@ def save_model(model: Qwen3, shape: Shape, folder: Path) -> None:
         "hidden_act": "silu",
         "max_position_embeddings": MAX_MODEL_LEN,
         "rms_norm_eps": RMS_NORM_EPS,
+        "rope_theta": shape.rope_theta,  # for transformers 4, which reads nothing of the next
         "rope_parameters": {"rope_type": "default", "rope_theta": shape.rope_theta},
         "attention_bias": False,
         "tie_word_embeddings": True,

@@ -46,6 +46,8 @@ _ANSWERS = {
     "food": "Your favourite food is {value}.",
     "age": "You are {value} years old.",
 }
+_MAX_DRAWS = 1000
+"""Then no value of these kinds belongs to the split, as of a single one with few values."""
 ACKNOWLEDGEMENT = "I will remember that."
 
 
@@ -64,9 +66,13 @@ def remember(draw: Draw) -> Dialogue:
         return [(kind, _value(kind, draw)) for kind in kinds]
 
     told = tell()
+    num_draws = 1
     # The dictionary keeps what was said last.
     while not draw.allows((asked_kind, dict(told).get(asked_kind, told))):
+        if num_draws == _MAX_DRAWS:
+            return remember(draw)
         told = tell()
+        num_draws += 1
     value = dict(told).get(asked_kind)
     answer = _ANSWERS[asked_kind].format(value=value) if value else UNKNOWN
     exchanges = [

@@ -274,3 +274,10 @@ def test_what_was_told_last_is_remembered():
             continue
         value = re.search(r"(\w+)(?: years old)?\.$", asked.answer)[1]
         assert any(re.search(rf"\b{value}\b", one.question) for one in told)
+
+
+def test_held_out_questions_never_run_dry():
+    # Among these a single thing is told of which every value belongs to the training.
+    draw = Draw(Random(0), held_out=True)
+    for _ in range(5000):
+        TASKS["remember"].make(draw)
