@@ -36,11 +36,6 @@ class Journey:
         self._num_new_tokens = 0
         budget.add_request()
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens received so far."""
-        return len(self._token_ids)
-
     def admit(self, admitted: Admitted) -> None:
         """Keeps the seed, which an engine draws when the client gives none."""
         self._seed = admitted.seed

@@ -100,12 +100,13 @@ async def _ask_pagestream(
         fleet = await start_fleet(services, model, gpu_count())
         console.print(f"a router and {len(fleet.engines)} engines serve {folder}", soft_wrap=True)
         started = time.monotonic()
-        try:
-            answers = await ask_router(fleet.router.address, asked)
-        except* grpc.aio.AioRpcError as errors:
-            (error, *_) = errors.exceptions
-            assert isinstance(error, grpc.aio.AioRpcError)
-            raise DemoFailedError(f"a request failed: {describe(error)}") from error
+        async with services.failures_first():
+            try:
+                answers = await ask_router(fleet.router.address, asked)
+            except* grpc.aio.AioRpcError as errors:
+                (error, *_) = errors.exceptions
+                assert isinstance(error, grpc.aio.AioRpcError)
+                raise DemoFailedError(f"a request failed: {describe(error)}") from error
     console.print(f"Pagestream answered in {time.monotonic() - started:.0f} s")
     return answers
 

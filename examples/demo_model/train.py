@@ -51,6 +51,8 @@ _WARM_UP_SHARE = 0.03
 _WEIGHT_DECAY = 0.1
 _MAX_GRADIENT_NORM = 1.0
 _REPORT_STEPS = 200
+_MIN_ROW_SIZE = 256
+"""Most conversations fit; a row that holds none would never be filled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,12 +100,12 @@ def _parse(arguments: Sequence[str] | None) -> tuple[Path, Settings]:
     )
 
     def add_number(flag: str, default: int, help_text: str, least: int = 1) -> None:
-        def number(text: str) -> int:
+        def integer(text: str) -> int:
             if (value := int(text)) < least:
                 raise argparse.ArgumentTypeError(f"{value} is less than {least}")
             return value
 
-        parser.add_argument(flag, type=number, default=default, help=f"{help_text} ({default})")
+        parser.add_argument(flag, type=integer, default=default, help=f"{help_text} ({default})")
 
     parser.add_argument("folder", type=Path, help="where the model goes")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
@@ -111,9 +113,11 @@ def _parse(arguments: Sequence[str] | None) -> tuple[Path, Settings]:
     add_number("--workers", 14, "processes that make batches", least=0)
     add_number("--steps", 4000, "batches to learn from")
     add_number("--rows", 32, "rows of a batch")
-    add_number("--row-size", MAX_MODEL_LEN, "tokens of a row")
+    add_number("--row-size", MAX_MODEL_LEN, "tokens of a row", least=_MIN_ROW_SIZE)
     add_number("--layers", 7, "layers of the model")
     given = parser.parse_args(arguments)
+    if given.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device is cuda, and torch finds none here; try --device cpu")
     settings = Settings(
         seed=given.seed,
         device=given.device,

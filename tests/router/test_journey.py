@@ -33,7 +33,6 @@ def test_next_engine_gets_the_tokens_and_the_seed_of_the_first():
 
     assert list(one.request.resume_token_ids) == [5, 6, 7]
     assert one.request.sampling_params == SamplingParams(temperature=0.7, seed=77)
-    assert one.num_tokens == 3
     assert one.loss is not None
 
 
@@ -90,4 +89,4 @@ def test_engines_that_hand_it_back_cost_no_budget():
     for engine in "abcdefghijkl":
         one.add_tokens([5])
         one.leave(engine, error(Reason.DRAINING))
-    assert one.num_tokens == 12
+    assert len(one.request.resume_token_ids) == 12

@@ -96,8 +96,18 @@ def test_rows_are_nearly_full(batches):
     assert (batches[0].positions > 0).float().mean() > 0.9
 
 
-@pytest.mark.parametrize("option", ["--steps", "--rows", "--row-size", "--layers"])
-def test_count_below_one_is_refused_by_name(option, capsys):
+@pytest.mark.parametrize(
+    ("option", "least"), [("--steps", 1), ("--rows", 1), ("--row-size", 256), ("--layers", 1)]
+)
+def test_count_too_small_is_refused_by_name(option, least, capsys):
     with pytest.raises(SystemExit, match="2"):
-        train.main(["folder", option, "0"])
-    assert f"{option}: 0 is less than 1" in capsys.readouterr().err
+        train.main(["folder", option, str(least - 1)])
+    assert f"{option}: {least - 1} is less than {least}" in capsys.readouterr().err
+
+
+def test_missing_gpu_is_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="2"):
+        train.main([str(tmp_path / "model")])
+    assert "--device is cuda, and torch finds none here" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
