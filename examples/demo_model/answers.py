@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import torch
@@ -112,7 +113,9 @@ def _generate(
     model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: list[str]
 ) -> list[Answer]:
     inputs = tokenizer(prompts, padding=True, return_tensors="pt").to(model.device)
-    rows = model.generate(**inputs, do_sample=False, max_new_tokens=MAX_TOKENS)  # type: ignore[misc]
+    # Some releases of transformers type it so that no model can call it.
+    generate: Any = model.generate
+    rows = generate(**inputs, do_sample=False, max_new_tokens=MAX_TOKENS)
     generated = rows[:, inputs["input_ids"].shape[1] :].tolist()
     return [
         Answer(
