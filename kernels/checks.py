@@ -43,6 +43,16 @@ def check_triton_head_dim(head_dim: int) -> None:
         raise ValueError(f"head_dim is {head_dim}; supported on a GPU: {TRITON_HEAD_DIMS}")
 
 
+def check_out(queries: torch.Tensor, out: torch.Tensor | None) -> None:
+    """Raises ValueError unless the attention of the queries can be written there."""
+    if out is None:
+        return
+    check_dtype("out", out, queries.dtype)
+    check_shape("out", out, *queries.shape)
+    if not out.is_contiguous():
+        raise ValueError(f"out has strides {out.stride()}; expected a contiguous tensor")
+
+
 def check_paged_attention(
     queries: torch.Tensor, kv_cache: torch.Tensor, block_table: torch.Tensor, scale: float
 ) -> None:

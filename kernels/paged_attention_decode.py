@@ -12,7 +12,13 @@ import triton.language as tl
 
 from kernels import reference
 from kernels.attention_tile import accumulate, slot_offsets
-from kernels.checks import check_dtype, check_paged_attention, check_shape, check_triton_head_dim
+from kernels.checks import (
+    check_dtype,
+    check_out,
+    check_paged_attention,
+    check_shape,
+    check_triton_head_dim,
+)
 
 _MAX_SPLITS = 64
 # Measured on an H200, bfloat16, head_dim 128.
@@ -30,6 +36,7 @@ def paged_attention_decode(
     seq_lens: torch.Tensor,
     max_seq_len: int,
     scale: float,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attends from the last token of each sequence to all its tokens.
 
@@ -42,6 +49,8 @@ def paged_attention_decode(
         seq_lens: [num_seqs] int32; a sequence of length 0 reads nothing and gives zeros
         max_seq_len: a bound of seq_lens, by which the work is split
         scale: multiplies the scores, positive
+        out: [num_seqs, num_heads, head_dim] contiguous, where the result goes, but for sequences of
+            length 0, whose rows stay; None makes a new tensor
 
     Returns:
         [num_seqs, num_heads, head_dim]
@@ -54,14 +63,15 @@ def paged_attention_decode(
     check_shape("block_table", block_table, num_seqs, None)
     check_dtype("seq_lens", seq_lens, torch.int32)
     check_shape("seq_lens", seq_lens, num_seqs)
+    check_out(queries, out)
     if queries.device.type == "cpu":
         return reference.paged_attention_decode(
-            queries, kv_cache, block_table, seq_lens, max_seq_len, scale
+            queries, kv_cache, block_table, seq_lens, max_seq_len, scale, out
         )
     num_multiprocessors = torch.cuda.get_device_properties(queries.device).multi_processor_count
     num_splits = _num_splits(num_seqs * kv_cache.shape[2], max_seq_len, num_multiprocessors)
     return _paged_attention_decode_triton(
-        queries, kv_cache, block_table, seq_lens, scale, num_splits
+        queries, kv_cache, block_table, seq_lens, scale, num_splits, out
     )
 
 
@@ -81,11 +91,14 @@ def _paged_attention_decode_triton(
     seq_lens: torch.Tensor,
     scale: float,
     num_splits: int,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     num_seqs, num_heads, head_dim = queries.shape
     _, _, num_kv_heads, block_size, _ = kv_cache.shape
     check_triton_head_dim(head_dim)
-    out = torch.empty(queries.shape, dtype=queries.dtype, device=queries.device)
+    keeps_empty = out is not None
+    if out is None:
+        out = torch.empty(queries.shape, dtype=queries.dtype, device=queries.device)
     if num_seqs == 0:
         return out
     group = num_heads // num_kv_heads
@@ -114,6 +127,7 @@ def _paged_attention_decode_triton(
         HEAD_DIM=head_dim,
         TILE=32 if is_wide else _TILE,
         IS_SPLIT=num_splits > 1,
+        KEEPS_EMPTY=keeps_empty,
         num_warps=_NUM_WARPS,
         num_stages=_NUM_STAGES,
     )
@@ -125,6 +139,7 @@ def _paged_attention_decode_triton(
             num_splits,
             HEAD_DIM=head_dim,
             SPLITS=triton.next_power_of_2(num_splits),
+            KEEPS_EMPTY=keeps_empty,
             num_warps=4,
         )
     return out
@@ -153,6 +168,7 @@ def _split_kernel(
     HEAD_DIM: tl.constexpr,
     TILE: tl.constexpr,
     IS_SPLIT: tl.constexpr,
+    KEEPS_EMPTY: tl.constexpr,
 ):
     seq = tl.program_id(0).to(tl.int64)
     kv_head = tl.program_id(1).to(tl.int64)
@@ -215,16 +231,25 @@ def _split_kernel(
         tl.store(log_totals + places, log_total, mask=is_row)
     else:
         places = seq * num_heads + heads
+        is_stored = is_row
+        if KEEPS_EMPTY:
+            is_stored = is_stored & (seq_len > 0)
         tl.store(
             partial + places[:, None] * HEAD_DIM + dims[None, :],
             mixed.to(partial.dtype.element_ty),
-            mask=is_row[:, None],
+            mask=is_stored[:, None],
         )
 
 
 @triton.jit(do_not_specialize=["num_splits"])
 def _combine_kernel(
-    partial, log_totals, out, num_splits, HEAD_DIM: tl.constexpr, SPLITS: tl.constexpr
+    partial,
+    log_totals,
+    out,
+    num_splits,
+    HEAD_DIM: tl.constexpr,
+    SPLITS: tl.constexpr,
+    KEEPS_EMPTY: tl.constexpr,
 ):
     place = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
     splits = tl.arange(0, SPLITS)
@@ -245,4 +270,7 @@ def _combine_kernel(
     )  # [SPLITS, HEAD_DIM]
     total = tl.sum(weights, axis=0)
     mixed = tl.sum(parts * weights[:, None], axis=0) / tl.where(total > 0.0, total, 1.0)
-    tl.store(out + place * HEAD_DIM + dims, mixed.to(out.dtype.element_ty))
+    is_stored = dims >= 0
+    if KEEPS_EMPTY:
+        is_stored = tl.where(total > 0.0, is_stored, dims < 0)
+    tl.store(out + place * HEAD_DIM + dims, mixed.to(out.dtype.element_ty), mask=is_stored)

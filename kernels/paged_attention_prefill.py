@@ -15,10 +15,19 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels import reference
 from kernels.attention_tile import accumulate, slot_offsets
-from kernels.checks import check_dtype, check_paged_attention, check_shape, check_triton_head_dim
+from kernels.checks import (
+    check_dtype,
+    check_out,
+    check_paged_attention,
+    check_shape,
+    check_triton_head_dim,
+)
 
 _MIN_DESCRIPTOR_TOKENS = 2048
-"""A call with descriptors costs the host 40 us more, which fewer tokens do not win back."""
+"""A call with descriptors costs the host 40 us more, which fewer tokens do not win back.
+
+In a CUDA graph that is paid once, whatever their number.
+"""
 
 
 def paged_attention_prefill(
@@ -29,6 +38,7 @@ def paged_attention_prefill(
     seq_lens: torch.Tensor,
     max_query_len: int,
     scale: float,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attends causally from the last tokens of each sequence to all tokens before them.
 
@@ -44,6 +54,8 @@ def paged_attention_prefill(
         seq_lens: [num_seqs] int32
         max_query_len: the largest query length, or a bound of it, by which the tiles are sized
         scale: multiplies the scores, positive
+        out: [num_tokens, num_heads, head_dim] contiguous, where the result goes; None makes a new
+            tensor
 
     Returns:
         [num_tokens, num_heads, head_dim]; rows that belong to no sequence are not set
@@ -59,14 +71,16 @@ def paged_attention_prefill(
     ):
         check_dtype(name, tensor, torch.int32)
         check_shape(name, tensor, size)
+    check_out(queries, out)
     if queries.device.type == "cpu":
         return reference.paged_attention_prefill(
-            queries, kv_cache, block_table, query_start_loc, seq_lens, max_query_len, scale
+            queries, kv_cache, block_table, query_start_loc, seq_lens, max_query_len, scale, out
         )
     is_hopper = torch.cuda.get_device_capability(queries.device)[0] == 9
-    tiling = _choose_tiling(queries, kv_cache, max_query_len, is_hopper)
+    is_captured = torch.cuda.is_current_stream_capturing()
+    tiling = _choose_tiling(queries, kv_cache, max_query_len, is_hopper, is_captured)
     return _paged_attention_prefill_triton(
-        queries, kv_cache, block_table, query_start_loc, seq_lens, scale, tiling
+        queries, kv_cache, block_table, query_start_loc, seq_lens, scale, tiling, out
     )
 
 
@@ -85,7 +99,11 @@ class _Tiling:
 
 
 def _choose_tiling(
-    queries: torch.Tensor, kv_cache: torch.Tensor, max_query_len: int, is_hopper: bool
+    queries: torch.Tensor,
+    kv_cache: torch.Tensor,
+    max_query_len: int,
+    is_hopper: bool,
+    is_captured: bool = False,
 ) -> _Tiling:
     num_tokens, num_heads, head_dim = queries.shape
     _, _, num_kv_heads, block_size, _ = kv_cache.shape
@@ -104,7 +122,7 @@ def _choose_tiling(
         and not is_wide
         and is_aligned
         and block_size % tile == 0
-        and num_tokens >= _MIN_DESCRIPTOR_TOKENS
+        and (is_captured or num_tokens >= _MIN_DESCRIPTOR_TOKENS)
     )
     # Measured on an H200, bfloat16, head_dim 128.
     is_large = rows == 128 and not has_descriptors
@@ -125,12 +143,14 @@ def _paged_attention_prefill_triton(
     seq_lens: torch.Tensor,
     scale: float,
     tiling: _Tiling,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     num_tokens, num_heads, head_dim = queries.shape
     _, _, num_kv_heads, block_size, _ = kv_cache.shape
     check_triton_head_dim(head_dim)
     num_seqs = block_table.shape[0]
-    out = torch.empty(queries.shape, dtype=queries.dtype, device=queries.device)
+    if out is None:
+        out = torch.empty(queries.shape, dtype=queries.dtype, device=queries.device)
     if num_tokens == 0 or num_seqs == 0:
         return out
     group = num_heads // num_kv_heads

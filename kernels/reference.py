@@ -20,6 +20,72 @@ _PHILOX_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _LOW_32_BITS = 0xFFFFFFFF
 
 
+def read_slots(
+    tokens: torch.Tensor,
+    block_table: torch.Tensor,
+    temperatures: torch.Tensor,
+    seeds: torch.Tensor,
+    slots: torch.Tensor,
+    num_computed_tokens: torch.Tensor,
+    query_start_loc: torch.Tensor,
+    num_tokens: int,
+    max_query_len: int,
+    block_size: int,
+) -> tuple[torch.Tensor, ...]:
+    """Gathers the inputs of a step's rows from the state that is kept by slot.
+
+    A row whose num_computed_tokens is -1 is padding of one token, which reads and stores nothing.
+
+    Args:
+        tokens: [num_slots, max_model_len] int32
+        block_table: [num_slots, max_blocks_per_seq] int32
+        temperatures: [num_slots] float32
+        seeds: [num_slots] int64
+        slots: [num_rows] int64
+        num_computed_tokens: [num_rows] int64, the first position that a row computes
+        query_start_loc: [num_rows + 1] int64, where each row's tokens begin in the step
+        num_tokens: the last of query_start_loc
+        max_query_len: a bound of the tokens of a row, unused here
+        block_size: tokens of one block
+
+    Returns:
+        the fields of `kernels.slots.SlotRows`
+    """
+    query_lens = query_start_loc.diff()  # [num_rows]
+    rows = torch.repeat_interleave(query_lens, output_size=num_tokens)  # [num_tokens]
+    offsets = torch.arange(num_tokens, device=slots.device) - query_start_loc[rows]
+    is_padding = num_computed_tokens < 0
+    positions = (num_computed_tokens[rows] + offsets).clamp_(min=0)  # [num_tokens]
+    blocks = block_table[slots[rows], positions // block_size].long()
+    slot_mapping = blocks * block_size + positions % block_size
+    seq_lens = torch.where(is_padding, 0, num_computed_tokens + query_lens)
+    return (
+        torch.where(is_padding[rows], 0, tokens[slots[rows], positions]),
+        positions,
+        torch.where(is_padding[rows], -1, slot_mapping),
+        block_table[slots],
+        seq_lens.int(),
+        seq_lens,
+        temperatures[slots],
+        seeds[slots],
+    )
+
+
+def append_tokens(
+    tokens: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor, token_ids: torch.Tensor
+) -> None:
+    """Writes each row's new token into its slot; position 0 is padding, and nothing is written.
+
+    Args:
+        tokens: [num_slots, max_model_len] int32, written in place
+        slots: [num_rows] int64
+        positions: [num_rows] int64
+        token_ids: [num_rows] int64
+    """
+    is_written = positions > 0
+    tokens[slots[is_written], positions[is_written]] = token_ids[is_written].int()
+
+
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """Divides each row by its root mean square and multiplies by the weight.
 
@@ -129,6 +195,7 @@ def paged_attention_prefill(
     seq_lens: torch.Tensor,
     max_query_len: int,
     scale: float,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attends causally from the last tokens of each sequence to all tokens before them.
 
@@ -144,13 +211,15 @@ def paged_attention_prefill(
         seq_lens: [num_seqs] int32
         max_query_len: the largest query length, or a bound of it; the kernel sizes its tiles by it
         scale: multiplies the scores
+        out: [num_tokens, num_heads, head_dim], where the result goes; None makes a new tensor
 
     Returns:
         [num_tokens, num_heads, head_dim]; rows that belong to no sequence are not set
     """
     num_kv_heads, block_size, head_dim = kv_cache.shape[2:]
     group = queries.shape[1] // num_kv_heads
-    out = torch.empty(queries.shape, dtype=queries.dtype, device=queries.device)
+    if out is None:
+        out = torch.empty(queries.shape, dtype=queries.dtype, device=queries.device)
     starts = query_start_loc.tolist()
     for seq, seq_len in enumerate(seq_lens.tolist()):
         rows = slice(starts[seq], starts[seq + 1])
@@ -188,6 +257,7 @@ def paged_attention_decode(
     seq_lens: torch.Tensor,
     max_seq_len: int,
     scale: float,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attends from the last token of each sequence to all its tokens.
 
@@ -198,6 +268,8 @@ def paged_attention_decode(
         seq_lens: [num_seqs] int32; a sequence of length 0 reads nothing and gives zeros
         max_seq_len: a bound of seq_lens; the kernel splits its work by it
         scale: multiplies the scores
+        out: [num_seqs, num_heads, head_dim], where the result goes, but for sequences of length 0,
+            whose rows stay; None makes a new tensor
 
     Returns:
         [num_seqs, num_heads, head_dim]
@@ -205,7 +277,7 @@ def paged_attention_decode(
     num_seqs, num_heads, head_dim = queries.shape
     num_kv_heads, block_size = kv_cache.shape[2:4]
     if num_seqs == 0:
-        return torch.empty_like(queries)
+        return torch.empty_like(queries) if out is None else out
     num_blocks = -(-int(seq_lens.max()) // block_size)
     indices = torch.arange(num_blocks, device=queries.device)
     is_used = indices * block_size < seq_lens[:, None]  # [num_seqs, num_blocks]
@@ -228,8 +300,11 @@ def paged_attention_decode(
     weights = torch.softmax(scores.masked_fill_(is_hidden, -torch.inf), dim=-1)
     # A sequence of length 0 has the softmax of nothing, NaN.
     weights = weights.masked_fill_(is_hidden, 0.0)
-    out: torch.Tensor = weights @ values  # [num_seqs, num_kv_heads, group, head_dim]
-    return out.flatten(1, 2).to(queries.dtype)
+    mixed: torch.Tensor = weights @ values  # [num_seqs, num_kv_heads, group, head_dim]
+    mixed = mixed.flatten(1, 2).to(queries.dtype)  # [num_seqs, num_heads, head_dim]
+    if out is None:
+        return mixed
+    return out.copy_(torch.where((seq_lens > 0)[:, None, None], mixed, out))
 
 
 def sample(

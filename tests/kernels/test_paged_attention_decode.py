@@ -24,7 +24,7 @@ def decode_inputs(target, shape, seq_lens):
     return paged_inputs(target, shape, [1] * len(seq_lens), seq_lens)
 
 
-def by_twin(inputs, max_seq_len=1000):
+def by_twin(inputs, max_seq_len=1000, out=None):
     return reference.paged_attention_decode(
         inputs.queries,
         inputs.kv_cache,
@@ -32,10 +32,11 @@ def by_twin(inputs, max_seq_len=1000):
         inputs.seq_lens,
         max_seq_len,
         inputs.scale,
+        out,
     )
 
 
-def by_kernel(inputs, num_splits):
+def by_kernel(inputs, num_splits, out=None):
     return _paged_attention_decode_triton(
         inputs.queries,
         inputs.kv_cache,
@@ -43,6 +44,7 @@ def by_kernel(inputs, num_splits):
         inputs.seq_lens,
         inputs.scale,
         num_splits,
+        out,
     )
 
 
@@ -67,6 +69,21 @@ def test_splits_that_are_empty_or_uneven_change_nothing(target, block_size, num_
     truth = inputs.truth()
     assert worst_row_error(out, truth) < target.tolerance
     assert (out[1] == 0).all()
+
+
+@on_each_device
+@pytest.mark.parametrize("num_splits", [0, 1, 3])
+def test_given_output_keeps_the_rows_of_empty_sequences(target, num_splits):
+    inputs = decode_inputs(target, Shape(), [0, 70, 0, 1, 0])
+    out = target.randn(*inputs.queries.shape)
+    before = out.clone()
+
+    result = by_kernel(inputs, num_splits, out) if num_splits else by_twin(inputs, out=out)
+
+    assert result is out
+    is_empty = inputs.seq_lens == 0
+    assert torch.equal(out[is_empty], before[is_empty])
+    assert worst_row_error(out[~is_empty], inputs.truth()[~is_empty]) < target.tolerance
 
 
 @in_float32

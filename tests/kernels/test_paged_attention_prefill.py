@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import triton
@@ -26,7 +28,7 @@ QUERY_LENS = [63, 5, 0, 1]
 SEQ_LENS = [63, 70, 0, 64]
 
 
-def by_twin(inputs):
+def by_twin(inputs, out=None):
     return reference.paged_attention_prefill(
         inputs.queries,
         inputs.kv_cache,
@@ -35,10 +37,11 @@ def by_twin(inputs):
         inputs.seq_lens,
         max(inputs.query_lens, default=0),
         inputs.scale,
+        out,
     )
 
 
-def by_kernel(inputs, tiling=None):
+def by_kernel(inputs, tiling=None, out=None):
     max_query_len = max(inputs.query_lens, default=0)
     return _paged_attention_prefill_triton(
         inputs.queries,
@@ -48,6 +51,7 @@ def by_kernel(inputs, tiling=None):
         inputs.seq_lens,
         inputs.scale,
         tiling or _choose_tiling(inputs.queries, inputs.kv_cache, max_query_len, is_hopper=False),
+        out,
     )
 
 
@@ -69,6 +73,23 @@ def test_prefill_is_attention_by_definition(target, block_size, group, head_dim)
     truth = inputs.truth()
     assert worst_row_error(by_twin(inputs), truth) < target.tolerance
     assert worst_row_error(by_kernel(inputs), truth) < target.tolerance
+
+
+@on_each_device
+@pytest.mark.parametrize("attend", [by_twin, by_kernel])
+def test_given_output_keeps_the_rows_of_no_sequence(target, attend):
+    inputs = paged_inputs(target, Shape(), [5, 0, 7], [9, 40, 7])
+    # Tokens 0 to 2 belong to others, and so do those from 15 on.
+    queries = torch.cat((target.randn(3, 4, 64), inputs.queries, target.randn(4, 4, 64)))
+    moved = replace(inputs, queries=queries, query_start_loc=inputs.query_start_loc + 3)
+    out = target.randn(*queries.shape)
+    before = out.clone()
+
+    assert attend(moved, out=out) is out
+
+    assert torch.equal(out[:3], before[:3])
+    assert torch.equal(out[15:], before[15:])
+    assert worst_row_error(out[3:15], inputs.truth()) < target.tolerance
 
 
 @on_each_target

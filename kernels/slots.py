@@ -1,0 +1,261 @@
+"""The state of running sequences, kept by slot: what a step reads of it, and what it adds."""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels import reference
+from kernels.checks import check_contiguous_rows, check_dtype, check_shape
+
+# Not tuned: one program has at most this many tokens of a row, or entries of its block table.
+_CHUNK = 256
+
+
+class SlotRows(NamedTuple):
+    """What a step reads of its rows. Tokens lie row after row."""
+
+    input_ids: torch.Tensor
+    """[num_tokens] int32."""
+    positions: torch.Tensor
+    """[num_tokens] int64."""
+    slot_mapping: torch.Tensor
+    """[num_tokens] int64, block * block_size + offset; -1 in padding."""
+    block_table: torch.Tensor
+    """[num_rows, max_blocks_per_seq] int32; set up to the end of each row's sequence."""
+    seq_lens: torch.Tensor
+    """[num_rows] int32, tokens in the cache once the step has stored its own; 0 in padding."""
+    next_positions: torch.Tensor
+    """[num_rows] int64, where the row's new token goes; 0 in padding."""
+    temperatures: torch.Tensor
+    """[num_rows] float32."""
+    seeds: torch.Tensor
+    """[num_rows] int64."""
+
+
+def read_slots(
+    tokens: torch.Tensor,
+    block_table: torch.Tensor,
+    temperatures: torch.Tensor,
+    seeds: torch.Tensor,
+    slots: torch.Tensor,
+    num_computed_tokens: torch.Tensor,
+    query_start_loc: torch.Tensor,
+    num_tokens: int,
+    max_query_len: int,
+    block_size: int,
+) -> SlotRows:
+    """Gathers the inputs of a step's rows.
+
+    Row r computes the positions from num_computed_tokens[r] on of its slot's sequence, as many as
+    query_start_loc says. A row whose num_computed_tokens is -1 is padding of one token.
+
+    Args:
+        tokens: [num_slots, max_model_len] int32
+        block_table: [num_slots, max_blocks_per_seq] int32
+        temperatures: [num_slots] float32
+        seeds: [num_slots] int64
+        slots: [num_rows] int64
+        num_computed_tokens: [num_rows] int64
+        query_start_loc: [num_rows + 1] int64, where each row's tokens begin in the step
+        num_tokens: the last of query_start_loc
+        max_query_len: the most tokens of a row, or a bound of it
+        block_size: tokens of one block
+
+    Raises:
+        ValueError: an unsupported shape or type
+    """
+    _check_state(tokens, slots)
+    num_slots, num_rows = tokens.shape[0], slots.shape[0]
+    check_dtype("block_table", block_table, torch.int32)
+    check_shape("block_table", block_table, num_slots, None)
+    check_contiguous_rows("block_table", block_table)
+    check_dtype("temperatures", temperatures, torch.float32)
+    check_shape("temperatures", temperatures, num_slots)
+    check_dtype("seeds", seeds, torch.int64)
+    check_shape("seeds", seeds, num_slots)
+    for name, rows, size in (
+        ("num_computed_tokens", num_computed_tokens, num_rows),
+        ("query_start_loc", query_start_loc, num_rows + 1),
+    ):
+        check_dtype(name, rows, torch.int64)
+        check_shape(name, rows, size)
+    arguments = (
+        tokens, block_table, temperatures, seeds, slots, num_computed_tokens, query_start_loc,
+        num_tokens, max_query_len, block_size,
+    )  # fmt: skip
+    if tokens.device.type == "cpu":
+        return SlotRows(*reference.read_slots(*arguments))
+    return _read_slots_triton(*arguments)
+
+
+def append_tokens(
+    tokens: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor, token_ids: torch.Tensor
+) -> None:
+    """Writes each row's new token into its slot; position 0 is padding, and nothing is written.
+
+    Args:
+        tokens: [num_slots, max_model_len] int32, written in place
+        slots: [num_rows] int64
+        positions: [num_rows] int64
+        token_ids: [num_rows] int64
+
+    Raises:
+        ValueError: an unsupported shape or type
+    """
+    _check_state(tokens, slots)
+    for name, rows in (("positions", positions), ("token_ids", token_ids)):
+        check_dtype(name, rows, torch.int64)
+        check_shape(name, rows, slots.shape[0])
+    if tokens.device.type == "cpu":
+        reference.append_tokens(tokens, slots, positions, token_ids)
+    else:
+        _append_tokens_triton(tokens, slots, positions, token_ids)
+
+
+def _check_state(tokens: torch.Tensor, slots: torch.Tensor) -> None:
+    check_dtype("tokens", tokens, torch.int32)
+    check_shape("tokens", tokens, None, None)
+    check_contiguous_rows("tokens", tokens)
+    check_dtype("slots", slots, torch.int64)
+    check_shape("slots", slots, None)
+
+
+def _read_slots_triton(
+    tokens: torch.Tensor,
+    block_table: torch.Tensor,
+    temperatures: torch.Tensor,
+    seeds: torch.Tensor,
+    slots: torch.Tensor,
+    num_computed_tokens: torch.Tensor,
+    query_start_loc: torch.Tensor,
+    num_tokens: int,
+    max_query_len: int,
+    block_size: int,
+) -> SlotRows:
+    num_rows, device = slots.shape[0], tokens.device
+    rows = SlotRows(
+        input_ids=torch.empty(num_tokens, dtype=torch.int32, device=device),
+        positions=torch.empty(num_tokens, dtype=torch.int64, device=device),
+        slot_mapping=torch.empty(num_tokens, dtype=torch.int64, device=device),
+        # Not only the entries in use: a kernel then sees one stride in all steps.
+        block_table=torch.empty((num_rows, block_table.shape[1]), dtype=torch.int32, device=device),
+        seq_lens=torch.empty(num_rows, dtype=torch.int32, device=device),
+        next_positions=torch.empty(num_rows, dtype=torch.int64, device=device),
+        temperatures=torch.empty(num_rows, dtype=torch.float32, device=device),
+        seeds=torch.empty(num_rows, dtype=torch.int64, device=device),
+    )
+    if num_rows == 0:
+        return rows
+    _read_slots_kernel[(num_rows, triton.cdiv(max_query_len, _CHUNK))](
+        tokens,
+        block_table,
+        temperatures,
+        seeds,
+        slots,
+        num_computed_tokens,
+        query_start_loc,
+        *rows,
+        tokens.stride(0),
+        block_table.stride(0),
+        rows.block_table.stride(0),
+        BLOCK_SIZE=block_size,
+        CHUNK=_CHUNK,
+        num_warps=1,
+    )
+    return rows
+
+
+def _append_tokens_triton(
+    tokens: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor, token_ids: torch.Tensor
+) -> None:
+    num_rows = slots.shape[0]
+    if num_rows == 0:
+        return
+    _append_tokens_kernel[(triton.cdiv(num_rows, _CHUNK),)](
+        tokens, slots, positions, token_ids, tokens.stride(0), num_rows, CHUNK=_CHUNK, num_warps=1
+    )
+
+
+# What changes with the batch must not compile a kernel anew in the middle of serving.
+@triton.jit(
+    do_not_specialize_on_alignment=[
+        "slots", "num_computed_tokens", "query_start_loc", "out_input_ids", "out_positions",
+        "out_slot_mapping", "out_block_table", "out_seq_lens", "out_next_positions",
+        "out_temperatures", "out_seeds",
+    ]
+)  # fmt: skip
+def _read_slots_kernel(
+    tokens,
+    block_table,
+    temperatures,
+    seeds,
+    slots,
+    num_computed_tokens,
+    query_start_loc,
+    out_input_ids,
+    out_positions,
+    out_slot_mapping,
+    out_block_table,
+    out_seq_lens,
+    out_next_positions,
+    out_temperatures,
+    out_seeds,
+    tokens_stride,
+    table_stride,
+    out_table_stride,
+    BLOCK_SIZE: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    chunk = tl.program_id(1)
+    slot = tl.load(slots + row)
+    num_computed = tl.load(num_computed_tokens + row)
+    start = tl.load(query_start_loc + row)
+    query_len = tl.load(query_start_loc + row + 1) - start
+    is_padding = num_computed < 0
+    seq_len = tl.where(is_padding, 0, num_computed + query_len)
+    table = block_table + slot * table_stride
+
+    offsets = chunk * CHUNK + tl.arange(0, CHUNK)
+    is_token = offsets < query_len
+    positions = tl.where(is_padding, 0, num_computed + offsets)
+    is_read = is_token & (positions < seq_len)
+    input_ids = tl.load(tokens + slot * tokens_stride + positions, mask=is_read, other=0)
+    blocks = tl.load(table + positions // BLOCK_SIZE, mask=is_read, other=0).to(tl.int64)
+    mapped = tl.where(is_read, blocks * BLOCK_SIZE + positions % BLOCK_SIZE, -1)
+    tl.store(out_input_ids + start + offsets, input_ids, mask=is_token)
+    tl.store(out_positions + start + offsets, positions, mask=is_token)
+    tl.store(out_slot_mapping + start + offsets, mapped, mask=is_token)
+
+    if chunk == 0:
+        num_blocks = tl.cdiv(seq_len, BLOCK_SIZE)
+        for first in range(0, num_blocks, CHUNK):
+            indices = first + tl.arange(0, CHUNK)
+            entries = tl.load(table + indices, mask=indices < num_blocks, other=0)
+            tl.store(
+                out_block_table + row * out_table_stride + indices,
+                entries,
+                mask=indices < num_blocks,
+            )
+        tl.store(out_seq_lens + row, seq_len.to(tl.int32))
+        tl.store(out_next_positions + row, seq_len)
+        tl.store(out_temperatures + row, tl.load(temperatures + slot))
+        tl.store(out_seeds + row, tl.load(seeds + slot))
+
+
+@triton.jit(
+    do_not_specialize=["num_rows"],
+    do_not_specialize_on_alignment=["slots", "positions", "token_ids"],
+)
+def _append_tokens_kernel(
+    tokens, slots, positions, token_ids, tokens_stride, num_rows, CHUNK: tl.constexpr
+):
+    rows = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
+    is_row = rows < num_rows
+    position = tl.load(positions + rows, mask=is_row, other=0)
+    is_written = is_row & (position > 0)
+    slot = tl.load(slots + rows, mask=is_written, other=0)
+    token = tl.load(token_ids + rows, mask=is_written, other=0)
+    tl.store(tokens + slot * tokens_stride + position, token.to(tl.int32), mask=is_written)
