@@ -1,0 +1,264 @@
+"""Runs the offline workloads in-process on a GPU: `python -m benchmarks.engine`.
+
+Weights are random, of the shapes of Qwen3-0.6B and Qwen3-8B. Each workload runs several times after
+a warm-up, each time with a cache salt of its own, so that no run finds another's prefixes. Prints
+tokens per second with the share of the limit and the ratio to each peer, and where the time of its
+steps went; with --profile also the kernels of a decode step.
+"""
+
+import argparse
+import itertools
+import json
+import platform
+import statistics
+import subprocess
+import tempfile
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.peers import TOKENS_PER_SECOND
+from benchmarks.workloads import TEMPERATURE, WORKLOADS, Workload, uniform
+from engine_service.config import CacheOptions, ModelOptions, SchedulerOptions
+from engine_service.core.engine_core import EngineCore
+from engine_service.core.types import Request, SamplingParams, StepStats, int32_array
+from engine_service.worker.executor import start_executor
+
+_COMMON = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "initializer_range": 0.02,
+    "max_position_embeddings": 40960,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 151936,
+    "eos_token_id": 151645,
+}
+SHAPES = {
+    "qwen3-0.6b": _COMMON
+    | {
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 28,
+        "tie_word_embeddings": True,
+    },
+    "qwen3-8b": _COMMON
+    | {
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "num_attention_heads": 32,
+        "num_hidden_layers": 36,
+        "tie_word_embeddings": False,
+    },
+}
+"""What config.json of the two models says of their shape."""
+
+PHASES = ("schedule", "prepare", "launch", "wait", "update", "device", "step")
+PROFILED_BATCHES = (1, 64, 256)
+_PROFILED_STEPS = 20
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """One run of a workload."""
+
+    seconds: float = 0.0
+    first_token_seconds: float = 0.0
+    """Until the first request had a token."""
+    steps: list[StepStats] = field(default_factory=list)
+
+    def phases(self) -> dict[str, float]:
+        """Returns the milliseconds that a step spent in each phase, on average."""
+        return _mean_phases(self.steps)
+
+    def decode_phases(self) -> dict[str, float]:
+        """Returns the same of steps that decoded and did nothing else."""
+        return _mean_phases([step for step in self.steps if not step.num_prefill_tokens])
+
+
+def _mean_phases(steps: list[StepStats]) -> dict[str, float]:
+    if not steps:
+        return {}
+    means = {
+        phase: 1e3 * statistics.fmean(getattr(step, f"{phase}_seconds") for step in steps)
+        for phase in PHASES
+    }
+    # What a step takes beyond the device's time: the host, as far as it is not hidden.
+    means["exposed"] = means["step"] - means["device"]
+    return {"steps": len(steps)} | {phase: round(mean, 4) for phase, mean in means.items()}
+
+
+class Engine:
+    """One model, and the runs on it."""
+
+    def __init__(self, shape: str, folder: Path, options: argparse.Namespace) -> None:
+        (folder / "config.json").write_text(json.dumps(SHAPES[shape]))
+        started_at = time.perf_counter()
+        model = ModelOptions(
+            model=str(folder), load_format="dummy", enforce_eager=options.enforce_eager
+        )
+        scheduler = SchedulerOptions(max_steps_in_flight=options.max_steps_in_flight)
+        executor, self.info = start_executor(model, CacheOptions(), scheduler)
+        self.core = EngineCore(self.info, scheduler, executor)
+        self.seconds_to_ready = time.perf_counter() - started_at
+        self._ids = itertools.count()
+        self._num_runs = 0
+
+    def submit(self, workload: Workload) -> None:
+        """Adds all requests of a workload, none of which finds a prefix of an earlier one."""
+        self._num_runs += 1
+        for prompt, output_len in zip(*workload, strict=True):
+            self.core.add(
+                Request(
+                    request_id=next(self._ids),
+                    prompt_token_ids=int32_array(prompt),
+                    sampling_params=SamplingParams(
+                        temperature=TEMPERATURE, max_tokens=output_len, ignore_eos=True
+                    ),
+                    cache_salt=f"run {self._num_runs}",
+                )
+            )
+
+    def run(self, workload: Workload) -> Run:
+        """Runs a workload to its end."""
+        run = Run()
+        num_tokens = 0
+        started_at = time.perf_counter()
+        self.submit(workload)
+        while self.core.has_work:
+            output = self.core.step()
+            if output.token_ids and not num_tokens:
+                run.first_token_seconds = time.perf_counter() - started_at
+            num_tokens += len(output.token_ids)
+            if output.stats.num_scheduled_seqs:
+                run.steps.append(output.stats)
+        run.seconds = time.perf_counter() - started_at
+        assert num_tokens == sum(workload[1]), "every request gets all its tokens"
+        return run
+
+    def profile_decode(self, batch: int) -> dict[str, Any]:
+        """Returns where the GPU's time of a decode step of so many rows of 1,024 tokens goes."""
+        self.submit(uniform(batch, 1024, 100))
+        while (output := self.core.step()).stats.num_prefill_tokens or (
+            output.stats.num_decode_tokens < batch
+        ):
+            pass
+        for _ in range(5):
+            self.core.step()
+        torch.cuda.synchronize()
+        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+            steps = [self.core.step().stats for _ in range(_PROFILED_STEPS)]
+            torch.cuda.synchronize()
+        while self.core.has_work:
+            self.core.step()
+        return _summarize(profiler, steps)
+
+
+def _summarize(profiler: profile, steps: list[StepStats]) -> dict[str, Any]:
+    totals: dict[str, list[float]] = defaultdict(lambda: [0, 0.0])
+    events = [event for event in profiler.events() if event.device_type.name == "CUDA"]
+    for event in events:
+        totals[event.name][0] += 1
+        totals[event.name][1] += event.time_range.elapsed_us()
+    span = max(e.time_range.end for e in events) - min(e.time_range.start for e in events)
+    busy = sum(time for _, time in totals.values())
+    num_steps = len(steps)
+    kernels = [
+        {
+            "name": name,
+            "calls": round(calls / num_steps, 2),
+            "us": round(time / num_steps, 2),
+        }
+        for name, (calls, time) in sorted(totals.items(), key=lambda item: -item[1][1])
+    ]
+    return {
+        "span_us": round(span / num_steps, 1),
+        "busy_us": round(busy / num_steps, 1),
+        "gaps_us": round((span - busy) / num_steps, 1),
+        "host": _mean_phases(steps),
+        "kernels": kernels,
+    }
+
+
+def _rate(name: str, workload: Workload, run: Run) -> float:
+    prompts, output_lens = workload
+    num_tokens = sum(map(len, prompts)) if name == "prefill" else sum(output_lens)
+    return num_tokens / run.seconds
+
+
+def measure(shape: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Measures one model."""
+    with tempfile.TemporaryDirectory() as folder:
+        engine = Engine(shape, Path(folder), options)
+        engine.run(uniform(8, 300, 20))
+        results: dict[str, Any] = {"seconds_to_ready": round(engine.seconds_to_ready, 2)}
+        for name in options.workloads:
+            workload = WORKLOADS[name]()
+            runs = [engine.run(workload) for _ in range(options.repeats)]
+            rates = sorted(_rate(name, workload, run) for run in runs)
+            best = min(runs, key=lambda run: run.seconds)
+            results[name] = {
+                "best": round(rates[-1]),
+                "median": round(statistics.median(rates)),
+                "first_token_ms": round(1e3 * best.first_token_seconds, 2),
+                "ratios": {
+                    peer: round(rates[-1] / known[name], 3)
+                    for peer, known in TOKENS_PER_SECOND[shape].items()
+                },
+                "step_ms": best.phases(),
+                "decode_step_ms": best.decode_phases(),
+            }
+            print(f"{shape} {name}: {results[name]}", flush=True)
+        if options.profile:
+            results["decode_profile"] = {
+                batch: engine.profile_decode(batch) for batch in PROFILED_BATCHES
+            }
+        results["gpu_memory_bytes"] = torch.cuda.mem_get_info()[1] - torch.cuda.mem_get_info()[0]
+        engine.core.close()
+    return results
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def main() -> None:
+    """Measures as the arguments say."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.engine", description=__doc__)
+    parser.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--workloads", nargs="*", choices=WORKLOADS, default=list(WORKLOADS))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--enforce-eager", action="store_true")
+    parser.add_argument("--max-steps-in-flight", type=int)
+    parser.add_argument("--profile", action="store_true", help="kernels of a decode step")
+    parser.add_argument("--commit", default=_commit(), help="what is measured")
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
+    options = parser.parse_args()
+    report = {
+        "command": "python -m benchmarks.engine",
+        "options": {k: v for k, v in vars(options).items() if k not in ("output", "commit")},
+        "commit": options.commit,
+        "machine": f"{torch.cuda.get_device_name()}, torch {torch.__version__}, "
+        f"Python {platform.python_version()}",
+        "pagestream": {},
+    }
+    for shape in options.models:
+        report["pagestream"][shape] = measure(shape, options)
+        if options.output:
+            options.output.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""What other engines reach on one NVIDIA H200, and what its memory and arithmetic allow.
+
+Measured with the workloads of `benchmarks/workloads.py` in-process, bfloat16, random weights, best
+of two runs: torch 2.11.0+cu130, triton 3.6.0, driver 580.159.04, 2026-11-23. The limit counts the
+bytes of weights and cache over 4.27 TB/s and the operations of prompts over 722 TFLOP/s.
+"""
+
+TOKENS_PER_SECOND = {
+    "qwen3-0.6b": {
+        "limit": {
+            "nano_bench": 35_712,
+            "decode_b1": 3_458,
+            "decode_b64": 24_572,
+            "prefill": 535_000,
+        },
+        "vLLM 0.24.0 (FA3)": {
+            "nano_bench": 23_687,
+            "decode_b1": 617,
+            "decode_b64": 14_215,
+            "prefill": 340_997,
+        },
+        "nano-vllm bb823b3 (FA3)": {
+            "nano_bench": 19_315,
+            "decode_b1": 451,
+            "decode_b64": 12_582,
+            "prefill": 318_716,
+        },
+    },
+    "qwen3-8b": {
+        "limit": {
+            "nano_bench": 12_196,
+            "decode_b1": 281,
+            "decode_b64": 5_766,
+            "prefill": 47_800,
+        },
+        "vLLM 0.24.0 (FA3)": {
+            "nano_bench": 9_361,
+            "decode_b1": 193,
+            "decode_b64": 4_594,
+            "prefill": 40_860,
+        },
+        "nano-vllm bb823b3 (FA3)": {
+            "nano_bench": 8_439,
+            "decode_b1": 170,
+            "decode_b64": 4_243,
+            "prefill": 40_572,
+        },
+    },
+}
+"""Output tokens per second; of `prefill`, input tokens."""

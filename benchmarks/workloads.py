@@ -1,0 +1,35 @@
+"""The offline workloads that peers are measured with: the same token IDs for every engine.
+
+Each returns prompts, a list of token ID lists, and the tokens to generate for each; ends of
+sequence are ignored, the temperature is 0.6, and all requests are submitted at once.
+"""
+
+from collections.abc import Callable, Mapping
+from random import Random
+
+Workload = tuple[list[list[int]], list[int]]
+
+TEMPERATURE = 0.6
+
+
+def nano_bench() -> Workload:
+    """256 requests of 100 to 1,024 tokens in and out, as nano-vllm's bench.py draws them."""
+    rng = Random(0)
+    prompts = [[rng.randint(0, 10000) for _ in range(rng.randint(100, 1024))] for _ in range(256)]
+    return prompts, [rng.randint(100, 1024) for _ in range(256)]
+
+
+def uniform(num_requests: int, prompt_len: int, output_len: int) -> Workload:
+    """Requests of equal lengths and random tokens."""
+    rng = Random(1)
+    prompts = [[rng.randint(0, 10000) for _ in range(prompt_len)] for _ in range(num_requests)]
+    return prompts, [output_len] * num_requests
+
+
+WORKLOADS: Mapping[str, Callable[[], Workload]] = {
+    "nano_bench": nano_bench,
+    "decode_b1": lambda: uniform(1, 128, 512),
+    "decode_b64": lambda: uniform(64, 1024, 256),
+    "prefill": lambda: uniform(64, 4088, 1),
+}
+"""By name; `prefill` is measured in input tokens, the others in output tokens."""
