@@ -176,6 +176,12 @@ class ModelOptions:
         default=0,
         metadata=_about(_Integers(0, 2**63 - 1), "seed of the weights of --load-format dummy"),
     )
+    enforce_eager: bool = field(
+        default=False,
+        metadata=_about(
+            _Flags(), "launch each kernel of a decode step by itself instead of a CUDA graph"
+        ),
+    )
     cpu_threads: int | None = field(
         default=None,
         metadata=_about(
@@ -236,6 +242,15 @@ class SchedulerOptions:
     )
     max_num_batched_tokens: int = field(
         default=8192, metadata=_about(_Integers(1, 2**24), "the most tokens of one step")
+    )
+    max_steps_in_flight: int | None = field(
+        default=None,
+        metadata=_about(
+            _Integers(1, 8),
+            "steps launched before the tokens of the first are read; with 1, the GPU waits while "
+            "the next step is planned",
+            unset="2 on CUDA, 1 on the CPU, which computes while it launches",
+        ),
     )
 
     def __post_init__(self) -> None:

@@ -36,6 +36,17 @@ logger = logging.getLogger(__name__)
 _GC_THRESHOLD = 50_000
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _InFlight(Generic[HandleT]):
+    """A step that was launched and not yet collected."""
+
+    plan: StepPlan
+    handle: HandleT
+    begun_at: float
+    """`time.perf_counter()` before it was planned."""
+    schedule_seconds: float
+
+
 class EngineCore(Generic[HandleT]):
     """Owns the scheduler and the executor, and moves both on, one step a call.
 
@@ -49,15 +60,15 @@ class EngineCore(Generic[HandleT]):
         executor: Executor[HandleT],
         *,
         enable_prefix_caching: bool = True,
-        max_steps_in_flight: int = 1,
     ) -> None:
-        if max_steps_in_flight < 1:
-            raise ValueError(f"{max_steps_in_flight=} must be at least 1")
         self.scheduler = Scheduler(info, options, enable_prefix_caching)
         self._limits = Limits.from_info(info)
         self._executor = executor
-        self._max_steps_in_flight = max_steps_in_flight
-        self._in_flight: deque[tuple[StepPlan, HandleT]] = deque()
+        # A CPU computes while it launches: a second step would only hold the first one's tokens up.
+        default = 1 if info.device == "cpu" else 2
+        self._max_steps_in_flight = options.max_steps_in_flight or default
+        self._in_flight: deque[_InFlight[HandleT]] = deque()
+        self._ended_at = 0.0
 
     @property
     def has_work(self) -> bool:
@@ -89,44 +100,53 @@ class EngineCore(Generic[HandleT]):
 
         Blocks until that one's tokens are there. Without work it returns the present state.
         """
-        schedule_seconds = self._launch()
+        self._launch()
         if not self._in_flight:
             assert not self.scheduler.has_unfinished, "unfinished requests, and nothing to run"
-            return self._output(StepProgress(), StepStats(schedule_seconds=schedule_seconds))
-        plan, handle = self._in_flight.popleft()
-        result = self._executor.collect(handle)
-        start = time.perf_counter()
-        progress = self.scheduler.update(plan, result)
+            return self._output(StepProgress(), StepStats())
+        step = self._in_flight.popleft()
+        result = self._executor.collect(step.handle)
+        collected_at = time.perf_counter()
+        progress = self.scheduler.update(step.plan, result)
+        ended_at = time.perf_counter()
         stats = StepStats(
-            num_scheduled_seqs=len(plan.slots),
+            num_scheduled_seqs=len(step.plan.slots),
             num_prefill_tokens=progress.num_prefill_tokens,
             num_decode_tokens=progress.num_decode_tokens,
             num_generated_tokens=len(progress.token_ids),
-            schedule_seconds=schedule_seconds,
+            schedule_seconds=step.schedule_seconds,
             prepare_seconds=result.prepare_seconds,
-            execute_seconds=result.execute_seconds,
-            update_seconds=time.perf_counter() - start,
+            launch_seconds=result.launch_seconds,
+            wait_seconds=result.wait_seconds,
+            update_seconds=ended_at - collected_at,
+            device_seconds=result.device_seconds,
+            step_seconds=ended_at - max(step.begun_at, self._ended_at),
         )
+        self._ended_at = ended_at
         return self._output(progress, stats)
 
     def close(self) -> None:
         """Waits for the steps in flight, drops their tokens and closes the executor."""
         while self._in_flight:
-            _, handle = self._in_flight.popleft()
-            self._executor.collect(handle)
+            self._executor.collect(self._in_flight.popleft().handle)
         self._executor.close()
 
-    def _launch(self) -> float:
-        """Launches what may be in flight; returns the seconds that scheduling took."""
-        seconds = 0.0
+    def _launch(self) -> None:
+        """Plans and launches steps until enough are in flight."""
         while len(self._in_flight) < self._max_steps_in_flight:
-            start = time.perf_counter()
+            begun_at = time.perf_counter()
             plan = self.scheduler.schedule()
-            seconds += time.perf_counter() - start
             if plan is None:
-                break
-            self._in_flight.append((plan, self._executor.launch(plan)))
-        return seconds
+                return
+            schedule_seconds = time.perf_counter() - begun_at
+            self._in_flight.append(
+                _InFlight(
+                    plan=plan,
+                    handle=self._executor.launch(plan),
+                    begun_at=begun_at,
+                    schedule_seconds=schedule_seconds,
+                )
+            )
 
     def _output(self, progress: StepProgress, stats: StepStats) -> StepOutput:
         events = self.scheduler.take_events()

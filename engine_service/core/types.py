@@ -135,9 +135,13 @@ class StepResult:
     token_ids: "array[int]"
     """[sum(token_counts)] these tokens, row after row."""
     prepare_seconds: float = 0.0
-    """Time spent turning the plan into device inputs."""
-    execute_seconds: float = 0.0
-    """Time from the launch to the tokens' arrival, preparation excluded."""
+    """Time that the host spent on bringing the plan to the device."""
+    launch_seconds: float = 0.0
+    """Time that the host spent on starting the model; where it computes itself, on all of it."""
+    wait_seconds: float = 0.0
+    """Time that the host then waited for the tokens."""
+    device_seconds: float = 0.0
+    """Time that the device spent on the step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,9 +207,16 @@ class StepStats:
     """Tokens looked up in the prefix cache by requests admitted in the step."""
     num_prefix_hit_tokens: int = 0
     schedule_seconds: float = 0.0
+    """Time of the host, as the next four; those of overlapping steps overlap."""
     prepare_seconds: float = 0.0
-    execute_seconds: float = 0.0
+    launch_seconds: float = 0.0
+    wait_seconds: float = 0.0
     update_seconds: float = 0.0
+    device_seconds: float = 0.0
+    """Time that the device spent on the step."""
+    step_seconds: float = 0.0
+    """What the step added to the time of all: from the end of the step before, or from its own
+    beginning if that was later, to its end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

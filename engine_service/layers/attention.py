@@ -13,24 +13,20 @@ from kernels.qk_norm_rope_store import qk_norm_rope_store
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeMetadata:
-    """The sequences that compute one token each."""
+    """What the sequences that compute one token each need; the others are empty here."""
 
-    block_table: torch.Tensor
-    """[num_seqs, max_blocks_per_seq] int32: logical block to physical block."""
     seq_lens: torch.Tensor
-    """[num_seqs] int32: tokens in the cache after this step's write."""
+    """[num_seqs] int32: tokens in the cache after this step's write; 0 of other sequences."""
     max_seq_len: int
     """Upper bound of `seq_lens`, known without asking the device."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefillMetadata:
-    """The sequences that compute several tokens each."""
+    """What the sequences that compute several tokens each need; the others are empty here."""
 
-    block_table: torch.Tensor
-    """[num_seqs, max_blocks_per_seq] int32: logical block to physical block."""
     query_start_loc: torch.Tensor
-    """[num_seqs + 1] int32: where each sequence's tokens begin, from this part's first token."""
+    """[num_seqs + 1] int32: where each sequence's tokens begin; other sequences have none."""
     seq_lens: torch.Tensor
     """[num_seqs] int32: tokens in the cache after this step's write."""
     max_query_len: int
@@ -39,16 +35,20 @@ class PrefillMetadata:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionMetadata:
-    """Where a step's tokens stand. Tokens come in two parts: decodes first, then prefills."""
+    """Where a step's tokens stand.
+
+    Sequences that compute one token come first, so that sequence i's is token i. Both kernels see
+    all sequences, so that how many are whose need not be known to launch them.
+    """
 
     slot_mapping: torch.Tensor
     """[num_tokens] int64: token to flat slot `block * block_size + offset`; -1 skips."""
-    num_decodes: int
-    """Tokens, and sequences, of the first part."""
+    block_table: torch.Tensor
+    """[num_seqs, max_blocks_per_seq] int32: logical block to physical block."""
     decode: DecodeMetadata | None
-    """None if the first part is empty."""
+    """None if no sequence computes one token."""
     prefill: PrefillMetadata | None
-    """None if the second part is empty."""
+    """None if no sequence computes several."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,31 +108,29 @@ class QKNormAttention(nn.Module):
             kv_cache,
             self.heads.num_heads,
         )  # [num_tokens, num_heads, head_dim]
-        parts = []
+        out = torch.empty_like(queries)
         if metadata.decode is not None:
             decode = metadata.decode
-            parts.append(
-                paged_attention_decode(
-                    queries[: metadata.num_decodes],
-                    kv_cache,
-                    decode.block_table,
-                    decode.seq_lens,
-                    decode.max_seq_len,
-                    self.scale,
-                )
+            num_seqs = decode.seq_lens.shape[0]
+            paged_attention_decode(
+                queries[:num_seqs],
+                kv_cache,
+                metadata.block_table,
+                decode.seq_lens,
+                decode.max_seq_len,
+                self.scale,
+                out[:num_seqs],
             )
         if metadata.prefill is not None:
             prefill = metadata.prefill
-            parts.append(
-                paged_attention_prefill(
-                    queries[metadata.num_decodes :],
-                    kv_cache,
-                    prefill.block_table,
-                    prefill.query_start_loc,
-                    prefill.seq_lens,
-                    prefill.max_query_len,
-                    self.scale,
-                )
+            paged_attention_prefill(
+                queries,
+                kv_cache,
+                metadata.block_table,
+                prefill.query_start_loc,
+                prefill.seq_lens,
+                prefill.max_query_len,
+                self.scale,
+                out,
             )
-        outputs = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return outputs.flatten(1)  # [num_tokens, num_heads * head_dim]
+        return out.flatten(1)  # [num_tokens, num_heads * head_dim]

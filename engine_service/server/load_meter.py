@@ -109,12 +109,7 @@ class LoadMeter:
 
     def _measure(self, stats: StepStats) -> None:
         prefill, decode = stats.num_prefill_tokens, stats.num_decode_tokens
-        seconds = (
-            stats.schedule_seconds
-            + stats.prepare_seconds
-            + stats.execute_seconds
-            + stats.update_seconds
-        )
+        seconds = stats.step_seconds
         if prefill and decode:
             share = seconds * prefill / (prefill + decode)
             steps_per_second = self._decode_steps.value

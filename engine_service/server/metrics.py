@@ -35,7 +35,8 @@ OUTCOMES = (
 )
 """Every way in which a request ends."""
 
-PHASES = ("schedule", "prepare", "execute", "update")
+PHASES = ("schedule", "prepare", "launch", "wait", "update", "device", "total")
+"""The host's parts of a step, then the device's time, and what the step added to that of all."""
 
 _REQUEST_BUCKETS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
@@ -182,8 +183,11 @@ class EngineMetrics:
             seconds = (
                 stats.schedule_seconds,
                 stats.prepare_seconds,
-                stats.execute_seconds,
+                stats.launch_seconds,
+                stats.wait_seconds,
                 stats.update_seconds,
+                stats.device_seconds,
+                stats.step_seconds,
             )
             for series, value in zip(self._step_time_by_phase, seconds, strict=True):
                 series.observe(value)

@@ -12,8 +12,12 @@ import torch
 
 from engine_service.core.types import StepPlan
 from engine_service.layers.attention import AttentionMetadata, DecodeMetadata, PrefillMetadata
+from kernels.slots import SlotRows, append_tokens, read_slots
 
 _Integers = npt.NDArray[np.int64]
+
+PADDING = -1
+"""Stands for the number of computed tokens in a row that is no sequence's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,10 +26,10 @@ class SamplingInputs:
 
     slots: torch.Tensor
     """[num_sampled] int64."""
-    token_indices: torch.Tensor
-    """[num_sampled] int64: which of the step's tokens is the row's last."""
+    token_indices: torch.Tensor | None
+    """[num_sampled] int64: which of the step's tokens is the row's last. None: all, in order."""
     positions: torch.Tensor
-    """[num_sampled] int64: where in its sequence the new token goes."""
+    """[num_sampled] int64: where in its sequence the new token goes; 0 where none is wanted."""
     temperatures: torch.Tensor
     """[num_sampled] float32."""
     seeds: torch.Tensor
@@ -45,14 +49,160 @@ class StepInputs:
     """None if no row yields a token."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """The rows of a plan on the host, those of one token first."""
+
+    slots: _Integers
+    num_computed: _Integers
+    query_start_loc: _Integers
+    sampled_rows: _Integers
+    """Which rows yield a token, in the order of the plan."""
+    num_decodes: int
+    """Rows of one token."""
+
+    @property
+    def num_rows(self) -> int:
+        """Sequences of the step."""
+        return len(self.slots)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the step."""
+        return int(self.query_start_loc[-1])
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether every row computes one token and yields one; they are then as in the plan."""
+        return self.num_decodes == len(self.sampled_rows) == len(self.slots)
+
+    @classmethod
+    def none(cls) -> Self:
+        """Returns the rows of a step of nothing but padding."""
+        nothing = np.zeros(0, dtype=np.int64)
+        return cls(
+            slots=nothing,
+            num_computed=nothing,
+            query_start_loc=np.zeros(1, dtype=np.int64),
+            sampled_rows=nothing,
+            num_decodes=0,
+        )
+
+    @classmethod
+    def of(cls, plan: StepPlan) -> Self:
+        """Sorts the rows of a plan."""
+        scheduled = np.asarray(plan.num_scheduled_tokens, dtype=np.int64)
+        order = np.argsort(scheduled > 1, kind="stable")
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        return cls(
+            slots=np.asarray(plan.slots, dtype=np.int64)[order],
+            num_computed=np.asarray(plan.num_computed_tokens, dtype=np.int64)[order],
+            query_start_loc=np.concatenate(
+                (np.zeros(1, dtype=np.int64), scheduled[order].cumsum())
+            ),
+            sampled_rows=place[np.flatnonzero(np.asarray(plan.is_sampled))],
+            num_decodes=int((scheduled == 1).sum()),
+        )
+
+    def packed(self, num_rows: int, num_tokens: int) -> _Integers:
+        """Returns what `DeviceRows.packed` holds, with padding up to these sizes.
+
+        The tokens of the padding all belong to the last row. Without a row to spare there must be
+        no tokens to spare.
+        """
+        count = self.num_rows
+        packed = np.zeros(6 * num_rows + 2, dtype=np.int64)
+        slots, num_computed, is_decode, is_sampled = packed[: 4 * num_rows].reshape(4, num_rows)
+        query_start_loc, prefill_start_loc = packed[4 * num_rows :].reshape(2, num_rows + 1)
+        slots[:count] = self.slots
+        num_computed[:count] = self.num_computed
+        num_computed[count:] = PADDING
+        is_decode[: self.num_decodes] = 1
+        is_sampled[self.sampled_rows] = 1
+        query_start_loc[: count + 1] = self.query_start_loc
+        query_start_loc[count + 1 :] = self.num_tokens
+        prefill_start_loc[:] = query_start_loc.clip(min=self.num_decodes)
+        query_start_loc[-1] = num_tokens
+        return packed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceRows:
+    """The rows of a step on the device."""
+
+    packed: torch.Tensor
+    """[6 * num_rows + 2] int64: the properties below, one after the other."""
+    num_rows: int
+    """Rows, padding included."""
+    sampled_rows: torch.Tensor | None
+    """[num_sampled] int64, in the order of the plan. None: all rows, in their order."""
+
+    @property
+    def slots(self) -> torch.Tensor:
+        """[num_rows] int64."""
+        return self.packed[: self.num_rows]
+
+    @property
+    def num_computed(self) -> torch.Tensor:
+        """[num_rows] int64; `PADDING` in rows that are no sequence's."""
+        return self.packed[self.num_rows : 2 * self.num_rows]
+
+    @property
+    def is_decode(self) -> torch.Tensor:
+        """[num_rows] int64: 1 in rows of one token."""
+        return self.packed[2 * self.num_rows : 3 * self.num_rows]
+
+    @property
+    def is_sampled(self) -> torch.Tensor:
+        """[num_rows] int64: 1 in rows that yield a token."""
+        return self.packed[3 * self.num_rows : 4 * self.num_rows]
+
+    @property
+    def query_start_loc(self) -> torch.Tensor:
+        """[num_rows + 1] int64: where each row's tokens begin."""
+        return self.packed[4 * self.num_rows : 5 * self.num_rows + 1]
+
+    @property
+    def prefill_start_loc(self) -> torch.Tensor:
+        """[num_rows + 1] int64: the same with no tokens in rows of one token, and in padding."""
+        return self.packed[5 * self.num_rows + 1 :]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """What the host must know of a step to launch its kernels."""
+
+    num_tokens: int
+    max_query_len: int
+    """Upper bound of the tokens of a row."""
+    max_decode_seq_len: int
+    """Upper bound of the lengths of sequences that compute one token; 0 if there is none."""
+    has_prefills: bool
+    """Whether sequences may compute several tokens."""
+
+    @classmethod
+    def of(cls, rows: Rows) -> Self:
+        """Returns the bounds of rows without padding."""
+        num_decodes = rows.num_decodes
+        return cls(
+            num_tokens=rows.num_tokens,
+            max_query_len=int(np.diff(rows.query_start_loc).max()),
+            max_decode_seq_len=int(rows.num_computed[:num_decodes].max()) + 1 if num_decodes else 0,
+            has_prefills=num_decodes < rows.num_rows,
+        )
+
+
 class InputBatch:
     """Per slot: tokens, block table row and sampling parameters, on the device."""
 
     def __init__(
         self, *, max_num_seqs: int, max_model_len: int, block_size: int, device: torch.device
     ) -> None:
+        self.max_num_seqs = max_num_seqs
+        self.max_model_len = max_model_len
+        self.device = device
         self._block_size = block_size
-        self._device = device
         max_blocks_per_seq = -(-max_model_len // block_size)
         with device:
             self._tokens = torch.zeros(max_num_seqs, max_model_len, dtype=torch.int32)
@@ -61,18 +211,67 @@ class InputBatch:
             self._seeds = torch.zeros(max_num_seqs, dtype=torch.int64)
 
     def prepare(self, plan: StepPlan) -> StepInputs:
-        """Applies a plan's changes and builds its inputs. Enqueues work and waits for nothing."""
-        rows = _Rows.of(plan)
-        sent = _SentPlan.send(plan, rows, self._device)
+        """Takes a plan's changes in and builds its inputs. Waits for nothing."""
+        rows = Rows.of(plan)
+        return self.read(self.apply(plan, rows, rows.num_rows, rows.num_tokens), Bounds.of(rows))
+
+    def apply(self, plan: StepPlan, rows: Rows, num_rows: int, num_tokens: int) -> DeviceRows:
+        """Takes a plan's changes in and brings its rows to the device. Waits for nothing.
+
+        Args:
+            plan: The plan.
+            rows: Its rows.
+            num_rows: Rows with padding.
+            num_tokens: Tokens with padding.
+        """
+        sent = _SentPlan.send(plan, rows, rows.packed(num_rows, num_tokens), self.device)
         if plan.new_slots:
             self._fill_slots(sent)
         if plan.block_slots:
             self._block_table[sent.block_slots, sent.block_indices] = sent.block_ids.int()
-        return self._build(rows, sent)
+        return DeviceRows(packed=sent.rows, num_rows=num_rows, sampled_rows=sent.sampled_rows)
+
+    def read(self, rows: DeviceRows, bounds: Bounds) -> StepInputs:
+        """Builds the inputs of a step whose changes were taken in. Waits for nothing."""
+        read = read_slots(
+            self._tokens,
+            self._block_table,
+            self._temperatures,
+            self._seeds,
+            rows.slots,
+            rows.num_computed,
+            rows.query_start_loc,
+            bounds.num_tokens,
+            bounds.max_query_len,
+            self._block_size,
+        )
+        decode = prefill = None
+        if bounds.max_decode_seq_len:
+            decode = DecodeMetadata(
+                seq_lens=read.seq_lens * rows.is_decode.int(),
+                max_seq_len=bounds.max_decode_seq_len,
+            )
+        if bounds.has_prefills:
+            prefill = PrefillMetadata(
+                query_start_loc=rows.prefill_start_loc.int(),
+                seq_lens=read.seq_lens,
+                max_query_len=bounds.max_query_len,
+            )
+        return StepInputs(
+            input_ids=read.input_ids,
+            positions=read.positions,
+            metadata=AttentionMetadata(
+                slot_mapping=read.slot_mapping,
+                block_table=read.block_table,
+                decode=decode,
+                prefill=prefill,
+            ),
+            sampling=_sampling(rows, read, bounds),
+        )
 
     def append_sampled(self, sampling: SamplingInputs, token_ids: torch.Tensor) -> None:
         """Writes each new token, [num_sampled] int64, behind its slot's tokens."""
-        self._tokens[sampling.slots, sampling.positions] = token_ids.int()
+        append_tokens(self._tokens, sampling.slots, sampling.positions, token_ids)
 
     def _fill_slots(self, sent: "_SentPlan") -> None:
         rows, columns = _spread(sent.new_num_tokens, sent.new_token_ids.numel())
@@ -80,99 +279,36 @@ class InputBatch:
         self._temperatures[sent.new_slots] = sent.new_temperatures.float()
         self._seeds[sent.new_slots] = sent.new_seeds
 
-    def _build(self, rows: "_Rows", sent: "_SentPlan") -> StepInputs:
-        token_rows, offsets = _spread(sent.query_lens, rows.num_tokens)
-        positions = sent.num_computed[token_rows] + offsets
-        token_slots = sent.slots[token_rows]
-        blocks = self._block_table[token_slots, positions // self._block_size]
-        slot_mapping = blocks.long() * self._block_size + positions % self._block_size
-        seq_lens = sent.num_computed + sent.query_lens
-        return StepInputs(
-            input_ids=self._tokens[token_slots, positions],
-            positions=positions,
-            metadata=self._metadata(rows, sent, slot_mapping, seq_lens.int()),
-            sampling=self._sampling(sent, seq_lens),
-        )
 
-    def _metadata(
-        self,
-        rows: "_Rows",
-        sent: "_SentPlan",
-        slot_mapping: torch.Tensor,
-        seq_lens: torch.Tensor,
-    ) -> AttentionMetadata:
-        num_decodes = rows.num_decodes
-        # Whole rows: a kernel then sees one stride in all steps.
-        block_table = self._block_table[sent.slots]  # [num_rows, max_blocks_per_seq]
-        decode = prefill = None
-        if num_decodes > 0:
-            decode = DecodeMetadata(
-                block_table=block_table[:num_decodes],
-                seq_lens=seq_lens[:num_decodes],
-                max_seq_len=int(rows.num_computed[:num_decodes].max()) + 1,
-            )
-        if num_decodes < len(rows.slots):
-            prefill = PrefillMetadata(
-                block_table=block_table[num_decodes:],
-                # Every row of the first part is one token.
-                query_start_loc=(sent.query_start_loc[num_decodes:] - num_decodes).int(),
-                seq_lens=seq_lens[num_decodes:],
-                max_query_len=int(rows.query_lens[num_decodes:].max()),
-            )
-        return AttentionMetadata(
-            slot_mapping=slot_mapping, num_decodes=num_decodes, decode=decode, prefill=prefill
-        )
-
-    def _sampling(self, sent: "_SentPlan", seq_lens: torch.Tensor) -> SamplingInputs | None:
-        if sent.sampled_rows.numel() == 0:
-            return None
-        slots = sent.slots[sent.sampled_rows]
+def _sampling(rows: DeviceRows, read: SlotRows, bounds: Bounds) -> SamplingInputs | None:
+    chosen = rows.sampled_rows
+    if chosen is None:
+        last_tokens = (rows.query_start_loc[1:] - 1).clamp(min=0) if bounds.has_prefills else None
         return SamplingInputs(
-            slots=slots,
-            token_indices=sent.query_start_loc[sent.sampled_rows + 1] - 1,
-            positions=seq_lens[sent.sampled_rows],
-            temperatures=self._temperatures[slots],
-            seeds=self._seeds[slots],
+            slots=rows.slots,
+            token_indices=last_tokens,
+            positions=read.next_positions * rows.is_sampled,
+            temperatures=read.temperatures,
+            seeds=read.seeds,
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Rows:
-    """The rows of a plan on the host, those of one token first."""
-
-    slots: _Integers
-    num_computed: _Integers
-    query_lens: _Integers
-    query_start_loc: _Integers
-    sampled_rows: _Integers
-    """Which rows yield a token, in the order of the plan."""
-    num_decodes: int
-
-    @property
-    def num_tokens(self) -> int:
-        return int(self.query_start_loc[-1])
-
-    @classmethod
-    def of(cls, plan: StepPlan) -> Self:
-        scheduled = np.asarray(plan.num_scheduled_tokens, dtype=np.int64)
-        order = np.argsort(scheduled > 1, kind="stable")
-        place = np.empty_like(order)
-        place[order] = np.arange(len(order))
-        query_lens = scheduled[order]
-        return cls(
-            slots=np.asarray(plan.slots, dtype=np.int64)[order],
-            num_computed=np.asarray(plan.num_computed_tokens, dtype=np.int64)[order],
-            query_lens=query_lens,
-            query_start_loc=np.concatenate((np.zeros(1, dtype=np.int64), query_lens.cumsum())),
-            sampled_rows=place[np.flatnonzero(np.asarray(plan.is_sampled))],
-            num_decodes=int((scheduled == 1).sum()),
-        )
+    if chosen.numel() == 0:
+        return None
+    return SamplingInputs(
+        slots=rows.slots[chosen],
+        token_indices=rows.query_start_loc[chosen + 1] - 1,
+        positions=read.next_positions[chosen],
+        temperatures=read.temperatures[chosen],
+        seeds=read.seeds[chosen],
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _SentPlan:
     """A plan on the device: views of one packed int64 tensor. Names as in StepPlan."""
 
+    rows: torch.Tensor
+    """As `DeviceRows.packed`."""
+    sampled_rows: torch.Tensor
     new_slots: torch.Tensor
     new_num_tokens: torch.Tensor
     new_token_ids: torch.Tensor
@@ -182,15 +318,12 @@ class _SentPlan:
     block_slots: torch.Tensor
     block_indices: torch.Tensor
     block_ids: torch.Tensor
-    slots: torch.Tensor
-    num_computed: torch.Tensor
-    query_lens: torch.Tensor
-    query_start_loc: torch.Tensor
-    sampled_rows: torch.Tensor
 
     @classmethod
-    def send(cls, plan: StepPlan, rows: _Rows, device: torch.device) -> Self:
+    def send(cls, plan: StepPlan, rows: Rows, packed_rows: _Integers, device: torch.device) -> Self:
         arrays = {
+            "rows": packed_rows,
+            "sampled_rows": rows.sampled_rows,
             "new_slots": np.asarray(plan.new_slots),
             "new_num_tokens": np.asarray(plan.new_num_tokens),
             "new_token_ids": np.asarray(plan.new_token_ids),
@@ -199,11 +332,6 @@ class _SentPlan:
             "block_slots": np.asarray(plan.block_slots),
             "block_indices": np.asarray(plan.block_indices),
             "block_ids": np.asarray(plan.block_ids),
-            "slots": rows.slots,
-            "num_computed": rows.num_computed,
-            "query_lens": rows.query_lens,
-            "query_start_loc": rows.query_start_loc,
-            "sampled_rows": rows.sampled_rows,
         }
         sizes = [len(array) for array in arrays.values()]
         # Pinned memory comes from torch's cache, which gives it out again only after the copy.

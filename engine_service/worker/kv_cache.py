@@ -11,6 +11,8 @@ from engine_service.worker.device import is_out_of_memory
 
 # What the driver, the loaded kernels and the libraries' handles take beside torch's allocator.
 _CONTEXT_BYTES = 768 << 20
+# What the driver keeps for one CUDA graph of some three hundred kernels; seen on an H200.
+_GRAPH_BYTES = 6 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,11 +98,20 @@ def num_blocks_on_cpu(options: CacheOptions, block_bytes: int) -> int:
     return num_blocks
 
 
-def num_blocks_on_cuda(options: CacheOptions, block_bytes: int, device: torch.device) -> int:
+def num_blocks_on_cuda(
+    options: CacheOptions, block_bytes: int, num_graphs: int, device: torch.device
+) -> int:
     """Returns the size of the pool that fits, once the largest step has been run.
 
     The process may take `gpu_memory_utilization` of the GPU: what it holds now, what the largest
-    step took on top, and the pool. Others on the same GPU count only if they leave less than that.
+    step took on top, the CUDA graphs, and the pool. Others on the same GPU count only if they leave
+    less than that.
+
+    Args:
+        options: The limits.
+        block_bytes: Bytes of one block.
+        num_graphs: CUDA graphs that are yet to be captured.
+        device: The GPU.
 
     Raises:
         StartupError: Not one block fits.
@@ -111,6 +122,9 @@ def num_blocks_on_cuda(options: CacheOptions, block_bytes: int, device: torch.de
     free, total = torch.cuda.mem_get_info(device)
     held = torch.cuda.memory_reserved(device)
     activations = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
+    if num_graphs:
+        # The graphs have memory of their own for a step's activations, one for all of them.
+        activations = 2 * activations + num_graphs * _GRAPH_BYTES
     share = int(total * options.gpu_memory_utilization)
     # The null block is part of the pool.
     available = min(share - held - _CONTEXT_BYTES, free) - activations - block_bytes

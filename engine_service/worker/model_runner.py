@@ -3,13 +3,13 @@
 import torch
 
 from engine_service.models.qwen3 import Qwen3
-from engine_service.worker.input_batch import InputBatch, StepInputs
+from engine_service.worker.input_batch import InputBatch, SamplingInputs, StepInputs
 from engine_service.worker.kv_cache import KVCache
 from engine_service.worker.sampler import sample_tokens
 
 
 class ModelRunner:
-    """A model, its cache, and the state of the sequences that it runs."""
+    """A model, its cache, and the state of the sequences that it runs. Nothing here waits."""
 
     def __init__(self, model: Qwen3, kv_cache: KVCache, batch: InputBatch) -> None:
         self._model = model
@@ -17,7 +17,7 @@ class ModelRunner:
         self._batch = batch
 
     def run(self, inputs: StepInputs) -> torch.Tensor | None:
-        """Runs a step and appends its tokens to their sequences. Waits for nothing.
+        """Runs a step and appends its tokens to their sequences.
 
         Returns:
             [num_sampled] int64 token IDs, in the order of the plan; None if no row yields one.
@@ -25,9 +25,7 @@ class ModelRunner:
         logits = self.compute_logits(inputs)
         if logits is None or inputs.sampling is None:
             return None
-        token_ids = sample_tokens(logits, inputs.sampling)
-        self._batch.append_sampled(inputs.sampling, token_ids)
-        return token_ids
+        return self.sample(logits, inputs.sampling)
 
     def compute_logits(self, inputs: StepInputs) -> torch.Tensor | None:
         """Runs the model over a step's tokens, which go into the cache.
@@ -40,5 +38,12 @@ class ModelRunner:
         )  # [num_tokens, hidden_size]
         if inputs.sampling is None:
             return None
-        last_hidden = hidden[inputs.sampling.token_indices]  # [num_sampled, hidden_size]
-        return self._model.compute_logits(last_hidden)
+        if inputs.sampling.token_indices is not None:
+            hidden = hidden[inputs.sampling.token_indices]  # [num_sampled, hidden_size]
+        return self._model.compute_logits(hidden)
+
+    def sample(self, logits: torch.Tensor, sampling: SamplingInputs) -> torch.Tensor:
+        """Draws the tokens, [num_sampled] int64, and appends them to their sequences."""
+        token_ids = sample_tokens(logits, sampling)
+        self._batch.append_sampled(sampling, token_ids)
+        return token_ids

@@ -13,8 +13,9 @@ from engine_service.models.checkpoint import Checkpoint
 from engine_service.models.config import ModelConfig
 from engine_service.models.loading import build_model, fill_randomly, load_weights
 from engine_service.models.qwen3 import Qwen3
+from engine_service.worker.cuda_graphs import StepGraphs, max_num_graphs
 from engine_service.worker.device import is_out_of_memory
-from engine_service.worker.input_batch import InputBatch
+from engine_service.worker.input_batch import Bounds, InputBatch, Rows
 from engine_service.worker.kv_cache import (
     KVCache,
     allocate_kv_cache,
@@ -44,58 +45,93 @@ class WorkerConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingStep:
-    """A step on its way: its tokens arrive in `token_ids` when `is_done` has happened."""
+    """A step on its way: its tokens arrive in `token_ids` when `ended` has happened."""
 
     plan: StepPlan
     token_ids: torch.Tensor | None
     """[num_sampled] int64 on the host."""
-    is_done: torch.cuda.Event | None
-    """None where the work is already done at launch."""
+    started: torch.cuda.Event | None
+    """When the device began with it. None where the work is already done at launch."""
+    ended: torch.cuda.Event | None
     prepare_seconds: float
-    started_at: float
-    """`time.perf_counter()` when the model was started."""
+    launch_seconds: float
 
 
 class Worker:
-    """Runs step plans on one device."""
+    """Runs step plans on one device.
 
-    def __init__(self, batch: InputBatch, runner: ModelRunner, device: torch.device) -> None:
+    Args:
+        batch: The state of its sequences.
+        runner: Runs steps of any kind.
+        graphs: Run the steps that fit into them; None leaves all to the runner.
+        device: The device.
+    """
+
+    def __init__(
+        self,
+        batch: InputBatch,
+        runner: ModelRunner,
+        graphs: StepGraphs | None,
+        device: torch.device,
+    ) -> None:
         self._batch = batch
         self._runner = runner
+        self._graphs = graphs
         self._device = device
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> PendingStep:
         """Enqueues a step and the copy of its tokens to the host."""
-        started_at = time.perf_counter()
-        inputs = self._batch.prepare(plan)
+        begun_at = time.perf_counter()
+        rows = Rows.of(plan)
+        graph = self._graphs.fitting(rows) if self._graphs else None
+        sizes = graph or rows
+        sent = self._batch.apply(plan, rows, sizes.num_rows, sizes.num_tokens)
         prepared_at = time.perf_counter()
-        token_ids = self._runner.run(inputs)
-        is_done = None
-        if self._device.type == "cuda":
-            if token_ids is not None:
-                on_host = torch.empty(token_ids.shape, dtype=token_ids.dtype, pin_memory=True)
-                token_ids = on_host.copy_(token_ids, non_blocking=True)
-            is_done = torch.cuda.current_stream(self._device).record_event()
+        started = self._record_event()
+        token_ids: torch.Tensor | None
+        if graph is None:
+            token_ids = self._runner.run(self._batch.read(sent, Bounds.of(rows)))
+        elif rows.is_decode:
+            token_ids = graph.replay(sent)[: rows.num_rows]
+        else:
+            token_ids = graph.replay(sent)[sent.sampled_rows]
+        if token_ids is not None and started is not None:
+            on_host = torch.empty(token_ids.shape, dtype=token_ids.dtype, pin_memory=True)
+            token_ids = on_host.copy_(token_ids, non_blocking=True)
+        ended = self._record_event()
         return PendingStep(
             plan=plan,
             token_ids=token_ids,
-            is_done=is_done,
-            prepare_seconds=prepared_at - started_at,
-            started_at=prepared_at,
+            started=started,
+            ended=ended,
+            prepare_seconds=prepared_at - begun_at,
+            launch_seconds=time.perf_counter() - prepared_at,
         )
 
     def collect(self, step: PendingStep) -> StepResult:
         """Waits for a step's tokens."""
-        if step.is_done is not None:
-            step.is_done.synchronize()
+        begun_at = time.perf_counter()
+        device_seconds = step.launch_seconds
+        if step.started is not None and step.ended is not None:
+            step.ended.synchronize()
+            device_seconds = step.started.elapsed_time(step.ended) / 1e3
         token_ids = [] if step.token_ids is None else step.token_ids.tolist()
         return StepResult(
             token_counts=int32_array(step.plan.is_sampled.tolist()),
             token_ids=int32_array(token_ids),
             prepare_seconds=step.prepare_seconds,
-            execute_seconds=time.perf_counter() - step.started_at,
+            launch_seconds=step.launch_seconds,
+            wait_seconds=time.perf_counter() - begun_at,
+            device_seconds=device_seconds,
         )
+
+    def _record_event(self) -> torch.cuda.Event | None:
+        if self._device.type != "cuda":
+            return None
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self._device))
+        return event
 
 
 def start_worker(config: WorkerConfig) -> tuple[Worker, int]:
@@ -144,12 +180,17 @@ def _start_worker(config: WorkerConfig) -> tuple[Worker, int]:
     if is_cuda:
         torch.cuda.reset_peak_memory_stats(config.device)
     # Warm-up rows have no blocks: they write to the null block and read it.
-    warm_up = Worker(batch, ModelRunner(model, allocate(0), batch), config.device)
+    warm_up = Worker(batch, ModelRunner(model, allocate(0), batch), None, config.device)
     for plan in warm_up_plans(config.scheduler, config.max_model_len, is_largest=is_cuda):
         warm_up.collect(warm_up.launch(plan))
     block_bytes = bytes_per_block(config.model_config, block_size, config.dtype)
     if is_cuda:
-        num_blocks = num_blocks_on_cuda(config.cache, block_bytes, config.device)
+        num_graphs = (
+            0
+            if config.model.enforce_eager
+            else max_num_graphs(max_num_seqs, config.scheduler.max_num_batched_tokens)
+        )
+        num_blocks = num_blocks_on_cuda(config.cache, block_bytes, num_graphs, config.device)
     else:
         num_blocks = num_blocks_on_cpu(config.cache, block_bytes)
     kv_cache = allocate(num_blocks)
@@ -159,7 +200,11 @@ def _start_worker(config: WorkerConfig) -> tuple[Worker, int]:
         block_size,
         kv_cache.blocks.nbytes,
     )
-    return Worker(batch, ModelRunner(model, kv_cache, batch), config.device), num_blocks
+    runner = ModelRunner(model, kv_cache, batch)
+    graphs = None
+    if is_cuda and not config.model.enforce_eager:
+        graphs = StepGraphs.capture(runner, batch, config.scheduler.max_num_batched_tokens)
+    return Worker(batch, runner, graphs, config.device), num_blocks
 
 
 def _load_model(config: WorkerConfig) -> Qwen3:

@@ -64,7 +64,7 @@ def test_every_outcome_and_phase_is_there_before_it_happens():
     }
     for outcome in OUTCOMES:
         assert samples[f"{PREFIX}requests_total", outcome] == 0
-    for phase in ("schedule", "prepare", "execute", "update"):
+    for phase in ("schedule", "prepare", "launch", "wait", "update", "device", "total"):
         assert samples[f"{PREFIX}step_time_seconds_count", phase] == 0
 
 

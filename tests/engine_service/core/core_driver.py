@@ -40,10 +40,13 @@ class CoreDriver:
         self.executor = executor(self.info)
         self.core = EngineCore(
             self.info,
-            SchedulerOptions(max_num_seqs=max_num_seqs, max_num_batched_tokens=budget),
+            SchedulerOptions(
+                max_num_seqs=max_num_seqs,
+                max_num_batched_tokens=budget,
+                max_steps_in_flight=self.depth,
+            ),
             self.executor,
             enable_prefix_caching=self.caching,
-            max_steps_in_flight=self.depth,
         )
         self.bases = [
             [self.rng.randrange(1, self.info.vocab_size) for _ in range(self.info.max_model_len)]

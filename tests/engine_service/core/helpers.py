@@ -38,10 +38,11 @@ def make_core(executor=None, *, options=None, depth=1, caching=True, **changes):
     info = make_info(**changes)
     return EngineCore(
         info,
-        SchedulerOptions(**{"max_num_seqs": info.max_num_seqs, **(options or {})}),
+        SchedulerOptions(
+            **{"max_num_seqs": info.max_num_seqs, "max_steps_in_flight": depth, **(options or {})}
+        ),
         executor or FakeExecutor(info),
         enable_prefix_caching=caching,
-        max_steps_in_flight=depth,
     )
 
 

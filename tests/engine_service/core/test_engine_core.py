@@ -47,9 +47,15 @@ def test_as_many_steps_are_in_flight_as_allowed(depth):
     assert not executor.in_flight
 
 
-def test_no_step_in_flight_is_refused():
-    with pytest.raises(ValueError, match="max_steps_in_flight=0 must be at least 1"):
-        make_core(depth=0)
+@pytest.mark.parametrize(("device", "depth"), [("cpu", 1), ("cuda:0", 2)])
+def test_steps_overlap_where_the_device_computes_by_itself(device, depth):
+    executor = FakeExecutor(make_info())
+    core = make_core(executor, depth=None, device=device)
+    core.add(make_request(1, [1, 2, 3], 10))
+
+    run_until_idle(core)
+
+    assert executor.max_in_flight == depth
 
 
 def test_a_bad_request_is_refused_before_any_work():

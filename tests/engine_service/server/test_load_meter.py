@@ -85,4 +85,4 @@ async def test_who_unsubscribed_is_not_told(meter):
 
 
 def _step(*, prefill=0, decode=0, seconds):
-    return StepStats(num_prefill_tokens=prefill, num_decode_tokens=decode, execute_seconds=seconds)
+    return StepStats(num_prefill_tokens=prefill, num_decode_tokens=decode, step_seconds=seconds)

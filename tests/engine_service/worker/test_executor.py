@@ -73,7 +73,7 @@ def test_tokens_come_in_the_order_of_the_plan(tiny_model):
     assert result.token_counts.tolist() == [1, 1, 0]
     assert result.token_ids.tolist() == expected
     assert result.prepare_seconds > 0
-    assert result.execute_seconds > 0
+    assert result.device_seconds == result.launch_seconds > 0
 
 
 def test_step_may_be_launched_before_the_last_is_collected(tiny_model):

@@ -1,9 +1,10 @@
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 
-from engine_service.worker.input_batch import InputBatch
+from engine_service.worker.input_batch import Bounds, DeviceRows, InputBatch, Rows
 from tests.engine_service.plans import NewSequence, Row, make_plan
 
 BLOCK_SIZE = 16
@@ -28,9 +29,8 @@ def test_prompt_becomes_ids_positions_and_slots(batch):
     assert inputs.input_ids.tolist() == list(range(100, 120))
     assert inputs.positions.tolist() == list(range(20))
     assert inputs.metadata.slot_mapping.tolist() == [*range(80, 96), *range(32, 36)]
-    assert inputs.metadata.num_decodes == 0
     assert inputs.metadata.decode is None
-    assert inputs.metadata.prefill.block_table.tolist() == [[5, 2, 0, 0]]
+    assert inputs.metadata.block_table[0, :2].tolist() == [5, 2]
     assert inputs.metadata.prefill.query_start_loc.tolist() == [0, 20]
     assert inputs.metadata.prefill.seq_lens.tolist() == [20]
     assert inputs.metadata.prefill.max_query_len == 20
@@ -43,8 +43,9 @@ def test_types_are_what_the_kernels_take(batch):
 
     assert inputs.input_ids.dtype == torch.int32
     assert inputs.positions.dtype == inputs.metadata.slot_mapping.dtype == torch.int64
+    assert inputs.metadata.block_table.dtype == torch.int32
     for part in (inputs.metadata.decode, inputs.metadata.prefill):
-        assert part.block_table.dtype == part.seq_lens.dtype == torch.int32
+        assert part.seq_lens.dtype == torch.int32
     assert inputs.metadata.prefill.query_start_loc.dtype == torch.int32
     assert inputs.sampling.temperatures.dtype == torch.float32
     assert inputs.sampling.seeds.dtype == inputs.sampling.positions.dtype == torch.int64
@@ -61,11 +62,10 @@ def test_rows_of_one_token_come_first(batch):
 
     assert inputs.input_ids.tolist() == [29, *range(10), 42, 43, 44]
     assert inputs.positions.tolist() == [9, *range(10), 2, 3, 4]
-    assert inputs.metadata.num_decodes == 1
-    assert inputs.metadata.decode.seq_lens.tolist() == [10]
+    assert inputs.metadata.decode.seq_lens.tolist() == [10, 0, 0]
     assert inputs.metadata.decode.max_seq_len == 10
-    assert inputs.metadata.prefill.query_start_loc.tolist() == [0, 10, 13]
-    assert inputs.metadata.prefill.seq_lens.tolist() == [10, 5]
+    assert inputs.metadata.prefill.query_start_loc.tolist() == [1, 1, 11, 14]
+    assert inputs.metadata.prefill.seq_lens.tolist()[1:] == [10, 5]
 
 
 def test_sampled_rows_keep_the_order_of_the_plan(batch):
@@ -153,3 +153,50 @@ def test_random_plans_equal_loops_over_tokens(batch):
                 strict=True,
             )
         )
+
+
+def test_padding_changes_no_row(batch):
+    new = {
+        0: NewSequence(range(10), [1], temperature=0.5, seed=3),
+        1: NewSequence(range(20, 50), [2, 3]),
+        2: NewSequence(range(40, 45), [4]),
+    }
+    plan = make_plan([Row(1, 0, 29, is_sampled=False), Row(0, 9, 1), Row(2, 2, 3)], new)
+    rows = Rows.of(plan)
+    exact = batch.prepare(plan)
+
+    padded = batch.read(
+        replace(batch.apply(plan, rows, 6, 48), sampled_rows=None),
+        Bounds(num_tokens=48, max_query_len=48, max_decode_seq_len=64, has_prefills=True),
+    )
+
+    num_tokens = rows.num_tokens
+    for name in ("input_ids", "positions"):
+        assert torch.equal(getattr(padded, name)[:num_tokens], getattr(exact, name))
+    slots = padded.metadata.slot_mapping
+    assert torch.equal(slots[:num_tokens], exact.metadata.slot_mapping)
+    assert slots[num_tokens:].tolist() == [-1] * (48 - num_tokens)
+    assert padded.metadata.decode.seq_lens.tolist() == [10, 0, 0, 0, 0, 0]
+    assert padded.metadata.prefill.query_start_loc.tolist() == [1, 1, 30, 33, 33, 33, 33]
+    assert padded.metadata.prefill.seq_lens.tolist() == [10, 29, 5, 0, 0, 0]
+    sampling = padded.sampling
+    # Rows in the order of the device, of which only those that are sampled have a position.
+    assert sampling.positions.tolist() == [10, 0, 5, 0, 0, 0]
+    assert sampling.slots.tolist()[:3] == [0, 1, 2]
+    assert sampling.token_indices.tolist()[:3] == [0, 29, 32]
+    assert sampling.temperatures[0] == 0.5
+    assert sampling.seeds[0] == 3
+
+
+def test_nothing_but_padding_reads_and_writes_nothing(batch):
+    packed = torch.from_numpy(Rows.none().packed(4, 16)).to(batch.device)
+
+    inputs = batch.read(
+        DeviceRows(packed=packed, num_rows=4, sampled_rows=None),
+        Bounds(num_tokens=16, max_query_len=16, max_decode_seq_len=64, has_prefills=True),
+    )
+
+    assert inputs.metadata.slot_mapping.tolist() == [-1] * 16
+    assert inputs.metadata.decode.seq_lens.tolist() == [0] * 4
+    assert inputs.metadata.prefill.query_start_loc.tolist() == [0] * 5
+    assert inputs.sampling.positions.tolist() == [0] * 4

@@ -90,8 +90,8 @@ def test_pool_on_cuda_keeps_to_its_share():
     total = torch.cuda.get_device_properties(device).total_memory
     block_bytes = 1 << 20
 
-    half = num_blocks_on_cuda(CacheOptions(gpu_memory_utilization=0.5), block_bytes, device)
-    quarter = num_blocks_on_cuda(CacheOptions(gpu_memory_utilization=0.25), block_bytes, device)
+    half = num_blocks_on_cuda(CacheOptions(gpu_memory_utilization=0.5), block_bytes, 0, device)
+    quarter = num_blocks_on_cuda(CacheOptions(gpu_memory_utilization=0.25), block_bytes, 0, device)
 
     assert quarter * block_bytes < 0.25 * total
     assert abs((half - quarter) * block_bytes - 0.25 * total) <= 2 * block_bytes
@@ -103,6 +103,6 @@ def test_share_that_holds_no_block_is_refused():
     options = CacheOptions(gpu_memory_utilization=0.01)
 
     with pytest.raises(StartupError, match=r"gpu_memory_utilization 0\.01") as refusal:
-        num_blocks_on_cuda(options, 1 << 34, device)
+        num_blocks_on_cuda(options, 1 << 34, 0, device)
 
     assert "\n" not in str(refusal.value)

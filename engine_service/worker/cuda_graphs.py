@@ -1,0 +1,262 @@
+"""Whole steps as CUDA graphs of fixed sizes, which a step is padded to.
+
+Padding has no tokens of a sequence: it neither reads nor writes the cache, and what it draws is
+dropped. A decode step has a graph for nearly every number of rows. Steps with prompts have graphs
+for many numbers of tokens, as far as the host would take longer to launch their kernels than the
+device takes to run them.
+"""
+
+import logging
+import time
+from bisect import bisect_left
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+
+from engine_service.worker.input_batch import Bounds, DeviceRows, InputBatch, Rows
+from engine_service.worker.model_runner import ModelRunner
+
+logger = logging.getLogger(__name__)
+
+_SPARE_ROWS = 8
+"""Rows for padding beside those of the largest batch, to a multiple of 8."""
+_ROW_CLASSES = (8, 64)
+"""Rows of the graphs for steps with prompts, beside those for the largest batch."""
+_FEW_ROWS_MAX_TOKENS = 1024
+"""Above it, graphs of 64 rows cost hardly more than those of 8."""
+_SIZES_PER_DOUBLING = 4
+_MIN_TOKENS = 16
+# Above this ratio of the device's time to that of the host's launches, padding is dearer.
+_WORTHWHILE_RATIO = 1.25
+
+
+def decode_sizes(max_num_seqs: int) -> list[int]:
+    """Returns the numbers of rows of decode graphs, in rising order, up to `max_num_seqs`.
+
+    Matrix products work in tiles of at least 8 rows, so finer steps would save nothing; later ones
+    pad by at most a sixteenth.
+    """
+    sizes = [1, 2, 4]
+    while sizes[-1] < max_num_seqs:
+        step = max(8, sizes[-1] // 16 // 8 * 8)
+        sizes.append(sizes[-1] // 8 * 8 + step)
+    return [size for size in sizes if size < max_num_seqs] + [max_num_seqs]
+
+
+def token_sizes(max_num_tokens: int) -> list[int]:
+    """Returns the numbers of tokens of graphs for steps with prompts, in rising order."""
+    sizes = []
+    size = _MIN_TOKENS
+    while size < max_num_tokens:
+        sizes.append(size)
+        # 16, 32, 48, 64, 80, 96, 112, 128, 160, ...: a quarter of the power of two below.
+        step = (1 << (size.bit_length() - 1)) // _SIZES_PER_DOUBLING
+        size += max(_MIN_TOKENS, step)
+    return [*sizes, max_num_tokens]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Captured:
+    """The graphs of a step, and where the second leaves its tokens."""
+
+    forward: torch.cuda.CUDAGraph
+    sampler: torch.cuda.CUDAGraph
+    token_ids: torch.Tensor
+
+
+class StepGraph:
+    """A step of fixed sizes: a graph up to the logits, and one that samples.
+
+    Between the two there is a place for what must wait for the tokens of the step before, such as
+    the mask of a grammar.
+
+    Attributes:
+        num_rows: Rows, padding included.
+        num_tokens: Tokens, padding included.
+    """
+
+    def __init__(
+        self, bounds: Bounds, num_rows: int, runner: ModelRunner, batch: InputBatch
+    ) -> None:
+        """Prepares the step; `capture` makes the graphs.
+
+        Args:
+            bounds: What the kernels are launched for.
+            num_rows: Rows.
+            runner: What is captured.
+            batch: The state that the step reads and writes.
+        """
+        self.num_rows = num_rows
+        self.num_tokens = bounds.num_tokens
+        self._bounds = bounds
+        self._runner = runner
+        self._batch = batch
+        nothing = Rows.none().packed(num_rows, bounds.num_tokens)
+        self._rows = DeviceRows(
+            packed=torch.from_numpy(nothing).to(batch.device),
+            num_rows=num_rows,
+            sampled_rows=None,
+        )
+        self._captured: _Captured | None = None
+
+    @classmethod
+    def of_decodes(cls, num_rows: int, runner: ModelRunner, batch: InputBatch) -> Self:
+        """Prepares a step whose rows all compute one token."""
+        bounds = Bounds(
+            num_tokens=num_rows,
+            # The padding's tokens are one row's.
+            max_query_len=num_rows,
+            max_decode_seq_len=batch.max_model_len,
+            has_prefills=False,
+        )
+        return cls(bounds, num_rows, runner, batch)
+
+    @classmethod
+    def of_tokens(
+        cls, num_tokens: int, num_rows: int, runner: ModelRunner, batch: InputBatch
+    ) -> Self:
+        """Prepares a step of any rows."""
+        bounds = Bounds(
+            num_tokens=num_tokens,
+            max_query_len=num_tokens,
+            max_decode_seq_len=batch.max_model_len,
+            has_prefills=True,
+        )
+        return cls(bounds, num_rows, runner, batch)
+
+    def run_eagerly(self) -> None:
+        """Runs the step on nothing but padding, kernel by kernel."""
+        self._runner.run(self._batch.read(self._rows, self._bounds))
+
+    def capture(self, other: "StepGraph | None") -> None:
+        """Makes the graphs.
+
+        Args:
+            other: A captured graph whose memory these use too: no two run at once.
+        """
+        # Kernels are compiled and libraries set up outside of a capture.
+        self.run_eagerly()
+        forward, sampler = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        pool = other._captured.forward.pool() if other and other._captured else None
+        with torch.cuda.graph(forward, pool=pool):
+            inputs = self._batch.read(self._rows, self._bounds)
+            logits = self._runner.compute_logits(inputs)
+        assert logits is not None, "every row of a graph yields a token"
+        assert inputs.sampling is not None, "likewise"
+        with torch.cuda.graph(sampler, pool=forward.pool()):
+            token_ids = self._runner.sample(logits, inputs.sampling)
+        self._captured = _Captured(forward=forward, sampler=sampler, token_ids=token_ids)
+
+    def replay(self, rows: DeviceRows) -> torch.Tensor:
+        """Runs the step on rows padded to its sizes.
+
+        Returns:
+            [num_rows] int64 token IDs, which the next replay overwrites.
+        """
+        assert self._captured is not None, "captured before it is replayed"
+        self._rows.packed.copy_(rows.packed)
+        self._captured.forward.replay()
+        self._captured.sampler.replay()
+        return self._captured.token_ids
+
+
+class StepGraphs:
+    """The graphs of all sizes, from one pool of memory."""
+
+    def __init__(self, decodes: list[StepGraph], others: list[StepGraph]) -> None:
+        self._decodes = sorted(decodes, key=lambda graph: graph.num_rows)
+        self._decode_sizes = [graph.num_rows for graph in self._decodes]
+        # By number of rows, then of tokens.
+        self._others: dict[int, list[StepGraph]] = {}
+        for graph in sorted(others, key=lambda graph: (graph.num_rows, graph.num_tokens)):
+            self._others.setdefault(graph.num_rows, []).append(graph)
+
+    @classmethod
+    def capture(cls, runner: ModelRunner, batch: InputBatch, max_num_batched_tokens: int) -> Self:
+        """Captures all sizes; takes some hundredths of a second for each."""
+        started_at = time.perf_counter()
+        free_before, _ = torch.cuda.mem_get_info(batch.device)
+        others = [
+            StepGraph.of_tokens(num_tokens, num_rows, runner, batch)
+            for num_tokens, num_rows in _sizes_with_prompts(
+                batch.max_num_seqs, _max_worthwhile_tokens(runner, batch, max_num_batched_tokens)
+            )
+        ]
+        decodes = [
+            StepGraph.of_decodes(size, runner, batch) for size in decode_sizes(batch.max_num_seqs)
+        ]
+        first: StepGraph | None = None
+        # The largest first, so that the others fit into its memory.
+        for graph in sorted(others + decodes, key=lambda graph: -graph.num_tokens):
+            graph.capture(first)
+            first = first or graph
+        torch.cuda.synchronize(batch.device)
+        free, _ = torch.cuda.mem_get_info(batch.device)
+        logger.info(
+            "cuda_graphs_captured num_decode_graphs=%d num_other_graphs=%d max_tokens=%d bytes=%d "
+            "seconds=%.1f",
+            len(decodes),
+            len(others),
+            max((graph.num_tokens for graph in others), default=0),
+            free_before - free,
+            time.perf_counter() - started_at,
+        )
+        return cls(decodes, others)
+
+    def fitting(self, rows: Rows) -> StepGraph | None:
+        """Returns the smallest graph that a step fits into, or None."""
+        if rows.is_decode and rows.num_rows <= self._decode_sizes[-1]:
+            return self._decodes[bisect_left(self._decode_sizes, rows.num_rows)]
+        for num_rows, graphs in self._others.items():
+            if rows.num_rows < num_rows and rows.num_tokens <= graphs[-1].num_tokens:
+                place = bisect_left(graphs, rows.num_tokens, key=lambda graph: graph.num_tokens)
+                return graphs[place]
+        return None
+
+
+def max_num_graphs(max_num_seqs: int, max_num_batched_tokens: int) -> int:
+    """Returns how many graphs are captured at most."""
+    with_prompts = _sizes_with_prompts(max_num_seqs, max_num_batched_tokens)
+    return len(decode_sizes(max_num_seqs)) + len(with_prompts)
+
+
+def _sizes_with_prompts(max_num_seqs: int, max_num_tokens: int) -> list[tuple[int, int]]:
+    """Returns the numbers of tokens and rows of graphs for steps with prompts."""
+    if not max_num_tokens:
+        return []
+    most_rows = -(-(max_num_seqs + 1) // _SPARE_ROWS) * _SPARE_ROWS
+    classes = [*(rows for rows in _ROW_CLASSES if rows < most_rows), most_rows]
+    return [
+        (tokens, rows)
+        for rows in classes
+        for tokens in token_sizes(max_num_tokens)
+        if tokens >= rows and (rows > _ROW_CLASSES[0] or tokens <= _FEW_ROWS_MAX_TOKENS)
+    ]
+
+
+def _max_worthwhile_tokens(
+    runner: ModelRunner, batch: InputBatch, max_num_batched_tokens: int
+) -> int:
+    """Returns up to how many tokens the host is slower to launch a step than the device to run it.
+
+    Measured here: it depends on the model, on both processors, and on what else they do.
+    """
+    size = min(256, max_num_batched_tokens)
+    while size < max_num_batched_tokens:
+        graph = StepGraph.of_tokens(size, _ROW_CLASSES[0], runner, batch)
+        graph.run_eagerly()
+        launch_seconds, device_seconds = _time_eagerly(graph, batch.device)
+        if device_seconds > _WORTHWHILE_RATIO * launch_seconds:
+            return size
+        size *= 2
+    return max_num_batched_tokens
+
+
+def _time_eagerly(graph: StepGraph, device: torch.device) -> tuple[float, float]:
+    torch.cuda.synchronize(device)
+    started_at = time.perf_counter()
+    graph.run_eagerly()
+    launched_at = time.perf_counter()
+    torch.cuda.synchronize(device)
+    return launched_at - started_at, time.perf_counter() - started_at

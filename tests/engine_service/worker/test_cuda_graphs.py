@@ -1,0 +1,334 @@
+import itertools
+import random
+
+import pytest
+import torch
+
+from engine_service.config import CacheOptions, ModelOptions, SchedulerOptions
+from engine_service.core.engine_core import EngineCore
+from engine_service.core.types import Request, SamplingParams, int32_array
+from engine_service.models.checkpoint import resolve_checkpoint
+from engine_service.models.config import parse_config
+from engine_service.models.loading import build_model, load_weights
+from engine_service.worker.cuda_graphs import (
+    StepGraph,
+    StepGraphs,
+    decode_sizes,
+    token_sizes,
+)
+from engine_service.worker.executor import start_executor
+from engine_service.worker.input_batch import InputBatch, Rows
+from engine_service.worker.kv_cache import allocate_kv_cache
+from engine_service.worker.model_runner import ModelRunner
+from engine_service.worker.worker import Worker
+from tests.engine_service.plans import NewSequence, Row, make_plan
+from tests.engine_service.tiny_models import CUDA_SHAPES, make_model, random_tokens
+
+BLOCK_SIZE = 16
+SHAPE = CUDA_SHAPES[1]
+
+
+@pytest.mark.parametrize("max_num_seqs", [1, 2, 3, 7, 8, 9, 100, 256, 1000, 65536])
+def test_every_batch_fits_into_a_size_that_pads_it_by_little(max_num_seqs):
+    sizes = decode_sizes(max_num_seqs)
+
+    assert sizes == sorted(set(sizes))
+    assert sizes[-1] == max_num_seqs
+    assert sizes[0] == 1
+    for below, size in itertools.pairwise(sizes):
+        assert size - below <= max(8, below // 16 + 8)
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([Row(0, 5, 1), Row(1, 9, 1)], True),
+        ([Row(0, 5, 1), Row(1, 9, 2)], False),
+        ([Row(0, 5, 1, is_sampled=False), Row(1, 9, 1)], False),
+    ],
+)
+def test_decode_step_is_one_whose_rows_all_compute_and_yield_one_token(rows, expected):
+    assert Rows.of(make_plan(rows)).is_decode is expected
+
+
+@pytest.mark.parametrize("max_num_tokens", [1, 16, 17, 100, 2048, 8192, 10000])
+def test_every_number_of_tokens_fits_into_a_size_that_pads_it_by_a_quarter(max_num_tokens):
+    sizes = token_sizes(max_num_tokens)
+
+    assert sizes == sorted(set(sizes))
+    assert sizes[-1] == max_num_tokens
+    for below, size in itertools.pairwise([0, *sizes]):
+        assert size - below <= max(16, below // 4)
+
+
+def step_graph(num_tokens, num_rows, *, is_decode=False):
+    """Returns a graph that was not captured."""
+    batch = InputBatch(
+        max_num_seqs=8, max_model_len=512, block_size=BLOCK_SIZE, device=torch.device("cpu")
+    )
+    if is_decode:
+        return StepGraph.of_decodes(num_rows, None, batch)
+    return StepGraph.of_tokens(num_tokens, num_rows, None, batch)
+
+
+@pytest.mark.parametrize(
+    ("query_lens", "expected"),
+    [
+        ([1], (4, 4)),
+        ([1] * 4, (4, 4)),
+        ([1] * 5, (16, 16)),
+        ([1] * 17, (32, 24)),
+        ([20], (32, 8)),
+        ([1, 1, 30], (32, 8)),
+        ([2] * 7, (32, 8)),
+        ([2] * 8, (32, 24)),
+        ([40], (64, 24)),
+        ([65], None),
+        ([1] * 22 + [2] * 2, None),
+    ],
+)
+def test_step_takes_the_smallest_graph_with_room_for_padding(query_lens, expected):
+    graphs = StepGraphs(
+        [step_graph(size, size, is_decode=True) for size in (16, 4)],
+        [step_graph(*size) for size in ((64, 24), (32, 24), (32, 8))],
+    )
+    plan = make_plan([Row(slot, 0, length) for slot, length in enumerate(query_lens)])
+
+    graph = graphs.fitting(Rows.of(plan))
+
+    assert (graph and (graph.num_tokens, graph.num_rows)) == expected
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("graphs") / "model", SHAPE)
+
+
+def make_requests(vocab_size, num_requests=12):
+    rng = random.Random(5)
+    shared = random_tokens(rng, 40, vocab_size)
+    return [
+        Request(
+            request_id=number,
+            prompt_token_ids=int32_array(
+                shared[: rng.choice((0, 20, 40))]
+                + random_tokens(rng, rng.randint(1, 60), vocab_size)
+            ),
+            sampling_params=SamplingParams(
+                temperature=rng.choice((0.0, 0.8)),
+                max_tokens=rng.randint(1, 40),
+                ignore_eos=True,
+                seed=number,
+            ),
+        )
+        for number in range(num_requests)
+    ]
+
+
+def generate(folder, requests, *, dtype="float32", num_blocks=200, enforce_eager, **scheduler):
+    """Returns each request's tokens, and how many preemptions there were."""
+    options = SchedulerOptions(**scheduler)
+    executor, info = start_executor(
+        ModelOptions(model=str(folder), device="cuda", dtype=dtype, enforce_eager=enforce_eager),
+        CacheOptions(block_size=BLOCK_SIZE, num_blocks=num_blocks),
+        options,
+    )
+    core = EngineCore(info, options, executor)
+    for request in requests:
+        core.add(request)
+    tokens = {request.request_id: [] for request in requests}
+    num_preemptions = 0
+    while core.has_work:
+        output = core.step()
+        num_preemptions += output.stats.num_preemptions
+        for request_id, token_id in zip(output.request_ids, output.token_ids, strict=True):
+            tokens[request_id].append(token_id)
+    assert core.scheduler.pool.statistics().num_used_blocks == 0
+    core.close()
+    return tokens, num_preemptions
+
+
+@pytest.fixture(scope="module")
+def plain(tiny):
+    """Tokens of steps launched kernel by kernel, one after the other."""
+    tokens, _ = generate(
+        tiny.folder,
+        make_requests(tiny.vocab_size),
+        enforce_eager=True,
+        max_steps_in_flight=1,
+        max_num_seqs=16,
+    )
+    return tokens
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("enforce_eager", "max_steps_in_flight", "max_num_seqs", "max_num_batched_tokens"),
+    [
+        (True, 2, 16, 512),
+        (True, 3, 5, 16),
+        (False, 1, 16, 512),
+        (False, 2, 16, 512),
+        (False, 2, 16, 48),
+        (False, 2, 1, 512),
+        (False, 2, 3, 16),
+        (False, 3, 16, 16),
+    ],
+)
+def test_float32_tokens_are_the_same_whatever_runs_them(  # noqa: PLR0913
+    tiny, plain, enforce_eager, max_steps_in_flight, max_num_seqs, max_num_batched_tokens
+):
+    tokens, _ = generate(
+        tiny.folder,
+        make_requests(tiny.vocab_size),
+        enforce_eager=enforce_eager,
+        max_steps_in_flight=max_steps_in_flight,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+    )
+
+    assert tokens == plain
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("max_steps_in_flight", [1, 2, 3])
+def test_tokens_are_the_same_when_sequences_are_preempted(tiny, plain, max_steps_in_flight):
+    tokens, num_preemptions = generate(
+        tiny.folder,
+        make_requests(tiny.vocab_size),
+        enforce_eager=False,
+        num_blocks=9,
+        max_steps_in_flight=max_steps_in_flight,
+        max_num_seqs=16,
+    )
+
+    assert num_preemptions > 0
+    assert tokens == plain
+
+
+class Graphs:
+    """A worker with graphs, beside the cache that it writes."""
+
+    def __init__(self, folder):
+        device = torch.device("cuda")
+        checkpoint = resolve_checkpoint(str(folder))
+        config = parse_config(checkpoint.read_config())
+        model = build_model(config, 512, torch.float32, device)
+        load_weights(model, checkpoint)
+        self.cache = allocate_kv_cache(
+            config, num_blocks=12, block_size=BLOCK_SIZE, dtype=torch.float32, device=device
+        )
+        batch = InputBatch(max_num_seqs=8, max_model_len=512, block_size=BLOCK_SIZE, device=device)
+        runner = ModelRunner(model, self.cache, batch)
+        with torch.inference_mode():
+            self.worker = Worker(batch, runner, StepGraphs.capture(runner, batch, 64), device)
+
+    def run(self, rows, new=None):
+        result = self.worker.collect(self.worker.launch(make_plan(rows, new)))
+        assert result.device_seconds > 0
+        return result.token_ids.tolist()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_rows", [1, 3, 5, 8])
+def test_padded_rows_touch_nothing(tiny, num_rows):
+    graphs = Graphs(tiny.folder)
+    # The null block, too: whoever read it would spread it.
+    graphs.cache.blocks.fill_(torch.nan)
+    prompts = [random_tokens(random.Random(slot), 5 + slot, tiny.vocab_size) for slot in range(8)]
+    new = {slot: NewSequence(prompts[slot], [slot + 1]) for slot in range(num_rows)}
+    first = graphs.run([Row(slot, 0, len(prompts[slot])) for slot in range(num_rows)], new)
+    before = graphs.cache.blocks.clone()
+
+    second = graphs.run([Row(slot, len(prompts[slot]), 1) for slot in range(num_rows)])
+
+    expected = [tiny.greedy(prompts[slot], 2)[0] for slot in range(num_rows)]
+    assert [list(pair) for pair in zip(first, second, strict=True)] == expected
+    is_same = (graphs.cache.blocks == before) | (graphs.cache.blocks.isnan() & before.isnan())
+    changed = (~is_same).nonzero()[:, [0, 4]].unique(dim=0).tolist()
+    assert changed == [[slot + 1, len(prompts[slot])] for slot in range(num_rows)]
+
+
+@pytest.mark.gpu
+def test_step_with_prompts_is_padded_without_a_trace(tiny):
+    graphs = Graphs(tiny.folder)
+    graphs.cache.blocks.fill_(torch.nan)
+    prompts = [random_tokens(random.Random(slot), 9 + slot, tiny.vocab_size) for slot in range(5)]
+    new = {slot: NewSequence(prompts[slot], [2 * slot + 1, 2 * slot + 2]) for slot in range(5)}
+    lengths = [len(prompt) for prompt in prompts]
+    first = graphs.run([Row(slot, 0, lengths[slot]) for slot in (0, 1)], {0: new[0], 1: new[1]})
+    before = graphs.cache.blocks.clone()
+
+    # One decodes, one begins, one computes a part of its prompt, and one of these a single token.
+    rows = [
+        Row(2, 0, lengths[2]),
+        Row(0, lengths[0], 1),
+        Row(3, 0, 5, is_sampled=False),
+        Row(4, 0, 1, is_sampled=False),
+        Row(1, lengths[1], 1),
+    ]
+    second = graphs.run(rows, {slot: new[slot] for slot in (2, 3, 4)})
+    third = graphs.run([Row(3, 5, lengths[3] - 5), Row(4, 1, lengths[4] - 1)])
+
+    greedy = [tiny.greedy(prompt, 2)[0] for prompt in prompts]
+    assert first == [greedy[0][0], greedy[1][0]]
+    assert second == [greedy[2][0], greedy[0][1], greedy[1][1]]
+    assert third == [greedy[3][0], greedy[4][0]]
+    is_same = (graphs.cache.blocks == before) | (graphs.cache.blocks.isnan() & before.isnan())
+    changed = (~is_same).nonzero()[:, [0, 4]].unique(dim=0).tolist()
+    written = [(slot, p) for slot in (2, 3, 4) for p in range(lengths[slot])]
+    written += [(slot, lengths[slot]) for slot in (0, 1)]
+    assert changed == sorted([2 * slot + 1 + p // 16, p % 16] for slot, p in written)
+
+
+@pytest.mark.gpu
+def test_graph_of_one_size_does_not_disturb_another(tiny):
+    graphs = Graphs(tiny.folder)
+    prompts = [random_tokens(random.Random(slot), 9, tiny.vocab_size) for slot in range(8)]
+    new = {slot: NewSequence(prompts[slot], [slot + 1, slot + 5]) for slot in range(4)}
+    tokens = {slot: [] for slot in range(4)}
+
+    def run(rows, new=None):
+        for row, token_id in zip(rows, graphs.run(rows, new), strict=True):
+            tokens[row.slot].append(token_id)
+
+    run([Row(slot, 0, 9) for slot in range(4)], new)
+    for step in range(6):
+        slots = ([0, 1, 2, 3], [2], [3, 0, 1])[step % 3]
+        run([Row(slot, 8 + len(tokens[slot]), 1) for slot in slots])
+
+    for slot, generated in tokens.items():
+        assert generated == tiny.greedy(prompts[slot], len(generated))[0]
+
+
+@pytest.mark.gpu
+def test_bfloat16_graph_differs_from_single_kernels_only_where_logits_tie(tmp_path):
+    shape = CUDA_SHAPES[2]
+    tiny = make_model(tmp_path / "model", shape, dtype=torch.bfloat16)
+    rng = random.Random(3)
+    requests = [
+        Request(
+            request_id=number,
+            prompt_token_ids=int32_array(random_tokens(rng, 30, tiny.vocab_size)),
+            sampling_params=SamplingParams(temperature=0, max_tokens=60, ignore_eos=True),
+        )
+        for number in range(32)
+    ]
+    options = {"dtype": "bfloat16", "max_num_seqs": 32}
+    eager, _ = generate(tiny.folder, requests, enforce_eager=True, max_steps_in_flight=1, **options)
+    graphed, _ = generate(
+        tiny.folder, requests, enforce_eager=False, max_steps_in_flight=2, **options
+    )
+    num_ties = 0
+    for request in requests:
+        ours, theirs = graphed[request.request_id], eager[request.request_id]
+        places = [place for place in range(60) if ours[place] != theirs[place]]
+        if not places:
+            continue
+        num_ties += 1
+        known = [*request.prompt_token_ids, *ours[: places[0]]]
+        logits = tiny.logits(known)[-1]
+        gap = (logits[ours[places[0]]] - logits[theirs[places[0]]]).abs()
+        # Both are within a rounding error of bfloat16 of the best, as float32 computes them.
+        assert gap < 0.02 * logits.abs().max()
+    assert num_ties < len(requests)
