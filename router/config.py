@@ -141,6 +141,37 @@ class RouterConfig:
             "parse": _integer(1, 60 * 1024 * 1024),
         },
     )
+    max_request_bytes: int = field(
+        default=256 * 1024 * 1024,
+        metadata={
+            "help": "bytes of all requests under way together; more are refused with QUEUE_FULL",
+            "parse": _integer(1, 1 << 40),
+        },
+    )
+    max_queued_prompt_tokens: int = field(
+        default=4 * 1024 * 1024,
+        metadata={
+            "help": "tokens of prompts that wait for an engine to begin with them; more are "
+            "refused with QUEUE_FULL",
+            "parse": _integer(1, 1 << 40),
+        },
+    )
+    max_buffered_tokens: int = field(
+        default=16_384,
+        metadata={
+            "help": "tokens kept for one client that does not read; past it, its request ends "
+            "with SLOW_READER",
+            "parse": _integer(1, 100_000_000),
+        },
+    )
+    slow_reader_seconds: float = field(
+        default=30.0,
+        metadata={
+            "help": "seconds, 0.1 to 3600, that a client may leave a message unread; past it, its "
+            "request ends with SLOW_READER",
+            "parse": _seconds(3600, minimum=0.1),
+        },
+    )
     tokenizer_threads: int = field(
         default=2,
         metadata={"help": "threads that tokenize", "parse": _integer(1, 256)},

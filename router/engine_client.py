@@ -67,7 +67,7 @@ class ClientSettings:
             wait is drawn from half to all of it, so that routers do not return in step.
         max_backoff: The longest wait between attempts.
         max_open_requests: Requests under way on the engine; more are refused.
-        max_pending_tokens: Tokens of one request that wait for its reader; more fail it.
+        max_buffered_tokens: Tokens of one request that wait for its reader; more fail it.
     """
 
     call_timeout: float = 5.0
@@ -75,7 +75,7 @@ class ClientSettings:
     min_backoff: float = 0.1
     max_backoff: float = 2.0
     max_open_requests: int = 8192
-    max_pending_tokens: int = 65_536
+    max_buffered_tokens: int = 16_384
 
 
 class EngineListener(Protocol):
@@ -195,7 +195,7 @@ class EngineClient:
         handle = self._free_handle()
         submission = to_submission(handle, request)
         stream = RequestStream(
-            self.address, lambda: self._cancel(handle), self._settings.max_pending_tokens
+            self.address, lambda: self._cancel(handle), self._settings.max_buffered_tokens
         )
         self._streams[handle] = stream
         self._outbox.submissions[handle] = submission

@@ -21,14 +21,18 @@ from protos.wire.operations import (
 )
 from router.config import RouterConfig
 from router.discovery import Unusable, discover
+from router.engine_client import ClientSettings
 from router.errors import Draining, RequestError, StartupError
 from router.fleet import Fleet
-from router.pipeline import Pipeline
+from router.pipeline import Bounds, Pipeline
 from router.server.grpc_server import SERVICE, RouterServicer
 from router.server.health import Health, State
 from router.server.metrics import RouterMetrics
+from router.server.slow_readers import SlowReaders
 from router.tokenizer import TokenizerPool
 
+_SPARE_STREAMS = 1024
+"""Calls of one connection beyond the requests that the router takes, refused with a reason."""
 _FAREWELL_SECONDS = 2.0
 """Time that calls get to send their last status before they are cut."""
 
@@ -70,15 +74,25 @@ class _Router:
             )
         except Unusable as error:
             raise StartupError(str(error)) from None
-        self._fleet = Fleet((), placement=config.placement, observer=self._metrics)
+        self._fleet = Fleet(
+            (),
+            placement=config.placement,
+            observer=self._metrics,
+            settings=ClientSettings(max_buffered_tokens=config.max_buffered_tokens),
+        )
         self._tokenizers = TokenizerPool(self._fleet.fetch_tokenizer, config.tokenizer_threads)
         self._pipeline = Pipeline(
             self._fleet,
             self._tokenizers,
             self._metrics,
-            max_concurrent_requests=config.max_concurrent_requests,
-            max_prompt_bytes=config.max_prompt_bytes,
+            Bounds(
+                max_concurrent_requests=config.max_concurrent_requests,
+                max_prompt_bytes=config.max_prompt_bytes,
+                max_request_bytes=config.max_request_bytes,
+                max_queued_prompt_tokens=config.max_queued_prompt_tokens,
+            ),
         )
+        self._slow_readers = SlowReaders(config.slow_reader_seconds)
         self._health = health = Health()
         self._operations = OperationsServer(
             {
@@ -87,7 +101,11 @@ class _Router:
                 "/readyz": probe_handler(lambda: (health.is_ready, health.state.value)),
             }
         )
-        self._server = grpc.aio.server(options=server_options())
+        # Calls of one connection that gRPC keeps, those included whose client reads no more.
+        max_streams = config.max_concurrent_requests + _SPARE_STREAMS
+        self._server = grpc.aio.server(
+            options=[*server_options(), ("grpc.max_concurrent_streams", max_streams)]
+        )
 
     async def serve(self) -> int:
         """Serves until told to end; returns the exit code."""
@@ -98,11 +116,13 @@ class _Router:
                     fleet = tasks.create_task(self._fleet.run(), name="fleet")
                     discovery = tasks.create_task(self._follow_engines(), name="discovery")
                     readiness = tasks.create_task(self._follow_readiness(), name="readiness")
+                    readers = tasks.create_task(self._slow_readers.run(), name="slow readers")
                     await signals.get()
                     readiness.cancel()
                     await self._drain(signals)
                     # Before the fleet: what still runs is cancelled on its engines.
                     await self._server.stop(None)
+                    readers.cancel()
                     discovery.cancel()
                     fleet.cancel()
             finally:
@@ -128,7 +148,7 @@ class _Router:
 
     async def _start_server(self) -> int:
         config = self._config
-        servicer = RouterServicer(self._pipeline, self._fleet)
+        servicer = RouterServicer(self._pipeline, self._fleet, self._slow_readers)
         router_pb2_grpc.add_RouterServiceServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, self._server)
         health_service = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
@@ -192,7 +212,11 @@ class _Router:
 
     def _update_metrics(self) -> None:
         self._metrics.update(
-            self._fleet.engines(), self._fleet.statistics(), self._discovery.num_failures
+            self._fleet.engines(),
+            self._fleet.statistics(),
+            num_discovery_failures=self._discovery.num_failures,
+            num_request_bytes=self._pipeline.request_bytes.held,
+            num_queued_prompt_tokens=self._pipeline.queued_prompt_tokens.held,
         )
 
 

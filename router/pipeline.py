@@ -13,6 +13,7 @@ from typing import Protocol
 from protos.wire.reason import Reason
 from router import detokenizer, limits
 from router.errors import Draining, InvalidRequest, NoTokenizer, QueueFull, RequestError
+from router.quota import Quota
 from router.tokenizer import Tokenizer, TokenizerPool
 from router.types import (
     Admission,
@@ -47,6 +48,23 @@ class _Progress:
     outcome: str = _UNFINISHED
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """What the requests of one router may hold.
+
+    Attributes:
+        max_concurrent_requests: Requests under way.
+        max_prompt_bytes: Text of one prompt, in UTF-8.
+        max_request_bytes: Messages of all requests under way.
+        max_queued_prompt_tokens: Prompts that no engine has begun with, all together.
+    """
+
+    max_concurrent_requests: int
+    max_prompt_bytes: int
+    max_request_bytes: int
+    max_queued_prompt_tokens: int
+
+
 class Engines(Protocol):
     """What the pipeline needs of the fleet."""
 
@@ -77,22 +95,30 @@ class Observer(Protocol):
 
 
 class Pipeline:
-    """Takes requests of clients, in text, chats or tokens, to engines and back."""
+    """Takes requests of clients, in text, chats or tokens, to engines and back.
+
+    Attributes:
+        request_bytes: What the messages of all requests under way hold.
+        queued_prompt_tokens: What the prompts hold that no engine has begun with.
+    """
 
     def __init__(
         self,
         fleet: Engines,
         tokenizers: TokenizerPool,
         observer: Observer,
-        *,
-        max_concurrent_requests: int,
-        max_prompt_bytes: int,
+        bounds: Bounds,
     ) -> None:
         self._fleet = fleet
         self._tokenizers = tokenizers
         self._observer = observer
-        self._max_concurrent_requests = max_concurrent_requests
-        self._max_prompt_bytes = max_prompt_bytes
+        self._bounds = bounds
+        self.request_bytes = Quota(
+            "max_request_bytes", bounds.max_request_bytes, "bytes of requests"
+        )
+        self.queued_prompt_tokens = Quota(
+            "max_queued_prompt_tokens", bounds.max_queued_prompt_tokens, "queued prompt tokens"
+        )
         self._num_under_way = 0
         self._is_draining = False
         self._idle = asyncio.Event()
@@ -106,41 +132,67 @@ class Pipeline:
         Raises:
             RequestError: The request is refused or failed; its `status` is for the client.
         """
-        with self._recorded(request) as progress, self._slot():
+        with self._recorded(request) as progress, self._slot(request.num_bytes):
             model = self._fleet.model_info(request.model)
-            limits.check_request(request, model, self._max_prompt_bytes)
+            limits.check_request(request, model, self._bounds.max_prompt_bytes)
             tokenizer = await self._tokenizer(model, request.prompt)
             prompt = await self._encode(tokenizer, request.prompt)
             limits.check_length(len(prompt), request.sampling_params.max_tokens, model)
-            elapsed = time.monotonic() - progress.started
-            self._observer.handed_over(len(prompt), elapsed)
-            token_request = _to_token_request(request, model, prompt, elapsed)
-            answer = _Answer(token_request, model, tokenizer)
-            async with aclosing(self._fleet.generate(token_request)) as events:
-                async for event in events:
-                    self._note(event, progress)
-                    yield answer.delta(event)
+            num_queued = len(prompt)
+            self.queued_prompt_tokens.take(num_queued)
+            try:
+                elapsed = time.monotonic() - progress.started
+                self._observer.handed_over(len(prompt), elapsed)
+                token_request = _to_token_request(request, model, prompt, elapsed)
+                answer = _Answer(token_request, model, tokenizer)
+                async with aclosing(self._fleet.generate(token_request)) as events:
+                    async for event in events:
+                        if num_queued:
+                            self.queued_prompt_tokens.give_back(num_queued)
+                            num_queued = 0
+                        self._note(event, progress)
+                        yield answer.delta(event)
+            finally:
+                self.queued_prompt_tokens.give_back(num_queued)
 
-    async def tokenize(self, model_name: str, prompt: TextPrompt | ChatPrompt) -> Sequence[int]:
+    async def tokenize(
+        self, model_name: str, prompt: TextPrompt | ChatPrompt, *, num_bytes: int = 0
+    ) -> Sequence[int]:
         """Returns the token IDs that `generate` would start from.
+
+        Args:
+            model_name: The model; empty means the only one served.
+            prompt: What to tokenize.
+            num_bytes: Size of the message that it came in.
 
         Raises:
             RequestError: As `generate`.
         """
-        with self._slot():
+        with self._slot(num_bytes):
             model = self._fleet.model_info(model_name)
-            limits.check_prompt(prompt, model, self._max_prompt_bytes)
+            limits.check_prompt(prompt, model, self._bounds.max_prompt_bytes)
             return await self._encode(await self._tokenizers.get(model), prompt)
 
     async def detokenize(
-        self, model_name: str, token_ids: Sequence[int], *, skip_special_tokens: bool
+        self,
+        model_name: str,
+        token_ids: Sequence[int],
+        *,
+        skip_special_tokens: bool,
+        num_bytes: int = 0,
     ) -> str:
         """Returns the text of at most as many tokens as the model's length.
+
+        Args:
+            model_name: The model; empty means the only one served.
+            token_ids: What to turn into text.
+            skip_special_tokens: Whether special tokens yield no text.
+            num_bytes: Size of the message that they came in.
 
         Raises:
             RequestError: As `generate`.
         """
-        with self._slot():
+        with self._slot(num_bytes):
             model = self._fleet.model_info(model_name)
             if len(token_ids) > model.max_model_len:
                 raise InvalidRequest(
@@ -166,21 +218,23 @@ class Pipeline:
         await self._idle.wait()
 
     @contextmanager
-    def _slot(self) -> Iterator[None]:
+    def _slot(self, num_bytes: int) -> Iterator[None]:
         if self._is_draining:
             raise Draining("the router is about to exit; call another")
-        bound = self._max_concurrent_requests
+        bound = self._bounds.max_concurrent_requests
         if self._num_under_way >= bound:
             raise QueueFull(
                 f"{bound} requests are under way, as many as max_concurrent_requests allows",
                 {"max_concurrent_requests": str(bound)},
                 retry_after=1.0,
             )
+        self.request_bytes.take(num_bytes)
         self._num_under_way += 1
         self._idle.clear()
         try:
             yield
         finally:
+            self.request_bytes.give_back(num_bytes)
             self._num_under_way -= 1
             if not self._num_under_way:
                 self._idle.set()

@@ -6,18 +6,23 @@ from collections.abc import Callable
 from router.errors import SlowReader
 from router.types import Admitted, EngineEvent, Finished, FinishReason, Tokens
 
+_MAX_EVENT_TOKENS = 2048
+"""Of one event, so that what is made of it for its reader is of bounded size."""
+
 
 class RequestStream:
     """The events of one request, at most one of each kind waiting: tokens merge.
+
+    A waiting token takes about 40 bytes, hence `max_buffered_tokens` 40 times as many.
 
     An async iterator. It ends after `Finished`; an engine's error is raised as `EngineRefused`.
     Leaving early needs `close`, which cancels the request on the engine.
     """
 
-    def __init__(self, address: str, cancel: Callable[[], None], max_pending_tokens: int) -> None:
+    def __init__(self, address: str, cancel: Callable[[], None], max_buffered_tokens: int) -> None:
         self._address = address
         self._cancel = cancel
-        self._max_pending_tokens = max_pending_tokens
+        self._max_buffered_tokens = max_buffered_tokens
         self._admitted: Admitted | None = None
         self._tokens: list[int] = []
         self._end: Finished | Exception | None = None
@@ -40,6 +45,9 @@ class RequestStream:
                 return admitted
             if self._tokens:
                 token_ids, self._tokens = self._tokens, []
+                if len(token_ids) > _MAX_EVENT_TOKENS:
+                    self._tokens = token_ids[_MAX_EVENT_TOKENS:]
+                    del token_ids[_MAX_EVENT_TOKENS:]
                 return Tokens(token_ids=token_ids)
             if self._is_read_to_end:
                 raise StopAsyncIteration
@@ -74,7 +82,7 @@ class RequestStream:
             return
         if self._tokens:
             self._tokens += token_ids
-            if len(self._tokens) > self._max_pending_tokens:
+            if len(self._tokens) > self._max_buffered_tokens:
                 self._cut_off()
         else:
             self._tokens = token_ids
@@ -89,12 +97,12 @@ class RequestStream:
             self._wake()
 
     def _cut_off(self) -> None:
-        bound = self._max_pending_tokens
+        bound = self._max_buffered_tokens
         self._tokens = []
         self.end(
             SlowReader(
                 f"more than {bound} tokens wait for the reader",
-                {"max_pending_tokens": str(bound)},
+                {"max_buffered_tokens": str(bound)},
             )
         )
         self._cancel()

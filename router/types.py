@@ -247,6 +247,8 @@ class GenerationRequest:
     """What is left of the client's deadline, or None."""
     traceparent: str = ""
     tracestate: str = ""
+    num_bytes: int = 0
+    """Of the message that it came in, which is kept until the request ends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -59,6 +59,7 @@ def to_generation_request(
         timeout=timeout,
         traceparent=str(headers.get("traceparent", "")),
         tracestate=str(headers.get("tracestate", "")),
+        num_bytes=request.ByteSize(),
     )
 
 

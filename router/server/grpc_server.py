@@ -1,7 +1,5 @@
 """RouterService: check, call, map the error."""
 
-from collections.abc import AsyncIterator
-from contextlib import aclosing
 from typing import Protocol
 
 import grpc
@@ -9,6 +7,7 @@ import grpc
 from protos.pagestream.router.v1 import router_pb2, router_pb2_grpc
 from router.pipeline import Pipeline
 from router.server import convert
+from router.server.slow_readers import READING, SlowReaders
 from router.server.status import errors_to_status
 from router.types import EngineSnapshot, ModelSnapshot
 
@@ -28,25 +27,37 @@ class Listing(Protocol):
 
 
 class RouterServicer(router_pb2_grpc.RouterServiceServicer):
-    """Serves the pipeline to clients."""
+    """Serves the pipeline to clients.
 
-    def __init__(self, pipeline: Pipeline, fleet: Listing) -> None:
+    Args:
+        pipeline: Answers them.
+        fleet: What the lists are of.
+        slow_readers: Ends the answers that are not read; somebody must run it.
+    """
+
+    def __init__(self, pipeline: Pipeline, fleet: Listing, slow_readers: SlowReaders) -> None:
         self._pipeline = pipeline
         self._fleet = fleet
+        self._slow_readers = slow_readers
 
     async def Generate(
         self,
         request: router_pb2.GenerateRequest,
         context: "Context[router_pb2.GenerateRequest, router_pb2.GenerateResponse]",
-    ) -> AsyncIterator[router_pb2.GenerateResponse]:
+    ) -> None:
         """Streams the continuation of one prompt; a cancelled call leaves its engine at once."""
+        # Not a generator: what waits for the client must wait here, where it can be given up.
         async with errors_to_status(context, "Generate"):
             generation = convert.to_generation_request(
                 request, context.invocation_metadata() or (), context.time_remaining()
             )
-            async with aclosing(self._pipeline.generate(generation)) as deltas:
+            deltas = self._pipeline.generate(generation)
+            async with self._slow_readers.watch(deltas) as reader:
                 async for delta in deltas:
-                    yield convert.to_generate_response(delta)
+                    response = convert.to_generate_response(delta)
+                    reader.num_ticks = 0
+                    await context.write(response)
+                    reader.num_ticks = READING
 
     async def Tokenize(
         self,
@@ -56,7 +67,9 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         """Returns the token IDs of a text or a conversation."""
         async with errors_to_status(context, "Tokenize"):
             prompt = convert.to_tokenize_prompt(request)
-            token_ids = await self._pipeline.tokenize(request.model, prompt)
+            token_ids = await self._pipeline.tokenize(
+                request.model, prompt, num_bytes=request.ByteSize()
+            )
             return convert.to_tokenize_response(token_ids)
 
     async def Detokenize(
@@ -70,6 +83,7 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
                 request.model,
                 request.token_ids,
                 skip_special_tokens=request.skip_special_tokens,
+                num_bytes=request.ByteSize(),
             )
             return convert.to_detokenize_response(text)
 

@@ -57,6 +57,16 @@ class RouterMetrics:
         self._in_flight = Gauge(
             f"{_PREFIX}_requests_in_flight", "Generate calls under way.", registry=self.registry
         )
+        self._request_bytes = Gauge(
+            f"{_PREFIX}_request_bytes",
+            "Messages of all calls under way that carry a prompt or tokens.",
+            registry=self.registry,
+        )
+        self._queued_prompt_tokens = Gauge(
+            f"{_PREFIX}_queued_prompt_tokens",
+            "Tokens of prompts that wait for an engine to begin with them.",
+            registry=self.registry,
+        )
         self._prompt_tokens = self._counter(
             "prompt_tokens", "Tokens of prompts handed to placement."
         )
@@ -118,9 +128,14 @@ class RouterMetrics:
         self,
         engines: Sequence[EngineSnapshot],
         statistics: FleetStatistics,
+        *,
         num_discovery_failures: int = 0,
+        num_request_bytes: int = 0,
+        num_queued_prompt_tokens: int = 0,
     ) -> None:
-        """Takes in what the next scrape shall say of the fleet and of how its engines are found."""
+        """Takes in what the next scrape shall say of the state of the router."""
+        self._request_bytes.set(num_request_bytes)
+        self._queued_prompt_tokens.set(num_queued_prompt_tokens)
         self._fleet.engines = engines
         self._fleet.statistics = statistics
         self._fleet.num_discovery_failures = num_discovery_failures
@@ -242,6 +257,11 @@ def _index(statistics: FleetStatistics) -> Iterator[Metric]:
     )
     yield GaugeMetricFamily(
         f"{_PREFIX}_index_bytes", "Memory of the prefix index, estimated.", value=index.num_bytes
+    )
+    yield GaugeMetricFamily(
+        f"{_PREFIX}_index_speculative_blocks",
+        "Blocks of prompts just sent of which no engine has told yet.",
+        value=index.num_speculative_entries,
     )
     for name, text, value in (
         ("index_snapshots", "Snapshots of an engine's cache taken in.", index.num_snapshots),

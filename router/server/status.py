@@ -1,5 +1,6 @@
 """Errors to what a call ends with. Whatever is not ours is INTERNAL, logged, and ends one call."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,6 +16,9 @@ _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
 
 _logger = logging.getLogger(__name__)
+
+_ABORT_SECONDS = 1.0
+"""What a client gets to take a status; it stands behind all that the client has not read."""
 
 _CODES = {code.value[0] for code in grpc.StatusCode if code is not grpc.StatusCode.OK}
 
@@ -45,4 +49,12 @@ async def _abort(
         unknown: int = grpc.StatusCode.UNKNOWN.value[0]
         status = ErrorStatus(code=unknown, message=status.message, reason=status.reason)
     final = rpc_status.to_status(to_rpc_status(status))
-    await context.abort(final.code, final.details, final.trailing_metadata)
+    try:
+        async with asyncio.timeout(_ABORT_SECONDS):
+            await context.abort(final.code, final.details, final.trailing_metadata)
+    except TimeoutError:
+        # gRPC keeps the status for the client; the handler may end.
+        _logger.debug("status not taken yet reason=%s", status.reason)
+    except grpc.aio.InternalError:
+        # The client is gone, or has left even the first message unread; more cannot be said.
+        _logger.debug("status not sent reason=%s", status.reason)

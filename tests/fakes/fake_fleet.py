@@ -47,6 +47,7 @@ class FakeFleet:
     Attributes:
         requests: What was asked, in order.
         num_open: Requests under way; a closed generator counts no more.
+        is_asked: Set by each request.
     """
 
     def __init__(self, model: ModelInfo | None = None) -> None:
@@ -55,6 +56,7 @@ class FakeFleet:
         self.events: asyncio.Queue[EngineEvent | Exception] = asyncio.Queue()
         self.requests: list[TokenRequest] = []
         self.num_open = 0
+        self.is_asked = asyncio.Event()
         self.num_fetches = 0
         self.error: RequestError | None = None
 
@@ -99,6 +101,7 @@ class FakeFleet:
 
     async def generate(self, request: TokenRequest) -> AsyncGenerator[EngineEvent, None]:
         self.requests.append(request)
+        self.is_asked.set()
         self.num_open += 1
         try:
             while True:

@@ -109,6 +109,13 @@ def test_variables_of_others_are_left_alone():
         (["--placement", "best"], r"--placement is 'best', must be one of prefix, round_robin"),
         (["--max-concurrent-requests", "0"], r"--max-concurrent-requests is '0', must be .* 1 to"),
         (["--max-prompt-bytes", "1e6"], r"--max-prompt-bytes is '1e6', must be an integer"),
+        (["--max-request-bytes", "0"], r"--max-request-bytes is '0', must be an integer from 1"),
+        (
+            ["--max-queued-prompt-tokens", "-1"],
+            r"--max-queued-prompt-tokens is '-1', must be an integer from 1",
+        ),
+        (["--max-buffered-tokens", "0"], r"--max-buffered-tokens is '0', must be an integer from"),
+        (["--slow-reader-seconds", "0"], r"--slow-reader-seconds is '0', must be .* 0.1 to 3600"),
         (["--tokenizer-threads", "0"], r"--tokenizer-threads is '0', must be an integer from 1"),
         (
             ["--drain-grace-seconds", "nan"],

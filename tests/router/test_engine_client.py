@@ -101,8 +101,8 @@ def tokens_of(events):
     return [token for event in events if isinstance(event, Tokens) for token in event.token_ids]
 
 
-def stream_of(cancel=lambda: None, max_pending_tokens=10):
-    return RequestStream("e:1", cancel, max_pending_tokens)
+def stream_of(cancel=lambda: None, max_buffered_tokens=10):
+    return RequestStream("e:1", cancel, max_buffered_tokens)
 
 
 async def test_tokens_merge_while_the_reader_is_behind():
@@ -131,15 +131,28 @@ async def test_events_already_handed_out_do_not_change():
 
 async def test_reader_too_far_behind_is_cut_off_and_its_request_cancelled():
     cancelled = []
-    stream = stream_of(lambda: cancelled.append(True), max_pending_tokens=3)
+    stream = stream_of(lambda: cancelled.append(True), max_buffered_tokens=3)
     for token in range(5):
         stream.add_tokens([token])
 
     with pytest.raises(SlowReader) as raised:
         await anext(stream)
 
-    assert raised.value.status.metadata == {"max_pending_tokens": "3"}
+    assert raised.value.status.metadata == {"max_buffered_tokens": "3"}
     assert cancelled == [True]
+
+
+async def test_many_waiting_tokens_come_in_events_of_bounded_size():
+    stream = stream_of(max_buffered_tokens=10_000)
+    stream.add_tokens(list(range(3000)))
+    stream.add_tokens(list(range(3000, 5000)))
+    stream.end(Finished(reason=FinishReason.LENGTH))
+
+    *events, finished = await collect(stream)
+
+    assert [len(event.token_ids) for event in events] == [2048, 2048, 904]
+    assert tokens_of(events) == list(range(5000))
+    assert finished == Finished(reason=FinishReason.LENGTH)
 
 
 async def test_failure_comes_after_the_tokens_before_it():

@@ -16,7 +16,7 @@ from router.errors import (
     RequestError,
     UnknownModel,
 )
-from router.pipeline import Pipeline
+from router.pipeline import Bounds, Pipeline
 from router.tokenizer import Tokenizer, TokenizerPool
 from router.types import (
     Admission,
@@ -38,6 +38,12 @@ TOKENIZER = Tokenizer.from_files(small_tokenizer.files())
 END = TOKENIZER.backend.token_to_id(small_tokenizer.END)
 TEXT = TextPrompt(text="the quick brown fox")
 NAN, INFINITY = float("nan"), float("inf")
+BOUNDS = Bounds(
+    max_concurrent_requests=2,
+    max_prompt_bytes=1000,
+    max_request_bytes=2000,
+    max_queued_prompt_tokens=200,
+)
 
 
 class Recorder:
@@ -79,9 +85,7 @@ def observer():
 @pytest.fixture
 def pipeline(fleet, observer):
     with TokenizerPool(fleet.fetch_tokenizer, 1) as tokenizers:
-        yield Pipeline(
-            fleet, tokenizers, observer, max_concurrent_requests=2, max_prompt_bytes=1000
-        )
+        yield Pipeline(fleet, tokenizers, observer, BOUNDS)
 
 
 def request(prompt=TEXT, **changes) -> GenerationRequest:
@@ -188,9 +192,7 @@ async def test_token_that_ends_a_request_is_sent_but_no_text(params, stop_token_
     fleet.answer([80, 81], [82, stop_token_id], stop_token_id=stop_token_id)
 
     with TokenizerPool(fleet.fetch_tokenizer, 1) as tokenizers:
-        pipeline = Pipeline(
-            fleet, tokenizers, observer, max_concurrent_requests=1, max_prompt_bytes=1000
-        )
+        pipeline = Pipeline(fleet, tokenizers, observer, BOUNDS)
         deltas = await collect(pipeline, request(sampling_params=params))
 
     text = "".join(delta.text for delta in deltas)
@@ -205,9 +207,7 @@ async def test_ignored_end_of_sequence_is_text_like_any_token(observer):
     fleet.answer([80, 69], [81])
 
     with TokenizerPool(fleet.fetch_tokenizer, 1) as tokenizers:
-        pipeline = Pipeline(
-            fleet, tokenizers, observer, max_concurrent_requests=1, max_prompt_bytes=1000
-        )
+        pipeline = Pipeline(fleet, tokenizers, observer, BOUNDS)
         deltas = await collect(pipeline, request(sampling_params=SamplingParams(ignore_eos=True)))
 
     text = "".join(delta.text for delta in deltas)
@@ -230,9 +230,7 @@ async def test_model_without_tokenizer_takes_and_gives_tokens(observer):
     fleet.answer([80, 81])
 
     with TokenizerPool(fleet.fetch_tokenizer, 1) as tokenizers:
-        pipeline = Pipeline(
-            fleet, tokenizers, observer, max_concurrent_requests=1, max_prompt_bytes=1000
-        )
+        pipeline = Pipeline(fleet, tokenizers, observer, BOUNDS)
         deltas = await collect(pipeline, request(tokens(1, 2)))
         with pytest.raises(NoTokenizer, match="send token_ids"):
             await collect(pipeline, request())
@@ -480,6 +478,64 @@ async def test_requests_over_the_bound_are_refused_until_one_ends(pipeline, flee
     fleet.answer([80])
     assert (await collect(pipeline, request()))[-1].finish
     await second.aclose()
+
+
+async def test_queued_prompt_tokens_are_bounded_until_an_engine_begins(pipeline, fleet):
+    waiting = pipeline.generate(request(tokens(*[1] * 120)))
+    first = asyncio.ensure_future(anext(waiting))
+    await fleet.is_asked.wait()
+    assert pipeline.queued_prompt_tokens.held == 120
+
+    with pytest.raises(QueueFull) as caught:
+        await collect(pipeline, request(tokens(*[1] * 81)))
+
+    assert caught.value.status.message == (
+        "81 more queued prompt tokens beside 120 are 201, over max_queued_prompt_tokens 200"
+    )
+    assert caught.value.status.retry_after == 1.0
+    fleet.put(Admitted(engine=ENGINE, num_cached_tokens=0, seed=1))
+    await first
+    assert pipeline.queued_prompt_tokens.held == 0
+    fleet.answer([80])
+    assert (await collect(pipeline, request(tokens(*[1] * 81))))[-1].finish
+    await waiting.aclose()
+    assert pipeline.queued_prompt_tokens.held == 0
+
+
+async def test_prompt_that_never_reached_an_engine_is_queued_no_more(pipeline, fleet):
+    fleet.put(NoEngine("none", retry_after=1.0))
+    with pytest.raises(NoEngine):
+        await collect(pipeline, request())
+
+    fleet.is_asked.clear()
+    waiting = asyncio.ensure_future(anext(pipeline.generate(request())))
+    await fleet.is_asked.wait()
+    assert pipeline.queued_prompt_tokens.held > 0
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+    assert pipeline.queued_prompt_tokens.held == 0
+
+
+async def test_bytes_of_requests_are_bounded_until_they_end(pipeline, fleet):
+    fleet.put(Admitted(engine=ENGINE, num_cached_tokens=0, seed=1))
+    running = pipeline.generate(request(num_bytes=1500))
+    await anext(running)
+    message = "501 more bytes of requests beside 1500 are 2001, over max_request_bytes 2000"
+
+    for refused in (
+        collect(pipeline, request(num_bytes=501)),
+        pipeline.tokenize("", TEXT, num_bytes=501),
+        pipeline.detokenize("", [1], skip_special_tokens=True, num_bytes=501),
+    ):
+        with pytest.raises(QueueFull, match=message):
+            await refused
+
+    await running.aclose()
+    assert pipeline.request_bytes.held == 0
+    await pipeline.tokenize("", TEXT, num_bytes=2001)
+    assert pipeline.request_bytes.held == 0
 
 
 async def test_draining_refuses_the_new_and_waits_for_the_old(pipeline, fleet):

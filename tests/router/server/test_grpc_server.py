@@ -10,9 +10,10 @@ from protos.pagestream.router.v1 import router_pb2_grpc
 from protos.wire import channel
 from protos.wire.status import ErrorStatus, unpack
 from router.errors import EngineRefused, NoEngine
-from router.pipeline import Pipeline
+from router.pipeline import Bounds, Pipeline
 from router.server.grpc_server import RouterServicer
 from router.server.metrics import RouterMetrics
+from router.server.slow_readers import SlowReaders
 from router.tokenizer import Tokenizer, TokenizerPool
 from router.types import Admitted, Finished, FinishReason, Tokens
 from tests.fakes import small_tokenizer
@@ -24,22 +25,26 @@ ADMITTED = Admitted(engine=ENGINE, num_cached_tokens=16, seed=7)
 
 
 @asynccontextmanager
-async def serving(fleet, *, max_concurrent_requests=8):
+async def serving(fleet, *, max_concurrent_requests=8, slow_readers=None, client_options=()):
     server = grpc.aio.server(options=channel.server_options())
     with TokenizerPool(fleet.fetch_tokenizer, 1) as tokenizers:
         pipeline = Pipeline(
             fleet,
             tokenizers,
             RouterMetrics(),
-            max_concurrent_requests=max_concurrent_requests,
-            max_prompt_bytes=1000,
+            Bounds(
+                max_concurrent_requests=max_concurrent_requests,
+                max_prompt_bytes=1000,
+                max_request_bytes=100_000_000,
+                max_queued_prompt_tokens=200,
+            ),
         )
-        servicer = RouterServicer(pipeline, fleet)
+        servicer = RouterServicer(pipeline, fleet, slow_readers or SlowReaders(60.0))
         router_pb2_grpc.add_RouterServiceServicer_to_server(servicer, server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         try:
-            options = channel.client_options()
+            options = [*channel.client_options(), *client_options]
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as client:
                 yield router_pb2_grpc.RouterServiceStub(client), pipeline
         finally:
@@ -234,6 +239,23 @@ async def test_full_router_says_when_to_come_back(fleet):
         assert (code.name, error.reason) == ("RESOURCE_EXHAUSTED", "QUEUE_FULL")
         assert error.retry_after == 1.0
         first.cancel()
+
+
+async def test_all_bytes_of_a_message_count_until_its_call_ends(fleet):
+    async with serving(fleet) as (service, pipeline):
+        fleet.put(ADMITTED)
+        # Field 1000, which no contract knows: protobuf keeps it all the same.
+        unknown = b"\xc2\x3e\x64" + b"x" * 100
+        plain = pb.GenerateRequest(text=TEXT)
+        request = pb.GenerateRequest.FromString(plain.SerializeToString() + unknown)
+        call = service.Generate(request, timeout=10)
+        await call.read()
+
+        assert pipeline.request_bytes.held == plain.ByteSize() + len(unknown)
+
+        call.cancel()
+        await asyncio.wait_for(pipeline.wait_idle(), 10)
+        assert pipeline.request_bytes.held == 0
 
 
 async def test_draining_router_refuses_new_calls_and_finishes_old_ones(fleet):

@@ -104,10 +104,18 @@ def test_engine_that_is_gone_takes_its_series_along(metrics):
     assert value(metrics, "engine_serving", engine=ENGINE) is None
 
 
+def test_what_requests_hold_is_shown_as_of_the_scrape(metrics):
+    metrics.update([], STATISTICS, num_request_bytes=4096, num_queued_prompt_tokens=300)
+
+    assert value(metrics, "request_bytes") == 4096
+    assert value(metrics, "queued_prompt_tokens") == 300
+
+
 def test_index_is_shown(metrics):
     metrics.update([], STATISTICS)
 
     assert value(metrics, "index_blocks") == 10
+    assert value(metrics, "index_speculative_blocks") == 1
     assert value(metrics, "index_gaps_total") == 2
     assert value(metrics, "index_snapshots_total") == 3
     assert value(metrics, "index_rejected_entries_total") == 4
