@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable
+from itertools import islice
 from multiprocessing.connection import Connection
 
 from engine_service.core.types import CoreInput, Request
@@ -15,11 +16,14 @@ _logger = logging.getLogger(__name__)
 _MAX_UNDELIVERED = 64
 """Messages that may wait for the event loop; past it the core waits, as the server is behind."""
 
+_MAX_REQUESTS = 32
+"""Of one message: the core reads so many prompts of a thousand tokens in a fraction of a step."""
+
 
 class CoreChannel:
     """Joins an event loop to the core; no call blocks.
 
-    What is submitted and cancelled while the core is busy travels as one message. Messages from
+    What is submitted and cancelled while the core is busy travels together. Messages from
     the core reach `on_message` on the event loop, in order; `on_closed` is called once, on the
     event loop, when the core is gone or `on_message` raised, and nothing follows it.
     """
@@ -91,10 +95,11 @@ class CoreChannel:
                     self._changed.wait()
                 if self._is_closed:
                     return
+                request_ids = list(islice(self._requests, _MAX_REQUESTS))
                 message = CoreInput(
-                    requests=list(self._requests.values()), cancelled_ids=self._cancelled_ids
+                    requests=[self._requests.pop(request_id) for request_id in request_ids],
+                    cancelled_ids=self._cancelled_ids,
                 )
-                self._requests = {}
                 self._cancelled_ids = []
             try:
                 self._connection.send(message)

@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Generic
 
 from engine_service.config import SchedulerOptions
 from engine_service.core.executor import Executor, HandleT
+from engine_service.core.inbox import Inbox, ServerGone
 from engine_service.core.limits import Limits
 from engine_service.core.progress import StepProgress
 from engine_service.core.scheduler import Scheduler
 from engine_service.core.types import (
     CoreInput,
     EngineInfo,
-    Failure,
     Request,
     StepOutput,
     StepPlan,
     StepStats,
     int32_array,
 )
-from engine_service.errors import InvalidRequest, RequestError
+from engine_service.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -180,27 +180,20 @@ def serve(core: EngineCore[HandleT], connection: "Connection[StepOutput, CoreInp
     `StepOutput` after each step and after each input. Does not close the core. The collector of
     cycles leaves alone what exists at the start.
     """
+    inbox = Inbox(connection)
     with _calm_garbage_collection():
-        while _serve_once(core, connection):
-            pass
+        try:
+            while True:
+                _serve_once(core, inbox, connection)
+        except ServerGone:
+            return
 
 
-def _serve_once(core: EngineCore[HandleT], connection: "Connection[StepOutput, CoreInput]") -> bool:
-    """Takes in what has come, does a step, tells its outcome; returns whether to go on."""
-    failures: list[Failure] = []
-    must_wait = not core.has_work
-    while must_wait or connection.poll():
-        must_wait = False
-        message = _receive(connection)
-        if message is None:
-            return False
-        for request in message.requests:
-            try:
-                core.add(request)
-            except RequestError as error:
-                failures.append(Failure(request_id=request.request_id, error=error))
-        for request_id in message.cancelled_ids:
-            core.cancel(request_id)
+def _serve_once(
+    core: EngineCore[HandleT], inbox: Inbox, connection: "Connection[StepOutput, CoreInput]"
+) -> None:
+    """Takes in what has come, does a step, tells its outcome."""
+    failures = inbox.deliver(core, must_wait=not core.has_work)
     output = core.step()
     if failures:
         output = dataclasses.replace(output, failures=failures)
@@ -208,16 +201,7 @@ def _serve_once(core: EngineCore[HandleT], connection: "Connection[StepOutput, C
         connection.send(output)
     except (BrokenPipeError, ConnectionResetError):
         logger.info("event=server_gone")
-        return False
-    return True
-
-
-def _receive(connection: "Connection[StepOutput, CoreInput]") -> CoreInput | None:
-    try:
-        return connection.recv()
-    except (EOFError, ConnectionResetError):
-        logger.info("event=server_gone")
-        return None
+        raise ServerGone from None
 
 
 @contextmanager

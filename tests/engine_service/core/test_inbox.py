@@ -1,0 +1,104 @@
+import multiprocessing
+
+import pytest
+
+from engine_service.core import inbox as inbox_module
+from engine_service.core.inbox import Inbox, ServerGone
+from engine_service.core.types import CoreInput
+from engine_service.errors import InvalidRequest
+from tests.engine_service.core.helpers import make_request
+
+
+class Recipient:
+    def __init__(self):
+        self.taken = []
+        self.cancelled = []
+
+    def add(self, request):
+        if not request.prompt_token_ids:
+            raise InvalidRequest("no tokens")
+        self.taken.append(request.request_id)
+
+    def cancel(self, request_id):
+        self.cancelled.append(request_id)
+
+
+@pytest.fixture
+def pipe():
+    ours, theirs = multiprocessing.Pipe()
+    yield ours, theirs
+    ours.close()
+    theirs.close()
+
+
+@pytest.fixture
+def no_time(monkeypatch):
+    """A deadline that has passed as soon as it is looked at."""
+    monkeypatch.setattr(inbox_module, "_SECONDS", -1.0)
+
+
+def requests(*request_ids):
+    return CoreInput(requests=[make_request(request_id, [1]) for request_id in request_ids])
+
+
+def test_all_that_has_come_is_passed_on_in_order(pipe):
+    ours, theirs = pipe
+    ours.send(requests(1, 2))
+    ours.send(requests(3))
+    recipient = Recipient()
+
+    assert Inbox(theirs).deliver(recipient, must_wait=True) == []
+
+    assert recipient.taken == [1, 2, 3]
+
+
+@pytest.mark.usefixtures("no_time")
+def test_burst_is_taken_over_many_steps_and_nothing_is_lost(pipe):
+    ours, theirs = pipe
+    ours.send(requests(*range(50)))
+    ours.send(requests(*range(50, 100)))
+    recipient, inbox = Recipient(), Inbox(theirs)
+
+    taken = []
+    while len(recipient.taken) < 100:
+        # It must not wait for more while something is left.
+        inbox.deliver(recipient, must_wait=True)
+        taken.append(len(recipient.taken))
+
+    assert taken == list(range(1, 101))
+    assert recipient.taken == list(range(100))
+
+
+@pytest.mark.usefixtures("no_time")
+def test_cancellation_overtakes_requests_that_wait(pipe):
+    ours, theirs = pipe
+    recipient, inbox = Recipient(), Inbox(theirs)
+    ours.send(requests(1, 2, 3))
+    inbox.deliver(recipient, must_wait=True)
+    ours.send(CoreInput(cancelled_ids=[1, 3, 7]))
+
+    inbox.deliver(recipient, must_wait=False)
+    inbox.deliver(recipient, must_wait=False)
+
+    # 3 had not been taken yet.
+    assert recipient.taken == [1, 2]
+    assert recipient.cancelled == [1, 7]
+
+
+def test_refused_requests_are_told_and_others_go_on(pipe):
+    ours, theirs = pipe
+    ours.send(CoreInput(requests=[make_request(1, []), make_request(2, [5])]))
+    recipient = Recipient()
+
+    (failure,) = Inbox(theirs).deliver(recipient, must_wait=True)
+
+    assert failure.request_id == 1
+    assert recipient.taken == [2]
+
+
+def test_end_of_the_connection_is_told(pipe):
+    ours, theirs = pipe
+    ours.close()
+
+    with pytest.raises(ServerGone):
+        Inbox(theirs).deliver(Recipient(), must_wait=True)
