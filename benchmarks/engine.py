@@ -163,6 +163,18 @@ class Engine:
             self.core.step()
         return _summarize(profiler, steps)
 
+    def profile_prefill(self) -> dict[str, Any]:
+        """Returns the same of a step full of two prompts."""
+        num_steps = 4
+        self.submit(uniform(2 * num_steps, self.info.max_num_batched_tokens // 2 - 8, 1))
+        torch.cuda.synchronize()
+        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+            steps = [self.core.step().stats for _ in range(num_steps)]
+            torch.cuda.synchronize()
+        while self.core.has_work:
+            self.core.step()
+        return _summarize(profiler, steps)
+
 
 def _summarize(profiler: profile, steps: list[StepStats]) -> dict[str, Any]:
     totals: dict[str, list[float]] = defaultdict(lambda: [0, 0.0])
@@ -223,15 +235,25 @@ def measure(shape: str, options: argparse.Namespace) -> dict[str, Any]:
             results["decode_profile"] = {
                 batch: engine.profile_decode(batch) for batch in PROFILED_BATCHES
             }
+            results["prefill_profile"] = engine.profile_prefill()
         results["gpu_memory_bytes"] = torch.cuda.mem_get_info()[1] - torch.cuda.mem_get_info()[0]
         engine.core.close()
     return results
 
 
-def _commit() -> str:
+def commit() -> str:
+    """Returns the commit of this checkout, as far as git tells."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"
+
+
+def machine() -> str:
+    """Describes the GPU and the versions that matter."""
+    return (
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, "
+        f"Python {platform.python_version()}"
+    )
 
 
 def main() -> None:
@@ -243,15 +265,14 @@ def main() -> None:
     parser.add_argument("--enforce-eager", action="store_true")
     parser.add_argument("--max-steps-in-flight", type=int)
     parser.add_argument("--profile", action="store_true", help="kernels of a decode step")
-    parser.add_argument("--commit", default=_commit(), help="what is measured")
+    parser.add_argument("--commit", default=commit(), help="what is measured")
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     options = parser.parse_args()
     report = {
         "command": "python -m benchmarks.engine",
         "options": {k: v for k, v in vars(options).items() if k not in ("output", "commit")},
         "commit": options.commit,
-        "machine": f"{torch.cuda.get_device_name()}, torch {torch.__version__}, "
-        f"Python {platform.python_version()}",
+        "machine": machine(),
         "pagestream": {},
     }
     for shape in options.models:

@@ -9,13 +9,19 @@ device takes to run them.
 import logging
 import time
 from bisect import bisect_left
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Self
+from functools import cache
+from typing import TYPE_CHECKING, Self
 
 import torch
 
 from engine_service.worker.input_batch import Bounds, DeviceRows, InputBatch, Rows
 from engine_service.worker.model_runner import ModelRunner
+
+if TYPE_CHECKING:
+    from torch.cuda import _POOL_HANDLE
 
 logger = logging.getLogger(__name__)
 
@@ -23,8 +29,6 @@ _SPARE_ROWS = 8
 """Rows for padding beside those of the largest batch, to a multiple of 8."""
 _ROW_CLASSES = (8, 64)
 """Rows of the graphs for steps with prompts, beside those for the largest batch."""
-_FEW_ROWS_MAX_TOKENS = 1024
-"""Above it, graphs of 64 rows cost hardly more than those of 8."""
 _SIZES_PER_DOUBLING = 4
 _MIN_TOKENS = 16
 # Above this ratio of the device's time to that of the host's launches, padding is dearer.
@@ -63,6 +67,28 @@ class _Captured:
     forward: torch.cuda.CUDAGraph
     sampler: torch.cuda.CUDAGraph
     token_ids: torch.Tensor
+
+
+@contextmanager
+def _capture(pool: "_POOL_HANDLE | None") -> Iterator[torch.cuda.CUDAGraph]:
+    """Captures what the block enqueues.
+
+    `torch.cuda.graph` would also give all cached memory back to the driver, each time anew.
+    """
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(_capture_stream()):
+        graph.capture_begin(*() if pool is None else (pool,))
+        try:
+            yield graph
+        finally:
+            graph.capture_end()
+
+
+@cache
+def _capture_stream() -> torch.cuda.Stream:
+    # One for all: the libraries keep some memory for each stream that they ever saw.
+    return torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
 
 class StepGraph:
@@ -137,14 +163,13 @@ class StepGraph:
         """
         # Kernels are compiled and libraries set up outside of a capture.
         self.run_eagerly()
-        forward, sampler = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         pool = other._captured.forward.pool() if other and other._captured else None
-        with torch.cuda.graph(forward, pool=pool):
+        with _capture(pool) as forward:
             inputs = self._batch.read(self._rows, self._bounds)
             logits = self._runner.compute_logits(inputs)
         assert logits is not None, "every row of a graph yields a token"
         assert inputs.sampling is not None, "likewise"
-        with torch.cuda.graph(sampler, pool=forward.pool()):
+        with _capture(forward.pool()) as sampler:
             token_ids = self._runner.sample(logits, inputs.sampling)
         self._captured = _Captured(forward=forward, sampler=sampler, token_ids=token_ids)
 
@@ -231,7 +256,7 @@ def _sizes_with_prompts(max_num_seqs: int, max_num_tokens: int) -> list[tuple[in
         (tokens, rows)
         for rows in classes
         for tokens in token_sizes(max_num_tokens)
-        if tokens >= rows and (rows > _ROW_CLASSES[0] or tokens <= _FEW_ROWS_MAX_TOKENS)
+        if tokens >= rows
     ]
 
 
