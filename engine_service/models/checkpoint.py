@@ -12,6 +12,7 @@ import xxhash
 
 from engine_service.errors import StartupError
 from engine_service.models.config import read_json
+from engine_service.models.tensor_file import read_tensor_file
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -32,7 +33,6 @@ _IRRELEVANT_FIELDS = frozenset(
 )
 _SAMPLES_PER_TENSOR = 4
 _SAMPLE_BYTES = 512
-_MAX_HEADER_BYTES = 100_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,22 +160,13 @@ def fingerprint(checkpoint: Checkpoint, *, dtype: str, load_format: str, seed: i
 
 def _identifying_pieces(path: Path) -> Iterator[bytes]:
     """Yields a safetensors file's name, size, header and samples of each tensor."""
+    content = read_tensor_file(path)
     yield path.name.encode()
-    size = path.stat().st_size
-    yield struct.pack("<Q", size)
+    yield struct.pack("<Q", path.stat().st_size)
+    yield content.header
     with path.open("rb") as file:
-        try:
-            (header_bytes,) = struct.unpack("<Q", file.read(8))
-            header = file.read(min(header_bytes, _MAX_HEADER_BYTES))
-            tensors = {
-                name: entry for name, entry in json.loads(header).items() if name != "__metadata__"
-            }
-            spans = sorted(tuple(entry["data_offsets"]) for entry in tensors.values())
-        except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StartupError(f"{path}: is not a whole safetensors file") from error
-        yield header
-        for begin, end in spans:
-            step = max((end - begin) // _SAMPLES_PER_TENSOR, 1)
-            for offset in range(begin, end, step):
-                file.seek(8 + header_bytes + offset)
-                yield file.read(min(_SAMPLE_BYTES, end - offset))
+        for tensor in content.tensors.values():
+            step = max((tensor.end - tensor.begin) // _SAMPLES_PER_TENSOR, 1)
+            for offset in range(tensor.begin, tensor.end, step):
+                file.seek(offset)
+                yield file.read(min(_SAMPLE_BYTES, tensor.end - offset))

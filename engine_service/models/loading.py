@@ -1,10 +1,8 @@
 """Weights into a model: read from safetensors files, or made up."""
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
-import safetensors
 import torch
 import xxhash
 from tqdm import tqdm
@@ -13,10 +11,11 @@ from engine_service.errors import StartupError
 from engine_service.models.checkpoint import Checkpoint
 from engine_service.models.config import ModelConfig
 from engine_service.models.qwen3 import Qwen3
+from engine_service.models.tensor_file import StoredTensor, read_tensor_file
+from engine_service.models.tensor_reader import DTYPES, Transfer, read_tensors
 
 logger = logging.getLogger(__name__)
 
-_PLAIN_DTYPES = frozenset({"F32", "BF16", "F16"})
 _DUMMY_CHUNK = 1 << 22
 
 
@@ -31,74 +30,74 @@ def build_model(
     raise AssertionError(f"{config.architecture} passed the config's check but is not built here")
 
 
-@torch.inference_mode()
 def load_weights(model: Qwen3, checkpoint: Checkpoint) -> None:
     """Reads each tensor of a checkpoint once, to its place on the model's device.
 
-    A packed parameter is filled slice by slice; values are converted to the model's dtype.
+    A packed parameter is filled slice by slice; values are converted to the model's dtype. All
+    files are checked before the first tensor is read.
 
     Raises:
         StartupError: A file is not whole, or a tensor is missing, unexpected, misshapen or stored
             in an unsupported way; the message names it.
     """
-    targets = dict(model.checkpoint_tensors())
-    # Some checkpoints store a tied head once more, and old ones the rotary frequencies.
-    tied = set() if "lm_head.weight" in targets else {"lm_head.weight"}
-    missing = set(targets)
-    total = sum(path.stat().st_size for path in checkpoint.weights_files)
+    transfers = _plan_transfers(model, checkpoint)
+    total = sum(transfer.stored.end - transfer.stored.begin for transfer in transfers)
+    num_done = 0
     next_quarter = 1
     with tqdm(
         total=total, desc="Loading weights", unit="B", unit_scale=True, disable=None
     ) as progress:
-        num_done = 0
-        for path in checkpoint.weights_files:
-            for name, num_bytes in _copy_tensors(path, targets, ignored=tied):
-                missing.discard(name)
-                progress.update(num_bytes)
-                num_done += num_bytes
-                # Without a terminal there is no bar, and a log is told no more than it needs.
-                if progress.disable and num_done * 4 >= total * next_quarter:
-                    logger.info("weights_loading percent=%d", num_done * 100 // total)
-                    next_quarter = num_done * 4 // total + 1
+        for num_bytes in read_tensors(transfers):
+            progress.update(num_bytes)
+            num_done += num_bytes
+            # Without a terminal there is no bar, and a log is told no more than it needs.
+            if progress.disable and num_done * 4 >= total * next_quarter:
+                logger.info("weights_loading percent=%d", num_done * 100 // total)
+                next_quarter = num_done * 4 // total + 1
+    logger.info("weights_loaded files=%d bytes=%d", len(checkpoint.weights_files), total)
+
+
+def _plan_transfers(model: Qwen3, checkpoint: Checkpoint) -> list[Transfer]:
+    """Finds the place of each stored tensor."""
+    targets = dict(model.checkpoint_tensors())
+    # Some checkpoints store a tied head once more, and old ones the rotary frequencies.
+    tied = set() if "lm_head.weight" in targets else {"lm_head.weight"}
+    transfers = []
+    missing = set(targets)
+    for path in checkpoint.weights_files:
+        for name, stored in read_tensor_file(path).tensors.items():
+            if name in tied or name.endswith("rotary_emb.inv_freq"):
+                continue
+            if name not in targets:
+                raise StartupError(f"{path}: tensor {name} is unexpected in this architecture")
+            _check_stored(path, name, stored, targets[name])
+            transfers.append(Transfer(path=path, stored=stored, target=targets[name]))
+            missing.discard(name)
     if missing:
         name = min(missing)
         raise StartupError(
             f"{checkpoint.folder}: tensor {name} {list(targets[name].shape)} is missing"
             + (f", and {len(missing) - 1} more are" if len(missing) > 1 else "")
         )
-    logger.info("weights_loaded files=%d bytes=%d", len(checkpoint.weights_files), total)
+    return transfers
 
 
-def _copy_tensors(
-    path: Path, targets: dict[str, torch.Tensor], ignored: set[str]
-) -> Iterator[tuple[str, int]]:
-    """Copies a file's tensors to their targets; yields the name of each and its bytes as stored."""
-    device = str(next(iter(targets.values())).device)
-    try:
-        with safetensors.safe_open(path, framework="pt", device=device) as file:
-            for name in file.keys():  # noqa: SIM118 (it is no dict)
-                if name in ignored or name.endswith("rotary_emb.inv_freq"):
-                    continue
-                if name not in targets:
-                    raise StartupError(f"{path}: tensor {name} is unexpected in this architecture")
-                target, stored = targets[name], file.get_slice(name)
-                if stored.get_shape() != list(target.shape):
-                    raise StartupError(
-                        f"{path}: tensor {name} is {stored.get_shape()}, "
-                        f"but config.json makes it {list(target.shape)}"
-                    )
-                if stored.get_dtype() not in _PLAIN_DTYPES:
-                    raise StartupError(
-                        f"{path}: tensor {name} is stored as {stored.get_dtype()}; "
-                        f"supported are {', '.join(sorted(_PLAIN_DTYPES))}"
-                    )
-                tensor = file.get_tensor(name)
-                target.copy_(tensor)
-                yield name, tensor.nbytes
-    except safetensors.SafetensorError as error:
+def _check_stored(path: Path, name: str, stored: StoredTensor, target: torch.Tensor) -> None:
+    if stored.shape != list(target.shape):
         raise StartupError(
-            f"{path}: is not a whole safetensors file; fetch it again ({error})"
-        ) from error
+            f"{path}: tensor {name} is {stored.shape}, "
+            f"but config.json makes it {list(target.shape)}"
+        )
+    if stored.dtype not in DTYPES:
+        raise StartupError(
+            f"{path}: tensor {name} is stored as {stored.dtype}; "
+            f"supported are {', '.join(sorted(DTYPES))}"
+        )
+    if stored.end - stored.begin != target.numel() * DTYPES[stored.dtype].itemsize:
+        raise StartupError(
+            f"{path}: is not a whole safetensors file; tensor {name} has "
+            f"{stored.end - stored.begin} bytes, which is not its size"
+        )
 
 
 @torch.inference_mode()

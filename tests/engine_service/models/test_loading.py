@@ -1,3 +1,4 @@
+import os
 import shutil
 
 import pytest
@@ -5,6 +6,7 @@ import safetensors.torch
 import torch
 
 from engine_service.errors import StartupError
+from engine_service.models import tensor_reader
 from engine_service.models.checkpoint import resolve_checkpoint
 from engine_service.models.config import parse_config
 from engine_service.models.loading import build_model, fill_randomly, load_weights
@@ -123,6 +125,29 @@ def test_tied_head_that_is_stored_once_more_is_passed_over(tmp_path):
 
     assert model.lm_head is model.embed_tokens
     assert model.lm_head.weight.abs().sum() > 0
+
+
+def test_tensors_larger_than_a_piece_are_whole(tiny_model, monkeypatch):
+    monkeypatch.setattr(tensor_reader, "_PIECE_BYTES", 1000)
+
+    loaded = dict(load(tiny_model.folder, torch.bfloat16).checkpoint_tensors())
+
+    for name, tensor in tiny_model.reference.state_dict().items():
+        assert torch.equal(loaded[name], tensor.bfloat16())
+
+
+def test_file_that_shrinks_while_it_is_read_is_named(folder, monkeypatch):
+    monkeypatch.setattr(tensor_reader, "_PIECE_BYTES", 1000)
+    preadv = os.preadv
+
+    def shrink_and_read(descriptor, buffers, offset):
+        os.truncate(folder / "model.safetensors", 20_000)
+        return preadv(descriptor, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", shrink_and_read)
+
+    with pytest.raises(StartupError, match=r"model\.safetensors: .* ends too early"):
+        load(folder)
 
 
 @pytest.mark.parametrize("kept_share", [0.0, 0.001, 0.5, 0.999])

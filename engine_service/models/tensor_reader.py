@@ -1,0 +1,122 @@
+"""Brings the bytes of tensors from files to where they belong, on any device.
+
+Several threads read pieces into buffers of their own and copy them on, so that disk and device are
+busy together and the host never holds more than the buffers. Compared with the safetensors library,
+8B on an H200: 1.6 instead of 1.3 GB/s from a disk that gives 1.6 to 1.8, 18.8 instead of 3.6 from
+the page cache, and 0.3 instead of 6.5 GB of memory while it loads.
+"""
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from engine_service.errors import StartupError
+from engine_service.models.tensor_file import StoredTensor
+
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+"""Types that tensors are read in, by the format's names."""
+
+_NUM_THREADS = 8
+_PIECE_BYTES = 32 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transfer:
+    """One tensor's way."""
+
+    path: Path
+    stored: StoredTensor
+    target: torch.Tensor
+    """Contiguous, of the stored shape; values are converted to its type."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Piece:
+    path: Path
+    descriptor: int
+    offset: int
+    """Of its first byte in the file."""
+    dtype: torch.dtype
+    target: torch.Tensor
+    """[num_elements]."""
+
+    @property
+    def num_bytes(self) -> int:
+        return self.target.numel() * self.dtype.itemsize
+
+
+def read_tensors(transfers: Sequence[Transfer]) -> Iterator[int]:
+    """Reads tensors to their places.
+
+    Yields:
+        Bytes read since the last time, until all are there.
+
+    Raises:
+        StartupError: A file cannot be read, or ends too early.
+    """
+    with ExitStack() as stack:
+        descriptors: dict[Path, int] = {}
+        for path in {transfer.path for transfer in transfers}:
+            descriptors[path] = os.open(path, os.O_RDONLY)
+            stack.callback(os.close, descriptors[path])
+        threads = stack.enter_context(ThreadPoolExecutor(_NUM_THREADS, "weights"))
+        # What has not begun need not, once a piece has failed.
+        stack.callback(threads.shutdown, wait=True, cancel_futures=True)
+        buffers = threading.local()
+        pieces = [
+            piece
+            for transfer in transfers
+            for piece in _pieces(transfer, descriptors[transfer.path])
+        ]
+        yield from threads.map(lambda piece: _read(piece, buffers), pieces)
+
+
+def _pieces(transfer: Transfer, descriptor: int) -> Iterator[_Piece]:
+    dtype = DTYPES[transfer.stored.dtype]
+    flat = transfer.target.detach().view(-1)
+    size = _PIECE_BYTES // dtype.itemsize
+    for begin in range(0, flat.numel(), size):
+        yield _Piece(
+            path=transfer.path,
+            descriptor=descriptor,
+            offset=transfer.stored.begin + begin * dtype.itemsize,
+            dtype=dtype,
+            target=flat[begin : begin + size],
+        )
+
+
+def _read(piece: _Piece, buffers: threading.local) -> int:
+    is_cuda = piece.target.is_cuda
+    if not hasattr(buffers, "bytes"):
+        buffers.bytes = torch.empty(_PIECE_BYTES, dtype=torch.uint8, pin_memory=is_cuda)
+        buffers.stream = torch.cuda.Stream(piece.target.device) if is_cuda else None  # type: ignore[no-untyped-call]
+    buffer: torch.Tensor = buffers.bytes[: piece.num_bytes]
+    _fill(buffer.numpy().data, piece)
+    values = buffer.view(piece.dtype)
+    with torch.inference_mode():
+        if buffers.stream is None:
+            piece.target.copy_(values)
+        else:
+            with torch.cuda.stream(buffers.stream):
+                piece.target.copy_(values, non_blocking=True)
+            # Before the buffer is filled anew.
+            buffers.stream.synchronize()
+    return piece.num_bytes
+
+
+def _fill(buffer: memoryview, piece: _Piece) -> None:
+    done = 0
+    while done < len(buffer):
+        try:
+            count = os.preadv(piece.descriptor, [buffer[done:]], piece.offset + done)
+        except OSError as error:
+            raise StartupError(f"{piece.path}: cannot be read: {error.strerror}") from error
+        if not count:
+            raise StartupError(f"{piece.path}: is not a whole safetensors file; it ends too early")
+        done += count
