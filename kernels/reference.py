@@ -135,6 +135,58 @@ def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
     return (F.silu(gate) * up).to(x.dtype)
 
 
+def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Multiplies each row by the transposed weight.
+
+    Args:
+        x: [num_tokens, in_features]
+        weight: [out_features, in_features]
+
+    Returns:
+        [num_tokens, out_features]
+    """
+    return F.linear(x, weight)
+
+
+def norm_linear(
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    norm_weight: torch.Tensor,
+    eps: float,
+    weight: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Adds the residual to x, normalises the sum, and projects it.
+
+    Args:
+        x: [num_tokens, in_features]
+        residual: [num_tokens, in_features]; None adds nothing
+        norm_weight: [in_features]
+        eps: added to the mean square
+        weight: [out_features, in_features]
+
+    Returns:
+        the projection, [num_tokens, out_features], and the sum, which is the next residual,
+        [num_tokens, in_features]
+    """
+    if residual is None:
+        return linear(rms_norm(x, norm_weight, eps), weight), x
+    normed, total = add_rms_norm(x, residual, norm_weight, eps)
+    return linear(normed, weight), total
+
+
+def silu_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Projects gate * sigmoid(gate) * up, where x holds the gate and then up.
+
+    Args:
+        x: [num_tokens, 2 * in_features]
+        weight: [out_features, in_features]
+
+    Returns:
+        [num_tokens, out_features]
+    """
+    return linear(silu_and_mul(x), weight)
+
+
 def qk_norm_rope_store(
     qkv: torch.Tensor,
     q_weight: torch.Tensor,

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
-from engine_service.layers.activation import gated_silu
 from engine_service.layers.attention import AttentionMetadata, HeadShape, QKNormAttention
 from engine_service.layers.embedding import Embedding
 from engine_service.layers.linear import Linear
@@ -30,13 +29,12 @@ class Qwen3Attention(nn.Module):
 
     def forward(
         self,
-        hidden: torch.Tensor,
+        qkv: torch.Tensor,
         positions: torch.Tensor,
         metadata: AttentionMetadata,
         kv_cache: torch.Tensor,
     ) -> torch.Tensor:
-        """Maps [num_tokens, hidden_size] to the same shape."""
-        qkv = self.qkv_proj(hidden)  # [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim]
+        """Maps packed rows, which the layer projected, to [num_tokens, hidden_size]."""
         return self.o_proj(self.attention(qkv, positions, metadata, kv_cache))
 
 
@@ -48,9 +46,9 @@ class Qwen3MLP(nn.Module):
         self.gate_up_proj = Linear(config.hidden_size, 2 * config.intermediate_size, dtype)
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, dtype)
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Maps [num_tokens, hidden_size] to the same shape."""
-        return self.down_proj(gated_silu(self.gate_up_proj(hidden)))
+    def forward(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """Maps packed rows, which the layer projected, to [num_tokens, hidden_size]."""
+        return self.down_proj.of_gated(gate_up)
 
 
 class Qwen3Layer(nn.Module):
@@ -72,10 +70,14 @@ class Qwen3Layer(nn.Module):
         kv_cache: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the layer's output, not yet added, and the residual stream to add it to."""
-        hidden, residual = self.input_layernorm(hidden, residual)
-        hidden = self.self_attn(hidden, positions, metadata, kv_cache)
-        hidden, residual = self.post_attention_layernorm(hidden, residual)
-        return self.mlp(hidden), residual
+        attention, mlp = self.self_attn, self.mlp
+        # [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim]
+        qkv, residual = attention.qkv_proj.of_normed(self.input_layernorm, hidden, residual)
+        hidden = attention(qkv, positions, metadata, kv_cache)
+        gate_up, residual = mlp.gate_up_proj.of_normed(
+            self.post_attention_layernorm, hidden, residual
+        )  # [num_tokens, 2 * intermediate_size]
+        return mlp(gate_up), residual
 
     def checkpoint_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yields each tensor's name in a checkpoint, and the place for it."""

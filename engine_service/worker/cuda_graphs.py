@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 _SPARE_ROWS = 8
 """Rows for padding beside those of the largest batch, to a multiple of 8."""
 _ROW_CLASSES = (8, 64)
-"""Rows of the graphs for steps with prompts, beside those for the largest batch."""
+"""Rows of the graphs for steps with prompts, beside those for the largest batch. Those of the
+fewest rows come twice: also for steps in which nothing decodes."""
 _SIZES_PER_DOUBLING = 4
 _MIN_TOKENS = 16
 # Above this ratio of the device's time to that of the host's launches, padding is dearer.
@@ -58,6 +59,16 @@ def token_sizes(max_num_tokens: int) -> list[int]:
         step = (1 << (size.bit_length() - 1)) // _SIZES_PER_DOUBLING
         size += max(_MIN_TOKENS, step)
     return [*sizes, max_num_tokens]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class TokenSize:
+    """The sizes of a graph for steps with prompts."""
+
+    has_decodes: bool
+    """Whether rows may compute a single token."""
+    num_rows: int
+    num_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,17 +150,15 @@ class StepGraph:
         return cls(bounds, num_rows, runner, batch)
 
     @classmethod
-    def of_tokens(
-        cls, num_tokens: int, num_rows: int, runner: ModelRunner, batch: InputBatch
-    ) -> Self:
-        """Prepares a step of any rows."""
+    def of_tokens(cls, size: "TokenSize", runner: ModelRunner, batch: InputBatch) -> Self:
+        """Prepares a step with prompts."""
         bounds = Bounds(
-            num_tokens=num_tokens,
-            max_query_len=num_tokens,
-            max_decode_seq_len=batch.max_model_len,
+            num_tokens=size.num_tokens,
+            max_query_len=size.num_tokens,
+            max_decode_seq_len=batch.max_model_len if size.has_decodes else 0,
             has_prefills=True,
         )
-        return cls(bounds, num_rows, runner, batch)
+        return cls(bounds, size.num_rows, runner, batch)
 
     def run_eagerly(self) -> None:
         """Runs the step on nothing but padding, kernel by kernel."""
@@ -189,31 +198,30 @@ class StepGraph:
 class StepGraphs:
     """The graphs of all sizes, from one pool of memory."""
 
-    def __init__(self, decodes: list[StepGraph], others: list[StepGraph]) -> None:
+    def __init__(self, decodes: list[StepGraph], others: dict[TokenSize, StepGraph]) -> None:
         self._decodes = sorted(decodes, key=lambda graph: graph.num_rows)
         self._decode_sizes = [graph.num_rows for graph in self._decodes]
-        # By number of rows, then of tokens.
-        self._others: dict[int, list[StepGraph]] = {}
-        for graph in sorted(others, key=lambda graph: (graph.num_rows, graph.num_tokens)):
-            self._others.setdefault(graph.num_rows, []).append(graph)
+        # Those without decodes first, then those of few rows; of each, by number of tokens.
+        self._others: dict[tuple[bool, int], list[StepGraph]] = {}
+        for size in sorted(others):
+            self._others.setdefault((size.has_decodes, size.num_rows), []).append(others[size])
 
     @classmethod
     def capture(cls, runner: ModelRunner, batch: InputBatch, max_num_batched_tokens: int) -> Self:
         """Captures all sizes; takes some hundredths of a second for each."""
         started_at = time.perf_counter()
         free_before, _ = torch.cuda.mem_get_info(batch.device)
-        others = [
-            StepGraph.of_tokens(num_tokens, num_rows, runner, batch)
-            for num_tokens, num_rows in _sizes_with_prompts(
-                batch.max_num_seqs, _max_worthwhile_tokens(runner, batch, max_num_batched_tokens)
-            )
-        ]
+        max_num_tokens = _max_worthwhile_tokens(runner, batch, max_num_batched_tokens)
+        others = {
+            size: StepGraph.of_tokens(size, runner, batch)
+            for size in _sizes_with_prompts(batch.max_num_seqs, max_num_tokens)
+        }
         decodes = [
             StepGraph.of_decodes(size, runner, batch) for size in decode_sizes(batch.max_num_seqs)
         ]
         first: StepGraph | None = None
         # The largest first, so that the others fit into its memory.
-        for graph in sorted(others + decodes, key=lambda graph: -graph.num_tokens):
+        for graph in sorted([*others.values(), *decodes], key=lambda graph: -graph.num_tokens):
             graph.capture(first)
             first = first or graph
         torch.cuda.synchronize(batch.device)
@@ -223,7 +231,7 @@ class StepGraphs:
             "seconds=%.1f",
             len(decodes),
             len(others),
-            max((graph.num_tokens for graph in others), default=0),
+            max_num_tokens,
             free_before - free,
             time.perf_counter() - started_at,
         )
@@ -233,7 +241,9 @@ class StepGraphs:
         """Returns the smallest graph that a step fits into, or None."""
         if rows.is_decode and rows.num_rows <= self._decode_sizes[-1]:
             return self._decodes[bisect_left(self._decode_sizes, rows.num_rows)]
-        for num_rows, graphs in self._others.items():
+        for (has_decodes, num_rows), graphs in self._others.items():
+            if rows.num_decodes and not has_decodes:
+                continue
             if rows.num_rows < num_rows and rows.num_tokens <= graphs[-1].num_tokens:
                 place = bisect_left(graphs, rows.num_tokens, key=lambda graph: graph.num_tokens)
                 return graphs[place]
@@ -246,17 +256,15 @@ def max_num_graphs(max_num_seqs: int, max_num_batched_tokens: int) -> int:
     return len(decode_sizes(max_num_seqs)) + len(with_prompts)
 
 
-def _sizes_with_prompts(max_num_seqs: int, max_num_tokens: int) -> list[tuple[int, int]]:
-    """Returns the numbers of tokens and rows of graphs for steps with prompts."""
-    if not max_num_tokens:
-        return []
+def _sizes_with_prompts(max_num_seqs: int, max_num_tokens: int) -> list[TokenSize]:
+    """Returns the sizes of graphs for steps with prompts."""
     most_rows = -(-(max_num_seqs + 1) // _SPARE_ROWS) * _SPARE_ROWS
     classes = [*(rows for rows in _ROW_CLASSES if rows < most_rows), most_rows]
     return [
-        (tokens, rows)
-        for rows in classes
-        for tokens in token_sizes(max_num_tokens)
-        if tokens >= rows
+        TokenSize(has_decodes=has_decodes, num_rows=num_rows, num_tokens=num_tokens)
+        for has_decodes, num_rows in [(False, classes[0]), *((True, rows) for rows in classes)]
+        for num_tokens in token_sizes(max_num_tokens)
+        if num_tokens >= num_rows
     ]
 
 
@@ -269,7 +277,8 @@ def _max_worthwhile_tokens(
     """
     size = min(256, max_num_batched_tokens)
     while size < max_num_batched_tokens:
-        graph = StepGraph.of_tokens(size, _ROW_CLASSES[0], runner, batch)
+        few_rows = TokenSize(has_decodes=True, num_rows=_ROW_CLASSES[0], num_tokens=size)
+        graph = StepGraph.of_tokens(few_rows, runner, batch)
         graph.run_eagerly()
         launch_seconds, device_seconds = _time_eagerly(graph, batch.device)
         if device_seconds > _WORTHWHILE_RATIO * launch_seconds:

@@ -2,7 +2,6 @@ import pytest
 import torch
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm, Qwen3RotaryEmbedding
 
-from engine_service.layers.activation import gated_silu
 from engine_service.layers.embedding import Embedding
 from engine_service.layers.linear import Linear
 from engine_service.layers.norm import RMSNorm
@@ -42,10 +41,27 @@ def test_norm_adds_to_the_residual_stream_first():
 
 def test_gate_comes_before_up():
     gate, up = torch.randn(2, 3, 5)
+    layer = Linear(5, 4, torch.float32)
+    layer.weight.copy_(torch.randn(4, 5))
 
-    result = gated_silu(torch.cat((gate, up), dim=-1))
+    result = layer.of_gated(torch.cat((gate, up), dim=-1))
 
-    torch.testing.assert_close(result, torch.nn.functional.silu(gate) * up)
+    torch.testing.assert_close(result, (torch.nn.functional.silu(gate) * up) @ layer.weight.T)
+
+
+def test_norm_before_a_projection_adds_to_the_residual_stream_first():
+    norm, layer = RMSNorm(8, 1e-6, torch.float32), Linear(8, 4, torch.float32)
+    norm.weight.copy_(torch.rand(8))
+    layer.weight.copy_(torch.randn(4, 8))
+    x, residual = torch.randn(2, 3, 8)
+
+    begun, begun_residual = layer.of_normed(norm, x, None)
+    added, added_residual = layer.of_normed(norm, x, residual)
+
+    torch.testing.assert_close(begun, layer(norm(x)[0]))
+    torch.testing.assert_close(begun_residual, x)
+    torch.testing.assert_close(added, layer(norm(x, residual)[0]))
+    torch.testing.assert_close(added_residual, x + residual)
 
 
 def test_embedding_is_its_own_inverse_as_a_head():

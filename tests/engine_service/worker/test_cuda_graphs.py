@@ -13,6 +13,7 @@ from engine_service.models.loading import build_model, load_weights
 from engine_service.worker.cuda_graphs import (
     StepGraph,
     StepGraphs,
+    TokenSize,
     decode_sizes,
     token_sizes,
 )
@@ -61,14 +62,19 @@ def test_every_number_of_tokens_fits_into_a_size_that_pads_it_by_a_quarter(max_n
         assert size - below <= max(16, below // 4)
 
 
-def step_graph(num_tokens, num_rows, *, is_decode=False):
-    """Returns a graph that was not captured."""
+def step_graphs(decode_sizes, other_sizes):
+    """Returns graphs that were not captured; others are (has_decodes, num_rows, num_tokens)."""
     batch = InputBatch(
         max_num_seqs=8, max_model_len=512, block_size=BLOCK_SIZE, device=torch.device("cpu")
     )
-    if is_decode:
-        return StepGraph.of_decodes(num_rows, None, batch)
-    return StepGraph.of_tokens(num_tokens, num_rows, None, batch)
+    sizes = [
+        TokenSize(has_decodes=has_decodes, num_rows=num_rows, num_tokens=num_tokens)
+        for has_decodes, num_rows, num_tokens in other_sizes
+    ]
+    return StepGraphs(
+        [StepGraph.of_decodes(size, None, batch) for size in decode_sizes],
+        {size: StepGraph.of_tokens(size, None, batch) for size in sizes},
+    )
 
 
 @pytest.mark.parametrize(
@@ -78,20 +84,20 @@ def step_graph(num_tokens, num_rows, *, is_decode=False):
         ([1] * 4, (4, 4)),
         ([1] * 5, (16, 16)),
         ([1] * 17, (32, 24)),
-        ([20], (32, 8)),
+        ([20], (48, 8)),
         ([1, 1, 30], (32, 8)),
-        ([2] * 7, (32, 8)),
+        ([2] * 7, (48, 8)),
         ([2] * 8, (32, 24)),
-        ([40], (64, 24)),
+        ([40], (48, 8)),
+        ([50], (64, 24)),
         ([65], None),
         ([1] * 22 + [2] * 2, None),
     ],
 )
 def test_step_takes_the_smallest_graph_with_room_for_padding(query_lens, expected):
-    graphs = StepGraphs(
-        [step_graph(size, size, is_decode=True) for size in (16, 4)],
-        [step_graph(*size) for size in ((64, 24), (32, 24), (32, 8))],
-    )
+    # The one without decodes is told from the others by its 48 tokens.
+    others = [(True, 24, 64), (True, 24, 32), (False, 8, 48), (True, 8, 32)]
+    graphs = step_graphs([16, 4], others)
     plan = make_plan([Row(slot, 0, length) for slot, length in enumerate(query_lens)])
 
     graph = graphs.fitting(Rows.of(plan))
