@@ -168,6 +168,7 @@ def to_cache_update(message: engine_pb2.WatchCacheResponse) -> CacheUpdate:
             is_snapshot=True,
             is_first=snapshot.first,
             is_last=snapshot.last,
+            part_number=snapshot.part_number,
         )
     return CacheUpdate(
         epoch=message.epoch,

@@ -100,6 +100,8 @@ class _Engine:
     sequence_number: int = 0
     is_complete: bool = False
     is_in_snapshot: bool = False
+    part_number: int = 0
+    """Of the snapshot's latest part; 0 if the engine does not number them."""
     reserved: "_Table" = field(default_factory=lambda: _make_table(_RESERVED_SHIFT))
     """Block to number of reservations."""
     num_unconfirmed: int = 0
@@ -153,7 +155,8 @@ class PrefixIndex:
 
         Returns:
             False when the message does not follow what is held, by a gap in the sequence numbers,
-            another epoch or the middle of a snapshot: the caller must ask for a new snapshot.
+            another epoch or a part of a snapshot that is not the next one: the caller must ask for
+            a new snapshot.
             What is held stays until then, as a hint. A repeated delta is ignored.
         """
         return all(self.apply_in_slices(engine, update))
@@ -186,6 +189,7 @@ class PrefixIndex:
                     yield False
                     return
         known.sequence_number = update.sequence_number
+        known.part_number = update.part_number
         if update.is_snapshot and update.is_last:
             known.is_complete, known.is_in_snapshot = True, False
 
@@ -301,7 +305,12 @@ class PrefixIndex:
     def _follows(self, known: _Engine, update: CacheUpdate) -> bool:
         held = (known.epoch, known.sequence_number)
         if update.is_snapshot:
-            return known.is_in_snapshot and (update.epoch, update.sequence_number) == held
+            next_part = known.part_number and known.part_number + 1
+            return (
+                known.is_in_snapshot
+                and update.part_number == next_part
+                and (update.epoch, update.sequence_number) == held
+            )
         return known.is_complete and (update.epoch, update.sequence_number - 1) == held
 
     def _begin_snapshot(self, engine: str, known: _Engine, update: CacheUpdate) -> _Engine:

@@ -168,6 +168,8 @@ class CacheUpdate:
     """The snapshot begins: what was known before is void."""
     is_last: bool = False
     """The snapshot is complete."""
+    part_number: int = 0
+    """Place of the part in its snapshot, from 1 on; 0 from an engine that does not number them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

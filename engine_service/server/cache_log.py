@@ -22,6 +22,8 @@ class SnapshotPart:
 
     sequence_number: int
     hashes: "array[int]"
+    number: int
+    """Its place in the snapshot, from 1 on."""
     is_first: bool
     is_last: bool
 
@@ -137,10 +139,11 @@ class CacheLog:
         number = self.sequence_number
         size = self._max_hashes_per_message
         starts = range(0, max(len(hashes), 1), size)
-        for start in starts:
+        for part_number, start in enumerate(starts, start=1):
             yield SnapshotPart(
                 sequence_number=number,
                 hashes=hashes[start : start + size],
+                number=part_number,
                 is_first=start == 0,
                 is_last=start == starts[-1],
             )

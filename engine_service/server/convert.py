@@ -118,7 +118,10 @@ def to_watch_cache_response(
     if isinstance(change, SnapshotPart):
         response.snapshot.CopyFrom(
             engine_pb2.CacheSnapshot(
-                block_hashes=change.hashes, first=change.is_first, last=change.is_last
+                block_hashes=change.hashes,
+                first=change.is_first,
+                last=change.is_last,
+                part_number=change.number,
             )
         )
     else:

@@ -208,9 +208,10 @@ class FakeEngine(FakeCore, engine_pb2_grpc.EngineServiceServicer):
                     block_hashes=hashes[start : start + _CHUNK],
                     first=start == 0,
                     last=start + _CHUNK >= len(hashes),
+                    part_number=number,
                 ),
             )
-            for start in starts
+            for number, start in enumerate(starts, start=1)
         ]
 
     async def GetModelInfo(self, request, context):

@@ -1,10 +1,12 @@
 import random
 
+import pytest
+
 from router.prefix_index import PrefixIndex
 from router.types import CacheUpdate
 
 
-def snapshot(*blocks, epoch=1, number=0, first=True, last=True):
+def snapshot(*blocks, epoch=1, number=0, first=True, last=True, part=0):
     return CacheUpdate(
         epoch=epoch,
         sequence_number=number,
@@ -12,6 +14,7 @@ def snapshot(*blocks, epoch=1, number=0, first=True, last=True):
         is_snapshot=True,
         is_first=first,
         is_last=last,
+        part_number=part,
     )
 
 
@@ -113,6 +116,37 @@ def test_snapshot_in_parts_is_complete_with_the_last():
     assert index.position("a") == (1, 7)
     assert index.match([1, 2]) == {"a": 2}
     assert index.match([9]) == {}
+
+
+@pytest.mark.parametrize(
+    "parts", [[1, 3], [1, 1], [1, 2, 2], [1, 2, 1], [2], [1, 0], [0, 1]], ids=str
+)
+def test_part_of_a_snapshot_that_is_not_the_next_one_is_a_gap(parts):
+    index = index_of(a=[])
+    *before, wrong = parts
+    for part in before:
+        message = snapshot(part, number=7, first=part == before[0], last=False, part=part)
+        assert index.apply("a", message)
+
+    assert not index.apply("a", snapshot(9, number=7, first=False, part=wrong))
+
+    assert index.position("a") == (0, 0)
+    assert index.statistics().num_gaps == 1
+    assert index.apply("a", snapshot(1, number=7, last=False, part=1))
+    assert index.apply("a", snapshot(2, number=7, first=False, part=2))
+    assert index.position("a") == (1, 7)
+
+
+def test_snapshot_that_begins_again_counts_its_parts_anew():
+    index = index_of(a=[])
+    for part in (1, 2):
+        index.apply("a", snapshot(part, number=7, first=part == 1, last=False, part=part))
+
+    assert index.apply("a", snapshot(3, number=8, last=False, part=1))
+    assert index.apply("a", snapshot(4, number=8, first=False, part=2))
+
+    assert index.position("a") == (1, 8)
+    assert index.match([1]) == {}
 
 
 def test_middle_of_another_snapshot_is_refused():

@@ -26,6 +26,7 @@ async def test_large_snapshot_comes_in_parts_of_one_moment():
     parts = [first, *rest]
     assert all(isinstance(part, SnapshotPart) for part in parts)
     assert [len(part.hashes) for part in parts] == [4, 4, 1]
+    assert [part.number for part in parts] == [1, 2, 3]
     assert [(part.is_first, part.is_last) for part in parts] == [
         (True, False),
         (False, False),

@@ -18,6 +18,7 @@ async def test_new_watcher_gets_the_snapshot_then_the_changes():
         snapshot = await read(call)
         assert snapshot.sequence_number == 2
         assert (snapshot.snapshot.first, snapshot.snapshot.last) == (True, True)
+        assert snapshot.snapshot.part_number == 1
         assert set(snapshot.snapshot.block_hashes) == {2, 4, 2**64 - 1}
 
         engine.core.step(stored=[5], removed=[2])

@@ -226,14 +226,16 @@ class WatchCacheResponse(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., sequence_number: _Optional[int] = ..., snapshot: _Optional[_Union[CacheSnapshot, _Mapping]] = ..., delta: _Optional[_Union[CacheDelta, _Mapping]] = ...) -> None: ...
 
 class CacheSnapshot(_message.Message):
-    __slots__ = ("block_hashes", "first", "last")
+    __slots__ = ("block_hashes", "first", "last", "part_number")
     BLOCK_HASHES_FIELD_NUMBER: _ClassVar[int]
     FIRST_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
+    PART_NUMBER_FIELD_NUMBER: _ClassVar[int]
     block_hashes: _containers.RepeatedScalarFieldContainer[int]
     first: bool
     last: bool
-    def __init__(self, block_hashes: _Optional[_Iterable[int]] = ..., first: bool = ..., last: bool = ...) -> None: ...
+    part_number: int
+    def __init__(self, block_hashes: _Optional[_Iterable[int]] = ..., first: bool = ..., last: bool = ..., part_number: _Optional[int] = ...) -> None: ...
 
 class CacheDelta(_message.Message):
     __slots__ = ("stored_block_hashes", "removed_block_hashes")
