@@ -9,8 +9,8 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import grpc
 
@@ -27,6 +27,7 @@ from router.engine_convert import (
     to_submission,
 )
 from router.errors import DOMAIN, EngineRefused, QueueFull, RequestError
+from router.outbox import Outbox
 from router.request_stream import RequestStream
 from router.stall_detector import TICK_SECONDS, StallDetector
 from router.types import (
@@ -40,8 +41,6 @@ from router.types import (
 _logger = logging.getLogger(__name__)
 
 _MAX_HANDLE = 2**32 - 1
-_MAX_BATCH_BYTES = 4_000_000
-"""Size of one message up, but for its last submission: far below the engines' message limit."""
 
 _DETAILS = {EngineState.SERVING: "", EngineState.DRAINING: "it finishes what it has"}
 
@@ -51,6 +50,7 @@ _MIN_QUARANTINE = 5.0
 _MAX_QUARANTINE = 60.0
 """Seconds without requests for an engine that stalled; doubled if it stalls again at once."""
 
+_Message = TypeVar("_Message")
 _GenerateManyCall = grpc.aio.StreamStreamCall[
     engine_pb2.GenerateManyRequest, engine_pb2.GenerateManyResponse
 ]
@@ -101,28 +101,6 @@ class _Lost(Exception):
     """The engine cannot be used for now; the text says why."""
 
 
-@dataclass(slots=True)
-class _Outbox:
-    """What the next message up will carry."""
-
-    submissions: dict[int, engine_pb2.Submission] = field(default_factory=dict)
-    cancelled: list[int] = field(default_factory=list)
-    filled: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def take(self) -> engine_pb2.GenerateManyRequest:
-        """Returns the next message, of bounded size."""
-        message = engine_pb2.GenerateManyRequest(cancelled_handles=self.cancelled)
-        self.cancelled.clear()
-        num_bytes = 0
-        while self.submissions and num_bytes < _MAX_BATCH_BYTES:
-            submission = self.submissions.pop(next(iter(self.submissions)))
-            num_bytes += submission.ByteSize()
-            message.submissions.append(submission)
-        if not self.submissions:
-            self.filled.clear()
-        return message
-
-
 class EngineClient:
     """One engine as this router uses it.
 
@@ -147,7 +125,7 @@ class EngineClient:
         self._listener = listener
         self._settings = settings or ClientSettings()
         self._streams: dict[int, RequestStream] = {}
-        self._outbox = _Outbox()
+        self._outbox = Outbox()
         self._next_handle = 1
         self._stub: engine_pb2_grpc.EngineServiceStub | None = None
         self._stall_detector = StallDetector()
@@ -160,8 +138,22 @@ class EngineClient:
         """Requests submitted and not ended."""
         return len(self._streams)
 
+    @property
+    def is_stalled(self) -> bool:
+        """Whether the engine stalled and is left alone for now."""
+        return self._cause == _STALLED
+
     async def run(self) -> None:
-        """Keeps the engine connected until cancelled; never returns by itself."""
+        """Keeps the engine connected until cancelled; never returns by itself.
+
+        From then on it takes no more requests.
+        """
+        try:
+            await self._keep_connected()
+        finally:
+            self.state, self.detail = EngineState.UNAVAILABLE, "its connection was closed"
+
+    async def _keep_connected(self) -> None:
         backoff = self._settings.min_backoff
         async with asyncio.TaskGroup() as tasks:
             while True:
@@ -172,7 +164,7 @@ class EngineClient:
                 if self.num_connections > num_connections:
                     backoff = self._settings.min_backoff
                 # An engine that stalled may accept a connection all the same, and requests.
-                wait = max(backoff, self._quarantine if self._cause == _STALLED else 0.0)
+                wait = max(backoff, self._quarantine if self.is_stalled else 0.0)
                 await asyncio.sleep(wait * random.uniform(0.5, 1.0))
                 backoff = min(2 * backoff, self._settings.max_backoff)
 
@@ -262,7 +254,7 @@ class EngineClient:
         response = await stub.GetModelInfo(
             engine_pb2.GetModelInfoRequest(), timeout=self._settings.call_timeout
         )
-        model = to_model(response)
+        model = to_model(_checked(response))
         if model.block_hash_scheme != block_hash.SCHEME:
             refusal = (
                 f'it hashes blocks by "{model.block_hash_scheme}"; '
@@ -277,7 +269,7 @@ class EngineClient:
         return model
 
     async def _generate(self, stub: engine_pb2_grpc.EngineServiceStub) -> None:
-        self._outbox = _Outbox()
+        self._outbox = Outbox()
         call: _GenerateManyCall = stub.GenerateMany()
         try:
             responses = aiter(call)
@@ -319,7 +311,7 @@ class EngineClient:
 
     async def _receive(self, responses: AsyncIterator[engine_pb2.GenerateManyResponse]) -> None:
         async for message in responses:
-            self._deliver(message)
+            self._deliver(_checked(message))
         raise _Lost("it ended its stream")
 
     async def _watch_steps(self) -> None:
@@ -382,10 +374,10 @@ class EngineClient:
             try:
                 if await self._watch_once(stub):
                     backoff = self._settings.min_backoff
-            except grpc.aio.AioRpcError as error:
+            except (_Lost, grpc.aio.AioRpcError) as error:
                 # The requests do not suffer: what is known of the cache is a hint.
                 _logger.warning(
-                    "cache watch lost engine=%s detail=%s", self.address, status_of(error).message
+                    "cache watch lost engine=%s detail=%s", self.address, _describe(error)[1]
                 )
             await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
             backoff = min(2 * backoff, self._settings.max_backoff)
@@ -400,7 +392,7 @@ class EngineClient:
         try:
             async for message in call:
                 received = True
-                if not await self._listener.cache_changed(to_cache_update(message)):
+                if not await self._listener.cache_changed(to_cache_update(_checked(message))):
                     _logger.warning(
                         "cache watch has a gap engine=%s epoch=%d sequence_number=%d held=%d",
                         self.address,
@@ -452,6 +444,13 @@ class EngineClient:
         if state in (EngineState.CONNECTING, EngineState.UNAVAILABLE):
             self.load = EngineLoad()
         self._listener.state_changed()
+
+
+def _checked(message: _Message | None) -> _Message:
+    # What cannot be parsed arrives as None.
+    if message is None:
+        raise _Lost("it sent a message that is not of the contract")
+    return message
 
 
 def _num_cancellations() -> int:

@@ -60,6 +60,8 @@ async def read_files(
     contents: list[bytearray] = []
     num_bytes = 0
     async for message in call:
+        if message is None:  # what cannot be parsed
+            raise _bad_file(address, "all", "cannot be read: a message is not of the contract")
         if message.HasField("file"):
             headers.append(message.file)
             contents.append(bytearray())

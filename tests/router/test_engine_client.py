@@ -7,7 +7,7 @@ import grpc
 import pytest
 from grpc_status import rpc_status
 
-from protos.pagestream.engine.v1 import engine_pb2
+from protos.pagestream.engine.v1 import engine_pb2, engine_pb2_grpc
 from protos.wire.status import Reason, error_status, to_rpc_status
 from router.engine_client import ClientSettings, EngineClient
 from router.errors import EngineRefused, QueueFull, SlowReader
@@ -22,7 +22,7 @@ from router.types import (
     TokenRequest,
     Tokens,
 )
-from tests.fakes.fake_engine import FakeEngine, FakeEngineConfig, expected_tokens
+from tests.fakes.fake_engine import SERVICE, FakeEngine, FakeEngineConfig, expected_tokens
 
 CONFIG = FakeEngineConfig(block_size=4)
 SETTINGS = {"min_backoff": 0.01, "max_backoff": 0.05}
@@ -433,3 +433,70 @@ async def test_tokenizer_transfer_cut_by_the_loss_of_the_engine_is_an_error_not_
         with pytest.raises(EngineRefused) as raised:
             await task
         assert raised.value.status.reason == Reason.ENGINE_FAILED
+
+
+@asynccontextmanager
+async def garbling(method, handler):
+    """The address of an engine that answers one method with bytes that are no message."""
+
+    async def stream(request, context):
+        yield b"\xff"
+        await asyncio.Event().wait()
+
+    async def answer(request, context):
+        return b"\xff"
+
+    class Methods(dict):
+        def add_generic_rpc_handlers(self, handlers):
+            pass
+
+        def add_registered_method_handlers(self, service, handlers):
+            self.update(handlers)
+
+    behaviour = answer if handler is grpc.unary_unary_rpc_method_handler else stream
+    async with FakeEngine(CONFIG) as engine:
+        methods = Methods()
+        engine_pb2_grpc.add_EngineServiceServicer_to_server(engine, methods)
+        methods[method] = handler(behaviour)
+        server = grpc.aio.server()
+        server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, methods)])
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        yield f"127.0.0.1:{port}"
+        await server.stop(None)
+
+
+@pytest.mark.parametrize(
+    ("method", "handler", "detail"),
+    [
+        ("GetModelInfo", grpc.unary_unary_rpc_method_handler, "not of the contract"),
+        ("GenerateMany", grpc.stream_stream_rpc_method_handler, "did not begin with its load"),
+    ],
+)
+async def test_engine_that_sends_what_cannot_be_read_is_unavailable(method, handler, detail):
+    async with garbling(method, handler) as address, client_of(address) as (client, listener):
+        await listener.wait_until(lambda: detail in client.detail)
+
+        assert client.state is EngineState.UNAVAILABLE
+
+
+async def test_cache_change_that_cannot_be_read_keeps_nobody_from_serving(caplog):
+    handler = grpc.unary_stream_rpc_method_handler
+    async with garbling("WatchCache", handler) as address, client_of(address) as (client, listener):
+        await listener.wait_until(lambda: client.state is EngineState.SERVING)
+        async with asyncio.timeout(TIMEOUT):
+            while "not of the contract" not in caplog.text:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+        events = await collect(client.submit(request([1, 2])))
+
+        assert tokens_of(events) == expected_tokens([1, 2], 8)
+
+
+async def test_client_that_has_ended_takes_no_request():
+    async with FakeEngine(CONFIG) as engine:
+        async with connected(engine) as (client, _):
+            pass
+
+        with pytest.raises(EngineRefused, match="its connection was closed"):
+            client.submit(request([1]))
