@@ -107,6 +107,8 @@ class Fleet:
         self._settings = settings
         self._members: dict[str, FleetMember] = {}
         self._newcomers: asyncio.Queue[FleetMember] = asyncio.Queue()
+        self._addresses: dict[str, None] = {}
+        """Of all engines there are; members are also those that have not left yet."""
         self._num_past_connections = 0
         self._num_placements = 0
         self.set_addresses(addresses)
@@ -117,16 +119,12 @@ class Fleet:
         One that is new is connected. One that is gone gets no new request, and is forgotten when
         its last one has ended or its connection is lost.
         """
-        wanted = dict.fromkeys(addresses)
-        for address in wanted:
+        self._addresses = dict.fromkeys(addresses)
+        for address in self._addresses:
             if address not in self._members:
-                member = FleetMember(
-                    address, self._index, self._check_model, self._state_changed, self._settings
-                )
-                self._members[address] = member
-                self._newcomers.put_nowait(member)
+                self._join(address)
         for address, member in self._members.items():
-            is_leaving = address not in wanted
+            is_leaving = self._must_leave(member)
             if is_leaving != member.is_leaving:
                 _logger.info("engine %s engine=%s", "leaves" if is_leaving else "is back", address)
                 member.is_leaving = is_leaving
@@ -146,6 +144,19 @@ class Fleet:
             has_more = self._index.sweep()
             await asyncio.sleep(0 if has_more else _SWEEP_SECONDS)
 
+    def _join(self, address: str) -> None:
+        member = FleetMember(
+            address, self._index, self._check_model, self._state_changed, self._settings
+        )
+        self._members[address] = member
+        self._newcomers.put_nowait(member)
+
+    def _must_leave(self, member: FleetMember) -> bool:
+        if member.address not in self._addresses or member.is_closing:
+            return True
+        # While it was leaving, another name of the same engine may have taken its place.
+        return member.is_leaving and self._twin(member, member.engine) is not None
+
     async def _run_member(self, member: FleetMember) -> None:
         """Keeps an engine connected until it has left."""
         async with asyncio.TaskGroup() as tasks:
@@ -153,12 +164,15 @@ class Fleet:
             # Nobody announces the end of a request.
             while not member.is_done:  # noqa: ASYNC110
                 await asyncio.sleep(_LEAVE_POLL_SECONDS)
+            member.is_closing = True
             connection.cancel()
         del self._members[member.address]
         self._index.remove_engine(member.address)
         self._num_past_connections += member.client.num_connections
-        self._state_changed()
         _logger.info("engine has left engine=%s", member.address)
+        if member.address in self._addresses:
+            self._join(member.address)
+        self._state_changed()
 
     async def wait_ready(self) -> None:
         """Waits until some engine takes requests."""
@@ -303,14 +317,13 @@ class Fleet:
 
         Engines that are restarted one after the other can all be away for a moment.
         """
-        deadline = time.monotonic() + _PATIENCE_SECONDS
         while True:
             placement = self._place(info, journey, hashes)
             if placement is not None:
                 return placement
             if journey.loss is None:
                 raise _no_place(info.name, journey.refused)
-            if time.monotonic() > deadline:
+            if time.monotonic() > journey.lost_at + _PATIENCE_SECONDS:
                 # A client that got tokens is told why they ended, not that others are full.
                 raise journey.loss
             await asyncio.sleep(_PATIENCE_STEP_SECONDS)
@@ -324,6 +337,7 @@ class Fleet:
         usable = hashes[: max(0, num_tokens - 1) // info.block_size]
         query = Query(
             model=info.name,
+            fingerprint=info.fingerprint,
             num_prompt_tokens=num_tokens,
             num_sequence_tokens=self._num_sequence_tokens(info.name, request),
             num_cached_tokens={
@@ -374,7 +388,13 @@ class Fleet:
         )
 
     def _check_model(self, newcomer: FleetMember, info: ModelInfo) -> str:
-        """Returns how an engine differs from those that serve a model of the same name."""
+        """Returns how an engine differs from those that serve a model of the same name.
+
+        An engine that is connected by another address too is refused: counted twice, it would get
+        twice its share, and a request that it failed could return to it.
+        """
+        if twin := self._twin(newcomer, info):
+            return f"it is the same engine as {twin.address} (epoch {info.epoch})"
         for member in self._members.values():
             known = member.accepted
             if member is newcomer or known is None or known.name != info.name:
@@ -387,6 +407,16 @@ class Fleet:
                         f"engine {member.address} serves it with {ours!r}"
                     )
         return ""
+
+    def _twin(self, member: FleetMember, info: ModelInfo | None) -> FleetMember | None:
+        """Returns another member, not leaving, whose address leads to the same engine."""
+        for other in self._members.values():
+            known = other.engine
+            if other is member or other.is_leaving or known is None or info is None:
+                continue
+            if (known.fingerprint, known.epoch) == (info.fingerprint, info.epoch):
+                return other
+        return None
 
     def _state_changed(self) -> None:
         if any(member.takes_requests for member in self._members.values()):

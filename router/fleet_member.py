@@ -80,6 +80,7 @@ class FleetMember:
         accepted: What the engine may serve, from the check of its model to the loss of the
             connection: what others of the same model's name must agree with.
         is_leaving: Whether it is no longer among the engines there are, and gets no new request.
+        is_closing: Whether it has left for good: its connection ends. Comes after `is_leaving`.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class FleetMember:
         self.index = index
         self.accepted: ModelInfo | None = None
         self.is_leaving = False
+        self.is_closing = False
         self.client = EngineClient(address, self, settings)
         self._check_model = check_model
         self._state_changed = state_changed
@@ -106,6 +108,12 @@ class FleetMember:
         """What the engine serves, while it is connected."""
         is_connected = self.client.state in (EngineState.SERVING, EngineState.DRAINING)
         return self.accepted if is_connected else None
+
+    @property
+    def engine(self) -> ModelInfo | None:
+        """What its address leads to, while it is connected, or stalled and hence left alone."""
+        is_known = self.accepted is not None or self.client.is_stalled
+        return self.client.model if is_known else None
 
     @property
     def takes_requests(self) -> bool:
@@ -189,6 +197,8 @@ class FleetMember:
         """Passes it on."""
         if self.client.state in (EngineState.CONNECTING, EngineState.UNAVAILABLE):
             self.accepted = None
+        else:
+            self.accepted = self.client.model
         self._state_changed()
 
     def load_reported(self) -> None:

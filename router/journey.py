@@ -1,5 +1,6 @@
 """One request on its way from engine to engine: what it has, and where it may not go."""
 
+import time
 from array import array
 from dataclasses import replace
 
@@ -23,12 +24,15 @@ class Journey:
             first engine drew them with.
         refused: Engines out of question, and why.
         loss: Why the last engine was left after it had sent tokens, or None.
+        lost_at: When an engine last failed it, or was left after it had sent tokens, by
+            `time.monotonic`. Engines that refuse it do not move this.
     """
 
     def __init__(self, request: TokenRequest, budget: RetryBudget) -> None:
         self.request = request
         self.refused: dict[str, RequestError] = {}
         self.loss: RequestError | None = None
+        self.lost_at = 0.0
         self._budget = budget
         self._token_ids = array("i")
         self._seed = request.sampling_params.seed
@@ -57,10 +61,12 @@ class Journey:
             if reason != Reason.ENGINE_FAILED or not self._may_fail_again():
                 raise error
             self._num_failures += 1
+            self.lost_at = time.monotonic()
         if self._num_new_tokens:
             # It got on, so those that could not take it before may now.
             self.refused.clear()
             self.loss = error
+            self.lost_at = time.monotonic()
             params = replace(self.request.sampling_params, seed=self._seed)
             self.request = replace(
                 self.request, sampling_params=params, resume_token_ids=self._token_ids[:]

@@ -41,6 +41,8 @@ class Query:
     """What placement needs to know of a request."""
 
     model: str
+    fingerprint: str
+    """Of the model: an engine that serves another one under the same name is none."""
     num_prompt_tokens: int
     num_sequence_tokens: int = 0
     """Tokens of prompt and output that an engine must be able to hold."""
@@ -90,6 +92,7 @@ def candidates(engines: Sequence[EngineSnapshot], query: Query) -> list[EngineSn
         if engine.state is EngineState.SERVING
         and engine.model is not None
         and engine.model.name == query.model
+        and engine.model.fingerprint == query.fingerprint
         and engine.model.max_sequence_len >= query.num_sequence_tokens
         and engine.address not in query.excluded
     ]

@@ -1,7 +1,6 @@
 import asyncio
-from array import array
 from collections import Counter
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack
 from dataclasses import replace
 
 import grpc
@@ -11,53 +10,28 @@ from protos.pagestream.engine.v1 import engine_pb2
 from protos.wire.status import Reason, code_number
 from router import engine_client
 from router import fleet as fleet_module
-from router.engine_client import ClientSettings
 from router.errors import EngineRefused, NoEngine, QueueFull, UnknownModel
-from router.fleet import Fleet
 from router.types import (
-    Admitted,
     EngineState,
     Finished,
     FinishReason,
-    SamplingParams,
-    TokenRequest,
-    Tokens,
 )
-from tests.fakes.fake_engine import FakeEngine, FakeEngineConfig, expected_tokens
-
-SETTINGS = ClientSettings(min_backoff=0.01, max_backoff=0.05)
-CONFIG = FakeEngineConfig(block_size=4)
-TIMEOUT = 10.0
-
-
-async def until(condition):
-    """Waits for a condition that nothing announces; gives up loudly."""
-    async with asyncio.timeout(TIMEOUT):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.002)
-
-
-@asynccontextmanager
-async def running(addresses, **options):
-    """A running fleet, whatever its engines do."""
-    fleet = Fleet(addresses, settings=SETTINGS, **options)
-    task = asyncio.create_task(fleet.run())
-    try:
-        yield fleet
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
-        assert task.cancelled(), task.exception()
-
-
-@asynccontextmanager
-async def fleet_of(*configs, **options):
-    """Fake engines and a fleet that has connected all of them."""
-    async with AsyncExitStack() as stack:
-        engines = [await stack.enter_async_context(FakeEngine(config)) for config in configs]
-        fleet = await stack.enter_async_context(running([e.address for e in engines], **options))
-        await until(lambda: states(fleet) == [EngineState.SERVING] * len(engines))
-        yield fleet, engines
+from tests.fakes.fake_engine import FakeEngine, expected_tokens
+from tests.router.fleets import (
+    CONFIG,
+    SLOW,
+    TIMEOUT,
+    collect,
+    engine_of,
+    first_tokens,
+    fleet_of,
+    request,
+    rest_of,
+    running,
+    states,
+    tokens_of,
+    until,
+)
 
 
 class Observer:
@@ -79,43 +53,6 @@ class Observer:
     def request_resumed(self, error, num_tokens):
         cause = error.status.metadata.get("cause", error.status.reason)
         self.resumed.append((cause, num_tokens))
-
-
-def states(fleet):
-    return [engine.state for engine in fleet.engines()]
-
-
-def request(prompt, max_tokens=8, *, model="fake", timeout=None, **params):
-    params = {"temperature": 0.0, "max_tokens": max_tokens} | params
-    return TokenRequest(
-        request_id="r",
-        model=model,
-        prompt_token_ids=array("i", prompt),
-        sampling_params=SamplingParams(**params),
-        timeout=timeout,
-    )
-
-
-async def collect(fleet, asked):
-    """Returns admission, tokens and finish of a request, in a form that shows any disorder."""
-    async with asyncio.timeout(TIMEOUT), aclosing(fleet.generate(asked)) as events:
-        received = [event async for event in events]
-    admitted, *middle, finished = received
-    assert isinstance(admitted, Admitted)
-    assert isinstance(finished, Finished)
-    assert all(isinstance(event, Tokens) and event.token_ids for event in middle)
-    return admitted, [token for event in middle for token in event.token_ids], finished
-
-
-async def rest_of(events):
-    async with asyncio.timeout(TIMEOUT):
-        return [event async for event in events]
-
-
-async def first_tokens(events):
-    async with asyncio.timeout(TIMEOUT):
-        assert isinstance(await anext(events), Admitted)
-        return (await anext(events)).token_ids
 
 
 async def test_concurrent_requests_get_exactly_their_tokens():
@@ -336,20 +273,6 @@ async def test_engine_that_dies_before_the_first_token_hands_its_requests_on():
         await engines[0].start()
 
 
-SLOW = replace(CONFIG, decode_step_seconds=0.002)
-
-
-async def tokens_of(events):
-    """Returns all tokens still to come, and the finish."""
-    *middle, finished = await rest_of(events)
-    assert all(isinstance(event, Tokens) for event in middle), middle
-    return [token for event in middle for token in event.token_ids], finished
-
-
-def engine_of(engines, admitted):
-    return next(engine for engine in engines if engine.address == admitted.engine)
-
-
 @pytest.mark.parametrize("params", [{}, {"temperature": 0.7}, {"temperature": 0.7, "seed": 5}])
 async def test_requests_of_an_engine_that_dies_go_on_elsewhere_without_a_seam(params):
     observer = Observer()
@@ -465,18 +388,39 @@ async def test_request_that_cannot_go_on_ends_as_unavailable(monkeypatch):
         assert fleet.statistics().index.num_speculative_entries == 0
 
 
-async def test_request_that_breaks_one_engine_after_another_is_given_up():
-    async with fleet_of(SLOW, SLOW) as (fleet, engines):
+async def test_request_with_tokens_waits_for_a_full_engine_only_so_long(monkeypatch):
+    monkeypatch.setattr(fleet_module, "_PATIENCE_SECONDS", 0.3)
+    async with fleet_of(SLOW) as (fleet, (engine,)):
         events = fleet.generate(request(range(8), 2000))
-        await anext(events)
-        # Eight times it may go on.
-        for _ in range(9):
-            await anext(events)
-            await until(lambda: any(engine.num_running for engine in engines))
-            await next(engine for engine in engines if engine.num_running).restart()
+        await first_tokens(events)
+        engine.refuse(Reason.QUEUE_FULL, 1.0)
+
+        engine.hand_back()
 
         with pytest.raises(EngineRefused) as raised:
             await rest_of(events)
+        assert raised.value.status.reason == Reason.DRAINING
+        assert len(engine.submissions) > 1
+
+
+async def test_request_that_breaks_one_engine_after_another_is_given_up():
+    async with fleet_of(SLOW, SLOW) as (fleet, engines):
+        received = []
+
+        async def read():
+            async for event in fleet.generate(request(range(8), 2000)):
+                received.append(event)  # noqa: PERF401
+
+        reader = asyncio.create_task(read())
+        # Eight times it may go on.
+        for _ in range(9):
+            await until(lambda: any(engine.num_running for engine in engines))
+            num_before = len(received)
+            await until(lambda before=num_before: len(received) > before + 1)
+            await next(engine for engine in engines if engine.num_running).restart()
+
+        with pytest.raises(EngineRefused) as raised:
+            await asyncio.wait_for(reader, TIMEOUT)
 
         assert raised.value.status.reason == Reason.ENGINE_FAILED
 

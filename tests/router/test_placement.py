@@ -38,6 +38,7 @@ def engine(address, *, state=EngineState.SERVING, model="m", in_flight=0, unrepo
 def query(num_tokens=1000, *, cached=None, excluded=(), turn=0):
     return Query(
         model="m",
+        fingerprint="f",
         num_prompt_tokens=num_tokens,
         num_cached_tokens=cached or {},
         excluded=frozenset(excluded),
@@ -51,11 +52,13 @@ def choose(engines, asked, policy="prefix", seed=0):
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_only_serving_engines_of_the_model_that_are_not_excluded_are_chosen(policy):
+    namesake = engine("namesake")
     engines = [
         engine("draining", state=EngineState.DRAINING),
         engine("lost", state=EngineState.UNAVAILABLE),
         engine("connecting", state=EngineState.CONNECTING),
         engine("other", model="n"),
+        replace(namesake, model=replace(namesake.model, fingerprint="g")),
         engine("excluded"),
         engine("good", num_running=7, num_waiting_prefill_tokens=10**6),
     ]
