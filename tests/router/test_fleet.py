@@ -589,6 +589,20 @@ async def test_request_too_long_for_every_engine_is_refused_by_the_longest():
             assert raised.value.status.reason == Reason.PROMPT_TOO_LONG
 
 
+async def test_engine_that_was_in_a_state_unknown_to_the_router_serves_again():
+    async with fleet_of(CONFIG) as (fleet, (engine,)):
+        engine.state = 99
+        engine._publish()
+        await until(lambda: states(fleet) == [EngineState.UNAVAILABLE])
+        engine.state = engine_pb2.ENGINE_STATE_SERVING
+        engine._publish()
+        await until(lambda: states(fleet) == [EngineState.SERVING])
+
+        _, tokens, _ = await collect(fleet, request([1]))
+
+        assert tokens == expected_tokens([1], 8)
+
+
 async def test_engine_that_cannot_serve_keeps_no_other_away():
     class Broken(FakeEngine):
         async def GenerateMany(self, request_iterator, context):
