@@ -15,6 +15,7 @@ from engine_service.config import read_config as read_engine_config
 from protos.pagestream.engine.v1 import engine_pb2
 from protos.pagestream.router.v1 import router_pb2
 from router.config import read_config as read_router_config
+from router.discovery import ServiceName
 
 K8S = Path(__file__).parents[2] / "k8s"
 OLDEST_KUBERNETES = "1.30"  # the first whose preStop hooks know `sleep`
@@ -136,15 +137,15 @@ def test_service_selects_its_pods_and_leads_to_their_grpc_port(documents, pods, 
     assert (port["targetPort"], port["port"]) == ("grpc", ports_of(pods[name])["grpc"])
 
 
-def test_router_names_every_replica_of_the_engine_and_no_other(documents, pods):
-    engine = documents["StatefulSet", "engine"]["spec"]
-    service = documents["Service", engine["serviceName"]]
-    assert service["spec"]["clusterIP"] == "None"
-    port = service["spec"]["ports"][0]["port"]
-    expected = tuple(
-        f"engine-{i}.{engine['serviceName']}:{port}" for i in range(engine["replicas"])
-    )
-    assert settings_of("router", pods["router"]).engines == expected
+def test_router_follows_the_engines_by_the_name_of_their_headless_service(documents, pods):
+    name = documents["StatefulSet", "engine"]["spec"]["serviceName"]
+    spec = documents["Service", name]["spec"]
+    # Its name is then that of the pods, which no port is mapped before, ready or not.
+    assert spec["clusterIP"] == "None"
+    assert spec["publishNotReadyAddresses"] is True
+    settings = settings_of("router", pods["router"])
+    assert settings.engine_dns == ServiceName(host=name, port=ports_of(pods["engine"])["grpc"])
+    assert settings.engines == ()
 
 
 def test_pod_monitor_scrapes_the_operations_port_of_both(documents, pods):
