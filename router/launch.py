@@ -217,6 +217,7 @@ class _Router:
             num_discovery_failures=self._discovery.num_failures,
             num_request_bytes=self._pipeline.request_bytes.held,
             num_queued_prompt_tokens=self._pipeline.queued_prompt_tokens.held,
+            num_tasks=len(asyncio.all_tasks()),
         )
 
 

@@ -67,6 +67,11 @@ class RouterMetrics:
             "Tokens of prompts that wait for an engine to begin with them.",
             registry=self.registry,
         )
+        self._tasks = Gauge(
+            f"{_PREFIX}_tasks",
+            "Asyncio tasks of the router, waiting or not.",
+            registry=self.registry,
+        )
         self._prompt_tokens = self._counter(
             "prompt_tokens", "Tokens of prompts handed to placement."
         )
@@ -132,6 +137,7 @@ class RouterMetrics:
         num_discovery_failures: int = 0,
         num_request_bytes: int = 0,
         num_queued_prompt_tokens: int = 0,
+        num_tasks: int = 0,
     ) -> None:
         """Takes in what the next scrape shall say of the state of the router."""
         self._request_bytes.set(num_request_bytes)
@@ -139,6 +145,7 @@ class RouterMetrics:
         self._fleet.engines = engines
         self._fleet.statistics = statistics
         self._fleet.num_discovery_failures = num_discovery_failures
+        self._tasks.set(num_tasks)
 
     def started(self) -> None:
         """A request came in."""
@@ -259,8 +266,8 @@ def _index(statistics: FleetStatistics) -> Iterator[Metric]:
         f"{_PREFIX}_index_bytes", "Memory of the prefix index, estimated.", value=index.num_bytes
     )
     yield GaugeMetricFamily(
-        f"{_PREFIX}_index_speculative_blocks",
-        "Blocks of prompts just sent of which no engine has told yet.",
+        f"{_PREFIX}_index_speculative_entries",
+        "Blocks that requests under way will bring to an engine that is not known to hold them.",
         value=index.num_speculative_entries,
     )
     for name, text, value in (

@@ -72,7 +72,7 @@ async def check_nothing_left(engine, router):
     """Neither the engine nor the router holds anything of any request."""
     await engine.wait_until(lambda: not engine.num_running + engine.num_waiting)
     await wait_for(router, "requests_in_flight", 0)
-    found = await wait_for(router, "index_speculative_blocks", 0)
+    found = await wait_for(router, "index_speculative_entries", 0)
     assert found["request_bytes"] == 0
     assert found["queued_prompt_tokens"] == 0
     assert found[f'engine_requests_in_flight{{engine="{engine.address}"}}'] == 0

@@ -111,11 +111,21 @@ def test_what_requests_hold_is_shown_as_of_the_scrape(metrics):
     assert value(metrics, "queued_prompt_tokens") == 300
 
 
+def test_tasks_are_those_of_the_last_update(metrics):
+    metrics.update([], STATISTICS, num_tasks=12)
+    metrics.update([], STATISTICS, num_tasks=7)
+
+    assert value(metrics, "tasks") == 7
+
+
 def test_index_is_shown(metrics):
     metrics.update([], STATISTICS)
 
     assert value(metrics, "index_blocks") == 10
-    assert value(metrics, "index_speculative_blocks") == 1
+    assert value(metrics, "index_speculative_entries") == 1
+
+
+    assert value(metrics, "index_speculative_entries") == STATISTICS.index.num_speculative_entries
     assert value(metrics, "index_gaps_total") == 2
     assert value(metrics, "index_snapshots_total") == 3
     assert value(metrics, "index_rejected_entries_total") == 4
