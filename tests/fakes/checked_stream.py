@@ -1,0 +1,87 @@
+"""A client's stream from fake engines, every token of which is known before."""
+
+from collections.abc import Callable, Sequence
+
+import grpc
+
+from protos.pagestream.router.v1 import router_pb2, router_pb2_grpc
+from tests.fakes.fake_engine import expected_tokens
+
+
+class CheckedStream:
+    """One request and all that came of it.
+
+    Args:
+        prompt: Its tokens.
+        num_tokens: How many to ask for.
+        temperature: 0 is greedy; else the engine draws a seed.
+        model: Name of the model; empty is the only one.
+
+    Attributes:
+        token_ids: What was received.
+        engine: The engine of the first admission.
+        error: The status that the call ended with, None while it runs and after a good end.
+        is_ended: Whether the call ended, in whatever way.
+    """
+
+    def __init__(
+        self, prompt: Sequence[int], num_tokens: int, temperature: float = 0.0, model: str = ""
+    ) -> None:
+        self.token_ids: list[int] = []
+        self.engine = ""
+        self.error: grpc.aio.AioRpcError | None = None
+        self.is_ended = False
+        self._prompt = list(prompt)
+        self._num_tokens = num_tokens
+        self._temperature = temperature
+        self._model = model
+        self._seeds: list[int] = []
+        self._usage = -1
+
+    async def run(
+        self,
+        stub: router_pb2_grpc.RouterServiceStub,
+        seconds: float,
+        progress: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Reads the stream to its end, for so many seconds, with `progress` after each message."""
+        request = router_pb2.GenerateRequest(
+            model=self._model,
+            token_ids=router_pb2.TokenIds(ids=self._prompt),
+            sampling_params=router_pb2.SamplingParams(
+                temperature=self._temperature, max_tokens=self._num_tokens
+            ),
+        )
+        try:
+            async for response in stub.Generate(request, timeout=seconds):
+                if response.HasField("admission"):
+                    self._seeds.append(response.admission.seed)
+                    self.engine = response.admission.engine
+                self.token_ids += response.token_ids
+                if response.HasField("finish"):
+                    self._usage = response.finish.completion_token_count
+                progress()
+        except grpc.aio.AioRpcError as error:
+            self.error = error
+        finally:
+            self.is_ended = True
+
+    @property
+    def fault(self) -> str:
+        """What is wrong with a stream that ended well, empty if nothing is."""
+        if fault := self.fault_so_far:
+            return fault
+        if len(self.token_ids) != self._num_tokens:
+            return f"{len(self.token_ids)} tokens of {self._num_tokens}"
+        return "" if self._usage == self._num_tokens else "wrong usage"
+
+    @property
+    def fault_so_far(self) -> str:
+        """What is wrong with the tokens that came, however the stream ended."""
+        if not self.token_ids:
+            return ""
+        if len(self._seeds) != 1:
+            return f"{len(self._seeds)} admissions"
+        seed = self._seeds[0] if self._temperature else 0
+        expected = expected_tokens(self._prompt, self._num_tokens, seed=seed)
+        return "" if self.token_ids == expected[: len(self.token_ids)] else "wrong tokens"

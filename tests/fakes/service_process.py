@@ -1,0 +1,96 @@
+"""Services as processes that a test ends, stops and starts again on the port where they were."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+HOST = "127.0.0.1"
+_ROOT = Path(__file__).parents[2]
+_LEASH = _ROOT / "examples" / "demo" / "leash.py"
+_EXIT_SECONDS = 30.0
+
+
+class ServiceProcess:
+    """`python -m <arguments>`, which serves on `address` while it runs.
+
+    Args:
+        arguments: A module and its options, those of the ports included.
+        port: Where it serves gRPC.
+        log_path: Where its output goes, of all starts.
+    """
+
+    def __init__(self, arguments: Sequence[str], port: int, log_path: Path) -> None:
+        self.port = port
+        self.address = f"{HOST}:{port}"
+        self.log_path = log_path
+        self._arguments = arguments
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        """Starts it; it listens some time later."""
+        # -I and -S: without the packages the leash starts in no time.
+        leash = [sys.executable, "-I", "-S", str(_LEASH), str(os.getpid())]
+        with self.log_path.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *(*leash, sys.executable, "-m", *self._arguments),
+                cwd=_ROOT,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Sends a signal to the running process."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    async def wait(self) -> int:
+        """Waits for the end of the process; returns its exit code."""
+        assert self._process is not None
+        async with asyncio.timeout(_EXIT_SECONDS):
+            return await self._process.wait()
+
+    async def end(self, number: signal.Signals = signal.SIGKILL) -> int:
+        """Ends it by a signal; returns its exit code."""
+        self.send_signal(number)
+        return await self.wait()
+
+    async def close(self) -> None:
+        """Ends it, whatever state it is in, unless it has ended."""
+        if self._process is not None:
+            # A process that is stopped can be killed all the same.
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
+
+
+def fake_engine(port: int, log_path: Path, *options: str) -> ServiceProcess:
+    """Returns a fake engine, not started; options are those of `tests.fakes.fake_engine`."""
+    arguments = ["tests.fakes.fake_engine", "--port", str(port), *options]
+    return ServiceProcess(arguments, port, log_path)
+
+
+def free_ports(count: int) -> list[int]:
+    """Returns ports that nothing listened on a moment ago."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind((HOST, 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+@contextlib.asynccontextmanager
+async def running(*services: ServiceProcess) -> AsyncIterator[None]:
+    """Starts all; none is left at the end, whatever ended it."""
+    try:
+        for service in services:
+            await service.start()
+        yield
+    finally:
+        for service in services:
+            await service.close()
