@@ -24,7 +24,7 @@ from protos.pagestream.router.v1 import router_pb2, router_pb2_grpc
 from protos.wire.channel import client_options
 
 ROOT = Path(__file__).parents[2]
-NUM_STREAMS = 32
+NUM_STREAMS = 64
 TIMEOUT = 60.0
 ENGINE = ["engine_service", "--model", str(CHECKPOINT), "--device", "cpu", "--cpu-threads", "1"]
 ENGINE += ["--block-size", "16", "--num-blocks", "512", "--max-num-batched-tokens", "512"]
