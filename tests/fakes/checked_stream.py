@@ -44,7 +44,10 @@ class CheckedStream:
         seconds: float,
         progress: Callable[[], None] = lambda: None,
     ) -> None:
-        """Reads the stream to its end, for so many seconds, with `progress` after each message."""
+        """Reads the stream to its end, for at most so many seconds.
+
+        Calls `progress` after each message; what that raises cancels the call and is raised on.
+        """
         request = router_pb2.GenerateRequest(
             model=self._model,
             token_ids=router_pb2.TokenIds(ids=self._prompt),
@@ -52,8 +55,9 @@ class CheckedStream:
                 temperature=self._temperature, max_tokens=self._num_tokens
             ),
         )
+        call = stub.Generate(request, timeout=seconds)
         try:
-            async for response in stub.Generate(request, timeout=seconds):
+            async for response in call:
                 if response.HasField("admission"):
                     self._seeds.append(response.admission.seed)
                     self.engine = response.admission.engine
@@ -64,6 +68,7 @@ class CheckedStream:
         except grpc.aio.AioRpcError as error:
             self.error = error
         finally:
+            call.cancel()
             self.is_ended = True
 
     @property

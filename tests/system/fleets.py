@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import grpc
 
 from examples.demo.services import http_get
-from protos.pagestream.engine.v1 import engine_pb2, engine_pb2_grpc
 from protos.pagestream.router.v1 import router_pb2, router_pb2_grpc
 from protos.wire.channel import client_options
 from tests.fakes.checked_stream import CheckedStream
+from tests.fakes.engine_probe import cached_blocks, is_idle
 from tests.fakes.service_process import HOST, ServiceProcess, fake_engine, free_ports, running
 
 NUM_STREAMS = 64
@@ -74,7 +74,7 @@ class Fleet:
     async def check_nothing_left(self, *engines: ServiceProcess) -> None:
         """Waits until no request, block or reservation of one is left, and the index is right."""
         for engine in engines:
-            await until(lambda engine=engine: _is_idle(engine.address))
+            await until(lambda engine=engine: is_idle(engine.address))
         for name in ("requests_in_flight", "engine_requests_in_flight"):
             await until(lambda name=name: self._is_zero(name))
         # Reservations stay for two seconds after the first token.
@@ -148,27 +148,3 @@ def check(streams) -> None:
     """Checks that every stream ended well, with exactly its tokens."""
     assert [stream.error for stream in streams if stream.error] == []
     assert [stream.fault for stream in streams if stream.fault] == []
-
-
-async def cached_blocks(address: str) -> set[int]:
-    """Returns what an engine says that it holds."""
-    blocks = set()
-    async with grpc.aio.insecure_channel(address, options=client_options()) as channel:
-        call = engine_pb2_grpc.EngineServiceStub(channel).WatchCache(
-            engine_pb2.WatchCacheRequest(), timeout=TIMEOUT
-        )
-        async for message in call:
-            blocks.update(message.snapshot.block_hashes)
-            if message.snapshot.last:
-                break
-        call.cancel()
-    return blocks
-
-
-async def _is_idle(address: str) -> bool:
-    async with grpc.aio.insecure_channel(address, options=client_options()) as channel:
-        call = engine_pb2_grpc.EngineServiceStub(channel).GenerateMany(timeout=TIMEOUT)
-        load = (await call.read()).load
-        call.cancel()
-    is_free = load.free_block_count == load.total_block_count
-    return is_free and not load.running_count and not load.waiting_count
