@@ -27,7 +27,7 @@ from router.fleet import Fleet
 from router.pipeline import Bounds, Pipeline
 from router.server.grpc_server import SERVICE, RouterServicer
 from router.server.health import Health, State
-from router.server.metrics import RouterMetrics
+from router.server.metrics import Holdings, RouterMetrics
 from router.server.slow_readers import SlowReaders
 from router.tokenizer import TokenizerPool
 
@@ -214,10 +214,12 @@ class _Router:
         self._metrics.update(
             self._fleet.engines(),
             self._fleet.statistics(),
-            num_discovery_failures=self._discovery.num_failures,
-            num_request_bytes=self._pipeline.request_bytes.held,
-            num_queued_prompt_tokens=self._pipeline.queued_prompt_tokens.held,
-            num_tasks=len(asyncio.all_tasks()),
+            Holdings(
+                num_discovery_failures=self._discovery.num_failures,
+                num_request_bytes=self._pipeline.request_bytes.held,
+                num_queued_prompt_tokens=self._pipeline.queued_prompt_tokens.held,
+                num_tasks=len(asyncio.all_tasks()),
+            ),
         )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -35,6 +36,16 @@ FAILOVER_CAUSES = ("engine_failed", "stalled", "draining", "other")
 
 _elapsed: ContextVar[float | None] = ContextVar("elapsed", default=None)
 """Of the request that this task serves, until it is placed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holdings:
+    """What the router holds besides its fleet, and how often its engines could not be found."""
+
+    num_discovery_failures: int = 0
+    num_request_bytes: int = 0
+    num_queued_prompt_tokens: int = 0
+    num_tasks: int = 0
 
 
 class RouterMetrics:
@@ -133,19 +144,15 @@ class RouterMetrics:
         self,
         engines: Sequence[EngineSnapshot],
         statistics: FleetStatistics,
-        *,
-        num_discovery_failures: int = 0,
-        num_request_bytes: int = 0,
-        num_queued_prompt_tokens: int = 0,
-        num_tasks: int = 0,
+        holdings: Holdings,
     ) -> None:
         """Takes in what the next scrape shall say of the state of the router."""
-        self._request_bytes.set(num_request_bytes)
-        self._queued_prompt_tokens.set(num_queued_prompt_tokens)
+        self._request_bytes.set(holdings.num_request_bytes)
+        self._queued_prompt_tokens.set(holdings.num_queued_prompt_tokens)
+        self._tasks.set(holdings.num_tasks)
         self._fleet.engines = engines
         self._fleet.statistics = statistics
-        self._fleet.num_discovery_failures = num_discovery_failures
-        self._tasks.set(num_tasks)
+        self._fleet.num_discovery_failures = holdings.num_discovery_failures
 
     def started(self) -> None:
         """A request came in."""

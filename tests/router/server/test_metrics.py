@@ -7,7 +7,7 @@ from router.fleet import FleetStatistics
 from router.pipeline import OUTCOMES
 from router.placement import Cost, Placement
 from router.prefix_index import IndexStatistics
-from router.server.metrics import RouterMetrics
+from router.server.metrics import Holdings, RouterMetrics
 from tests.fakes.fake_fleet import ENGINE, FakeFleet
 
 INDEX = IndexStatistics(
@@ -95,35 +95,34 @@ def test_cached_tokens_are_counted_as_possible_predicted_and_found(metrics):
 def test_engine_that_is_gone_takes_its_series_along(metrics):
     engines = FakeFleet().engines()
 
-    metrics.update(engines, STATISTICS)
+    metrics.update(engines, STATISTICS, Holdings())
     assert value(metrics, "engine_serving", engine=ENGINE) == 1
     assert value(metrics, "engine_requests_in_flight", engine=ENGINE) == 0
     assert value(metrics, "engine_index_blocks", engine=ENGINE) == 5
 
-    metrics.update([], STATISTICS)
+    metrics.update([], STATISTICS, Holdings(Holdings()))
     assert value(metrics, "engine_serving", engine=ENGINE) is None
 
 
 def test_what_requests_hold_is_shown_as_of_the_scrape(metrics):
-    metrics.update([], STATISTICS, num_request_bytes=4096, num_queued_prompt_tokens=300)
+    metrics.update([], STATISTICS, Holdings(num_request_bytes=4096, num_queued_prompt_tokens=300))
 
     assert value(metrics, "request_bytes") == 4096
     assert value(metrics, "queued_prompt_tokens") == 300
 
 
 def test_tasks_are_those_of_the_last_update(metrics):
-    metrics.update([], STATISTICS, num_tasks=12)
-    metrics.update([], STATISTICS, num_tasks=7)
+    metrics.update([], STATISTICS, Holdings(num_tasks=12))
+    metrics.update([], STATISTICS, Holdings(num_tasks=7))
 
     assert value(metrics, "tasks") == 7
 
 
 def test_index_is_shown(metrics):
-    metrics.update([], STATISTICS)
+    metrics.update([], STATISTICS, Holdings(Holdings()))
 
     assert value(metrics, "index_blocks") == 10
     assert value(metrics, "index_speculative_entries") == 1
-
 
     assert value(metrics, "index_speculative_entries") == STATISTICS.index.num_speculative_entries
     assert value(metrics, "index_gaps_total") == 2
