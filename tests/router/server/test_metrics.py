@@ -100,7 +100,7 @@ def test_engine_that_is_gone_takes_its_series_along(metrics):
     assert value(metrics, "engine_requests_in_flight", engine=ENGINE) == 0
     assert value(metrics, "engine_index_blocks", engine=ENGINE) == 5
 
-    metrics.update([], STATISTICS, Holdings(Holdings()))
+    metrics.update([], STATISTICS, Holdings())
     assert value(metrics, "engine_serving", engine=ENGINE) is None
 
 
@@ -119,7 +119,7 @@ def test_tasks_are_those_of_the_last_update(metrics):
 
 
 def test_index_is_shown(metrics):
-    metrics.update([], STATISTICS, Holdings(Holdings()))
+    metrics.update([], STATISTICS, Holdings())
 
     assert value(metrics, "index_blocks") == 10
     assert value(metrics, "index_speculative_entries") == 1
