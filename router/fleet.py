@@ -25,7 +25,7 @@ from router.errors import (
 )
 from router.fleet_member import FleetMember
 from router.journey import Journey
-from router.placement import POLICIES, Placement, Query, place
+from router.placement import POLICIES, Placement, Query, costs, place
 from router.prefix_index import IndexStatistics, PrefixIndex
 from router.retry_budget import RetryBudget
 from router.types import (
@@ -340,6 +340,7 @@ class Fleet:
             fingerprint=info.fingerprint,
             num_prompt_tokens=num_tokens,
             num_sequence_tokens=self._num_sequence_tokens(info.name, request),
+            max_tokens=request.sampling_params.max_tokens,
             num_cached_tokens={
                 engine: count * info.block_size
                 for engine, count in self._index.match(usable).items()
@@ -347,21 +348,23 @@ class Fleet:
             excluded=frozenset(journey.refused),
             turn=self._num_placements,
         )
-        placement = place(self._policy, self.engines(), query, self._rng)
+        engines = self.engines()
+        placement = place(self._policy, engines, query, self._rng)
         if placement is None:
             return None
         seconds = time.perf_counter() - start
         self._num_placements += 1
         if self._observer is not None:
             self._observer.request_placed(placement, seconds)
-        _logger.debug(
-            "request placed request_id=%s engine=%s predicted=%d best=%d cost=%s",
-            request.request_id,
-            placement.engine,
-            placement.num_predicted_cached_tokens,
-            placement.num_best_cached_tokens,
-            placement.cost,
-        )
+        if _logger.isEnabledFor(logging.DEBUG):
+            _logger.debug(
+                "request placed request_id=%s engine=%s predicted=%d best=%d costs_ms=%s",
+                request.request_id,
+                placement.engine,
+                placement.num_predicted_cached_tokens,
+                placement.num_best_cached_tokens,
+                ",".join(f"{engine}:{cost}" for engine, cost in costs(engines, query).items()),
+            )
         return placement
 
     def _admit(self, journey: Journey, placement: Placement, admitted: Admitted) -> None:

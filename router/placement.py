@@ -1,35 +1,40 @@
 """Where a request goes: filter, cost, pick; pure functions over frozen snapshots of the fleet.
 
-The default policy has one measure, the expected seconds to the first token, so that cache and load
-need no switch between them:
+The default policy has one measure, the seconds that a request costs on an engine, so that cache and
+load need no switch between them:
 
-    wait      prompt tokens ahead of this one over the engine's prefill rate; and when every place
-              in its batch is taken, the time until enough of the running requests end
+    wait      prompt tokens ahead of this one over the engine's prefill rate; and when its batch or
+              its KV pool has no room, the time until enough of its requests end
     prefill   this prompt's uncached tokens over the prefill rate, counted twice: they delay this
               request and whoever comes after it
-    decode    one step of the present batch for each chunk of the prefill, which shares the steps
+    decode    the time of its answer's tokens at the engine's decode rate, shared with the requests
+              that are there; counted as a twentieth, since most of it passes after the first token
+
+Rates are what the engine measured; for one that has measured nothing, what the others of the model
+measured on average. docs/placement.md shows what each term is worth.
 """
 
-import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from router.types import EngineSnapshot, EngineState
 
-# For engines that have measured nothing yet: a small model on a good GPU, within a factor of ten.
-# Only the ratio to other engines matters, and the first request brings real figures.
+# When no engine has measured anything: a small model on a good GPU, within a factor of ten.
+# Only the ratio of the terms matters, and the first request brings real figures.
 _PRIOR_PREFILL_TOKENS_PER_SECOND = 20_000.0
-_PRIOR_STEP_SECONDS = 0.01
+_PRIOR_DECODE_TOKENS_PER_SECOND = 2_000.0
 
-# What no engine tells, hence assumed of all: the length of an answer.
+# What no engine tells, hence assumed of all: the length of an answer, if the request allows it.
 _PRIOR_OUTPUT_TOKENS = 128
-
-# For engines that do not tell how many tokens one step computes.
-_PRIOR_CHUNK_TOKENS = 2048
 
 # How often a prefill counts: for this request, and for those that it delays.
 _CROWDING = 2.0
+
+# What a second of decoding counts, measured in seconds to the first token.
+_DECODE_WEIGHT = 0.05
+
+_REFERENCE_PROMPT_TOKENS = 1024
 
 # Costs this close to the least are equal: the figures behind them are no more exact.
 _TIE_RATIO = 0.05
@@ -46,6 +51,8 @@ class Query:
     num_prompt_tokens: int
     num_sequence_tokens: int = 0
     """Tokens of prompt and output that an engine must be able to hold."""
+    max_tokens: int | None = None
+    """The longest answer that the request allows; None is no bound."""
     num_cached_tokens: Mapping[str, int] = field(default_factory=dict)
     """Tokens of the prompt that each engine holds; absent is 0."""
     excluded: frozenset[str] = frozenset()
@@ -56,7 +63,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """The terms of one engine's cost, in seconds."""
+    """The terms of one engine's cost, in seconds, weighted: their sum is the cost."""
 
     wait: float
     prefill: float
@@ -64,8 +71,22 @@ class Cost:
 
     @property
     def total(self) -> float:
-        """The expected time to the first token, with the delay that it puts on others."""
-        return self.wait + _CROWDING * self.prefill + self.decode
+        """The expected time to the first token, with the delay that the request puts on others."""
+        return self.wait + self.prefill + self.decode
+
+    def __str__(self) -> str:
+        """Returns total and terms in milliseconds."""
+        terms = (1e3 * term for term in (self.total, self.wait, self.prefill, self.decode))
+        return "{:.1f}={:.1f}+{:.1f}+{:.1f}".format(*terms)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """Tokens per second of an engine."""
+
+    prefill: float = _PRIOR_PREFILL_TOKENS_PER_SECOND
+    decode: float = _PRIOR_DECODE_TOKENS_PER_SECOND
+    """All requests together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,18 +119,44 @@ def candidates(engines: Sequence[EngineSnapshot], query: Query) -> list[EngineSn
     ]
 
 
-def cost(engine: EngineSnapshot, query: Query) -> Cost:
-    """Returns what the request would cost on an engine."""
-    load = engine.load
-    rate = load.prefill_tokens_per_second or _PRIOR_PREFILL_TOKENS_PER_SECOND
-    num_ahead = load.num_waiting_prefill_tokens + engine.num_in_flight_prefill_tokens
-    num_uncached = query.num_prompt_tokens - query.num_cached_tokens.get(engine.address, 0)
-    step = _step_seconds(engine)
-    return Cost(
-        wait=num_ahead / rate + _seconds_until_place(engine, step),
-        prefill=num_uncached / rate,
-        decode=step * math.ceil(num_uncached / _chunk_tokens(engine)),
+def typical_rates(engines: Sequence[EngineSnapshot]) -> Rates:
+    """Returns the means of the rates that engines have measured."""
+    prefill = [rate for e in engines if (rate := e.load.prefill_tokens_per_second)]
+    decode = [rate for e in engines if (rate := e.load.decode_tokens_per_second)]
+    return Rates(
+        prefill=sum(prefill) / len(prefill) if prefill else _PRIOR_PREFILL_TOKENS_PER_SECOND,
+        decode=sum(decode) / len(decode) if decode else _PRIOR_DECODE_TOKENS_PER_SECOND,
     )
+
+
+def cost(engine: EngineSnapshot, query: Query, typical: Rates) -> Cost:
+    """Returns what the request would cost on an engine.
+
+    Args:
+        engine: The engine.
+        query: The request.
+        typical: Rates in place of those that the engine has not measured.
+    """
+    wait, prefill, decode = _terms(engine, query, typical)
+    return Cost(wait=wait, prefill=prefill, decode=decode)
+
+
+def costs(engines: Sequence[EngineSnapshot], query: Query) -> dict[str, Cost]:
+    """Returns the costs of all candidates, by their addresses."""
+    available = candidates(engines, query)
+    typical = typical_rates(available)
+    return {engine.address: cost(engine, query, typical) for engine in available}
+
+
+def reference_costs(engines: Sequence[EngineSnapshot]) -> dict[str, Cost]:
+    """Returns what a prompt of 1,024 tokens would cost on each engine that takes requests.
+
+    None of them is cached, so that engines compare by their load and their rates alone.
+    """
+    found: dict[str, Cost] = {}
+    for model in {engine.model.name for engine in engines if engine.model is not None}:
+        found |= costs(engines, Query(model=model, num_prompt_tokens=_REFERENCE_PROMPT_TOKENS))
+    return found
 
 
 def place(
@@ -125,7 +172,7 @@ def place(
         engine=chosen.address,
         num_predicted_cached_tokens=cached.get(chosen.address, 0),
         num_best_cached_tokens=max(cached.get(engine.address, 0) for engine in available),
-        cost=cost(chosen, query),
+        cost=cost(chosen, query, typical_rates(available)),
     )
 
 
@@ -133,9 +180,10 @@ def by_prefix(
     available: Sequence[EngineSnapshot], query: Query, rng: random.Random
 ) -> EngineSnapshot:
     """Picks the least cost in seconds; of engines about as good, the less busy of a random two."""
-    costs = [cost(engine, query).total for engine in available]
-    limit = min(costs) * (1 + _TIE_RATIO) + _TIE_SECONDS
-    near = [engine for engine, total in zip(available, costs, strict=True) if total <= limit]
+    typical = typical_rates(available)
+    totals = [sum(_terms(engine, query, typical)) for engine in available]
+    limit = min(totals) * (1 + _TIE_RATIO) + _TIE_SECONDS
+    near = [engine for engine, total in zip(available, totals, strict=True) if total <= limit]
     return min(rng.sample(near, min(2, len(near))), key=_num_requests)
 
 
@@ -175,30 +223,48 @@ def _num_requests(engine: EngineSnapshot) -> int:
     return max(engine.load.num_running + engine.load.num_waiting, engine.num_in_flight)
 
 
-def _chunk_tokens(engine: EngineSnapshot) -> int:
-    """The most prompt tokens that one step computes."""
-    told = 0 if engine.model is None else engine.model.max_num_batched_tokens
-    return told if told > 0 else _PRIOR_CHUNK_TOKENS
-
-
-def _step_seconds(engine: EngineSnapshot) -> float:
-    """Time that one step of the present decode batch takes."""
+def _terms(engine: EngineSnapshot, query: Query, typical: Rates) -> tuple[float, float, float]:
+    """Returns the terms of `cost`: 64 objects would cost more than their arithmetic."""
     load = engine.load
-    if not load.num_running:
-        return 0.0
-    if not load.decode_tokens_per_second:
-        return _PRIOR_STEP_SECONDS
-    return load.num_running / load.decode_tokens_per_second
+    prefill_rate = load.prefill_tokens_per_second or typical.prefill
+    num_ahead = load.num_waiting_prefill_tokens + engine.num_in_flight_prefill_tokens
+    num_uncached = query.num_prompt_tokens - query.num_cached_tokens.get(engine.address, 0)
+    num_requests = _num_requests(engine)
+    # One token of each request that is there.
+    step = num_requests / (load.decode_tokens_per_second or typical.decode)
+    wait = num_ahead / prefill_rate
+    share = _share_to_end(engine, num_requests, num_ahead + num_uncached)
+    if share > 0:
+        wait += share * _PRIOR_OUTPUT_TOKENS * step
+    return (
+        wait,
+        _CROWDING * num_uncached / prefill_rate,
+        _DECODE_WEIGHT * _num_output_tokens(query) * step,
+    )
 
 
-def _seconds_until_place(engine: EngineSnapshot, step_seconds: float) -> float:
-    """Expected wait for a place in the batch, when all are taken."""
-    if engine.model is None:
+def _num_output_tokens(query: Query) -> int:
+    limit = query.max_tokens
+    return _PRIOR_OUTPUT_TOKENS if limit is None else min(limit, _PRIOR_OUTPUT_TOKENS)
+
+
+def _share_to_end(engine: EngineSnapshot, num_requests: int, num_prefill_tokens: int) -> float:
+    """Returns which share of an engine's requests must end before one more finds room.
+
+    In the time of one answer all of them end, and give back all places and blocks.
+
+    Args:
+        engine: The engine.
+        num_requests: Requests on it.
+        num_prefill_tokens: Prompt tokens that need blocks: this request's and those ahead of it.
+    """
+    model, load = engine.model, engine.load
+    if model is None:
         return 0.0
-    num_places = engine.model.max_num_seqs
-    num_excess = _num_requests(engine) + 1 - num_places
-    if num_places <= 0 or num_excess <= 0:
-        return 0.0
-    # A full batch of n requests ends n of them in the time of one output.
-    step_seconds = step_seconds or _PRIOR_STEP_SECONDS
-    return num_excess / num_places * _PRIOR_OUTPUT_TOKENS * step_seconds
+    num_excess = num_requests + 1 - model.max_num_seqs
+    share = num_excess / model.max_num_seqs if model.max_num_seqs > 0 else 0.0
+    num_lacking = num_prefill_tokens / model.block_size - load.num_free_blocks
+    num_used = load.num_blocks - load.num_free_blocks
+    if num_lacking > 0 and num_used > 0:
+        share = max(share, num_lacking / num_used)
+    return share

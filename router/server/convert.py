@@ -1,11 +1,14 @@
 """The messages of the router's contract to its own types and back."""
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+
+from google.protobuf import duration_pb2
 
 from protos.pagestream.router.v1 import router_pb2
 from protos.wire.reason import Reason
 from router.errors import InvalidRequest
+from router.placement import Cost
 from router.types import (
     Admission,
     ChatMessage,
@@ -182,13 +185,17 @@ def to_list_models_response(models: Iterable[ModelSnapshot]) -> router_pb2.ListM
     )
 
 
-def to_list_engines_response(engines: Iterable[EngineSnapshot]) -> router_pb2.ListEnginesResponse:
-    """Writes the engines, by address."""
+def to_list_engines_response(
+    engines: Iterable[EngineSnapshot], costs: Mapping[str, Cost]
+) -> router_pb2.ListEnginesResponse:
+    """Writes the engines, by address, with the costs of those that have one."""
     ordered = sorted(engines, key=lambda engine: engine.address)
-    return router_pb2.ListEnginesResponse(engines=[_to_engine(engine) for engine in ordered])
+    return router_pb2.ListEnginesResponse(
+        engines=[_to_engine(engine, costs.get(engine.address)) for engine in ordered]
+    )
 
 
-def _to_engine(engine: EngineSnapshot) -> router_pb2.Engine:
+def _to_engine(engine: EngineSnapshot, cost: Cost | None) -> router_pb2.Engine:
     load = engine.load
     return router_pb2.Engine(
         address=engine.address,
@@ -204,4 +211,19 @@ def _to_engine(engine: EngineSnapshot) -> router_pb2.Engine:
         prefill_tokens_per_second=load.prefill_tokens_per_second,
         decode_tokens_per_second=load.decode_tokens_per_second,
         detail=engine.detail,
+        reference_cost=None if cost is None else _to_cost(cost),
     )
+
+
+def _to_cost(cost: Cost) -> router_pb2.PlacementCost:
+    return router_pb2.PlacementCost(
+        wait=_to_duration(cost.wait),
+        prefill=_to_duration(cost.prefill),
+        decode=_to_duration(cost.decode),
+    )
+
+
+def _to_duration(seconds: float) -> duration_pb2.Duration:
+    duration = duration_pb2.Duration()
+    duration.FromNanoseconds(round(1e9 * seconds))
+    return duration

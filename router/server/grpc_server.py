@@ -6,6 +6,7 @@ import grpc
 
 from protos.pagestream.router.v1 import router_pb2, router_pb2_grpc
 from router.pipeline import Pipeline
+from router.placement import reference_costs
 from router.server import convert
 from router.server.slow_readers import READING, SlowReaders
 from router.server.status import errors_to_status
@@ -103,4 +104,5 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
     ) -> router_pb2.ListEnginesResponse:
         """Returns the engines with their state and load."""
         async with errors_to_status(context, "ListEngines"):
-            return convert.to_list_engines_response(self._fleet.engines())
+            engines = self._fleet.engines()
+            return convert.to_list_engines_response(engines, reference_costs(engines))

@@ -663,3 +663,15 @@ async def test_observer_learns_of_each_placement_and_admission():
     assert [placement.engine for placement in observer.placed] == [first, second]
     assert observer.retried == [(first, "QUEUE_FULL")]
     assert observer.admitted == [(second, 0)]
+
+
+async def test_placement_is_explained_by_the_costs_of_all_engines(caplog):
+    caplog.set_level("DEBUG", logger="router.fleet")
+    async with fleet_of(CONFIG, CONFIG) as (fleet, engines):
+        await collect(fleet, request([1, 2, 3]))
+
+    (line,) = [r.getMessage() for r in caplog.records if "request placed" in r.getMessage()]
+    costs = line.partition("costs_ms=")[2].split(",")
+    assert [cost.partition("=")[0].rpartition(":")[0] for cost in costs] == [
+        engine.address for engine in engines
+    ]

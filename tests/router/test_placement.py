@@ -4,7 +4,17 @@ from dataclasses import replace
 import pytest
 
 from protos.wire.block_hash import SCHEME
-from router.placement import POLICIES, Query, cost, place
+from router.placement import (
+    POLICIES,
+    Cost,
+    Query,
+    Rates,
+    cost,
+    costs,
+    place,
+    reference_costs,
+    typical_rates,
+)
 from router.types import EngineLoad, EngineSnapshot, EngineState, ModelInfo
 
 
@@ -121,27 +131,106 @@ def test_engine_without_a_free_place_costs_the_wait_for_one():
     assert choose(engines, query(100, cached={"full": 96})).engine == "free"
 
 
-def test_decoding_batch_slows_the_prefill_beside_it():
+def test_decode_costs_a_twentieth_of_the_time_of_an_answer_beside_the_requests_there():
     busy = engine("busy", num_running=4, decode_tokens_per_second=100.0)
 
-    assert cost(busy, query(4096)).decode == pytest.approx(2 * 0.04)
-    assert cost(engine("idle"), query(4096)).decode == 0
+    assert cost(busy, query(), Rates()).decode == pytest.approx(0.05 * 128 * 4 / 100)
+    assert cost(engine("idle"), query(), Rates()).decode == 0
 
 
-@pytest.mark.parametrize(("max_num_batched_tokens", "num_steps"), [(8192, 1), (8191, 2), (0, 4)])
-def test_engine_says_in_how_many_steps_a_prompt_is_computed(max_num_batched_tokens, num_steps):
+def test_decode_counts_requests_that_no_report_contains_yet():
+    sent = engine("sent", in_flight=4, decode_tokens_per_second=100.0)
+
+    assert cost(sent, query(), Rates()).decode == pytest.approx(0.05 * 128 * 4 / 100)
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "num_tokens"), [(None, 128), (1, 1), (128, 128), (4096, 128)]
+)
+def test_answer_is_as_long_as_the_request_allows_up_to_what_is_usual(max_tokens, num_tokens):
     busy = engine("busy", num_running=4, decode_tokens_per_second=100.0)
-    info = replace(busy.model, max_num_batched_tokens=max_num_batched_tokens)
+    asked = replace(query(), max_tokens=max_tokens)
 
-    terms = cost(replace(busy, model=info), query(8192))
+    assert cost(busy, asked, Rates()).decode == pytest.approx(0.05 * num_tokens * 4 / 100)
 
-    assert terms.decode == pytest.approx(num_steps * 0.04)
+
+def test_large_batch_beats_a_prefix_that_saves_less():
+    rates = {"prefill_tokens_per_second": 1e5, "decode_tokens_per_second": 1000.0}
+    engines = [engine("a", num_running=6, **rates), engine("b", **rates)]
+
+    assert choose(engines, query(1000, cached={"a": 960})).engine == "b"
+    assert choose(engines, query(8000, cached={"a": 7960})).engine == "a"
+
+
+def test_prompt_that_finds_no_blocks_waits_for_requests_to_end():
+    load = {"num_running": 2, "decode_tokens_per_second": 100.0, "prefill_tokens_per_second": 1e6}
+    tight = engine("tight", num_blocks=100, num_free_blocks=60, **load)
+
+    # 1,600 tokens are 100 blocks, of which 40 are lacking: all that is used must come free.
+    assert cost(tight, query(1600), Rates()).wait == pytest.approx(128 * 2 / 100)
+    assert cost(tight, query(1280), Rates()).wait == pytest.approx(128 * 2 / 100 / 2)
+    assert cost(tight, query(960), Rates()).wait == 0
+    assert cost(tight, query(1600, cached={"tight": 640}), Rates()).wait == 0
+
+
+def test_prompts_ahead_take_blocks_too():
+    load = {"num_running": 1, "decode_tokens_per_second": 100.0, "prefill_tokens_per_second": 1e9}
+    tight = engine("tight", unreported=640, num_blocks=100, num_free_blocks=60, **load)
+
+    assert cost(tight, query(320), Rates()).wait == pytest.approx(0, abs=1e-3)
+    assert cost(tight, query(640), Rates()).wait == pytest.approx(1.28 / 2)
+
+
+def test_engine_that_measured_nothing_is_taken_for_as_fast_as_the_others():
+    """With a slow guess it would never get a request, and so never measure anything."""
+    rates = {"prefill_tokens_per_second": 1e6, "decode_tokens_per_second": 1e4}
+    engines = [engine("a", num_running=1, **rates), engine("new")]
+
+    assert choose(engines, query(100_000)).engine == "new"
+
+
+def test_typical_rates_are_means_of_what_was_measured():
+    engines = [
+        engine("a", prefill_tokens_per_second=1000.0, decode_tokens_per_second=10.0),
+        engine("b", prefill_tokens_per_second=3000.0),
+        engine("c"),
+    ]
+
+    assert typical_rates(engines) == Rates(prefill=2000.0, decode=10.0)
+    assert typical_rates([engine("c")]) == Rates()
 
 
 def test_engines_that_measured_nothing_have_a_finite_cost():
-    terms = cost(engine("new", num_running=8, num_waiting_prefill_tokens=10), query())
+    terms = cost(engine("new", num_running=8, num_waiting_prefill_tokens=10), query(), Rates())
 
     assert 0 < terms.total < 60
+
+
+def test_costs_are_of_all_candidates_and_their_least_is_chosen():
+    engines = [engine("a"), engine("b", num_waiting_prefill_tokens=9000), engine("c", model="n")]
+    asked = query(cached={"a": 960})
+
+    terms = costs(engines, asked)
+
+    assert list(terms) == ["a", "b"]
+    assert terms["a"].total < terms["b"].total
+    assert choose(engines, asked).cost == terms["a"]
+
+
+def test_reference_costs_are_of_every_model_and_ignore_the_cache():
+    engines = [
+        engine("a", prefill_tokens_per_second=1024.0),
+        engine("b", model="n", prefill_tokens_per_second=2048.0),
+        engine("lost", state=EngineState.UNAVAILABLE),
+    ]
+
+    found = reference_costs(engines)
+
+    assert {address: terms.prefill for address, terms in found.items()} == {"a": 2, "b": 1}
+
+
+def test_cost_is_written_as_a_sum_of_milliseconds():
+    assert str(Cost(wait=0.5, prefill=0.02, decode=0.0031)) == "523.1=500.0+20.0+3.1"
 
 
 def test_near_ties_go_to_the_less_busy_of_two():

@@ -408,6 +408,9 @@ async def test_lists_show_models_and_engines(service):
             state=pb.ENGINE_STATE_SERVING,
             running_count=3,
             indexed_block_count=5,
+            reference_cost=pb.PlacementCost(
+                wait={"nanos": 0}, prefill={"nanos": 102_400_000}, decode={"nanos": 9_600_000}
+            ),
         )
     ]
 

@@ -1,3 +1,6 @@
+import datetime
+
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -220,7 +223,7 @@ class ListEnginesResponse(_message.Message):
     def __init__(self, engines: _Optional[_Iterable[_Union[Engine, _Mapping]]] = ...) -> None: ...
 
 class Engine(_message.Message):
-    __slots__ = ("address", "model", "state", "running_count", "waiting_count", "waiting_prefill_token_count", "free_block_count", "total_block_count", "indexed_block_count", "in_flight_count", "prefill_tokens_per_second", "decode_tokens_per_second", "detail")
+    __slots__ = ("address", "model", "state", "running_count", "waiting_count", "waiting_prefill_token_count", "free_block_count", "total_block_count", "indexed_block_count", "in_flight_count", "prefill_tokens_per_second", "decode_tokens_per_second", "detail", "reference_cost")
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -234,6 +237,7 @@ class Engine(_message.Message):
     PREFILL_TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     DECODE_TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_COST_FIELD_NUMBER: _ClassVar[int]
     address: str
     model: str
     state: EngineState
@@ -247,4 +251,15 @@ class Engine(_message.Message):
     prefill_tokens_per_second: float
     decode_tokens_per_second: float
     detail: str
-    def __init__(self, address: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[_Union[EngineState, str]] = ..., running_count: _Optional[int] = ..., waiting_count: _Optional[int] = ..., waiting_prefill_token_count: _Optional[int] = ..., free_block_count: _Optional[int] = ..., total_block_count: _Optional[int] = ..., indexed_block_count: _Optional[int] = ..., in_flight_count: _Optional[int] = ..., prefill_tokens_per_second: _Optional[float] = ..., decode_tokens_per_second: _Optional[float] = ..., detail: _Optional[str] = ...) -> None: ...
+    reference_cost: PlacementCost
+    def __init__(self, address: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[_Union[EngineState, str]] = ..., running_count: _Optional[int] = ..., waiting_count: _Optional[int] = ..., waiting_prefill_token_count: _Optional[int] = ..., free_block_count: _Optional[int] = ..., total_block_count: _Optional[int] = ..., indexed_block_count: _Optional[int] = ..., in_flight_count: _Optional[int] = ..., prefill_tokens_per_second: _Optional[float] = ..., decode_tokens_per_second: _Optional[float] = ..., detail: _Optional[str] = ..., reference_cost: _Optional[_Union[PlacementCost, _Mapping]] = ...) -> None: ...
+
+class PlacementCost(_message.Message):
+    __slots__ = ("wait", "prefill", "decode")
+    WAIT_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_FIELD_NUMBER: _ClassVar[int]
+    DECODE_FIELD_NUMBER: _ClassVar[int]
+    wait: _duration_pb2.Duration
+    prefill: _duration_pb2.Duration
+    decode: _duration_pb2.Duration
+    def __init__(self, wait: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., prefill: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., decode: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
