@@ -20,6 +20,8 @@ _ROOT = Path(__file__).resolve().parents[3]
 _RESULTS = _ROOT / "benchmarks" / "results" / "router_simulation.json"
 _DOCS = _ROOT / "docs"
 
+# The weights of the cost were chosen on seeds from 0: results are of others.
+_FIRST_SEED = 100
 _NUM_SEEDS = 10
 _QUICK_SEEDS = 3
 
@@ -56,8 +58,9 @@ def main() -> int:
 
 
 def _run(cell: Cell, num_seeds: int) -> dict[str, Any]:
+    seeds = range(_FIRST_SEED, _FIRST_SEED + num_seeds)
     measures = {
-        policy: [simulate(cell.scenario, policy, seed).measures for seed in range(num_seeds)]
+        policy: [simulate(cell.scenario, policy, seed).measures for seed in seeds]
         for policy in cell.policies
     }
     found = summary(cell, measures)
