@@ -17,6 +17,7 @@ _STYLES = {
     "round_robin": ("#CC79A7", "D"),
     "random": ("#7F7F7F", "v"),
 }
+_CAPTION = "Simulated Qwen3-8B engines on H200s; mean of {} seeds with 95 % intervals"
 _TITLES = {"chat": "shared prefixes (chat)", "unique": "nothing shared (unique)"}
 
 
@@ -55,9 +56,7 @@ def _draw_bars(cells: list[Mapping[str, Any]], path: Path, num_seeds: int) -> No
             plot.set_title(f"{_TITLES[workload]}, {engines} engines")
             plot.set_ylabel("time to first token, p90 (ms)")
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
-    figure.suptitle(
-        f"Simulated Qwen3-8B engines on H200s; mean of {num_seeds} seeds with 95 % intervals"
-    )
+    figure.suptitle(_CAPTION.format(num_seeds))
     figure.savefig(path)
     plt.close(figure)
 
@@ -89,6 +88,6 @@ def _draw_lines(cells: list[Mapping[str, Any]], path: Path, num_seeds: int) -> N
         plot.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
         plot.set_yticks([50, 100, 200, 400, 800])
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
-    figure.suptitle(f"Mean of {num_seeds} seeds with 95 % intervals")
+    figure.suptitle(_CAPTION.format(num_seeds))
     figure.savefig(path)
     plt.close(figure)
