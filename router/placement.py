@@ -154,8 +154,12 @@ def reference_costs(engines: Sequence[EngineSnapshot]) -> dict[str, Cost]:
     None of them is cached, so that engines compare by their load and their rates alone.
     """
     found: dict[str, Cost] = {}
-    for model in {engine.model.name for engine in engines if engine.model is not None}:
-        found |= costs(engines, Query(model=model, num_prompt_tokens=_REFERENCE_PROMPT_TOKENS))
+    models = {(e.model.name, e.model.fingerprint) for e in engines if e.model is not None}
+    for name, fingerprint in models:
+        query = Query(
+            model=name, fingerprint=fingerprint, num_prompt_tokens=_REFERENCE_PROMPT_TOKENS
+        )
+        found |= costs(engines, query)
     return found
 
 

@@ -122,8 +122,8 @@ class Router:
     def __init__(self, policy: str, engines: Sequence[ModelInfo], seed: int) -> None:
         self._policy = POLICY_OF[policy]
         self._uses_index = policy in _USE_INDEX
-        self._model = engines[0].name
-        self._block_size = engines[0].block_size
+        self._model = engines[0]
+        self._block_size = self._model.block_size
         self._rng = random.Random(seed)
         self._index = PrefixIndex()
         self._members = [_Member(str(number), info) for number, info in enumerate(engines)]
@@ -143,7 +143,8 @@ class Router:
             usable = hashes[: (num_tokens - 1) // size]
             cached = {name: depth * size for name, depth in self._index.match(usable).items()}
         query = Query(
-            model=self._model,
+            model=self._model.name,
+            fingerprint=self._model.fingerprint,
             num_prompt_tokens=num_tokens,
             num_sequence_tokens=num_tokens + 1,
             num_cached_tokens=cached,
