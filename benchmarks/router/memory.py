@@ -1,0 +1,73 @@
+"""Memory of a router process, at rest and with a full index, and placement over that index."""
+
+import importlib.util
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.router.processes import Process, Processes, cores
+from benchmarks.router.services import Service, start_engine, start_router
+from examples.demo.services import http_get
+
+NUM_ENGINES = 64
+NUM_BLOCKS = 5_000_000
+_WAIT_SECONDS = 120.0
+_POLL_SECONDS = 0.5
+_INDEX_BLOCKS = "pagestream_router_index_blocks"
+
+
+def measure(processes: Processes, tokenizer: Path) -> dict[str, Any]:
+    """Returns the megabytes (10^6 bytes) of router processes and the result of `placement`."""
+    with processes.scope() as inner:
+        engine = start_engine(inner, tokenizer, step_seconds=0.01)
+        at_rest = start_router(inner, engine.address).process.resident_mb()
+    with processes.scope() as inner:
+        arguments = ["--engines", str(NUM_ENGINES), "--blocks", str(NUM_BLOCKS)]
+        engines = inner.start(
+            "engines", ["benchmarks.router.cached_engines", *arguments], core=cores()[1]
+        )
+        engines.wait_until(lambda: engines.log.read_text().endswith("\n"))
+        addresses = engines.log.read_text().strip()
+        with inner.scope() as once:
+            router = start_router(once, addresses)
+            _wait_until_indexed(router)
+            full = router.process.resident_mb()
+        arguments = ["--engines", addresses, "--blocks", str(NUM_BLOCKS)]
+        fleet = inner.start("fleet", ["benchmarks.router.placement", *arguments], core=cores()[0])
+        placement = _result_of(fleet)
+    return {
+        "torch_is_installed": importlib.util.find_spec("torch") is not None,
+        "router_at_rest_mb": at_rest,
+        "router_with_full_index_mb": full,
+        **placement,
+    }
+
+
+def _wait_until_indexed(router: Service) -> None:
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while _num_indexed(router) < 0.99 * NUM_BLOCKS:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"the router has indexed {_num_indexed(router)} blocks only")
+        time.sleep(_POLL_SECONDS)
+
+
+def _num_indexed(router: Service) -> float:
+    for line in http_get(router.operations_address, "/metrics").splitlines():
+        if line.startswith(_INDEX_BLOCKS + " "):
+            return float(line.split()[1])
+    return 0.0
+
+
+def _result_of(process: Process) -> dict[str, Any]:
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while process.is_running():
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{process.name} needs more than {_WAIT_SECONDS} s")
+        time.sleep(_POLL_SECONDS)
+    output = process.log.read_text()
+    try:
+        result: dict[str, Any] = json.loads(output.splitlines()[-1])
+    except (IndexError, ValueError) as error:
+        raise RuntimeError(f"{process.name} failed:\n{output[-2000:]}") from error
+    return result

@@ -1,0 +1,157 @@
+"""What the router costs, against engines that cost nothing; no GPU, about ten minutes.
+
+    python -m benchmarks.router.overhead --output benchmarks/results/router.json
+
+Engines, routers and clients are processes of their own. The router has one core for itself, all
+others share another one. With the packages of the peer in the same environment (`pip install smg
+smg-grpc-proto`), Shepherd Model Gateway carries the same load in the same run; without, its rows
+are left out. For the memory that the documentation states, use an environment with nothing but
+`pip install '.[router]'` (and the peer) in it. `--quick` shows in half a minute that all works; its
+figures mean nothing.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.router import added_time, large_tokenizer, memory
+from benchmarks.router.processes import Processes, cores
+from benchmarks.router.services import SMG_PACKAGES, smg_is_installed
+from benchmarks.router.throughput import Load, measure_rates, measure_requests
+
+_ONE_TOKEN_RATES = (10_000, 15_000, 20_000, 25_000, 30_000, 35_000, 40_000, 50_000)
+_SIXTEEN_TOKENS_RATES = (50_000, 100_000, 150_000, 200_000, 250_000, 300_000, 400_000, 500_000)
+
+
+def _machine() -> dict[str, Any]:
+    models = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return {
+        "cpu": models[0] if models else platform.processor(),
+        "cores": len(models),
+        "core_of_router": cores()[0],
+        "core_of_engines_and_clients": cores()[1],
+        "python": platform.python_version(),
+        "grpcio": version("grpcio"),
+        "protobuf": version("protobuf"),
+    }
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout.strip()
+
+
+def _tell(what: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
+
+
+def _added_time(processes: Processes, tokenizer: Path, *, with_smg: bool, quick: bool) -> list[Any]:
+    rows = []
+    for concurrency, requests in ((1, 3), (4, 4)) if quick else ((1, 150), (64, 640)):
+        _tell(f"time added at concurrency {concurrency}")
+        rows.append(
+            added_time.measure(
+                processes,
+                tokenizer,
+                concurrency=concurrency,
+                requests=requests,
+                with_smg=with_smg,
+            )
+        )
+    return rows
+
+
+def _throughput(
+    processes: Processes, tokenizer: Path, *, with_smg: bool, quick: bool
+) -> list[dict[str, Any]]:
+    # A peer's HTTP/1.1 client needs a connection for each stream.
+    ways = [("router", 8), ("router", 256)] + ([("smg", 256)] if with_smg else [])
+    results = []
+    for target, connections in ways:
+        for count, rates in ((1, _ONE_TOKEN_RATES), (16, _SIXTEEN_TOKENS_RATES)):
+            _tell(f"{target}: {count} tokens a message, {connections} connections")
+            load = Load(
+                target=target,
+                tokens_per_message=count,
+                connections=connections,
+                streams=8 if quick else 256,
+                seconds=0.5 if quick else 4.0,
+            )
+            rows = measure_rates(processes, tokenizer, load, (500,) if quick else rates)
+            held = [row["tokens_per_s"] for row in rows if row["holds"]]
+            results.append(
+                {
+                    "target": target,
+                    "tokens_per_message": count,
+                    "streams": load.streams,
+                    "connections": connections,
+                    "highest_rate_held_tokens_per_s": max(held, default=None),
+                    "best_tokens_per_router_cpu_s": max(
+                        (row.get("tokens_per_router_cpu_s", 0) for row in rows), default=None
+                    ),
+                    "rates": rows,
+                }
+            )
+    return results
+
+
+def _requests(
+    processes: Processes, tokenizer: Path, *, with_smg: bool, quick: bool
+) -> dict[str, Any]:
+    results = {}
+    for target in ("router", "smg") if with_smg else ("router",):
+        _tell(f"{target}: requests of one token")
+        load = Load(target=target, tokens_per_message=1, connections=64)
+        results[target] = measure_requests(processes, tokenizer, load, 100 if quick else 2000)
+    return results
+
+
+def main() -> None:
+    """Measures everything and writes one JSON file."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, help="a JSON file; without it, to the output")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--without-smg", action="store_true")
+    options = parser.parse_args()
+    with_smg = not options.without_smg and smg_is_installed()
+    if not with_smg and not options.without_smg:
+        _tell(f"the peer is left out; to compare: {sys.executable} -m pip install {SMG_PACKAGES}")
+    results: dict[str, Any] = {
+        "command": "python -m benchmarks.router.overhead " + " ".join(sys.argv[1:]),
+        "commit": _commit(),
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": _machine(),
+        "smg": version("smg") if with_smg else None,
+    }
+    common: dict[str, Any] = {"with_smg": with_smg, "quick": options.quick}
+    with tempfile.TemporaryDirectory() as folder, Processes(Path(folder)) as processes:
+        tokenizer = large_tokenizer.save(Path(folder) / "tokenizer")
+        results["added_time"] = _added_time(processes, tokenizer, **common)
+        results["throughput"] = _throughput(processes, tokenizer, **common)
+        results["requests_of_one_token"] = _requests(processes, tokenizer, **common)
+        if not options.quick:
+            _tell("memory and placement")
+            results["placement_and_memory"] = memory.measure(processes, tokenizer)
+    text = json.dumps(results, indent=2) + "\n"
+    if options.output:
+        options.output.write_text(text, encoding="utf-8")
+    else:
+        print(text, end="")
+
+
+if __name__ == "__main__":
+    main()

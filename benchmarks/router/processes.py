@@ -1,0 +1,139 @@
+"""Processes of a measurement: each on one core, watched from outside, always ended."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Self
+
+HOST = "127.0.0.1"
+_ROOT = Path(__file__).resolve().parents[2]
+_LEASH = _ROOT / "examples/demo/leash.py"
+_READY_SECONDS = 60.0
+_STOP_SECONDS = 10.0
+_POLL_SECONDS = 0.05
+
+
+def cores() -> tuple[int, int]:
+    """Returns the core of the router and that of everybody else, equal if there is only one."""
+    available = sorted(os.sched_getaffinity(0))
+    return available[0], available[-1]
+
+
+def free_port() -> int:
+    """Returns a port that nothing listened on a moment ago."""
+    with socket.socket() as candidate:
+        candidate.bind((HOST, 0))
+        port: int = candidate.getsockname()[1]
+        return port
+
+
+class Process:
+    """A process on one core.
+
+    Attributes:
+        name: For messages.
+        log: Where its output goes.
+    """
+
+    def __init__(self, name: str, command: Sequence[str], *, core: int, log: Path) -> None:
+        self.name = name
+        self.log = log
+        own = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {core})  # inherited, by all threads
+        try:
+            with log.open("wb") as output:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-I", "-S", str(_LEASH), str(os.getpid()), *command],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    cwd=_ROOT,
+                )
+        finally:
+            os.sched_setaffinity(0, own)
+
+    def wait_until(self, is_ready: Callable[[], bool]) -> Self:
+        """Waits until it can be used.
+
+        Raises:
+            RuntimeError: It ended, or the wait took too long; with the end of its output.
+        """
+        deadline = time.monotonic() + _READY_SECONDS
+        while not is_ready():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                words = self.log.read_text(errors="replace")[-2000:]
+                raise RuntimeError(f"{self.name} is not ready; its output ends with:\n{words}")
+            time.sleep(_POLL_SECONDS)
+        return self
+
+    def is_running(self) -> bool:
+        """Returns whether it has not ended yet."""
+        return self._process.poll() is None
+
+    def cpu_seconds(self) -> float:
+        """Returns the time of all its threads on a processor so far, to 10 ms."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def resident_mb(self) -> float:
+        """Returns its memory, in 10^6 bytes."""
+        pages = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1])
+        return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
+
+    def stop(self) -> None:
+        """Asks it to end, and ends it when it does not."""
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+class Processes:
+    """Those that are running; all are ended with the context.
+
+    Args:
+        folder: For their output, one file each.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._stack = contextlib.ExitStack()
+        self._count = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stack.close()
+
+    def start(self, name: str, arguments: Sequence[str], *, core: int) -> Process:
+        """Starts `python -m ARGUMENTS` on a core."""
+        self._count += 1
+        log = self._folder / f"{self._count}-{name}.log"
+        process = Process(name, [sys.executable, "-m", *arguments], core=core, log=log)
+        self._stack.callback(process.stop)
+        return process
+
+    @contextlib.contextmanager
+    def scope(self) -> Iterator[Self]:
+        """Ends on its exit what was started within."""
+        with type(self)(self._folder) as inner:
+            inner._count = self._count
+            yield inner
+            self._count = inner._count
+
+
+def accepts(address: str) -> bool:
+    """Returns whether something listens there."""
+    host, _, port = address.rpartition(":")
+    with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=1.0):
+        return True
+    return False

@@ -1,0 +1,153 @@
+"""What is measured and what it is measured with: engines, routers and clients as processes."""
+
+import bisect
+import importlib.util
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.router.processes import HOST, Process, Processes, accepts, cores, free_port
+from benchmarks.router.stream_client import MODEL
+from examples.demo.services import http_get
+
+_SAMPLE_SECONDS = 0.05
+_CLIENT_SECONDS = 120.0
+SMG_PACKAGES = "smg smg-grpc-proto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """A process, where it serves, and where its metrics are, if they are anywhere."""
+
+    process: Process
+    address: str
+    operations_address: str = ""
+
+
+def smg_is_installed() -> bool:
+    """Returns whether the peer and the stubs of its worker protocol can be imported."""
+    return all(importlib.util.find_spec(name) for name in ("smg", "smg_grpc_proto"))
+
+
+def start_engine(
+    processes: Processes,
+    tokenizer: Path,
+    *,
+    step_seconds: float,
+    tokens_per_step: int = 1,
+    for_smg: bool = False,
+) -> Service:
+    """Starts a lean engine on the core that is not the router's."""
+    port = free_port()
+    address = f"{HOST}:{port}"
+    module = "smg_engine" if for_smg else "lean_engine"
+    arguments = [f"benchmarks.router.{module}", "--port", str(port), "--tokenizer", str(tokenizer)]
+    arguments += ["--step-seconds", str(step_seconds), "--tokens-per-step", str(tokens_per_step)]
+    process = processes.start(module, arguments, core=cores()[1])
+    return Service(process=process.wait_until(lambda: accepts(address)), address=address)
+
+
+def start_router(processes: Processes, engine: str) -> Service:
+    """Starts our router on a core of its own."""
+    port, operations_port = free_port(), free_port()
+    arguments = ["router", "--engines", engine, "--port", str(port)]
+    arguments += ["--operations-port", str(operations_port)]
+    process = processes.start("router", arguments, core=cores()[0])
+    operations_address = f"{HOST}:{operations_port}"
+    process.wait_until(lambda: _answers(operations_address, "/readyz"))
+    return Service(process=process, address=f"{HOST}:{port}", operations_address=operations_address)
+
+
+def start_smg(processes: Processes, engine: str, tokenizer: Path) -> Service:
+    """Starts Shepherd Model Gateway on the router's core, quiet and without limits of its own."""
+    port = free_port()
+    arguments = ["smg", "launch", "--host", HOST, "--port", str(port)]
+    arguments += ["--prometheus-port", str(free_port()), "--log-level", "warn"]
+    arguments += ["--worker-urls", f"grpc://{engine}"]
+    arguments += ["--tokenizer-path", str(tokenizer), "--model-path", str(tokenizer)]
+    process = processes.start("smg", arguments, core=cores()[0])
+    process.wait_until(
+        lambda: (
+            _answers(f"{HOST}:{port}", "/readiness")
+            and f'"{MODEL}"' in http_get(f"{HOST}:{port}", "/v1/models")
+        )
+    )
+    return Service(process=process, address=f"{HOST}:{port}")
+
+
+def _answers(address: str, path: str) -> bool:
+    try:
+        http_get(address, path)
+    except OSError:
+        return False
+    return True
+
+
+class CpuTrack:
+    """Time of a process on the processor, sampled, so that any window can be looked up later."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._moments: list[float] = []
+        self._seconds: list[float] = []
+        self.sample()
+
+    def sample(self) -> None:
+        """Notes where the process is now."""
+        self._moments.append(time.perf_counter())
+        self._seconds.append(self._process.cpu_seconds())
+
+    def between(self, start: float, end: float) -> float:
+        """Returns the seconds that it used in a window."""
+        return self._at(end) - self._at(start)
+
+    def _at(self, moment: float) -> float:
+        index = min(max(bisect.bisect(self._moments, moment), 1), len(self._moments) - 1)
+        (m0, m1), (s0, s1) = (
+            values[index - 1 : index + 1] for values in (self._moments, self._seconds)
+        )
+        return s0 + (s1 - s0) * (moment - m0) / (m1 - m0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calls:
+    """How a client calls; see `stream_client`."""
+
+    target: str
+    address: str
+    requests: int
+    concurrency: int
+    connections: int
+    max_tokens: int
+    prompt: str = "text"
+
+
+def run_client(
+    processes: Processes, calls: Calls, watched: dict[str, Process]
+) -> tuple[dict[str, Any], dict[str, CpuTrack]]:
+    """Runs one client to its end; returns its result and the processor time of the watched.
+
+    Raises:
+        RuntimeError: It failed; with the end of its output.
+    """
+    arguments = ["benchmarks.router.stream_client"]
+    for name in ("target", "address", "requests", "concurrency", "connections", "max_tokens"):
+        arguments += [f"--{name.replace('_', '-')}", str(getattr(calls, name))]
+    arguments += ["--prompt", calls.prompt]
+    tracks = {name: CpuTrack(process) for name, process in watched.items()}
+    client = processes.start("client", arguments, core=cores()[1])
+    deadline = time.monotonic() + _CLIENT_SECONDS
+    while client.is_running():
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"the client needs more than {_CLIENT_SECONDS} s")
+        time.sleep(_SAMPLE_SECONDS)
+        for track in tracks.values():
+            track.sample()
+    output = client.log.read_text()
+    try:
+        result: dict[str, Any] = json.loads(output.splitlines()[-1])
+    except (IndexError, ValueError) as error:
+        raise RuntimeError(f"the client failed; its output ends with:\n{output[-2000:]}") from error
+    return result, tracks
