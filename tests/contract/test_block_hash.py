@@ -11,6 +11,7 @@ from protos.wire.block_hash import (
     SCHEME,
     block_digests,
     low_64_bits,
+    low_64_bits_of_all,
     root_digest,
 )
 
@@ -90,6 +91,13 @@ def test_low_64_bits_are_the_last_eight_bytes_big_endian():
     digest = bytes.fromhex("1a0494dc55deab9ce1479d4c56e5da52")
 
     assert low_64_bits(digest) == 0xE1479D4C56E5DA52
+
+
+def test_low_64_bits_of_all_digests_are_those_of_each():
+    digests = block_digests(root_digest(FINGERPRINT), array("i", range(64)), 16)
+
+    assert low_64_bits_of_all(digests) == [low_64_bits(digest) for digest in digests]
+    assert low_64_bits_of_all([]) == []
 
 
 def test_neighbouring_root_parts_are_kept_apart():
