@@ -1,7 +1,7 @@
 """Output tokens per second through one router process on one core."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,15 +64,16 @@ def measure_rate(processes: Processes, tokenizer: Path, load: Load, rate: int) -
     with processes.scope() as inner:
         engine, router = _start(inner, tokenizer, load, step_seconds)
         watched = {"router": router.process, "engine": engine.process}
+        num_steps = max(2, round(rate * load.seconds / load.streams / count))
         calls = Calls(
             target=load.target,
             address=router.address,
             requests=load.streams,
             concurrency=load.streams,
             connections=load.connections,
-            max_tokens=max(2, round(rate * load.seconds / load.streams / count)) * count,
+            max_tokens=num_steps * count,
         )
-        run_client(inner, calls, {})
+        run_client(inner, replace(calls, max_tokens=2 * count), {})  # warms up
         result, tracks = run_client(inner, calls, watched)
     window = result["steady"]
     start, end = window["start"], window["end"]
