@@ -23,6 +23,7 @@ from router.config import RouterConfig
 from router.discovery import Unusable, discover
 from router.engine_client import ClientSettings
 from router.errors import Draining, RequestError, StartupError
+from router.event_loop import GrpcEventLoop, let_loop_run_on
 from router.fleet import Fleet
 from router.pipeline import Bounds, Pipeline
 from router.server.grpc_server import SERVICE, RouterServicer
@@ -51,7 +52,8 @@ def run(config: RouterConfig) -> int:
         level=config.log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )
-    return asyncio.run(_serve(config))
+    with asyncio.Runner(loop_factory=GrpcEventLoop) as runner:
+        return runner.run(_serve(config))
 
 
 async def _serve(config: RouterConfig) -> int:
@@ -171,6 +173,7 @@ class _Router:
         while True:
             await self._fleet.wait_ready()
             await self._load_tokenizers()
+            let_loop_run_on()
             await self._health.enter(State.SERVING)
             names = ",".join(model.info.name for model in self._fleet.models())
             _logger.info("router ready models=%s", names)
