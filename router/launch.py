@@ -23,7 +23,7 @@ from router.config import RouterConfig
 from router.discovery import Unusable, discover
 from router.engine_client import ClientSettings
 from router.errors import Draining, RequestError, StartupError
-from router.event_loop import GrpcEventLoop, let_loop_run_on
+from router.event_loop import GrpcEventLoop, collect_garbage_rarely, let_loop_run_on
 from router.fleet import Fleet
 from router.pipeline import Bounds, Pipeline
 from router.server.grpc_server import SERVICE, RouterServicer
@@ -173,6 +173,7 @@ class _Router:
         while True:
             await self._fleet.wait_ready()
             await self._load_tokenizers()
+            collect_garbage_rarely()
             let_loop_run_on()
             await self._health.enter(State.SERVING)
             names = ",".join(model.info.name for model in self._fleet.models())

@@ -1,11 +1,12 @@
 import asyncio
+import gc
 import os
 import socket
 import threading
 
 import pytest
 
-from router.event_loop import GrpcEventLoop, let_loop_run_on
+from router.event_loop import GrpcEventLoop, collect_garbage_rarely, let_loop_run_on
 
 
 @pytest.fixture
@@ -82,3 +83,15 @@ def test_only_the_main_thread_may_interrupt_others():
     finally:
         done.set()
         thread.join()
+
+
+def test_what_is_there_is_left_out_of_later_searches_for_garbage():
+    thresholds = gc.get_threshold()
+    try:
+        collect_garbage_rarely()
+
+        assert gc.get_freeze_count() > 1000
+        assert gc.get_threshold() > thresholds
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*thresholds)
