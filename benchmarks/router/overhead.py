@@ -19,12 +19,15 @@ import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.router import added_time, large_tokenizer, memory
 from benchmarks.router.processes import Processes, cores
 from benchmarks.router.services import SMG_PACKAGES, smg_is_installed
 from benchmarks.router.throughput import Load, measure_rates, measure_requests
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _RATES = {
     1: (10_000, 20_000, 25_000, 30_000, 35_000, 40_000, 50_000),
@@ -32,6 +35,9 @@ _RATES = {
 }
 """Tokens per second offered, by tokens per message; up to the first that does not hold."""
 _RATES_OF_MANY_CONNECTIONS = {1: (10_000, 25_000), 16: (50_000, 150_000)}
+
+
+_PARTS = ("added_time", "throughput", "requests_of_one_token", "placement_and_memory")
 
 
 def _machine() -> dict[str, Any]:
@@ -134,6 +140,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, help="a JSON file; without it, to the output")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", nargs="+", choices=_PARTS, help="parts, instead of all")
     parser.add_argument("--without-smg", action="store_true")
     options = parser.parse_args()
     with_smg = not options.without_smg and smg_is_installed()
@@ -149,17 +156,24 @@ def main() -> None:
     common: dict[str, Any] = {"with_smg": with_smg, "quick": options.quick}
     with tempfile.TemporaryDirectory() as folder, Processes(Path(folder)) as processes:
         tokenizer = large_tokenizer.save(Path(folder) / "tokenizer")
-        results["added_time"] = _added_time(processes, tokenizer, **common)
-        results["throughput"] = _throughput(processes, tokenizer, **common)
-        results["requests_of_one_token"] = _requests(processes, tokenizer, **common)
-        if not options.quick:
-            _tell("memory and placement")
-            results["placement_and_memory"] = memory.measure(processes, tokenizer)
-    text = json.dumps(results, indent=2) + "\n"
-    if options.output:
-        options.output.write_text(text, encoding="utf-8")
-    else:
-        print(text, end="")
+        parts: dict[str, Callable[[], Any]] = {
+            "added_time": lambda: _added_time(processes, tokenizer, **common),
+            "throughput": lambda: _throughput(processes, tokenizer, **common),
+            "requests_of_one_token": lambda: _requests(processes, tokenizer, **common),
+            "placement_and_memory": lambda: memory.measure(processes, tokenizer),
+        }
+        for name in options.only or _PARTS[: 3 if options.quick else 4]:
+            _tell(name)
+            results[name] = parts[name]()
+            if options.output:
+                _write(results, options.output)
+    if not options.output:
+        print(json.dumps(results, indent=2))
+
+
+def _write(results: dict[str, Any], path: Path) -> None:
+    """Writes what there is so far, so that a part that fails takes none with it."""
+    path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -92,6 +92,7 @@ def _place(fleet: Fleet, num_prompts: int) -> dict[str, Any]:
 async def _measure(addresses: list[str], num_blocks: int) -> dict[str, Any]:
     fleet, meter = Fleet(addresses), StallMeter()
     stalls: dict[str, float] = {}
+    share = num_blocks // len(addresses)
 
     def num_indexed() -> int:
         return fleet.statistics().index.num_blocks
@@ -99,7 +100,7 @@ async def _measure(addresses: list[str], num_blocks: int) -> dict[str, Any]:
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(fleet.run()), tasks.create_task(meter.run())]
         start = time.monotonic()
-        await _until(lambda: num_indexed() >= 0.99 * num_blocks)
+        await _until(lambda: num_indexed() >= share * len(addresses))
         seconds = time.monotonic() - start
         stalls["snapshots_of_all_engines_ms"] = meter.take()
         indexed = num_indexed()
@@ -107,13 +108,12 @@ async def _measure(addresses: list[str], num_blocks: int) -> dict[str, Any]:
         await asyncio.sleep(0.1)
         meter.take()
         fleet.set_addresses(addresses[1:])
-        share = num_blocks // len(addresses)
         # Some of its blocks are held by its neighbours as well.
-        await _until(lambda: num_indexed() < indexed - 0.9 * share)
+        await _until(lambda: num_indexed() < indexed - share // 2)
         stalls["removal_of_one_engine_ms"] = meter.take()
         remaining = num_indexed()
         fleet.set_addresses(addresses)
-        await _until(lambda: num_indexed() > remaining + 0.9 * share)
+        await _until(lambda: num_indexed() > remaining + share // 2)
         stalls["snapshot_of_one_engine_that_is_back_ms"] = meter.take()
         fleet.set_addresses([])
         await _until(lambda: num_indexed() == 0)
