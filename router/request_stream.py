@@ -28,6 +28,8 @@ class RequestStream:
         self._end: Finished | Exception | None = None
         self._is_read_to_end = False
         self._waiter: asyncio.Future[None] | None = None
+        # Asking for it costs a system call each time (before Python 3.12).
+        self._loop = asyncio.get_running_loop()
 
     def __aiter__(self) -> "RequestStream":
         return self
@@ -56,7 +58,7 @@ class RequestStream:
                 if isinstance(self._end, Exception):
                     raise self._end
                 return self._end
-            self._waiter = asyncio.get_running_loop().create_future()
+            self._waiter = self._loop.create_future()
             try:
                 await self._waiter
             finally:
