@@ -1,4 +1,4 @@
-"""What the router costs, against engines that cost nothing; no GPU, about ten minutes.
+"""What the router costs, against engines that cost nothing; no GPU, about six minutes.
 
     python -m benchmarks.router.overhead --output benchmarks/results/router.json
 
