@@ -15,6 +15,7 @@ import termios
 import threading
 from array import array
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVarTuple
 
@@ -66,7 +67,9 @@ def let_loop_run_on() -> None:
     main = threading.main_thread().native_id
     for entry in Path("/proc/self/task").iterdir():
         if int(entry.name) != main:
-            os.sched_setscheduler(int(entry.name), os.SCHED_BATCH, os.sched_param(0))
+            # The thread may have ended, and a sandbox may not allow it.
+            with suppress(OSError):
+                os.sched_setscheduler(int(entry.name), os.SCHED_BATCH, os.sched_param(0))
 
 
 def collect_garbage_rarely() -> None:

@@ -170,11 +170,14 @@ class _Router:
 
     async def _follow_readiness(self) -> None:
         """Keeps the probes true to the fleet; an engine's tokenizer comes before its readiness."""
+        is_settled = False
         while True:
             await self._fleet.wait_ready()
             await self._load_tokenizers()
-            collect_garbage_rarely()
-            let_loop_run_on()
+            if not is_settled:
+                is_settled = True
+                collect_garbage_rarely()
+                let_loop_run_on()
             await self._health.enter(State.SERVING)
             names = ",".join(model.info.name for model in self._fleet.models())
             _logger.info("router ready models=%s", names)
