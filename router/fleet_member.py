@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from router.engine_client import ClientSettings, EngineClient
 from router.placement import Placement
-from router.prefix_index import PrefixIndex, Reservation
+from router.prefix_index import SLICE_BLOCKS, PrefixIndex, Reservation
 from router.request_stream import RequestStream
 from router.types import (
     Admitted,
@@ -187,10 +187,13 @@ class FleetMember:
     async def cache_changed(self, update: CacheUpdate) -> bool:
         """Enters a change into the index, in slices; False asks for a new snapshot."""
         self._last_cache_event = time.monotonic()
-        for follows in self.index.apply_in_slices(self.address, update):
-            if not follows:
-                return False
-            await asyncio.sleep(0)
+        if len(update.stored) + len(update.removed) <= SLICE_BLOCKS:
+            return self.index.apply(self.address, update)
+        async with self.index.large_updates:
+            for follows in self.index.apply_in_slices(self.address, update):
+                if not follows:
+                    return False
+                await asyncio.sleep(0)
         return True
 
     def state_changed(self) -> None:

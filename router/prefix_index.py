@@ -9,6 +9,7 @@ a second when it grows. An engine that leaves, or begins a snapshot, loses its b
 takes the bit out of the table in slices, and only then is it given away again.
 """
 
+import asyncio
 import sys
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 
 from router.types import CacheUpdate
 
-_SLICE_BLOCKS = 2048
+SLICE_BLOCKS = 2048
 """Blocks taken in at a time: a millisecond or two."""
 
 _SWEEP_BLOCKS = 512
@@ -113,9 +114,15 @@ class PrefixIndex:
 
     Bounded by what the engines say they can hold plus the prompts under way. One asyncio task at a
     time may call it.
+
+    Attributes:
+        large_updates: Held by a task while it takes in a message of more than one slice. The slices
+            of many engines' snapshots would otherwise all have their turn in one of the event
+            loop's.
     """
 
     def __init__(self) -> None:
+        self.large_updates = asyncio.Lock()
         self._table = _make_table(_SHIFT)
         self._engines: dict[str, _Engine] = {}
         self._names: dict[int, str] = {}
@@ -181,8 +188,8 @@ class PrefixIndex:
             yield False
             return
         for enter, blocks in (self._remove, update.removed), (self._store, update.stored):
-            for start in range(0, len(blocks), _SLICE_BLOCKS):
-                enter(known, blocks[start : start + _SLICE_BLOCKS])
+            for start in range(0, len(blocks), SLICE_BLOCKS):
+                enter(known, blocks[start : start + SLICE_BLOCKS])
                 self.sweep()
                 yield True
                 if self._engines.get(engine) is not known:

@@ -18,7 +18,7 @@ from tests.fakes.fake_engine import FakeEngineConfig
 
 BLOCK_SIZE = 16
 PROMPT_TOKENS = 32_768
-_CHUNK = 1 << 16
+_CHUNK = 1 << 14
 _DEPTHS = (1.0, 0.75, 0.25, 0.03)
 """How much of a prompt its first holder, the next engine and so on have."""
 

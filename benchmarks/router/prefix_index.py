@@ -22,7 +22,7 @@ from router.types import CacheUpdate
 
 PROMPT_BLOCKS = 2048
 """A prompt of 32,768 tokens in blocks of 16."""
-MAX_MESSAGE_BLOCKS = 1 << 17
+MAX_MESSAGE_BLOCKS = 1 << 14
 """As engines cut their snapshots."""
 SHARE_EVERY = 8
 """Each such prompt is held, to some depth, by `NUM_SHARING` more engines."""

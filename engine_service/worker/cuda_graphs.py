@@ -30,6 +30,8 @@ _SPARE_ROWS = 8
 _ROW_CLASSES = (8, 64)
 """Rows of the graphs for steps with prompts, beside those for the largest batch. Those of the
 fewest rows come twice: also for steps in which nothing decodes."""
+_FEW_ROWS_MAX_TOKENS = 1024
+"""Above it, the graphs of most rows cost hardly more than those of fewer."""
 _SIZES_PER_DOUBLING = 4
 _MIN_TOKENS = 16
 # Above this ratio of the device's time to that of the host's launches, padding is dearer.
@@ -265,6 +267,7 @@ def _sizes_with_prompts(max_num_seqs: int, max_num_tokens: int) -> list[TokenSiz
         for has_decodes, num_rows in [(False, classes[0]), *((True, rows) for rows in classes)]
         for num_tokens in token_sizes(max_num_tokens)
         if num_tokens >= num_rows
+        and (not has_decodes or num_rows == most_rows or num_tokens <= _FEW_ROWS_MAX_TOKENS)
     ]
 
 
