@@ -10,7 +10,7 @@ from engine_service.core.types import CacheDelta
 from engine_service.errors import RequestError, SlowReader
 
 MAX_HASHES_PER_MESSAGE = 1 << 14
-"""128 KiB of hashes: a router parses them in no time, also when many engines send theirs at once."""
+"""128 KiB of hashes: parsing them does not add up when many engines send theirs at once."""
 
 _DELTA_COST = 32
 """Hashes that a delta counts as in the history, beside its own."""
