@@ -52,7 +52,7 @@ class _Piece:
 
 
 def read_tensors(transfers: Sequence[Transfer]) -> Iterator[int]:
-    """Reads tensors to their places.
+    """Reads tensors to their places, all on one device.
 
     Yields:
         Bytes read since the last time, until all are there.
@@ -60,6 +60,10 @@ def read_tensors(transfers: Sequence[Transfer]) -> Iterator[int]:
     Raises:
         StartupError: A file cannot be read, or ends too early.
     """
+    if any(transfer.target.is_cuda for transfer in transfers):
+        # Memory is given out while work that was enqueued on it before is still under way, for
+        # which the streams of the threads would not wait.
+        torch.cuda.synchronize(transfers[0].target.device)
     with ExitStack() as stack:
         descriptors: dict[Path, int] = {}
         for path in {transfer.path for transfer in transfers}:

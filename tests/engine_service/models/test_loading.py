@@ -204,3 +204,20 @@ def test_weights_are_read_straight_to_cuda(tiny_model):
     for name, tensor in tiny_model.reference.state_dict().items():
         assert loaded[name].device.type == "cuda"
         assert torch.equal(loaded[name].cpu(), tensor)
+
+
+@pytest.mark.gpu
+def test_work_enqueued_before_does_not_overwrite_what_is_read(tiny_model):
+    checkpoint = resolve_checkpoint(str(tiny_model.folder))
+    config = parse_config(checkpoint.read_config())
+    model = build_model(config, 64, torch.float32, torch.device("cuda"))
+    # About a second, as long as the copies' streams do not wait for it.
+    torch.cuda._sleep(2_000_000_000)
+    for _, target in model.checkpoint_tensors():
+        target.fill_(torch.nan)
+
+    load_weights(model, checkpoint)
+
+    torch.cuda.synchronize()
+    for name, tensor in tiny_model.reference.state_dict().items():
+        assert torch.equal(dict(model.checkpoint_tensors())[name].cpu(), tensor)
