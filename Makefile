@@ -42,8 +42,9 @@ soak: $(VENV)/.ready ## 200 streams for 10 minutes while engines are killed, sto
 gpu: ## Tests for a machine with a CUDA GPU, with the python3 that is there.
 	python3 -m pytest -q -m gpu tests/kernels tests/engine_service
 
-bench: ## Kernels on a CUDA GPU; results go to benchmarks/results/.
+bench: ## Kernels and engine on a CUDA GPU, with the python3 that is there.
 	python3 -m benchmarks.kernels
+	python3 -m benchmarks.engine --profile
 
 release-contract: $(VENV)/.ready ## Makes today's protos the contract that `buf breaking` defends.
 	buf build -o $(CONTRACT)

@@ -10,8 +10,10 @@ import argparse
 import itertools
 import json
 import platform
+import shlex
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -230,7 +232,7 @@ def measure(shape: str, options: argparse.Namespace) -> dict[str, Any]:
                 "step_ms": best.phases(),
                 "decode_step_ms": best.decode_phases(),
             }
-            print(f"{shape} {name}: {results[name]}", flush=True)
+            _print_workload(shape, name, results[name])
         if options.profile:
             results["decode_profile"] = {
                 batch: engine.profile_decode(batch) for batch in PROFILED_BATCHES
@@ -239,6 +241,49 @@ def measure(shape: str, options: argparse.Namespace) -> dict[str, Any]:
         results["gpu_memory_bytes"] = torch.cuda.mem_get_info()[1] - torch.cuda.mem_get_info()[0]
         engine.core.close()
     return results
+
+
+def _print_workload(shape: str, name: str, result: dict[str, Any]) -> None:
+    kind = "input" if name == "prefill" else "output"
+    print(
+        f"{shape} {name}: {result['best']:,} {kind} tokens/s (median {result['median']:,}), "
+        f"first token {result['first_token_ms']} ms"
+    )
+    print("  of " + ", of ".join(f"{peer} {ratio}" for peer, ratio in result["ratios"].items()))
+    for title, phases in (("step", result["step_ms"]), ("decode step", result["decode_step_ms"])):
+        if phases:
+            times = (f"{phase} {value}" for phase, value in phases.items() if phase != "steps")
+            print(f"  {title}, mean of {phases['steps']}, ms: {', '.join(times)}", flush=True)
+
+
+def make_report(
+    results: dict[str, dict[str, Any]], *, command: str, commit: str, machine: str
+) -> dict[str, Any]:
+    """Returns the results by model in the shape that the peers' are kept in, and all details."""
+
+    def row(model: dict[str, Any], names: list[str]) -> dict[str, int]:
+        return {name: model[name]["best"] for name in names if name in model}
+
+    decoding = [name for name in WORKLOADS if name != "prefill"]
+    return {
+        "command": command,
+        "commit": commit,
+        "machine": machine,
+        "how": "best of the runs of each workload, a cache salt for each; random weights; bfloat16 "
+        "weights and KV cache; end of sequence ignored; temperature 0.6; in-process, no server",
+        "out_tok_s": {
+            shape: {"pagestream": row(model, decoding)} for shape, model in results.items()
+        },
+        "prefill_in_tok_s": {
+            shape: {"pagestream": model["prefill"]["best"]}
+            for shape, model in results.items()
+            if "prefill" in model
+        },
+        "seconds_to_ready": {
+            shape: {"pagestream": model["seconds_to_ready"]} for shape, model in results.items()
+        },
+        "details": results,
+    }
 
 
 def commit() -> str:
@@ -268,16 +313,17 @@ def main() -> None:
     parser.add_argument("--commit", default=commit(), help="what is measured")
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     options = parser.parse_args()
-    report = {
-        "command": "python -m benchmarks.engine",
-        "options": {k: v for k, v in vars(options).items() if k not in ("output", "commit")},
-        "commit": options.commit,
-        "machine": machine(),
-        "pagestream": {},
-    }
+    results: dict[str, dict[str, Any]] = {}
     for shape in options.models:
-        report["pagestream"][shape] = measure(shape, options)
+        results[shape] = measure(shape, options)
+        print(f"{shape}: ready after {results[shape]['seconds_to_ready']} s", flush=True)
         if options.output:
+            report = make_report(
+                results,
+                command=shlex.join(["python", "-m", "benchmarks.engine", *sys.argv[1:]]),
+                commit=options.commit,
+                machine=machine(),
+            )
             options.output.write_text(json.dumps(report, indent=1) + "\n")
 
 
