@@ -178,9 +178,7 @@ class ModelOptions:
     )
     enforce_eager: bool = field(
         default=False,
-        metadata=_about(
-            _Flags(), "launch each kernel of a decode step by itself instead of a CUDA graph"
-        ),
+        metadata=_about(_Flags(), "launch each kernel of a step by itself instead of CUDA graphs"),
     )
     cpu_threads: int | None = field(
         default=None,

@@ -39,11 +39,13 @@ def paged_attention_prefill(
     max_query_len: int,
     scale: float,
     out: torch.Tensor | None = None,
+    is_replayed: bool = False,
 ) -> torch.Tensor:
     """Attends causally from the last tokens of each sequence to all tokens before them.
 
     Sequence i's queries are rows query_start_loc[i] to query_start_loc[i + 1], and are the last of
-    its seq_lens[i] tokens, whose keys and values are all in the cache.
+    its seq_lens[i] tokens, whose keys and values are all in the cache. Rows before the first
+    sequence and behind the last are nobody's.
 
     Args:
         queries: [num_tokens, num_heads, head_dim], any strides with the last dimension contiguous
@@ -56,6 +58,7 @@ def paged_attention_prefill(
         scale: multiplies the scores, positive
         out: [num_tokens, num_heads, head_dim] contiguous, where the result goes; None makes a new
             tensor
+        is_replayed: whether the launch is one of a CUDA graph, which pays the host once only
 
     Returns:
         [num_tokens, num_heads, head_dim]; rows that belong to no sequence are not set
@@ -77,8 +80,7 @@ def paged_attention_prefill(
             queries, kv_cache, block_table, query_start_loc, seq_lens, max_query_len, scale, out
         )
     is_hopper = torch.cuda.get_device_capability(queries.device)[0] == 9
-    is_captured = torch.cuda.is_current_stream_capturing()
-    tiling = _choose_tiling(queries, kv_cache, max_query_len, is_hopper, is_captured)
+    tiling = _choose_tiling(queries, kv_cache, max_query_len, is_hopper, is_replayed)
     return _paged_attention_prefill_triton(
         queries, kv_cache, block_table, query_start_loc, seq_lens, scale, tiling, out
     )
@@ -103,7 +105,7 @@ def _choose_tiling(
     kv_cache: torch.Tensor,
     max_query_len: int,
     is_hopper: bool,
-    is_captured: bool = False,
+    is_replayed: bool = False,
 ) -> _Tiling:
     num_tokens, num_heads, head_dim = queries.shape
     _, _, num_kv_heads, block_size, _ = kv_cache.shape
@@ -122,7 +124,7 @@ def _choose_tiling(
         and not is_wide
         and is_aligned
         and block_size % tile == 0
-        and (is_captured or num_tokens >= _MIN_DESCRIPTOR_TOKENS)
+        and (is_replayed or num_tokens >= _MIN_DESCRIPTOR_TOKENS)
     )
     # Measured on an H200, bfloat16, head_dim 128.
     is_large = rows == 128 and not has_descriptors
@@ -190,7 +192,7 @@ def _paged_attention_prefill_triton(
 
 @triton.jit
 def _find_sequence(query_start_loc, num_seqs, query_tile, TOKENS: tl.constexpr):
-    """Returns the sequence that owns a query tile.
+    """Returns the sequence that owns a query tile, or -1 for a tile before the first.
 
     Sequence i's tiles start at query_start_loc[i] // TOKENS + i, which leaves each room enough.
     """
@@ -239,6 +241,8 @@ def _prefill_kernel(
     query_tile = (tl.num_programs(0) - 1 - tl.program_id(0)) // NUM_KV_HEADS
     kv_head = tl.program_id(0) % NUM_KV_HEADS
     seq = _find_sequence(query_start_loc, num_seqs, query_tile, TOKENS)
+    if seq < 0:
+        return
     query_start = tl.load(query_start_loc + seq)
     query_len = tl.load(query_start_loc + seq + 1) - query_start
     first_token = (query_tile - query_start // TOKENS - seq) * TOKENS

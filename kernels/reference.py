@@ -34,7 +34,7 @@ def read_slots(
 ) -> tuple[torch.Tensor, ...]:
     """Gathers the inputs of a step's rows from the state that is kept by slot.
 
-    A row whose num_computed_tokens is -1 is padding of one token, which reads and stores nothing.
+    A row whose num_computed_tokens is -1 is padding, which reads and stores nothing.
 
     Args:
         tokens: [num_slots, max_model_len] int32
@@ -55,7 +55,7 @@ def read_slots(
     rows = torch.repeat_interleave(query_lens, output_size=num_tokens)  # [num_tokens]
     offsets = torch.arange(num_tokens, device=slots.device) - query_start_loc[rows]
     is_padding = num_computed_tokens < 0
-    positions = (num_computed_tokens[rows] + offsets).clamp_(min=0)  # [num_tokens]
+    positions = torch.where(is_padding[rows], 0, num_computed_tokens[rows] + offsets)
     blocks = block_table[slots[rows], positions // block_size].long()
     slot_mapping = blocks * block_size + positions % block_size
     seq_lens = torch.where(is_padding, 0, num_computed_tokens + query_lens)

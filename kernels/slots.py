@@ -49,7 +49,7 @@ def read_slots(
     """Gathers the inputs of a step's rows.
 
     Row r computes the positions from num_computed_tokens[r] on of its slot's sequence, as many as
-    query_start_loc says. A row whose num_computed_tokens is -1 is padding of one token.
+    query_start_loc says. A row whose num_computed_tokens is -1 is padding.
 
     Args:
         tokens: [num_slots, max_model_len] int32
@@ -73,14 +73,17 @@ def read_slots(
     check_contiguous_rows("block_table", block_table)
     check_dtype("temperatures", temperatures, torch.float32)
     check_shape("temperatures", temperatures, num_slots)
+    check_contiguous_rows("temperatures", temperatures)
     check_dtype("seeds", seeds, torch.int64)
     check_shape("seeds", seeds, num_slots)
+    check_contiguous_rows("seeds", seeds)
     for name, rows, size in (
         ("num_computed_tokens", num_computed_tokens, num_rows),
         ("query_start_loc", query_start_loc, num_rows + 1),
     ):
         check_dtype(name, rows, torch.int64)
         check_shape(name, rows, size)
+        check_contiguous_rows(name, rows)
     arguments = (
         tokens, block_table, temperatures, seeds, slots, num_computed_tokens, query_start_loc,
         num_tokens, max_query_len, block_size,
@@ -108,6 +111,7 @@ def append_tokens(
     for name, rows in (("positions", positions), ("token_ids", token_ids)):
         check_dtype(name, rows, torch.int64)
         check_shape(name, rows, slots.shape[0])
+        check_contiguous_rows(name, rows)
     if tokens.device.type == "cpu":
         reference.append_tokens(tokens, slots, positions, token_ids)
     else:
@@ -120,6 +124,7 @@ def _check_state(tokens: torch.Tensor, slots: torch.Tensor) -> None:
     check_contiguous_rows("tokens", tokens)
     check_dtype("slots", slots, torch.int64)
     check_shape("slots", slots, None)
+    check_contiguous_rows("slots", slots)
 
 
 def _read_slots_triton(

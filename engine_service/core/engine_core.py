@@ -197,11 +197,22 @@ def _serve_once(
     output = core.step()
     if failures:
         output = dataclasses.replace(output, failures=failures)
+    if len(inbox):
+        output = dataclasses.replace(output, stats=_with_inbox(output.stats, inbox))
     try:
         connection.send(output)
     except (BrokenPipeError, ConnectionResetError):
         logger.info("event=server_gone")
         raise ServerGone from None
+
+
+def _with_inbox(stats: StepStats, inbox: Inbox) -> StepStats:
+    """Counts what was not taken in yet among what waits."""
+    return dataclasses.replace(
+        stats,
+        num_waiting=stats.num_waiting + len(inbox),
+        num_waiting_prefill_tokens=stats.num_waiting_prefill_tokens + inbox.num_tokens,
+    )
 
 
 @contextmanager

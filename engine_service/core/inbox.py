@@ -40,6 +40,17 @@ class Inbox:
         self._connection = connection
         self._requests: dict[int, Request] = {}
 
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the requests that were not taken yet, prompts and resumed ones."""
+        return sum(
+            len(request.prompt_token_ids) + len(request.resume_token_ids)
+            for request in self._requests.values()
+        )
+
     def deliver(self, recipient: Recipient, *, must_wait: bool) -> list[Failure]:
         """Passes on what has come, for about a millisecond; the rest waits for the next call.
 

@@ -1,15 +1,15 @@
 """Whole steps as CUDA graphs of fixed sizes, which a step is padded to.
 
 Padding has no tokens of a sequence: it neither reads nor writes the cache, and what it draws is
-dropped. A decode step has a graph for nearly every number of rows. Steps with prompts have graphs
-for many numbers of tokens, as far as the host would take longer to launch their kernels than the
-device takes to run them.
+dropped. Decode steps have graphs for 1, 2, 4 and multiples of 8 rows, steps with prompts for many
+numbers of tokens, up to about where the device takes longer to run a step than the host to launch
+its kernels.
 """
 
 import logging
 import time
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -30,12 +30,14 @@ _SPARE_ROWS = 8
 _ROW_CLASSES = (8, 64)
 """Rows of the graphs for steps with prompts, beside those for the largest batch. Those of the
 fewest rows come twice: also for steps in which nothing decodes."""
-_FEW_ROWS_MAX_TOKENS = 1024
-"""Above it, the graphs of most rows cost hardly more than those of fewer."""
+_MIDDLE_MAX_TOKENS = 1024
+"""Above it, the graphs of most rows cost hardly more than those of 64, in short contexts. Those of
+the fewest rows go on: their decodes are split along the keys, which long contexts need."""
 _SIZES_PER_DOUBLING = 4
 _MIN_TOKENS = 16
 # Above this ratio of the device's time to that of the host's launches, padding is dearer.
 _WORTHWHILE_RATIO = 1.25
+_NUM_TIMED_RUNS = 3
 
 
 def decode_sizes(max_num_seqs: int) -> list[int]:
@@ -148,6 +150,7 @@ class StepGraph:
             max_query_len=num_rows,
             max_decode_seq_len=batch.max_model_len,
             has_prefills=False,
+            is_replayed=True,
         )
         return cls(bounds, num_rows, runner, batch)
 
@@ -159,6 +162,7 @@ class StepGraph:
             max_query_len=size.num_tokens,
             max_decode_seq_len=batch.max_model_len if size.has_decodes else 0,
             has_prefills=True,
+            is_replayed=True,
         )
         return cls(bounds, size.num_rows, runner, batch)
 
@@ -211,16 +215,20 @@ class StepGraphs:
     @classmethod
     def capture(cls, runner: ModelRunner, batch: InputBatch, max_num_batched_tokens: int) -> Self:
         """Captures all sizes; takes some hundredths of a second for each."""
+        max_num_rows = min(batch.max_num_seqs, max_num_batched_tokens)
         started_at = time.perf_counter()
         free_before, _ = torch.cuda.mem_get_info(batch.device)
-        max_num_tokens = _max_worthwhile_tokens(runner, batch, max_num_batched_tokens)
+
+        def time_step(num_tokens: int) -> tuple[float, float]:
+            size = TokenSize(has_decodes=True, num_rows=_ROW_CLASSES[0], num_tokens=num_tokens)
+            return _time_eagerly(StepGraph.of_tokens(size, runner, batch), batch.device)
+
+        max_num_tokens = max_worthwhile_tokens(max_num_batched_tokens, time_step)
         others = {
             size: StepGraph.of_tokens(size, runner, batch)
-            for size in _sizes_with_prompts(batch.max_num_seqs, max_num_tokens)
+            for size in _sizes_with_prompts(max_num_rows, max_num_tokens)
         }
-        decodes = [
-            StepGraph.of_decodes(size, runner, batch) for size in decode_sizes(batch.max_num_seqs)
-        ]
+        decodes = [StepGraph.of_decodes(size, runner, batch) for size in decode_sizes(max_num_rows)]
         first: StepGraph | None = None
         # The largest first, so that the others fit into its memory.
         for graph in sorted([*others.values(), *decodes], key=lambda graph: -graph.num_tokens):
@@ -254,36 +262,41 @@ class StepGraphs:
 
 def max_num_graphs(max_num_seqs: int, max_num_batched_tokens: int) -> int:
     """Returns how many graphs are captured at most."""
-    with_prompts = _sizes_with_prompts(max_num_seqs, max_num_batched_tokens)
-    return len(decode_sizes(max_num_seqs)) + len(with_prompts)
+    # Each row of a step has a token.
+    max_num_rows = min(max_num_seqs, max_num_batched_tokens)
+    with_prompts = _sizes_with_prompts(max_num_rows, max_num_batched_tokens)
+    return len(decode_sizes(max_num_rows)) + len(with_prompts)
 
 
-def _sizes_with_prompts(max_num_seqs: int, max_num_tokens: int) -> list[TokenSize]:
+def _sizes_with_prompts(max_num_rows: int, max_num_tokens: int) -> list[TokenSize]:
     """Returns the sizes of graphs for steps with prompts."""
-    most_rows = -(-(max_num_seqs + 1) // _SPARE_ROWS) * _SPARE_ROWS
+    most_rows = -(-(max_num_rows + 1) // _SPARE_ROWS) * _SPARE_ROWS
     classes = [*(rows for rows in _ROW_CLASSES if rows < most_rows), most_rows]
     return [
         TokenSize(has_decodes=has_decodes, num_rows=num_rows, num_tokens=num_tokens)
         for has_decodes, num_rows in [(False, classes[0]), *((True, rows) for rows in classes)]
         for num_tokens in token_sizes(max_num_tokens)
         if num_tokens >= num_rows
-        and (not has_decodes or num_rows == most_rows or num_tokens <= _FEW_ROWS_MAX_TOKENS)
+        and (num_rows in (classes[0], most_rows) or num_tokens <= _MIDDLE_MAX_TOKENS)
     ]
 
 
-def _max_worthwhile_tokens(
-    runner: ModelRunner, batch: InputBatch, max_num_batched_tokens: int
+def max_worthwhile_tokens(
+    max_num_batched_tokens: int, time_step: Callable[[int], tuple[float, float]]
 ) -> int:
-    """Returns up to how many tokens the host is slower to launch a step than the device to run it.
+    """Returns the tokens of the largest graph for steps with prompts.
 
-    Measured here: it depends on the model, on both processors, and on what else they do.
+    Sizes are doubled until the device clearly takes longer to run a step than the host to launch
+    it. Measured at the start, as it depends on the model, on both processors, and on what else
+    they do; another start may find the next size.
+
+    Args:
+        max_num_batched_tokens: The most tokens of a step.
+        time_step: Returns, for a number of tokens, the seconds of the host and of the device.
     """
     size = min(256, max_num_batched_tokens)
     while size < max_num_batched_tokens:
-        few_rows = TokenSize(has_decodes=True, num_rows=_ROW_CLASSES[0], num_tokens=size)
-        graph = StepGraph.of_tokens(few_rows, runner, batch)
-        graph.run_eagerly()
-        launch_seconds, device_seconds = _time_eagerly(graph, batch.device)
+        launch_seconds, device_seconds = time_step(size)
         if device_seconds > _WORTHWHILE_RATIO * launch_seconds:
             return size
         size *= 2
@@ -291,9 +304,14 @@ def _max_worthwhile_tokens(
 
 
 def _time_eagerly(graph: StepGraph, device: torch.device) -> tuple[float, float]:
-    torch.cuda.synchronize(device)
-    started_at = time.perf_counter()
+    """Returns what the quickest of several runs took, on the host and in all."""
     graph.run_eagerly()
-    launched_at = time.perf_counter()
-    torch.cuda.synchronize(device)
-    return launched_at - started_at, time.perf_counter() - started_at
+    times = []
+    for _ in range(_NUM_TIMED_RUNS):
+        torch.cuda.synchronize(device)
+        started_at = time.perf_counter()
+        graph.run_eagerly()
+        launched_at = time.perf_counter()
+        torch.cuda.synchronize(device)
+        times.append((launched_at - started_at, time.perf_counter() - started_at))
+    return min(host for host, _ in times), min(total for _, total in times)

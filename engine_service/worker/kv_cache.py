@@ -11,8 +11,6 @@ from engine_service.worker.device import is_out_of_memory
 
 # What the driver, the loaded kernels and the libraries' handles take beside torch's allocator.
 _CONTEXT_BYTES = 768 << 20
-# What the driver keeps for one CUDA graph of some three hundred kernels; seen on an H200.
-_GRAPH_BYTES = 6 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +97,7 @@ def num_blocks_on_cpu(options: CacheOptions, block_bytes: int) -> int:
 
 
 def num_blocks_on_cuda(
-    options: CacheOptions, block_bytes: int, num_graphs: int, device: torch.device
+    options: CacheOptions, block_bytes: int, graph_bytes: int, device: torch.device
 ) -> int:
     """Returns the size of the pool that fits, once the largest step has been run.
 
@@ -110,7 +108,7 @@ def num_blocks_on_cuda(
     Args:
         options: The limits.
         block_bytes: Bytes of one block.
-        num_graphs: CUDA graphs that are yet to be captured.
+        graph_bytes: What the driver will keep for CUDA graphs; 0 if none are captured.
         device: The GPU.
 
     Raises:
@@ -122,9 +120,9 @@ def num_blocks_on_cuda(
     free, total = torch.cuda.mem_get_info(device)
     held = torch.cuda.memory_reserved(device)
     activations = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
-    if num_graphs:
+    if graph_bytes:
         # The graphs have memory of their own for a step's activations, one for all of them.
-        activations = 2 * activations + num_graphs * _GRAPH_BYTES
+        activations = 2 * activations + graph_bytes
     share = int(total * options.gpu_memory_utilization)
     # The null block is part of the pool.
     available = min(share - held - _CONTEXT_BYTES, free) - activations - block_bytes

@@ -13,7 +13,7 @@ from kernels.linear import (
 from tests.kernels.targets import in_float32, on_each_target, worst_row_error
 
 EPS = 1e-6
-SIZES = [(64, 64), (100, 24), (1500, 13), (16, 7)]
+SIZES = [(64, 64), (100, 24), (1500, 13), (5000, 3), (16, 7)]
 LINEARS = [_linear_triton, reference.linear, linear]
 NORM_LINEARS = [_norm_linear_triton, reference.norm_linear, norm_linear]
 SILU_LINEARS = [_silu_linear_triton, reference.silu_linear, silu_linear]

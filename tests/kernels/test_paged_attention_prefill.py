@@ -92,6 +92,30 @@ def test_given_output_keeps_the_rows_of_no_sequence(target, attend):
     assert worst_row_error(out[3:15], inputs.truth()) < target.tolerance
 
 
+@on_each_device
+@pytest.mark.parametrize("num_before", [1, 31, 32, 33, 100])
+def test_rows_before_the_first_sequence_are_left_alone(target, num_before):
+    """As in a step in which others decode, whose rows come first and have no tokens here."""
+    inputs = paged_inputs(target, Shape(), [5, 40], [9, 40])
+    queries = torch.cat((target.randn(num_before, 4, 64), inputs.queries))
+    decodes = torch.full((num_before,), num_before, dtype=torch.int32, device=target.device)
+    lens = torch.full_like(decodes, 70)
+    # Whoever looks in front of these finds a sequence that looks plausible.
+    starts = torch.cat((decodes[:1] * 0, decodes, inputs.query_start_loc + num_before))[1:]
+    seq_lens = torch.cat((lens[:1], lens, inputs.seq_lens))[1:]
+    table = torch.cat((inputs.block_table[:1].expand(num_before, -1), inputs.block_table))
+    out = target.randn(*queries.shape)
+    before = out.clone()
+    moved = replace(
+        inputs, queries=queries, query_start_loc=starts, seq_lens=seq_lens, block_table=table
+    )
+
+    by_kernel(moved, out=out)
+
+    assert torch.equal(out[:num_before], before[:num_before])
+    assert worst_row_error(out[num_before:], inputs.truth()) < target.tolerance
+
+
 @on_each_target
 @pytest.mark.parametrize("block_size", [64, 256])
 @pytest.mark.parametrize("head_dim", [64, 128])

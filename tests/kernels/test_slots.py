@@ -55,6 +55,7 @@ def check_equal(ours: SlotRows, twin: SlotRows):
         [(2, 0, 300), (4, 17, 512), (0, 40, 1)],
         [(1, 9, 1), (0, PADDING, 1), (0, PADDING, 1)],
         [(0, PADDING, 1)],
+        [(2, 5, 1), (0, PADDING, 0), (0, PADDING, 900)],
     ],
 )
 def test_rows_of_kernel_and_twin_are_equal(target, rows):

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from engine_service.core import inbox as inbox_module
 from engine_service.core.engine_core import serve
 from engine_service.core.types import CoreInput, FinishReason
 from engine_service.errors import InvalidRequest
@@ -178,6 +179,16 @@ def test_serve_turns_a_refusal_into_a_failure_and_goes_on():
     assert failure.request_id == 1
     assert failure.error.reason is Reason.EMPTY_PROMPT
     assert outcome.tokens == {2: greedy([3], 4)}
+
+
+def test_serve_counts_what_it_has_not_taken_in_yet_as_waiting(monkeypatch):
+    monkeypatch.setattr(inbox_module, "_SECONDS", -1.0)
+    with served(max_num_seqs=1) as (connection, _):
+        connection.send(CoreInput(requests=[make_request(n, [n, 2], 5) for n in (1, 2, 3)]))
+        stats = receive(connection).stats
+
+    assert (stats.num_running, stats.num_waiting) == (1, 2)
+    assert stats.num_waiting_prefill_tokens == 4
 
 
 def test_serve_answers_a_cancellation_with_fresh_stats():

@@ -37,10 +37,17 @@ def no_time(monkeypatch):
     monkeypatch.setattr(inbox_module, "_SECONDS", -1.0)
 
 
+@pytest.fixture
+def much_time(monkeypatch):
+    """However long the machine stands still."""
+    monkeypatch.setattr(inbox_module, "_SECONDS", 60.0)
+
+
 def requests(*request_ids):
     return CoreInput(requests=[make_request(request_id, [1]) for request_id in request_ids])
 
 
+@pytest.mark.usefixtures("much_time")
 def test_all_that_has_come_is_passed_on_in_order(pipe):
     ours, theirs = pipe
     ours.send(requests(1, 2))
@@ -59,13 +66,18 @@ def test_burst_is_taken_over_many_steps_and_nothing_is_lost(pipe):
     ours.send(requests(*range(50, 100)))
     recipient, inbox = Recipient(), Inbox(theirs)
 
-    taken = []
+    taken, left = [], []
     while len(recipient.taken) < 100:
         # It must not wait for more while something is left.
         inbox.deliver(recipient, must_wait=True)
         taken.append(len(recipient.taken))
+        left.append((len(inbox), inbox.num_tokens))
 
     assert taken == list(range(1, 101))
+    # Each has one token; the second message is read when the first is through, or before.
+    assert all(count == num_tokens for count, num_tokens in left)
+    assert left[-1] == (0, 0)
+    assert max(count for count, _ in left) >= 49
     assert recipient.taken == list(range(100))
 
 
@@ -85,6 +97,7 @@ def test_cancellation_overtakes_requests_that_wait(pipe):
     assert recipient.cancelled == [1, 7]
 
 
+@pytest.mark.usefixtures("much_time")
 def test_refused_requests_are_told_and_others_go_on(pipe):
     ours, theirs = pipe
     ours.send(CoreInput(requests=[make_request(1, []), make_request(2, [5])]))

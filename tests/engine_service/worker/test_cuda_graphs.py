@@ -15,6 +15,8 @@ from engine_service.worker.cuda_graphs import (
     StepGraphs,
     TokenSize,
     decode_sizes,
+    max_num_graphs,
+    max_worthwhile_tokens,
     token_sizes,
 )
 from engine_service.worker.executor import start_executor
@@ -60,6 +62,23 @@ def test_every_number_of_tokens_fits_into_a_size_that_pads_it_by_a_quarter(max_n
     assert sizes[-1] == max_num_tokens
     for below, size in itertools.pairwise([0, *sizes]):
         assert size - below <= max(16, below // 4)
+
+
+def test_no_graph_has_more_rows_than_a_step_has_tokens():
+    assert max_num_graphs(65536, 16) == max_num_graphs(16, 16) < max_num_graphs(256, 8192) < 200
+
+
+@pytest.mark.parametrize(
+    ("device_seconds_per_token", "expected"), [(1e-6, 8192), (1e-5, 2048), (1.0, 256)]
+)
+def test_largest_graph_is_one_that_the_device_runs_longer_than_the_host_launches_it(
+    device_seconds_per_token, expected
+):
+    def time_step(num_tokens):
+        return 0.015, max(0.015, num_tokens * device_seconds_per_token)
+
+    assert max_worthwhile_tokens(8192, time_step) == expected
+    assert max_worthwhile_tokens(100, time_step) == 100
 
 
 def step_graphs(decode_sizes, other_sizes):
@@ -194,6 +213,39 @@ def test_float32_tokens_are_the_same_whatever_runs_them(  # noqa: PLR0913
     )
 
     assert tokens == plain
+
+
+@pytest.mark.gpu
+def test_many_decodes_beside_prompts_are_not_disturbed(tiny):
+    """More rows decode than a tile of the prompts' attention has tokens."""
+    rng = random.Random(8)
+    requests = [
+        Request(
+            request_id=number,
+            prompt_token_ids=int32_array(random_tokens(rng, rng.randint(1, 30), tiny.vocab_size)),
+            sampling_params=SamplingParams(temperature=0, max_tokens=40, ignore_eos=True),
+        )
+        for number in range(150)
+    ]
+
+    # A small budget: prompts come in over many steps, beside ever more decodes.
+    tokens = {
+        eager: generate(
+            tiny.folder,
+            requests,
+            enforce_eager=eager,
+            num_blocks=800,
+            max_num_seqs=150,
+            max_num_batched_tokens=200,
+        )[0]
+        for eager in (False, True)
+    }
+
+    for request in requests[::10]:
+        expected, gap = tiny.greedy(list(request.prompt_token_ids), 40)
+        assert gap > 1e-4
+        assert tokens[False][request.request_id] == expected
+    assert tokens[False] == tokens[True]
 
 
 @pytest.mark.gpu
