@@ -163,7 +163,8 @@ class Engine:
             torch.cuda.synchronize()
         while self.core.has_work:
             self.core.step()
-        return _summarize(profiler, steps)
+        # The first one's time is that of the profiler's own start.
+        return _summarize(profiler, _PROFILED_STEPS, steps[1:])
 
     def profile_prefill(self) -> dict[str, Any]:
         """Returns the same of a step full of two prompts."""
@@ -175,10 +176,10 @@ class Engine:
             torch.cuda.synchronize()
         while self.core.has_work:
             self.core.step()
-        return _summarize(profiler, steps)
+        return _summarize(profiler, num_steps, steps[1:])
 
 
-def _summarize(profiler: profile, steps: list[StepStats]) -> dict[str, Any]:
+def _summarize(profiler: profile, num_steps: int, steps: list[StepStats]) -> dict[str, Any]:
     totals: dict[str, list[float]] = defaultdict(lambda: [0, 0.0])
     events = [event for event in profiler.events() if event.device_type.name == "CUDA"]
     for event in events:
@@ -186,7 +187,6 @@ def _summarize(profiler: profile, steps: list[StepStats]) -> dict[str, Any]:
         totals[event.name][1] += event.time_range.elapsed_us()
     span = max(e.time_range.end for e in events) - min(e.time_range.start for e in events)
     busy = sum(time for _, time in totals.values())
-    num_steps = len(steps)
     kernels = [
         {
             "name": name,

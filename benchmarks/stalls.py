@@ -25,6 +25,7 @@ from engine_service.worker.executor import start_executor
 _NUM_DECODES = 128
 _BURST = 256
 _PAUSE = 1.5
+_SETTLING = -1
 _COLLECT_GARBAGE = "collect garbage"
 _PHASES = ("quiet", "256 submits", "256 cancels", "submits and cancels", _COLLECT_GARBAGE)
 
@@ -35,17 +36,17 @@ class RecordingCore(EngineCore):
     def __init__(self, *arguments: object, phase: object) -> None:
         super().__init__(*arguments)
         self._phase = phase
-        self._last_phase = 0
+        self._last_phase = _SETTLING
         self.exposed: dict[int, list[float]] = {}
 
     def step(self) -> StepOutput:
         """Does a step."""
         phase = self._phase.value
-        if phase != self._last_phase and _PHASES[phase % len(_PHASES)] == _COLLECT_GARBAGE:
+        if phase != self._last_phase and _PHASES[phase] == _COLLECT_GARBAGE:
             gc.collect()
         self._last_phase = phase
         output = super().step()
-        if output.stats.num_scheduled_seqs >= _NUM_DECODES:
+        if phase != _SETTLING and output.stats.num_scheduled_seqs >= _NUM_DECODES:
             seconds = output.stats.step_seconds - output.stats.device_seconds
             self.exposed.setdefault(phase, []).append(seconds)
         return output
@@ -100,7 +101,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     options = parser.parse_args()
     context = multiprocessing.get_context("spawn")
-    phase = context.Value("i", 0)
+    phase = context.Value("i", _SETTLING)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(SHAPES["qwen3-0.6b"]))
         scheduler = SchedulerOptions()
