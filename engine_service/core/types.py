@@ -141,7 +141,7 @@ class StepResult:
     wait_seconds: float = 0.0
     """Time that the host then waited for the tokens."""
     device_seconds: float = 0.0
-    """Time that the device spent on the step."""
+    """Time from the device's first kernel of the step to its last, gaps included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,7 +213,7 @@ class StepStats:
     wait_seconds: float = 0.0
     update_seconds: float = 0.0
     device_seconds: float = 0.0
-    """Time that the device spent on the step."""
+    """Time from the device's first kernel of the step to its last, gaps included."""
     step_seconds: float = 0.0
     """What the step added to the time of all: from the end of the step before, or from its own
     beginning if that was later, to its end."""
