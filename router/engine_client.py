@@ -139,6 +139,11 @@ class EngineClient:
         return len(self._streams)
 
     @property
+    def is_connected(self) -> bool:
+        """Whether the connection stands, whatever the engine says of its state."""
+        return self._stub is not None
+
+    @property
     def is_stalled(self) -> bool:
         """Whether the engine stalled and is left alone for now."""
         return self._cause == _STALLED

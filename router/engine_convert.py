@@ -1,5 +1,6 @@
 """Between the messages of the engine's contract and the router's own types."""
 
+import math
 from collections.abc import AsyncIterator
 from hashlib import sha256
 
@@ -146,17 +147,22 @@ def to_model(response: engine_pb2.GetModelInfoResponse) -> ModelInfo:
 
 
 def to_load(load: engine_pb2.EngineLoad) -> EngineLoad:
-    """Returns an engine's load; an unknown state counts as unavailable."""
+    """Returns an engine's load; an unknown state counts as unavailable, nonsense as nothing."""
     return EngineLoad(
         state=_STATES.get(load.state, EngineState.UNAVAILABLE),
-        num_running=load.running_count,
-        num_waiting=load.waiting_count,
-        num_waiting_prefill_tokens=load.waiting_prefill_token_count,
-        num_free_blocks=load.free_block_count,
-        num_blocks=load.total_block_count,
-        prefill_tokens_per_second=load.prefill_tokens_per_second,
-        decode_tokens_per_second=load.decode_tokens_per_second,
+        num_running=max(0, load.running_count),
+        num_waiting=max(0, load.waiting_count),
+        num_waiting_prefill_tokens=max(0, load.waiting_prefill_token_count),
+        num_free_blocks=max(0, load.free_block_count),
+        num_blocks=max(0, load.total_block_count),
+        prefill_tokens_per_second=_rate(load.prefill_tokens_per_second),
+        decode_tokens_per_second=_rate(load.decode_tokens_per_second),
     )
+
+
+def _rate(value: float) -> float:
+    """Returns a rate that costs can be computed with; what is none counts as unmeasured."""
+    return value if math.isfinite(value) and value > 0 else 0.0
 
 
 def to_cache_update(message: engine_pb2.WatchCacheResponse) -> CacheUpdate:

@@ -42,7 +42,7 @@ class GrpcEventLoop(asyncio.SelectorEventLoop):
         A byte is written after its event was queued, so one that is read early loses nothing: the
         callback, which comes next, finds the event.
         """
-        if not isinstance(fd, socket.socket):
+        if not (isinstance(fd, socket.socket) and fd.family == socket.AF_UNIX):
             super().add_reader(fd, callback, *args)
             return
         waking, num_bytes = fd, array("i", [0])
@@ -57,19 +57,21 @@ class GrpcEventLoop(asyncio.SelectorEventLoop):
 
 
 def let_loop_run_on() -> None:
-    """Keeps gRPC's threads from interrupting the main thread on a core that they share.
+    """Keeps all other threads from interrupting the main one on a core that they share.
 
-    To be called when the server has started, so that its threads are there; those that they start
-    later do as they do. They wait until the main thread has nothing to do, or its time slice ends.
+    To be called when the server has started, so that gRPC's threads are there; those that they
+    start later do as they do. They wait until the main thread has nothing to do, or its time slice
+    ends. A system that does not allow it, or has no /proc, is left as it is.
     """
     if not hasattr(os, "SCHED_BATCH"):
         return
     main = threading.main_thread().native_id
-    for entry in Path("/proc/self/task").iterdir():
-        if int(entry.name) != main:
-            # The thread may have ended, and a sandbox may not allow it.
-            with suppress(OSError):
-                os.sched_setscheduler(int(entry.name), os.SCHED_BATCH, os.sched_param(0))
+    with suppress(OSError):
+        for entry in list(Path("/proc/self/task").iterdir()):
+            if int(entry.name) != main:
+                # It may have ended since.
+                with suppress(ProcessLookupError):
+                    os.sched_setscheduler(int(entry.name), os.SCHED_BATCH, os.sched_param(0))
 
 
 def collect_garbage_rarely() -> None:

@@ -109,6 +109,8 @@ class Fleet:
         self._newcomers: asyncio.Queue[FleetMember] = asyncio.Queue()
         self._addresses: dict[str, None] = {}
         """Of all engines there are; members are also those that have not left yet."""
+        self._ending: RequestError | None = None
+        """What every request ends with from now on."""
         self._num_past_connections = 0
         self._num_placements = 0
         self.set_addresses(addresses)
@@ -123,10 +125,12 @@ class Fleet:
         for address in self._addresses:
             if address not in self._members:
                 self._join(address)
-        for address, member in self._members.items():
+        # Those that are gone first: an engine is not kept away by its own other name that leaves.
+        for member in sorted(self._members.values(), key=lambda m: m.address in self._addresses):
             is_leaving = self._must_leave(member)
             if is_leaving != member.is_leaving:
-                _logger.info("engine %s engine=%s", "leaves" if is_leaving else "is back", address)
+                verb = "leaves" if is_leaving else "is back"
+                _logger.info("engine %s engine=%s", verb, member.address)
                 member.is_leaving = is_leaving
         self._state_changed()
 
@@ -282,7 +286,8 @@ class Fleet:
                 self._leave(journey, placement.engine, error)
 
     def end_requests(self, error: RequestError) -> None:
-        """Ends every request under way on an engine with an error that no other engine mends."""
+        """Ends every request under way, on an engine or not, and those that come, with an error."""
+        self._ending = error
         for member in self._members.values():
             member.client.end_requests(error)
 
@@ -318,6 +323,8 @@ class Fleet:
         Engines that are restarted one after the other can all be away for a moment.
         """
         while True:
+            if self._ending is not None:
+                raise self._ending
             placement = self._place(info, journey, hashes)
             if placement is not None:
                 return placement
@@ -340,7 +347,7 @@ class Fleet:
             fingerprint=info.fingerprint,
             num_prompt_tokens=num_tokens,
             num_sequence_tokens=self._num_sequence_tokens(info.name, request),
-            max_tokens=request.sampling_params.max_tokens,
+            max_tokens=_num_tokens_left(request),
             num_cached_tokens={
                 engine: count * info.block_size
                 for engine, count in self._index.match(usable).items()
@@ -428,6 +435,11 @@ class Fleet:
         else:
             self._ready.clear()
             self._unready.set()
+
+
+def _num_tokens_left(request: TokenRequest) -> int | None:
+    limit = request.sampling_params.max_tokens
+    return None if limit is None else max(1, limit - len(request.resume_token_ids))
 
 
 def _block_hashes(request: TokenRequest, info: ModelInfo) -> list[int]:

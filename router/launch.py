@@ -80,7 +80,10 @@ class _Router:
             (),
             placement=config.placement,
             observer=self._metrics,
-            settings=ClientSettings(max_buffered_tokens=config.max_buffered_tokens),
+            settings=ClientSettings(
+                max_buffered_tokens=config.max_buffered_tokens,
+                max_open_requests=config.max_concurrent_requests,
+            ),
         )
         self._tokenizers = TokenizerPool(self._fleet.fetch_tokenizer, config.tokenizer_threads)
         self._pipeline = Pipeline(

@@ -137,6 +137,14 @@ def test_service_selects_its_pods_and_leads_to_their_grpc_port(documents, pods, 
     assert (port["targetPort"], port["port"]) == ("grpc", ports_of(pods[name])["grpc"])
 
 
+def test_router_has_memory_for_the_requests_that_it_takes(pods):
+    limit = container_of(pods["router"])["resources"]["limits"]["memory"]
+    assert limit.endswith("Gi")
+    # docs/operations.md: 18 times the bytes of text; the rest is a router at rest and its index.
+    worst = 18 * settings_of("router", pods["router"]).max_request_bytes
+    assert worst + (700 << 20) <= int(limit.removesuffix("Gi")) << 30
+
+
 def test_router_follows_the_engines_by_the_name_of_their_headless_service(documents, pods):
     name = documents["StatefulSet", "engine"]["spec"]["serviceName"]
     spec = documents["Service", name]["spec"]

@@ -118,6 +118,21 @@ async def test_stalled_engine_is_not_asked_again_by_its_other_name(monkeypatch):
         await asyncio.wait([reader])
 
 
+async def test_old_name_that_replaces_the_new_one_takes_requests_at_once():
+    async with one_engine(SLOW) as (_, first, second), running([first]) as fleet:
+        await until(lambda: states(fleet) == [SERVING])
+        events = fleet.generate(request(range(8), 300))
+        assert (await anext(events)).engine == first
+        fleet.set_addresses([second])
+        await until(lambda: states(fleet) == [EngineState.DRAINING, SERVING])
+
+        fleet.set_addresses([first])
+
+        assert states(fleet) == [SERVING, EngineState.DRAINING]
+        assert (await collect(fleet, request([1])))[0].engine == first
+        await events.aclose()
+
+
 async def test_new_name_of_an_engine_takes_over_while_the_old_one_finishes():
     async with one_engine(SLOW) as (_, first, second), running([first]) as fleet:
         await until(lambda: states(fleet) == [SERVING])

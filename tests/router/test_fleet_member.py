@@ -2,6 +2,7 @@ import asyncio
 
 import pytest
 
+from router import fleet_member
 from router.fleet_member import FleetMember
 from router.prefix_index import SLICE_BLOCKS, PrefixIndex
 from router.types import CacheUpdate
@@ -18,6 +19,12 @@ class RecordingIndex(PrefixIndex):
         for follows in super().apply_in_slices(engine, update):
             self.slices.append(engine)
             yield follows
+
+
+@pytest.fixture(autouse=True)
+def short_turns(monkeypatch):
+    """One slice is a turn."""
+    monkeypatch.setattr(fleet_member, "_TURN_SECONDS", -1.0)
 
 
 @pytest.fixture
