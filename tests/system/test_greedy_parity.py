@@ -21,7 +21,7 @@ from tests.fakes import small_tokenizer
 BLOCK_SIZE = 16
 MIN_GAP = 1e-3
 NUM_PROMPTS = 50
-MAX_TOKENS = 20
+MAX_TOKENS = 40
 SHAPE = Shape(num_heads=4, num_kv_heads=2, head_dim=32, is_tied=False, vocab_size=512)
 EDGE_LENGTHS = [BLOCK_SIZE - 1, BLOCK_SIZE, BLOCK_SIZE + 1, 2 * BLOCK_SIZE, 3 * BLOCK_SIZE]
 
@@ -84,7 +84,7 @@ each_variant = pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANT
 async def serving(model, folder, engine_module, options):
     """Runs two engines and a router; yields the engines and a stub of the router."""
     arguments = [engine_module, "--model", str(model.folder), "--device", "cpu"]
-    # The longest sequence takes 9 blocks, so a pool of 12 holds few of those that may run.
+    # The longest sequence takes 10 blocks, so a pool of 12 holds few of those that may run.
     arguments += ["--cpu-threads", "1", "--block-size", str(BLOCK_SIZE), "--num-blocks", "12"]
     async with Services(folder) as services:
         engines = [services.start(f"engine-{i}", [*arguments, *options]) for i in range(2)]
