@@ -13,6 +13,7 @@ import grpc
 import pytest
 import tokenizers
 
+from examples.demo.load import wait_for_engines
 from examples.demo.services import Services, http_get
 from protos.pagestream.router.v1 import router_pb2, router_pb2_grpc
 from tests.engine_service.tiny_models import Shape, make_model, random_tokens
@@ -91,6 +92,8 @@ async def serving(model, folder, engine_module, options):
         addresses = ",".join(engine.address for engine in engines)
         router = services.start("router", ["router", "--engines", addresses])
         await services.wait_ready([*engines, router], 90, lambda service, state: None)
+        # A router is ready with the first of them, which would then get all requests.
+        await wait_for_engines(router.address, len(engines))
         async with grpc.aio.insecure_channel(router.address) as channel:
             yield engines, router_pb2_grpc.RouterServiceStub(channel)
 
