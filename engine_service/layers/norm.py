@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from kernels.rms_norm import add_rms_norm, rms_norm
+from kernels.rms_norm import add_rms_norm
 
 
 class RMSNorm(nn.Module):
@@ -14,18 +14,14 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(size, dtype=dtype), requires_grad=False)
         self.eps = eps
 
-    def forward(
-        self, x: torch.Tensor, residual: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Adds x to the residual stream and normalises the sum.
 
         Args:
             x: [num_tokens, size].
-            residual: [num_tokens, size]; None where the stream begins, with x.
+            residual: [num_tokens, size].
 
         Returns:
             The normalised rows and the new residual, each [num_tokens, size].
         """
-        if residual is None:
-            return rms_norm(x, self.weight, self.eps), x
         return add_rms_norm(x, residual, self.weight, self.eps)

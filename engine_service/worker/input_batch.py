@@ -212,11 +212,6 @@ class InputBatch:
             self._temperatures = torch.zeros(max_num_seqs, dtype=torch.float32)
             self._seeds = torch.zeros(max_num_seqs, dtype=torch.int64)
 
-    def prepare(self, plan: StepPlan) -> StepInputs:
-        """Takes a plan's changes in and builds its inputs. Waits for nothing."""
-        rows = Rows.of(plan)
-        return self.read(self.apply(plan, rows, rows.num_rows, rows.num_tokens), Bounds.of(rows))
-
     def apply(self, plan: StepPlan, rows: Rows, num_rows: int, num_tokens: int) -> DeviceRows:
         """Takes a plan's changes in and brings its rows to the device. Waits for nothing.
 

@@ -6,6 +6,7 @@ import torch
 
 from engine_service.worker.input_batch import Bounds, DeviceRows, InputBatch, Rows
 from tests.engine_service.plans import NewSequence, Row, make_plan
+from tests.engine_service.worker.inputs import prepare
 
 BLOCK_SIZE = 16
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -24,7 +25,7 @@ def batch(request):
 def test_prompt_becomes_ids_positions_and_slots(batch):
     new = {3: NewSequence(token_ids=range(100, 120), block_ids=[5, 2])}
 
-    inputs = batch.prepare(make_plan([Row(3, 0, 20)], new))
+    inputs = prepare(batch, make_plan([Row(3, 0, 20)], new))
 
     assert inputs.input_ids.tolist() == list(range(100, 120))
     assert inputs.positions.tolist() == list(range(20))
@@ -39,7 +40,7 @@ def test_prompt_becomes_ids_positions_and_slots(batch):
 def test_types_are_what_the_kernels_take(batch):
     new = {0: NewSequence([1, 2, 3], [1]), 1: NewSequence([4], [2])}
 
-    inputs = batch.prepare(make_plan([Row(0, 0, 3), Row(1, 0, 1)], new))
+    inputs = prepare(batch, make_plan([Row(0, 0, 3), Row(1, 0, 1)], new))
 
     assert inputs.input_ids.dtype == torch.int32
     assert inputs.positions.dtype == inputs.metadata.slot_mapping.dtype == torch.int64
@@ -58,7 +59,7 @@ def test_rows_of_one_token_come_first(batch):
         2: NewSequence(range(40, 45), [3]),
     }
 
-    inputs = batch.prepare(make_plan([Row(0, 0, 10), Row(1, 9, 1), Row(2, 2, 3)], new))
+    inputs = prepare(batch, make_plan([Row(0, 0, 10), Row(1, 9, 1), Row(2, 2, 3)], new))
 
     assert inputs.input_ids.tolist() == [29, *range(10), 42, 43, 44]
     assert inputs.positions.tolist() == [9, *range(10), 2, 3, 4]
@@ -77,7 +78,7 @@ def test_sampled_rows_keep_the_order_of_the_plan(batch):
     }
     rows = [Row(0, 0, 10), Row(2, 0, 3, is_sampled=False), Row(1, 9, 1)]
 
-    sampling = batch.prepare(make_plan(rows, new)).sampling
+    sampling = prepare(batch, make_plan(rows, new)).sampling
 
     assert sampling.slots.tolist() == [0, 1]
     assert sampling.token_indices.tolist() == [10, 0]
@@ -89,16 +90,16 @@ def test_sampled_rows_keep_the_order_of_the_plan(batch):
 def test_step_without_sampled_rows_says_so(batch):
     new = {0: NewSequence(range(10), [1])}
 
-    assert batch.prepare(make_plan([Row(0, 0, 5, is_sampled=False)], new)).sampling is None
+    assert prepare(batch, make_plan([Row(0, 0, 5, is_sampled=False)], new)).sampling is None
 
 
 def test_sampled_token_is_the_next_input(batch):
     new = {0: NewSequence([1, 2], [4]), 5: NewSequence([3], [6])}
-    inputs = batch.prepare(make_plan([Row(0, 0, 2), Row(5, 0, 1)], new))
+    inputs = prepare(batch, make_plan([Row(0, 0, 2), Row(5, 0, 1)], new))
 
     batch.append_sampled(inputs.sampling, torch.tensor([77, 88]).to(inputs.positions.device))
 
-    inputs = batch.prepare(make_plan([Row(5, 1, 1), Row(0, 2, 1)]))
+    inputs = prepare(batch, make_plan([Row(5, 1, 1), Row(0, 2, 1)]))
     assert inputs.input_ids.tolist() == [88, 77]
     assert inputs.positions.tolist() == [1, 2]
     assert inputs.metadata.slot_mapping.tolist() == [97, 66]
@@ -106,10 +107,10 @@ def test_sampled_token_is_the_next_input(batch):
 
 def test_slot_given_to_another_sequence_forgets_the_first(batch):
     first = NewSequence(range(20), [1, 2], temperature=1.0, seed=5)
-    batch.prepare(make_plan([Row(0, 0, 20)], {0: first}))
+    prepare(batch, make_plan([Row(0, 0, 20)], {0: first}))
 
     second = NewSequence(range(50, 53), [7])
-    inputs = batch.prepare(make_plan([Row(0, 0, 3)], {0: second}))
+    inputs = prepare(batch, make_plan([Row(0, 0, 3)], {0: second}))
 
     assert inputs.input_ids.tolist() == [50, 51, 52]
     assert inputs.metadata.slot_mapping.tolist() == [112, 113, 114]
@@ -135,7 +136,7 @@ def test_random_plans_equal_loops_over_tokens(batch):
             num_scheduled_tokens = generator.randint(1, num_tokens - num_computed_tokens)
             rows.append(Row(slot, num_computed_tokens, num_scheduled_tokens))
 
-        inputs = batch.prepare(make_plan(rows, new))
+        inputs = prepare(batch, make_plan(rows, new))
 
         expected = []
         for row in sorted(rows, key=lambda row: row.num_scheduled_tokens > 1):
@@ -163,7 +164,7 @@ def test_padding_changes_no_row(batch):
     }
     plan = make_plan([Row(1, 0, 29, is_sampled=False), Row(0, 9, 1), Row(2, 2, 3)], new)
     rows = Rows.of(plan)
-    exact = batch.prepare(plan)
+    exact = prepare(batch, plan)
 
     padded = batch.read(
         replace(batch.apply(plan, rows, 6, 48), sampled_rows=None),

@@ -15,6 +15,7 @@ from engine_service.worker.model_runner import ModelRunner
 from tests.engine_service.mutants import shift_one_kv_slot
 from tests.engine_service.plans import NewSequence, Row, make_plan
 from tests.engine_service.tiny_models import CUDA_SHAPES, SHAPES, Shape, make_model, random_tokens
+from tests.engine_service.worker.inputs import prepare
 
 TOLERANCE = 1e-4
 BLOCK_SIZE = 16
@@ -42,7 +43,7 @@ class Steps:
     @torch.inference_mode()
     def logits(self, rows, new=None):
         """Returns [num_rows, vocab_size] float32 on the host."""
-        inputs = self.batch.prepare(make_plan(rows, new))
+        inputs = prepare(self.batch, make_plan(rows, new))
         return self.runner.compute_logits(inputs).float().cpu()
 
 
@@ -129,7 +130,7 @@ def test_step_without_sampled_rows_yields_no_tokens(tiny_model):
     steps = Steps(tiny_model.folder)
     plan = make_plan([Row(0, 0, 4, is_sampled=False)], {0: NewSequence(range(9), [1])})
 
-    assert steps.runner.run(steps.batch.prepare(plan)) is None
+    assert steps.runner.run(prepare(steps.batch, plan)) is None
 
 
 @pytest.mark.gpu
