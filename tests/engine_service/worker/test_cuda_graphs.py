@@ -14,6 +14,7 @@ from engine_service.worker.cuda_graphs import (
     StepGraph,
     StepGraphs,
     TokenSize,
+    _sizes_with_prompts,
     decode_sizes,
     max_num_graphs,
     max_worthwhile_tokens,
@@ -150,15 +151,31 @@ def make_requests(vocab_size, num_requests=12):
     ]
 
 
-def generate(folder, requests, *, dtype="float32", num_blocks=200, enforce_eager, **scheduler):
-    """Returns each request's tokens, and how many preemptions there were."""
-    options = SchedulerOptions(**scheduler)
-    executor, info = start_executor(
-        ModelOptions(model=str(folder), device="cuda", dtype=dtype, enforce_eager=enforce_eager),
-        CacheOptions(block_size=BLOCK_SIZE, num_blocks=num_blocks),
-        options,
+class PaddedStep(StepGraph):
+    """Runs a step at its padded sizes, kernel by kernel, as its graphs would."""
+
+    def replay(self, rows):
+        self._rows.packed.copy_(rows.packed)
+        return self._runner.run(self._batch.read(self._rows, self._bounds))
+
+
+def pad_steps(executor, max_num_seqs, max_num_batched_tokens):
+    """Makes an executor on the CPU run all steps at the sizes of graphs."""
+    worker = executor._worker
+    batch, runner = worker._batch, worker._runner
+    max_num_rows = min(max_num_seqs, max_num_batched_tokens)
+    graphs = StepGraphs(
+        [PaddedStep.of_decodes(size, runner, batch) for size in decode_sizes(max_num_rows)],
+        {
+            size: PaddedStep.of_tokens(size, runner, batch)
+            for size in _sizes_with_prompts(max_num_rows, max_num_batched_tokens)
+        },
     )
-    core = EngineCore(info, options, executor)
+    executor._worker = Worker(batch, runner, graphs, batch.device)
+
+
+def run_core(core, requests):
+    """Returns each request's tokens, and how many preemptions there were."""
     for request in requests:
         core.add(request)
     tokens = {request.request_id: [] for request in requests}
@@ -171,6 +188,45 @@ def generate(folder, requests, *, dtype="float32", num_blocks=200, enforce_eager
     assert core.scheduler.pool.statistics().num_used_blocks == 0
     core.close()
     return tokens, num_preemptions
+
+
+@pytest.mark.parametrize("max_steps_in_flight", [1, 2])
+@pytest.mark.parametrize(
+    ("max_num_seqs", "max_num_batched_tokens", "num_blocks"),
+    [(16, 512, 200), (5, 16, 200), (70, 130, 200), (16, 512, 9), (1, 1, 200), (3, 2, 200)],
+)
+def test_tokens_are_the_same_when_steps_are_padded(
+    tiny, max_num_seqs, max_num_batched_tokens, num_blocks, max_steps_in_flight
+):
+    requests = make_requests(tiny.vocab_size)
+    model = ModelOptions(model=str(tiny.folder), device="cpu")
+    cache = CacheOptions(block_size=BLOCK_SIZE, num_blocks=num_blocks)
+    plain = SchedulerOptions(max_num_seqs=16)
+    executor, info = start_executor(model, cache, plain)
+    expected, _ = run_core(EngineCore(info, plain, executor), requests)
+    options = SchedulerOptions(
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_steps_in_flight=max_steps_in_flight,
+    )
+    executor, info = start_executor(model, cache, options)
+    pad_steps(executor, max_num_seqs, max_num_batched_tokens)
+
+    tokens, num_preemptions = run_core(EngineCore(info, options, executor), requests)
+
+    assert tokens == expected
+    assert (num_preemptions > 0) == (num_blocks == 9)
+
+
+def generate(folder, requests, *, dtype="float32", num_blocks=200, enforce_eager, **scheduler):
+    """Returns each request's tokens, and how many preemptions there were."""
+    options = SchedulerOptions(**scheduler)
+    executor, info = start_executor(
+        ModelOptions(model=str(folder), device="cuda", dtype=dtype, enforce_eager=enforce_eager),
+        CacheOptions(block_size=BLOCK_SIZE, num_blocks=num_blocks),
+        options,
+    )
+    return run_core(EngineCore(info, options, executor), requests)
 
 
 @pytest.fixture(scope="module")
