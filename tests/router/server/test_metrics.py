@@ -122,8 +122,6 @@ def test_index_is_shown(metrics):
     metrics.update([], STATISTICS, Holdings())
 
     assert value(metrics, "index_blocks") == 10
-    assert value(metrics, "index_speculative_entries") == 1
-
     assert value(metrics, "index_speculative_entries") == STATISTICS.index.num_speculative_entries
     assert value(metrics, "index_gaps_total") == 2
     assert value(metrics, "index_snapshots_total") == 3
