@@ -16,14 +16,16 @@ def config(**fields):
     return FakeEngineConfig(vocab_size=large_tokenizer.VOCAB_SIZE, **fields)
 
 
-@pytest.mark.parametrize(("tokens_per_step", "num_messages"), [(1, 15), (5, 3)])
-async def test_client_counts_each_message_of_each_call(tokens_per_step, num_messages):
+@pytest.mark.parametrize(("tokens_per_step", "max_messages"), [(1, 15), (5, 3)])
+async def test_client_counts_each_token_and_message_of_each_call(tokens_per_step, max_messages):
     engine = LeanEngine(config(decode_step_seconds=0.01), tokens_per_step=tokens_per_step)
     async with engine:
         target = Target("engine", "tokens", 16, max_tokens=5)
         result = await asyncio.to_thread(run, target, engine.address, 3, 2, 2)
 
-    assert (result["num_tokens"], result["num_messages"]) == (15, num_messages)
+    assert result["num_tokens"] == 15
+    # A call that is late gets the tokens of several steps in one message.
+    assert 3 <= result["num_messages"] <= max_messages
     assert len(result["first_token_s"]) == 3
     pairs = zip(result["first_token_s"], result["total_s"], strict=True)
     assert all(0 < first <= total for first, total in pairs)
