@@ -17,6 +17,7 @@ from benchmarks.router.simulation.workload import (
     Request,
     draw,
 )
+from benchmarks.workloads import WORKLOADS
 
 SMALL = Scenario(workload=CHAT, num_engines=3, requests_per_second=4.0, num_requests=60)
 TIGHT = replace(
@@ -141,16 +142,14 @@ def test_long_prompt_is_computed_in_chunks_of_the_budget():
 
 
 @pytest.mark.parametrize(
-    ("num_requests", "num_prompt_tokens", "num_output_tokens", "tokens_per_second"),
-    [(1, 128, 512, 193), (64, 1024, 256, 4594)],
+    ("workload", "tokens_per_second"),
+    [("decode_b1", 193), ("decode_b64", 4594), ("nano_bench", 9361)],
 )
-def test_engine_is_as_fast_as_what_it_was_fitted_to(
-    num_requests, num_prompt_tokens, num_output_tokens, tokens_per_second
-):
+def test_engine_is_as_fast_as_what_it_was_fitted_to(workload, tokens_per_second):
     engine = Engine(0, Hardware())
-    for number in range(num_requests):
+    for number, (prompt, num_output_tokens) in enumerate(zip(*WORKLOADS[workload](), strict=True)):
         hashes = tuple(range(1000 * (number + 1), 1000 * (number + 1) + 100))
-        engine.receive(0.0, ask(number, num_prompt_tokens, num_output_tokens, hashes))
+        engine.receive(0.0, ask(number, len(prompt), num_output_tokens, hashes))
 
     engine.start(0.0)
     while engine.step_end is not None:
