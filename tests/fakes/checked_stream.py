@@ -1,10 +1,13 @@
 """A client's stream from fake engines, every token of which is known before."""
 
 from collections.abc import Callable, Sequence
+from itertools import count
 
 import grpc
+from grpc_status import rpc_status
 
 from protos.pagestream.router.v1 import router_pb2, router_pb2_grpc
+from protos.wire.status import ErrorStatus, unpack
 from tests.fakes.fake_engine import expected_tokens
 
 
@@ -16,8 +19,10 @@ class CheckedStream:
         num_tokens: How many to ask for.
         temperature: 0 is greedy; else the engine draws a seed.
         model: Name of the model; empty is the only one.
+        fields: More of the request, such as its priority.
 
     Attributes:
+        call: The call once it was asked.
         token_ids: What was received.
         engine: The engine of the first admission.
         error: The status that the call ended with, None while it runs and after a good end.
@@ -25,7 +30,12 @@ class CheckedStream:
     """
 
     def __init__(
-        self, prompt: Sequence[int], num_tokens: int, temperature: float = 0.0, model: str = ""
+        self,
+        prompt: Sequence[int],
+        num_tokens: int,
+        temperature: float = 0.0,
+        model: str = "",
+        **fields: object,
     ) -> None:
         self.token_ids: list[int] = []
         self.engine = ""
@@ -35,6 +45,7 @@ class CheckedStream:
         self._num_tokens = num_tokens
         self._temperature = temperature
         self._model = model
+        self._fields = fields
         self._seeds: list[int] = []
         self._usage = -1
 
@@ -44,20 +55,38 @@ class CheckedStream:
         seconds: float,
         progress: Callable[[], None] = lambda: None,
     ) -> None:
-        """Reads the stream to its end, for at most so many seconds.
+        """Asks, and reads the stream to its end, for at most so many seconds.
 
         Calls `progress` after each message; what that raises cancels the call and is raised on.
         """
+        self.ask(stub, seconds)
+        try:
+            await self.read(progress=progress)
+        finally:
+            self.leave()
+
+    def ask(self, stub: router_pb2_grpc.RouterServiceStub, seconds: float) -> None:
+        """Begins the call, which takes at most so many seconds, and reads nothing yet."""
         request = router_pb2.GenerateRequest(
             model=self._model,
             token_ids=router_pb2.TokenIds(ids=self._prompt),
             sampling_params=router_pb2.SamplingParams(
                 temperature=self._temperature, max_tokens=self._num_tokens
             ),
+            **self._fields,
         )
-        call = stub.Generate(request, timeout=seconds)
+        self.call = stub.Generate(request, timeout=seconds)
+
+    async def read(
+        self, max_messages: int | None = None, progress: Callable[[], None] = lambda: None
+    ) -> None:
+        """Reads to the end of the stream, or so many messages if those come first."""
         try:
-            async for response in call:
+            for _ in count() if max_messages is None else range(max_messages):
+                response = await self.call.read()
+                if response is grpc.aio.EOF:
+                    self.is_ended = True
+                    break
                 if response.HasField("admission"):
                     self._seeds.append(response.admission.seed)
                     self.engine = response.admission.engine
@@ -67,9 +96,20 @@ class CheckedStream:
                 progress()
         except grpc.aio.AioRpcError as error:
             self.error = error
-        finally:
-            call.cancel()
             self.is_ended = True
+
+    def leave(self) -> None:
+        """Cancels the call if it has not ended."""
+        self.call.cancel()
+        self.is_ended = True
+
+    @property
+    def status(self) -> ErrorStatus | None:
+        """What the call's error says, None without one."""
+        if self.error is None:
+            return None
+        packed = rpc_status.from_call(self.error)
+        return unpack(packed.code, packed.message, packed.details)
 
     @property
     def fault(self) -> str:
@@ -88,5 +128,6 @@ class CheckedStream:
         if len(self._seeds) != 1:
             return f"{len(self._seeds)} admissions"
         seed = self._seeds[0] if self._temperature else 0
-        expected = expected_tokens(self._prompt, self._num_tokens, seed=seed)
-        return "" if self.token_ids == expected[: len(self.token_ids)] else "wrong tokens"
+        num_expected = min(len(self.token_ids), self._num_tokens)
+        expected = expected_tokens(self._prompt, num_expected, seed=seed)
+        return "" if self.token_ids == expected else "wrong tokens"

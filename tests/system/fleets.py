@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -26,7 +26,10 @@ ENGINE += ("--max-num-seqs", "256")
 class Fleet:
     engines: list[ServiceProcess]
     router: ServiceProcess
-    operations_port: int
+    operations: str
+    """Address of the router's metrics."""
+    num_tasks: float = 0.0
+    """Of the router, when it had no request."""
 
     @asynccontextmanager
     async def client(self):
@@ -64,53 +67,114 @@ class Fleet:
 
         await until(is_refused)
 
-    async def metric(self, name: str, engine: str = "") -> float:
-        """Returns the sum of a series, or that of one engine."""
-        text = await asyncio.to_thread(http_get, f"{HOST}:{self.operations_port}", "/metrics")
-        labels = rf'{{engine="{re.escape(engine)}"}}' if engine else r"(?:{[^}]*})?"
-        found = re.findall(rf"^pagestream_router_{name}{labels} (\S+)$", text, re.MULTILINE)
-        return sum(map(float, found))
+    async def metric(self, name: str, **labels: str) -> float:
+        """Returns what `metric` does, of this router."""
+        return await metric(self.operations, name, **labels)
+
+    async def note_tasks(self) -> None:
+        """Keeps how many tasks the router has, which has no request."""
+        self.num_tasks = await tasks_at_rest(self.operations)
 
     async def check_nothing_left(self, *engines: ServiceProcess) -> None:
-        """Waits until no request, block or reservation of one is left, and the index is right."""
-        for engine in engines:
-            await until(lambda engine=engine: is_idle(engine.address))
-        for name in ("requests_in_flight", "engine_requests_in_flight"):
-            await until(lambda name=name: self._is_zero(name))
-        # Reservations stay for two seconds after the first token.
-        await until(lambda: self._is_zero("index_speculative_entries"))
-        for engine in engines:
-            await until(lambda engine=engine: self._is_index_right(engine.address))
+        """Checks what `check_nothing_left` does; these are all engines that run."""
+        addresses = [engine.address for engine in engines]
+        await check_nothing_left(self.operations, addresses, self.num_tasks)
 
-    async def _is_zero(self, name: str) -> bool:
-        return await self.metric(name) == 0
 
-    async def _is_index_right(self, address: str) -> bool:
-        num_indexed = await self.metric("engine_index_blocks", address)
-        return num_indexed == len(await cached_blocks(address))
+def quick_engine(port, log_path, *options) -> ServiceProcess:
+    """Returns a fake engine, not started."""
+    return fake_engine(port, log_path, *ENGINE, *options)
 
 
 @asynccontextmanager
-async def fleet_of(folder, *engine_options, router_options=(), is_started=True):
+async def fleet_of(
+    folder, *engine_options, make_engine=quick_engine, router_options=(), is_started=True
+):
     """A router and one engine for each tuple of options; all of it is ended in the end."""
     *ports, port, operations_port = free_ports(len(engine_options) + 2)
     engines = [
-        fake_engine(port, folder / f"engine-{number}.log", *ENGINE, *options)
+        make_engine(port, folder / f"engine-{number}.log", *options)
         for number, (port, options) in enumerate(zip(ports, engine_options, strict=True))
     ]
     addresses = ",".join(engine.address for engine in engines)
     arguments = ["router", "--engines", addresses, "--port", str(port), *router_options]
     arguments += ["--operations-port", str(operations_port)]
     router = ServiceProcess(arguments, port, folder / "router.log")
-    fleet = Fleet(engines, router, operations_port)
+    fleet = Fleet(engines, router, f"{HOST}:{operations_port}")
     async with running(*(engines if is_started else ()), router):
         try:
             if is_started:
                 await fleet.wait_serving(*engines)
+                await fleet.note_tasks()
             yield fleet
         finally:
             for engine in engines:
                 await engine.close()
+
+
+async def metric(operations: str, name: str, **labels: str) -> float:
+    """Returns the sum of a series of the router, or the one that has a label.
+
+    Args:
+        operations: Where the router shows its metrics.
+        name: Without the part that all have.
+        labels: One label or none.
+    """
+    text = await asyncio.to_thread(http_get, operations, "/metrics")
+    chosen = "".join(f'{key}="{re.escape(value)}"' for key, value in labels.items())
+    pattern = f"{{{chosen}}}" if labels else r"(?:{[^}]*})?"
+    found = re.findall(rf"^pagestream_router_{name}{pattern} (\S+)$", text, re.MULTILINE)
+    return sum(map(float, found))
+
+
+async def tasks_at_rest(operations: str) -> float:
+    """Returns the asyncio tasks of a router without a request, once two scrapes agree."""
+    num_tasks = -1.0
+    async with asyncio.timeout(TIMEOUT):
+        while (found := await metric(operations, "tasks")) != num_tasks:
+            num_tasks = found
+    return num_tasks
+
+
+async def check_nothing_left(operations: str, engines: Sequence[str], num_tasks: float) -> None:
+    """Waits until nothing of any request is left in the router or in an engine.
+
+    No task, request, block or reservation is, and the index has what the engines hold and no more.
+
+    Args:
+        operations: Where the router shows its metrics.
+        engines: The addresses of all engines that run.
+        num_tasks: What the router had with these engines before the first request.
+    """
+
+    async def is_zero(name):
+        return await metric(operations, name) == 0
+
+    async def is_index_right():
+        held = [await cached_blocks(address) for address in engines]
+        indexed = [
+            await metric(operations, "engine_index_blocks", engine=address) for address in engines
+        ]
+        num_blocks = await metric(operations, "index_blocks")
+        return indexed == list(map(len, held)) and num_blocks == len(set().union(*held))
+
+    async def has_as_many_tasks():
+        assert num_tasks > 0
+        return await metric(operations, "tasks") <= num_tasks
+
+    for address in engines:
+        await until(lambda address=address: is_idle(address))
+    # Reservations, which come last, stay for two seconds after the first token.
+    for name in (
+        "requests_in_flight",
+        "engine_requests_in_flight",
+        "request_bytes",
+        "queued_prompt_tokens",
+        "index_speculative_entries",
+    ):
+        await until(lambda name=name: is_zero(name))
+    await until(is_index_right)
+    await until(has_as_many_tasks)
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:

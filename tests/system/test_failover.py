@@ -5,25 +5,18 @@ fleet gives.
 """
 
 import asyncio
-import os
-import re
 import signal
-import sys
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import cycle, islice
-from pathlib import Path
 
-import grpc
 import pytest
 
-from examples.demo.load import RIGHT_ANSWERS, wait_for_engines
+from examples.demo.load import RIGHT_ANSWERS
 from examples.demo.model import CHECKPOINT
-from examples.demo.services import HOST, Services, http_get
-from protos.pagestream.router.v1 import router_pb2, router_pb2_grpc
-from protos.wire.channel import client_options
+from protos.pagestream.router.v1 import router_pb2
+from tests.fakes.service_process import HOST, ServiceProcess
+from tests.system.fleets import fleet_of
 
-ROOT = Path(__file__).parents[2]
 NUM_STREAMS = 64
 TIMEOUT = 60.0
 ENGINE = ["engine_service", "--model", str(CHECKPOINT), "--device", "cpu", "--cpu-threads", "1"]
@@ -42,24 +35,14 @@ class Stream:
     finish: router_pb2.Finish | None = None
 
 
-@dataclass
-class Fleet:
-    services: Services
-    engines: list
-    router: object
-    stub: router_pb2_grpc.RouterServiceStub
+def real_engine(port, log_path, *options) -> ServiceProcess:
+    """Returns an engine of the demo model, not started."""
+    arguments = [*ENGINE, "--host", HOST, "--port", str(port), "--operations-port", "0", *options]
+    return ServiceProcess(arguments, port, log_path)
 
 
-@asynccontextmanager
-async def running_fleet(folder, *options):
-    async with Services(folder) as services:
-        engines = [services.start(f"engine-{i}", [*ENGINE, *options]) for i in range(2)]
-        addresses = ",".join(engine.address for engine in engines)
-        router = services.start("router", ["router", "--engines", addresses])
-        await services.wait_ready([*engines, router], TIMEOUT, lambda service, state: None)
-        await wait_for_engines(router.address, 2)
-        async with grpc.aio.insecure_channel(router.address, options=client_options()) as channel:
-            yield Fleet(services, engines, router, router_pb2_grpc.RouterServiceStub(channel))
+def two_engines(folder, *options):
+    return fleet_of(folder, options, options, make_engine=real_engine)
 
 
 async def run(stub, stream, progress):
@@ -89,9 +72,9 @@ async def run_all(fleet, disturb=None):
         if sum(len(stream.token_ids) for stream in streams) > NUM_STREAMS * 33:
             is_under_way.set()
 
-    async with asyncio.timeout(TIMEOUT), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(TIMEOUT), fleet.client() as stub, asyncio.TaskGroup() as group:
         for stream in streams:
-            group.create_task(run(fleet.stub, stream, progress))
+            group.create_task(run(stub, stream, progress))
         if disturb is not None:
             await is_under_way.wait()
             assert not all(stream.finish for stream in streams)
@@ -102,7 +85,7 @@ async def run_all(fleet, disturb=None):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     async def run_undisturbed():
-        async with running_fleet(tmp_path_factory.mktemp("undisturbed")) as fleet:
+        async with two_engines(tmp_path_factory.mktemp("undisturbed")) as fleet:
             return await run_all(fleet)
 
     return asyncio.run(run_undisturbed())
@@ -118,76 +101,43 @@ def check(streams, undisturbed):
         assert stream.finish.prompt_token_count == expected.finish.prompt_token_count
 
 
-def metric(service, name):
-    text = http_get(service.operations_address, "/metrics")
-    return sum(float(v) for v in re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE))
-
-
-async def check_nothing_left(fleet, engines):
-    """The router and these engines hold nothing of the requests any more."""
-    async with asyncio.timeout(10):
-        for engine in engines:
-            while metric(engine, "pagestream_engine_kv_cache_usage_ratio"):  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
-    assert metric(fleet.router, "pagestream_router_requests_in_flight") == 0
-    assert metric(fleet.router, "pagestream_router_engine_requests_in_flight") == 0
-
-
 async def test_streams_of_an_engine_that_is_killed_go_on(undisturbed, tmp_path):
-    async with running_fleet(tmp_path) as fleet:
+    async with two_engines(tmp_path) as fleet:
         victim, survivor = fleet.engines
 
-        async def kill():
-            victim.process.kill()
-
-        check(await run_all(fleet, kill), undisturbed)
-        assert metric(fleet.router, "pagestream_router_failovers_total") > 0
-        assert metric(fleet.router, "pagestream_router_resumed_tokens_total") > 0
-        await check_nothing_left(fleet, [survivor])
+        check(await run_all(fleet, victim.end), undisturbed)
+        assert await fleet.metric("failovers_total") > 0
+        assert await fleet.metric("resumed_tokens_total") > 0
+        await fleet.check_nothing_left(survivor)
 
 
 async def test_streams_of_an_engine_that_is_stopped_go_on_and_it_comes_back(undisturbed, tmp_path):
-    async with running_fleet(tmp_path) as fleet:
+    async with two_engines(tmp_path) as fleet:
         victim, survivor = fleet.engines
 
         async def stop():
-            os.killpg(victim.process.pid, signal.SIGSTOP)
+            victim.send_signal(signal.SIGSTOP)
 
         check(await run_all(fleet, stop), undisturbed)
-        text = http_get(fleet.router.operations_address, "/metrics")
-        assert re.search(r'failovers_total\{cause="stalled"\} [1-9]', text)
-        os.killpg(victim.process.pid, signal.SIGCONT)
-        await wait_for_engines(fleet.router.address, 2)
-        await check_nothing_left(fleet, [victim, survivor])
+        assert await fleet.metric("failovers_total", cause="stalled") > 0
+        victim.send_signal(signal.SIGCONT)
+        await fleet.wait_serving(victim, survivor)
+        await fleet.check_nothing_left(victim, survivor)
 
 
 async def test_rolling_restart_loses_and_repeats_nothing(undisturbed, tmp_path):
     # No time to finish: every request is handed back.
-    options = ["--drain-grace-seconds", "0.1"]
-    restarted = []
-    async with running_fleet(tmp_path, *options) as fleet:
+    async with two_engines(tmp_path, "--drain-grace-seconds", "0.1") as fleet:
 
         async def restart_all():
             for engine in fleet.engines:
-                engine.process.terminate()
-                assert await asyncio.to_thread(engine.process.wait, TIMEOUT) == 0
-                port = engine.address.rpartition(":")[2]
-                ports = ["--host", HOST, "--port", port, "--operations-port", "0"]
-                command = [sys.executable, "-m", *ENGINE, *options, *ports]
-                with (tmp_path / f"restarted-{port}.log").open("wb") as log:
-                    process = await asyncio.create_subprocess_exec(
-                        *command, cwd=ROOT, stdout=log, stderr=log
-                    )
-                restarted.append(process)
-                await wait_for_engines(fleet.router.address, 2)
+                assert await engine.end(signal.SIGTERM) == 0
+                await engine.start()
+                await fleet.wait_serving(*fleet.engines)
 
-        try:
-            check(await run_all(fleet, restart_all), undisturbed)
-            text = http_get(fleet.router.operations_address, "/metrics")
-            assert 'failovers_total{cause="engine_failed"} 0.0' in text
-            assert re.search(r'failovers_total\{cause="draining"\} [1-9]', text)
-            assert metric(fleet.router, "pagestream_router_engine_requests_in_flight") == 0
-        finally:
-            for process in restarted:
-                process.terminate()
-                assert await process.wait() == 0
+        check(await run_all(fleet, restart_all), undisturbed)
+        assert await fleet.metric("failovers_total", cause="engine_failed") == 0
+        assert await fleet.metric("failovers_total", cause="draining") > 0
+        await fleet.check_nothing_left(*fleet.engines)
+        for engine in fleet.engines:
+            assert await engine.end(signal.SIGTERM) == 0

@@ -45,6 +45,7 @@ async def test_engine_of_another_model_with_the_same_name_is_refused(tmp_path, f
         async with fleet.client() as stub:
             await run_all(stub, streams, odd.start)
             await fleet.wait_refused(odd, f'its model "fake" has {field}', first.address)
+            await fleet.note_tasks()
             await run_all(stub, later)
 
         check([*streams, *later])
