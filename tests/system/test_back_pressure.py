@@ -2,20 +2,19 @@
 
 import asyncio
 import random
-import re
 import signal
 import sys
 from contextlib import asynccontextmanager
 
 import grpc
 import pytest
-from grpc_status import rpc_status
 
 from protos.pagestream.router.v1 import router_pb2 as pb
 from protos.pagestream.router.v1 import router_pb2_grpc
 from protos.wire import channel
-from protos.wire.status import unpack
+from tests.fakes.checked_stream import CheckedStream
 from tests.fakes.fake_engine import FakeEngine, FakeEngineConfig
+from tests.system.fleets import check, check_nothing_left, metric, tasks_at_rest, until
 from tests.system.test_router import ROOT, Status, routing
 
 MAX_TOKENS = 30_000
@@ -38,56 +37,49 @@ time.sleep(600)
 """
 
 
-def request(max_tokens=MAX_TOKENS, **fields) -> pb.GenerateRequest:
-    params = pb.SamplingParams(temperature=0, max_tokens=max_tokens)
-    return pb.GenerateRequest(
-        token_ids=pb.TokenIds(ids=range(100)), sampling_params=params, **fields
-    )
+def request() -> pb.GenerateRequest:
+    params = pb.SamplingParams(temperature=0, max_tokens=MAX_TOKENS)
+    return pb.GenerateRequest(token_ids=pb.TokenIds(ids=range(100)), sampling_params=params)
+
+
+def operations(router) -> str:
+    return f"127.0.0.1:{router.operations_port}"
 
 
 @asynccontextmanager
 async def service(*options, config=CONFIG):
     async with FakeEngine(config) as engine, routing(engine.address, options=options) as router:
         await router.watch_health(Status.SERVING)
-        yield engine, router
+        address = operations(router)
+        num_tasks = await tasks_at_rest(address)
+
+        async def check_rest(num_unread=0):
+            """A call whose client has not read its end yet keeps one task of gRPC's."""
+            await check_nothing_left(address, [engine.address], num_tasks + num_unread)
+
+        yield engine, router, check_rest
 
 
-async def values(router) -> dict[str, float]:
-    """Returns the series of the router by name and labels."""
-    _, text = await router.get("/metrics")
-    rows = re.findall(r"^(?:pagestream_router|process)_(\S+) (\S+)$", text, re.MULTILINE)
-    return {name: float(value) for name, value in rows}
+async def wait_for_slow_readers(router, count):
+    """Waits until so many requests were ended because of their clients."""
+
+    async def are_ended():
+        found = await metric(operations(router), "requests_total", outcome="slow_reader")
+        return found == count
+
+    await until(are_ended)
 
 
-async def wait_for(router, name, wanted) -> dict[str, float]:
-    """Waits until a series has a value; returns all."""
-    async with asyncio.timeout(30):
-        # Nobody announces what a series is.
-        while (found := await values(router))[name] != wanted:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
-    return found
+def stream(max_tokens=MAX_TOKENS, number=0, **fields) -> CheckedStream:
+    """Returns a greedy stream with a prompt of 100 tokens, another one for each number."""
+    return CheckedStream([*range(99), number], max_tokens, **fields)
 
 
-async def check_nothing_left(engine, router):
-    """Neither the engine nor the router holds anything of any request."""
-    await engine.wait_until(lambda: not engine.num_running + engine.num_waiting)
-    await wait_for(router, "requests_in_flight", 0)
-    found = await wait_for(router, "index_speculative_entries", 0)
-    assert found["request_bytes"] == 0
-    assert found["queued_prompt_tokens"] == 0
-    assert found[f'engine_requests_in_flight{{engine="{engine.address}"}}'] == 0
-
-
-async def end_of(call):
-    """Reads a call to its end; returns its last message, and the error that it ended with."""
-    message = None
-    try:
-        while (response := await call.read()) is not grpc.aio.EOF:
-            message = response
-    except grpc.aio.AioRpcError as error:
-        status = rpc_status.from_call(error)
-        return message, unpack(status.code, status.message, status.details)
-    return message, None
+async def check_served(router, max_tokens):
+    """One more request gets all of its tokens."""
+    served = stream(max_tokens)
+    await served.run(router.stub, 30)
+    check([served])
 
 
 @pytest.fixture
@@ -112,45 +104,53 @@ async def test_clients_that_never_read_are_cut_off_while_others_are_served(
     """With the larger bound, the engine has sent all long before the time is over."""
     options = ("--slow-reader-seconds", "0.5", "--max-concurrent-requests", "40")
     bound = ("--max-buffered-tokens", str(max_buffered_tokens))
-    async with service(*options, *bound) as (engine, router):
+    async with service(*options, *bound) as (_, router, check_rest):
         stub = narrow_client(router)
-        slow = [stub.Generate(request(request_id=f"{i}"), timeout=120) for i in range(32)]
-        for call in slow:
-            await call.initial_metadata()
+        slow = [stream(number=number) for number in range(32)]
+        for one in slow:
+            one.ask(stub, 120)
+        for one in slow:
+            await one.call.initial_metadata()
 
-        served, error = await end_of(router.stub.Generate(request(2000), timeout=30))
-        assert error is None
-        assert served.finish.completion_token_count == 2000
+        await check_served(router, 2000)
         assert (await router.get("/livez"))[0] == 200
 
-        await wait_for(router, 'requests_total{outcome="slow_reader"}', 32)
-        await check_nothing_left(engine, router)
-        for message, error in [await end_of(call) for call in slow]:
-            assert message.token_ids
-            assert error.reason == "SLOW_READER"
-            assert error.metadata == {"slow_reader_seconds": "0.5"}
-            assert error.retry_after is None
+        await wait_for_slow_readers(router, 32)
+        await check_rest(num_unread=32)
+        for one in slow:
+            await one.read()
+            assert one.token_ids
+            assert not one.fault_so_far
+            assert one.status.reason == "SLOW_READER"
+            assert one.status.metadata == {"slow_reader_seconds": "0.5"}
+            assert one.status.retry_after is None
+        await check_rest()
 
 
 async def test_tokens_beyond_the_bound_end_a_request_before_its_time(narrow_client):
     options = ("--slow-reader-seconds", "600", "--max-buffered-tokens", "1000")
     # Two minutes of tokens, of which a tenth of a second is too much.
     config = FakeEngineConfig(max_model_len=1 << 20, num_blocks=1 << 20, decode_step_seconds=1e-4)
-    async with service(*options, config=config) as (engine, router):
-        call = narrow_client(router).Generate(request(1_000_000), timeout=60)
-        await call.initial_metadata()
-        assert engine.num_running == 1
+    async with service(*options, config=config) as (engine, router, check_rest):
+        slow = stream(1_000_000)
+        engine.stall()
+        slow.ask(narrow_client(router), 60)
+        await engine.wait_until(lambda: engine.num_waiting + engine.num_running)
 
-        await engine.wait_until(lambda: not engine.num_running)
+        engine.resume()
+        await engine.wait_until(lambda: not engine.num_waiting + engine.num_running)
 
-        assert (await values(router))["requests_in_flight"] == 1
-        _, error = await end_of(call)
-        assert (error.reason, error.metadata) == ("SLOW_READER", {"max_buffered_tokens": "1000"})
-        await check_nothing_left(engine, router)
+        assert await metric(operations(router), "requests_in_flight") == 1
+        await slow.read()
+        assert slow.token_ids
+        assert not slow.fault_so_far
+        assert slow.status.reason == "SLOW_READER"
+        assert slow.status.metadata == {"max_buffered_tokens": "1000"}
+        await check_rest()
 
 
 async def test_stopped_client_is_cut_off_and_killed_one_leaves_nothing():
-    async with service("--slow-reader-seconds", "0.5") as (engine, router):
+    async with service("--slow-reader-seconds", "0.5") as (_, router, check_rest):
         client = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", NEVER_READS, f"127.0.0.1:{router.port}"),
             *(request().SerializeToString().hex(), "8"),
@@ -161,30 +161,30 @@ async def test_stopped_client_is_cut_off_and_killed_one_leaves_nothing():
             assert await asyncio.wait_for(client.stdout.readline(), 20) == b"asked\n"
             client.send_signal(signal.SIGSTOP)
 
-            await wait_for(router, 'requests_total{outcome="slow_reader"}', 8)
-            await check_nothing_left(engine, router)
+            await wait_for_slow_readers(router, 8)
+            await check_rest(num_unread=8)
         finally:
             client.kill()
             await client.wait()
-        served, error = await end_of(router.stub.Generate(request(100), timeout=30))
-        assert error is None
-        assert served.finish.completion_token_count == 100
+        await check_served(router, 100)
+        await check_rest()
 
 
 async def test_thousand_cancelled_streams_leave_nothing():
     rng = random.Random(7)
     # Half of each batch waits in the engine until some of the others are gone.
     config = FakeEngineConfig(max_num_seqs=50, decode_step_seconds=0.002)
-    async with service(config=config) as (engine, router):
+    streams = [stream(2000, number % 500) for number in range(1000)]
+    async with service(config=config) as (_, router, check_rest):
 
         async def ask_and_leave(number):
-            call = router.stub.Generate(request(2000, request_id=f"{number}"), timeout=60)
+            one = streams[number]
+            one.ask(router.stub, 60)
             if number % 2:
                 await asyncio.sleep(rng.uniform(0, 0.2))
             else:
-                for _ in range(rng.randrange(10)):
-                    await call.read()
-            call.cancel()
+                await one.read(rng.randrange(10))
+            one.leave()
 
         for batch in range(10):
             async with asyncio.TaskGroup() as tasks:
@@ -192,16 +192,19 @@ async def test_thousand_cancelled_streams_leave_nothing():
                     tasks.create_task(ask_and_leave(100 * batch + number))
             assert (await router.get("/livez"))[0] == 200
 
-        await check_nothing_left(engine, router)
-        found = await values(router)
+        await check_rest()
+        assert sum(len(one.token_ids) for one in streams) > 1000
+        assert [one.fault_so_far for one in streams if one.fault_so_far or one.error] == []
         # Those cancelled before the router heard of them are not counted.
-        assert 400 < found['requests_total{outcome="cancelled"}'] <= 1000
+        found = await metric(operations(router), "requests_total", outcome="cancelled")
+        assert 400 < found <= 1000
 
 
 async def test_deadline_priority_and_salt_reach_the_engine_and_a_deadline_ends_there():
-    async with service() as (engine, router):
-        asked = request(8, request_id="mine", priority=-3, cache_salt="s")
-        assert (await end_of(router.stub.Generate(asked, timeout=30)))[1] is None
+    async with service() as (engine, router, check_rest):
+        asked = stream(8, request_id="mine", priority=-3, cache_salt="s")
+        await asked.run(router.stub, 30)
+        check([asked])
 
         (sent,) = engine.submissions
         assert (sent.request.request_id, sent.request.priority) == ("mine", -3)
@@ -217,21 +220,24 @@ async def test_deadline_priority_and_salt_reach_the_engine_and_a_deadline_ends_t
             await call.read()
 
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        await check_nothing_left(engine, router)
+        await check_rest()
 
 
 async def test_queued_prompt_tokens_over_the_bound_are_refused_until_an_engine_begins():
-    async with service("--max-queued-prompt-tokens", "150") as (engine, router):
+    async with service("--max-queued-prompt-tokens", "150") as (engine, router, check_rest):
         engine.stall()
-        waiting = router.stub.Generate(request(8), timeout=30)
+        waiting, refused = stream(8), stream(8)
+        waiting.ask(router.stub, 30)
         await engine.wait_until(lambda: engine.num_waiting or engine.num_running)
 
-        _, error = await end_of(router.stub.Generate(request(8), timeout=30))
+        await refused.run(router.stub, 30)
 
-        assert (error.reason, error.retry_after) == ("QUEUE_FULL", 1.0)
-        assert error.metadata == {"value": "100", "held": "100", "max_queued_prompt_tokens": "150"}
-        assert (await values(router))["queued_prompt_tokens"] == 100
+        assert (refused.status.reason, refused.status.retry_after) == ("QUEUE_FULL", 1.0)
+        numbers = {"value": "100", "held": "100", "max_queued_prompt_tokens": "150"}
+        assert refused.status.metadata == numbers
+        assert await metric(operations(router), "queued_prompt_tokens") == 100
         engine.resume()
-        assert (await end_of(waiting))[1] is None
-        assert (await end_of(router.stub.Generate(request(8), timeout=30)))[1] is None
-        await check_nothing_left(engine, router)
+        await waiting.read()
+        check([waiting])
+        await check_served(router, 8)
+        await check_rest()
