@@ -69,8 +69,8 @@ def let_loop_run_on() -> None:
     with suppress(OSError):
         for entry in list(Path("/proc/self/task").iterdir()):
             if int(entry.name) != main:
-                # It may have ended since.
-                with suppress(ProcessLookupError):
+                # It may have ended since, and a sandbox may not allow it.
+                with suppress(OSError):
                     os.sched_setscheduler(int(entry.name), os.SCHED_BATCH, os.sched_param(0))
 
 
