@@ -25,6 +25,10 @@ from router.types import EngineSnapshot, EngineState
 _PRIOR_PREFILL_TOKENS_PER_SECOND = 20_000.0
 _PRIOR_DECODE_TOKENS_PER_SECOND = 2_000.0
 
+# The least part of the typical prefill rate that an engine is taken for. Its first steps may be far
+# below what it reaches: rated by them alone, it would get no request that could show better.
+_LEAST_PREFILL_RATIO = 1 / 8
+
 # What no engine tells, hence assumed of all: the length of an answer, if the request allows it.
 _PRIOR_OUTPUT_TOKENS = 128
 
@@ -135,7 +139,8 @@ def cost(engine: EngineSnapshot, query: Query, typical: Rates) -> Cost:
     Args:
         engine: The engine.
         query: The request.
-        typical: Rates in place of those that the engine has not measured.
+        typical: Rates in place of those that the engine has not measured. An eighth of the
+            typical prefill rate is also the least that it is taken for.
     """
     wait, prefill, decode = _terms(engine, query, typical)
     return Cost(wait=wait, prefill=prefill, decode=decode)
@@ -230,7 +235,9 @@ def _num_requests(engine: EngineSnapshot) -> int:
 def _terms(engine: EngineSnapshot, query: Query, typical: Rates) -> tuple[float, float, float]:
     """Returns the terms of `cost`: 64 objects would cost more than their arithmetic."""
     load = engine.load
-    prefill_rate = load.prefill_tokens_per_second or typical.prefill
+    prefill_rate = max(
+        load.prefill_tokens_per_second or typical.prefill, typical.prefill * _LEAST_PREFILL_RATIO
+    )
     num_ahead = load.num_waiting_prefill_tokens + engine.num_in_flight_prefill_tokens
     num_uncached = query.num_prompt_tokens - query.num_cached_tokens.get(engine.address, 0)
     num_requests = _num_requests(engine)

@@ -189,6 +189,24 @@ def test_engine_that_measured_nothing_is_taken_for_as_fast_as_the_others():
     assert choose(engines, query(100_000)).engine == "new"
 
 
+def test_engine_whose_first_steps_were_slow_gets_requests_once_the_others_are_loaded():
+    """Rated by one short prompt on a cold engine, it could never show that it is faster."""
+    fast = {"prefill_tokens_per_second": 10_000.0, "decode_tokens_per_second": 500.0}
+    cold = engine("cold", prefill_tokens_per_second=20.0, decode_tokens_per_second=1.0)
+
+    assert choose([engine("warm", **fast), cold], query(1000)).engine == "warm"
+    busy = engine("warm", num_running=60, num_waiting_prefill_tokens=50_000, **fast)
+    assert choose([busy, cold], query(1000)).engine == "cold"
+
+
+def test_slow_engine_is_rated_by_what_it_measured_down_to_an_eighth_of_the_typical():
+    typical = Rates(prefill=8000.0, decode=800.0)
+
+    for measured, rated in ((1500.0, 1500.0), (999.0, 1000.0), (10.0, 1000.0)):
+        slow = engine("slow", num_waiting_prefill_tokens=3000, prefill_tokens_per_second=measured)
+        assert cost(slow, query(), typical).wait == pytest.approx(3000 / rated)
+
+
 def test_typical_rates_are_means_of_what_was_measured():
     engines = [
         engine("a", prefill_tokens_per_second=1000.0, decode_tokens_per_second=10.0),
