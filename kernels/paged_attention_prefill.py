@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels import reference
 from kernels.attention_tile import accumulate, slot_offsets
@@ -22,12 +21,11 @@ from kernels.checks import (
     check_shape,
     check_triton_head_dim,
 )
+from kernels.paged_attention_prefill_hopper import can_attend, paged_attention_prefill_hopper
 
-_MIN_DESCRIPTOR_TOKENS = 2048
-"""A call with descriptors costs the host 40 us more, which fewer tokens do not win back.
-
-In a CUDA graph that is paid once, whatever their number.
-"""
+_MIN_HOPPER_TOKENS = 512
+"""With fewer, the kernel for Hopper starts too slowly: 10 us against 8 for 128, 17 us more of the
+host."""
 
 
 def paged_attention_prefill(
@@ -39,7 +37,6 @@ def paged_attention_prefill(
     max_query_len: int,
     scale: float,
     out: torch.Tensor | None = None,
-    is_replayed: bool = False,
 ) -> torch.Tensor:
     """Attends causally from the last tokens of each sequence to all tokens before them.
 
@@ -58,7 +55,6 @@ def paged_attention_prefill(
         scale: multiplies the scores, positive
         out: [num_tokens, num_heads, head_dim] contiguous, where the result goes; None makes a new
             tensor
-        is_replayed: whether the launch is one of a CUDA graph, which pays the host once only
 
     Returns:
         [num_tokens, num_heads, head_dim]; rows that belong to no sequence are not set
@@ -79,8 +75,11 @@ def paged_attention_prefill(
         return reference.paged_attention_prefill(
             queries, kv_cache, block_table, query_start_loc, seq_lens, max_query_len, scale, out
         )
-    is_hopper = torch.cuda.get_device_capability(queries.device)[0] == 9
-    tiling = _choose_tiling(queries, kv_cache, max_query_len, is_hopper, is_replayed)
+    if queries.shape[0] >= _MIN_HOPPER_TOKENS and num_seqs and can_attend(queries, kv_cache):
+        return paged_attention_prefill_hopper(
+            queries, kv_cache, block_table, query_start_loc, seq_lens, scale, out
+        )
+    tiling = _choose_tiling(queries, kv_cache, max_query_len)
     return _paged_attention_prefill_triton(
         queries, kv_cache, block_table, query_start_loc, seq_lens, scale, tiling, out
     )
@@ -94,44 +93,24 @@ class _Tiling:
     """Rows of a query tile: tokens times the query heads of a key-value head."""
     tile: int
     """Tokens of a tile of keys and values."""
-    has_descriptors: bool
-    """Reads keys and values by the bulk copy engine; a tile then lies in one block."""
     num_warps: int
     num_stages: int
 
 
-def _choose_tiling(
-    queries: torch.Tensor,
-    kv_cache: torch.Tensor,
-    max_query_len: int,
-    is_hopper: bool,
-    is_replayed: bool = False,
-) -> _Tiling:
-    num_tokens, num_heads, head_dim = queries.shape
-    _, _, num_kv_heads, block_size, _ = kv_cache.shape
+def _choose_tiling(queries: torch.Tensor, kv_cache: torch.Tensor, max_query_len: int) -> _Tiling:
+    _, num_heads, head_dim = queries.shape
+    num_kv_heads = kv_cache.shape[2]
     group = num_heads // num_kv_heads
     is_wide = queries.dtype == torch.float32 or head_dim > 128
     max_rows = 64 if is_wide else 128
     wanted_rows = max(16, triton.next_power_of_2(max_query_len * group))
     rows = max(min(wanted_rows, max_rows), triton.next_power_of_2(group))
     tile = 32 if is_wide else 64
-    # The copy engine wants all addresses on multiples of 16 bytes.
-    is_aligned = kv_cache.data_ptr() % 16 == 0 and all(
-        stride * kv_cache.element_size() % 16 == 0 for stride in kv_cache.stride()[:4]
-    )
-    has_descriptors = (
-        is_hopper
-        and not is_wide
-        and is_aligned
-        and block_size % tile == 0
-        and (is_replayed or num_tokens >= _MIN_DESCRIPTOR_TOKENS)
-    )
     # Measured on an H200, bfloat16, head_dim 128.
-    is_large = rows == 128 and not has_descriptors
+    is_large = rows == 128
     return _Tiling(
         rows=rows,
         tile=tile,
-        has_descriptors=has_descriptors,
         num_warps=8 if is_large else 4,
         num_stages=3 if is_large else 2,
     )
@@ -156,17 +135,12 @@ def _paged_attention_prefill_triton(
     if num_tokens == 0 or num_seqs == 0:
         return out
     group = num_heads // num_kv_heads
-    keys, values = kv_cache[0], kv_cache[1]
-    if tiling.has_descriptors:
-        box = [1, 1, tiling.tile, head_dim]
-        keys = TensorDescriptor.from_tensor(keys, box)
-        values = TensorDescriptor.from_tensor(values, box)
     # Each sequence starts a tile: a bound of their number that needs no value from the device.
     num_query_tiles = triton.cdiv(num_tokens, tiling.rows // group) + num_seqs
     _prefill_kernel[(num_query_tiles * num_kv_heads,)](
         queries,
-        keys,
-        values,
+        kv_cache[0],
+        kv_cache[1],
         block_table,
         query_start_loc,
         seq_lens,
@@ -183,7 +157,6 @@ def _paged_attention_prefill_triton(
         BLOCK_SIZE=block_size,
         HEAD_DIM=head_dim,
         TILE=tiling.tile,
-        HAS_DESCRIPTORS=tiling.has_descriptors,
         num_warps=tiling.num_warps,
         num_stages=tiling.num_stages,
     )
@@ -234,7 +207,6 @@ def _prefill_kernel(
     BLOCK_SIZE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     TILE: tl.constexpr,
-    HAS_DESCRIPTORS: tl.constexpr,
 ):
     TOKENS: tl.constexpr = ROWS // GROUP
     # The last tiles of a sequence see most keys and go first, so that no long one ends alone.
@@ -275,14 +247,14 @@ def _prefill_kernel(
     for start in range(0, whole_end, TILE):
         key, value = _load_tile(
             keys, values, table, start, end, kv_head, block_stride, kv_head_stride, slot_stride,
-            BLOCK_SIZE, HEAD_DIM, TILE, HAS_DESCRIPTORS, IS_WHOLE=True,
+            BLOCK_SIZE, HEAD_DIM, TILE, IS_WHOLE=True,
         )  # fmt: skip
         scores = tl.dot(query, key.T, input_precision="ieee")
         maximum, total, mixed = accumulate(scores, value, maximum, total, mixed, scale)
     for start in range(whole_end, end, TILE):
         key, value = _load_tile(
             keys, values, table, start, end, kv_head, block_stride, kv_head_stride, slot_stride,
-            BLOCK_SIZE, HEAD_DIM, TILE, HAS_DESCRIPTORS, IS_WHOLE=False,
+            BLOCK_SIZE, HEAD_DIM, TILE, IS_WHOLE=False,
         )  # fmt: skip
         scores = tl.dot(query, key.T, input_precision="ieee")
         is_seen = start + tl.arange(0, TILE)[None, :] <= positions[:, None]
@@ -308,28 +280,15 @@ def _load_tile(
     BLOCK_SIZE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     TILE: tl.constexpr,
-    HAS_DESCRIPTORS: tl.constexpr,
     IS_WHOLE: tl.constexpr,
 ):
     """Returns keys and values, [TILE, HEAD_DIM] each; values are 0 for tokens from end on."""
-    is_token = (start + tl.arange(0, TILE) < end)[:, None]
-    if HAS_DESCRIPTORS:
-        block = tl.load(table + start // BLOCK_SIZE)
-        place = [block, kv_head, start % BLOCK_SIZE, 0]
-        key = keys.load(place).reshape(TILE, HEAD_DIM)
-        value = values.load(place).reshape(TILE, HEAD_DIM)
-        if not IS_WHOLE:
-            # What no token has written may be anything, and 0 * NaN is NaN.
-            value = tl.where(is_token, value, 0.0)
-    else:
-        offsets = slot_offsets(
-            table, start, end, block_stride, slot_stride, BLOCK_SIZE, TILE, IS_WHOLE
-        )
-        offsets = offsets + kv_head.to(tl.int64) * kv_head_stride
-        places = offsets[:, None] + tl.arange(0, HEAD_DIM)[None, :]
-        if IS_WHOLE:
-            key, value = tl.load(keys + places), tl.load(values + places)
-        else:
-            key = tl.load(keys + places, mask=is_token, other=0.0)
-            value = tl.load(values + places, mask=is_token, other=0.0)
-    return key, value
+    offsets = slot_offsets(table, start, end, block_stride, slot_stride, BLOCK_SIZE, TILE, IS_WHOLE)
+    offsets = offsets + kv_head.to(tl.int64) * kv_head_stride
+    places = offsets[:, None] + tl.arange(0, HEAD_DIM)[None, :]
+    if IS_WHOLE:
+        return tl.load(keys + places), tl.load(values + places)
+    else:  # noqa: RET505 - a branch of the compiler's
+        is_token = (start + tl.arange(0, TILE) < end)[:, None]
+        key = tl.load(keys + places, mask=is_token, other=0.0)
+        return key, tl.load(values + places, mask=is_token, other=0.0)

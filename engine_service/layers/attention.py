@@ -31,8 +31,6 @@ class PrefillMetadata:
     """[num_seqs] int32: tokens in the cache after this step's write."""
     max_query_len: int
     """Upper bound of the tokens that one sequence computes."""
-    is_replayed: bool
-    """Whether the step is one of a CUDA graph."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +132,5 @@ class QKNormAttention(nn.Module):
                 prefill.max_query_len,
                 self.scale,
                 out,
-                prefill.is_replayed,
             )
         return out.flatten(1)  # [num_tokens, num_heads * head_dim]

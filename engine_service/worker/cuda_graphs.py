@@ -150,7 +150,6 @@ class StepGraph:
             max_query_len=num_rows,
             max_decode_seq_len=batch.max_model_len,
             has_prefills=False,
-            is_replayed=True,
         )
         return cls(bounds, num_rows, runner, batch)
 
@@ -162,7 +161,6 @@ class StepGraph:
             max_query_len=size.num_tokens,
             max_decode_seq_len=batch.max_model_len if size.has_decodes else 0,
             has_prefills=True,
-            is_replayed=True,
         )
         return cls(bounds, size.num_rows, runner, batch)
 

@@ -180,8 +180,6 @@ class Bounds:
     """Upper bound of the lengths of sequences that compute one token; 0 if there is none."""
     has_prefills: bool
     """Whether sequences may compute several tokens."""
-    is_replayed: bool = False
-    """Whether the launches are those of a CUDA graph."""
 
     @classmethod
     def of(cls, rows: Rows) -> Self:
@@ -253,7 +251,6 @@ class InputBatch:
                 query_start_loc=rows.prefill_start_loc.int(),
                 seq_lens=read.seq_lens,
                 max_query_len=bounds.max_query_len,
-                is_replayed=bounds.is_replayed,
             )
         return StepInputs(
             input_ids=read.input_ids,
