@@ -14,7 +14,7 @@ from engine_service.models.config import ModelConfig
 
 
 class Qwen3Attention(nn.Module):
-    """Packed projection, attention, output projection."""
+    """The projections before and behind attention; the layer calls the three in turn."""
 
     def __init__(self, config: ModelConfig, table: torch.Tensor, dtype: torch.dtype) -> None:
         super().__init__()
@@ -26,16 +26,6 @@ class Qwen3Attention(nn.Module):
         self.qkv_proj = Linear(config.hidden_size, sum(heads.packed_sizes), dtype)
         self.attention = QKNormAttention(heads, config.rms_norm_eps, table, dtype)
         self.o_proj = Linear(config.num_heads * config.head_dim, config.hidden_size, dtype)
-
-    def forward(
-        self,
-        qkv: torch.Tensor,
-        positions: torch.Tensor,
-        metadata: AttentionMetadata,
-        kv_cache: torch.Tensor,
-    ) -> torch.Tensor:
-        """Maps packed rows, which the layer projected, to [num_tokens, hidden_size]."""
-        return self.o_proj(self.attention(qkv, positions, metadata, kv_cache))
 
 
 class Qwen3MLP(nn.Module):
@@ -61,7 +51,7 @@ class Qwen3Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
         self.mlp = Qwen3MLP(config, dtype)
 
-    def forward(
+    def attend(
         self,
         hidden: torch.Tensor,
         residual: torch.Tensor | None,
@@ -69,15 +59,23 @@ class Qwen3Layer(nn.Module):
         metadata: AttentionMetadata,
         kv_cache: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the layer's output, not yet added, and the residual stream to add it to."""
-        attention, mlp = self.self_attn, self.mlp
+        """Stores keys and values, and returns the attended rows and the residual stream."""
+        attention = self.self_attn
         # [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim]
         qkv, residual = attention.qkv_proj.of_normed(self.input_layernorm, hidden, residual)
-        hidden = attention(qkv, positions, metadata, kv_cache)
-        gate_up, residual = mlp.gate_up_proj.of_normed(
-            self.post_attention_layernorm, hidden, residual
+        return attention.attention(qkv, positions, metadata, kv_cache), residual
+
+    def transform(
+        self, attended: torch.Tensor, residual: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the layer's output, not yet added, and the residual stream to add it to.
+
+        Each row is for itself: this works on any of those that `attend` returns.
+        """
+        gate_up, residual = self.mlp.gate_up_proj.of_normed(
+            self.post_attention_layernorm, self.self_attn.o_proj(attended), residual
         )  # [num_tokens, 2 * intermediate_size]
-        return mlp(gate_up), residual
+        return self.mlp(gate_up), residual
 
     def checkpoint_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yields each tensor's name in a checkpoint, and the place for it."""
@@ -120,8 +118,9 @@ class Qwen3(nn.Module):
         positions: torch.Tensor,
         metadata: AttentionMetadata,
         kv_caches: Sequence[torch.Tensor],
+        output_indices: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Computes the last hidden state of each token.
+        """Computes the last hidden states of tokens.
 
         Args:
             input_ids: [num_tokens] int32.
@@ -129,14 +128,20 @@ class Qwen3(nn.Module):
             metadata: Where the tokens stand in the cache.
             kv_caches: Per layer [2, num_blocks, num_kv_heads, block_size, head_dim], written in
                 place.
+            output_indices: [num_outputs] int64, the tokens whose states are wanted; None for all.
+                The last layer computes keys and values of all, and the rest only of these.
 
         Returns:
-            [num_tokens, hidden_size].
+            [num_outputs, hidden_size].
         """
         hidden: torch.Tensor = self.embed_tokens(input_ids)
         residual: torch.Tensor | None = None
         for layer, kv_cache in zip(self.layers, kv_caches, strict=True):
-            hidden, residual = layer(hidden, residual, positions, metadata, kv_cache)
+            assert isinstance(layer, Qwen3Layer)
+            attended, residual = layer.attend(hidden, residual, positions, metadata, kv_cache)
+            if output_indices is not None and layer is self.layers[-1]:
+                attended, residual = attended[output_indices], residual[output_indices]
+            hidden, residual = layer.transform(attended, residual)
         hidden, _ = self.norm(hidden, residual)
         return hidden
 

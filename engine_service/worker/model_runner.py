@@ -33,14 +33,16 @@ class ModelRunner:
         Returns:
             [num_sampled, vocab_size] logits of the rows that yield a token; None if no row does.
         """
+        sampling = inputs.sampling
+        no_token = inputs.positions[:0]
         hidden = self._model(
-            inputs.input_ids, inputs.positions, inputs.metadata, self._kv_cache.layers
-        )  # [num_tokens, hidden_size]
-        if inputs.sampling is None:
-            return None
-        if inputs.sampling.token_indices is not None:
-            hidden = hidden[inputs.sampling.token_indices]  # [num_sampled, hidden_size]
-        return self._model.compute_logits(hidden)
+            inputs.input_ids,
+            inputs.positions,
+            inputs.metadata,
+            self._kv_cache.layers,
+            no_token if sampling is None else sampling.token_indices,
+        )  # [num_sampled, hidden_size]
+        return None if sampling is None else self._model.compute_logits(hidden)
 
     def sample(self, logits: torch.Tensor, sampling: SamplingInputs) -> torch.Tensor:
         """Draws the tokens, [num_sampled] int64, and appends them to their sequences."""

@@ -67,6 +67,17 @@ def check_chunked_prefill(tiny, steps, prompt):
         check(logits[0], expected[end - 1])
 
 
+def check_chunk_that_yields_no_token(tiny, steps, prompt):
+    """Of its last layer keys and values are all that is computed, but of all its tokens."""
+    plan = make_plan([Row(1, 0, 9, is_sampled=False)], {1: NewSequence(prompt, [4, 11, 6])})
+    with torch.inference_mode():
+        assert steps.runner.run(prepare(steps.batch, plan)) is None
+
+    logits = steps.logits([Row(1, 9, len(prompt) - 9)])
+
+    check(logits[0], tiny.logits(prompt)[-1])
+
+
 def check_prefix_hit(tiny, steps, prompt):
     steps.logits([Row(0, 0, len(prompt))], {0: NewSequence(prompt, [7, 2, 9])})
     other = prompt[: 2 * BLOCK_SIZE] + prompt[:5]
@@ -99,7 +110,14 @@ def check_mixed_batch(tiny, steps, prompt):
     check(logits[2], tiny.logits(prompt[5:25])[-1])
 
 
-CHECKS = [check_prefill, check_chunked_prefill, check_prefix_hit, check_decode, check_mixed_batch]
+CHECKS = [
+    check_prefill,
+    check_chunked_prefill,
+    check_chunk_that_yields_no_token,
+    check_prefix_hit,
+    check_decode,
+    check_mixed_batch,
+]
 
 
 @pytest.fixture(scope="module", params=SHAPES, ids=str)
