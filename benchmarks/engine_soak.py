@@ -62,7 +62,7 @@ class Record:
     longest_exposed_seconds: float = 0.0
     """The most that a step took beyond the time of its device."""
     samples: list[tuple[int, int]] = field(default_factory=list)
-    """Bytes of the device and of the process, one pair every few seconds."""
+    """Bytes that torch holds of the device and bytes of the process, a pair every few seconds."""
 
 
 class Load:
@@ -162,8 +162,8 @@ class Load:
 def _sample() -> tuple[int, int]:
     with Path("/proc/self/statm").open() as file:
         num_pages = int(file.read().split()[1])
-    free, total = torch.cuda.mem_get_info()
-    return total - free, num_pages * resource.getpagesize()
+    # Not what is taken of the whole device, of which others may use some.
+    return torch.cuda.memory_reserved(), num_pages * resource.getpagesize()
 
 
 def soak(minutes: float, seed: int) -> Record:
