@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.engine import SHAPES, commit, machine
 from engine_service.config import CacheOptions, ModelOptions, SchedulerOptions
-from engine_service.core.engine_core import EngineCore
+from engine_service.core.engine_core import EngineCore, calm_garbage_collection
 from engine_service.core.types import (
     FinishReason,
     Request,
@@ -35,6 +35,7 @@ from engine_service.worker.executor import start_executor
 _NUM_OPEN = 400
 _NUM_BLOCKS = 2_400
 _NUM_BASES = 8
+_NOISE_TOKENS = 1_000_000
 _MAX_PROMPT = 3_000
 _MAX_OUTPUT = 4_000
 _CANCELLED_SHARE = 0.15
@@ -72,9 +73,9 @@ class Load:
         self._core = core
         self._record = record
         self._rng = random.Random(seed)
-        self._bases = [
-            [self._rng.randrange(10_000) for _ in range(_MAX_PROMPT)] for _ in range(_NUM_BASES)
-        ]
+        # Drawn beforehand, so that the steps wait for the engine and not for this.
+        self._bases = [self._rng.choices(range(10_000), k=_MAX_PROMPT) for _ in range(_NUM_BASES)]
+        self._noise = self._rng.choices(range(10_000), k=_NOISE_TOKENS)
         self._open: dict[int, Open] = {}
         self._cancelled: set[int] = set()
         self._next_id = 0
@@ -132,7 +133,8 @@ class Load:
         prompt_len = rng.randint(1, prompt_len)
         num_shared = rng.choice((0, prompt_len // 2, prompt_len))
         prompt = rng.choice(self._bases)[:num_shared]
-        prompt += [rng.randrange(10_000) for _ in range(prompt_len - num_shared)]
+        begin = rng.randrange(_NOISE_TOKENS - _MAX_PROMPT)
+        prompt += self._noise[begin : begin + prompt_len - num_shared]
         num_wanted = rng.randint(1, rng.choice((1, 30, 300, _MAX_OUTPUT)))
         cancel_after = None
         if rng.random() < _CANCELLED_SHARE:
@@ -178,8 +180,16 @@ def soak(minutes: float, seed: int) -> Record:
             scheduler,
         )
     core = EngineCore(info, scheduler, executor)
-    load = Load(core, record, seed)
-    end = time.monotonic() + 60 * minutes
+    with calm_garbage_collection():
+        _run(core, Load(core, record, seed), record, 60 * minutes)
+    _check_end(core, record)
+    core.close()
+    return record
+
+
+def _run(core: EngineCore, load: Load, record: Record, seconds: float) -> None:
+    """Loads the core for so long, then lets it end."""
+    end = time.monotonic() + seconds
     next_sample = time.monotonic() + _SAMPLE_SECONDS
     while time.monotonic() < end:
         load.submit_burst()
@@ -199,9 +209,6 @@ def soak(minutes: float, seed: int) -> Record:
     load.cancel_all()
     while core.has_work:
         load.take(core.step())
-    _check_end(core, record)
-    core.close()
-    return record
 
 
 def _check_end(core: EngineCore, record: Record) -> None:
