@@ -12,7 +12,6 @@ import json
 import platform
 import shlex
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,6 +24,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.peers import TOKENS_PER_SECOND
+from benchmarks.provenance import commit
 from benchmarks.workloads import TEMPERATURE, WORKLOADS, Workload, uniform
 from engine_service.config import CacheOptions, ModelOptions, SchedulerOptions
 from engine_service.core.engine_core import EngineCore
@@ -284,13 +284,6 @@ def make_report(
         },
         "details": results,
     }
-
-
-def commit() -> str:
-    """Returns the commit of this checkout, as far as git tells."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
 
 
 def machine() -> str:

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.engine import SHAPES, commit, machine
+from benchmarks.engine import SHAPES, machine
+from benchmarks.provenance import commit
 from engine_service.config import CacheOptions, ModelOptions, SchedulerOptions
 from engine_service.core.engine_core import EngineCore, calm_garbage_collection
 from engine_service.core.types import (

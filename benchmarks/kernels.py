@@ -7,7 +7,6 @@ naive attention is timed call by call, as its loops are on the host.
 
 import argparse
 import json
-import subprocess
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from benchmarks.naive_attention import (
     attention_by_torch,
     decode_by_torch_loop,
 )
+from benchmarks.provenance import commit
 from kernels import reference
 from kernels.paged_attention_decode import paged_attention_decode
 from kernels.paged_attention_prefill import paged_attention_prefill
@@ -305,18 +305,12 @@ def main() -> None:
         "--output", type=Path, default=Path("benchmarks/results/h200/kernels.json"),
         help="file to write (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--commit", help="commit to note (default: that of the working tree)")
+    parser.add_argument("--commit", default=commit(), help="what is measured")
     options = parser.parse_args()
-    commit = (
-        options.commit
-        or subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-    )
     torch.manual_seed(0)
     result: dict[str, Any] = {
         "command": "python -m benchmarks.kernels",
-        "commit": commit,
+        "commit": options.commit,
         "gpu": torch.cuda.get_device_name(),
         "versions": {"torch": torch.__version__, "triton": triton.__version__},
         "dtype": "bfloat16",

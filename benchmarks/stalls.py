@@ -15,7 +15,8 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from benchmarks.engine import SHAPES, commit, machine
+from benchmarks.engine import SHAPES, machine
+from benchmarks.provenance import commit
 from engine_service.config import CacheOptions, ModelOptions, SchedulerOptions
 from engine_service.core.core_channel import CoreChannel
 from engine_service.core.engine_core import EngineCore, serve

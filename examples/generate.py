@@ -17,6 +17,9 @@ with grpc.insecure_channel(address) as channel:
         sampling_params={"temperature": 0.6, "max_tokens": 256},
     )
     stub = router_pb2_grpc.RouterServiceStub(channel)  # type: ignore[no-untyped-call]
-    for response in stub.Generate(request, timeout=60):
-        print(response.text, end="", flush=True)
+    try:
+        for response in stub.Generate(request, timeout=60):
+            print(response.text, end="", flush=True)
+    except grpc.RpcError as error:
+        sys.exit(f"{address}: {error.code().name}: {error.details()}")
 print()

@@ -12,8 +12,6 @@ figures mean nothing.
 
 import argparse
 import json
-import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.provenance import commit, cpus
 from benchmarks.router import added_time, large_tokenizer, memory
 from benchmarks.router.processes import Processes, cores
 from benchmarks.router.services import SMG_PACKAGES, smg_is_installed
@@ -41,26 +40,12 @@ _PARTS = ("added_time", "throughput", "requests_of_one_token", "placement_and_me
 
 
 def _machine() -> dict[str, Any]:
-    models = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return {
-        "cpu": models[0] if models else platform.processor(),
-        "cores": len(models),
+    return cpus() | {
         "core_of_router": cores()[0],
         "core_of_engines_and_clients": cores()[1],
-        "python": platform.python_version(),
         "grpcio": version("grpcio"),
         "protobuf": version("protobuf"),
     }
-
-
-def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    return result.stdout.strip()
 
 
 def _tell(what: str) -> None:
@@ -148,7 +133,7 @@ def main() -> None:
         _tell(f"the peer is left out; to compare: {sys.executable} -m pip install {SMG_PACKAGES}")
     results: dict[str, Any] = {
         "command": "python -m benchmarks.router.overhead " + " ".join(sys.argv[1:]),
-        "commit": _commit(),
+        "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
         "machine": _machine(),
         "smg": version("smg") if with_smg else None,

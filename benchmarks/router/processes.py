@@ -25,14 +25,6 @@ def cores() -> tuple[int, int]:
     return available[0], available[-1]
 
 
-def free_port() -> int:
-    """Returns a port that nothing listened on a moment ago."""
-    with socket.socket() as candidate:
-        candidate.bind((HOST, 0))
-        port: int = candidate.getsockname()[1]
-        return port
-
-
 class Process:
     """A process on one core.
 

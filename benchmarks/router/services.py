@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.router.processes import HOST, Process, Processes, accepts, cores, free_port
+from benchmarks.router.processes import HOST, Process, Processes, accepts, cores
 from benchmarks.router.stream_client import MODEL
 from examples.demo.services import http_get
+from tests.fakes.service_process import free_ports
 
 _SAMPLE_SECONDS = 0.05
 _CLIENT_SECONDS = 120.0
@@ -40,7 +41,7 @@ def start_engine(
     for_smg: bool = False,
 ) -> Service:
     """Starts a lean engine on the core that is not the router's."""
-    port = free_port()
+    (port,) = free_ports(1)
     address = f"{HOST}:{port}"
     module = "smg_engine" if for_smg else "lean_engine"
     arguments = [f"benchmarks.router.{module}", "--port", str(port), "--tokenizer", str(tokenizer)]
@@ -51,7 +52,7 @@ def start_engine(
 
 def start_router(processes: Processes, engine: str) -> Service:
     """Starts our router on a core of its own."""
-    port, operations_port = free_port(), free_port()
+    port, operations_port = free_ports(2)
     arguments = ["router", "--engines", engine, "--port", str(port)]
     arguments += ["--operations-port", str(operations_port)]
     process = processes.start("router", arguments, core=cores()[0])
@@ -62,9 +63,9 @@ def start_router(processes: Processes, engine: str) -> Service:
 
 def start_smg(processes: Processes, engine: str, tokenizer: Path) -> Service:
     """Starts Shepherd Model Gateway on the router's core, quiet and without limits of its own."""
-    port = free_port()
+    port, prometheus_port = free_ports(2)
     arguments = ["smg", "launch", "--host", HOST, "--port", str(port)]
-    arguments += ["--prometheus-port", str(free_port()), "--log-level", "warn"]
+    arguments += ["--prometheus-port", str(prometheus_port), "--log-level", "warn"]
     arguments += ["--worker-urls", f"grpc://{engine}"]
     arguments += ["--tokenizer-path", str(tokenizer), "--model-path", str(tokenizer)]
     process = processes.start("smg", arguments, core=cores()[0])

@@ -15,22 +15,19 @@ ended wrong, the router grew, or something is left. The figures go to a JSON fil
 import argparse
 import asyncio
 import json
-import os
-import platform
 import random
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 import grpc
 
+from benchmarks.provenance import commit, cpus
 from examples.demo.load import describe, wait_for_engines
 from examples.demo.services import Service, Services, http_get
 from protos.pagestream.router.v1 import router_pb2_grpc
@@ -272,30 +269,13 @@ def growth(values: list[int]) -> float:
     return (sum(after) / len(after)) / (sum(before) / len(before))
 
 
-def _machine() -> dict[str, Any]:
-    cpus = re.findall(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return {
-        "cpu": cpus[0] if cpus else platform.processor(),
-        "num_cpus": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "grpc": grpc.__version__,
-    }
-
-
 def _write(output: Path, arguments: argparse.Namespace, record: Record) -> None:
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=_ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.strip()
     figures = {item.name: getattr(record, item.name) for item in fields(record)}
     result = {
         "command": f"python -m benchmarks.router.soak --minutes {arguments.minutes:g} "
         f"--streams {arguments.streams} --seed {arguments.seed}",
-        "commit": commit,
-        "machine": _machine(),
+        "commit": commit(),
+        "machine": cpus() | {"grpcio": grpc.__version__},
         **figures,
         "memory_growth": round(growth(record.memory_bytes), 3),
         "tasks_growth": round(growth(record.num_tasks), 3),

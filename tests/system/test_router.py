@@ -22,6 +22,7 @@ from protos.wire.status import Reason, unpack
 from router.tokenizer import Tokenizer
 from tests.fakes import small_tokenizer
 from tests.fakes.fake_engine import FakeEngine, FakeEngineConfig, expected_tokens
+from tests.fakes.service_process import free_ports
 
 ROOT = Path(__file__).parents[2]
 SERVICE = "pagestream.router.v1.RouterService"
@@ -123,8 +124,7 @@ async def refusal(call):
 
 
 def free_address() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return f"127.0.0.1:{server.getsockname()[1]}"
+    return f"127.0.0.1:{free_ports(1)[0]}"
 
 
 async def test_router_waits_for_its_first_engine_and_notices_its_loss(config):

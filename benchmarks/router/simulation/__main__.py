@@ -7,12 +7,12 @@ plots. `--quick` runs few seeds and prints only.
 import argparse
 import json
 import platform
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.provenance import commit
 from benchmarks.router.simulation.cells import CELLS, Cell, claims, summary
 from benchmarks.router.simulation.run import simulate
 
@@ -41,7 +41,7 @@ def main() -> int:
     summaries = [_run(cell, num_seeds) for cell in cells]
     results = {
         "command": "python -m benchmarks.router.simulation",
-        "commit": _commit(),
+        "commit": commit(),
         "machine": f"{platform.machine()}, Python {platform.python_version()}, one core",
         "seconds": round(time.perf_counter() - start),
         "seeds": num_seeds,
@@ -74,14 +74,6 @@ def _run(cell: Cell, num_seeds: int) -> dict[str, Any]:
             flush=True,
         )
     return found
-
-
-def _commit() -> str:
-    command = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def _rounded(value: Any) -> Any:  # noqa: ANN401
