@@ -172,6 +172,8 @@ class FakeEngine(FakeCore, engine_pb2_grpc.EngineServiceServicer):
 
     async def WatchCache(self, request, context):
         self.num_watches += 1
+        # Otherwise a call that has nothing to tell yet keeps a task of the client's waiting.
+        await context.send_initial_metadata(())
         cache = self.cache
         epoch, position = request.epoch, request.sequence_number
         while True:
