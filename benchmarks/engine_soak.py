@@ -1,10 +1,11 @@
 """Mixed load on one GPU for minutes: `python -m benchmarks.engine_soak --minutes 8`.
 
-Requests of random lengths come in bursts, share prefixes, have priorities, and are cancelled at
-random, on a pool that is too small for all that run, so that sequences are preempted. Afterwards
-every request must have had exactly one end, with all its tokens unless it was cancelled; no block
-may be in use, and memory may not have grown. Prints the longest step, and the longest time that one
-kept the device waiting. The exit code is 1 if something was wrong.
+Nothing else may run on that GPU. Requests of random lengths come in bursts, share prefixes, have
+priorities, and are cancelled at random, on a pool that is too small for all that run, so that
+sequences are preempted. Afterwards every request must have had exactly one end, with all its tokens
+unless it was cancelled; no block may be in use, and memory may not have grown. Prints the longest
+step, and the longest time that one kept the device waiting. The exit code is 1 if something was
+wrong.
 """
 
 import argparse
@@ -63,8 +64,8 @@ class Record:
     longest_step_seconds: float = 0.0
     longest_exposed_seconds: float = 0.0
     """The most that a step took beyond the time of its device."""
-    samples: list[tuple[int, int]] = field(default_factory=list)
-    """Bytes that torch holds of the device and bytes of the process, a pair every few seconds."""
+    samples: list[dict[str, int]] = field(default_factory=list)
+    """Bytes by what they are of, every few seconds."""
 
 
 class Load:
@@ -162,11 +163,16 @@ class Load:
         self._record.counts["cancelled"] += 1
 
 
-def _sample() -> tuple[int, int]:
+def _sample() -> dict[str, int]:
+    """Returns bytes: taken of the device by all, in tensors on it, and of this process."""
     with Path("/proc/self/statm").open() as file:
         num_pages = int(file.read().split()[1])
-    # Not what is taken of the whole device, of which others may use some.
-    return torch.cuda.memory_reserved(), num_pages * resource.getpagesize()
+    free, total = torch.cuda.mem_get_info()
+    return {
+        "device": total - free,
+        "tensors": torch.cuda.memory_allocated(),
+        "process": num_pages * resource.getpagesize(),
+    }
 
 
 def soak(minutes: float, seed: int) -> Record:
@@ -225,15 +231,15 @@ def _check_end(core: EngineCore, record: Record) -> None:
         record.faults["nothing was preempted or shared"] += 1
     fifth = max(1, len(record.samples) // 5)
     early, late = record.samples[fifth : 2 * fifth], record.samples[-fifth:]
-    for name, place in (("device", 0), ("process", 1)):
-        growth = _mean(late, place) - _mean(early, place)
-        record.counts[f"growth of the {name}'s memory, bytes"] = round(growth)
+    for name in record.samples[0] if record.samples else ():
+        growth = _mean(late, name) - _mean(early, name)
+        record.counts[f"growth of the memory of the {name}, bytes"] = round(growth)
         if growth > _MAX_GROWTH_BYTES:
             record.faults[f"memory of the {name} grew"] += 1
 
 
-def _mean(samples: list[tuple[int, int]], place: int) -> float:
-    return sum(sample[place] for sample in samples) / max(1, len(samples))
+def _mean(samples: list[dict[str, int]], name: str) -> float:
+    return sum(sample[name] for sample in samples) / max(1, len(samples))
 
 
 def main() -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels import reference
 from kernels.attention_tile import accumulate, slot_offsets
@@ -23,9 +24,9 @@ from kernels.checks import (
 )
 from kernels.paged_attention_prefill_hopper import can_attend, paged_attention_prefill_hopper
 
-_MIN_HOPPER_TOKENS = 512
-"""With fewer, the kernel for Hopper starts too slowly: 10 us against 8 for 128, 17 us more of the
-host."""
+_MIN_DESCRIPTOR_TOKENS = 512
+"""With fewer, kernels that use the bulk copy engine start too slowly: for 128 tokens in 10 us
+against 8, and with 17 to 21 us more of the host."""
 
 
 def paged_attention_prefill(
@@ -51,7 +52,7 @@ def paged_attention_prefill(
             sequence's end
         query_start_loc: [num_seqs + 1] int32
         seq_lens: [num_seqs] int32
-        max_query_len: the largest query length, or a bound of it, by which the tiles are sized
+        max_query_len: the largest query length, or a bound of it; tiles need not be larger
         scale: multiplies the scores, positive
         out: [num_tokens, num_heads, head_dim] contiguous, where the result goes; None makes a new
             tensor
@@ -75,11 +76,15 @@ def paged_attention_prefill(
         return reference.paged_attention_prefill(
             queries, kv_cache, block_table, query_start_loc, seq_lens, max_query_len, scale, out
         )
-    if queries.shape[0] >= _MIN_HOPPER_TOKENS and num_seqs and can_attend(queries, kv_cache):
+    has_descriptors = (
+        torch.cuda.get_device_capability(queries.device)[0] == 9
+        and queries.shape[0] >= _MIN_DESCRIPTOR_TOKENS
+    )
+    if has_descriptors and num_seqs and can_attend(queries, kv_cache):
         return paged_attention_prefill_hopper(
             queries, kv_cache, block_table, query_start_loc, seq_lens, scale, out
         )
-    tiling = _choose_tiling(queries, kv_cache, max_query_len)
+    tiling = _choose_tiling(queries, kv_cache, max_query_len, has_descriptors)
     return _paged_attention_prefill_triton(
         queries, kv_cache, block_table, query_start_loc, seq_lens, scale, tiling, out
     )
@@ -93,24 +98,36 @@ class _Tiling:
     """Rows of a query tile: tokens times the query heads of a key-value head."""
     tile: int
     """Tokens of a tile of keys and values."""
+    has_descriptors: bool
+    """Reads keys and values by the bulk copy engine; a tile then lies in one block."""
     num_warps: int
     num_stages: int
 
 
-def _choose_tiling(queries: torch.Tensor, kv_cache: torch.Tensor, max_query_len: int) -> _Tiling:
+def _choose_tiling(
+    queries: torch.Tensor, kv_cache: torch.Tensor, max_query_len: int, has_descriptors: bool
+) -> _Tiling:
+    """Chooses for these sizes; descriptors only where asked for and where they are possible."""
     _, num_heads, head_dim = queries.shape
-    num_kv_heads = kv_cache.shape[2]
+    _, _, num_kv_heads, block_size, _ = kv_cache.shape
     group = num_heads // num_kv_heads
     is_wide = queries.dtype == torch.float32 or head_dim > 128
     max_rows = 64 if is_wide else 128
     wanted_rows = max(16, triton.next_power_of_2(max_query_len * group))
     rows = max(min(wanted_rows, max_rows), triton.next_power_of_2(group))
     tile = 32 if is_wide else 64
+    # The copy engine wants all addresses on multiples of 16 bytes.
+    is_aligned = kv_cache.data_ptr() % 16 == 0 and all(
+        stride * kv_cache.element_size() % 16 == 0 for stride in kv_cache.stride()[:4]
+    )
+    # Short queries go without, so that not each size of their tiles comes in two variants.
+    has_descriptors &= rows == max_rows and not is_wide and is_aligned and block_size % tile == 0
     # Measured on an H200, bfloat16, head_dim 128.
-    is_large = rows == 128
+    is_large = rows == 128 and not has_descriptors
     return _Tiling(
         rows=rows,
         tile=tile,
+        has_descriptors=has_descriptors,
         num_warps=8 if is_large else 4,
         num_stages=3 if is_large else 2,
     )
@@ -135,12 +152,17 @@ def _paged_attention_prefill_triton(
     if num_tokens == 0 or num_seqs == 0:
         return out
     group = num_heads // num_kv_heads
+    keys, values = kv_cache[0], kv_cache[1]
+    if tiling.has_descriptors:
+        box = [1, 1, tiling.tile, head_dim]
+        keys = TensorDescriptor.from_tensor(keys, box)
+        values = TensorDescriptor.from_tensor(values, box)
     # Each sequence starts a tile: a bound of their number that needs no value from the device.
     num_query_tiles = triton.cdiv(num_tokens, tiling.rows // group) + num_seqs
     _prefill_kernel[(num_query_tiles * num_kv_heads,)](
         queries,
-        kv_cache[0],
-        kv_cache[1],
+        keys,
+        values,
         block_table,
         query_start_loc,
         seq_lens,
@@ -157,6 +179,7 @@ def _paged_attention_prefill_triton(
         BLOCK_SIZE=block_size,
         HEAD_DIM=head_dim,
         TILE=tiling.tile,
+        HAS_DESCRIPTORS=tiling.has_descriptors,
         num_warps=tiling.num_warps,
         num_stages=tiling.num_stages,
     )
@@ -207,6 +230,7 @@ def _prefill_kernel(
     BLOCK_SIZE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     TILE: tl.constexpr,
+    HAS_DESCRIPTORS: tl.constexpr,
 ):
     TOKENS: tl.constexpr = ROWS // GROUP
     # The last tiles of a sequence see most keys and go first, so that no long one ends alone.
@@ -247,14 +271,14 @@ def _prefill_kernel(
     for start in range(0, whole_end, TILE):
         key, value = _load_tile(
             keys, values, table, start, end, kv_head, block_stride, kv_head_stride, slot_stride,
-            BLOCK_SIZE, HEAD_DIM, TILE, IS_WHOLE=True,
+            BLOCK_SIZE, HEAD_DIM, TILE, HAS_DESCRIPTORS, IS_WHOLE=True,
         )  # fmt: skip
         scores = tl.dot(query, key.T, input_precision="ieee")
         maximum, total, mixed = accumulate(scores, value, maximum, total, mixed, scale)
     for start in range(whole_end, end, TILE):
         key, value = _load_tile(
             keys, values, table, start, end, kv_head, block_stride, kv_head_stride, slot_stride,
-            BLOCK_SIZE, HEAD_DIM, TILE, IS_WHOLE=False,
+            BLOCK_SIZE, HEAD_DIM, TILE, HAS_DESCRIPTORS, IS_WHOLE=False,
         )  # fmt: skip
         scores = tl.dot(query, key.T, input_precision="ieee")
         is_seen = start + tl.arange(0, TILE)[None, :] <= positions[:, None]
@@ -280,15 +304,28 @@ def _load_tile(
     BLOCK_SIZE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     TILE: tl.constexpr,
+    HAS_DESCRIPTORS: tl.constexpr,
     IS_WHOLE: tl.constexpr,
 ):
     """Returns keys and values, [TILE, HEAD_DIM] each; values are 0 for tokens from end on."""
-    offsets = slot_offsets(table, start, end, block_stride, slot_stride, BLOCK_SIZE, TILE, IS_WHOLE)
-    offsets = offsets + kv_head.to(tl.int64) * kv_head_stride
-    places = offsets[:, None] + tl.arange(0, HEAD_DIM)[None, :]
-    if IS_WHOLE:
-        return tl.load(keys + places), tl.load(values + places)
-    else:  # noqa: RET505 - a branch of the compiler's
-        is_token = (start + tl.arange(0, TILE) < end)[:, None]
-        key = tl.load(keys + places, mask=is_token, other=0.0)
-        return key, tl.load(values + places, mask=is_token, other=0.0)
+    is_token = (start + tl.arange(0, TILE) < end)[:, None]
+    if HAS_DESCRIPTORS:
+        block = tl.load(table + start // BLOCK_SIZE)
+        place = [block, kv_head, start % BLOCK_SIZE, 0]
+        key = keys.load(place).reshape(TILE, HEAD_DIM)
+        value = values.load(place).reshape(TILE, HEAD_DIM)
+        if not IS_WHOLE:
+            # What no token has written may be anything, and 0 * NaN is NaN.
+            value = tl.where(is_token, value, 0.0)
+    else:
+        offsets = slot_offsets(
+            table, start, end, block_stride, slot_stride, BLOCK_SIZE, TILE, IS_WHOLE
+        )
+        offsets = offsets + kv_head.to(tl.int64) * kv_head_stride
+        places = offsets[:, None] + tl.arange(0, HEAD_DIM)[None, :]
+        if IS_WHOLE:
+            key, value = tl.load(keys + places), tl.load(values + places)
+        else:
+            key = tl.load(keys + places, mask=is_token, other=0.0)
+            value = tl.load(values + places, mask=is_token, other=0.0)
+    return key, value

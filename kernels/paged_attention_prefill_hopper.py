@@ -6,7 +6,8 @@ A consumer starts the scores of a tile of keys together with the values of the t
 the softmax of one runs beside the products of the other.
 
 A program takes two query tiles of one sequence, one from its end and one from its start. As late
-tokens see more keys than early ones, each such pair is as much work as any other of the sequence.
+tokens see more keys than early ones, each such pair is as much work as any other of the sequence;
+a tile in the middle, where their number is odd, is half as much.
 
 Written in Gluon, Triton's language for kernels that place registers and barriers themselves.
 """
@@ -60,6 +61,7 @@ def can_attend(queries: torch.Tensor, kv_cache: torch.Tensor) -> bool:
         and head_dim == _HEAD_DIM.value
         and block_size % _PIECE.value == 0
         and group in (1, 2, 4, 8, 16, 32, 64)
+        and slot_stride >= head_dim
         # The copy engine sees the cache as rows, and wants addresses on multiples of 16 bytes.
         and all(stride % slot_stride == 0 for stride in kv_cache.stride()[:3])
         and all(stride % 8 == 0 for stride in strides)

@@ -10,6 +10,7 @@ from kernels.paged_attention_prefill import (
     _choose_tiling,
     _find_sequence,
     _paged_attention_prefill_triton,
+    _Tiling,
     paged_attention_prefill,
 )
 from tests.kernels.paged_inputs import Shape, paged_inputs
@@ -17,6 +18,7 @@ from tests.kernels.targets import (
     Target,
     in_float32,
     on_each_device,
+    on_each_target,
     worst_row_error,
 )
 
@@ -39,7 +41,7 @@ def by_twin(inputs, out=None):
     )
 
 
-def by_kernel(inputs, out=None):
+def by_kernel(inputs, tiling=None, out=None):
     max_query_len = max(inputs.query_lens, default=0)
     return _paged_attention_prefill_triton(
         inputs.queries,
@@ -48,8 +50,16 @@ def by_kernel(inputs, out=None):
         inputs.query_start_loc,
         inputs.seq_lens,
         inputs.scale,
-        _choose_tiling(inputs.queries, inputs.kv_cache, max_query_len),
+        tiling or _choose_tiling(inputs.queries, inputs.kv_cache, max_query_len, False),
         out,
+    )
+
+
+def with_descriptors(target, head_dim):
+    """Returns a tiling that reads through the copy engine, which the interpreter emulates."""
+    is_wide = target.dtype == torch.float32
+    return _Tiling(
+        rows=64, tile=32 if is_wide else 64, has_descriptors=True, num_warps=4, num_stages=2
     )
 
 
@@ -104,6 +114,17 @@ def test_rows_before_the_first_sequence_are_left_alone(target, num_before):
 
     assert torch.equal(out[:num_before], before[:num_before])
     assert worst_row_error(out[num_before:], inputs.truth()) < target.tolerance
+
+
+@on_each_target
+@pytest.mark.parametrize("block_size", [64, 256])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_tensor_descriptors_read_the_same_tiles(target, block_size, head_dim):
+    inputs = paged_inputs(
+        target, Shape(head_dim=head_dim, block_size=block_size), QUERY_LENS, SEQ_LENS
+    )
+    out = by_kernel(inputs, with_descriptors(target, head_dim))
+    assert worst_row_error(out, inputs.truth()) < target.tolerance
 
 
 @in_float32
@@ -187,12 +208,20 @@ def test_prompt_in_chunks_attends_as_the_whole_prompt():
         start = end
 
 
-def test_tiles_shrink_to_short_queries():
+def test_tiles_shrink_to_short_queries_and_use_descriptors_where_they_can():
     queries = torch.zeros(2048, 8, 128, dtype=torch.bfloat16)
-    kv_cache = torch.zeros(2, 1, 2, 64, 128, dtype=torch.bfloat16)
 
-    assert _choose_tiling(queries, kv_cache, 1000).rows == 128
-    assert _choose_tiling(queries, kv_cache, 3).rows == 16
+    def tiling(block_size, max_query_len, has_descriptors=True, padding=0):
+        pool = torch.zeros(2, 1, 2, block_size, 128 + padding, dtype=torch.bfloat16)
+        return _choose_tiling(queries, pool[..., :128], max_query_len, has_descriptors)
+
+    assert tiling(64, 1000).rows == 128
+    assert tiling(64, 3).rows == 16
+    assert tiling(64, 1000).has_descriptors
+    assert not tiling(64, 1000, has_descriptors=False).has_descriptors
+    assert not tiling(64, 3).has_descriptors
+    assert not tiling(16, 1000).has_descriptors
+    assert not tiling(64, 1000, padding=4).has_descriptors
 
 
 def test_wrong_arguments_are_refused_by_name_and_value():
