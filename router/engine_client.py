@@ -10,13 +10,14 @@ import logging
 import random
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import grpc
 
 from protos.pagestream.engine.v1 import engine_pb2, engine_pb2_grpc
 from protos.wire import block_hash, channel
 from protos.wire.status import ErrorStatus, Reason, error_status, unpack
+from router.connection_loss import ConnectionLost, checked, describe, is_draining
 from router.engine_convert import (
     read_files,
     status_of,
@@ -50,7 +51,6 @@ _MIN_QUARANTINE = 5.0
 _MAX_QUARANTINE = 60.0
 """Seconds without requests for an engine that stalled; doubled if it stalls again at once."""
 
-_Message = TypeVar("_Message")
 _GenerateManyCall = grpc.aio.StreamStreamCall[
     engine_pb2.GenerateManyRequest, engine_pb2.GenerateManyResponse
 ]
@@ -95,10 +95,6 @@ class EngineListener(Protocol):
 
     def load_reported(self) -> None:
         """The engine sent its load."""
-
-
-class _Lost(Exception):
-    """The engine cannot be used for now; the text says why."""
 
 
 class EngineClient:
@@ -236,9 +232,9 @@ class EngineClient:
         self._is_exiting = False
         try:
             await self._serve_once()
-        except* (_Lost, grpc.aio.AioRpcError) as group:
-            self._is_exiting = _reason_of(group) == Reason.DRAINING
-            self._set_state(*_describe(group))
+        except* (ConnectionLost, grpc.aio.AioRpcError) as group:
+            self._is_exiting = is_draining(group)
+            self._set_state(*describe(group))
         finally:
             self._fail_all()
 
@@ -259,7 +255,7 @@ class EngineClient:
         response = await stub.GetModelInfo(
             engine_pb2.GetModelInfoRequest(), timeout=self._settings.call_timeout
         )
-        model = to_model(_checked(response))
+        model = to_model(checked(response))
         if model.block_hash_scheme != block_hash.SCHEME:
             refusal = (
                 f'it hashes blocks by "{model.block_hash_scheme}"; '
@@ -270,7 +266,7 @@ class EngineClient:
         else:
             refusal = self._listener.check_model(model)
         if refusal:
-            raise _Lost(f"refused: {refusal}")
+            raise ConnectionLost(f"refused: {refusal}")
         return model
 
     async def _generate(self, stub: engine_pb2_grpc.EngineServiceStub) -> None:
@@ -298,7 +294,7 @@ class EngineClient:
             try:
                 await call.write(self._outbox.take())
             except asyncio.InvalidStateError as error:
-                raise _Lost("its stream ended") from error
+                raise ConnectionLost("its stream ended") from error
 
     async def _receive_first(
         self, responses: AsyncIterator[engine_pb2.GenerateManyResponse]
@@ -308,16 +304,16 @@ class EngineClient:
             async with asyncio.timeout(seconds):
                 first = await anext(responses, None)
         except TimeoutError as error:
-            raise _Lost(f"its stream brought nothing within {seconds} s") from error
+            raise ConnectionLost(f"its stream brought nothing within {seconds} s") from error
         if first is None or not first.HasField("load"):
-            raise _Lost("its stream did not begin with its load")
+            raise ConnectionLost("its stream did not begin with its load")
         self.num_connections += 1
         self._deliver(first)
 
     async def _receive(self, responses: AsyncIterator[engine_pb2.GenerateManyResponse]) -> None:
         async for message in responses:
-            self._deliver(_checked(message))
-        raise _Lost("it ended its stream")
+            self._deliver(checked(message))
+        raise ConnectionLost("it ended its stream")
 
     async def _watch_steps(self) -> None:
         """Ends the connection when the engine, though it has work, makes no step for too long."""
@@ -328,7 +324,7 @@ class EngineClient:
             if detector.is_stalled(self.model, self.load):
                 self._quarantine = min(max(_MIN_QUARANTINE, 2 * self._quarantine), _MAX_QUARANTINE)
                 self._cause = _STALLED
-                raise _Lost(
+                raise ConnectionLost(
                     f"stalled: no step for {detector.silence:.1f} s "
                     f"with {len(self._streams)} requests under way"
                 )
@@ -355,7 +351,7 @@ class EngineClient:
         token_ids = list(message.token_ids)
         token_counts = message.token_counts
         if len(message.handles) != len(token_counts) or sum(token_counts) != len(token_ids):
-            raise _Lost("it sent a step whose token counts do not add up")
+            raise ConnectionLost("it sent a step whose token counts do not add up")
         start = 0
         for handle, count in zip(message.handles, token_counts, strict=True):
             end = start + count
@@ -379,10 +375,10 @@ class EngineClient:
             try:
                 if await self._watch_once(stub):
                     backoff = self._settings.min_backoff
-            except (_Lost, grpc.aio.AioRpcError) as error:
+            except (ConnectionLost, grpc.aio.AioRpcError) as error:
                 # The requests do not suffer: what is known of the cache is a hint.
                 _logger.warning(
-                    "cache watch lost engine=%s detail=%s", self.address, _describe(error)[1]
+                    "cache watch lost engine=%s detail=%s", self.address, describe(error)[1]
                 )
             await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
             backoff = min(2 * backoff, self._settings.max_backoff)
@@ -397,7 +393,7 @@ class EngineClient:
         try:
             async for message in call:
                 received = True
-                if not await self._listener.cache_changed(to_cache_update(_checked(message))):
+                if not await self._listener.cache_changed(to_cache_update(checked(message))):
                     _logger.warning(
                         "cache watch has a gap engine=%s epoch=%d sequence_number=%d held=%d",
                         self.address,
@@ -451,41 +447,7 @@ class EngineClient:
         self._listener.state_changed()
 
 
-def _checked(message: _Message | None) -> _Message:
-    # What cannot be parsed arrives as None.
-    if message is None:
-        raise _Lost("it sent a message that is not of the contract")
-    return message
-
-
 def _num_cancellations() -> int:
     """Returns how often the running task was asked to end; only a rise says anything."""
     task = asyncio.current_task()
     return task.cancelling() if task else 0
-
-
-def _leaves(error: BaseException) -> list[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
-    return [error]
-
-
-def _call_status(group: BaseException) -> ErrorStatus | None:
-    """Returns how the engine ended a call, if that is why its connection ended."""
-    # A broken stream also fails the writer, in words that say less.
-    calls = [leaf for leaf in _leaves(group) if isinstance(leaf, grpc.aio.AioRpcError)]
-    return status_of(calls[0]) if calls else None
-
-
-def _reason_of(group: BaseException) -> str:
-    status = _call_status(group)
-    return status.reason if status else ""
-
-
-def _describe(group: BaseException) -> tuple[EngineState, str]:
-    """Returns state and detail of an engine whose connection ended with these errors."""
-    status = _call_status(group)
-    if status is None:
-        return EngineState.UNAVAILABLE, str(_leaves(group)[0])
-    starting = status.reason == Reason.STARTING
-    return (EngineState.CONNECTING if starting else EngineState.UNAVAILABLE), status.message

@@ -10,11 +10,11 @@ takes the bit out of the table in slices, and only then is it given away again.
 """
 
 import asyncio
-import sys
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from router.block_table import BlockTable
 from router.types import CacheUpdate
 
 SLICE_BLOCKS = 2048
@@ -26,9 +26,6 @@ _SWEEP_BLOCKS = 512
 # would grow for too long, more would cost a lookup more cache misses.
 _SHIFT = 64 - 14
 _RESERVED_SHIFT = 64 - 8
-
-_MIN_WIDTH = 16
-"""A shard takes so many values of the top bits, or up to twice as many."""
 
 _MAX_SHARED_MASKS = 1 << 14
 
@@ -70,28 +67,6 @@ class IndexStatistics:
     engines hold share one. At worst, with no two alike, masks take as much as the hashes."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Table:
-    """A dict by hash in many parts, the shards, so that none grows for long."""
-
-    shards: list[dict[int, int]]
-    shard_of: list[dict[int, int]]
-    """By the top bits of a hash."""
-
-    shift: int
-
-    def __len__(self) -> int:
-        return sum(map(len, self.shards))
-
-    def __contains__(self, block: int) -> bool:
-        return block in self.shard_of[block >> self.shift]
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory of the dicts, without keys and values."""
-        return sum(map(sys.getsizeof, self.shards))
-
-
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Engine:
     bit: int
@@ -103,7 +78,7 @@ class _Engine:
     is_in_snapshot: bool = False
     part_number: int = 0
     """Of the snapshot's latest part; 0 if the engine does not number them."""
-    reserved: "_Table" = field(default_factory=lambda: _make_table(_RESERVED_SHIFT))
+    reserved: BlockTable = field(default_factory=lambda: BlockTable.empty(_RESERVED_SHIFT))
     """Block to number of reservations."""
     num_unconfirmed: int = 0
     """Blocks reserved and not held."""
@@ -123,7 +98,7 @@ class PrefixIndex:
 
     def __init__(self) -> None:
         self.large_updates = asyncio.Lock()
-        self._table = _make_table(_SHIFT)
+        self._table = BlockTable.empty(_SHIFT)
         self._engines: dict[str, _Engine] = {}
         self._names: dict[int, str] = {}
         self._live = 0
@@ -433,21 +408,6 @@ class PrefixIndex:
             mask ^= bit
 
 
-def _make_table(shift: int) -> _Table:
-    """Returns an empty table whose shards are chosen by a hash without its low `shift` bits.
-
-    Shards have a share of the hashes from 1 to 2: equal ones would all grow at the same time.
-    """
-    num_tops = 1 << (64 - shift)
-    shards: list[dict[int, int]] = []
-    shard_of: list[dict[int, int]] = []
-    while len(shard_of) < num_tops:
-        width = _MIN_WIDTH + len(shards) % _MIN_WIDTH
-        shards.append({})
-        shard_of += [shards[-1]] * width
-    return _Table(shards=shards, shard_of=shard_of[:num_tops], shift=shift)
-
-
 def _keys_of(shard: dict[int, int], bits: int) -> list[int]:
     """Returns the blocks whose masks contain any of these bits."""
     places = [place for place, mask in enumerate(shard.values()) if mask & bits]
@@ -458,7 +418,7 @@ def _keys_of(shard: dict[int, int], bits: int) -> list[int]:
     return [blocks[place] for place in places]
 
 
-def _num_leading(reserved: _Table, hashes: Sequence[int]) -> int:
+def _num_leading(reserved: BlockTable, hashes: Sequence[int]) -> int:
     """Returns how many leading blocks are reserved.
 
     A block is reserved with all before it, and its hash says which they are: none after the first
