@@ -99,3 +99,24 @@ async def tokens_of(events):
 
 def engine_of(engines, admitted):
     return next(engine for engine in engines if engine.address == admitted.engine)
+
+
+class Observer:
+    """Writes down what it is told."""
+
+    def __init__(self):
+        self.placed, self.admitted, self.retried, self.resumed = [], [], [], []
+
+    def request_placed(self, placement, seconds):
+        assert seconds >= 0
+        self.placed.append(placement)
+
+    def request_admitted(self, placement, num_cached_tokens):
+        self.admitted.append((placement.engine, num_cached_tokens))
+
+    def request_retried(self, engine, error):
+        self.retried.append((engine, error.status.reason))
+
+    def request_resumed(self, error, num_tokens):
+        cause = error.status.metadata.get("cause", error.status.reason)
+        self.resumed.append((cause, num_tokens))
