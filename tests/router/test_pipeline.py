@@ -1,23 +1,18 @@
 import asyncio
 from array import array
-from contextlib import aclosing
 
 import pytest
 
-from protos.wire.reason import Reason
 from protos.wire.status import ErrorStatus
 from router.errors import (
-    Draining,
     EngineRefused,
     InvalidRequest,
     NoEngine,
     NoTokenizer,
-    QueueFull,
-    RequestError,
     UnknownModel,
 )
-from router.pipeline import Bounds, Pipeline
-from router.tokenizer import Tokenizer, TokenizerPool
+from router.pipeline import Pipeline
+from router.tokenizer import TokenizerPool
 from router.types import (
     Admission,
     Admitted,
@@ -25,82 +20,22 @@ from router.types import (
     ChatPrompt,
     Finish,
     FinishReason,
-    GenerationRequest,
     SamplingParams,
     TextPrompt,
-    TokenPrompt,
     Tokens,
 )
-from tests.fakes import small_tokenizer
 from tests.fakes.fake_fleet import ENGINE, FakeFleet, model_info
-
-TOKENIZER = Tokenizer.from_files(small_tokenizer.files())
-END = TOKENIZER.backend.token_to_id(small_tokenizer.END)
-TEXT = TextPrompt(text="the quick brown fox")
-NAN, INFINITY = float("nan"), float("inf")
-BOUNDS = Bounds(
-    max_concurrent_requests=2,
-    max_prompt_bytes=1000,
-    max_request_bytes=2000,
-    max_queued_prompt_tokens=200,
+from tests.router.pipelines import (
+    BOUNDS,
+    INFINITY,
+    NAN,
+    TEXT,
+    TOKENIZER,
+    chat,
+    collect,
+    request,
+    tokens,
 )
-
-
-class Recorder:
-    """An observer that writes down what it hears."""
-
-    def __init__(self):
-        self.calls = []
-
-    @property
-    def names(self):
-        return [name for name, *_ in self.calls]
-
-    def started(self):
-        self.calls.append(("started",))
-
-    def tokenized(self, seconds):
-        self.calls.append(("tokenized",))
-
-    def handed_over(self, num_prompt_tokens, seconds):
-        self.calls.append(("handed_over", num_prompt_tokens))
-
-    def generated(self, num_tokens, seconds, *, is_first):
-        self.calls.append(("generated", num_tokens, is_first))
-
-    def ended(self, outcome, seconds):
-        self.calls.append(("ended", outcome))
-
-
-@pytest.fixture
-def fleet():
-    return FakeFleet()
-
-
-@pytest.fixture
-def observer():
-    return Recorder()
-
-
-@pytest.fixture
-def pipeline(fleet, observer):
-    with TokenizerPool(fleet.fetch_tokenizer, 1) as tokenizers:
-        yield Pipeline(fleet, tokenizers, observer, BOUNDS)
-
-
-def request(prompt=TEXT, **changes) -> GenerationRequest:
-    return GenerationRequest(
-        **{"request_id": "mine", "model": "small", "prompt": prompt, **changes}
-    )
-
-
-def tokens(*token_ids) -> TokenPrompt:
-    return TokenPrompt(token_ids=array("I", token_ids))
-
-
-async def collect(pipeline, generation):
-    async with asyncio.timeout(10), aclosing(pipeline.generate(generation)) as deltas:
-        return [delta async for delta in deltas]
 
 
 async def test_text_goes_out_as_tokens_and_comes_back_as_text(pipeline, fleet):
@@ -240,10 +175,6 @@ async def test_model_without_tokenizer_takes_and_gives_tokens(observer):
         ("", (80, 81)),
         ("", ()),
     ]
-
-
-def chat(*messages) -> ChatPrompt:
-    return ChatPrompt(messages=tuple(ChatMessage(role=r, content=c) for r, c in messages))
 
 
 def sampling(**params):
@@ -461,138 +392,3 @@ async def test_leaving_after_the_finish_is_no_cancellation(pipeline, fleet, obse
     await deltas.aclose()
 
     assert observer.calls[-1] == ("ended", "length")
-
-
-async def test_requests_over_the_bound_are_refused_until_one_ends(pipeline, fleet):
-    fleet.put(*[Admitted(engine=ENGINE, num_cached_tokens=0, seed=1)] * 2)
-    first, second = pipeline.generate(request()), pipeline.generate(request())
-    await anext(first)
-    await anext(second)
-
-    for refused in (collect(pipeline, request()), pipeline.tokenize("", TEXT)):
-        with pytest.raises(QueueFull, match="2 requests are under way") as caught:
-            await refused
-        assert caught.value.status.retry_after == 1.0
-
-    await first.aclose()
-    fleet.answer([80])
-    assert (await collect(pipeline, request()))[-1].finish
-    await second.aclose()
-
-
-async def test_queued_prompt_tokens_are_bounded_until_an_engine_begins(pipeline, fleet):
-    waiting = pipeline.generate(request(tokens(*[1] * 120)))
-    first = asyncio.ensure_future(anext(waiting))
-    await fleet.is_asked.wait()
-    assert pipeline.queued_prompt_tokens.held == 120
-
-    with pytest.raises(QueueFull) as caught:
-        await collect(pipeline, request(tokens(*[1] * 81)))
-
-    assert caught.value.status.message == (
-        "81 more queued prompt tokens beside 120 are 201, over max_queued_prompt_tokens 200"
-    )
-    assert caught.value.status.retry_after == 1.0
-    fleet.put(Admitted(engine=ENGINE, num_cached_tokens=0, seed=1))
-    await first
-    assert pipeline.queued_prompt_tokens.held == 0
-    fleet.answer([80])
-    assert (await collect(pipeline, request(tokens(*[1] * 81))))[-1].finish
-    await waiting.aclose()
-    assert pipeline.queued_prompt_tokens.held == 0
-
-
-async def test_prompt_that_never_reached_an_engine_is_queued_no_more(pipeline, fleet):
-    fleet.put(NoEngine("none", retry_after=1.0))
-    with pytest.raises(NoEngine):
-        await collect(pipeline, request())
-
-    fleet.is_asked.clear()
-    waiting = asyncio.ensure_future(anext(pipeline.generate(request())))
-    await fleet.is_asked.wait()
-    assert pipeline.queued_prompt_tokens.held > 0
-    waiting.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await waiting
-
-    assert pipeline.queued_prompt_tokens.held == 0
-
-
-async def test_bytes_of_requests_are_bounded_until_they_end(pipeline, fleet):
-    fleet.put(Admitted(engine=ENGINE, num_cached_tokens=0, seed=1))
-    running = pipeline.generate(request(num_bytes=1500))
-    await anext(running)
-    message = "501 more bytes of requests beside 1500 are 2001, over max_request_bytes 2000"
-
-    for refused in (
-        collect(pipeline, request(num_bytes=501)),
-        pipeline.tokenize("", TEXT, num_bytes=501),
-        pipeline.detokenize("", [1], skip_special_tokens=True, num_bytes=501),
-    ):
-        with pytest.raises(QueueFull, match=message):
-            await refused
-
-    await running.aclose()
-    assert pipeline.request_bytes.held == 0
-    await pipeline.tokenize("", TEXT, num_bytes=2001)
-    assert pipeline.request_bytes.held == 0
-
-
-async def test_draining_refuses_the_new_and_waits_for_the_old(pipeline, fleet):
-    fleet.put(Admitted(engine=ENGINE, num_cached_tokens=0, seed=1))
-    running = pipeline.generate(request())
-    await anext(running)
-
-    pipeline.drain()
-
-    for refused in (
-        collect(pipeline, request()),
-        pipeline.tokenize("", TEXT),
-        pipeline.detokenize("", [1], skip_special_tokens=True),
-    ):
-        with pytest.raises(Draining):
-            await refused
-    idle = asyncio.ensure_future(pipeline.wait_idle())
-    fleet.answer([80])
-    assert not idle.done()
-    assert [delta.finish async for delta in running][-1]
-    await asyncio.wait_for(idle, 10)
-
-
-async def test_tokenize_gives_what_generate_starts_from(pipeline, fleet):
-    fleet.answer([80])
-    await collect(pipeline, request())
-
-    assert await pipeline.tokenize("small", TEXT) == fleet.requests[0].prompt_token_ids
-    messages = chat(("user", "hi"))
-    expected = TOKENIZER.encode_chat(messages.messages)
-    assert await pipeline.tokenize("", messages) == expected
-
-
-async def test_detokenize_keeps_special_tokens_unless_told_not_to(pipeline):
-    token_ids = [END, *TOKENIZER.encode_text("é😀")]
-
-    kept = await pipeline.detokenize("", token_ids, skip_special_tokens=False)
-    skipped = await pipeline.detokenize("", token_ids, skip_special_tokens=True)
-
-    assert (kept, skipped) == (f"{small_tokenizer.END}é😀", "é😀")
-
-
-@pytest.mark.parametrize(
-    ("token_ids", "reason", "message"),
-    [
-        ([0, 600], Reason.TOKEN_OUT_OF_RANGE, r"token_ids\[1\] is 600, outside 0 to 599"),
-        ([0] * 129, Reason.BAD_REQUEST, "number of token_ids is 129, outside 0 to 128"),
-    ],
-)
-async def test_detokenize_refuses_what_no_model_said(pipeline, token_ids, reason, message):
-    with pytest.raises(InvalidRequest, match=message) as caught:
-        await pipeline.detokenize("", token_ids, skip_special_tokens=True)
-
-    assert caught.value.status.reason == reason
-    assert caught.value.status.metadata["value"] in message
-
-
-async def test_tokenize_refuses_what_generate_would(pipeline):
-    with pytest.raises(RequestError, match="text is empty"):
-        await pipeline.tokenize("", TextPrompt(text=""))

@@ -1,0 +1,72 @@
+"""A pipeline on a fake fleet for a test, and the ways to ask it."""
+
+import asyncio
+from array import array
+from contextlib import aclosing
+
+from router.pipeline import Bounds
+from router.tokenizer import Tokenizer
+from router.types import (
+    ChatMessage,
+    ChatPrompt,
+    GenerationRequest,
+    TextPrompt,
+    TokenPrompt,
+)
+from tests.fakes import small_tokenizer
+
+TOKENIZER = Tokenizer.from_files(small_tokenizer.files())
+END = TOKENIZER.backend.token_to_id(small_tokenizer.END)
+TEXT = TextPrompt(text="the quick brown fox")
+NAN, INFINITY = float("nan"), float("inf")
+BOUNDS = Bounds(
+    max_concurrent_requests=2,
+    max_prompt_bytes=1000,
+    max_request_bytes=2000,
+    max_queued_prompt_tokens=200,
+)
+
+
+class Recorder:
+    """An observer that writes down what it hears."""
+
+    def __init__(self):
+        self.calls = []
+
+    @property
+    def names(self):
+        return [name for name, *_ in self.calls]
+
+    def started(self):
+        self.calls.append(("started",))
+
+    def tokenized(self, seconds):
+        self.calls.append(("tokenized",))
+
+    def handed_over(self, num_prompt_tokens, seconds):
+        self.calls.append(("handed_over", num_prompt_tokens))
+
+    def generated(self, num_tokens, seconds, *, is_first):
+        self.calls.append(("generated", num_tokens, is_first))
+
+    def ended(self, outcome, seconds):
+        self.calls.append(("ended", outcome))
+
+
+def request(prompt=TEXT, **changes) -> GenerationRequest:
+    return GenerationRequest(
+        **{"request_id": "mine", "model": "small", "prompt": prompt, **changes}
+    )
+
+
+def tokens(*token_ids) -> TokenPrompt:
+    return TokenPrompt(token_ids=array("I", token_ids))
+
+
+def chat(*messages) -> ChatPrompt:
+    return ChatPrompt(messages=tuple(ChatMessage(role=r, content=c) for r, c in messages))
+
+
+async def collect(pipeline, generation):
+    async with asyncio.timeout(10), aclosing(pipeline.generate(generation)) as deltas:
+        return [delta async for delta in deltas]
