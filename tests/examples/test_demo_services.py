@@ -115,7 +115,7 @@ async def own():
         service = services.start("engine-0", ["{STAND_IN}", "good"])
         await services.wait_ready([service], 30, lambda one, state: None)
         print(service.process.pid, flush=True)
-        await asyncio.sleep(60)
+        await asyncio.to_thread(sys.stdin.read)
 
 asyncio.run(own())
 """
@@ -123,7 +123,10 @@ asyncio.run(own())
 
 def test_service_ends_when_its_owner_is_killed(tmp_path):
     with subprocess.Popen(
-        [sys.executable, "-c", OWNER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", OWNER, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as owner:
         assert owner.stdout is not None
         session = int(owner.stdout.readline())

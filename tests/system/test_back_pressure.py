@@ -23,7 +23,7 @@ NARROW = [("grpc.http2.lookahead_bytes", 4096), ("grpc.http2.bdp_probe", 0)]
 """Options of a client that lets the router send it little more than it reads."""
 
 NEVER_READS = """
-import sys, time, grpc
+import sys, grpc
 from protos.pagestream.router.v1 import router_pb2 as pb, router_pb2_grpc
 
 options = [("grpc.http2.lookahead_bytes", 4096), ("grpc.http2.bdp_probe", 0)]
@@ -33,7 +33,7 @@ calls = [stub.Generate(request) for _ in range(int(sys.argv[3]))]
 for call in calls:
     call.initial_metadata()
 print("asked", flush=True)
-time.sleep(600)
+sys.stdin.read()  # until its owner ends
 """
 
 
@@ -155,6 +155,7 @@ async def test_stopped_client_is_cut_off_and_killed_one_leaves_nothing():
             *(sys.executable, "-c", NEVER_READS, f"127.0.0.1:{router.port}"),
             *(request().SerializeToString().hex(), "8"),
             cwd=ROOT,
+            stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )
         try:
