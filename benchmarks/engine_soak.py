@@ -42,6 +42,7 @@ _MAX_PROMPT = 3_000
 _MAX_OUTPUT = 4_000
 _CANCELLED_SHARE = 0.15
 _SAMPLE_SECONDS = 5.0
+_END_SECONDS = 60.0
 _MAX_GROWTH_BYTES = 64 << 20
 
 
@@ -210,12 +211,17 @@ def _run(core: EngineCore, load: Load, record: Record, seconds: float) -> None:
         if time.monotonic() > next_sample:
             record.samples.append(_sample())
             next_sample += _SAMPLE_SECONDS
-    # One half ends by itself.
-    while load.num_open > _NUM_OPEN // 2:
+    # One half ends by itself, unless something is wrong.
+    end = time.monotonic() + _END_SECONDS
+    while load.num_open > _NUM_OPEN // 2 and time.monotonic() < end:
         load.take(core.step())
+    if load.num_open > _NUM_OPEN // 2:
+        record.faults["requests that did not end in time"] += load.num_open
     load.cancel_all()
-    while core.has_work:
+    while core.has_work and time.monotonic() < end + _END_SECONDS:
         load.take(core.step())
+    if core.has_work:
+        record.faults["work left after all was cancelled"] += 1
 
 
 def _check_end(core: EngineCore, record: Record) -> None:
