@@ -2,7 +2,8 @@
 
 With few rows the time is that of reading the weights, and a launch takes as long as a small product
 does. So each kernel takes in what its rows come from, the norm or the gated activation, which every
-program computes anew. With more rows the products are torch's (cuBLAS).
+program computes anew, and reads its first weights before its rows are there: what is launched right
+before must not write a weight. With more rows the products are torch's (cuBLAS).
 """
 
 import torch
@@ -12,12 +13,17 @@ import triton.language as tl
 
 from kernels import reference
 from kernels.checks import check_contiguous_rows, check_dtype, check_shape
+from kernels.dependent_launch import dependent_launch, wait_for_inputs
 from kernels.rms_norm import add_rms_norm, rms_norm
 from kernels.silu_and_mul import silu_and_mul
 
 _MAX_ROWS = 4
-# Measured on an H200, bfloat16: with more multiplications than this cuBLAS is quicker.
+# Measured on an H200, bfloat16, with the shapes of Qwen3-0.6B and 8B, as are the warps below.
+_BLOCK_OUT = 4
+_MAX_TILE = 4096
+# With more multiplications than this cuBLAS is quicker.
 _MAX_PRODUCTS = (1 << 24) - 1
+_MAX_PRODUCTS_OF_ONE_TILE = (1 << 25) - 1
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -36,9 +42,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     _check(x, weight, x.shape[-1])
     if x.device.type == "cpu":
         return reference.linear(x, weight)
-    if _is_small(x, weight):
-        return _linear_triton(x, weight)
-    return F.linear(x, weight)
+    return _project(x, weight)
 
 
 def norm_linear(
@@ -74,12 +78,12 @@ def norm_linear(
         check_contiguous_rows("residual", residual)
     if x.device.type == "cpu":
         return reference.norm_linear(x, residual, norm_weight, eps, weight)
-    if _is_small(x, weight):
+    if _is_small(x, weight) and x.shape[1] <= _MAX_TILE:
         return _norm_linear_triton(x, residual, norm_weight, eps, weight)
     if residual is None:
-        return F.linear(rms_norm(x, norm_weight, eps), weight), x
+        return _project(rms_norm(x, norm_weight, eps), weight), x
     normed, total = add_rms_norm(x, residual, norm_weight, eps)
-    return F.linear(normed, weight), total
+    return _project(normed, weight), total
 
 
 def silu_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -106,7 +110,19 @@ def silu_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _is_small(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    return x.shape[0] <= _MAX_ROWS and x.shape[0] * weight.numel() <= _MAX_PRODUCTS
+    num_rows, is_one_tile = x.shape[0], weight.shape[1] <= _MAX_TILE
+    max_products = _MAX_PRODUCTS_OF_ONE_TILE if is_one_tile else _MAX_PRODUCTS
+    return num_rows <= _MAX_ROWS and num_rows * weight.numel() <= max_products
+
+
+def _project(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return _linear_triton(x, weight) if _is_small(x, weight) else F.linear(x, weight)
+
+
+def _num_warps(block_in: int, num_rows: int) -> int:
+    if block_in <= 1024:
+        return 1 if num_rows <= 2 else 2
+    return 4 if block_in <= 2048 else 8
 
 
 def _check(x: torch.Tensor, weight: torch.Tensor, in_features: int) -> None:
@@ -161,10 +177,8 @@ def _launch(
     out_features, in_features = weight.shape
     if num_rows == 0 or out_features == 0:
         return
-    # Measured on an H200, bfloat16, with the shapes of Qwen3-0.6B.
-    block_out, block_in, num_warps = (8, 1024, 4) if in_features <= 1024 else (4, 2048, 8)
-    block_in = min(block_in, max(16, triton.next_power_of_2(in_features)))
-    _few_rows_kernel[(triton.cdiv(out_features, block_out),)](
+    block_in = min(max(16, triton.next_power_of_2(in_features)), _MAX_TILE)
+    _few_rows_kernel[(triton.cdiv(out_features, _BLOCK_OUT),)](
         x,
         residual,
         norm_weight,
@@ -179,26 +193,14 @@ def _launch(
         eps,
         IN_FEATURES=in_features,
         ROWS=triton.next_power_of_2(num_rows),
-        BLOCK_OUT=block_out,
+        BLOCK_OUT=_BLOCK_OUT,
         BLOCK_IN=block_in,
         HAS_NORM=norm_weight is not None,
         HAS_RESIDUAL=residual is not None,
         IS_GATED=is_gated,
-        num_warps=num_warps,
+        num_warps=_num_warps(block_in, num_rows),
+        **dependent_launch(x),
     )
-
-
-@triton.jit
-def _load_rows(
-    x, residual, x_rows, residual_rows, columns, is_value, HAS_RESIDUAL: tl.constexpr
-) -> tl.tensor:
-    """Returns [ROWS, BLOCK_IN] float32, the sum as it is rounded to the type of x."""
-    values = tl.load(x + x_rows + columns, mask=is_value, other=0.0)
-    wide = values.to(tl.float32)
-    if HAS_RESIDUAL:
-        added = tl.load(residual + residual_rows + columns, mask=is_value, other=0.0)
-        wide = (wide + added.to(tl.float32)).to(values.dtype).to(tl.float32)
-    return wide
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -222,6 +224,7 @@ def _few_rows_kernel(
     HAS_NORM: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     IS_GATED: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
 ):
     dtype = out.dtype.element_ty
     program = tl.program_id(0)
@@ -232,45 +235,43 @@ def _few_rows_kernel(
     x_rows = rows.to(tl.int64) * x_stride
     residual_rows = rows.to(tl.int64) * residual_stride
     weights = weight + outs.to(tl.int64)[:, None] * weight_stride
-    # Under way while the norm is computed.
+    # Under way while the kernel in front still computes the rows.
     tile = tl.load(
         weights + ins[None, :], mask=is_out[:, None] & (ins < IN_FEATURES)[None, :], other=0.0
     )  # [BLOCK_OUT, BLOCK_IN]
     if HAS_NORM:
-        squares = tl.zeros([ROWS, BLOCK_IN], tl.float32)
-        for start in range(0, IN_FEATURES, BLOCK_IN):
-            columns = start + ins[None, :]
-            is_value = (rows < num_rows) & (columns < IN_FEATURES)
-            wide = _load_rows(x, residual, x_rows, residual_rows, columns, is_value, HAS_RESIDUAL)
-            squares += wide * wide
-        inverse_rms = tl.rsqrt(tl.sum(squares, axis=1) / IN_FEATURES + eps)[:, None]
+        tl.static_assert(IN_FEATURES <= BLOCK_IN, "the norm is one of whole rows")
+        norm_scale = tl.load(norm_weight + ins, mask=ins < IN_FEATURES, other=0.0)[None, :]
+    wait_for_inputs(IS_DEPENDENT)
     products = tl.zeros([ROWS, BLOCK_OUT, BLOCK_IN], tl.float32)
-    for start in range(0, IN_FEATURES, BLOCK_IN):
+    for start in tl.static_range(0, IN_FEATURES, BLOCK_IN):
         columns = start + ins[None, :]
         is_value = (rows < num_rows) & (columns < IN_FEATURES)
+        value = tl.load(x + x_rows + columns, mask=is_value, other=0.0).to(tl.float32)
+        if HAS_RESIDUAL:
+            added = tl.load(residual + residual_rows + columns, mask=is_value, other=0.0)
+            value = (value + added.to(tl.float32)).to(dtype)
+            tl.store(
+                new_residual + rows.to(tl.int64) * IN_FEATURES + columns,
+                value,
+                mask=is_value & (program == 0),
+            )
+            value = value.to(tl.float32)
+        if HAS_NORM:
+            inverse_rms = tl.rsqrt(tl.sum(value * value, axis=1) / IN_FEATURES + eps)[:, None]
+            normed = (value * inverse_rms).to(dtype).to(tl.float32)
+            value = (normed * norm_scale.to(tl.float32)).to(dtype).to(tl.float32)
         if IS_GATED:
-            gate = tl.load(x + x_rows + columns, mask=is_value, other=0.0).to(tl.float32)
             up = tl.load(x + x_rows + IN_FEATURES + columns, mask=is_value, other=0.0)
-            value = (gate * tl.sigmoid(gate) * up.to(tl.float32)).to(dtype).to(tl.float32)
-        else:
-            value = _load_rows(x, residual, x_rows, residual_rows, columns, is_value, HAS_RESIDUAL)
-            if HAS_RESIDUAL:
-                tl.store(
-                    new_residual + rows.to(tl.int64) * IN_FEATURES + columns,
-                    value.to(dtype),
-                    mask=is_value & (program == 0),
-                )
-            if HAS_NORM:
-                scale = tl.load(norm_weight + columns, mask=columns < IN_FEATURES, other=0.0)
-                normed = (value * inverse_rms).to(dtype).to(tl.float32)
-                value = (normed * scale.to(tl.float32)).to(dtype).to(tl.float32)
+            value = (value * tl.sigmoid(value) * up.to(tl.float32)).to(dtype).to(tl.float32)
         products += tile.to(tl.float32)[None, :, :] * value[:, None, :]
-        following = start + BLOCK_IN + ins
-        tile = tl.load(
-            weights + following[None, :],
-            mask=is_out[:, None] & (following < IN_FEATURES)[None, :],
-            other=0.0,
-        )
+        if start + BLOCK_IN < IN_FEATURES:
+            following = start + BLOCK_IN + ins
+            tile = tl.load(
+                weights + following[None, :],
+                mask=is_out[:, None] & (following < IN_FEATURES)[None, :],
+                other=0.0,
+            )
     total = tl.sum(products, axis=2)  # [ROWS, BLOCK_OUT]
     tl.store(
         out + rows.to(tl.int64) * out_features + outs[None, :],

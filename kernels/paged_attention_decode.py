@@ -19,6 +19,7 @@ from kernels.checks import (
     check_shape,
     check_triton_head_dim,
 )
+from kernels.dependent_launch import dependent_launch, wait_for_inputs
 
 _MAX_SPLITS = 64
 # Measured on an H200, bfloat16, head_dim 128.
@@ -130,6 +131,7 @@ def _paged_attention_decode_triton(
         KEEPS_EMPTY=keeps_empty,
         num_warps=_NUM_WARPS,
         num_stages=_NUM_STAGES,
+        **dependent_launch(queries),
     )
     if log_totals is not None:
         _combine_kernel[(num_seqs, num_heads)](
@@ -141,6 +143,7 @@ def _paged_attention_decode_triton(
             SPLITS=triton.next_power_of_2(num_splits),
             KEEPS_EMPTY=keeps_empty,
             num_warps=4,
+            **dependent_launch(queries),
         )
     return out
 
@@ -169,7 +172,9 @@ def _split_kernel(
     TILE: tl.constexpr,
     IS_SPLIT: tl.constexpr,
     KEEPS_EMPTY: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
 ):
+    wait_for_inputs(IS_DEPENDENT)
     seq = tl.program_id(0).to(tl.int64)
     kv_head = tl.program_id(1).to(tl.int64)
     split = tl.program_id(2)
@@ -250,10 +255,18 @@ def _combine_kernel(
     HEAD_DIM: tl.constexpr,
     SPLITS: tl.constexpr,
     KEEPS_EMPTY: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
 ):
+    wait_for_inputs(IS_DEPENDENT)
     place = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
     splits = tl.arange(0, SPLITS)
     dims = tl.arange(0, HEAD_DIM)
+    # All of it at once: a split without tokens leaves what it finds, and is masked out below.
+    parts = tl.load(
+        partial + (place * num_splits + splits[:, None]) * HEAD_DIM + dims[None, :],
+        mask=(splits < num_splits)[:, None],
+        other=0.0,
+    )  # [SPLITS, HEAD_DIM]
     logs = tl.load(
         log_totals + place * num_splits + splits, mask=splits < num_splits, other=float("-inf")
     )
@@ -263,11 +276,7 @@ def _combine_kernel(
     weights = tl.where(
         is_used, tl.exp2(logs - tl.where(maximum > float("-inf"), maximum, 0.0)), 0.0
     )
-    parts = tl.load(
-        partial + (place * num_splits + splits[:, None]) * HEAD_DIM + dims[None, :],
-        mask=is_used[:, None],
-        other=0.0,
-    )  # [SPLITS, HEAD_DIM]
+    parts = tl.where(is_used[:, None], parts, 0.0)
     total = tl.sum(weights, axis=0)
     mixed = tl.sum(parts * weights[:, None], axis=0) / tl.where(total > 0.0, total, 1.0)
     is_stored = dims >= 0

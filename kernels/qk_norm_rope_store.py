@@ -1,4 +1,8 @@
-"""Query and key norm, rotary embedding and the store into the KV cache, in one pass."""
+"""Query and key norm, rotary embedding and the store into the KV cache, in one pass.
+
+The weights are read before the packed rows are there: what is launched right before must not write
+them.
+"""
 
 import torch
 import triton
@@ -12,6 +16,7 @@ from kernels.checks import (
     check_shape,
     check_triton_head_dim,
 )
+from kernels.dependent_launch import dependent_launch, wait_for_inputs
 
 _HEADS_PER_PROGRAM = 8
 # Measured on an H200: with many tokens there are programs enough for small ones.
@@ -117,6 +122,7 @@ def _qk_norm_rope_store_triton(
         HEAD_DIM=head_dim,
         HEADS=_HEADS_PER_PROGRAM,
         num_warps=1 if num_tokens >= _MANY_TOKENS else 4,
+        **dependent_launch(qkv),
     )
     return queries
 
@@ -143,6 +149,7 @@ def _qk_norm_rope_store_kernel(
     BLOCK_SIZE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     HEADS: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64)
     heads = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
@@ -153,26 +160,29 @@ def _qk_norm_rope_store_kernel(
     HALF: tl.constexpr = HEAD_DIM // 2
     dims = tl.arange(0, HALF)[None, :]
 
+    q_a, q_b = tl.load(q_weight + dims), tl.load(q_weight + HALF + dims)  # [1, HALF]
+    k_a, k_b = tl.load(k_weight + dims), tl.load(k_weight + HALF + dims)
+    wait_for_inputs(IS_DEPENDENT)
+    # First what other addresses are computed from.
+    position = tl.load(positions + token)
+    slot = tl.load(slot_mapping + token)
     source = qkv + token * qkv_stride + heads[:, None] * HEAD_DIM + dims
     raw_a = tl.load(source, mask=is_head[:, None], other=0.0)  # [HEADS, HALF]
     raw_b = tl.load(source + HALF, mask=is_head[:, None], other=0.0)
+    angles = cos_sin + position * cos_sin_stride + dims
+    cos, sin = tl.load(angles), tl.load(angles + HALF)  # [1, HALF]
     a, b = raw_a.to(tl.float32), raw_b.to(tl.float32)
     mean_square = tl.sum(a * a + b * b, axis=1) / HEAD_DIM
     inverse_rms = tl.rsqrt(mean_square + eps)[:, None]
-    q_a, q_b = tl.load(q_weight + dims), tl.load(q_weight + HALF + dims)  # [1, HALF]
-    k_a, k_b = tl.load(k_weight + dims), tl.load(k_weight + HALF + dims)
     a = a * inverse_rms * tl.where(is_query[:, None], q_a, k_a).to(tl.float32)
     b = b * inverse_rms * tl.where(is_query[:, None], q_b, k_b).to(tl.float32)
 
-    angles = cos_sin + tl.load(positions + token) * cos_sin_stride + dims
-    cos, sin = tl.load(angles), tl.load(angles + HALF)  # [1, HALF]
     rotated_a = (a * cos - b * sin).to(raw_a.dtype)
     rotated_b = (b * cos + a * sin).to(raw_b.dtype)
     target = queries + (token * NUM_HEADS + heads[:, None]) * HEAD_DIM + dims
     tl.store(target, rotated_a, mask=is_query[:, None])
     tl.store(target + HALF, rotated_b, mask=is_query[:, None])
 
-    slot = tl.load(slot_mapping + token)
     kv_heads = (heads - NUM_HEADS - tl.where(is_value, NUM_KV_HEADS, 0)).to(tl.int64)
     target = (
         kv_cache

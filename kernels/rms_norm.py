@@ -6,6 +6,7 @@ import triton.language as tl
 
 from kernels import reference
 from kernels.checks import check_contiguous_rows, check_dtype, check_shape
+from kernels.dependent_launch import dependent_launch, wait_for_inputs
 
 _MAX_HIDDEN = 32768
 
@@ -108,6 +109,7 @@ def _launch(
         HAS_RESIDUAL=residual is not None,
         COLUMNS=columns,
         num_warps=min(max(columns // 512, 1), 16),
+        **dependent_launch(x),
     )
 
 
@@ -124,7 +126,9 @@ def _rms_norm_kernel(
     eps,
     HAS_RESIDUAL: tl.constexpr,
     COLUMNS: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
 ):
+    wait_for_inputs(IS_DEPENDENT)
     row = tl.program_id(0).to(tl.int64)
     dtype = out.dtype.element_ty
     columns = tl.arange(0, COLUMNS)

@@ -6,6 +6,7 @@ import triton.language as tl
 
 from kernels import reference
 from kernels.checks import check_contiguous_rows, check_dtype, check_shape
+from kernels.dependent_launch import dependent_launch, wait_for_inputs
 
 _FEW_ROWS = 16
 
@@ -73,6 +74,7 @@ def _sample_triton(
         MIN_TEMPERATURE=reference.MIN_TEMPERATURE,
         TILE=tile,
         num_warps=4 if tile == 1024 else 8,
+        **dependent_launch(logits),
     )
     _best_tile_kernel[(num_rows,)](
         best_scores,
@@ -81,6 +83,7 @@ def _sample_triton(
         num_tiles,
         TILES=triton.next_power_of_2(num_tiles),
         num_warps=1,
+        **dependent_launch(logits),
     )
     return token_ids
 
@@ -97,7 +100,9 @@ def _tile_kernel(
     vocab_size,
     MIN_TEMPERATURE: tl.constexpr,
     TILE: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
 ):
+    wait_for_inputs(IS_DEPENDENT)
     row = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
     ids = tile * TILE + tl.arange(0, TILE)
@@ -117,7 +122,15 @@ def _tile_kernel(
 
 
 @triton.jit
-def _best_tile_kernel(best_scores, best_ids, token_ids, num_tiles, TILES: tl.constexpr):
+def _best_tile_kernel(
+    best_scores,
+    best_ids,
+    token_ids,
+    num_tiles,
+    TILES: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
+):
+    wait_for_inputs(IS_DEPENDENT)
     row = tl.program_id(0).to(tl.int64)
     tiles = tl.arange(0, TILES)
     scores = tl.load(

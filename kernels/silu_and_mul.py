@@ -6,6 +6,7 @@ import triton.language as tl
 
 from kernels import reference
 from kernels.checks import check_contiguous_rows, check_dtype, check_shape
+from kernels.dependent_launch import dependent_launch, wait_for_inputs
 
 # Not tuned: a plain choice, timed on an H200 as it stands (README.md).
 _COLUMNS = 1024
@@ -39,12 +40,23 @@ def _silu_and_mul_triton(x: torch.Tensor) -> torch.Tensor:
     if out.numel() == 0:
         return out
     grid = (num_tokens, triton.cdiv(intermediate, _COLUMNS))
-    _silu_and_mul_kernel[grid](x, out, x.stride(0), intermediate, COLUMNS=_COLUMNS, num_warps=4)
+    _silu_and_mul_kernel[grid](
+        x,
+        out,
+        x.stride(0),
+        intermediate,
+        COLUMNS=_COLUMNS,
+        num_warps=4,
+        **dependent_launch(x),
+    )
     return out
 
 
 @triton.jit
-def _silu_and_mul_kernel(x, out, x_stride, intermediate, COLUMNS: tl.constexpr):
+def _silu_and_mul_kernel(
+    x, out, x_stride, intermediate, COLUMNS: tl.constexpr, IS_DEPENDENT: tl.constexpr
+):
+    wait_for_inputs(IS_DEPENDENT)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     is_inside = columns < intermediate

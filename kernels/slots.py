@@ -8,6 +8,7 @@ import triton.language as tl
 
 from kernels import reference
 from kernels.checks import check_contiguous_rows, check_dtype, check_shape
+from kernels.dependent_launch import dependent_launch, wait_for_inputs
 
 # Not tuned: one program has at most this many tokens of a row, or entries of its block table.
 _CHUNK = 256
@@ -179,7 +180,15 @@ def _append_tokens_triton(
     if num_rows == 0:
         return
     _append_tokens_kernel[(triton.cdiv(num_rows, _CHUNK),)](
-        tokens, slots, positions, token_ids, tokens.stride(0), num_rows, CHUNK=_CHUNK, num_warps=1
+        tokens,
+        slots,
+        positions,
+        token_ids,
+        tokens.stride(0),
+        num_rows,
+        CHUNK=_CHUNK,
+        num_warps=1,
+        **dependent_launch(tokens),
     )
 
 
@@ -255,8 +264,16 @@ def _read_slots_kernel(
     do_not_specialize_on_alignment=["slots", "positions", "token_ids"],
 )
 def _append_tokens_kernel(
-    tokens, slots, positions, token_ids, tokens_stride, num_rows, CHUNK: tl.constexpr
+    tokens,
+    slots,
+    positions,
+    token_ids,
+    tokens_stride,
+    num_rows,
+    CHUNK: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
 ):
+    wait_for_inputs(IS_DEPENDENT)
     rows = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
     is_row = rows < num_rows
     position = tl.load(positions + rows, mask=is_row, other=0)

@@ -13,14 +13,19 @@ from kernels.linear import (
 from tests.kernels.targets import in_float32, on_each_target, worst_row_error
 
 EPS = 1e-6
-SIZES = [(64, 64), (100, 24), (1500, 13), (5000, 3), (16, 7)]
+# The norm takes rows of one tile.
+NORM_SIZES = [(64, 64), (100, 24), (1500, 13), (4000, 3), (16, 7)]
+SIZES = [*NORM_SIZES, (5000, 3)]
 LINEARS = [_linear_triton, reference.linear, linear]
 NORM_LINEARS = [_norm_linear_triton, reference.norm_linear, norm_linear]
 SILU_LINEARS = [_silu_linear_triton, reference.silu_linear, silu_linear]
 
 
 def make_weight(target, in_features, out_features):
-    return target.randn(out_features, in_features) * in_features**-0.5
+    weight = target.randn(out_features, in_features) * in_features**-0.5
+    if weight.is_cuda:
+        torch.cuda.synchronize()  # A weight may be read before the kernel in front has ended.
+    return weight
 
 
 @on_each_target
@@ -36,7 +41,7 @@ def test_linear_is_a_matrix_product(target, num_rows, in_features, out_features)
 @on_each_target
 @pytest.mark.parametrize("num_rows", [1, 3])
 @pytest.mark.parametrize("has_residual", [False, True])
-@pytest.mark.parametrize(("in_features", "out_features"), SIZES)
+@pytest.mark.parametrize(("in_features", "out_features"), NORM_SIZES)
 def test_norm_linear_is_norm_and_product(target, num_rows, has_residual, in_features, out_features):
     x, weight = target.randn(num_rows, in_features), make_weight(target, in_features, out_features)
     residual = target.randn(num_rows, in_features) if has_residual else None
@@ -78,17 +83,24 @@ def test_rows_may_be_strided(target):
 @pytest.mark.gpu
 @pytest.mark.parametrize("num_rows", [0, 1, 4, 5, 100])
 @pytest.mark.parametrize("has_residual", [False, True])
-def test_public_functions_are_their_twins_for_any_number_of_rows(num_rows, has_residual):
+@pytest.mark.parametrize("in_features", [256, 5120])
+def test_public_functions_are_their_twins_for_any_number_of_rows(
+    num_rows, has_residual, in_features
+):
     def randn(*shape):
         return torch.randn(*shape, device="cuda") / 8
 
-    x, weight, norm_weight = randn(num_rows, 256), randn(96, 256), randn(256)
-    residual = randn(num_rows, 256) if has_residual else None
+    x, weight, norm_weight = (
+        randn(num_rows, in_features), randn(96, in_features), randn(in_features)
+    )  # fmt: skip
+    residual = randn(num_rows, in_features) if has_residual else None
+    torch.cuda.synchronize()
+    half = weight[:, : in_features // 2]
     arguments = (x, residual, norm_weight, EPS, weight)
     pairs = [
         *zip(norm_linear(*arguments), reference.norm_linear(*arguments), strict=True),
         (linear(x, weight), reference.linear(x, weight)),
-        (silu_linear(x, weight[:, :128]), reference.silu_linear(x, weight[:, :128])),
+        (silu_linear(x, half), reference.silu_linear(x, half)),
     ]
     for ours, twin in pairs:
         assert ours.shape == twin.shape

@@ -1,0 +1,224 @@
+"""That kernels which start early do not read their inputs early."""
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from kernels.dependent_launch import dependent_launch
+from kernels.linear import linear, norm_linear, silu_linear
+from kernels.paged_attention_decode import paged_attention_decode
+from kernels.qk_norm_rope_store import qk_norm_rope_store
+from kernels.rms_norm import add_rms_norm, rms_norm
+from kernels.sample import sample
+from kernels.silu_and_mul import silu_and_mul
+from kernels.slots import append_tokens
+from tests.kernels.targets import Target
+
+GPU = Target(device="cuda", dtype=torch.bfloat16)
+NUM_ROWS, HIDDEN, HEAD_DIM, BLOCK_SIZE, NUM_BLOCKS = 3, 256, 64, 16, 12
+EPS = 1e-6
+DELAY = 500_000  # nanoseconds
+BLOCK = 1024
+
+
+def on_gpu_that_overlaps(test):
+    overlaps = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
+    needs = pytest.mark.skipif(not overlaps, reason="needs a GPU with dependent launches")
+    return pytest.mark.gpu(needs(test))
+
+
+@pytest.fixture(autouse=True)
+def poisoned_empty():
+    """Replaces the fixture that fills outputs: nothing may be launched between the two kernels."""
+
+
+@triton.jit
+def _late_copy_kernel(source, target, size, DELAY: tl.constexpr, BLOCK: tl.constexpr):
+    tl.extra.cuda.gdc_launch_dependents()
+    now = tl.extra.cuda.globaltimer()
+    end = now + DELAY
+    while now < end:
+        now = tl.extra.cuda.globaltimer()
+    offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    is_inside = offsets < size
+    tl.store(target + offsets, tl.load(source + offsets, mask=is_inside), mask=is_inside)
+
+
+def write_late(source, target):
+    """Lets the next kernel start, and only then, and later, writes the target."""
+    size = source.numel()
+    grid = (triton.cdiv(size, BLOCK),)
+    _late_copy_kernel[grid](source, target, size, DELAY=DELAY, BLOCK=BLOCK, num_warps=1)
+
+
+def integers(*values, dtype=torch.int64):
+    return torch.tensor(values, dtype=dtype).cuda()
+
+
+def weight(*shape):
+    return GPU.randn(*shape) * 0.1
+
+
+def linear_case():
+    return linear, {"x": GPU.randn(NUM_ROWS, HIDDEN), "weight": weight(40, HIDDEN)}
+
+
+def norm_linear_case():
+    return norm_linear, {
+        "x": GPU.randn(NUM_ROWS, HIDDEN),
+        "residual": GPU.randn(NUM_ROWS, HIDDEN),
+        "norm_weight": GPU.randn(HIDDEN),
+        "eps": EPS,
+        "weight": weight(40, HIDDEN),
+    }
+
+
+def silu_linear_case():
+    return silu_linear, {"x": GPU.randn(NUM_ROWS, 2 * HIDDEN), "weight": weight(40, HIDDEN)}
+
+
+def rms_norm_case():
+    return rms_norm, {"x": GPU.randn(NUM_ROWS, HIDDEN), "weight": GPU.randn(HIDDEN), "eps": EPS}
+
+
+def add_rms_norm_case():
+    return add_rms_norm, {
+        "x": GPU.randn(NUM_ROWS, HIDDEN),
+        "residual": GPU.randn(NUM_ROWS, HIDDEN),
+        "weight": GPU.randn(HIDDEN),
+        "eps": EPS,
+    }
+
+
+def silu_and_mul_case():
+    return silu_and_mul, {"x": GPU.randn(NUM_ROWS, 2 * HIDDEN)}
+
+
+def kv_cache():
+    return GPU.randn(2, NUM_BLOCKS, 2, BLOCK_SIZE, HEAD_DIM)
+
+
+def store_case():
+    return qk_norm_rope_store, {
+        "qkv": GPU.randn(NUM_ROWS, (4 + 2 * 2) * HEAD_DIM),
+        "q_weight": GPU.randn(HEAD_DIM),
+        "k_weight": GPU.randn(HEAD_DIM),
+        "eps": EPS,
+        "cos_sin": torch.randn(50, HEAD_DIM).cuda(),
+        "positions": integers(3, 49, 17),
+        "slot_mapping": integers(5, 40, 77),
+        "kv_cache": kv_cache(),
+        "num_heads": 4,
+    }
+
+
+def attention_case(max_seq_len):
+    return paged_attention_decode, {
+        "queries": GPU.randn(NUM_ROWS, 4, HEAD_DIM),
+        "kv_cache": kv_cache(),
+        "block_table": torch.arange(1, 1 + NUM_ROWS * 3, dtype=torch.int32).view(-1, 3).cuda(),
+        "seq_lens": integers(48, 30, 7, dtype=torch.int32),
+        "max_seq_len": max_seq_len,
+        "scale": HEAD_DIM**-0.5,
+    }
+
+
+def split_attention_case():
+    return attention_case(4096)
+
+
+def whole_attention_case():
+    return attention_case(48)
+
+
+def sample_case():
+    return sample, {
+        "logits": GPU.randn(NUM_ROWS, 3000),
+        "temperatures": torch.tensor([1.0, 0.7, 1.5]).cuda(),
+        "seeds": integers(11, 12, 13),
+        "positions": integers(21, 22, 23),
+    }
+
+
+def append_case():
+    return append_tokens, {
+        "tokens": torch.zeros(NUM_ROWS, 50, dtype=torch.int32).cuda(),
+        "slots": integers(2, 1, 0),
+        "positions": integers(3, 49, 17),
+        "token_ids": integers(70, 80, 90),
+    }
+
+
+WRITTEN = {store_case: "kv_cache", append_case: "tokens"}
+LATE = {
+    linear_case: ["x"],
+    norm_linear_case: ["x", "residual"],
+    silu_linear_case: ["x"],
+    rms_norm_case: ["x"],
+    add_rms_norm_case: ["x", "residual"],
+    silu_and_mul_case: ["x"],
+    store_case: ["qkv", "cos_sin", "positions", "slot_mapping"],
+    split_attention_case: ["queries", "kv_cache", "block_table", "seq_lens"],
+    whole_attention_case: ["queries", "kv_cache", "block_table", "seq_lens"],
+    sample_case: ["logits", "temperatures", "seeds", "positions"],
+    append_case: ["slots", "positions", "token_ids"],
+}
+
+
+def outputs(case, result, arguments):
+    """Returns copies of what a function gave and what it wrote in place."""
+    tensors = [] if result is None else list(result) if isinstance(result, tuple) else [result]
+    if case in WRITTEN:
+        tensors.append(arguments[WRITTEN[case]])
+    return [tensor.clone() for tensor in tensors]
+
+
+@on_gpu_that_overlaps
+@pytest.mark.parametrize(
+    ("case", "late"),
+    [
+        pytest.param(case, late, id=f"{case.__name__.removesuffix('_case')}-{late}")
+        for case, names in LATE.items()
+        for late in names
+    ],
+)
+def test_what_the_kernel_in_front_writes_is_waited_for(case, late):
+    function, arguments = case()
+    before = {name: x.clone() for name, x in arguments.items() if torch.is_tensor(x)}
+    expected = outputs(case, function(**arguments), arguments)
+    for name, tensor in before.items():
+        arguments[name].copy_(tensor)
+    arguments[late].zero_()
+    too_early = outputs(case, function(**arguments), arguments)
+    for name, tensor in before.items():
+        if name != late:
+            arguments[name].copy_(tensor)
+    torch.cuda.synchronize()
+
+    write_late(before[late], arguments[late])
+    out = outputs(case, function(**arguments), arguments)
+
+    assert any(not torch.equal(ours, early) for ours, early in zip(out, too_early, strict=True))
+    assert all(torch.equal(ours, right) for ours, right in zip(out, expected, strict=True))
+
+
+@on_gpu_that_overlaps
+def test_a_weight_may_be_written_by_the_kernel_before_the_one_in_front():
+    function, arguments = linear_case()
+    in_front, others = rms_norm_case()
+    expected = function(**arguments)
+    in_front(**others)
+    source = arguments["weight"].clone()
+    arguments["weight"].zero_()
+    torch.cuda.synchronize()
+
+    write_late(source, arguments["weight"])
+    in_front(**others)
+    out = function(**arguments)
+
+    assert torch.equal(out, expected)
+
+
+def test_kernels_without_such_a_gpu_are_launched_as_ever():
+    assert dependent_launch(torch.zeros(1)) == {"IS_DEPENDENT": False}
