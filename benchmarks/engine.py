@@ -185,8 +185,9 @@ def _summarize(profiler: profile, num_steps: int, steps: list[StepStats]) -> dic
     for event in events:
         totals[event.name][0] += 1
         totals[event.name][1] += event.time_range.elapsed_us()
-    span = max(e.time_range.end for e in events) - min(e.time_range.start for e in events)
-    busy = sum(time for _, time in totals.values())
+    ranges = [(event.time_range.start, event.time_range.end) for event in events]
+    span = max(end for _, end in ranges) - min(start for start, _ in ranges)
+    busy = _union(ranges)
     kernels = [
         {
             "name": name,
@@ -202,6 +203,15 @@ def _summarize(profiler: profile, num_steps: int, steps: list[StepStats]) -> dic
         "host": _mean_phases(steps),
         "kernels": kernels,
     }
+
+
+def _union(ranges: list[tuple[float, float]]) -> float:
+    """Returns how long at least one of them lasts: a kernel may start while another runs."""
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(ranges):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
 
 
 def _rate(name: str, workload: Workload, run: Run) -> float:
