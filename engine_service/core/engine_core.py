@@ -202,7 +202,7 @@ def _serve_once(
     try:
         connection.send(output)
     except (BrokenPipeError, ConnectionResetError):
-        logger.info("event=server_gone")
+        logger.info("server_gone")
         raise ServerGone from None
 
 
