@@ -1,5 +1,10 @@
 """That kernels which start early do not read their inputs early."""
 
+import json
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import triton
@@ -20,6 +25,16 @@ NUM_ROWS, HIDDEN, HEAD_DIM, BLOCK_SIZE, NUM_BLOCKS = 3, 256, 64, 16, 12
 EPS = 1e-6
 DELAY = 500_000  # nanoseconds
 BLOCK = 1024
+READ_WEIGHTS_FIRST = {"_few_rows_kernel", "_qk_norm_rope_store_kernel"}
+COMPILED = READ_WEIGHTS_FIRST | {
+    "_rms_norm_kernel",
+    "_silu_and_mul_kernel",
+    "_split_kernel",
+    "_combine_kernel",
+    "_tile_kernel",
+    "_best_tile_kernel",
+    "_append_tokens_kernel",
+}
 
 
 def on_gpu_that_overlaps(test):
@@ -218,6 +233,28 @@ def test_a_weight_may_be_written_by_the_kernel_before_the_one_in_front():
     out = function(**arguments)
 
     assert torch.equal(out, expected)
+
+
+def test_compiled_kernels_wait_before_they_write_or_read_what_is_no_weight(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.hopper_compiler"],
+        env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    launches = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {launch["kernel"] for launch in launches} == COMPILED
+    for launch in launches:
+        events = launch["events"]
+        place = events.index("wait")
+        allowed = {"load"} if launch["kernel"] in READ_WEIGHTS_FIRST else set()
+        assert set(events[:place]) <= allowed, launch["kernel"]
+        assert events[place + 1] == "launch", launch["kernel"]
+        assert events.count("wait") == 1, launch["kernel"]
 
 
 def test_kernels_without_such_a_gpu_are_launched_as_ever():

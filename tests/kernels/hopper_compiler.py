@@ -1,0 +1,124 @@
+"""Compiles, without a GPU, what the kernels launch on Hopper.
+
+A process of its own (`python -m tests.kernels.hopper_compiler`), as the tests' own interprets
+kernels. Writes a line of JSON for each launch: the kernel's name, and in order what of `EVENTS` its
+PTX does.
+"""
+
+import json
+import sys
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime import JITFunction
+
+from kernels import linear, paged_attention_decode, qk_norm_rope_store, rms_norm, sample, slots
+from kernels import silu_and_mul as activation
+
+HOPPER = GPUTarget("cuda", 90, 32)
+TYPES = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+EVENTS = {
+    "ld.global": "load",
+    "cp.async": "load",
+    "st.global": "store",
+    "griddepcontrol.wait": "wait",
+    "griddepcontrol.launch_dependents": "launch",
+    "bra": "branch",
+    "ret": "return",
+}
+NUM_ROWS, HIDDEN, HEAD_DIM, BLOCK_SIZE = 2, 256, 64, 16
+
+
+def describe(value, is_constant):
+    """Returns the type of an argument, as Triton specialises it."""
+    if is_constant or value is None:
+        return "constexpr"
+    if torch.is_tensor(value):
+        return TYPES[value.dtype]
+    return "fp32" if isinstance(value, float) else "i32"
+
+
+def compile_launch(kernel, *args, grid, warmup, **kwargs):
+    """Stands in for a launch."""
+    assert all(size > 0 for size in grid)
+    assert not warmup
+    arguments = dict(zip(kernel.arg_names, args, strict=False))
+    arguments |= {name: kwargs.pop(name) for name in kernel.arg_names if name in kwargs}
+    signature = {
+        parameter.name: describe(arguments[parameter.name], parameter.is_constexpr)
+        for parameter in kernel.params
+    }
+    constants = {name: arguments[name] for name, kind in signature.items() if kind == "constexpr"}
+    divisible = {
+        (index,): [["tt.divisibility", 16]]
+        for index, kind in enumerate(signature.values())
+        if kind.startswith("*")
+    }
+    source = ASTSource(kernel, signature, constants, divisible)
+    ptx = triton.compile(source, target=HOPPER, options=kwargs).asm["ptx"]
+    line = json.dumps({"kernel": kernel.__name__, "events": list(events(ptx))})
+    sys.stdout.write(line + "\n")
+
+
+def events(ptx):
+    """Yields what a kernel does, in the order of its lines."""
+    for line in ptx.splitlines():
+        words = line.replace(";", " ").split()
+        words = words[1:] if words and words[0].startswith("@") else words
+        for prefix, event in EVENTS.items():
+            if words and (words[0] == prefix or words[0].startswith(f"{prefix}.")):
+                yield event
+
+
+def randn(*shape):
+    return torch.randn(*shape, dtype=torch.bfloat16)
+
+
+def zeros(*shape):
+    return torch.zeros(*shape, dtype=torch.int64)
+
+
+def launch_all():
+    """Launches each kernel that starts before the one in front has ended."""
+    x, residual, norm_weight = randn(NUM_ROWS, HIDDEN), randn(NUM_ROWS, HIDDEN), randn(HIDDEN)
+    kv_cache, head_weight = randn(2, 9, 2, BLOCK_SIZE, HEAD_DIM), randn(HEAD_DIM)
+    floats, integers = torch.zeros(NUM_ROWS), zeros(NUM_ROWS)
+    linear._linear_triton(x, randn(40, HIDDEN))
+    linear._linear_triton(randn(NUM_ROWS, 5000), randn(40, 5000))
+    linear._norm_linear_triton(x, residual, norm_weight, 1e-6, randn(40, HIDDEN))
+    linear._silu_linear_triton(x, randn(40, HIDDEN // 2))
+    rms_norm._rms_norm_triton(x, norm_weight, 1e-6)
+    rms_norm._add_rms_norm_triton(x, residual, norm_weight, 1e-6)
+    activation._silu_and_mul_triton(x)
+    qk_norm_rope_store._qk_norm_rope_store_triton(
+        *(randn(NUM_ROWS, 8 * HEAD_DIM), head_weight, head_weight, 1e-6),
+        *(torch.zeros(50, HEAD_DIM), integers, integers, kv_cache, 4),
+    )
+    for num_splits in (1, 4):
+        paged_attention_decode._paged_attention_decode_triton(
+            *(randn(NUM_ROWS, 4, HEAD_DIM), kv_cache, zeros(NUM_ROWS, 3).int()),
+            *(integers.int(), 0.1, num_splits),
+        )
+    sample._sample_triton(randn(NUM_ROWS, 3000), floats, integers, integers)
+    slots._append_tokens_triton(zeros(NUM_ROWS, 50).int(), integers, integers, integers)
+
+
+def main():
+    JITFunction.run = compile_launch
+    for module in list(sys.modules.values()):
+        if getattr(module, "__name__", "").startswith("kernels.") and hasattr(
+            module, "dependent_launch"
+        ):
+            module.dependent_launch = lambda _: {"IS_DEPENDENT": True, "launch_pdl": True}
+    launch_all()
+
+
+if __name__ == "__main__":
+    main()
