@@ -1,9 +1,6 @@
 """That kernels which start early do not read their inputs early."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -19,6 +16,7 @@ from kernels.sample import sample
 from kernels.silu_and_mul import silu_and_mul
 from kernels.slots import append_tokens
 from tests.kernels.targets import Target
+from tests.kernels.uninterpreted import run_uninterpreted
 
 GPU = Target(device="cuda", dtype=torch.bfloat16)
 NUM_ROWS, HIDDEN, HEAD_DIM, BLOCK_SIZE, NUM_BLOCKS = 3, 256, 64, 16, 12
@@ -236,17 +234,8 @@ def test_a_weight_may_be_written_by_the_kernel_before_the_one_in_front():
 
 
 def test_compiled_kernels_wait_before_they_write_or_read_what_is_no_weight(tmp_path):
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.hopper_compiler"],
-        env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    launches = [json.loads(line) for line in done.stdout.splitlines()]
+    written = run_uninterpreted(tmp_path, "-m", "tests.kernels.hopper_compiler")
+    launches = [json.loads(line) for line in written.splitlines()]
     assert {launch["kernel"] for launch in launches} == COMPILED
     for launch in launches:
         events = launch["events"]
