@@ -1,11 +1,12 @@
 """Compiles, without a GPU, what the kernels launch on Hopper.
 
 A process of its own (`python -m tests.kernels.hopper_compiler`), as the tests' own interprets
-kernels. Writes a line of JSON for each launch: the kernel's name, and in order what of `EVENTS` its
-PTX does.
+kernels. Writes a line of JSON for each launch: the kernel's name, in order what of `EVENTS` its PTX
+does, and the arguments that it reads before it waits.
 """
 
 import json
+import re
 import sys
 
 import torch
@@ -28,16 +29,20 @@ EVENTS = {
     "ld.global": "load",
     "cp.async": "load",
     "st.global": "store",
+    "atom": "store",
+    "red": "store",
     "griddepcontrol.wait": "wait",
     "griddepcontrol.launch_dependents": "launch",
     "bra": "branch",
     "ret": "return",
 }
+# A result of Triton's intermediate code, the operation, and its first operand.
+OPERATION = re.compile(r"\s*(%\w+) = ([\w.]+) (%\w+)")
 NUM_ROWS, HIDDEN, HEAD_DIM, BLOCK_SIZE = 2, 256, 64, 16
 
 
 def describe(value, is_constant):
-    """Returns the type of an argument, as Triton specialises it."""
+    """Returns the type of an argument."""
     if is_constant or value is None:
         return "constexpr"
     if torch.is_tensor(value):
@@ -62,9 +67,13 @@ def compile_launch(kernel, *args, grid, warmup, **kwargs):
         if kind.startswith("*")
     }
     source = ASTSource(kernel, signature, constants, divisible)
-    ptx = triton.compile(source, target=HOPPER, options=kwargs).asm["ptx"]
-    line = json.dumps({"kernel": kernel.__name__, "events": list(events(ptx))})
-    sys.stdout.write(line + "\n")
+    codes = triton.compile(source, target=HOPPER, options=kwargs).asm
+    launch = {
+        "kernel": kernel.__name__,
+        "events": list(events(codes["ptx"])),
+        "read_early": sorted(read_early(codes["ttir"], arguments)),
+    }
+    sys.stdout.write(json.dumps(launch) + "\n")
 
 
 def events(ptx):
@@ -75,6 +84,24 @@ def events(ptx):
         for prefix, event in EVENTS.items():
             if words and (words[0] == prefix or words[0].startswith(f"{prefix}.")):
                 yield event
+
+
+def read_early(ttir, arguments):
+    """Returns the names of the arguments from which a kernel loads before it waits."""
+    sources, pointers = {}, []
+    for line in ttir.partition("griddepcontrol.wait")[0].splitlines():
+        if operation := OPERATION.match(line):
+            result, name, operand = operation.groups()
+            sources[result] = operand
+            if name == "tt.load":
+                pointers.append(operand)
+    names = set()
+    for pointer in pointers:
+        while pointer in sources:
+            pointer = sources[pointer]
+        names.add(pointer.removeprefix("%"))
+    assert names <= set(arguments), names
+    return names
 
 
 def randn(*shape):

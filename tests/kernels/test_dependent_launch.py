@@ -7,6 +7,8 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels import dependent_launch as dependent_launch_module
+from kernels import silu_and_mul as activation
 from kernels.dependent_launch import dependent_launch
 from kernels.linear import linear, norm_linear, silu_linear
 from kernels.paged_attention_decode import paged_attention_decode
@@ -23,6 +25,7 @@ NUM_ROWS, HIDDEN, HEAD_DIM, BLOCK_SIZE, NUM_BLOCKS = 3, 256, 64, 16, 12
 EPS = 1e-6
 DELAY = 500_000  # nanoseconds
 BLOCK = 1024
+WEIGHTS = {"weight", "norm_weight", "q_weight", "k_weight"}
 READ_WEIGHTS_FIRST = {"_few_rows_kernel", "_qk_norm_rope_store_kernel"}
 COMPILED = READ_WEIGHTS_FIRST | {
     "_rms_norm_kernel",
@@ -217,6 +220,22 @@ def test_what_the_kernel_in_front_writes_is_waited_for(case, late):
 
 
 @on_gpu_that_overlaps
+def test_without_waiting_a_kernel_would_read_too_early(monkeypatch):
+    monkeypatch.setattr(
+        activation, "dependent_launch", lambda _: {"IS_DEPENDENT": False, "launch_pdl": True}
+    )
+    function, arguments = silu_and_mul_case()
+    expected = function(**arguments)
+    source = arguments["x"].clone()
+    arguments["x"].zero_()
+    torch.cuda.synchronize()
+
+    write_late(source, arguments["x"])
+
+    assert not torch.equal(function(**arguments), expected)
+
+
+@on_gpu_that_overlaps
 def test_a_weight_may_be_written_by_the_kernel_before_the_one_in_front():
     function, arguments = linear_case()
     in_front, others = rms_norm_case()
@@ -244,7 +263,14 @@ def test_compiled_kernels_wait_before_they_write_or_read_what_is_no_weight(tmp_p
         assert set(events[:place]) <= allowed, launch["kernel"]
         assert events[place + 1] == "launch", launch["kernel"]
         assert events.count("wait") == 1, launch["kernel"]
+        assert set(launch["read_early"]) <= WEIGHTS, launch["kernel"]
+        assert bool(launch["read_early"]) == (launch["kernel"] in READ_WEIGHTS_FIRST)
 
 
-def test_kernels_without_such_a_gpu_are_launched_as_ever():
+def test_kernels_without_such_a_gpu_are_launched_as_ever(monkeypatch):
+    is_supported = dependent_launch_module._is_supported.__wrapped__
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
+    assert not is_supported(torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert is_supported(torch.device("cuda"))
     assert dependent_launch(torch.zeros(1)) == {"IS_DEPENDENT": False}
