@@ -29,9 +29,9 @@ def _is_supported(device: torch.device) -> bool:
 def wait_for_inputs(IS_DEPENDENT: tl.constexpr) -> None:
     """Waits for all that was launched before, then lets the next kernel start.
 
-    Every program calls it, once. Before that it writes nothing, and reads nothing that the kernel
-    in front writes: all those before that one have ended, as it let this one start only after its
-    own wait.
+    Every program calls it, once. Before that it writes nothing, and reads nothing that a kernel
+    still under way may write. Where the kernel in front waits like this itself, as it lets the next
+    one start only then, no other than that one is.
     """
     if IS_DEPENDENT:
         tl.extra.cuda.gdc_wait()

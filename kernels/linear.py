@@ -2,8 +2,8 @@
 
 With few rows the time is that of reading the weights, and a launch takes as long as a small product
 does. So each kernel takes in what its rows come from, the norm or the gated activation, which every
-program computes anew, and reads its first weights before its rows are there: what is launched right
-before must not write a weight. With more rows the products are torch's (cuBLAS).
+program computes anew, and reads its first weights before its rows are there: what writes a weight
+must have ended before. With more rows the products are torch's (cuBLAS).
 """
 
 import torch

@@ -1,7 +1,6 @@
 """Query and key norm, rotary embedding and the store into the KV cache, in one pass.
 
-The weights are read before the packed rows are there: what is launched right before must not write
-them.
+The weights are read before the packed rows are there: what writes them must have ended before.
 """
 
 import torch
