@@ -30,7 +30,7 @@ from router.server.grpc_server import SERVICE, RouterServicer
 from router.server.health import Health, State
 from router.server.metrics import Holdings, RouterMetrics
 from router.server.slow_readers import SlowReaders
-from router.tokenizer import TokenizerPool
+from router.tokenizer_pool import TokenizerPool
 
 _SPARE_STREAMS = 1024
 """Calls of one connection beyond the requests that the router takes, refused with a reason."""

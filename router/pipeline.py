@@ -14,7 +14,8 @@ from protos.wire.reason import Reason
 from router import detokenizer, limits
 from router.errors import Draining, InvalidRequest, NoTokenizer, QueueFull, RequestError
 from router.quota import Quota
-from router.tokenizer import Tokenizer, TokenizerPool
+from router.tokenizer import Tokenizer
+from router.tokenizer_pool import TokenizerPool
 from router.types import (
     Admission,
     Admitted,

@@ -3,7 +3,7 @@
 import pytest
 
 from router.pipeline import Pipeline
-from router.tokenizer import TokenizerPool
+from router.tokenizer_pool import TokenizerPool
 from tests.fakes.fake_fleet import FakeFleet
 from tests.router.pipelines import BOUNDS, Recorder
 

@@ -12,7 +12,7 @@ from router.errors import (
     UnknownModel,
 )
 from router.pipeline import Pipeline
-from router.tokenizer import TokenizerPool
+from router.tokenizer_pool import TokenizerPool
 from router.types import (
     Admission,
     Admitted,

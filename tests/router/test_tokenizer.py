@@ -1,17 +1,13 @@
-import asyncio
-import gc
-import tempfile
 import threading
 import time
-import weakref
 
 import pytest
 from transformers import AutoTokenizer
 
 from protos.wire.reason import Reason
-from router.errors import InvalidRequest, NoTokenizer, RequestError
-from router.tokenizer import Tokenizer, TokenizerPool
-from router.types import ChatMessage, ModelInfo
+from router.errors import InvalidRequest, NoTokenizer
+from router.tokenizer import Tokenizer
+from router.types import ChatMessage
 from tests.fakes import small_tokenizer
 
 FILES = small_tokenizer.files()
@@ -22,24 +18,6 @@ MESSAGES = (
     ChatMessage(role="assistant", content="  <|im_end|> I will not.\n"),
     ChatMessage(role="user", content=""),
 )
-
-
-def model(sha256: str = "a" * 64, name: str = "small") -> ModelInfo:
-    return ModelInfo(
-        name=name,
-        architecture="FakeForCausalLM",
-        fingerprint="f" * 32,
-        vocab_size=600,
-        max_model_len=128,
-        block_size=16,
-        block_hash_scheme="",
-        eos_token_ids=frozenset(),
-        tokenizer_sha256=sha256,
-        epoch=1,
-        num_blocks=1,
-        max_num_seqs=1,
-        max_num_batched_tokens=1,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -160,95 +138,6 @@ def test_unusable_files_are_named_and_run_no_code(files, message):
         Tokenizer.from_files(files)
 
 
-async def test_many_first_requests_load_a_tokenizer_once():
-    fetches = []
-
-    async def fetch(name):
-        fetches.append(name)
-        await asyncio.sleep(0)
-        return FILES
-
-    with TokenizerPool(fetch, 1) as pool:
-        found = await asyncio.gather(*(pool.get(model()) for _ in range(20)))
-
-    assert fetches == ["small"]
-    assert len(set(map(id, found))) == 1
-
-
-async def test_loading_outlives_the_first_asker():
-    asked, answer = asyncio.Event(), asyncio.Event()
-
-    async def fetch(name):
-        asked.set()
-        await answer.wait()
-        return FILES
-
-    with TokenizerPool(fetch, 1) as pool:
-        first = asyncio.ensure_future(pool.get(model()))
-        await asked.wait()
-        second = asyncio.ensure_future(pool.get(model()))
-        first.cancel()
-        answer.set()
-        async with asyncio.timeout(10):
-            assert (await second).encode_text("a") == TOKENIZER.encode_text("a")
-
-
-async def test_failed_fetch_is_tried_again_and_unusable_files_are_not():
-    answers = [ConnectionError("lost"), {"tokenizer.json": b"{"}]
-
-    async def fetch(name):
-        answer = answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    with TokenizerPool(fetch, 1) as pool:
-        with pytest.raises(ConnectionError):
-            await pool.get(model())
-        for _ in range(2):
-            with pytest.raises(NoTokenizer, match="model 'small': the files"):
-                await pool.get(model())
-
-    assert answers == []
-
-
-async def test_changed_tokenizer_is_loaded_anew_and_old_ones_are_dropped():
-    async def fetch(name):
-        return FILES
-
-    with TokenizerPool(fetch, 1) as pool:
-        first = await pool.get(model("0"))
-        assert await pool.get(model("0", "other")) is first
-        for number in range(1, 9):
-            await pool.get(model(str(number)))
-        assert await pool.get(model("0")) is not first
-
-
-async def test_model_without_tokenizer_says_so():
-    async def fetch(name):
-        raise AssertionError("nothing to fetch")
-
-    with TokenizerPool(fetch, 1) as pool, pytest.raises(NoTokenizer, match="send token_ids"):
-        await pool.get(model(""))
-
-
-async def test_tokenization_leaves_the_event_loop_free():
-    async def fetch(name):
-        return FILES
-
-    started, goes_on = threading.Event(), threading.Event()
-
-    def blocked():
-        started.set()
-        return goes_on.wait(10)
-
-    with TokenizerPool(fetch, 1) as pool:
-        running = asyncio.ensure_future(pool.run(blocked))
-        await asyncio.to_thread(started.wait, 10)
-        goes_on.set()
-        assert await running
-
-
 @pytest.mark.parametrize("encode", ["text", "chat"])
 def test_long_text_leaves_the_interpreter_to_others(encode):
     text = "the quick brown fox " * 20_000
@@ -272,49 +161,3 @@ def test_long_text_leaves_the_interpreter_to_others(encode):
     # Without a turn in the middle half, it stood still.
     quarter = (end - start) / 4
     assert any(start + quarter < turn < end - quarter for turn in num_turns)
-
-
-async def test_cancelled_tokenization_leaves_nothing_behind():
-    class Text:
-        pass
-
-    started, goes_on = threading.Event(), threading.Event()
-
-    def blocked():
-        started.set()
-        goes_on.wait(10)
-
-    async def fetch(name):
-        return FILES
-
-    with TokenizerPool(fetch, 1) as pool:
-        running = asyncio.ensure_future(pool.run(blocked))
-        await asyncio.to_thread(started.wait, 10)
-        text = Text()
-        waiting = asyncio.ensure_future(pool.run(id, text))
-        await asyncio.sleep(0)
-        known = weakref.ref(text)
-        del text
-        running.cancel()
-        waiting.cancel()
-        await asyncio.wait((running, waiting))
-        del waiting
-        gc.collect()
-        assert known() is None
-
-        goes_on.set()
-        async with asyncio.timeout(10):
-            assert await pool.run(len, "abc") == 3
-
-
-async def test_temporary_folder_without_room_is_named_and_tried_again(monkeypatch, tmp_path):
-    async def fetch(name):
-        return FILES
-
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
-    with TokenizerPool(fetch, 1) as pool:
-        with pytest.raises(RequestError, match=r"temporary folder .*missing.* set TMPDIR"):
-            await pool.get(model())
-        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-
-        assert (await pool.get(model())).encode_text("a") == TOKENIZER.encode_text("a")

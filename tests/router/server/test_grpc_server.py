@@ -14,7 +14,8 @@ from router.pipeline import Bounds, Pipeline
 from router.server.grpc_server import RouterServicer
 from router.server.metrics import RouterMetrics
 from router.server.slow_readers import SlowReaders
-from router.tokenizer import Tokenizer, TokenizerPool
+from router.tokenizer import Tokenizer
+from router.tokenizer_pool import TokenizerPool
 from router.types import Admitted, Finished, FinishReason, Tokens
 from tests.fakes import small_tokenizer
 from tests.fakes.fake_fleet import ENGINE, FakeFleet
