@@ -10,9 +10,9 @@ from typing import Any
 _ROOT = Path(__file__).resolve().parents[1]
 
 
-def commit() -> str:
-    """Returns the commit of this checkout, as far as git tells."""
-    command = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+def commit(root: Path = _ROOT) -> str:
+    """Returns the commit of a checkout, this one by default, as far as git tells."""
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         done = subprocess.run([*command, "--exclude=*"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

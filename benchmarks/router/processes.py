@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Self
 
 HOST = "127.0.0.1"
-_ROOT = Path(__file__).resolve().parents[2]
-_LEASH = _ROOT / "examples/demo/leash.py"
+ROOT = Path(__file__).resolve().parents[2]
+"""Of this checkout."""
+_LEASH = ROOT / "examples/demo/leash.py"
 _READY_SECONDS = 60.0
 _STOP_SECONDS = 10.0
 _POLL_SECONDS = 0.05
@@ -33,7 +34,9 @@ class Process:
         log: Where its output goes.
     """
 
-    def __init__(self, name: str, command: Sequence[str], *, core: int, log: Path) -> None:
+    def __init__(
+        self, name: str, command: Sequence[str], *, core: int, log: Path, root: Path = ROOT
+    ) -> None:
         self.name = name
         self.log = log
         own = os.sched_getaffinity(0)
@@ -45,7 +48,7 @@ class Process:
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
-                    cwd=_ROOT,
+                    cwd=root,
                 )
         finally:
             os.sched_setaffinity(0, own)
@@ -106,11 +109,13 @@ class Processes:
     def __exit__(self, *exc_info: object) -> None:
         self._stack.close()
 
-    def start(self, name: str, arguments: Sequence[str], *, core: int) -> Process:
-        """Starts `python -m ARGUMENTS` on a core."""
+    def start(
+        self, name: str, arguments: Sequence[str], *, core: int, root: Path = ROOT
+    ) -> Process:
+        """Starts `python -m ARGUMENTS` of a checkout, this one by default, on a core."""
         self._count += 1
         log = self._folder / f"{self._count}-{name}.log"
-        process = Process(name, [sys.executable, "-m", *arguments], core=core, log=log)
+        process = Process(name, [sys.executable, "-m", *arguments], core=core, log=log, root=root)
         self._stack.callback(process.stop)
         return process
 

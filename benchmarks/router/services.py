@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.router.processes import HOST, Process, Processes, accepts, cores
+from benchmarks.router.processes import HOST, ROOT, Process, Processes, accepts, cores
 from benchmarks.router.stream_client import MODEL
 from examples.demo.services import http_get
 from tests.fakes.service_process import free_ports
@@ -50,12 +50,12 @@ def start_engine(
     return Service(process=process.wait_until(lambda: accepts(address)), address=address)
 
 
-def start_router(processes: Processes, engine: str) -> Service:
-    """Starts our router on a core of its own."""
+def start_router(processes: Processes, engine: str, root: Path = ROOT) -> Service:
+    """Starts our router, of this checkout or another, on a core of its own."""
     port, operations_port = free_ports(2)
     arguments = ["router", "--engines", engine, "--port", str(port)]
     arguments += ["--operations-port", str(operations_port)]
-    process = processes.start("router", arguments, core=cores()[0])
+    process = processes.start("router", arguments, core=cores()[0], root=root)
     operations_address = f"{HOST}:{operations_port}"
     process.wait_until(lambda: _answers(operations_address, "/readyz"))
     return Service(process=process, address=f"{HOST}:{port}", operations_address=operations_address)

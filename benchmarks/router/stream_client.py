@@ -29,6 +29,7 @@ _ROUTER_PATH = "/pagestream.router.v1.RouterService/Generate"
 _ENGINE_PATH = "/pagestream.engine.v1.EngineService/Generate"
 _SMG_PATH = "/v1/completions"
 _SILENCE_SECONDS = 30.0
+_SYSTEM = "You are a helpful assistant. Answer in one sentence."
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -57,7 +58,7 @@ class Target:
     """How to call one kind of service.
 
     Args:
-        prompt: `text` or `tokens`.
+        prompt: `text`, `chat` or `tokens`.
         num_prompt_tokens: About; letters of a text.
         max_tokens: Of each answer.
     """
@@ -91,6 +92,9 @@ class Target:
         request = router_pb2.GenerateRequest(sampling_params=params)
         if self._prompt == "text":
             request.text = text
+        elif self._prompt == "chat":
+            request.chat.messages.add(role="system", content=_SYSTEM)
+            request.chat.messages.add(role="user", content=text)
         else:
             request.token_ids.ids.extend(ids)
         return request.SerializeToString()
@@ -197,7 +201,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--target", choices=("router", "engine", "smg"), required=True)
     parser.add_argument("--address", required=True)
-    parser.add_argument("--prompt", choices=("text", "tokens"), default="text")
+    parser.add_argument("--prompt", choices=("text", "chat", "tokens"), default="text")
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--max-tokens", type=int, default=16)
     parser.add_argument("--requests", type=int, default=1)
