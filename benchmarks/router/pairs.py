@@ -4,9 +4,7 @@
     python -m benchmarks.router.pairs --before ../before --output pairs.json
 
 Routers of both checkouts stand before the same engine, which costs nothing, on the same core, and
-get the same load one after the other; who is first alternates. Of each figure the median of the
-differences is told, with the second least and second greatest of them: of ten pairs these two
-enclose the true median with 98 %. About six minutes.
+get the same load one after the other. See `benchmarks.pairs` for the interval. About ten minutes.
 """
 
 import argparse
@@ -20,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks import pairs
 from benchmarks.provenance import commit, cpus
 from benchmarks.router import large_tokenizer
 from benchmarks.router.processes import ROOT, Processes
@@ -80,41 +79,13 @@ def _cpu_us_per_request(processes: Processes, router: Service) -> float:
     return 1e6 * (router.process.cpu_seconds() - before) / calls.requests
 
 
-def _compare(
-    measure: Callable[[Service], float], routers: dict[str, Service], num_pairs: int
-) -> dict[str, Any]:
-    """Measures both routers in turns; the first turn warms up."""
-    values: dict[str, list[float]] = {name: [] for name in routers}
-    for number in range(num_pairs + 1):
-        names = list(routers) if number % 2 else list(reversed(routers))
-        for name in names:
-            value = measure(routers[name])
-            if number:
-                values[name].append(value)
-    pairs = list(zip(values["before"], values["after"], strict=True))
-    differences = sorted(after - before for before, after in pairs)
-    shares = sorted(after / before - 1 for before, after in pairs)
-    inner = 1 if num_pairs > 2 else 0
-    return {
-        "before": round(statistics.median(values["before"]), 3),
-        "after": round(statistics.median(values["after"]), 3),
-        "difference": round(statistics.median(differences), 3),
-        "difference_from": round(differences[inner], 3),
-        "difference_to": round(differences[-1 - inner], 3),
-        "change_percent": round(100 * statistics.median(shares), 2),
-        "change_percent_from": round(100 * shares[inner], 2),
-        "change_percent_to": round(100 * shares[-1 - inner], 2),
-        "values": values,
-    }
-
-
 def _measure_all(
     processes: Processes, tokenizer: Path, roots: dict[str, Path], num_pairs: int
 ) -> dict[str, Any]:
     results: dict[str, Any] = {}
 
     def compare(name: str, measure: Callable[[Service], float]) -> None:
-        row = results[name] = _compare(measure, routers, num_pairs)
+        row = results[name] = pairs.measure(lambda side: measure(routers[side]), num_pairs)
         summary = {key: value for key, value in row.items() if key != "values"}
         print(name, json.dumps(summary), file=sys.stderr, flush=True)
 
@@ -145,14 +116,14 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--output", type=Path, help="a JSON file; without it, to the output")
     options = parser.parse_args()
-    roots = {"before": options.before.resolve(), "after": ROOT}
+    roots = {pairs.BEFORE: options.before.resolve(), pairs.AFTER: ROOT}
     with tempfile.TemporaryDirectory() as folder, Processes(Path(folder)) as processes:
         tokenizer = large_tokenizer.save(Path(folder) / "tokenizer")
         figures = _measure_all(processes, tokenizer, roots, options.pairs)
     results = {
         "command": "python -m benchmarks.router.pairs " + " ".join(sys.argv[1:]),
-        "commit_before": commit(roots["before"]),
-        "commit_after": commit(roots["after"]),
+        "commit_before": commit(roots[pairs.BEFORE]),
+        "commit_after": commit(roots[pairs.AFTER]),
         "date": time.strftime("%Y-%m-%d"),
         "machine": cpus() | {"grpcio": version("grpcio"), "protobuf": version("protobuf")},
         "pairs": options.pairs,
