@@ -15,7 +15,8 @@ from typing import Protocol
 
 from protos.wire import block_hash
 from protos.wire.status import Reason
-from router.engine_client import ClientSettings
+from router.blame import judged
+from router.engine_client import ClientSettings, EngineClient
 from router.errors import (
     EngineRefused,
     NoEngine,
@@ -28,6 +29,7 @@ from router.journey import Journey
 from router.placement import POLICIES, Placement, Query, costs, place
 from router.prefix_index import IndexStatistics, PrefixIndex
 from router.retry_budget import RetryBudget
+from router.tokenizer_source import TokenizerSource
 from router.types import (
     Admitted,
     EngineEvent,
@@ -101,6 +103,7 @@ class Fleet:
         self._rng = rng or random.Random()
         self._index = PrefixIndex()
         self._budget = RetryBudget()
+        self._tokenizers = TokenizerSource(self._tokenizer_holders)
         self._ready = asyncio.Event()
         self._unready = asyncio.Event()
         self._unready.set()
@@ -191,12 +194,20 @@ class Fleet:
         return [member.snapshot() for member in self._members.values()]
 
     def models(self) -> list[ModelSnapshot]:
-        """Returns the models of all connected engines, by name, with their longest length."""
-        infos = {info.name: info for info in self._served()}
+        """Returns the models of all connected engines, by name, with their longest length.
+
+        All else is what the engine says that is connected longest: none that comes later changes
+        what requests are made of.
+        """
+        infos: dict[str, ModelInfo] = {}
         counts: dict[str, int] = {}
-        for member in self._members.values():
-            if (info := member.served) is not None:
-                counts[info.name] = counts.get(info.name, 0) + member.takes_requests
+        for member in sorted(self._members.values(), key=lambda member: member.accepted_at):
+            if (info := member.served) is None:
+                continue
+            known = infos.setdefault(info.name, info)
+            if info.max_model_len > known.max_model_len:
+                infos[info.name] = replace(known, max_model_len=info.max_model_len)
+            counts[info.name] = counts.get(info.name, 0) + member.takes_requests
         return [
             ModelSnapshot(info=infos[name], num_serving_engines=counts[name])
             for name in sorted(infos)
@@ -223,23 +234,24 @@ class Fleet:
         problem = f'model "{name:.128}" is not served' if name else "model is empty"
         raise UnknownModel(f"{problem}; served are: {served}", {"model": name})
 
-    async def fetch_tokenizer(self, model: str) -> dict[str, bytes]:
-        """Returns the tokenizer files of a model by name, each checked against its SHA-256.
+    async def fetch_tokenizer(self, model: ModelInfo) -> dict[str, bytes]:
+        """Returns a model's tokenizer files by name, which have the digest that the model names.
 
         Raises:
-            UnknownModel, NoEngine: As `model_info`.
-            EngineRefused: The engines have none, or the transfer failed on each.
+            EngineRefused: No engine that announces this digest sent them.
         """
-        name = self.model_info(model).name
-        last: EngineRefused | None = None
-        for member in self._members.values():
-            if member.served is None or member.served.name != name:
-                continue
-            try:
-                return await member.client.get_tokenizer()
-            except EngineRefused as error:
-                last = error
-        raise last or _no_place(name, {})
+        return await self._tokenizers.fetch(model)
+
+    def tokenizers_in_use(self) -> set[str]:
+        """Returns the digests of the tokenizers that connected engines announce."""
+        return {info.tokenizer_sha256 for info in self._served()}
+
+    def _tokenizer_holders(self, sha256: str) -> dict[str, EngineClient]:
+        return {
+            member.address: member.client
+            for member in self._members.values()
+            if member.served is not None and member.served.tokenizer_sha256 == sha256
+        }
 
     async def generate(self, request: TokenRequest) -> AsyncGenerator[EngineEvent, None]:
         """Streams the events of one request from the engine that suits it best.
@@ -257,7 +269,7 @@ class Fleet:
         """
         loop = asyncio.get_running_loop()
         deadline = None if request.timeout is None else loop.time() + request.timeout
-        info = self.model_info(request.model)
+        info = self._model_of(request)
         journey = Journey(request, self._budget)
         is_announced = False
         while True:
@@ -265,8 +277,9 @@ class Fleet:
             placement = await self._find_place(info, journey, hashes)
             timeout = None if deadline is None else deadline - loop.time()
             admitted: Admitted | None = None
+            member = self._members[placement.engine]
+            model = member.client.model
             try:
-                member = self._members[placement.engine]
                 sent = member.dispatch(replace(journey.request, timeout=timeout), hashes, placement)
                 with closing(sent):
                     async for event in sent:
@@ -283,7 +296,7 @@ class Fleet:
                         yield event
                 return
             except (EngineRefused, QueueFull) as error:
-                self._leave(journey, placement.engine, error)
+                self._leave(journey, member.address, model, error, is_admitted=admitted is not None)
 
     def end_requests(self, error: RequestError) -> None:
         """Ends every request under way, on an engine or not, and those that come, with an error."""
@@ -300,11 +313,24 @@ class Fleet:
         )
 
     def _served(self) -> list[ModelInfo]:
-        """Returns what the connected engines serve, those with the longest sequences last."""
+        """Returns what the connected engines serve."""
         served = [member.served for member in self._members.values()]
-        return sorted(
-            (info for info in served if info is not None), key=lambda info: info.max_model_len
-        )
+        return [info for info in served if info is not None]
+
+    def _model_of(self, request: TokenRequest) -> ModelInfo:
+        """Returns the model of a request, which must be the one that its prompt was made for.
+
+        Tokens of one tokenizer mean nothing to an engine of another.
+        """
+        info = self.model_info(request.model)
+        made_for = request.model_info
+        if made_for is not None and made_for.identity != info.identity:
+            raise NoEngine(
+                f'model "{info.name}" has changed since the request came; send it again',
+                {"model": info.name},
+                retry_after=_RETRY_SECONDS,
+            )
+        return info
 
     def _num_sequence_tokens(self, model: str, request: TokenRequest) -> int:
         """Returns the length that the request's engine must be able to hold.
@@ -325,16 +351,19 @@ class Fleet:
         while True:
             if self._ending is not None:
                 raise self._ending
-            placement = self._place(info, journey, hashes)
+            placement = None if journey.must_wait else self._place(info, journey, hashes)
             if placement is not None:
                 return placement
-            if journey.loss is None:
-                raise _no_place(info.name, journey.refused)
-            if time.monotonic() > journey.lost_at + _PATIENCE_SECONDS:
+            if not journey.may_wait or journey.waited >= _PATIENCE_SECONDS:
                 # A client that got tokens is told why they ended, not that others are full.
-                raise journey.loss
+                raise journey.loss or _no_place(info.name, journey.refused)
             await asyncio.sleep(_PATIENCE_STEP_SECONDS)
-            journey.refused.clear()
+            journey.wait(_PATIENCE_STEP_SECONDS, self._epoch_of)
+
+    def _epoch_of(self, address: str) -> int | None:
+        member = self._members.get(address)
+        is_there = member is not None and member.takes_requests
+        return member.served.epoch if is_there and member.served is not None else None
 
     def _place(self, info: ModelInfo, journey: Journey, hashes: Sequence[int]) -> Placement | None:
         start = time.perf_counter()
@@ -357,7 +386,7 @@ class Fleet:
         )
         engines = self.engines()
         placement = place(self._policy, engines, query, self._rng)
-        if placement is None:
+        if placement is None or not self._members[placement.engine].is_of(info):
             return None
         seconds = time.perf_counter() - start
         self._num_placements += 1
@@ -379,10 +408,22 @@ class Fleet:
         if self._observer is not None:
             self._observer.request_admitted(placement, admitted.num_cached_tokens)
 
-    def _leave(self, journey: Journey, engine: str, error: EngineRefused | QueueFull) -> None:
+    def _leave(
+        self,
+        journey: Journey,
+        member: FleetMember,
+        model: ModelInfo | None,
+        error: EngineRefused | QueueFull,
+        *,
+        is_admitted: bool,
+    ) -> None:
         """Notes that a request leaves an engine; raises the error if it must end with it."""
+        engine = member.address
+        if isinstance(error, EngineRefused):
+            error = judged(error, journey.request, engine, model)
         num_resumed_before = len(journey.request.resume_token_ids)
-        journey.leave(engine, error)
+        epoch = model.epoch if model is not None else 0
+        journey.leave(engine, error, epoch=epoch, is_admitted=is_admitted)
         num_resumed = len(journey.request.resume_token_ids)
         if self._observer is not None:
             if num_resumed > num_resumed_before:

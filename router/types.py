@@ -67,6 +67,8 @@ class TokenRequest:
     model: str
     prompt_token_ids: "array[int]"
     """Typecode "i"."""
+    model_info: "ModelInfo | None" = None
+    """The model as the prompt was made for it; None takes whatever bears the name."""
     sampling_params: SamplingParams = field(default_factory=SamplingParams)
     resume_token_ids: "array[int]" = field(default_factory=lambda: array("i"))
     """Tokens that another engine generated before; typecode "i"."""
@@ -130,6 +132,17 @@ class ModelInfo:
     max_num_seqs: int
     max_num_batched_tokens: int
     """The most tokens of one step; 0 is unknown."""
+
+    @property
+    def identity(self) -> tuple[str, str, str, int, int]:
+        """What engines have in common that may serve the same request."""
+        return (
+            self.name,
+            self.fingerprint,
+            self.tokenizer_sha256,
+            self.block_size,
+            self.vocab_size,
+        )
 
     @property
     def max_sequence_len(self) -> int:

@@ -37,8 +37,8 @@ def model(sha256: str = "a" * 64, name: str = "small") -> ModelInfo:
 async def test_many_first_requests_load_a_tokenizer_once():
     fetches = []
 
-    async def fetch(name):
-        fetches.append(name)
+    async def fetch(model):
+        fetches.append(model.name)
         await asyncio.sleep(0)
         return FILES
 
@@ -52,7 +52,7 @@ async def test_many_first_requests_load_a_tokenizer_once():
 async def test_loading_outlives_the_first_asker():
     asked, answer = asyncio.Event(), asyncio.Event()
 
-    async def fetch(name):
+    async def fetch(model):
         asked.set()
         await answer.wait()
         return FILES
@@ -70,7 +70,7 @@ async def test_loading_outlives_the_first_asker():
 async def test_failed_fetch_is_tried_again_and_unusable_files_are_not():
     answers = [ConnectionError("lost"), {"tokenizer.json": b"{"}]
 
-    async def fetch(name):
+    async def fetch(model):
         answer = answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
@@ -87,7 +87,7 @@ async def test_failed_fetch_is_tried_again_and_unusable_files_are_not():
 
 
 async def test_changed_tokenizer_is_loaded_anew_and_old_ones_are_dropped():
-    async def fetch(name):
+    async def fetch(model):
         return FILES
 
     with TokenizerPool(fetch, 1) as pool:
@@ -99,7 +99,7 @@ async def test_changed_tokenizer_is_loaded_anew_and_old_ones_are_dropped():
 
 
 async def test_model_without_tokenizer_says_so():
-    async def fetch(name):
+    async def fetch(model):
         raise AssertionError("nothing to fetch")
 
     with TokenizerPool(fetch, 1) as pool, pytest.raises(NoTokenizer, match="send token_ids"):
@@ -107,7 +107,7 @@ async def test_model_without_tokenizer_says_so():
 
 
 async def test_tokenization_leaves_the_event_loop_free():
-    async def fetch(name):
+    async def fetch(model):
         return FILES
 
     started, goes_on = threading.Event(), threading.Event()
@@ -133,7 +133,7 @@ async def test_cancelled_tokenization_leaves_nothing_behind():
         started.set()
         goes_on.wait(10)
 
-    async def fetch(name):
+    async def fetch(model):
         return FILES
 
     with TokenizerPool(fetch, 1) as pool:
@@ -157,7 +157,7 @@ async def test_cancelled_tokenization_leaves_nothing_behind():
 
 
 async def test_temporary_folder_without_room_is_named_and_tried_again(monkeypatch, tmp_path):
-    async def fetch(name):
+    async def fetch(model):
         return FILES
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
