@@ -296,7 +296,9 @@ class Fleet:
                         yield event
                 return
             except (EngineRefused, QueueFull) as error:
-                self._leave(journey, member.address, model, error, is_admitted=admitted is not None)
+                self._leave(
+                    journey, placement.engine, model, error, is_admitted=admitted is not None
+                )
 
     def end_requests(self, error: RequestError) -> None:
         """Ends every request under way, on an engine or not, and those that come, with an error."""
@@ -362,8 +364,9 @@ class Fleet:
 
     def _epoch_of(self, address: str) -> int | None:
         member = self._members.get(address)
-        is_there = member is not None and member.takes_requests
-        return member.served.epoch if is_there and member.served is not None else None
+        if member is None or not member.takes_requests or member.served is None:
+            return None
+        return member.served.epoch
 
     def _place(self, info: ModelInfo, journey: Journey, hashes: Sequence[int]) -> Placement | None:
         start = time.perf_counter()
@@ -411,14 +414,13 @@ class Fleet:
     def _leave(
         self,
         journey: Journey,
-        member: FleetMember,
+        engine: str,
         model: ModelInfo | None,
         error: EngineRefused | QueueFull,
         *,
         is_admitted: bool,
     ) -> None:
         """Notes that a request leaves an engine; raises the error if it must end with it."""
-        engine = member.address
         if isinstance(error, EngineRefused):
             error = judged(error, journey.request, engine, model)
         num_resumed_before = len(journey.request.resume_token_ids)
