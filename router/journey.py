@@ -62,10 +62,9 @@ class Journey:
 
     @property
     def may_wait(self) -> bool:
-        """Whether it waits if there is no engine for it: it has tokens, or lost all engines."""
-        return self.loss is not None or (
-            bool(self._lost) and self._lost.keys() == self.refused.keys()
-        )
+        """Whether it waits if there is no engine for it: it has tokens, or all were lost."""
+        are_all_lost = self._num_losses_in_a_row > 0 and self.refused.keys() <= self._lost.keys()
+        return self.loss is not None or are_all_lost
 
     def wait(self, seconds: float, epoch_of: Callable[[str], int | None]) -> None:
         """Notes that it has waited, and lets it go where it could not.
