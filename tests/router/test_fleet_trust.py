@@ -182,22 +182,25 @@ async def test_nonsense_about_a_cache_is_bounded_and_asked_for_less_and_less_oft
                 yield message
 
     config = replace(CONFIG, num_blocks=3500)
-    async with Odd(config) as odd, FakeEngine(CONFIG) as good:
-        async with running([odd.address, good.address]) as fleet:
-            await until(lambda: states(fleet) == [SERVING] * 2)
-            await until(lambda: odd.num_watches >= 4)
-            seconds = 1.0
-            num_before = odd.num_watches
-            await asyncio.sleep(seconds)
+    async with (
+        Odd(config) as odd,
+        FakeEngine(CONFIG) as good,
+        running([odd.address, good.address]) as fleet,
+    ):
+        await until(lambda: states(fleet) == [SERVING] * 2)
+        await until(lambda: odd.num_watches >= 4)
+        seconds = 1.0
+        num_before = odd.num_watches
+        await asyncio.sleep(seconds)
 
-            # At first it is asked after 0.01 s again; the longest wait here is 0.75 s.
-            assert odd.num_watches - num_before < 0.1 * seconds / 0.01
-            assert fleet.engines()[0].num_indexed_blocks <= config.num_blocks
-            assert fleet.statistics().index.num_entries <= config.num_blocks + CONFIG.num_blocks
-            assert states(fleet) == [SERVING] * 2
-            for n in range(4):
-                _, tokens, _ = await collect(fleet, request([n]))
-                assert tokens == expected_tokens([n], 8)
+        # At first it is asked after 0.01 s again; the longest wait here is 0.75 s.
+        assert odd.num_watches - num_before < 0.1 * seconds / 0.01
+        assert fleet.engines()[0].num_indexed_blocks <= config.num_blocks
+        assert fleet.statistics().index.num_entries <= config.num_blocks + CONFIG.num_blocks
+        assert states(fleet) == [SERVING] * 2
+        for n in range(4):
+            _, tokens, _ = await collect(fleet, request([n]))
+            assert tokens == expected_tokens([n], 8)
 
 
 @pytest.mark.parametrize(
@@ -219,19 +222,21 @@ async def test_engine_that_refuses_what_the_router_checked_is_left(reason):
 
 async def test_client_is_not_blamed_when_its_request_cannot_go_on_elsewhere(monkeypatch):
     monkeypatch.setattr(fleet_module, "_PATIENCE_SECONDS", 0.2)
-    async with fleet_of(SLOW, SLOW) as (fleet, engines):
-        async with aclosing(fleet.generate(request(range(8), 2000))) as events:
-            first = (await anext(events)).engine
-            await anext(events)
-            (other,) = (engine for engine in engines if engine.address != first)
-            other.refuse(Reason.BAD_SAMPLING_PARAMS)
+    async with (
+        fleet_of(SLOW, SLOW) as (fleet, engines),
+        aclosing(fleet.generate(request(range(8), 2000))) as events,
+    ):
+        first = (await anext(events)).engine
+        await anext(events)
+        (other,) = (engine for engine in engines if engine.address != first)
+        other.refuse(Reason.BAD_SAMPLING_PARAMS)
 
-            next(engine for engine in engines if engine is not other).hand_back()
-            next(engine for engine in engines if engine is not other).refuse(Reason.DRAINING)
+        next(engine for engine in engines if engine is not other).hand_back()
+        next(engine for engine in engines if engine is not other).refuse(Reason.DRAINING)
 
-            with pytest.raises(EngineRefused) as raised:
-                await tokens_of(events)
-            assert raised.value.status.code == code_number(grpc.StatusCode.UNAVAILABLE)
+        with pytest.raises(EngineRefused) as raised:
+            await tokens_of(events)
+        assert raised.value.status.code == code_number(grpc.StatusCode.UNAVAILABLE)
 
 
 class Cutting(FakeEngine):
@@ -253,32 +258,38 @@ class Cutting(FakeEngine):
 
 
 async def test_streams_outlive_the_loss_of_all_connections_to_engines_that_live():
-    async with Cutting(SLOW) as one, Cutting(SLOW) as two:
-        async with running([one.address, two.address]) as fleet:
-            await until(lambda: states(fleet) == [SERVING] * 2)
-            async with aclosing(fleet.generate(request(range(8), 300))) as events:
-                first = await anext(events)
-                tokens = (await anext(events)).token_ids
-                own, other = (one, two) if first.engine == one.address else (two, one)
-                # What it submits next, two times there and once here, is never received.
-                other.num_cuts, own.num_cuts = 2, 1
-                for sink in list(own._sinks):
-                    sink.closed = True
-                    sink.wake()
+    async with (
+        Cutting(SLOW) as one,
+        Cutting(SLOW) as two,
+        running([one.address, two.address]) as fleet,
+    ):
+        await until(lambda: states(fleet) == [SERVING] * 2)
+        async with aclosing(fleet.generate(request(range(8), 300))) as events:
+            first = await anext(events)
+            tokens = (await anext(events)).token_ids
+            own, other = (one, two) if first.engine == one.address else (two, one)
+            # What it submits next, two times there and once here, is never received.
+            other.num_cuts, own.num_cuts = 2, 1
+            for sink in list(own._sinks):
+                sink.closed = True
+                sink.wake()
 
-                rest, _ = await asyncio.wait_for(tokens_of(events), 20)
+            rest, _ = await asyncio.wait_for(tokens_of(events), 20)
 
-            assert tokens + rest == expected_tokens(range(8), 300)
-            assert one.num_cuts + two.num_cuts < 3
+        assert tokens + rest == expected_tokens(range(8), 300)
+        assert one.num_cuts + two.num_cuts < 3
 
 
 async def test_request_without_a_token_outlives_it_too():
-    async with Cutting(SLOW) as one, Cutting(SLOW) as two:
-        async with running([one.address, two.address]) as fleet:
-            await until(lambda: states(fleet) == [SERVING] * 2)
-            one.num_cuts = two.num_cuts = 1
+    async with (
+        Cutting(SLOW) as one,
+        Cutting(SLOW) as two,
+        running([one.address, two.address]) as fleet,
+    ):
+        await until(lambda: states(fleet) == [SERVING] * 2)
+        one.num_cuts = two.num_cuts = 1
 
-            _, tokens, _ = await collect(fleet, request([1]))
+        _, tokens, _ = await collect(fleet, request([1]))
 
-            assert tokens == expected_tokens([1], 8)
-            assert one.num_cuts == two.num_cuts == 0
+        assert tokens == expected_tokens([1], 8)
+        assert one.num_cuts == two.num_cuts == 0
