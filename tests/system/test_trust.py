@@ -13,7 +13,7 @@ from protos.pagestream.router.v1 import router_pb2 as pb
 from protos.wire import channel
 from tests.fakes import small_tokenizer
 from tests.fakes.fake_engine import FakeEngine, FakeEngineConfig, expected_tokens
-from tests.system.test_router import TOKENIZER, VOCAB_SIZE, Status, routing
+from tests.system.test_router import TOKENIZER, VOCAB_SIZE, Status, free_address, routing
 
 PROMPT = "the quick brown fox"
 PANICS = {
@@ -45,22 +45,29 @@ def expected(config, max_tokens=20):
 
 
 class Hanging(FakeEngine):
+    is_asked = False
+
     async def GetTokenizer(self, request, context):
+        self.is_asked = True
+        self._notify()
         await asyncio.Event().wait()
         yield
 
 
 async def test_engine_that_hangs_keeps_no_router_from_being_ready_and_no_text_waiting(config):
+    address = free_address()
     async with (
         Hanging(replace(config, model_name="hanging")) as alone,
         Hanging(config) as hanging,
-        FakeEngine(config) as good,
-        routing(alone.address, hanging.address, good.address) as router,
+        routing(alone.address, hanging.address, address) as router,
     ):
-        async with asyncio.timeout(4.5):
-            await router.watch_health(Status.SERVING)
-
-        assert await tokens_of(router, config.model_name) == expected(config)
+        for engine in (alone, hanging):
+            await engine.wait_until(lambda engine=engine: engine.is_asked)
+        async with FakeEngine(config, port=int(address.rpartition(":")[2])):
+            # A whole transfer may take a minute.
+            async with asyncio.timeout(20):
+                await router.watch_health(Status.SERVING)
+                assert await tokens_of(router, config.model_name) == expected(config)
 
 
 @pytest.mark.parametrize("kind", PANICS)
