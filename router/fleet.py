@@ -15,14 +15,15 @@ from typing import Protocol
 
 from protos.wire import block_hash
 from protos.wire.status import Reason
+from router import catalogue
 from router.blame import judged
+from router.catalogue import RETRY_SECONDS
 from router.engine_client import ClientSettings, EngineClient
 from router.errors import (
     EngineRefused,
     NoEngine,
     QueueFull,
     RequestError,
-    UnknownModel,
 )
 from router.fleet_member import FleetMember
 from router.journey import Journey
@@ -42,7 +43,6 @@ from router.types import (
 
 _logger = logging.getLogger(__name__)
 
-_RETRY_SECONDS = 1.0
 _PATIENCE_SECONDS = 10.0
 """What a request with tokens waits for an engine that goes on with it."""
 _PATIENCE_STEP_SECONDS = 0.1
@@ -194,24 +194,8 @@ class Fleet:
         return [member.snapshot() for member in self._members.values()]
 
     def models(self) -> list[ModelSnapshot]:
-        """Returns the models of all connected engines, by name, with their longest length.
-
-        All else is what the engine says that is connected longest: none that comes later changes
-        what requests are made of.
-        """
-        infos: dict[str, ModelInfo] = {}
-        counts: dict[str, int] = {}
-        for member in sorted(self._members.values(), key=lambda member: member.accepted_at):
-            if (info := member.served) is None:
-                continue
-            known = infos.setdefault(info.name, info)
-            if info.max_model_len > known.max_model_len:
-                infos[info.name] = replace(known, max_model_len=info.max_model_len)
-            counts[info.name] = counts.get(info.name, 0) + member.takes_requests
-        return [
-            ModelSnapshot(info=infos[name], num_serving_engines=counts[name])
-            for name in sorted(infos)
-        ]
+        """Returns the models of all connected engines, by name, with their longest length."""
+        return catalogue.models(self._members.values())
 
     def model_info(self, name: str) -> ModelInfo:
         """Returns what is served under a name; an empty name means the only model.
@@ -220,19 +204,7 @@ class Fleet:
             UnknownModel: Engines are connected, but none serves it, or a name is needed.
             NoEngine: No engine is connected that could.
         """
-        models = self.models()
-        for model in models:
-            if name == model.info.name or (not name and len(models) == 1):
-                return model.info
-        met = [member.client.model for member in self._members.values()]
-        if not models or any(model is not None and model.name == name for model in met):
-            which = f' that serves model "{name:.128}"' if name else ""
-            raise NoEngine(
-                f"no engine{which} is connected now", {"model": name}, retry_after=_RETRY_SECONDS
-            )
-        served = ", ".join(f'"{model.info.name}"' for model in models)
-        problem = f'model "{name:.128}" is not served' if name else "model is empty"
-        raise UnknownModel(f"{problem}; served are: {served}", {"model": name})
+        return catalogue.find(name, self._members.values())
 
     async def fetch_tokenizer(self, model: ModelInfo) -> dict[str, bytes]:
         """Returns a model's tokenizer files by name, which have the digest that the model names.
@@ -269,7 +241,7 @@ class Fleet:
         """
         loop = asyncio.get_running_loop()
         deadline = None if request.timeout is None else loop.time() + request.timeout
-        info = self._model_of(request)
+        info = catalogue.find_for(request, self._members.values())
         journey = Journey(request, self._budget)
         is_announced = False
         while True:
@@ -318,21 +290,6 @@ class Fleet:
         """Returns what the connected engines serve."""
         served = [member.served for member in self._members.values()]
         return [info for info in served if info is not None]
-
-    def _model_of(self, request: TokenRequest) -> ModelInfo:
-        """Returns the model of a request, which must be the one that its prompt was made for.
-
-        Tokens of one tokenizer mean nothing to an engine of another.
-        """
-        info = self.model_info(request.model)
-        made_for = request.model_info
-        if made_for is not None and made_for.identity != info.identity:
-            raise NoEngine(
-                f'model "{info.name}" has changed since the request came; send it again',
-                {"model": info.name},
-                retry_after=_RETRY_SECONDS,
-            )
-        return info
 
     def _num_sequence_tokens(self, model: str, request: TokenRequest) -> int:
         """Returns the length that the request's engine must be able to hold.
@@ -448,18 +405,7 @@ class Fleet:
         """
         if twin := self._twin(newcomer, info):
             return f"it is the same engine as {twin.address} (epoch {info.epoch})"
-        for member in self._members.values():
-            known = member.accepted
-            if member is newcomer or known is None or known.name != info.name:
-                continue
-            for field in ("fingerprint", "tokenizer_sha256", "block_size", "vocab_size"):
-                ours, theirs = getattr(known, field), getattr(info, field)
-                if ours != theirs:
-                    return (
-                        f'its model "{info.name}" has {field} {theirs!r}; '
-                        f"engine {member.address} serves it with {ours!r}"
-                    )
-        return ""
+        return catalogue.difference(newcomer, info, self._members.values())
 
     def _twin(self, member: FleetMember, info: ModelInfo | None) -> FleetMember | None:
         """Returns another member, not leaving, whose address leads to the same engine."""
@@ -500,7 +446,7 @@ def _no_place(model: str, refused: Mapping[str, RequestError]) -> RequestError:
         return QueueFull(
             f'{len(full)} engines of model "{model}" are full, and no other takes requests',
             {"model": model, "full_engines": str(len(full))},
-            retry_after=min(status.retry_after or _RETRY_SECONDS for status in full),
+            retry_after=min(status.retry_after or RETRY_SECONDS for status in full),
         )
     for error in refused.values():
         if error.status.reason == Reason.ENGINE_FAILED:
@@ -508,5 +454,5 @@ def _no_place(model: str, refused: Mapping[str, RequestError]) -> RequestError:
     return NoEngine(
         f'no engine of model "{model}" takes requests now',
         {"model": model},
-        retry_after=_RETRY_SECONDS,
+        retry_after=RETRY_SECONDS,
     )

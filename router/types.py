@@ -5,7 +5,7 @@ Counts are of tokens, requests or blocks as the name says; times are seconds.
 
 import enum
 from array import array
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -143,6 +143,12 @@ class ModelInfo:
             self.block_size,
             self.vocab_size,
         )
+
+    def with_length(self, max_model_len: int) -> "ModelInfo":
+        """Returns the same with another length."""
+        if max_model_len == self.max_model_len:
+            return self
+        return replace(self, max_model_len=max_model_len)
 
     @property
     def max_sequence_len(self) -> int:
