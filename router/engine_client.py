@@ -19,7 +19,6 @@ from protos.wire import block_hash, channel
 from protos.wire.status import ErrorStatus, Reason, error_status, unpack
 from router.connection_loss import ConnectionLost, checked, describe, is_draining
 from router.engine_convert import (
-    read_files,
     status_of,
     to_cache_update,
     to_load,
@@ -27,10 +26,11 @@ from router.engine_convert import (
     to_outcome,
     to_submission,
 )
-from router.errors import DOMAIN, EngineRefused, QueueFull, RequestError
+from router.errors import DOMAIN, EngineLost, EngineRefused, QueueFull, RequestError
 from router.outbox import Outbox
 from router.request_stream import RequestStream
 from router.stall_detector import TICK_SECONDS, StallDetector
+from router.tokenizer_transfer import read_files
 from router.types import (
     CacheUpdate,
     EngineLoad,
@@ -47,6 +47,8 @@ _DETAILS = {EngineState.SERVING: "", EngineState.DRAINING: "it finishes what it 
 
 _STALLED = "stalled"
 """Why a connection was given up, for the metadata of the errors."""
+_WATCH_FACTOR = 15
+"""The longest wait before the cache is watched again, by that before a connection: 30 s."""
 _MIN_QUARANTINE = 5.0
 _MAX_QUARANTINE = 60.0
 """Seconds without requests for an engine that stalled; doubled if it stalls again at once."""
@@ -61,8 +63,9 @@ class ClientSettings:
     """Bounds and waits of an engine client; times are seconds.
 
     Attributes:
-        call_timeout: For the model's description and for the first message of a stream.
-        tokenizer_timeout: For the transfer of the tokenizer files.
+        call_timeout: For the model's description, for the first message of a stream and for each
+            message of the tokenizer files.
+        tokenizer_timeout: For the whole transfer of the tokenizer files.
         min_backoff: Wait before the first attempt to reconnect; doubles up to `max_backoff`. Each
             wait is drawn from half to all of it, so that routers do not return in step.
         max_backoff: The longest wait between attempts.
@@ -173,11 +176,11 @@ class EngineClient:
         """Sends a request with the next message; returns its events at once.
 
         Raises:
-            EngineRefused: The engine is not connected (ENGINE_FAILED).
+            EngineLost: The engine is not connected (ENGINE_FAILED).
             QueueFull: Too many requests are under way on the engine.
         """
         if self.state not in (EngineState.SERVING, EngineState.DRAINING):
-            raise EngineRefused(self._lost_status())
+            raise EngineLost(self._lost_status())
         bound = self._settings.max_open_requests
         if len(self._streams) >= bound:
             raise QueueFull(
@@ -201,28 +204,35 @@ class EngineClient:
             stream.end(error)
             self._cancel(handle)
 
-    async def get_tokenizer(self) -> dict[str, bytes]:
-        """Returns the engine's tokenizer files by name, each checked against its SHA-256.
+    async def get_tokenizer(self, sha256: str) -> dict[str, bytes]:
+        """Returns the engine's tokenizer files by name, which together have this digest.
 
         Raises:
-            EngineRefused: The engine has none (NO_TOKENIZER), is not connected, or sent files that
-                do not match what it announced (INTERNAL).
+            EngineLost: The engine is not connected.
+            EngineRefused: It has none (NO_TOKENIZER), sent files that do not match what it
+                announced (INTERNAL), or none for too long (ENGINE_FAILED).
         """
         if self._stub is None:
-            raise EngineRefused(self._lost_status())
+            raise EngineLost(self._lost_status())
         before = _num_cancellations()
         call = self._stub.GetTokenizer(
             engine_pb2.GetTokenizerRequest(), timeout=self._settings.tokenizer_timeout
         )
         try:
-            return await read_files(self.address, call)
+            return await read_files(
+                self.address,
+                call,
+                expected_sha256=sha256,
+                silence=self._settings.call_timeout,
+            )
         except grpc.aio.AioRpcError as error:
-            raise EngineRefused(status_of(error)) from error
+            is_lost = error.code() is grpc.StatusCode.UNAVAILABLE
+            raise (EngineLost if is_lost else EngineRefused)(status_of(error)) from error
         except asyncio.CancelledError as error:
             if _num_cancellations() > before:
                 raise
             # Not this task was cancelled but the channel closed, which grpc reports alike.
-            raise EngineRefused(self._lost_status()) from error
+            raise EngineLost(self._lost_status()) from error
         finally:
             call.cancel()
 
@@ -370,29 +380,32 @@ class EngineClient:
             self._set_state(state, _DETAILS.get(state, "it reports no known state"))
 
     async def _watch_cache(self, stub: engine_pb2_grpc.EngineServiceStub) -> None:
+        loop = asyncio.get_running_loop()
         backoff = self._settings.min_backoff
         while True:
+            started = loop.time()
             try:
-                if await self._watch_once(stub):
-                    backoff = self._settings.min_backoff
+                await self._watch_once(stub)
             except (ConnectionLost, grpc.aio.AioRpcError) as error:
                 # The requests do not suffer: what is known of the cache is a hint.
                 _logger.warning(
                     "cache watch lost engine=%s detail=%s", self.address, describe(error)[1]
                 )
+            longest = _WATCH_FACTOR * self._settings.max_backoff
+            # That something came says nothing: it may be the same nonsense each time.
+            if loop.time() - started > longest:
+                backoff = self._settings.min_backoff
             await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
-            backoff = min(2 * backoff, self._settings.max_backoff)
+            backoff = min(2 * backoff, longest)
 
-    async def _watch_once(self, stub: engine_pb2_grpc.EngineServiceStub) -> bool:
-        """Follows one WatchCache call to its end; returns whether it brought anything."""
+    async def _watch_once(self, stub: engine_pb2_grpc.EngineServiceStub) -> None:
+        """Follows one WatchCache call to its end."""
         epoch, sequence_number = self._listener.cache_position()
         call = stub.WatchCache(
             engine_pb2.WatchCacheRequest(epoch=epoch, sequence_number=sequence_number)
         )
-        received = False
         try:
             async for message in call:
-                received = True
                 if not await self._listener.cache_changed(to_cache_update(checked(message))):
                     _logger.warning(
                         "cache watch has a gap engine=%s epoch=%d sequence_number=%d held=%d",
@@ -405,7 +418,6 @@ class EngineClient:
                 sequence_number = message.sequence_number
         finally:
             call.cancel()
-        return received
 
     def _cancel(self, handle: int) -> None:
         self._streams.pop(handle, None)
@@ -433,7 +445,7 @@ class EngineClient:
         streams, self._streams = self._streams, {}
         error_of_all = self._lost_status()
         for stream in streams.values():
-            stream.end(EngineRefused(error_of_all))
+            stream.end(EngineLost(error_of_all))
 
     def _set_state(self, state: EngineState, detail: str) -> None:
         if (state, detail) != (self.state, self.detail):

@@ -1,8 +1,6 @@
 """Between the messages of the engine's contract and the router's own types."""
 
 import math
-from collections.abc import AsyncIterator
-from hashlib import sha256
 
 import grpc
 from grpc_status import rpc_status
@@ -20,8 +18,6 @@ from router.types import (
     SamplingParams,
     TokenRequest,
 )
-
-_MAX_TOKENIZER_BYTES = 256 * 1024 * 1024
 
 _STATES = {
     engine_pb2.ENGINE_STATE_SERVING: EngineState.SERVING,
@@ -47,41 +43,6 @@ def status_of(error: grpc.aio.AioRpcError) -> ErrorStatus:
     if error.code() is grpc.StatusCode.UNAVAILABLE:
         return error_status(Reason.ENGINE_FAILED, message, domain=DOMAIN)
     return ErrorStatus(code=code_number(error.code()), message=message)
-
-
-async def read_files(
-    address: str, call: AsyncIterator[engine_pb2.GetTokenizerResponse]
-) -> dict[str, bytes]:
-    """Returns the files of a GetTokenizer call by name, each checked against its header.
-
-    Raises:
-        EngineRefused: A name holds a folder, or a content does not match (INTERNAL).
-    """
-    headers: list[engine_pb2.TokenizerFile] = []
-    contents: list[bytearray] = []
-    num_bytes = 0
-    async for message in call:
-        if message is None:  # what cannot be parsed
-            raise _bad_file(address, "all", "cannot be read: a message is not of the contract")
-        if message.HasField("file"):
-            headers.append(message.file)
-            contents.append(bytearray())
-        elif contents:
-            num_bytes += len(message.chunk)
-            if num_bytes > _MAX_TOKENIZER_BYTES:
-                raise _bad_file(address, "all", f"are larger than {_MAX_TOKENIZER_BYTES} bytes")
-            contents[-1] += message.chunk
-    for header, content in zip(headers, contents, strict=True):
-        if not header.name or header.name.startswith(".") or set(header.name) & set("/\\\0"):
-            raise _bad_file(address, repr(header.name), "has a name with a folder")
-        if len(content) != header.size_bytes or sha256(content).hexdigest() != header.sha256:
-            raise _bad_file(address, header.name, "does not match its announced size and SHA-256")
-    return {header.name: bytes(content) for header, content in zip(headers, contents, strict=True)}
-
-
-def _bad_file(address: str, name: str, fault: str) -> EngineRefused:
-    message = f"tokenizer files of engine {address}: {name} {fault}"
-    return EngineRefused(error_status(Reason.INTERNAL, message, domain=DOMAIN))
 
 
 def to_submission(handle: int, request: TokenRequest) -> engine_pb2.Submission:

@@ -10,7 +10,9 @@ RouterError                 base of all
     ├── QueueFull           too many requests are under way in this router or on its engines
     ├── SlowReader          the client does not read what it asked for
     ├── Draining            the router is about to exit
+    ├── TokenizerFailed     the library fails on a text or on tokens, where it must not
     └── EngineRefused       an engine's own error, passed through unchanged
+        └── EngineLost      the connection to the engine broke, or there was none
 """
 
 from collections.abc import Mapping
@@ -97,9 +99,17 @@ class Draining(RequestError):
     reason = Reason.DRAINING
 
 
+class TokenizerFailed(RequestError):
+    """The tokenizer's library fails on a text or on tokens, where it must not."""
+
+
 class EngineRefused(RequestError):
     """An engine's own error, passed through unchanged."""
 
     def __init__(self, status: ErrorStatus) -> None:
         super().__init__(status.message)
         self.status = status
+
+
+class EngineLost(EngineRefused):
+    """There is no connection to the engine: it may know nothing of the request."""

@@ -15,19 +15,22 @@ from typing import Protocol
 
 from protos.wire import block_hash
 from protos.wire.status import Reason
-from router.engine_client import ClientSettings
+from router import catalogue
+from router.blame import judged
+from router.catalogue import RETRY_SECONDS
+from router.engine_client import ClientSettings, EngineClient
 from router.errors import (
     EngineRefused,
     NoEngine,
     QueueFull,
     RequestError,
-    UnknownModel,
 )
 from router.fleet_member import FleetMember
 from router.journey import Journey
 from router.placement import POLICIES, Placement, Query, costs, place
 from router.prefix_index import IndexStatistics, PrefixIndex
 from router.retry_budget import RetryBudget
+from router.tokenizer_source import TokenizerSource
 from router.types import (
     Admitted,
     EngineEvent,
@@ -40,7 +43,6 @@ from router.types import (
 
 _logger = logging.getLogger(__name__)
 
-_RETRY_SECONDS = 1.0
 _PATIENCE_SECONDS = 10.0
 """What a request with tokens waits for an engine that goes on with it."""
 _PATIENCE_STEP_SECONDS = 0.1
@@ -101,6 +103,7 @@ class Fleet:
         self._rng = rng or random.Random()
         self._index = PrefixIndex()
         self._budget = RetryBudget()
+        self._tokenizers = TokenizerSource(self._tokenizer_holders)
         self._ready = asyncio.Event()
         self._unready = asyncio.Event()
         self._unready.set()
@@ -192,15 +195,7 @@ class Fleet:
 
     def models(self) -> list[ModelSnapshot]:
         """Returns the models of all connected engines, by name, with their longest length."""
-        infos = {info.name: info for info in self._served()}
-        counts: dict[str, int] = {}
-        for member in self._members.values():
-            if (info := member.served) is not None:
-                counts[info.name] = counts.get(info.name, 0) + member.takes_requests
-        return [
-            ModelSnapshot(info=infos[name], num_serving_engines=counts[name])
-            for name in sorted(infos)
-        ]
+        return catalogue.models(self._members.values())
 
     def model_info(self, name: str) -> ModelInfo:
         """Returns what is served under a name; an empty name means the only model.
@@ -209,37 +204,26 @@ class Fleet:
             UnknownModel: Engines are connected, but none serves it, or a name is needed.
             NoEngine: No engine is connected that could.
         """
-        models = self.models()
-        for model in models:
-            if name == model.info.name or (not name and len(models) == 1):
-                return model.info
-        met = [member.client.model for member in self._members.values()]
-        if not models or any(model is not None and model.name == name for model in met):
-            which = f' that serves model "{name:.128}"' if name else ""
-            raise NoEngine(
-                f"no engine{which} is connected now", {"model": name}, retry_after=_RETRY_SECONDS
-            )
-        served = ", ".join(f'"{model.info.name}"' for model in models)
-        problem = f'model "{name:.128}" is not served' if name else "model is empty"
-        raise UnknownModel(f"{problem}; served are: {served}", {"model": name})
+        return catalogue.find(name, self._members.values())
 
-    async def fetch_tokenizer(self, model: str) -> dict[str, bytes]:
-        """Returns the tokenizer files of a model by name, each checked against its SHA-256.
+    async def fetch_tokenizer(self, model: ModelInfo) -> dict[str, bytes]:
+        """Returns a model's tokenizer files by name, which have the digest that the model names.
 
         Raises:
-            UnknownModel, NoEngine: As `model_info`.
-            EngineRefused: The engines have none, or the transfer failed on each.
+            EngineRefused: No engine that announces this digest sent them.
         """
-        name = self.model_info(model).name
-        last: EngineRefused | None = None
-        for member in self._members.values():
-            if member.served is None or member.served.name != name:
-                continue
-            try:
-                return await member.client.get_tokenizer()
-            except EngineRefused as error:
-                last = error
-        raise last or _no_place(name, {})
+        return await self._tokenizers.fetch(model)
+
+    def tokenizers_in_use(self) -> set[str]:
+        """Returns the digests of the tokenizers that connected engines announce."""
+        return {info.tokenizer_sha256 for info in self._served()}
+
+    def _tokenizer_holders(self, sha256: str) -> dict[str, EngineClient]:
+        return {
+            member.address: member.client
+            for member in self._members.values()
+            if member.served is not None and member.served.tokenizer_sha256 == sha256
+        }
 
     async def generate(self, request: TokenRequest) -> AsyncGenerator[EngineEvent, None]:
         """Streams the events of one request from the engine that suits it best.
@@ -257,7 +241,7 @@ class Fleet:
         """
         loop = asyncio.get_running_loop()
         deadline = None if request.timeout is None else loop.time() + request.timeout
-        info = self.model_info(request.model)
+        info = catalogue.find_for(request, self._members.values())
         journey = Journey(request, self._budget)
         is_announced = False
         while True:
@@ -265,8 +249,9 @@ class Fleet:
             placement = await self._find_place(info, journey, hashes)
             timeout = None if deadline is None else deadline - loop.time()
             admitted: Admitted | None = None
+            member = self._members[placement.engine]
+            model = member.client.model
             try:
-                member = self._members[placement.engine]
                 sent = member.dispatch(replace(journey.request, timeout=timeout), hashes, placement)
                 with closing(sent):
                     async for event in sent:
@@ -283,7 +268,9 @@ class Fleet:
                         yield event
                 return
             except (EngineRefused, QueueFull) as error:
-                self._leave(journey, placement.engine, error)
+                self._leave(
+                    journey, placement.engine, model, error, is_admitted=admitted is not None
+                )
 
     def end_requests(self, error: RequestError) -> None:
         """Ends every request under way, on an engine or not, and those that come, with an error."""
@@ -300,11 +287,9 @@ class Fleet:
         )
 
     def _served(self) -> list[ModelInfo]:
-        """Returns what the connected engines serve, those with the longest sequences last."""
+        """Returns what the connected engines serve."""
         served = [member.served for member in self._members.values()]
-        return sorted(
-            (info for info in served if info is not None), key=lambda info: info.max_model_len
-        )
+        return [info for info in served if info is not None]
 
     def _num_sequence_tokens(self, model: str, request: TokenRequest) -> int:
         """Returns the length that the request's engine must be able to hold.
@@ -325,16 +310,20 @@ class Fleet:
         while True:
             if self._ending is not None:
                 raise self._ending
-            placement = self._place(info, journey, hashes)
+            placement = None if journey.must_wait else self._place(info, journey, hashes)
             if placement is not None:
                 return placement
-            if journey.loss is None:
-                raise _no_place(info.name, journey.refused)
-            if time.monotonic() > journey.lost_at + _PATIENCE_SECONDS:
+            if not journey.may_wait or journey.waited >= _PATIENCE_SECONDS:
                 # A client that got tokens is told why they ended, not that others are full.
-                raise journey.loss
+                raise journey.loss or _no_place(info.name, journey.refused)
             await asyncio.sleep(_PATIENCE_STEP_SECONDS)
-            journey.refused.clear()
+            journey.wait(_PATIENCE_STEP_SECONDS, self._epoch_of)
+
+    def _epoch_of(self, address: str) -> int | None:
+        member = self._members.get(address)
+        if member is None or not member.takes_requests or member.served is None:
+            return None
+        return member.served.epoch
 
     def _place(self, info: ModelInfo, journey: Journey, hashes: Sequence[int]) -> Placement | None:
         start = time.perf_counter()
@@ -357,7 +346,7 @@ class Fleet:
         )
         engines = self.engines()
         placement = place(self._policy, engines, query, self._rng)
-        if placement is None:
+        if placement is None or not self._members[placement.engine].is_of(info):
             return None
         seconds = time.perf_counter() - start
         self._num_placements += 1
@@ -379,10 +368,21 @@ class Fleet:
         if self._observer is not None:
             self._observer.request_admitted(placement, admitted.num_cached_tokens)
 
-    def _leave(self, journey: Journey, engine: str, error: EngineRefused | QueueFull) -> None:
+    def _leave(
+        self,
+        journey: Journey,
+        engine: str,
+        model: ModelInfo | None,
+        error: EngineRefused | QueueFull,
+        *,
+        is_admitted: bool,
+    ) -> None:
         """Notes that a request leaves an engine; raises the error if it must end with it."""
+        if isinstance(error, EngineRefused):
+            error = judged(error, journey.request, engine, model)
         num_resumed_before = len(journey.request.resume_token_ids)
-        journey.leave(engine, error)
+        epoch = model.epoch if model is not None else 0
+        journey.leave(engine, error, epoch=epoch, is_admitted=is_admitted)
         num_resumed = len(journey.request.resume_token_ids)
         if self._observer is not None:
             if num_resumed > num_resumed_before:
@@ -405,18 +405,7 @@ class Fleet:
         """
         if twin := self._twin(newcomer, info):
             return f"it is the same engine as {twin.address} (epoch {info.epoch})"
-        for member in self._members.values():
-            known = member.accepted
-            if member is newcomer or known is None or known.name != info.name:
-                continue
-            for field in ("fingerprint", "tokenizer_sha256", "block_size", "vocab_size"):
-                ours, theirs = getattr(known, field), getattr(info, field)
-                if ours != theirs:
-                    return (
-                        f'its model "{info.name}" has {field} {theirs!r}; '
-                        f"engine {member.address} serves it with {ours!r}"
-                    )
-        return ""
+        return catalogue.difference(newcomer, info, self._members.values())
 
     def _twin(self, member: FleetMember, info: ModelInfo | None) -> FleetMember | None:
         """Returns another member, not leaving, whose address leads to the same engine."""
@@ -457,7 +446,7 @@ def _no_place(model: str, refused: Mapping[str, RequestError]) -> RequestError:
         return QueueFull(
             f'{len(full)} engines of model "{model}" are full, and no other takes requests',
             {"model": model, "full_engines": str(len(full))},
-            retry_after=min(status.retry_after or _RETRY_SECONDS for status in full),
+            retry_after=min(status.retry_after or RETRY_SECONDS for status in full),
         )
     for error in refused.values():
         if error.status.reason == Reason.ENGINE_FAILED:
@@ -465,5 +454,5 @@ def _no_place(model: str, refused: Mapping[str, RequestError]) -> RequestError:
     return NoEngine(
         f'no engine of model "{model}" takes requests now',
         {"model": model},
-        retry_after=_RETRY_SECONDS,
+        retry_after=RETRY_SECONDS,
     )

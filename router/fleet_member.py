@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 
+from router.cache_bounds import CacheBounds, CachePace
 from router.engine_client import ClientSettings, EngineClient
 from router.placement import Placement
 from router.prefix_index import SLICE_BLOCKS, PrefixIndex, Reservation
@@ -82,6 +83,7 @@ class FleetMember:
         index: The index of the whole fleet.
         accepted: What the engine may serve, from the check of its model to the loss of the
             connection: what others of the same model's name must agree with.
+        accepted_at: When that was, by `time.monotonic`.
         is_leaving: Whether it is no longer among the engines there are, and gets no new request.
         is_closing: Whether it has left for good: its connection ends. Comes after `is_leaving`.
     """
@@ -97,12 +99,15 @@ class FleetMember:
         self.address = address
         self.index = index
         self.accepted: ModelInfo | None = None
+        self.accepted_at = 0.0
         self.is_leaving = False
         self.is_closing = False
         self.client = EngineClient(address, self, settings)
         self._check_model = check_model
         self._state_changed = state_changed
         self._last_cache_event: float | None = None
+        self._bounds: CacheBounds | None = None
+        self._pace = CachePace()
         self._unreported: dict[Dispatch, None] = {}
         self._num_unreported_tokens = 0
 
@@ -127,6 +132,10 @@ class FleetMember:
     def is_done(self) -> bool:
         """Whether it is leaving and has no request under way."""
         return self.is_leaving and not self.client.num_open_requests
+
+    def is_of(self, model: ModelInfo) -> bool:
+        """Returns whether a request made for a model may be sent to it."""
+        return self.accepted is not None and self.accepted.identity == model.identity
 
     def snapshot(self) -> EngineSnapshot:
         """Returns all that is known of the engine now."""
@@ -180,7 +189,9 @@ class FleetMember:
         refusal = self._check_model(self, model)
         if not refusal:
             self.accepted = model
-            self.index.add_engine(self.address, model.num_blocks, model.epoch)
+            self.accepted_at = time.monotonic()
+            self._bounds = CacheBounds(model)
+            self.index.add_engine(self.address, self._bounds.num_blocks, model.epoch)
         return refusal
 
     def cache_position(self) -> tuple[int, int]:
@@ -188,8 +199,18 @@ class FleetMember:
         return self.index.position(self.address)
 
     async def cache_changed(self, update: CacheUpdate) -> bool:
-        """Enters a change into the index, in slices; False asks for a new snapshot."""
-        self._last_cache_event = time.monotonic()
+        """Enters a change into the index, in slices; False asks for a new snapshot.
+
+        Raises:
+            ConnectionLost: It is not one that the engine may send.
+        """
+        if self._bounds is None:
+            return False
+        self._bounds.check(update)
+        self._last_cache_event = now = time.monotonic()
+        wait = self._pace.wait(update, self._bounds.num_blocks, now)
+        if wait:
+            await asyncio.sleep(wait)
         if len(update.stored) + len(update.removed) <= SLICE_BLOCKS:
             return self.index.apply(self.address, update)
         async with self.index.large_updates:

@@ -31,6 +31,7 @@ from router.server.health import Health, State
 from router.server.metrics import Holdings, RouterMetrics
 from router.server.slow_readers import SlowReaders
 from router.tokenizer_pool import TokenizerPool
+from router.types import ModelInfo
 
 _SPARE_STREAMS = 1024
 """Calls of one connection beyond the requests that the router takes, refused with a reason."""
@@ -85,7 +86,9 @@ class _Router:
                 max_open_requests=config.max_concurrent_requests,
             ),
         )
-        self._tokenizers = TokenizerPool(self._fleet.fetch_tokenizer, config.tokenizer_threads)
+        self._tokenizers = TokenizerPool(
+            self._fleet.fetch_tokenizer, config.tokenizer_threads, self._fleet.tokenizers_in_use
+        )
         self._pipeline = Pipeline(
             self._fleet,
             self._tokenizers,
@@ -172,29 +175,44 @@ class _Router:
             self._fleet.set_addresses(addresses)
 
     async def _follow_readiness(self) -> None:
-        """Keeps the probes true to the fleet; an engine's tokenizer comes before its readiness."""
-        is_settled = False
-        while True:
-            await self._fleet.wait_ready()
-            await self._load_tokenizers()
-            if not is_settled:
-                is_settled = True
-                collect_garbage_rarely()
-                let_loop_run_on()
-            await self._health.enter(State.SERVING)
-            names = ",".join(model.info.name for model in self._fleet.models())
-            _logger.info("router ready models=%s", names)
-            await self._fleet.wait_unready()
-            await self._health.enter(State.WAITING)
-            _logger.warning("router not ready: no engine takes requests")
+        """Keeps the probes true to the fleet; an engine's tokenizer comes before its readiness.
 
-    async def _load_tokenizers(self) -> None:
-        for model in self._fleet.models():
-            try:
-                await self._tokenizers.get(model.info)
-            # Those who send token IDs need none, and the next request tries again.
-            except RequestError as error:
-                _logger.warning("no tokenizer model=%s error=%s", model.info.name, error)
+        Of several models, the first that has come so far is enough: no engine holds up others.
+        """
+        is_settled = False
+        loads: dict[str, asyncio.Task[None]] = {}
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                await self._fleet.wait_ready()
+                for info in self._served():
+                    if info.name not in loads or loads[info.name].done():
+                        loads[info.name] = tasks.create_task(self._load_tokenizer(info))
+                serving = [loads[info.name] for info in self._served()]
+                if serving:
+                    await asyncio.wait(serving, return_when=asyncio.FIRST_COMPLETED)
+                if not is_settled:
+                    is_settled = True
+                    collect_garbage_rarely()
+                    let_loop_run_on()
+                await self._health.enter(State.SERVING)
+                names = ",".join(model.info.name for model in self._fleet.models())
+                _logger.info("router ready models=%s", names)
+                await self._fleet.wait_unready()
+                await self._health.enter(State.WAITING)
+                _logger.warning("router not ready: no engine takes requests")
+
+    def _served(self) -> list[ModelInfo]:
+        return [model.info for model in self._fleet.models() if model.num_serving_engines]
+
+    async def _load_tokenizer(self, info: ModelInfo) -> None:
+        try:
+            await self._tokenizers.get(info)
+        # Those who send token IDs need none, and the next request tries again.
+        except RequestError as error:
+            _logger.warning("no tokenizer model=%s error=%s", info.name, error)
+        # One engine's files must not end the router.
+        except Exception:
+            _logger.exception("no tokenizer model=%s", info.name)
 
     async def _drain(self, signals: "asyncio.Queue[int]") -> None:
         grace = self._config.drain_grace_seconds

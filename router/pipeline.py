@@ -12,7 +12,8 @@ from typing import Protocol
 
 from protos.wire.reason import Reason
 from router import detokenizer, limits
-from router.errors import Draining, InvalidRequest, NoTokenizer, QueueFull, RequestError
+from router.containment import contained
+from router.errors import Draining, InvalidRequest, QueueFull, RequestError
 from router.quota import Quota
 from router.tokenizer import Tokenizer
 from router.tokenizer_pool import TokenizerPool
@@ -277,7 +278,8 @@ class Pipeline:
     async def _tokenizer(self, model: ModelInfo, prompt: Prompt) -> Tokenizer | None:
         try:
             return await self._tokenizers.get(model)
-        except NoTokenizer:
+        except RequestError:
+            # Whoever sends tokens does not need it: without one, the answer has no text.
             if isinstance(prompt, TokenPrompt):
                 return None
             raise
@@ -319,7 +321,7 @@ class _Answer:
             case Admitted():
                 return GenerationDelta(admission=self._admission(event))
             case Finished():
-                text = self._detokenizer.flush() if self._detokenizer else ""
+                text = contained(self._detokenizer.flush) if self._detokenizer else ""
                 return GenerationDelta(text=text, finish=self._finish(event))
 
     def _text(self, token_ids: list[int]) -> str:
@@ -328,7 +330,7 @@ class _Answer:
         # Only the last token of a request can be one that ends it; it is not part of the text.
         if token_ids[-1] in self._stop_token_ids:
             token_ids = token_ids[:-1]
-        return self._detokenizer.push(token_ids)
+        return contained(self._detokenizer.push, token_ids)
 
     def _admission(self, admitted: Admitted) -> Admission:
         return Admission(
@@ -356,6 +358,7 @@ def _to_token_request(
     return TokenRequest(
         request_id=request.request_id or uuid.uuid4().hex,
         model=model.name,
+        model_info=model,
         prompt_token_ids=prompt,
         sampling_params=request.sampling_params,
         priority=request.priority,

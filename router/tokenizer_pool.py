@@ -2,18 +2,25 @@
 
 import asyncio
 import logging
+import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Container, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Self, TypeVar, TypeVarTuple
+from weakref import WeakValueDictionary
 
-from router.errors import NoTokenizer
+from router.containment import contained
+from router.errors import NoTokenizer, TokenizerFailed
 from router.tokenizer import Tokenizer
 from router.types import ModelInfo
 
 _MAX_LOADED = 8
-"""Tokenizers kept; a fleet has one per model, and during an update of it two."""
+"""Tokenizers kept, and beyond that only what connected engines announce."""
+_MAX_LOADS = 4
+"""Loads at once, in threads of their own: a slow one keeps no text of other models waiting."""
+_SECONDS_PER_LINE = 60.0
+"""Between log lines about failed tokenizations, of which a client may cause any number."""
 
 _Result = TypeVar("_Result")
 _Arguments = TypeVarTuple("_Arguments")
@@ -29,21 +36,29 @@ class TokenizerPool:
     """
 
     def __init__(
-        self, fetch: Callable[[str], Awaitable[Mapping[str, bytes]]], num_threads: int
+        self,
+        fetch: Callable[[ModelInfo], Awaitable[Mapping[str, bytes]]],
+        num_threads: int,
+        in_use: Callable[[], Container[str]] = frozenset,
     ) -> None:
         """Starts no thread yet.
 
         Args:
-            fetch: Returns the tokenizer files of a model from one of its engines.
+            fetch: Returns the tokenizer files of a model, which must have the digest that the model
+                names: they are kept for every model that names it.
             num_threads: Tokenizations at once.
+            in_use: Returns the digests of tokenizers that are not dropped for newer ones.
         """
         self._fetch = fetch
+        self._in_use = in_use
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="tokenizer")
+        self._loaders = ThreadPoolExecutor(_MAX_LOADS, thread_name_prefix="tokenizer-load")
         # The queue of the threads keeps a cancelled call, and its text, until one of them is free.
         self._free_threads = asyncio.Semaphore(num_threads)
         self._loaded: OrderedDict[str, Tokenizer | str] = OrderedDict()
         """By SHA-256 of its files; a text says why it cannot be used."""
-        self._loading: dict[str, asyncio.Lock] = {}
+        self._loading: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._next_line = 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -54,7 +69,8 @@ class TokenizerPool:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._loaders):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     async def get(self, model: ModelInfo) -> Tokenizer:
         """Returns the model's tokenizer, loaded by the first that asks.
@@ -67,26 +83,35 @@ class TokenizerPool:
                 f"model {model.name!r} has no tokenizer: send token_ids", {"model": model.name}
             )
         key = model.tokenizer_sha256
-        if key not in self._loaded:
+        found = self._loaded.get(key)
+        if found is None:
             # Others wait for the first; if that one is cancelled, the next loads.
             async with self._loading.setdefault(key, asyncio.Lock()):
-                if key not in self._loaded:
-                    self._loaded[key] = await self._load(model)
-            self._loading.pop(key, None)
-            if len(self._loaded) > _MAX_LOADED:
-                self._loaded.popitem(last=False)
-        self._loaded.move_to_end(key)
-        found = self._loaded[key]
+                found = self._loaded.get(key)
+                if found is None:
+                    found = self._loaded[key] = await self._load(model)
+                    self._drop_oldest()
+        if key in self._loaded:
+            self._loaded.move_to_end(key)
         if isinstance(found, str):
             raise NoTokenizer(f"model {model.name!r}: {found}", {"model": model.name})
         return found
 
+    def _drop_oldest(self) -> None:
+        in_use = self._in_use()
+        # An engine that announces one tokenizer after the other must not cost others theirs.
+        old = [key for key in self._loaded if key not in in_use]
+        for key in old[: max(0, len(self._loaded) - _MAX_LOADED)]:
+            del self._loaded[key]
+
     async def _load(self, model: ModelInfo) -> Tokenizer | str:
-        files = await self._fetch(model.name)
+        files = await self._fetch(model)
+        loop = asyncio.get_running_loop()
         try:
-            tokenizer = await self.run(Tokenizer.from_files, files)
-        except NoTokenizer as error:
-            # Kept like the others: trying again costs a second and yields the same.
+            tokenizer = await loop.run_in_executor(self._loaders, contained, _load, files)
+        except (NoTokenizer, TokenizerFailed) as error:
+            # Kept like the others, since the files are those that the digest names: trying again
+            # costs a second and yields the same.
             _logger.error("tokenizer unusable model=%s error=%s", model.name, error)
             return str(error)
         _logger.info(
@@ -100,14 +125,35 @@ class TokenizerPool:
     async def run(
         self, function: Callable[[*_Arguments], _Result], *arguments: *_Arguments
     ) -> _Result:
-        """Runs a function in one of the threads; if cancelled, its result is dropped."""
+        """Runs a function in one of the threads; if cancelled, its result is dropped.
+
+        Raises:
+            TokenizerFailed: The tokenizer's library failed, by a panic or otherwise.
+        """
         await self._free_threads.acquire()
         loop = asyncio.get_running_loop()
         try:
-            future = loop.run_in_executor(self._threads, function, *arguments)
+            future = loop.run_in_executor(self._threads, contained, function, *arguments)
         except BaseException:
             self._free_threads.release()
             raise
         # A thread cannot be interrupted: it is free when its work is done, not when nobody waits.
         future.add_done_callback(lambda _: self._free_threads.release())
-        return await asyncio.shield(future)
+        try:
+            return await asyncio.shield(future)
+        except TokenizerFailed as error:
+            self._log(error)
+            raise
+
+    def _log(self, error: TokenizerFailed) -> None:
+        now = time.monotonic()
+        if now >= self._next_line:
+            self._next_line = now + _SECONDS_PER_LINE
+            _logger.error("tokenization failed error=%s", error)
+
+
+def _load(files: Mapping[str, bytes]) -> Tokenizer:
+    tokenizer = Tokenizer.from_files(files)
+    # There are some that load and then fail on every text: that is better known now.
+    tokenizer.decode(tokenizer.encode_text("a"), skip_special_tokens=False)
+    return tokenizer

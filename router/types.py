@@ -5,7 +5,7 @@ Counts are of tokens, requests or blocks as the name says; times are seconds.
 
 import enum
 from array import array
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ class TokenRequest:
     model: str
     prompt_token_ids: "array[int]"
     """Typecode "i"."""
+    model_info: "ModelInfo | None" = None
+    """The model as the prompt was made for it; None takes whatever bears the name."""
     sampling_params: SamplingParams = field(default_factory=SamplingParams)
     resume_token_ids: "array[int]" = field(default_factory=lambda: array("i"))
     """Tokens that another engine generated before; typecode "i"."""
@@ -130,6 +132,23 @@ class ModelInfo:
     max_num_seqs: int
     max_num_batched_tokens: int
     """The most tokens of one step; 0 is unknown."""
+
+    @property
+    def identity(self) -> tuple[str, str, str, int, int]:
+        """What engines have in common that may serve the same request."""
+        return (
+            self.name,
+            self.fingerprint,
+            self.tokenizer_sha256,
+            self.block_size,
+            self.vocab_size,
+        )
+
+    def with_length(self, max_model_len: int) -> "ModelInfo":
+        """Returns the same with another length."""
+        if max_model_len == self.max_model_len:
+            return self
+        return replace(self, max_model_len=max_model_len)
 
     @property
     def max_sequence_len(self) -> int:

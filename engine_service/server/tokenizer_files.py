@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Self
 
 from engine_service.errors import StartupError
+from protos.wire.tokenizer_digest import tokenizer_digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,13 +36,13 @@ class TokenizerFiles:
             StartupError: A file cannot be read.
         """
         files = []
-        whole = hashlib.sha256()
+        digests = {}
         for path in sorted(paths, key=lambda path: path.name):
             try:
                 content = path.read_bytes()
             except OSError as error:
                 raise StartupError(f"{path}: cannot be read: {error.strerror}") from error
             digest = hashlib.sha256(content)
-            whole.update(path.name.encode() + b"\0" + digest.digest())
+            digests[path.name] = digest.digest()
             files.append(TokenizerFile(name=path.name, content=content, sha256=digest.hexdigest()))
-        return cls(files=tuple(files), sha256=whole.hexdigest() if files else "")
+        return cls(files=tuple(files), sha256=tokenizer_digest(digests))

@@ -24,6 +24,7 @@ from grpc_status import rpc_status
 from protos.pagestream.engine.v1 import engine_pb2, engine_pb2_grpc
 from protos.wire import channel, status
 from protos.wire.status import Reason
+from protos.wire.tokenizer_digest import tokenizer_digest
 from tests.fakes.fake_core import (
     SUPPORTED,
     FakeCore,
@@ -219,7 +220,7 @@ class FakeEngine(FakeCore, engine_pb2_grpc.EngineServiceServicer):
     async def GetModelInfo(self, request, context):
         config = self.config
         files = self._tokenizer_files()
-        digest = hashlib.sha256(b"".join(n.encode() + b"\0" + c for n, c in files)).hexdigest()
+        digests = {name: hashlib.sha256(content).digest() for name, content in files}
         return engine_pb2.GetModelInfoResponse(
             model_name=config.model_name,
             architecture="FakeForCausalLM",
@@ -235,7 +236,7 @@ class FakeEngine(FakeCore, engine_pb2_grpc.EngineServiceServicer):
             max_batched_token_count=config.max_num_batched_tokens,
             tensor_parallel_size=1,
             dtype="none",
-            tokenizer_sha256=digest if files else "",
+            tokenizer_sha256=tokenizer_digest(digests),
             supported_sampling_params=SUPPORTED,
             engine_version="0",
         )

@@ -95,7 +95,7 @@ class FakeFleet:
             )
         ]
 
-    async def fetch_tokenizer(self, model: str) -> dict[str, bytes]:
+    async def fetch_tokenizer(self, model: ModelInfo) -> dict[str, bytes]:
         self.num_fetches += 1
         return self.files
 

@@ -330,7 +330,7 @@ async def test_tokenizer_file_that_is_not_what_it_says_is_refused(header, fault)
 
     async with Lying(CONFIG) as engine, connected(engine) as (client, _):
         with pytest.raises(EngineRefused, match=fault):
-            await client.get_tokenizer()
+            await client.get_tokenizer("")
 
 
 async def test_tokenizer_transfer_cut_by_the_loss_of_the_engine_is_an_error_not_a_cancellation():
@@ -343,7 +343,7 @@ async def test_tokenizer_transfer_cut_by_the_loss_of_the_engine_is_an_error_not_
     engine = Slow(CONFIG)
     engine.asked = asyncio.Event()
     async with engine, connected(engine) as (client, _):
-        task = asyncio.create_task(client.get_tokenizer())
+        task = asyncio.create_task(client.get_tokenizer(""))
         await engine.asked.wait()
 
         await engine.restart()

@@ -332,7 +332,7 @@ async def test_tokenizer_files_arrive_whole(tmp_path):
     (tmp_path / "tokenizer.json").write_bytes(bytes(range(256)) * 1000)
     (tmp_path / "chat_template.jinja").write_bytes(b"")
     async with fleet_of(replace(CONFIG, tokenizer=tmp_path)) as (fleet, _):
-        files = await fleet.fetch_tokenizer("fake")
+        files = await fleet.fetch_tokenizer(fleet.model_info("fake"))
 
     assert files == {
         "tokenizer.json": bytes(range(256)) * 1000,
@@ -343,7 +343,7 @@ async def test_tokenizer_files_arrive_whole(tmp_path):
 async def test_missing_tokenizer_is_the_engine_s_error():
     async with fleet_of(CONFIG) as (fleet, _):
         with pytest.raises(EngineRefused) as raised:
-            await fleet.fetch_tokenizer("")
+            await fleet.fetch_tokenizer(fleet.model_info(""))
 
         assert raised.value.status.reason == Reason.NO_TOKENIZER
 

@@ -6,6 +6,7 @@ from router import fleet_member
 from router.fleet_member import FleetMember
 from router.prefix_index import SLICE_BLOCKS, PrefixIndex
 from router.types import CacheUpdate
+from tests.fakes.fake_fleet import model_info
 
 
 class RecordingIndex(PrefixIndex):
@@ -29,14 +30,13 @@ def short_turns(monkeypatch):
 
 @pytest.fixture
 def index():
-    index = RecordingIndex()
-    for engine in "ab":
-        index.add_engine(engine, 10 * SLICE_BLOCKS, 1)
-    return index
+    return RecordingIndex()
 
 
 def member(engine, index):
-    return FleetMember(engine, index, lambda member, info: "", lambda: None)
+    member = FleetMember(engine, index, lambda member, info: "", lambda: None)
+    assert not member.check_model(model_info(num_blocks=10 * SLICE_BLOCKS, epoch=1))
+    return member
 
 
 def snapshot(num_blocks, *, first_block=0):

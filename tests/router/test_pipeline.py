@@ -3,12 +3,14 @@ from array import array
 
 import pytest
 
-from protos.wire.status import ErrorStatus
+from protos.wire.status import ErrorStatus, Reason, error_status
+from router import detokenizer
 from router.errors import (
     EngineRefused,
     InvalidRequest,
     NoEngine,
     NoTokenizer,
+    TokenizerFailed,
     UnknownModel,
 )
 from router.pipeline import Pipeline
@@ -158,6 +160,49 @@ async def test_incomplete_character_comes_with_the_finish(pipeline, fleet):
     deltas = await collect(pipeline, request())
 
     assert [delta.text for delta in deltas] == ["", "", "\N{REPLACEMENT CHARACTER}"]
+
+
+async def test_tokens_go_without_text_while_the_tokenizer_cannot_be_had(observer):
+    fleet = FakeFleet()
+    fleet.answer([80, 81])
+
+    async def fetch(model):
+        raise EngineRefused(error_status(Reason.ENGINE_FAILED, "none came", domain="e"))
+
+    with TokenizerPool(fetch, 1) as tokenizers:
+        pipeline = Pipeline(fleet, tokenizers, observer, BOUNDS)
+        deltas = await collect(pipeline, request(tokens(1, 2)))
+        with pytest.raises(EngineRefused, match="none came"):
+            await collect(pipeline, request())
+
+    assert [delta.token_ids for delta in deltas[:2]] == [(), (80, 81)]
+    assert not any(delta.text for delta in deltas)
+
+
+@pytest.mark.parametrize("method", ["push", "flush"])
+async def test_panic_of_a_decoder_ends_its_request_with_a_reason(
+    method, pipeline, fleet, monkeypatch
+):
+    class Panic(BaseException):
+        pass
+
+    class Panicking(detokenizer.ByteLevelDetokenizer):
+        pass
+
+    def panic(*arguments):
+        raise Panic("of Rust")
+
+    setattr(Panicking, method, panic)
+    fleet.answer([80, 81])
+    monkeypatch.setattr(
+        detokenizer, "start", lambda backend, token_bytes: Panicking(TOKENIZER.token_bytes)
+    )
+
+    with pytest.raises(TokenizerFailed, match="of Rust") as raised:
+        await collect(pipeline, request())
+
+    assert raised.value.status.reason == Reason.INTERNAL
+    assert not fleet.num_open
 
 
 async def test_model_without_tokenizer_takes_and_gives_tokens(observer):

@@ -1,18 +1,22 @@
 import asyncio
 import gc
+import json
 import tempfile
 import threading
 import weakref
 
 import pytest
 
-from router.errors import NoTokenizer, RequestError
+from router import tokenizer_pool
+from router.errors import NoTokenizer, RequestError, TokenizerFailed
 from router.tokenizer import Tokenizer
 from router.tokenizer_pool import TokenizerPool
 from router.types import ModelInfo
 from tests.fakes import small_tokenizer
 
 FILES = small_tokenizer.files()
+PANIC_AT_LOAD = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+PANIC_AT_EACH_TEXT = {"type": "Prepend", "prepend": ""}
 TOKENIZER = Tokenizer.from_files(FILES)
 
 
@@ -37,8 +41,8 @@ def model(sha256: str = "a" * 64, name: str = "small") -> ModelInfo:
 async def test_many_first_requests_load_a_tokenizer_once():
     fetches = []
 
-    async def fetch(name):
-        fetches.append(name)
+    async def fetch(model):
+        fetches.append(model.name)
         await asyncio.sleep(0)
         return FILES
 
@@ -52,7 +56,7 @@ async def test_many_first_requests_load_a_tokenizer_once():
 async def test_loading_outlives_the_first_asker():
     asked, answer = asyncio.Event(), asyncio.Event()
 
-    async def fetch(name):
+    async def fetch(model):
         asked.set()
         await answer.wait()
         return FILES
@@ -70,7 +74,7 @@ async def test_loading_outlives_the_first_asker():
 async def test_failed_fetch_is_tried_again_and_unusable_files_are_not():
     answers = [ConnectionError("lost"), {"tokenizer.json": b"{"}]
 
-    async def fetch(name):
+    async def fetch(model):
         answer = answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
@@ -87,7 +91,7 @@ async def test_failed_fetch_is_tried_again_and_unusable_files_are_not():
 
 
 async def test_changed_tokenizer_is_loaded_anew_and_old_ones_are_dropped():
-    async def fetch(name):
+    async def fetch(model):
         return FILES
 
     with TokenizerPool(fetch, 1) as pool:
@@ -99,7 +103,7 @@ async def test_changed_tokenizer_is_loaded_anew_and_old_ones_are_dropped():
 
 
 async def test_model_without_tokenizer_says_so():
-    async def fetch(name):
+    async def fetch(model):
         raise AssertionError("nothing to fetch")
 
     with TokenizerPool(fetch, 1) as pool, pytest.raises(NoTokenizer, match="send token_ids"):
@@ -107,7 +111,7 @@ async def test_model_without_tokenizer_says_so():
 
 
 async def test_tokenization_leaves_the_event_loop_free():
-    async def fetch(name):
+    async def fetch(model):
         return FILES
 
     started, goes_on = threading.Event(), threading.Event()
@@ -133,7 +137,7 @@ async def test_cancelled_tokenization_leaves_nothing_behind():
         started.set()
         goes_on.wait(10)
 
-    async def fetch(name):
+    async def fetch(model):
         return FILES
 
     with TokenizerPool(fetch, 1) as pool:
@@ -157,7 +161,7 @@ async def test_cancelled_tokenization_leaves_nothing_behind():
 
 
 async def test_temporary_folder_without_room_is_named_and_tried_again(monkeypatch, tmp_path):
-    async def fetch(name):
+    async def fetch(model):
         return FILES
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
@@ -167,3 +171,96 @@ async def test_temporary_folder_without_room_is_named_and_tried_again(monkeypatc
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
         assert (await pool.get(model())).encode_text("a") == TOKENIZER.encode_text("a")
+
+
+def files_with(normalizer):
+    """Files of a tokenizer on which the Rust library panics; nothing is tried out at its load."""
+    content = json.loads(FILES["tokenizer.json"])
+    content["normalizer"] = normalizer
+    for token in content["added_tokens"]:
+        token["special"] = False
+    return FILES | {"tokenizer.json": json.dumps(content).encode()}
+
+
+@pytest.mark.parametrize("normalizer", [PANIC_AT_LOAD, PANIC_AT_EACH_TEXT])
+async def test_tokenizer_that_panics_is_unusable_and_named_once(normalizer, caplog):
+    async def fetch(model):
+        return files_with(normalizer)
+
+    with TokenizerPool(fetch, 1) as pool:
+        for _ in range(3):
+            with pytest.raises(NoTokenizer, match=r"model 'small': .*Panic"):
+                await pool.get(model())
+
+    [record] = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert "tokenizer unusable model=small" in record.getMessage()
+    assert record.exc_info is None
+
+
+async def test_panic_ends_its_request_and_is_logged_now_and_then(caplog):
+    class Panic(BaseException):
+        pass
+
+    def panic():
+        raise Panic("of Rust")
+
+    async def fetch(model):
+        return FILES
+
+    with TokenizerPool(fetch, 1) as pool:
+        for _ in range(3):
+            with pytest.raises(TokenizerFailed, match="of Rust"):
+                await pool.run(panic)
+        assert await pool.run(len, "abc") == 3
+
+    [record] = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert "tokenization failed error=the tokenizer failed: Panic" in record.getMessage()
+
+
+async def test_tokenizers_of_connected_engines_stay_however_many_others_come():
+    async def fetch(model):
+        return FILES
+
+    with TokenizerPool(fetch, 1, lambda: {"good"}) as pool:
+        good = await pool.get(model("good"))
+        gone = await pool.get(model("gone"))
+        for number in range(12):
+            await pool.get(model(str(number), "hostile"))
+
+        assert await pool.get(model("good")) is good
+        assert await pool.get(model("gone")) is not gone
+        assert len(pool._loaded) <= 8
+
+
+async def test_failed_fetches_leave_nothing_behind():
+    async def fetch(model):
+        raise ConnectionError("lost")
+
+    with TokenizerPool(fetch, 1) as pool:
+        for number in range(20):
+            with pytest.raises(ConnectionError):
+                await pool.get(model(str(number)))
+        gc.collect()
+
+        assert not pool._loading
+
+
+async def test_load_that_takes_long_keeps_no_text_of_others_waiting(monkeypatch):
+    started, goes_on = threading.Event(), threading.Event()
+
+    def load(files):
+        started.set()
+        goes_on.wait(10)
+        return TOKENIZER
+
+    async def fetch(model):
+        return FILES
+
+    monkeypatch.setattr(tokenizer_pool, "_load", load)
+    with TokenizerPool(fetch, 1) as pool:
+        loading = asyncio.ensure_future(pool.get(model()))
+        await asyncio.to_thread(started.wait, 10)
+        async with asyncio.timeout(10):
+            assert await pool.run(len, "abc") == 3
+        goes_on.set()
+        assert await loading is TOKENIZER

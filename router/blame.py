@@ -1,0 +1,63 @@
+"""Whose fault an engine's refusal of a request is: the client's only for what the client sent."""
+
+import grpc
+
+from protos.wire.status import Reason, code_number, error_status
+from router.errors import DOMAIN, EngineRefused
+from router.types import ModelInfo, TokenRequest
+
+_BLAMING = frozenset(
+    code_number(code)
+    for code in (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.NOT_FOUND,
+        grpc.StatusCode.ALREADY_EXISTS,
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.OUT_OF_RANGE,
+        grpc.StatusCode.UNIMPLEMENTED,
+    )
+)
+"""Codes that tell a client that a call is wrong as it is."""
+
+_CHECKED = frozenset({Reason.EMPTY_PROMPT, Reason.TOKEN_OUT_OF_RANGE, Reason.UNKNOWN_MODEL})
+"""What the router has made sure of before any engine gets the request."""
+
+_HANDLE = "handle"
+"""The field, of those that an engine may name, that the router fills."""
+
+
+def judged(
+    error: EngineRefused, request: TokenRequest, engine: str, model: ModelInfo | None
+) -> EngineRefused:
+    """Returns an engine's refusal as it is, or as its failure if the client is not to blame.
+
+    Args:
+        error: What the engine answered.
+        request: What it was asked, with the tokens of others and their seed if there are any.
+        engine: Its address.
+        model: What it serves.
+    """
+    if not _is_unjust(error, request, model):
+        return error
+    message = f"engine {engine} refused what the router sent: {error.status.message}"
+    metadata = {"engine": engine, "refusal": error.status.reason or str(error.status.code)}
+    status = error_status(Reason.ENGINE_FAILED, message, domain=DOMAIN, metadata=metadata)
+    return EngineRefused(status)
+
+
+def _is_unjust(error: EngineRefused, request: TokenRequest, model: ModelInfo | None) -> bool:
+    status = error.status
+    if status.reason == Reason.DEADLINE_EXCEEDED:
+        return request.timeout is None
+    if status.code not in _BLAMING:
+        return False
+    if request.resume_token_ids or status.reason in _CHECKED:
+        return True
+    if status.reason == Reason.PROMPT_TOO_LONG and model is not None:
+        num_tokens = len(request.prompt_token_ids) + (request.sampling_params.max_tokens or 1)
+        return num_tokens <= model.max_sequence_len
+    if status.code != code_number(grpc.StatusCode.INVALID_ARGUMENT):
+        return True
+    return status.metadata.get("field") == _HANDLE

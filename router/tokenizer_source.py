@@ -1,0 +1,132 @@
+"""The tokenizer files of a model, from whichever of its engines sends them first."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
+
+from protos.wire.status import Reason, error_status
+from router.errors import DOMAIN, EngineLost, EngineRefused
+from router.types import ModelInfo
+
+_HEDGE_SECONDS = 2.0
+"""After so long without an answer of one engine, another one is asked beside it."""
+_REST_SECONDS = 10.0
+"""So long an engine is not asked again that sent none, or not those that it announced."""
+
+_Answer = dict[str, bytes] | EngineRefused
+
+_logger = logging.getLogger(__name__)
+
+
+class Holder(Protocol):
+    """An engine that has tokenizer files."""
+
+    async def get_tokenizer(self, sha256: str) -> dict[str, bytes]:
+        """Returns the files, which have this digest.
+
+        Raises:
+            EngineRefused: It did not send them.
+        """
+
+
+class TokenizerSource:
+    """Asks engines for tokenizer files; one that hangs or lies holds up none of the others."""
+
+    def __init__(self, holders: Callable[[str], Mapping[str, Holder]]) -> None:
+        """Remembers whom to ask.
+
+        Args:
+            holders: Returns the connected engines that announce a digest, by address.
+        """
+        self._holders = holders
+        self._resting: dict[str, tuple[float, EngineRefused]] = {}
+        """Until when an engine is not asked, and why, by address."""
+        self._late: set[str] = set()
+        """Engines that did not answer in time when last asked; others are asked first."""
+
+    async def fetch(self, model: ModelInfo) -> dict[str, bytes]:
+        """Returns the files that have the model's digest, by name.
+
+        Engines are asked one after the other, the next when one failed or is late.
+
+        Raises:
+            EngineRefused: What was wrong with the last of them; ENGINE_FAILED if there is none.
+        """
+        asked: dict[asyncio.Task[_Answer], str] = {}
+        pending: set[asyncio.Task[_Answer]] = set()
+        answer: _Answer = self._why_none(model)
+        async with asyncio.TaskGroup() as tasks:
+            while not isinstance(answer, dict):
+                address = self._next(model, asked.values())
+                if address is not None:
+                    task = tasks.create_task(self._ask(address, model))
+                    asked[task] = address
+                    pending.add(task)
+                elif not pending:
+                    break
+                done, pending = await asyncio.wait(
+                    pending, timeout=_HEDGE_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                )
+                for task in done:
+                    if not isinstance(answer, dict):
+                        answer = task.result()
+                if not done:
+                    self._late.update(asked[task] for task in pending)
+            for task in pending:
+                task.cancel()
+        if isinstance(answer, EngineRefused):
+            raise answer
+        return answer
+
+    def _next(self, model: ModelInfo, asked: Iterable[str]) -> str | None:
+        now = asyncio.get_running_loop().time()
+        self._resting = {a: rest for a, rest in self._resting.items() if rest[0] > now}
+        addresses = self._holders(model.tokenizer_sha256).keys() - self._resting.keys() - set(asked)
+        return min(addresses, key=lambda a: (a in self._late, a), default=None)
+
+    def _why_none(self, model: ModelInfo) -> EngineRefused:
+        """Returns what to say when nobody can be asked."""
+        for address in self._holders(model.tokenizer_sha256):
+            if address in self._resting:
+                return self._resting[address][1]
+        message = f'no engine that has the tokenizer of model "{model.name:.128}" is connected now'
+        status = error_status(
+            Reason.ENGINE_FAILED, message, domain=DOMAIN, metadata={"model": model.name}
+        )
+        return EngineRefused(status)
+
+    async def _ask(self, address: str, model: ModelInfo) -> _Answer:
+        holder = self._holders(model.tokenizer_sha256)[address]
+        try:
+            files = await holder.get_tokenizer(model.tokenizer_sha256)
+        except EngineLost as error:
+            return error
+        except EngineRefused as error:
+            refusal = _of_engine(address, error)
+        # Whatever one engine's answer does to us, another may have a good one.
+        except Exception as error:
+            _logger.exception("tokenizer transfer failed engine=%s", address)
+            message = f"tokenizer files of engine {address}: {error!r:.200}"
+            refusal = EngineRefused(error_status(Reason.INTERNAL, message, domain=DOMAIN))
+        else:
+            self._late.discard(address)
+            return files
+        now = asyncio.get_running_loop().time()
+        self._resting[address] = (now + _REST_SECONDS, refusal)
+        _logger.warning(
+            "tokenizer not received engine=%s model=%s rest_seconds=%g error=%s",
+            address,
+            model.name,
+            _REST_SECONDS,
+            refusal,
+        )
+        return refusal
+
+
+def _of_engine(address: str, error: EngineRefused) -> EngineRefused:
+    """Returns an engine's own error as one that no client takes for the answer to its request."""
+    if error.status.domain == DOMAIN or error.status.reason == Reason.NO_TOKENIZER:
+        return error
+    message = f"engine {address} did not send its tokenizer: {error}"
+    return EngineRefused(error_status(Reason.ENGINE_FAILED, message, domain=DOMAIN))
