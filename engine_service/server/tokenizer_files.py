@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from engine_service.errors import StartupError
+from engine_service.models.end_tokens import MAX_TOKENIZER_FILE_BYTES
+from engine_service.models.plain_file import read_own_file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,15 +33,13 @@ class TokenizerFiles:
         """Reads the files, sorted by name; blocks for as long as the disk takes.
 
         Raises:
-            StartupError: A file cannot be read.
+            StartupError: A file cannot be read, is too large, or lies outside of its folder:
+                anyone may ask for what is read here.
         """
         files = []
         whole = hashlib.sha256()
         for path in sorted(paths, key=lambda path: path.name):
-            try:
-                content = path.read_bytes()
-            except OSError as error:
-                raise StartupError(f"{path}: cannot be read: {error.strerror}") from error
+            content = read_own_file(path, MAX_TOKENIZER_FILE_BYTES)
             digest = hashlib.sha256(content)
             whole.update(path.name.encode() + b"\0" + digest.digest())
             files.append(TokenizerFile(name=path.name, content=content, sha256=digest.hexdigest()))
