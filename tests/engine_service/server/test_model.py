@@ -5,12 +5,15 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from engine_service.core.types import Failure, StepStats
+from engine_service.errors import invalid_logits
 from engine_service.server.tokenizer_files import TokenizerFiles
 from protos.pagestream.engine.v1 import engine_pb2
 from protos.wire import block_hash
 from tests.engine_service.core.fake_executor import make_info
 from tests.engine_service.server.harness import (
     ScriptedCore,
+    generate_request,
     read,
     running_engine,
     starting_engine,
@@ -122,6 +125,19 @@ async def test_metrics_describe_the_model():
             'model_name="fake"'
         )
         assert await engine.metric(f"model_info{{{labels}}}") == 1
+
+
+async def test_requests_that_got_no_token_are_counted():
+    async with running_engine() as engine:
+        call = engine.stub.Generate(generate_request(1))
+        request = await engine.core.next_request()
+        engine.core.step(
+            failures=[Failure(request_id=request.request_id, error=invalid_logits(1))],
+            stats=StepStats(num_invalid_logits=1),
+        )
+        assert (await status_of(call)).reason == "INTERNAL"
+        assert await engine.metric("invalid_logits_total") == 1
+        assert await engine.metric('requests_total{outcome="internal"}') == 1
 
 
 async def test_reflection_names_the_services():
