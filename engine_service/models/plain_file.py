@@ -17,7 +17,7 @@ def exists(path: Path) -> bool:
         StartupError: The folder cannot be searched.
     """
     try:
-        path.lstat()
+        os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from engine_service.errors import StartupError
 from engine_service.models.end_tokens import MAX_TOKENIZER_FILE_BYTES
 from engine_service.models.plain_file import read_own_file
+
+_MAX_BYTES = 128 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,9 +40,16 @@ class TokenizerFiles:
                 anyone may ask for what is read here.
         """
         files = []
+        num_bytes = 0
         whole = hashlib.sha256()
         for path in sorted(paths, key=lambda path: path.name):
             content = read_own_file(path, MAX_TOKENIZER_FILE_BYTES)
+            num_bytes += len(content)
+            if num_bytes > _MAX_BYTES:
+                raise StartupError(
+                    f"{path}: with it the tokenizer files have {num_bytes} bytes, the most that is "
+                    f"served is {_MAX_BYTES}"
+                )
             digest = hashlib.sha256(content)
             whole.update(path.name.encode() + b"\0" + digest.digest())
             files.append(TokenizerFile(name=path.name, content=content, sha256=digest.hexdigest()))
