@@ -63,4 +63,8 @@ def refusal(model: str, reason: str) -> StartupError:
 
 def _reason(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:_MAX_REASON_CHARACTERS]
+    reason = (lines[0] if lines else type(error).__name__)[:_MAX_REASON_CHARACTERS]
+    # Those of the connection are no OSError, but speak for themselves.
+    if isinstance(error, OSError) or type(error).__module__.startswith("httpx"):
+        return reason
+    return f"its answer makes no sense ({type(error).__name__}: {reason})"

@@ -82,12 +82,48 @@ def test_folder_without_config_is_refused(tmp_path):
         resolve_checkpoint(str(tmp_path))
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "\x00"])
-def test_config_that_is_no_json_object_is_refused(folder, text):
-    (folder / "config.json").write_text(text)
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"{", b"[]", b"\x00", b"", b"\xff\xfe", b"5", b'"text"', b"<html>log in</html>"),
+        *(b'{"a":' * 100_000, b'{"a":' * 70 + b"1" + b"}" * 70, b"[" * 400 + b"]" * 400),
+        *(b'{"rope_theta": NaN}', b'{"rope_theta": -Infinity}', b'{"a": ' + b"1" * 5000 + b"}"),
+        *(b'{"a": 1, "a": 2}', b'{"a": "' + b"x" * (4 << 20) + b'"}'),
+    ],
+    ids=lambda content: repr(content[:20]),
+)
+def test_config_that_is_no_json_object_is_refused_in_one_line(folder, content):
+    (folder / "config.json").write_bytes(content)
 
-    with pytest.raises(StartupError, match=r"config\.json"):
+    with pytest.raises(StartupError, match=r"config\.json") as refusal:
         resolve_checkpoint(str(folder)).read_config()
+
+    assert "\n" not in str(refusal.value)
+    assert len(str(refusal.value)) < 400
+
+
+def test_config_that_leads_out_of_the_folder_is_refused(folder, tmp_path):
+    (folder / "config.json").rename(tmp_path / "config.json")
+    (folder / "config.json").symlink_to(tmp_path / "config.json")
+
+    with pytest.raises(StartupError, match=r"is a link that leads out of the model's folder"):
+        resolve_checkpoint(str(folder)).read_config()
+
+
+@pytest.mark.parametrize("model", ["", "~nosuchuser/x", "x" * 5000, "\ud800"])
+def test_folder_that_cannot_be_one_is_refused_in_one_line(model):
+    with pytest.raises(StartupError) as refusal:
+        resolve_checkpoint(model)
+
+    assert "\n" not in str(refusal.value)
+
+
+def test_home_that_nobody_has_is_told(monkeypatch):
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+
+    with pytest.raises(StartupError, match=r"~/model: cannot be read: Could not determine home"):
+        resolve_checkpoint("~/model")
 
 
 @pytest.mark.parametrize("model", ["/nowhere/at/all", "some owner/model", "a/b/c"])
