@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeGuard
 
 from engine_service.errors import StartupError
 from engine_service.models.json_file import read_json, shown
@@ -105,5 +106,6 @@ def _read(path: Path) -> dict[str, object]:
     return read_json(path, MAX_TOKENIZER_FILE_BYTES) if exists(path) else {}
 
 
-def _is_id(value: object) -> bool:
+def _is_id(value: object) -> TypeGuard[int]:
+    # Not `true`, which Python takes for 1.
     return type(value) is int and value >= 0

@@ -1,6 +1,7 @@
 """JSON of a model folder, which may be a stranger's: bounded, and exactly JSON."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import NoReturn
 
@@ -79,7 +80,6 @@ def _refuse_constant(name: str) -> NoReturn:
 def _without_twins(pairs: list[tuple[str, object]]) -> dict[str, object]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
-        seen: set[str] = set()
-        twin = next(name for name, _ in pairs if name in seen or seen.add(name))
+        twin, _ = Counter(name for name, _ in pairs).most_common(1)[0]
         raise ValueError(f"{shown(twin)} stands in it twice")
     return fields
