@@ -15,8 +15,16 @@ def main() -> int:
 
         return run(config)
     except StartupError as error:
-        sys.stderr.write(f"engine_service: {error}\n")
+        sys.stderr.write(f"engine_service: {_one_line(str(error))}\n")
         return 2
+
+
+def _one_line(text: str) -> str:
+    """Escapes what would break a line, or worse: file names and the like may be anyone's."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )
 
 
 if __name__ == "__main__":

@@ -117,6 +117,16 @@ def core_lost() -> EngineFailed:
     return EngineFailed("the engine's core process has ended; try another engine")
 
 
+def invalid_logits(position: int) -> RequestError:
+    """Returns what a request gets whose next token, at this position, cannot be drawn."""
+    return RequestError(
+        f"the model's logits for position {position} are NaN or infinite, so that no token can be "
+        "drawn; its weights or its dtype are at fault",
+        {"position": str(position)},
+        reason=Reason.INTERNAL,
+    )
+
+
 class NoTokenizer(RequestError):
     """The model folder holds no tokenizer files."""
 

@@ -9,6 +9,7 @@ the server's, even if it was killed.
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import multiprocessing
 import os
@@ -17,6 +18,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from multiprocessing import connection, resource_tracker
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from engine_service.config import EngineConfig, ModelOptions
@@ -100,7 +102,7 @@ async def _serve(config: EngineConfig, core_entry: CoreEntry) -> int:
 
 
 async def _load(config: EngineConfig, server: EngineServer, core: "_CoreProcess") -> EngineInfo:
-    tokenizer = await _in_thread(lambda: _check_model(config.model))
+    model, tokenizer = await _in_thread(lambda: _check_model(config.model))
     _logger.info(
         "loading model=%s port=%d operations_port=%d pid=%d",
         config.model.model,
@@ -109,7 +111,7 @@ async def _load(config: EngineConfig, server: EngineServer, core: "_CoreProcess"
         os.getpid(),
     )
     try:
-        return await server.serve(core.start(), tokenizer)
+        return await server.serve(core.start(model), tokenizer)
     except EngineFailed:
         raise StartupError(await core.epitaph()) from None
 
@@ -141,12 +143,13 @@ class _CoreProcess:
         self._entry = entry
         self._process: SpawnProcess | None = None
 
-    def start(self) -> connection.Connection:
-        """Starts the process and returns the server's end of the pipe."""
+    def start(self, model: ModelOptions) -> connection.Connection:
+        """Starts the process with this model and returns the server's end of the pipe."""
+        config = dataclasses.replace(self._config, model=model)
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(
-            target=_core_main, args=(self._entry, theirs, self._config), name=_CORE_NAME
+            target=_core_main, args=(self._entry, theirs, config), name=_CORE_NAME
         )
         # A signal to the whole group, such as Ctrl-C, is the server's to handle. The core inherits
         # the mask, so that it is deaf from its first instruction. (The tracker unblocks signals
@@ -249,17 +252,25 @@ class _StopSignal:
             self._scope.reschedule(0)
 
 
-def _check_model(options: ModelOptions) -> TokenizerFiles:
+def _check_model(options: ModelOptions) -> tuple[ModelOptions, TokenizerFiles]:
     """Finds the model's folder, from the hub if need be, and refuses what cannot be served.
 
     Checked here, before the core's process takes its seconds to start.
+
+    Returns:
+        The options for the core, which name a folder: asked once more, the hub might give another
+        version, whose weights these tokenizer files do not fit. With them, these files.
     """
     checkpoint = resolve_checkpoint(options.model, with_weights=options.load_format != "dummy")
     config_file = checkpoint.folder / "config.json"
     parse_config(checkpoint.read_config(), str(config_file))
     paths = list(checkpoint.tokenizer_files)
     # AutoTokenizer finds the class of the tokenizer there when tokenizer_config.json is silent.
-    return TokenizerFiles.read([*paths, config_file] if paths else [])
+    tokenizer = TokenizerFiles.read([*paths, config_file] if paths else [])
+    if checkpoint.folder != Path(options.model).expanduser():
+        name = options.served_model_name or Path(options.model).name
+        options = dataclasses.replace(options, model=str(checkpoint.folder), served_model_name=name)
+    return options, tokenizer
 
 
 async def _in_thread(work: Callable[[], _ResultT]) -> _ResultT:

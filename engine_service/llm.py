@@ -115,6 +115,7 @@ class LLM:
 
         Raises:
             InvalidRequest: A prompt or parameter is not possible; nothing was computed then.
+            RequestError: The model's logits were NaN or infinite.
         """
         if self._core is None:
             raise RuntimeError("this LLM is closed")
@@ -202,6 +203,8 @@ def _take_in(output: StepOutput, progress: dict[int, _Progress]) -> None:
     for request_id, count in zip(output.request_ids, output.token_counts, strict=True):
         progress[request_id].token_ids += output.token_ids[begin : begin + count]
         begin += count
+    for failure in output.failures:
+        raise failure.error
     for finish in output.finishes:
         progress[finish.request_id].finish_reason = finish.reason
 

@@ -80,10 +80,10 @@ def append_tokens(
         tokens: [num_slots, max_model_len] int32, written in place
         slots: [num_rows] int64
         positions: [num_rows] int64
-        token_ids: [num_rows] int64
+        token_ids: [num_rows] int64; -1, no token, is written as 0, which can be looked up
     """
     is_written = positions > 0
-    tokens[slots[is_written], positions[is_written]] = token_ids[is_written].int()
+    tokens[slots[is_written], positions[is_written]] = token_ids[is_written].clamp(min=0).int()
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -370,22 +370,25 @@ def sample(
     Source: Gumbel-max (Gumbel, 1954); Philox 4x32-10 (Salmon et al., 2011).
 
     Args:
-        logits: [num_rows, vocab_size]
+        logits: [num_rows, vocab_size]; -inf hides an entry
         temperatures: [num_rows] float32; 0 (below `MIN_TEMPERATURE`) takes the largest logit, the
             first of equals
         seeds: [num_rows] int64
         positions: [num_rows] int64
 
     Returns:
-        [num_rows] int64
+        [num_rows] int64; -1 where the row is no distribution: it holds a NaN or +inf, or nothing
+        but -inf, or the division overflows
     """
     is_greedy = temperatures < MIN_TEMPERATURE
-    if bool(is_greedy.all()):
-        return logits.argmax(-1)
-    noise = gumbel(random_bits(seeds, positions, logits.shape[-1]))
-    wide = logits.float()
-    scores = wide / temperatures[:, None] + noise
-    return torch.where(is_greedy[:, None], wide, scores).argmax(-1)
+    scores = logits
+    if not bool(is_greedy.all()):
+        noise = gumbel(random_bits(seeds, positions, logits.shape[-1]))
+        wide = logits.float()
+        scores = torch.where(is_greedy[:, None], wide, wide / temperatures[:, None] + noise)
+    # A NaN is the largest to `max`.
+    best, token_ids = scores.max(-1)
+    return torch.where(best.isfinite(), token_ids, -1)
 
 
 def random_bits(seeds: torch.Tensor, positions: torch.Tensor, vocab_size: int) -> torch.Tensor:

@@ -19,14 +19,15 @@ def sample(
     The draw of a row is a function of its logits, temperature, seed and position alone.
 
     Args:
-        logits: [num_rows, vocab_size], rows may be strided; a NaN gives some index within the row
+        logits: [num_rows, vocab_size], rows may be strided; -inf hides an entry
         temperatures: [num_rows] float32; 0 (below `reference.MIN_TEMPERATURE`) takes the largest
             logit, the first of equals
         seeds: [num_rows] int64
         positions: [num_rows] int64, the positions of the tokens drawn
 
     Returns:
-        [num_rows] int64
+        [num_rows] int64; -1 where the row is no distribution: it holds a NaN or +inf, or nothing
+        but -inf, or the division overflows
 
     Raises:
         ValueError: an unsupported shape or type
@@ -113,8 +114,9 @@ def _tile_kernel(
     if temperature >= MIN_TEMPERATURE:
         bits = random_bits(tl.load(seeds + row), tl.load(positions + row), tile * TILE, TILE)
         scores = scores / temperature + gumbel(bits)
-    # A NaN would win or lose by chance of the reduction's order, and could name a padded entry.
-    scores = tl.where(scores == scores, scores, float("-inf"))
+    # A NaN would win or lose by chance of the reduction's order. As +inf, which finite logits
+    # never reach, it wins for certain and marks the row, at no further pass.
+    scores = tl.where(scores == scores, scores, float("inf"))
     best, index = tl.max(scores, axis=0, return_indices=True)
     num_tiles = tl.num_programs(1)
     tl.store(best_scores + row * num_tiles + tile, best)
@@ -136,8 +138,10 @@ def _best_tile_kernel(
     scores = tl.load(
         best_scores + row * num_tiles + tiles, mask=tiles < num_tiles, other=float("-inf")
     )
-    _, tile = tl.max(scores, axis=0, return_indices=True)
-    tl.store(token_ids + row, tl.load(best_ids + row * num_tiles + tile).to(tl.int64))
+    best, tile = tl.max(scores, axis=0, return_indices=True)
+    token_id = tl.load(best_ids + row * num_tiles + tile).to(tl.int64)
+    is_distribution = (best > float("-inf")) & (best < float("inf"))
+    tl.store(token_ids + row, tl.where(is_distribution, token_id, -1))
 
 
 @triton.jit

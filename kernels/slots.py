@@ -103,7 +103,7 @@ def append_tokens(
         tokens: [num_slots, max_model_len] int32, written in place
         slots: [num_rows] int64
         positions: [num_rows] int64
-        token_ids: [num_rows] int64
+        token_ids: [num_rows] int64; -1, no token, is written as 0, which can be looked up
 
     Raises:
         ValueError: an unsupported shape or type
@@ -280,4 +280,5 @@ def _append_tokens_kernel(
     is_written = is_row & (position > 0)
     slot = tl.load(slots + rows, mask=is_written, other=0)
     token = tl.load(token_ids + rows, mask=is_written, other=0)
-    tl.store(tokens + slot * tokens_stride + position, token.to(tl.int32), mask=is_written)
+    token = tl.maximum(token, 0).to(tl.int32)
+    tl.store(tokens + slot * tokens_stride + position, token, mask=is_written)

@@ -194,6 +194,13 @@ class BlockPool:
         self._was_findable.setdefault(block_hash, False)
         return self._last_registration
 
+    def forget(self, block_hashes: "array[int]") -> None:
+        """Makes blocks no longer findable, whoever owns them; unknown hashes are passed over."""
+        for block_hash in block_hashes:
+            block_id = self._block_of_hash.get(block_hash)
+            if block_id is not None:
+                self._unregister(block_id)
+
     def findable_hashes(self) -> frozenset[int]:
         """Returns the hashes of all registered blocks.
 

@@ -158,6 +158,7 @@ class EngineCore(Generic[HandleT]):
             token_ids=progress.token_ids,
             admissions=events.admissions,
             finishes=events.finishes,
+            failures=events.failures,
             cache_delta=self.scheduler.pool.take_delta(),
             stats=dataclasses.replace(
                 stats,
@@ -166,6 +167,7 @@ class EngineCore(Generic[HandleT]):
                 num_waiting_prefill_tokens=queues.num_waiting_prefill_tokens,
                 num_free_blocks=blocks.num_empty_blocks + blocks.num_cached_blocks,
                 num_used_blocks=blocks.num_used_blocks,
+                num_invalid_logits=len(events.failures),
                 num_preemptions=events.num_preemptions,
                 num_prefix_query_tokens=events.num_prefix_query_tokens,
                 num_prefix_hit_tokens=events.num_prefix_hit_tokens,
@@ -196,7 +198,7 @@ def _serve_once(
     failures = inbox.deliver(core, must_wait=not core.has_work)
     output = core.step()
     if failures:
-        output = dataclasses.replace(output, failures=failures)
+        output = dataclasses.replace(output, failures=failures + output.failures)
     if len(inbox):
         output = dataclasses.replace(output, stats=_with_inbox(output.stats, inbox))
     try:

@@ -3,7 +3,7 @@
 from array import array
 from dataclasses import dataclass, field
 
-from engine_service.core.types import Admission, Finish, int32_array
+from engine_service.core.types import Admission, Failure, Finish, int32_array
 
 
 @dataclass(slots=True, kw_only=True)
@@ -13,6 +13,8 @@ class ScheduleEvents:
     admissions: list[Admission] = field(default_factory=list)
     finishes: list[Finish] = field(default_factory=list)
     """Requests that had ended before they came, and those that ended by a step."""
+    failures: list[Failure] = field(default_factory=list)
+    """Requests that a step brought no token for."""
     num_preemptions: int = 0
     num_prefix_query_tokens: int = 0
     num_prefix_hit_tokens: int = 0

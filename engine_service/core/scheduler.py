@@ -16,14 +16,17 @@ from engine_service.core.progress import (
 from engine_service.core.sequence import NO_SLOT, Sequence, SequenceState
 from engine_service.core.sequence_queue import SequenceQueue
 from engine_service.core.types import (
+    NO_TOKEN,
     Admission,
     EngineInfo,
+    Failure,
     Finish,
     FinishReason,
     Request,
     StepPlan,
     StepResult,
 )
+from engine_service.errors import invalid_logits
 from protos.wire.block_hash import root_digest
 
 # Looking a member up on its enum, hundreds of times a step, is what costs most otherwise.
@@ -186,6 +189,9 @@ class Scheduler:
         ):
             token_id = next(new_token_ids) if is_sampled else None
             if sequence.state is _FINISHED:
+                continue
+            if token_id == NO_TOKEN:
+                self._fail(sequence)
                 continue
             if token_id is not None:
                 progress.request_ids.append(sequence.request_id)
@@ -378,6 +384,15 @@ class Scheduler:
         self._events.finishes.append(
             Finish(request_id=sequence.request_id, reason=reason, stop_token_id=stop_token_id)
         )
+        self._end(sequence)
+
+    def _fail(self, sequence: Sequence) -> None:
+        """Ends a sequence whose logits gave no token."""
+        self._events.failures.append(
+            Failure(request_id=sequence.request_id, error=invalid_logits(len(sequence.token_ids)))
+        )
+        # Whatever it read or wrote may be what spoilt it, and would spoil others.
+        self.pool.forget(sequence.block_hashes)
         self._end(sequence)
 
     def _release(self, sequence: Sequence) -> None:

@@ -8,6 +8,9 @@ import enum
 from array import array
 from dataclasses import dataclass, field
 
+NO_TOKEN = -1
+"""Stands for the token of a row whose logits are no distribution: NaN, infinite or all hidden."""
+
 
 class FinishReason(enum.Enum):
     """Why a request ended well."""
@@ -133,7 +136,7 @@ class StepResult:
     token_counts: "array[int]"
     """[num_rows] tokens generated per row of the plan: zero, one or several."""
     token_ids: "array[int]"
-    """[sum(token_counts)] these tokens, row after row."""
+    """[sum(token_counts)] these tokens, row after row; `NO_TOKEN` where the logits gave none."""
     prepare_seconds: float = 0.0
     """Time that the host spent on bringing the plan to the device."""
     launch_seconds: float = 0.0
@@ -167,7 +170,7 @@ class Finish:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """A request was refused by the core."""
+    """A request was refused by the core, or got no token from a step."""
 
     request_id: int
     error: Exception
@@ -202,6 +205,8 @@ class StepStats:
     num_decode_tokens: int = 0
     """Single tokens computed in the step by sequences past their prompt."""
     num_generated_tokens: int = 0
+    num_invalid_logits: int = 0
+    """Requests that ended in the step since their logits were no distribution."""
     num_preemptions: int = 0
     num_prefix_query_tokens: int = 0
     """Tokens looked up in the prefix cache by requests admitted in the step."""

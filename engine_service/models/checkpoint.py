@@ -1,18 +1,19 @@
 """A Hugging Face model folder: which files it holds, what identifies them. Needs no torch."""
 
 import json
-import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import huggingface_hub
-import huggingface_hub.errors
 import xxhash
 
 from engine_service.errors import StartupError
-from engine_service.models.config import read_json
-from engine_service.models.tensor_file import read_tensor_file
+from engine_service.models import hub
+from engine_service.models.end_tokens import read_eos_token_ids
+from engine_service.models.json_file import read_json, shown
+from engine_service.models.plain_file import cannot_read, exists
+from engine_service.models.tensor_file import StoredTensor, read_tensor_file
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -27,12 +28,13 @@ TOKENIZER_FILES = (
 _CONFIG_FILES = ("config.json", "generation_config.json")
 _INDEX_FILE = "model.safetensors.index.json"
 _SINGLE_FILE = "model.safetensors"
+_MAX_INDEX_BYTES = 64 << 20
 # Fields of config.json that say nothing about the tokens that come out.
 _IRRELEVANT_FIELDS = frozenset(
     {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"}
 )
-_SAMPLES_PER_TENSOR = 4
-_SAMPLE_BYTES = 512
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,37 +44,54 @@ class Checkpoint:
     folder: Path
     weights_files: tuple[Path, ...]
     """The safetensors files, sorted by name; empty when only random weights are wanted."""
+    weight_map: Mapping[str, str] = field(default_factory=dict)
+    """Which file's tensor of a name is the model's, by the index; empty without an index."""
 
     @property
     def tokenizer_files(self) -> tuple[Path, ...]:
         """The tokenizer and chat template files that the folder holds."""
         paths = (self.folder / name for name in TOKENIZER_FILES)
-        return tuple(path for path in paths if path.is_file())
+        return tuple(path for path in paths if exists(path))
 
     def read_config(self) -> dict[str, object]:
         """Reads config.json."""
         return read_json(self.folder / "config.json")
 
-    def read_eos_token_ids(self) -> frozenset[int]:
-        """Reads the IDs that end a text: of generation_config.json, else of config.json."""
-        for name in reversed(_CONFIG_FILES):
-            path = self.folder / name
-            if not path.is_file():
-                continue
-            value = read_json(path).get("eos_token_id")
-            if value is None:
-                continue
-            token_ids = value if isinstance(value, list) else [value]
-            if all(isinstance(token_id, int) and token_id >= 0 for token_id in token_ids):
-                return frozenset(token_ids)
-            raise StartupError(
-                f"{path}: eos_token_id is {json.dumps(value)}; needed is a token ID or a list"
-            )
-        return frozenset()
+    def read_eos_token_ids(self, vocab_size: int) -> frozenset[int]:
+        """Reads the IDs that end a text, each below `vocab_size`."""
+        return read_eos_token_ids(self.folder, vocab_size)
+
+    def stored_tensors(self) -> dict[str, StoredTensor]:
+        """Reads the headers of the weights files, and chooses one tensor of each name.
+
+        Raises:
+            StartupError: A file is not whole, holds not what the index says, or two files hold a
+                tensor and the index does not say which is meant.
+        """
+        tensors: dict[str, StoredTensor] = {}
+        for path in self.weights_files:
+            for name, tensor in read_tensor_file(path).items():
+                if self.weight_map.get(name, path.name) != path.name:
+                    continue
+                if name in tensors:
+                    raise StartupError(
+                        f"{tensor} stands in {tensors[name].path.name} too, "
+                        f"and {_INDEX_FILE} does not say which is the model's"
+                    )
+                tensors[name] = tensor
+        for name, file_name in self.weight_map.items():
+            if name not in tensors:
+                raise StartupError(
+                    f"{self.folder / _INDEX_FILE}: tensor {shown(name)[1:-1]} is not in "
+                    f"{file_name}, where it should be"
+                )
+        return tensors
 
 
 def resolve_checkpoint(model: str, *, with_weights: bool = True) -> Checkpoint:
     """Finds a model's files, from the hub if need be.
+
+    A hub that fails is stood in for by what its cache holds of the model, if that is complete.
 
     Args:
         model: A folder, or a hub ID such as `Qwen/Qwen3-0.6B`.
@@ -81,67 +100,101 @@ def resolve_checkpoint(model: str, *, with_weights: bool = True) -> Checkpoint:
     Raises:
         StartupError: There is no such model, or a file of it is missing.
     """
-    folder = Path(model).expanduser()
-    if not folder.is_dir():
-        folder = _download(model, with_weights=with_weights)
-    if not (folder / "config.json").is_file():
-        raise StartupError(f"{folder}: holds no config.json, so it is no Hugging Face model folder")
-    weights_files = _weights_files(folder) if with_weights else ()
-    return Checkpoint(folder=folder, weights_files=weights_files)
-
-
-def _download(model: str, *, with_weights: bool) -> Path:
+    try:
+        folder = Path(model).expanduser()
+        is_folder = model != "" and folder.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise cannot_read(Path(model), error) from error
+    if is_folder:
+        return _read_folder(folder, with_weights=with_weights)
     patterns = [*_CONFIG_FILES, *TOKENIZER_FILES]
     if with_weights:
         patterns += [_INDEX_FILE, "*.safetensors"]
     try:
-        return Path(huggingface_hub.snapshot_download(model, allow_patterns=patterns))
-    except huggingface_hub.errors.HFValidationError as error:
+        return _read_folder(hub.download(model, patterns), with_weights=with_weights)
+    except hub.HubFailed as failure:
+        try:
+            checkpoint = _read_folder(hub.cached(model, patterns), with_weights=with_weights)
+        except StartupError:
+            raise hub.refusal(model, str(failure)) from failure
+        _logger.warning(
+            "hub_failed model=%s folder=%s: the cached files are used (%s)",
+            model,
+            checkpoint.folder,
+            failure,
+        )
+        return checkpoint
+
+
+def _read_folder(folder: Path, *, with_weights: bool) -> Checkpoint:
+    if not exists(folder / "config.json"):
+        raise StartupError(f"{folder}: holds no config.json, so it is no Hugging Face model folder")
+    if not with_weights:
+        return Checkpoint(folder=folder, weights_files=())
+    weight_map = _read_weight_map(folder)
+    names = sorted(set(weight_map.values())) or [_SINGLE_FILE]
+    for name in names:
+        if not exists(folder / name):
+            raise StartupError(
+                f"{folder / name}: is missing; weights are read from safetensors files only"
+            )
+    if weight_map and _SINGLE_FILE not in names and exists(folder / _SINGLE_FILE):
         raise StartupError(
-            f"model {model!r}: there is no such folder, nor can it be a hub ID"
-        ) from error
-    except (huggingface_hub.errors.HfHubHTTPError, OSError) as error:
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-        raise StartupError(
-            f"model {model!r}: there is no such folder, and the hub does not give it: {reason}"
-        ) from error
+            f"{folder}: holds weights twice, in {_SINGLE_FILE} and in the files that {_INDEX_FILE} "
+            "names; remove those that are not the model's"
+        )
+    return Checkpoint(
+        folder=folder,
+        weights_files=tuple(folder / name for name in names),
+        weight_map=weight_map,
+    )
 
 
-def _weights_files(folder: Path) -> tuple[Path, ...]:
-    index = folder / _INDEX_FILE
-    if index.is_file():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise StartupError(f"{index}: holds no weight_map")
-        files = tuple(folder / str(name) for name in sorted(set(weight_map.values())))
-    else:
-        files = (folder / _SINGLE_FILE,)
-    for path in files:
-        if not path.is_file():
-            raise StartupError(f"{path}: is missing; weights are read from safetensors files only")
-    return files
+def _read_weight_map(folder: Path) -> dict[str, str]:
+    """Reads which file each tensor stands in; empty if there is no index."""
+    path = folder / _INDEX_FILE
+    if not exists(path):
+        return {}
+    weight_map = read_json(path, _MAX_INDEX_BYTES).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise StartupError(f"{path}: weight_map is {shown(weight_map)}; needed is an object")
+    for name, file_name in weight_map.items():
+        if not _is_file_name(file_name):
+            raise StartupError(
+                f"{path}: weight_map has {shown(file_name)} for {shown(name)}; "
+                "needed is the name of a file beside it"
+            )
+    return weight_map
 
 
-def fingerprint(checkpoint: Checkpoint, *, dtype: str, load_format: str, seed: int) -> str:
+def _is_file_name(value: object) -> bool:
+    return (
+        isinstance(value, str)
+        and value.isprintable()
+        and value == Path(value).name
+        and value not in ("", "..")
+        and len(value.encode()) < 256
+    )
+
+
+def fingerprint(
+    checkpoint: Checkpoint, *, dtype: str, load_format: str, seed: int, weights: str
+) -> str:
     """Identifies what a model computes, whatever folder it lies in.
 
-    Covers config.json, the dtype it runs in and, of each weights file, name, size, header and
-    evenly spaced samples of every tensor: milliseconds, yet any fine-tune that touches a whole
-    tensor differs. Random weights are covered by their seed instead.
+    Random weights are covered by their seed, others by what was read of them: engines with equal
+    fingerprints hold equal weights.
 
     Args:
         checkpoint: The model's files.
         dtype: Name of the dtype in which the model runs.
         load_format: `auto` or `dummy`, as in `ModelOptions`.
         seed: Seed of random weights.
+        weights: What `load_weights` returned; empty for random weights.
 
     Returns:
         32 hexadecimal digits (xxh3-128).
-
-    Raises:
-        StartupError: A weights file is not a whole safetensors file.
     """
-    digest = xxhash.xxh3_128()
     config = {
         name: value
         for name, value in checkpoint.read_config().items()
@@ -150,23 +203,6 @@ def fingerprint(checkpoint: Checkpoint, *, dtype: str, load_format: str, seed: i
     facts: dict[str, object] = {"config": config, "dtype": dtype, "load_format": load_format}
     if load_format == "dummy":
         facts["seed"] = seed
-    digest.update(json.dumps(facts, sort_keys=True).encode())
-    for path in checkpoint.weights_files:
-        for piece in _identifying_pieces(path):
-            digest.update(struct.pack("<Q", len(piece)))
-            digest.update(piece)
-    return str(digest.hexdigest())
-
-
-def _identifying_pieces(path: Path) -> Iterator[bytes]:
-    """Yields a safetensors file's name, size, header and samples of each tensor."""
-    content = read_tensor_file(path)
-    yield path.name.encode()
-    yield struct.pack("<Q", path.stat().st_size)
-    yield content.header
-    with path.open("rb") as file:
-        for tensor in content.tensors.values():
-            step = max((tensor.end - tensor.begin) // _SAMPLES_PER_TENSOR, 1)
-            for offset in range(tensor.begin, tensor.end, step):
-                file.seek(offset)
-                yield file.read(min(_SAMPLE_BYTES, tensor.end - offset))
+    else:
+        facts["weights"] = weights
+    return str(xxhash.xxh3_128_hexdigest(json.dumps(facts, sort_keys=True).encode()))

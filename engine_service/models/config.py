@@ -1,14 +1,21 @@
 """A Hugging Face config.json, as transformers 4 and 5 write it, turned into a `ModelConfig`."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from engine_service.errors import StartupError
+from engine_service.models.json_file import shown
 
 SUPPORTED_ARCHITECTURES = ("Qwen3ForCausalLM",)
 SUPPORTED_DTYPES = ("float32", "bfloat16", "float16")
+
+# Far above what any dense model has. Each is allocated for, or looped over, in some place.
+_MAX_VOCAB_SIZE = 1 << 22
+_MAX_WIDTH = 1 << 18
+_MAX_LAYERS = 512
+_MAX_HEADS = 1024
+_MAX_HEAD_DIM = 1024
+_MAX_POSITIONS = 1 << 22
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,13 +54,13 @@ class _Fields:
         return default if value is None else value
 
     def refuse(self, name: str, value: object, needed: str) -> StartupError:
-        found = "is missing" if value is None else f"is {json.dumps(value, default=str)}"
+        found = "is missing" if value is None else f"is {shown(value)}"
         return StartupError(f"{self._source}: {name} {found}; {needed}")
 
-    def positive_int(self, name: str) -> int:
+    def positive_int(self, name: str, bound: int) -> int:
         value = self.get(name)
-        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-            raise self.refuse(name, value, "needed is a positive integer")
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= bound:
+            raise self.refuse(name, value, f"needed is an integer from 1 to {bound}")
         return value
 
     def positive_float(self, name: str, default: float | None = None) -> float:
@@ -72,22 +79,7 @@ class _Fields:
         """Refuses a field whose value, if there is one, is not the single supported one."""
         value = self.get(name, supported)
         if value != supported:
-            raise self.refuse(name, value, f"supported is only {json.dumps(supported)}")
-
-
-def read_json(path: Path) -> dict[str, object]:
-    """Reads a JSON object.
-
-    Raises:
-        StartupError: The file cannot be read or does not hold an object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StartupError(f"{path}: cannot be read as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise StartupError(f"{path}: holds no JSON object")
-    return value
+            raise self.refuse(name, value, f"supported is only {shown(supported)}")
 
 
 def parse_config(values: Mapping[str, object], source: str = "config.json") -> ModelConfig:
@@ -105,14 +97,14 @@ def parse_config(values: Mapping[str, object], source: str = "config.json") -> M
     _refuse_unsupported(fields)
     config = ModelConfig(
         architecture=architecture,
-        vocab_size=fields.positive_int("vocab_size"),
-        hidden_size=fields.positive_int("hidden_size"),
-        intermediate_size=fields.positive_int("intermediate_size"),
-        num_layers=fields.positive_int("num_hidden_layers"),
-        num_heads=fields.positive_int("num_attention_heads"),
-        num_kv_heads=fields.positive_int("num_key_value_heads"),
-        head_dim=fields.positive_int("head_dim"),
-        max_position_embeddings=fields.positive_int("max_position_embeddings"),
+        vocab_size=fields.positive_int("vocab_size", _MAX_VOCAB_SIZE),
+        hidden_size=fields.positive_int("hidden_size", _MAX_WIDTH),
+        intermediate_size=fields.positive_int("intermediate_size", _MAX_WIDTH),
+        num_layers=fields.positive_int("num_hidden_layers", _MAX_LAYERS),
+        num_heads=fields.positive_int("num_attention_heads", _MAX_HEADS),
+        num_kv_heads=fields.positive_int("num_key_value_heads", _MAX_HEADS),
+        head_dim=fields.positive_int("head_dim", _MAX_HEAD_DIM),
+        max_position_embeddings=fields.positive_int("max_position_embeddings", _MAX_POSITIONS),
         rms_norm_eps=fields.positive_float("rms_norm_eps"),
         rope_theta=_rope_theta(fields, source),
         tie_word_embeddings=fields.boolean("tie_word_embeddings"),

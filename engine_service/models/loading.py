@@ -1,7 +1,10 @@
 """Weights into a model: read from safetensors files, or made up."""
 
+import json
 import logging
-from pathlib import Path
+import math
+from collections.abc import Mapping, Sequence
+from operator import attrgetter
 
 import torch
 import xxhash
@@ -11,12 +14,14 @@ from engine_service.errors import StartupError
 from engine_service.models.checkpoint import Checkpoint
 from engine_service.models.config import ModelConfig
 from engine_service.models.qwen3 import Qwen3
-from engine_service.models.tensor_file import StoredTensor, read_tensor_file
+from engine_service.models.tensor_file import StoredTensor
 from engine_service.models.tensor_reader import DTYPES, Transfer, read_tensors
 
 logger = logging.getLogger(__name__)
 
 _DUMMY_CHUNK = 1 << 22
+_EMBEDDING = "model.embed_tokens.weight"
+_HEAD = "lm_head.weight"
 
 
 def build_model(
@@ -30,74 +35,142 @@ def build_model(
     raise AssertionError(f"{config.architecture} passed the config's check but is not built here")
 
 
-def load_weights(model: Qwen3, checkpoint: Checkpoint) -> None:
+def check_weights(config: ModelConfig, checkpoint: Checkpoint) -> None:
+    """Compares what a checkpoint says of its tensors with the config; allocates and reads nothing.
+
+    Raises:
+        StartupError: As of `load_weights`, apart from what only the values tell.
+    """
+    shapes = build_model(config, 1, torch.float32, torch.device("meta"))
+    _plan_transfers(dict(shapes.checkpoint_tensors()), checkpoint)
+
+
+def load_weights(model: Qwen3, checkpoint: Checkpoint) -> str:
     """Reads each tensor of a checkpoint once, to its place on the model's device.
 
     A packed parameter is filled slice by slice; values are converted to the model's dtype. All
     files are checked before the first tensor is read.
 
+    Returns:
+        32 hexadecimal digits (xxh3-128) over the names, types, shapes and bytes of what was read.
+
     Raises:
-        StartupError: A file is not whole, or a tensor is missing, unexpected, misshapen or stored
-            in an unsupported way; the message names it.
+        StartupError: A file is not whole, or a tensor is missing, unexpected, misshapen, stored
+            in an unsupported way or twice, or not finite; the message names it.
     """
-    transfers = _plan_transfers(model, checkpoint)
+    targets = dict(model.checkpoint_tensors())
+    transfers = _plan_transfers(targets, checkpoint)
     total = sum(transfer.stored.end - transfer.stored.begin for transfer in transfers)
+    digests = {transfer.stored.name: xxhash.xxh3_128() for transfer in transfers}
     num_done = 0
     next_quarter = 1
     with tqdm(
         total=total, desc="Loading weights", unit="B", unit_scale=True, disable=None
     ) as progress:
-        for num_bytes in read_tensors(transfers):
-            progress.update(num_bytes)
-            num_done += num_bytes
+        for piece in read_tensors(transfers):
+            digests[piece.name].update(piece.digest)
+            progress.update(piece.num_bytes)
+            num_done += piece.num_bytes
             # Without a terminal there is no bar, and a log is told no more than it needs.
             if progress.disable and num_done * 4 >= total * next_quarter:
                 logger.info("weights_loading percent=%d", num_done * 100 // total)
                 next_quarter = num_done * 4 // total + 1
+    _check_values(transfers)
+    if _HEAD not in targets:
+        _check_tied_head(transfers)
     logger.info("weights_loaded files=%d bytes=%d", len(checkpoint.weights_files), total)
+    return _whole_digest(transfers, digests)
 
 
-def _plan_transfers(model: Qwen3, checkpoint: Checkpoint) -> list[Transfer]:
-    """Finds the place of each stored tensor."""
-    targets = dict(model.checkpoint_tensors())
-    # Some checkpoints store a tied head once more, and old ones the rotary frequencies.
-    tied = set() if "lm_head.weight" in targets else {"lm_head.weight"}
+def _plan_transfers(targets: Mapping[str, torch.Tensor], checkpoint: Checkpoint) -> list[Transfer]:
+    """Finds the place of each stored tensor.
+
+    Args:
+        targets: The place for each tensor, by name.
+        checkpoint: Where they are stored.
+    """
+    places = dict(targets)
+    stored = checkpoint.stored_tensors()
+    if _HEAD not in targets and _HEAD in stored:
+        # A tied model's one matrix may be stored under either name, or under both.
+        embedding = targets[_EMBEDDING]
+        places[_HEAD] = torch.empty_like(embedding) if _EMBEDDING in stored else embedding
+        if _EMBEDDING not in stored:
+            del places[_EMBEDDING]
     transfers = []
-    missing = set(targets)
-    for path in checkpoint.weights_files:
-        for name, stored in read_tensor_file(path).tensors.items():
-            if name in tied or name.endswith("rotary_emb.inv_freq"):
-                continue
-            if name not in targets:
-                raise StartupError(f"{path}: tensor {name} is unexpected in this architecture")
-            _check_stored(path, name, stored, targets[name])
-            transfers.append(Transfer(path=path, stored=stored, target=targets[name]))
-            missing.discard(name)
+    for name, tensor in stored.items():
+        # Which old checkpoints hold.
+        if name.endswith("rotary_emb.inv_freq"):
+            continue
+        if name not in places:
+            raise StartupError(f"{tensor} is unexpected in this architecture")
+        _check_stored(tensor, places[name])
+        transfers.append(Transfer(stored=tensor, target=places[name]))
+    missing = places.keys() - stored.keys()
     if missing:
         name = min(missing)
         raise StartupError(
-            f"{checkpoint.folder}: tensor {name} {list(targets[name].shape)} is missing"
+            f"{checkpoint.folder}: tensor {name} {list(places[name].shape)} is missing"
             + (f", and {len(missing) - 1} more are" if len(missing) > 1 else "")
         )
     return transfers
 
 
-def _check_stored(path: Path, name: str, stored: StoredTensor, target: torch.Tensor) -> None:
-    if stored.shape != list(target.shape):
+def _check_stored(stored: StoredTensor, target: torch.Tensor) -> None:
+    if stored.shape != target.shape:
         raise StartupError(
-            f"{path}: tensor {name} is {stored.shape}, "
-            f"but config.json makes it {list(target.shape)}"
+            f"{stored} is {list(stored.shape)}, but config.json makes it {list(target.shape)}"
         )
     if stored.dtype not in DTYPES:
         raise StartupError(
-            f"{path}: tensor {name} is stored as {stored.dtype}; "
-            f"supported are {', '.join(sorted(DTYPES))}"
+            f"{stored} is stored as {stored.dtype}; supported are {', '.join(sorted(DTYPES))}"
         )
-    if stored.end - stored.begin != target.numel() * DTYPES[stored.dtype].itemsize:
-        raise StartupError(
-            f"{path}: is not a whole safetensors file; tensor {name} has "
-            f"{stored.end - stored.begin} bytes, which is not its size"
-        )
+
+
+def _check_values(transfers: Sequence[Transfer]) -> None:
+    """Refuses weights that are not finite in the model's dtype.
+
+    A NaN passes through the least and the largest value, which take one pass and no memory; all
+    are fetched at once, so that a GPU is waited for once.
+    """
+    extremes = torch.stack(
+        [extreme for transfer in transfers for extreme in transfer.target.aminmax()]
+    )
+    for transfer, values in zip(transfers, extremes.view(-1, 2).tolist(), strict=True):
+        if all(map(math.isfinite, values)):
+            continue
+        stored, dtype = transfer.stored, transfer.target.dtype
+        found = "NaN"
+        if not any(map(math.isnan, values)):
+            found = "infinite values"
+            if DTYPES[stored.dtype] != dtype:
+                limit = torch.finfo(dtype).max
+                found += f", or values over {limit:.3g}, the largest of {_name(dtype)}"
+        raise StartupError(f"{stored}, stored as {stored.dtype}, holds {found}")
+
+
+def _check_tied_head(transfers: Sequence[Transfer]) -> None:
+    """Refuses a tied model whose head is stored too, and is another."""
+    by_name = {transfer.stored.name: transfer for transfer in transfers}
+    head, embedding = by_name.get(_HEAD), by_name.get(_EMBEDDING)
+    if head is None or embedding is None or torch.equal(head.target, embedding.target):
+        return
+    raise StartupError(
+        f"{head.stored} is not equal to {_EMBEDDING}, but config.json ties them; "
+        "set tie_word_embeddings to false to use both, or remove the one that is not meant"
+    )
+
+
+def _whole_digest(transfers: Sequence[Transfer], digests: Mapping[str, xxhash.xxh3_128]) -> str:
+    whole = xxhash.xxh3_128()
+    for stored in sorted((transfer.stored for transfer in transfers), key=attrgetter("name")):
+        whole.update(json.dumps([stored.name, stored.dtype, stored.shape]).encode())
+        whole.update(digests[stored.name].digest())
+    return str(whole.hexdigest())
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 @torch.inference_mode()

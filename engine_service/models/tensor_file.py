@@ -4,73 +4,144 @@ Format: 8 bytes little-endian length of a JSON header, the header, the tensors' 
 https://github.com/huggingface/safetensors#format
 """
 
-import json
+import math
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 from engine_service.errors import StartupError
+from engine_service.models.json_file import parse_json, shown
+from engine_service.models.plain_file import cannot_read, open_plain_file
 
-_MAX_HEADER_BYTES = 100_000_000
+_MAX_HEADER_BYTES = 16 << 20
+"""Some 100,000 tensors. The format allows 100 MB, which may become gigabytes of objects."""
+
+_MAX_DIMENSIONS = 16
+
+_BITS = {
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "F8_E5M2": 8,
+    "F8_E4M3": 8,
+    "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8,
+    "F16": 16,
+    "BF16": 16,
+    "F32": 32,
+    "F64": 64,
+    "C64": 64,
+    "BOOL": 8,
+    "U8": 8,
+    "I8": 8,
+    "U16": 16,
+    "I16": 16,
+    "U32": 32,
+    "I32": 32,
+    "U64": 64,
+    "I64": 64,
+}
+"""Bits of an element, by the format's names of types."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensor:
     """One tensor of a file."""
 
+    path: Path
+    name: str
     dtype: str
     """As the format names it, such as "BF16"."""
-    shape: list[int]
+    shape: tuple[int, ...]
     begin: int
     """Offset of its first byte in the file."""
     end: int
     """Offset behind its last byte."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorFile:
-    """A safetensors file.
-
-    Attributes:
-        path: Where it is.
-        header: The JSON header as it stands.
-        tensors: Its tensors by name, in the order of their bytes.
-    """
-
-    path: Path
-    header: bytes
-    tensors: dict[str, StoredTensor]
+    def __str__(self) -> str:
+        """Names it in messages."""
+        return f"{self.path}: tensor {shown(self.name)[1:-1]}"
 
 
-def read_tensor_file(path: Path) -> TensorFile:
-    """Reads the header of a safetensors file.
+def read_tensor_file(path: Path) -> dict[str, StoredTensor]:
+    """Reads the header of a safetensors file, and holds it to all that the format demands.
+
+    Returns:
+        The tensors by name, in the order of their bytes.
 
     Raises:
         StartupError: The file cannot be read or is not whole.
     """
     try:
-        with path.open("rb") as file:
+        with open(open_plain_file(path), "rb") as file:
+            num_bytes = os.fstat(file.fileno()).st_size
             (header_bytes,) = struct.unpack("<Q", file.read(8))
-            header = file.read(min(header_bytes, _MAX_HEADER_BYTES))
-        start = 8 + header_bytes
-        tensors = {
-            name: StoredTensor(
-                dtype=entry["dtype"],
-                shape=list(entry["shape"]),
-                begin=start + entry["data_offsets"][0],
-                end=start + entry["data_offsets"][1],
-            )
-            for name, entry in json.loads(header).items()
-            if name != "__metadata__"
-        }
-        size = path.stat().st_size
-        if max((tensor.end for tensor in tensors.values()), default=start) != size:
-            raise ValueError("its size is not what the header says")
+            if header_bytes > num_bytes - 8:
+                raise ValueError("its header ends behind the file's end")
+            if header_bytes > _MAX_HEADER_BYTES:
+                raise ValueError(
+                    f"its header has {header_bytes} bytes, the most that is read is "
+                    f"{_MAX_HEADER_BYTES}"
+                )
+            header = file.read(header_bytes)
+        return _tensors(path, header, 8 + header_bytes, num_bytes)
     except OSError as error:
-        raise StartupError(f"{path}: cannot be read: {error.strerror}") from error
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise cannot_read(path, error) from error
+    except (struct.error, ValueError) as error:
         raise StartupError(
             f"{path}: is not a whole safetensors file; fetch it again ({error})"
         ) from error
-    ordered = sorted(tensors.items(), key=lambda item: item[1].begin)
-    return TensorFile(path=path, header=header, tensors=dict(ordered))
+
+
+def _tensors(path: Path, header: bytes, start: int, num_bytes: int) -> dict[str, StoredTensor]:
+    entries = parse_json(header)
+    if not isinstance(entries, dict):
+        raise ValueError("its header is no JSON object")
+    entries.pop("__metadata__", None)
+    tensors = [_tensor(path, name, entry, start) for name, entry in entries.items()]
+    tensors.sort(key=lambda tensor: (tensor.begin, tensor.end))
+    end = start
+    for tensor in tensors:
+        if tensor.begin != end:
+            raise ValueError(
+                f"tensor {shown(tensor.name)} begins at byte {tensor.begin - start} of the data, "
+                f"but what is in front of it ends at {end - start}"
+            )
+        end = tensor.end
+    if end != num_bytes:
+        raise ValueError(f"the tensors end at byte {end}, the file at {num_bytes}")
+    return {tensor.name: tensor for tensor in tensors}
+
+
+def _tensor(path: Path, name: str, entry: object, start: int) -> StoredTensor:
+    fields = entry if isinstance(entry, dict) else {}
+    dtype, shape, offsets = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not isinstance(dtype, str) or dtype not in _BITS:
+        raise ValueError(f"tensor {shown(name)} has the dtype {shown(dtype)}, which is unknown")
+    if not _are_sizes(shape) or len(shape) > _MAX_DIMENSIONS:
+        raise ValueError(f"tensor {shown(name)} has the shape {shown(shape)}, which is none")
+    if not _are_sizes(offsets) or len(offsets) != 2:
+        raise ValueError(f"tensor {shown(name)} has data_offsets {shown(offsets)}, no two sizes")
+    begin, end = offsets
+    if (end - begin) * 8 != math.prod(shape) * _BITS[dtype]:
+        raise ValueError(
+            f"tensor {shown(name)} has {end - begin} bytes, which is not the size of "
+            f"{shown(shape)} {dtype}"
+        )
+    return StoredTensor(
+        path=path,
+        name=name,
+        dtype=dtype,
+        shape=tuple(shape),
+        begin=start + begin,
+        end=start + end,
+    )
+
+
+def _are_sizes(value: object) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(
+        type(size) is int and 0 <= size < 2**63 for size in value
+    )

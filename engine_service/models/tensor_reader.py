@@ -12,17 +12,23 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+import xxhash
 
 from engine_service.errors import StartupError
+from engine_service.models.plain_file import cannot_read, open_plain_file
 from engine_service.models.tensor_file import StoredTensor
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """Types that tensors are read in, by the format's names."""
 
 _NUM_THREADS = 8
+# Part of what a fingerprint means, as its digests are of pieces.
 _PIECE_BYTES = 32 << 20
 
 
@@ -30,15 +36,25 @@ _PIECE_BYTES = 32 << 20
 class Transfer:
     """One tensor's way."""
 
-    path: Path
     stored: StoredTensor
     target: torch.Tensor
     """Contiguous, of the stored shape; values are converted to its type."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReadPiece:
+    """A part of a tensor that has arrived."""
+
+    name: str
+    """The tensor's."""
+    num_bytes: int
+    digest: bytes
+    """xxh3-128 of its bytes as they are stored."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Piece:
-    path: Path
+    stored: StoredTensor
     descriptor: int
     offset: int
     """Of its first byte in the file."""
@@ -51,11 +67,11 @@ class _Piece:
         return self.target.numel() * self.dtype.itemsize
 
 
-def read_tensors(transfers: Sequence[Transfer]) -> Iterator[int]:
+def read_tensors(transfers: Sequence[Transfer]) -> Iterator[ReadPiece]:
     """Reads tensors to their places, all on one device.
 
     Yields:
-        Bytes read since the last time, until all are there.
+        What has arrived, until all is there: the tensors in their order, each from its beginning.
 
     Raises:
         StartupError: A file cannot be read, or ends too early.
@@ -69,8 +85,8 @@ def read_tensors(transfers: Sequence[Transfer]) -> Iterator[int]:
         torch.cuda.synchronize(device)
     with ExitStack() as stack:
         descriptors: dict[Path, int] = {}
-        for path in {transfer.path for transfer in transfers}:
-            descriptors[path] = _open(path)
+        for path in {transfer.stored.path for transfer in transfers}:
+            descriptors[path] = open_plain_file(path)
             stack.callback(os.close, descriptors[path])
         threads = stack.enter_context(
             ThreadPoolExecutor(_NUM_THREADS, "weights", _set_device, (device,))
@@ -81,16 +97,9 @@ def read_tensors(transfers: Sequence[Transfer]) -> Iterator[int]:
         pieces = [
             piece
             for transfer in transfers
-            for piece in _pieces(transfer, descriptors[transfer.path])
+            for piece in _pieces(transfer, descriptors[transfer.stored.path])
         ]
         yield from threads.map(lambda piece: _read(piece, buffers), pieces)
-
-
-def _open(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDONLY)
-    except OSError as error:
-        raise StartupError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _set_device(device: torch.device) -> None:
@@ -105,7 +114,7 @@ def _pieces(transfer: Transfer, descriptor: int) -> Iterator[_Piece]:
     size = _PIECE_BYTES // dtype.itemsize
     for begin in range(0, flat.numel(), size):
         yield _Piece(
-            path=transfer.path,
+            stored=transfer.stored,
             descriptor=descriptor,
             offset=transfer.stored.begin + begin * dtype.itemsize,
             dtype=dtype,
@@ -113,13 +122,15 @@ def _pieces(transfer: Transfer, descriptor: int) -> Iterator[_Piece]:
         )
 
 
-def _read(piece: _Piece, buffers: threading.local) -> int:
+def _read(piece: _Piece, buffers: threading.local) -> ReadPiece:
     is_cuda = piece.target.is_cuda
     if not hasattr(buffers, "bytes"):
         buffers.bytes = torch.empty(_PIECE_BYTES, dtype=torch.uint8, pin_memory=is_cuda)
         buffers.stream = torch.cuda.Stream(piece.target.device) if is_cuda else None  # type: ignore[no-untyped-call]
     buffer: torch.Tensor = buffers.bytes[: piece.num_bytes]
-    _fill(buffer.numpy().data, piece)
+    content = buffer.numpy().data
+    _fill(content, piece)
+    digest = xxhash.xxh3_128_digest(content)
     values = buffer.view(piece.dtype)
     with torch.inference_mode():
         if buffers.stream is None:
@@ -129,7 +140,7 @@ def _read(piece: _Piece, buffers: threading.local) -> int:
                 piece.target.copy_(values, non_blocking=True)
             # Before the buffer is filled anew.
             buffers.stream.synchronize()
-    return piece.num_bytes
+    return ReadPiece(name=piece.stored.name, num_bytes=piece.num_bytes, digest=digest)
 
 
 def _fill(buffer: memoryview, piece: _Piece) -> None:
@@ -138,7 +149,9 @@ def _fill(buffer: memoryview, piece: _Piece) -> None:
         try:
             count = os.preadv(piece.descriptor, [buffer[done:]], piece.offset + done)
         except OSError as error:
-            raise StartupError(f"{piece.path}: cannot be read: {error.strerror}") from error
+            raise cannot_read(piece.stored.path, error) from error
         if not count:
-            raise StartupError(f"{piece.path}: is not a whole safetensors file; it ends too early")
+            raise StartupError(
+                f"{piece.stored.path}: is not a whole safetensors file; it ends too early"
+            )
         done += count

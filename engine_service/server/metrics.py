@@ -120,6 +120,9 @@ class EngineMetrics:
         self.preemptions = self._counter(
             "preemptions", "Times that a running request lost its blocks to another."
         )
+        self.invalid_logits = self._counter(
+            "invalid_logits", "Requests that ended since the model's logits were NaN or infinite."
+        )
         self.slow_readers = self._counter(
             "slow_readers", "Streams of all kinds closed since their client did not read."
         )
@@ -175,6 +178,7 @@ class EngineMetrics:
         self.prefix_cache_query_tokens.inc(stats.num_prefix_query_tokens)
         self.prefix_cache_hit_tokens.inc(stats.num_prefix_hit_tokens)
         self.preemptions.inc(stats.num_preemptions)
+        self.invalid_logits.inc(stats.num_invalid_logits)
         self.computed_prompt_tokens.inc(stats.num_prefill_tokens)
         self.generated_tokens.inc(stats.num_generated_tokens)
         if stats.num_scheduled_seqs:

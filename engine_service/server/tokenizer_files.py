@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Self
 
 from engine_service.errors import StartupError
+from engine_service.models.end_tokens import MAX_TOKENIZER_FILE_BYTES
+from engine_service.models.plain_file import read_own_file
 from protos.wire.tokenizer_digest import tokenizer_digest
+
+_MAX_BYTES = 128 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,15 +37,20 @@ class TokenizerFiles:
         """Reads the files, sorted by name; blocks for as long as the disk takes.
 
         Raises:
-            StartupError: A file cannot be read.
+            StartupError: A file cannot be read, is too large, or lies outside of its folder:
+                anyone may ask for what is read here.
         """
         files = []
         digests = {}
+        num_bytes = 0
         for path in sorted(paths, key=lambda path: path.name):
-            try:
-                content = path.read_bytes()
-            except OSError as error:
-                raise StartupError(f"{path}: cannot be read: {error.strerror}") from error
+            content = read_own_file(path, MAX_TOKENIZER_FILE_BYTES)
+            num_bytes += len(content)
+            if num_bytes > _MAX_BYTES:
+                raise StartupError(
+                    f"{path}: with it the tokenizer files have {num_bytes} bytes, the most that is "
+                    f"served is {_MAX_BYTES}"
+                )
             digest = hashlib.sha256(content)
             digests[path.name] = digest.digest()
             files.append(TokenizerFile(name=path.name, content=content, sha256=digest.hexdigest()))

@@ -58,11 +58,8 @@ def start_executor(
     check_head_dim(config, device)
     dtype = choose_dtype(model, config, device)
     max_model_len = _max_model_len(model, config)
-    eos_token_ids = checkpoint.read_eos_token_ids()
-    model_fingerprint = fingerprint(
-        checkpoint, dtype=dtype, load_format=model.load_format, seed=model.seed
-    )
-    worker, num_blocks = start_worker(
+    eos_token_ids = checkpoint.read_eos_token_ids(config.vocab_size)
+    started = start_worker(
         WorkerConfig(
             model=model,
             cache=cache,
@@ -74,6 +71,13 @@ def start_executor(
             dtype=DTYPES[dtype],
         )
     )
+    model_fingerprint = fingerprint(
+        checkpoint,
+        dtype=dtype,
+        load_format=model.load_format,
+        seed=model.seed,
+        weights=started.weights_digest,
+    )
     info = EngineInfo(
         model_name=model.served_model_name
         or Path(model.model).name
@@ -83,7 +87,7 @@ def start_executor(
         vocab_size=config.vocab_size,
         max_model_len=max_model_len,
         block_size=cache.block_size,
-        num_blocks=num_blocks,
+        num_blocks=started.num_blocks,
         max_num_seqs=scheduler.max_num_seqs,
         max_num_batched_tokens=scheduler.max_num_batched_tokens,
         eos_token_ids=eos_token_ids,
@@ -100,7 +104,7 @@ def start_executor(
         max_model_len,
         model_fingerprint,
     )
-    return LocalExecutor(worker, device), info
+    return LocalExecutor(started.worker, device), info
 
 
 def _max_model_len(options: ModelOptions, config: ModelConfig) -> int:

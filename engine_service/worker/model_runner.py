@@ -20,7 +20,8 @@ class ModelRunner:
         """Runs a step and appends its tokens to their sequences.
 
         Returns:
-            [num_sampled] int64 token IDs, in the order of the plan; None if no row yields one.
+            [num_sampled] int64 token IDs, in the order of the plan, -1 where the logits give none;
+            None if no row yields one.
         """
         logits = self.compute_logits(inputs)
         if logits is None or inputs.sampling is None:

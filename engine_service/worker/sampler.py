@@ -16,6 +16,6 @@ def sample_tokens(logits: torch.Tensor, sampling: SamplingInputs) -> torch.Tenso
         sampling: How to draw in each row.
 
     Returns:
-        [num_sampled] int64 token IDs.
+        [num_sampled] int64 token IDs, -1 where the logits are no distribution.
     """
     return sample(logits, sampling.temperatures, sampling.seeds, sampling.positions)

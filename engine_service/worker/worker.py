@@ -11,7 +11,12 @@ from engine_service.core.types import StepPlan, StepResult, int32_array
 from engine_service.errors import StartupError
 from engine_service.models.checkpoint import Checkpoint
 from engine_service.models.config import ModelConfig
-from engine_service.models.loading import build_model, fill_randomly, load_weights
+from engine_service.models.loading import (
+    build_model,
+    check_weights,
+    fill_randomly,
+    load_weights,
+)
 from engine_service.models.qwen3 import Qwen3
 from engine_service.worker.cuda_graphs import StepGraphs, max_num_graphs
 from engine_service.worker.device import is_out_of_memory
@@ -137,11 +142,19 @@ class Worker:
         return event
 
 
-def start_worker(config: WorkerConfig) -> tuple[Worker, int]:
-    """Loads the model, sizes and allocates the KV cache, and runs steps to warm up.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartedWorker:
+    """A worker that can run steps, and what its start brought to light."""
 
-    Returns:
-        The worker, and the number of its cache's blocks that can hold tokens.
+    worker: Worker
+    num_blocks: int
+    """Blocks of its cache that can hold tokens."""
+    weights_digest: str
+    """As `load_weights` returns it; empty for random weights."""
+
+
+def start_worker(config: WorkerConfig) -> StartedWorker:
+    """Loads the model, sizes and allocates the KV cache, and runs steps to warm up.
 
     Raises:
         StartupError: A weights file is bad, or the device has not enough memory.
@@ -160,11 +173,11 @@ def start_worker(config: WorkerConfig) -> tuple[Worker, int]:
 
 
 @torch.inference_mode()
-def _start_worker(config: WorkerConfig) -> tuple[Worker, int]:
+def _start_worker(config: WorkerConfig) -> StartedWorker:
     is_cuda = config.device.type == "cuda"
     block_size = config.cache.block_size
     max_num_seqs = config.scheduler.max_num_seqs
-    model = _load_model(config)
+    model, weights_digest = _load_model(config)
     batch = InputBatch(
         max_num_seqs=max_num_seqs,
         max_model_len=config.max_model_len,
@@ -204,7 +217,11 @@ def _start_worker(config: WorkerConfig) -> tuple[Worker, int]:
     graphs = None
     if is_cuda and not config.model.enforce_eager:
         graphs = StepGraphs.capture(runner, batch, config.scheduler.max_num_batched_tokens)
-    return Worker(batch, runner, graphs, config.device), num_blocks
+    return StartedWorker(
+        worker=Worker(batch, runner, graphs, config.device),
+        num_blocks=num_blocks,
+        weights_digest=weights_digest,
+    )
 
 
 def _graph_bytes(config: WorkerConfig) -> int:
@@ -214,10 +231,14 @@ def _graph_bytes(config: WorkerConfig) -> int:
     return num_graphs * config.model_config.num_layers * _GRAPH_BYTES_PER_LAYER
 
 
-def _load_model(config: WorkerConfig) -> Qwen3:
+def _load_model(config: WorkerConfig) -> tuple[Qwen3, str]:
+    """Returns the model and the digest of its weights."""
+    is_random = config.model.load_format == "dummy"
+    if not is_random:
+        # Nothing is allocated for sizes that the files do not bear out.
+        check_weights(config.model_config, config.checkpoint)
     model = build_model(config.model_config, config.max_model_len, config.dtype, config.device)
-    if config.model.load_format == "dummy":
+    if is_random:
         fill_randomly(model, config.model.seed, config.model_config.initializer_range)
-    else:
-        load_weights(model, config.checkpoint)
-    return model
+        return model, ""
+    return model, load_weights(model, config.checkpoint)

@@ -3,15 +3,19 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 from array import array
 
 import grpc
 import pytest
+import safetensors.torch
+import torch
 
 from engine_service import launch
-from engine_service.config import read_config
+from engine_service.config import ModelOptions, read_config
+from engine_service.models import hub
 from engine_service.server.engine_server import EngineServer
 from protos.pagestream.engine.v1 import engine_pb2
 from protos.wire import block_hash
@@ -231,6 +235,70 @@ async def test_model_of_another_architecture_is_told_in_one_line(tmp_path):
     assert len(engine.lines) == 1
     assert "Gpt9" in engine.lines[0]
     assert "Qwen3ForCausalLM" in engine.lines[0]
+
+
+def _spoil_with_deep_json(folder):
+    (folder / "config.json").write_text('{"a":' * 100_000)
+
+
+def _spoil_with_a_pipe(folder):
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    os.mkfifo(folder / "tokenizer.json")
+
+
+def _spoil_with_a_link(folder):
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "chat_template.jinja").symlink_to("/etc/passwd")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (_spoil_with_deep_json, "config.json: cannot be read as JSON: it is nested over 64 levels"),
+        (_spoil_with_a_pipe, "tokenizer.json: is no plain file"),
+        (_spoil_with_a_link, "chat_template.jinja: is a link that leads out of the model's folder"),
+    ],
+)
+async def test_folder_of_a_stranger_is_refused_in_one_line(tmp_path, spoil, expected):
+    folder = tmp_path / "line\nbreak"
+    folder.mkdir()
+    spoil(folder)
+    arguments = ["--model", str(folder), "--load-format", "dummy"]
+    async with engine_process(REAL, *arguments) as engine:
+        assert await engine.wait_end() == 2
+    assert len(engine.lines) == 1
+    assert f"/line\\nbreak/{expected}" in engine.lines[0]
+
+
+async def test_weights_that_are_not_finite_are_refused_in_one_line(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model.folder, tmp_path / "model")
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][3] = torch.nan
+    safetensors.torch.save_file(tensors, folder / "model.safetensors")
+    async with engine_process(REAL, "--model", str(folder), "--device", "cpu") as engine:
+        assert await engine.wait_end() == 2
+    errors = [line for line in engine.lines if " INFO " not in line]
+    assert errors == [
+        f"engine_service: {folder}/model.safetensors: tensor model.norm.weight, stored as F32, "
+        "holds NaN\n"
+    ]
+
+
+def test_core_is_given_the_folder_that_was_checked_so_that_the_hub_is_asked_once(
+    tiny_model, monkeypatch
+):
+    asked = []
+
+    def download(model, patterns):
+        asked.append(model)
+        return tiny_model.folder
+
+    monkeypatch.setattr(hub, "download", download)
+    model, _ = launch._check_model(ModelOptions(model="acme/demo"))
+    assert (model.model, model.served_model_name) == (str(tiny_model.folder), "demo")
+    again, _ = launch._check_model(model)
+    assert again == model
+    assert asked == ["acme/demo"]
 
 
 async def test_wrong_option_is_told_in_one_line():

@@ -135,15 +135,58 @@ def test_rows_may_be_strided(target):
 
 
 @on_each_target
-def test_hidden_entries_and_nan_never_leave_the_row(target):
-    logits = torch.full((3, 1030), -torch.inf).to(target.device, target.dtype)
+def test_hidden_entries_are_never_drawn(target):
+    logits = torch.full((2, 1030), -torch.inf).to(target.device, target.dtype)
     logits[0, 1029] = -50.0
-    logits[2] = torch.nan
-    ones = torch.ones(3, dtype=torch.int64, device=target.device)
-    for temperature in (0.0, 1.0):
-        token_ids = _sample_triton(logits, temperature * ones.float(), ones, ones)
-        assert token_ids[0] == 1029
-        assert ((token_ids >= 0) & (token_ids < 1030)).all()
+    logits[1, [5, 1025]] = 1.0
+    ones = torch.ones(2, dtype=torch.int64, device=target.device)
+    for draw in (_sample_triton, reference.sample):
+        for temperature in (0.0, 1.0):
+            token_ids = draw(logits, temperature * ones.float(), ones, ones).tolist()
+            assert token_ids[0] == 1029
+            assert token_ids[1] in (5, 1025)
+
+
+NOT_FINITE = {
+    "nan": ([0, 1029], torch.nan),
+    "one-nan": ([700], torch.nan),
+    "last-nan": ([1029], torch.nan),
+    "infinity": ([700], torch.inf),
+    "infinities": ([3, 1025], torch.inf),
+    "nothing": (slice(None), -torch.inf),
+    "all-nan": (slice(None), torch.nan),
+}
+
+
+@on_each_target
+@pytest.mark.parametrize("case", NOT_FINITE)
+@pytest.mark.parametrize("num_rows", [3, 20], ids=["small-tiles", "large-tiles"])
+def test_rows_that_are_no_distribution_give_no_token_and_leave_others_alone(target, case, num_rows):
+    logits, temperatures, seeds, positions = arguments(target, num_rows, 1030)
+    temperatures[num_rows // 2 :] = 0.0
+    expected = reference.sample(logits, temperatures, seeds, positions)
+    assert (expected >= 0).all()
+    bad = [0, num_rows - 1]
+    entries, value = NOT_FINITE[case]
+    for row in bad:
+        logits[row, entries] = value
+    expected[bad] = -1
+    for draw in (_sample_triton, reference.sample):
+        assert torch.equal(draw(logits, temperatures, seeds, positions), expected)
+    greedy = torch.zeros_like(temperatures)
+    for draw in (_sample_triton, reference.sample):
+        token_ids = draw(logits, greedy, seeds, positions)
+        assert (token_ids == -1).nonzero().flatten().tolist() == bad
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in divide")  # the interpreter's NumPy
+@in_float32
+def test_scores_that_overflow_give_no_token(target):
+    logits = torch.tensor([[1e38, 0.0], [-3e38, 1.0], [-3e38, -3e38]], device=target.device)
+    temperatures = torch.full((3,), 2e-5, device=target.device)
+    zeros = torch.zeros(3, dtype=torch.int64, device=target.device)
+    for draw in (_sample_triton, reference.sample):
+        assert draw(logits, temperatures, zeros, zeros).tolist() == [-1, 1, -1]
 
 
 @on_each_target

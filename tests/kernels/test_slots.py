@@ -108,6 +108,18 @@ def test_tokens_are_written_where_they_belong_and_nowhere_else(target, append):
     assert torch.equal(on_device.cpu(), tokens)
 
 
+@pytest.mark.parametrize("append", [reference.append_tokens, _append_tokens_triton])
+@in_float32
+def test_what_is_no_token_is_written_as_one_that_can_be_looked_up(target, append):
+    tokens = torch.full((2, 9), 5, dtype=torch.int32, device=target.device)
+    slots, positions = torch.tensor([1, 0]), torch.tensor([3, 8])
+
+    append(tokens, *(x.to(target.device) for x in (slots, positions, torch.tensor([-1, 7]))))
+
+    assert (tokens[1, 3], tokens[0, 8]) == (0, 7)
+    assert (tokens == 5).sum() == 16
+
+
 @in_float32
 def test_many_rows_are_all_written(target):
     tokens = torch.zeros(600, 3, dtype=torch.int32, device=target.device)

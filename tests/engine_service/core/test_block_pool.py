@@ -93,6 +93,22 @@ def test_a_freed_prefix_can_be_hit_until_it_is_reused():
     assert match.num_unowned == 1
 
 
+def test_a_forgotten_block_is_not_found_and_free_ones_are_reused_first():
+    pool = make_pool(num_blocks=3)
+    owned, freed = pool.allocate(1), pool.allocate(1)
+    register_chain(pool, owned + freed, tokens(1, 2, 3, 4), [10, 11])
+    pool.free(freed)
+    pool.take_delta()
+
+    pool.forget(hashes(10, 11, 12))
+
+    assert pool.match_prefix(tokens(1, 2, 3, 4, 5), hashes(10, 11), SALT).block_ids == []
+    assert pool.ref_count(owned[0]) == 1
+    assert sorted(pool.take_delta().removed) == [10, 11]
+    assert (pool.num_free_blocks, pool.statistics().num_cached_blocks) == (2, 0)
+    assert pool.allocate(1) == freed
+
+
 def test_a_touched_block_is_not_reused():
     pool = make_pool(num_blocks=2)
     table = pool.allocate(1)

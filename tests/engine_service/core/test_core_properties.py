@@ -7,6 +7,7 @@ import pytest
 import engine_service.core.sequence
 from engine_service.core.block_pool import BlockPool
 from engine_service.core.scheduler import Scheduler
+from engine_service.core.types import NO_TOKEN
 from tests.engine_service.core.core_driver import CoreDriver
 from tests.engine_service.core.fake_executor import FakeExecutor
 
@@ -47,6 +48,53 @@ def test_equal_digests_of_all_blocks_mix_no_contexts(monkeypatch):
     counts = drive(range(NUM_ENGINES), caching=True)
 
     assert counts["hit_tokens"], "first blocks can still be hit"
+
+
+class InvalidExecutor(FakeExecutor):
+    """Some rows yield no token."""
+
+    def launch(self, plan):
+        handle = super().launch(plan)
+        step_id, use, result = self.in_flight.pop()
+        token_ids = result.token_ids
+        for index in range(len(token_ids)):
+            if (step_id * 7 + index) % 11 == 0:
+                token_ids[index] = NO_TOKEN
+        self.in_flight.append((step_id, use, result))
+        return handle
+
+
+class FailingDriver(CoreDriver):
+    """Takes failed requests for cancelled ones: what they got until then is right."""
+
+    def step(self):
+        step = self.core.step
+
+        def step_and_note_failures():
+            output = step()
+            failed = {failure.request_id for failure in output.failures}
+            assert failed <= self.open_ids
+            assert not failed & set(output.request_ids), "a token of a request that failed"
+            assert output.stats.num_invalid_logits == len(failed)
+            self.cancelled |= failed
+            self.counts["failed"] += len(failed)
+            return output
+
+        self.core.step = step_and_note_failures
+        super().step()
+        self.core.step = step
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_rows_without_a_token_end_their_requests_and_no_others(depth):
+    counts = Counter()
+    for seed in range(NUM_ENGINES):
+        driver = FailingDriver(seed, executor=InvalidExecutor, depth=depth)
+        driver.run(NUM_REQUESTS)
+        counts += driver.counts
+
+    for event in "failed", "stop", "length", "preempted", "cancelled", "hit_tokens":
+        assert counts[event], f"no request was ever {event}"
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import pytest
 
 from engine_service.core import inbox as inbox_module
 from engine_service.core.engine_core import serve
-from engine_service.core.types import CoreInput, FinishReason
+from engine_service.core.types import NO_TOKEN, CoreInput, FinishReason
 from engine_service.errors import InvalidRequest
 from protos.wire.reason import Reason
 from tests.engine_service.core.fake_executor import FakeExecutor, make_info
@@ -179,6 +179,23 @@ def test_serve_turns_a_refusal_into_a_failure_and_goes_on():
     assert failure.request_id == 1
     assert failure.error.reason is Reason.EMPTY_PROMPT
     assert outcome.tokens == {2: greedy([3], 4)}
+
+
+def test_serve_tells_refusals_and_failed_rows_together(monkeypatch):
+    real_run = FakeExecutor._run
+    monkeypatch.setattr(
+        FakeExecutor, "_run", lambda self, plan: [NO_TOKEN] * len(real_run(self, plan))
+    )
+    with served() as (connection, _):
+        connection.send(CoreInput(requests=[make_request(1, [1], 4), make_request(2, [100], 4)]))
+        output = connection.recv()
+
+    errors = {failure.request_id: failure.error for failure in output.failures}
+    assert errors[1].reason is Reason.INTERNAL
+    assert errors[1].metadata == {"position": "1"}
+    assert errors[2].reason is Reason.TOKEN_OUT_OF_RANGE
+    assert output.stats.num_invalid_logits == 1
+    assert not output.token_ids
 
 
 def test_serve_counts_what_it_has_not_taken_in_yet_as_waiting(monkeypatch):

@@ -93,6 +93,16 @@ def test_installed_transformers_config_is_read():
         ("num_key_value_heads", 3),
         ("head_dim", None),
         ("head_dim", 127),
+        ("head_dim", 1_000_000),
+        ("num_hidden_layers", 1_000_000),
+        ("max_position_embeddings", 1_000_000_000),
+        ("vocab_size", 2**31),
+        ("hidden_size", 2**70),
+        ("intermediate_size", 10**4000),
+        ("num_attention_heads", 2**20),
+        ("num_key_value_heads", 2**20),
+        ("hidden_act", "x" * 10_000),
+        ("rope_theta", {"a": list(range(10_000))}),
         ("max_position_embeddings", []),
         ("rms_norm_eps", 0),
         ("initializer_range", -0.1),
@@ -110,4 +120,5 @@ def test_refusal_names_file_field_and_value(field, value):
     assert named in message
     assert "is missing" in message if value is None else "is missing" not in message
     assert "supported" in message or "needed" in message
+    assert len(message) < 400
     assert "\n" not in message

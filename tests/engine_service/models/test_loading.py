@@ -9,7 +9,12 @@ from engine_service.errors import StartupError
 from engine_service.models import tensor_reader
 from engine_service.models.checkpoint import resolve_checkpoint
 from engine_service.models.config import parse_config
-from engine_service.models.loading import build_model, fill_randomly, load_weights
+from engine_service.models.loading import (
+    build_model,
+    check_weights,
+    fill_randomly,
+    load_weights,
+)
 from tests.engine_service.tiny_models import SHAPES, make_model
 
 CPU = torch.device("cpu")
@@ -115,16 +120,108 @@ def test_tensor_of_an_unsupported_type_is_named(folder):
         load(folder)
 
 
-def test_tied_head_that_is_stored_once_more_is_passed_over(tmp_path):
-    tiny = make_model(tmp_path / "model", SHAPES[0])
-    change_tensors(
-        tiny.folder, lambda tensors: tensors.update({"lm_head.weight": torch.zeros(300, 64)})
-    )
+@pytest.fixture
+def tied_folder(tmp_path):
+    """The folder of a tied model, to spoil."""
+    return make_model(tmp_path / "tied", SHAPES[0]).folder
 
-    model = load(tiny.folder)
+
+def embedding_of(folder):
+    return safetensors.torch.load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
+
+
+def test_tied_head_that_is_stored_once_more_is_the_same_matrix(tied_folder):
+    embedding = embedding_of(tied_folder)
+    change_tensors(tied_folder, lambda tensors: tensors.update({"lm_head.weight": embedding + 0}))
+
+    model = load(tied_folder)
 
     assert model.lm_head is model.embed_tokens
-    assert model.lm_head.weight.abs().sum() > 0
+    assert torch.equal(model.lm_head.weight, embedding)
+
+
+def test_tied_matrix_may_be_stored_as_the_head(tied_folder):
+    embedding = embedding_of(tied_folder)
+
+    def rename(tensors):
+        tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+
+    change_tensors(tied_folder, rename)
+
+    model = load(tied_folder)
+
+    assert model.lm_head is model.embed_tokens
+    assert torch.equal(model.lm_head.weight, embedding)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tied_head_that_is_another_matrix_is_refused(tied_folder, dtype):
+    head = embedding_of(tied_folder)
+    head[299, 63] += 1
+    change_tensors(tied_folder, lambda tensors: tensors.update({"lm_head.weight": head}))
+
+    with pytest.raises(StartupError, match=r"lm_head\.weight is not equal to model\.embed_tokens"):
+        load(tied_folder, dtype)
+
+
+def test_tied_head_of_another_shape_is_refused(tied_folder):
+    change_tensors(
+        tied_folder, lambda tensors: tensors.update({"lm_head.weight": torch.zeros(299, 64)})
+    )
+
+    with pytest.raises(StartupError, match=r"lm_head\.weight is \[299, 64\], but config"):
+        load(tied_folder)
+
+
+def test_tied_model_without_either_matrix_is_refused(tied_folder):
+    change_tensors(tied_folder, lambda tensors: tensors.pop("model.embed_tokens.weight"))
+
+    with pytest.raises(StartupError, match=r"embed_tokens\.weight \[300, 64\] is missing"):
+        load(tied_folder)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
+def test_weights_that_are_not_finite_are_named(folder, value, stored, device):
+    name = "model.layers.2.self_attn.v_proj.weight"
+
+    def spoil(tensors):
+        tensors.update({key: tensor.to(stored) for key, tensor in tensors.items()})
+        tensors[name][31, 63] = value
+
+    change_tensors(folder, spoil)
+
+    found = "NaN" if value != value else "infinite values"
+    with pytest.raises(StartupError, match=rf"tensor {name}, stored as \w+, holds {found}"):
+        load(folder, stored, torch.device(device))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "limit"),
+    [(torch.float16, 65520.0, "6.55e+04"), (torch.bfloat16, 3.4e38, "3.39e+38")],
+)
+def test_weights_beyond_the_range_of_the_model_s_dtype_are_named(folder, dtype, value, limit):
+    name = "model.norm.weight"
+    change_tensors(folder, lambda tensors: tensors[name].fill_(value))
+
+    with pytest.raises(StartupError) as refusal:
+        load(folder, dtype)
+
+    dtype_name = str(dtype).removeprefix("torch.")
+    assert str(refusal.value).endswith(
+        f"tensor {name}, stored as F32, holds infinite values, "
+        f"or values over {limit}, the largest of {dtype_name}"
+    )
+
+
+def test_files_are_compared_with_the_config_before_anything_is_allocated(folder):
+    checkpoint = resolve_checkpoint(str(folder))
+    values = checkpoint.read_config() | {"hidden_size": 1 << 18, "num_hidden_layers": 512}
+
+    with pytest.raises(StartupError, match=r"is \[300, 64\], but config\.json makes it"):
+        check_weights(parse_config(values), checkpoint)
+    check_weights(parse_config(checkpoint.read_config()), checkpoint)
 
 
 def test_tensors_larger_than_a_piece_are_whole(tiny_model, monkeypatch):

@@ -5,12 +5,16 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from engine_service.core.types import Failure, StepStats
+from engine_service.errors import StartupError, invalid_logits
+from engine_service.server import tokenizer_files
 from engine_service.server.tokenizer_files import TokenizerFiles
 from protos.pagestream.engine.v1 import engine_pb2
 from protos.wire import block_hash
 from tests.engine_service.core.fake_executor import make_info
 from tests.engine_service.server.harness import (
     ScriptedCore,
+    generate_request,
     read,
     running_engine,
     starting_engine,
@@ -122,6 +126,34 @@ async def test_metrics_describe_the_model():
             'model_name="fake"'
         )
         assert await engine.metric(f"model_info{{{labels}}}") == 1
+
+
+def test_tokenizer_that_leads_out_of_its_folder_or_is_too_large_is_refused(tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_bytes(b"12345")
+    (folder / "vocab.json").write_bytes(b"123456")
+    monkeypatch.setattr(tokenizer_files, "_MAX_BYTES", 10)
+    with pytest.raises(StartupError, match=r"vocab\.json: with it .* 11 bytes, the most .* is 10"):
+        TokenizerFiles.read([folder / "tokenizer.json", folder / "vocab.json"])
+
+    (tmp_path / "secret").write_text("s3cret")
+    (folder / "merges.txt").symlink_to(tmp_path / "secret")
+    with pytest.raises(StartupError, match=r"merges\.txt: is a link that leads out"):
+        TokenizerFiles.read([folder / "merges.txt"])
+
+
+async def test_requests_that_got_no_token_are_counted():
+    async with running_engine() as engine:
+        call = engine.stub.Generate(generate_request(1))
+        request = await engine.core.next_request()
+        engine.core.step(
+            failures=[Failure(request_id=request.request_id, error=invalid_logits(1))],
+            stats=StepStats(num_invalid_logits=1),
+        )
+        assert (await status_of(call)).reason == "INTERNAL"
+        assert await engine.metric("invalid_logits_total") == 1
+        assert await engine.metric('requests_total{outcome="internal"}') == 1
 
 
 async def test_reflection_names_the_services():

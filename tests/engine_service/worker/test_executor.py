@@ -190,7 +190,7 @@ def test_warm_up_keeps_to_the_limits(
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_model_larger_than_memory_is_refused_in_one_line(folder, device):
-    change_config(folder, vocab_size=2**31 - 1, hidden_size=2**14)
+    change_config(folder, vocab_size=2**22, hidden_size=2**18)
 
     with pytest.raises(StartupError, match="has not enough memory") as refusal:
         start_executor(
