@@ -117,6 +117,11 @@ def core_lost() -> EngineFailed:
     return EngineFailed("the engine's core process has ended; try another engine")
 
 
+def core_frozen() -> EngineFailed:
+    """Returns what every call gets while the core's process gives no sign of life."""
+    return EngineFailed("the engine's core process gives no sign of life; try another engine")
+
+
 class NoTokenizer(RequestError):
     """The model folder holds no tokenizer files."""
 
