@@ -310,8 +310,8 @@ class ServerOptions:
     core_silence_seconds: float = field(
         default=5.0,
         metadata=_about(
-            _Numbers(2, 86_400),
-            "seconds of silence after which the core counts as frozen, 2 to 86400; its own long "
+            _Numbers(1, 86_400),
+            "seconds of silence after which the core counts as frozen, 1 to 86400; its own long "
             "steps extend them",
         ),
     )

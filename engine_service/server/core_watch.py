@@ -7,7 +7,7 @@ _FACTOR = 10.0
 """How much longer than expected a step may take."""
 _UNKNOWN_STEP_SECONDS = 12.0
 """What a step with prompt tokens takes before one was measured; the first may compile kernels."""
-_INTAKE_SECONDS = 2.0
+_INTAKE_SECONDS = 1.0
 """By then a core that lives has begun with the work that was there, or said that there is none."""
 _DECAY = 0.999
 """By a step, so that one long step is forgotten after some thousand."""

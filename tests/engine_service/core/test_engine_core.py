@@ -226,7 +226,7 @@ def test_signs_of_life_are_the_loop_s_own_and_end_with_a_step_that_hangs():
         assert receive(connection).stats.num_running == 0
         connection.send(CoreInput(requests=[make_request(1, [3], 2)]))
         # One that was on its way may still come.
-        while connection.poll(1.5):
+        while connection.poll(1.0):
             assert connection.recv().stats.num_running == 0
         assert thread.is_alive()
         executor.hang.set()

@@ -19,7 +19,7 @@ from tests.engine_service.server.harness import (
     submission,
 )
 
-SILENCE_SECONDS = 2.0
+SILENCE_SECONDS = 1.0
 """The shortest that the option takes."""
 FAST_STEP = StepStats(num_prefill_tokens=1000, step_seconds=0.1)
 """After it the server knows the core's rate, and waits no longer than for that."""
@@ -83,16 +83,17 @@ def watch_cache(engine):
 
 async def test_frozen_core_ends_and_refuses_everything_until_it_wakes_up(caplog):
     async with watched_engine() as (engine, _):
-        single = engine.stub.Generate(generate_request())
-        stale = await engine.core.next_request()
-        engine.core.step(
-            {stale.request_id: [5]}, admissions=[admission(stale)], stored=[77], stats=FAST_STEP
-        )
-        await read_until(single, lambda message: message.token_ids)
-        many, watch = engine.stub.GenerateMany(), watch_cache(engine)
-        await many.write(submission(1))
-        await engine.core.next_request()
-        await read(watch)
+        async with signs_of_life(engine.core):
+            single = engine.stub.Generate(generate_request())
+            stale = await engine.core.next_request()
+            engine.core.step(
+                {stale.request_id: [5]}, admissions=[admission(stale)], stored=[77], stats=FAST_STEP
+            )
+            await read_until(single, lambda message: message.token_ids)
+            many, watch = engine.stub.GenerateMany(), watch_cache(engine)
+            await many.write(submission(1))
+            await engine.core.next_request()
+            await read(watch)
 
         for call in (single, many, watch):
             assert await end_of(call) == ENGINE_FAILED
@@ -129,7 +130,7 @@ async def test_frozen_core_ends_and_refuses_everything_until_it_wakes_up(caplog)
             for open_call in (call, watch):
                 open_call.cancel()
         assert await engine.metric("core_freezes_total") == 1
-    assert "core frozen silence_seconds=2.25 limit_seconds=2 num_open_requests=2" in caplog.text
+    assert "core frozen silence_seconds=1.25 limit_seconds=1 num_open_requests=2" in caplog.text
     assert "core woke up" in caplog.text
 
 
@@ -146,8 +147,9 @@ async def test_step_as_long_as_its_work_is_at_the_engine_s_own_rate_is_not_a_fre
     async with watched_engine() as (engine, _):
         # 10 tokens a second, by the engine's own measure; the step below has four more.
         engine.core.step(stats=StepStats(num_prefill_tokens=1, step_seconds=0.1))
-        call = engine.stub.Generate(generate_request(1, 2, 3, 4))
-        request = await engine.core.next_request()
+        async with signs_of_life(engine.core):
+            call = engine.stub.Generate(generate_request(1, 2, 3, 4))
+            request = await engine.core.next_request()
         await wait_silence(engine, SILENCE_SECONDS + 0.5)
         assert (await engine.http("/livez"))[0] == 200
         engine.core.step({request.request_id: [5]}, admissions=[admission(request)])
