@@ -307,6 +307,21 @@ class ServerOptions:
             _Numbers(0, 86_400), "seconds that running requests get to finish after SIGTERM"
         ),
     )
+    core_silence_seconds: float = field(
+        default=5.0,
+        metadata=_about(
+            _Numbers(1, 86_400),
+            "seconds of silence after which the core counts as frozen, 1 to 86400; its own long "
+            "steps extend them",
+        ),
+    )
+    frozen_core_exit_seconds: float = field(
+        default=30.0,
+        metadata=_about(
+            _Numbers(0, 86_400),
+            "seconds that a frozen core gets to wake up before the engine kills it and exits",
+        ),
+    )
     log_level: str = field(
         default="info",
         metadata=_about(

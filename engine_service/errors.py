@@ -127,6 +127,11 @@ def invalid_logits(position: int) -> RequestError:
     )
 
 
+def core_frozen() -> EngineFailed:
+    """Returns what every call gets while the core's process gives no sign of life."""
+    return EngineFailed("the engine's core process gives no sign of life; try another engine")
+
+
 class NoTokenizer(RequestError):
     """The model folder holds no tokenizer files."""
 

@@ -49,7 +49,7 @@ def run(config: EngineConfig, core_entry: CoreEntry | None = None) -> int:
         core_entry: What the core's process runs; None is `run_core`.
 
     Returns:
-        0 after a drain, `EXIT_ENGINE_FAILED` when the core was lost.
+        0 after a drain, `EXIT_ENGINE_FAILED` when the core was lost or stayed frozen.
 
     Raises:
         StartupError: The engine cannot serve; the message says what to do.
@@ -88,12 +88,20 @@ async def _serve(config: EngineConfig, core_entry: CoreEntry) -> int:
                 _log_ready(info, config, server, time.monotonic() - started_at)
                 await server.wait_core_lost()
         except _Stopped:
-            # A core that is lost is no good end, and has nothing left to drain.
-            if not server.is_core_lost:
+            # A core that is lost or frozen is no good end, and has nothing left to drain.
+            if not (server.is_core_lost or server.is_core_frozen):
                 if not server.is_ready:
                     core.kill()
                     return 0
                 await server.drain()
+        if server.is_core_frozen:
+            _logger.error(
+                "core lost: its process gave no sign of life for %.0f s and is killed; a device "
+                "that hangs or a process that is stopped does that",
+                server.core_silence,
+            )
+            core.kill()
+            return EXIT_ENGINE_FAILED
         if server.is_core_lost:
             _logger.error("core lost: %s", await core.epitaph())
             return EXIT_ENGINE_FAILED
@@ -179,7 +187,15 @@ class _CoreProcess:
             if self._process is not None:
                 await asyncio.to_thread(self._process.join, _CORE_EXIT_SECONDS)
                 self._process.kill()
-                await asyncio.to_thread(self._process.join)
+                await asyncio.to_thread(self._process.join, _CORE_EXIT_SECONDS)
+                if self._process.is_alive():
+                    _logger.error(
+                        "core's process %d does not end although it was killed: it hangs in the "
+                        "kernel, most likely in the device's driver; it is left behind",
+                        self._process.pid,
+                    )
+                    # An exit like any other would wait for it.
+                    os._exit(EXIT_ENGINE_FAILED)
 
     async def epitaph(self) -> str:
         """Says how the process ended, once its pipe has."""

@@ -146,7 +146,8 @@ class Pipeline:
                 elapsed = time.monotonic() - progress.started
                 self._observer.handed_over(len(prompt), elapsed)
                 token_request = _to_token_request(request, model, prompt, elapsed)
-                answer = _Answer(token_request, model, tokenizer)
+                is_chat = isinstance(request.prompt, ChatPrompt)
+                answer = _Answer(token_request, model, tokenizer, is_chat=is_chat)
                 async with aclosing(self._fleet.generate(token_request)) as events:
                     async for event in events:
                         if num_queued:
@@ -301,13 +302,23 @@ class _Answer:
     """Turns the events of one request into what its client gets."""
 
     def __init__(
-        self, request: TokenRequest, model: ModelInfo, tokenizer: Tokenizer | None
+        self,
+        request: TokenRequest,
+        model: ModelInfo,
+        tokenizer: Tokenizer | None,
+        *,
+        is_chat: bool,
     ) -> None:
         self._request = request
         self._num_completion_tokens = 0
         self._detokenizer: detokenizer.Detokenizer | None = None
         if tokenizer is not None:
-            self._detokenizer = detokenizer.start(tokenizer.backend, tokenizer.token_bytes)
+            self._detokenizer = detokenizer.start(
+                tokenizer.backend,
+                tokenizer.token_bytes,
+                pieces=tokenizer.pieces,
+                prompt=() if is_chat else request.prompt_token_ids,
+            )
         params = request.sampling_params
         eos_token_ids = frozenset() if params.ignore_eos else model.eos_token_ids
         self._stop_token_ids = eos_token_ids.union(params.stop_token_ids)

@@ -24,6 +24,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: E402
 
 from protos.wire.reason import Reason  # noqa: E402
 from router.errors import InvalidRequest, NoTokenizer, RequestError  # noqa: E402
+from router.pieces import Pieces  # noqa: E402
 from router.tokenization_cache import TokenizationCache  # noqa: E402
 from router.types import ChatMessage  # noqa: E402
 
@@ -73,6 +74,7 @@ class Tokenizer:
     Attributes:
         backend: The tokenizer proper.
         token_bytes: Bytes of each token, or None when the vocabulary is not byte-level.
+        pieces: What each token is, or None when the vocabulary is byte-level.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -89,6 +91,7 @@ class Tokenizer:
         self.backend.no_padding()
         is_byte_level = type(self.backend.decoder).__name__ == "ByteLevel"
         self.token_bytes = TokenBytes(self.backend) if is_byte_level else None
+        self.pieces = None if is_byte_level else Pieces(self.backend)
         special_tokens = [
             token.content
             for token in self.backend.get_added_tokens_decoder().values()

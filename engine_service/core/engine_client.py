@@ -72,6 +72,8 @@ class EngineClient:
         self._request_ids = itertools.count(1)
         self._open_requests: dict[int, OpenRequest] = {}
         self._num_waiting = 0
+        self._num_waiting_tokens = 0
+        self._failure: RequestError | None = None
         self._streams: set[OutputStream] = set()
         self._info: asyncio.Future[EngineInfo] = asyncio.get_running_loop().create_future()
         self._lost = asyncio.Event()
@@ -94,6 +96,11 @@ class EngineClient:
         return len(self._open_requests)
 
     @property
+    def num_waiting_tokens(self) -> int:
+        """Tokens of the requests that the core has not begun with, prompts and resumed ones."""
+        return self._num_waiting_tokens
+
+    @property
     def is_lost(self) -> bool:
         """Whether the core is gone."""
         return self._lost.is_set()
@@ -106,8 +113,8 @@ class EngineClient:
         """Returns a stream for one reader, who must close it."""
         stream = OutputStream(max_buffered_tokens)
         self._streams.add(stream)
-        if self.is_lost:
-            stream.fail(core_lost())
+        if self._failure is not None:
+            stream.fail(self._failure)
         return stream
 
     def submit(
@@ -131,10 +138,10 @@ class EngineClient:
         Raises:
             InvalidRequest: The handle is in use; the request that has it goes on.
             QueueFull: Too many requests wait.
-            EngineFailed: The core is gone.
+            EngineFailed: The core is gone or suspended.
         """
-        if self.is_lost:
-            raise core_lost()
+        if self._failure is not None:
+            raise self._failure
         if handle in stream.open_requests:
             other = stream.open_requests[handle].name
             raise InvalidRequest(
@@ -159,6 +166,7 @@ class EngineClient:
         stream.open_requests[handle] = opened
         self._open_requests[request.request_id] = opened
         self._num_waiting += 1
+        self._num_waiting_tokens += _num_tokens(request)
         self._idle.clear()
         self._channel.submit(request)
 
@@ -186,6 +194,19 @@ class EngineClient:
         """Ends every stream, and with it every open request, with an error."""
         for stream in list(self._streams):
             self._fail_stream(stream, error)
+
+    def suspend(self, error: RequestError) -> None:
+        """Ends every stream with an error, and those to come, until `resume`.
+
+        The core gets the cancellations of their requests as soon as it reads again.
+        """
+        self._failure = error
+        self.fail_all(error)
+
+    def resume(self) -> None:
+        """Takes requests again, after `suspend`; does nothing if the core is gone meanwhile."""
+        if not self.is_lost:
+            self._failure = None
 
     async def wait_idle(self) -> None:
         """Waits until no request is open."""
@@ -222,7 +243,7 @@ class EngineClient:
             opened = self._open_requests.get(admission.request_id)
             if opened is not None and not opened.is_admitted:
                 opened.is_admitted = True
-                self._num_waiting -= 1
+                self._forget_waiting(opened)
                 self._observer.count_admission(opened, admission)
                 opened.stream.add_admission(opened.handle, admission)
         self._sort_out_tokens(output, now)
@@ -260,7 +281,7 @@ class EngineClient:
         if not self._info.done():
             self._info.set_exception(core_lost())
         self._lost.set()
-        self.fail_all(core_lost())
+        self.suspend(core_lost())
 
     def _expire(self, opened: OpenRequest, timeout: float) -> None:
         self._channel.cancel(opened.request.request_id)
@@ -285,12 +306,16 @@ class EngineClient:
             self._channel.cancel(opened.request.request_id)
             self._end(opened, error.reason.lower())
 
+    def _forget_waiting(self, opened: OpenRequest) -> None:
+        self._num_waiting -= 1
+        self._num_waiting_tokens -= _num_tokens(opened.request)
+
     def _end(self, opened: OpenRequest, outcome: str) -> None:
         """Forgets a request; the one place where a request that was open ends."""
         del self._open_requests[opened.request.request_id]
         del opened.stream.open_requests[opened.handle]
         if not opened.is_admitted:
-            self._num_waiting -= 1
+            self._forget_waiting(opened)
         if opened.timer is not None:
             opened.timer.cancel()
         if not self._open_requests:
@@ -302,6 +327,10 @@ class EngineClient:
             outcome,
             opened.num_generated_tokens,
         )
+
+
+def _num_tokens(request: Request) -> int:
+    return len(request.prompt_token_ids) + len(request.resume_token_ids)
 
 
 def _as_request_error(error: Exception) -> RequestError:

@@ -179,8 +179,9 @@ def serve(core: EngineCore[HandleT], connection: "Connection[StepOutput, CoreInp
     """Runs the core for a server in another process until that closes the connection.
 
     Reads `CoreInput` from the connection, waiting only while there is no work, and writes one
-    `StepOutput` after each step and after each input. Does not close the core. The collector of
-    cycles leaves alone what exists at the start.
+    `StepOutput` after each step, after each input and twice a second while there is neither: the
+    server takes them for the loop's signs of life. Does not close the core. The collector of cycles
+    leaves alone what exists at the start.
     """
     inbox = Inbox(connection)
     with calm_garbage_collection():

@@ -15,6 +15,9 @@ logger = logging.getLogger(__name__)
 _SECONDS = 0.001
 """What a step may be held up by what comes in, to within one message or request."""
 
+_IDLE_SECONDS = 0.5
+"""How long nothing may come until the core says that it lives."""
+
 
 class ServerGone(Exception):
     """The server has closed the connection."""
@@ -56,7 +59,7 @@ class Inbox:
 
         Args:
             recipient: Who gets it.
-            must_wait: Whether to wait until something comes, if nothing is left.
+            must_wait: Whether to wait half a second for something to come, if nothing is left.
 
         Returns:
             The requests that were refused.
@@ -65,6 +68,8 @@ class Inbox:
             ServerGone: The connection has ended.
         """
         if must_wait and not self._requests:
+            if not self._connection.poll(_IDLE_SECONDS):
+                return []
             self._receive(recipient)
         deadline = time.perf_counter() + _SECONDS
         while self._connection.poll():

@@ -226,7 +226,7 @@ class StepStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepOutput:
-    """One message from the core: everything that one step brought."""
+    """One message from the core: everything that one step brought; of an idle core, nothing."""
 
     request_ids: "array[int]" = field(default_factory=lambda: array("q"))
     """[num_requests] requests with new tokens."""

@@ -36,6 +36,13 @@ class NumberedDelta:
     delta: CacheDelta
 
 
+@dataclass(slots=True)
+class _End:
+    """What the watches that began together end with, once they do."""
+
+    error: RequestError | None = None
+
+
 class CacheLog:
     """The hashes of the blocks that the cache holds, and the newest changes that led there.
 
@@ -58,7 +65,7 @@ class CacheLog:
         self._history: dict[int, NumberedDelta] = {}
         self._first_held = 1
         self._history_cost = 0
-        self._error: RequestError | None = None
+        self._end = _End()
         self._changed = asyncio.Event()
 
     @property
@@ -80,10 +87,17 @@ class CacheLog:
             self._append(CacheDelta(removed=delta.removed[start : start + size]))
 
     def fail(self, error: RequestError) -> None:
-        """Ends all watches with an error once they have read the rest; the first one counts."""
-        if self._error is None:
-            self._error = error
+        """Ends all watches with an error once they have read the rest; the first one counts.
+
+        So do those that begin later, unless `recover` comes before them.
+        """
+        if self._end.error is None:
+            self._end.error = error
             self._announce()
+
+    def recover(self) -> None:
+        """Lets new watches begin, after `fail`."""
+        self._end = _End()
 
     async def watch(
         self, epoch: int, sequence_number: int
@@ -98,6 +112,7 @@ class CacheLog:
             SlowReader: The change to come next has been dropped meanwhile.
             RequestError: That of `fail`.
         """
+        end = self._end
         if epoch != self.epoch or not (
             self._first_held - 1 <= sequence_number <= self.sequence_number
         ):
@@ -106,8 +121,8 @@ class CacheLog:
                 yield part
         while True:
             if sequence_number == self.sequence_number:
-                if self._error is not None:
-                    raise self._error
+                if end.error is not None:
+                    raise end.error
                 await self._changed.wait()
                 continue
             sequence_number += 1

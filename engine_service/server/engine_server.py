@@ -16,8 +16,9 @@ from engine_service.config import ServerOptions
 from engine_service.core.engine_client import EngineClient
 from engine_service.core.limits import Limits
 from engine_service.core.types import EngineInfo, StepOutput
-from engine_service.errors import Draining, StartupError, core_lost
+from engine_service.errors import Draining, StartupError, core_frozen, core_lost
 from engine_service.server.cache_log import CacheLog
+from engine_service.server.core_watch import TICK_SECONDS, CoreWatch
 from engine_service.server.health import SERVICE_NAME, Health, State
 from engine_service.server.load_meter import LoadMeter
 from engine_service.server.metrics import EngineMetrics
@@ -54,6 +55,8 @@ class EngineServer:
         self._metrics = EngineMetrics()
         self._cache_log = CacheLog(options.max_cache_history_hashes)
         self._load_meter = LoadMeter()
+        self._watch = CoreWatch(options.core_silence_seconds)
+        self._max_step_tokens = 0
         self._servicer = EngineServicer(self._health, self._metrics)
         health = self._health
         self._operations = OperationsServer(
@@ -93,6 +96,16 @@ class EngineServer:
         """Whether the core has ended without being told to."""
         return self._client is not None and self._client.is_lost
 
+    @property
+    def is_core_frozen(self) -> bool:
+        """Whether the core gives no sign of life, and all who asked were told so."""
+        return self._health.state is State.FROZEN
+
+    @property
+    def core_silence(self) -> float:
+        """Seconds since the core last gave a sign of life."""
+        return self._watch.silence
+
     async def serve(self, connection: Connection, tokenizer: TokenizerFiles) -> EngineInfo:
         """Waits for the core at the other end to be ready, then takes requests.
 
@@ -108,6 +121,7 @@ class EngineServer:
         )
         self._client = client
         info = await client.start()
+        self._max_step_tokens = info.max_num_batched_tokens
         self._load_meter.start(info)
         self._metrics.set_info(info)
         self._servicer.replica = Replica(
@@ -123,14 +137,22 @@ class EngineServer:
         return info
 
     async def wait_core_lost(self) -> None:
-        """Waits until the core is gone, then refuses and ends everything."""
+        """Waits until the core is gone or frozen for too long, then refuses and ends everything.
+
+        While the core is frozen, its requests end and new ones are refused; once it gives a sign of
+        life again, the engine serves as before.
+        """
         assert self._client is not None, "serve comes first"
-        await self._client.wait_lost()
-        await self._enter(State.FAILED)
-        self._cache_log.fail(core_lost())
+        await self._watch_core(self._client)
+        if self._client.is_lost:
+            await self._enter(State.FAILED)
+            self._cache_log.fail(core_lost())
 
     async def drain(self) -> None:
-        """Takes nothing new, lets running requests finish for the time of grace, ends the rest."""
+        """Takes nothing new, lets running requests finish for the time of grace, ends the rest.
+
+        A core that freezes meanwhile ends them at once.
+        """
         assert self._client is not None, "serve comes first"
         _logger.info(
             "draining num_open_requests=%d grace_seconds=%g",
@@ -140,8 +162,13 @@ class EngineServer:
         await self._enter(State.DRAINING)
         self._load_meter.drain()
         try:
-            async with asyncio.timeout(self._options.drain_grace_seconds):
+            async with (
+                asyncio.timeout(self._options.drain_grace_seconds),
+                asyncio.TaskGroup() as tasks,
+            ):
+                watching = tasks.create_task(self._watch_core(self._client))
                 await self._client.wait_idle()
+                watching.cancel()
         except TimeoutError:
             _logger.warning("drain grace is over num_open_requests=%d", self._client.num_open)
         exiting = Draining("the engine is exiting")
@@ -177,7 +204,49 @@ class EngineServer:
         await self._health.enter(state)
         self._metrics.ready.set(self._health.is_ready)
 
+    async def _watch_core(self, client: EngineClient) -> None:
+        """Follows the core's signs of life until it is gone, or frozen for too long."""
+        while not client.is_lost:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TICK_SECONDS):
+                    await client.wait_lost()
+                    return
+            load = self._load_meter.load
+            num_tokens = client.num_waiting_tokens + load.num_waiting_prefill_tokens
+            self._watch.tick(
+                num_tokens=min(num_tokens, self._max_step_tokens),
+                tokens_per_second=load.prefill_rate,
+            )
+            self._metrics.core_silence.set(self._watch.silence)
+            await self._follow_watch(client)
+            patience = self._watch.limit + self._options.frozen_core_exit_seconds
+            if self._watch.silence > patience:
+                return
+
+    async def _follow_watch(self, client: EngineClient) -> None:
+        """Changes the state when the core has frozen or woken up."""
+        is_frozen = self._watch.is_frozen
+        if is_frozen and not self.is_core_frozen:
+            _logger.error(
+                "core frozen silence_seconds=%g limit_seconds=%g num_open_requests=%d "
+                "exit_seconds=%g",
+                self._watch.silence,
+                self._watch.limit,
+                client.num_open,
+                self._options.frozen_core_exit_seconds,
+            )
+            self._metrics.core_freezes.inc()
+            client.suspend(core_frozen())
+            self._cache_log.fail(core_frozen())
+            await self._enter(State.FROZEN)
+        elif self.is_core_frozen and not is_frozen:
+            _logger.warning("core woke up, the engine serves again")
+            client.resume()
+            self._cache_log.recover()
+            await self._enter(State.SERVING)
+
     def _handle_step(self, output: StepOutput) -> None:
+        self._watch.heard(output.stats.step_seconds)
         self._metrics.count_step(output.stats)
         self._load_meter.update(output.stats)
         self._cache_log.append(output.cache_delta)

@@ -4,7 +4,7 @@ import enum
 
 from grpc_health.v1 import health, health_pb2
 
-from engine_service.errors import Draining, Starting, core_lost
+from engine_service.errors import Draining, Starting, core_frozen, core_lost
 
 SERVICE_NAME = "pagestream.engine.v1.EngineService"
 
@@ -15,14 +15,15 @@ class State(enum.Enum):
     STARTING = "starting: the model is being loaded"
     SERVING = "serving"
     DRAINING = "draining: running requests finish, new ones are refused"
+    FROZEN = "frozen: the core's process gives no sign of life"
     FAILED = "failed: the core's process has ended"
 
 
 class Health:
     """The engine's state; `servicer` answers grpc.health.v1 with it.
 
-    The service "" is liveness, which holds until the engine has failed: a busy or draining engine
-    must not be restarted. The service by its name is readiness.
+    The service "" is liveness, which holds unless the core is frozen or gone: a busy or draining
+    engine must not be restarted. The service by its name is readiness.
     """
 
     def __init__(self) -> None:
@@ -32,7 +33,7 @@ class Health:
     @property
     def is_live(self) -> bool:
         """Whether a restart would not help."""
-        return self.state is not State.FAILED
+        return self.state not in (State.FROZEN, State.FAILED)
 
     @property
     def is_ready(self) -> bool:
@@ -46,13 +47,15 @@ class Health:
         await self.servicer.set(SERVICE_NAME, _serving_status(self.is_ready))
 
     def check_loaded(self) -> None:
-        """Refuses every call while there is no model to speak of.
+        """Refuses every call while there is no model to speak of, or no core that answers.
 
         Raises:
             Starting or EngineFailed.
         """
         if self.state is State.STARTING:
             raise Starting("the engine is loading its model", retry_after=1.0)
+        if self.state is State.FROZEN:
+            raise core_frozen()
         if self.state is State.FAILED:
             raise core_lost()
 

@@ -86,6 +86,9 @@ class EngineMetrics:
         self.cached_blocks = self._gauge(
             "cached_blocks", "Blocks that the prefix cache holds, in use or not."
         )
+        self.core_silence = self._gauge(
+            "core_silence_seconds", "Since the core last gave a sign of life."
+        )
         self.ready = self._gauge("ready", "1 when new requests are taken, else 0.")
         self.model_info = Gauge(
             f"{_PREFIX}_model_info",
@@ -125,6 +128,9 @@ class EngineMetrics:
         )
         self.slow_readers = self._counter(
             "slow_readers", "Streams of all kinds closed since their client did not read."
+        )
+        self.core_freezes = self._counter(
+            "core_freezes", "Times that the core was silent for too long."
         )
         self.steps = self._counter("steps", "Steps of the engine.")
 

@@ -63,11 +63,14 @@ class EngineProcess:
         pid = self.process.pid
         return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
+    def channel(self):
+        """Returns a channel, to be closed."""
+        return grpc.aio.insecure_channel(f"127.0.0.1:{self.port}", options=client_options())
+
     @contextlib.asynccontextmanager
     async def stub(self):
         """Yields a client's stub."""
-        address = f"127.0.0.1:{self.port}"
-        async with grpc.aio.insecure_channel(address, options=client_options()) as channel:
+        async with self.channel() as channel:
             yield engine_pb2_grpc.EngineServiceStub(channel)
 
     async def http_status(self, path):
@@ -102,6 +105,17 @@ async def engine_process(module, *arguments):
 def press_ctrl_c(engine):
     """Signals all processes of the service, as a terminal does."""
     os.killpg(engine.process.pid, signal.SIGINT)
+
+
+@contextlib.contextmanager
+def stopped(pid):
+    """Stops a process for as long as the block takes; it may be killed meanwhile."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
 
 async def wait_gone(pid):

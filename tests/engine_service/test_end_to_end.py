@@ -6,9 +6,17 @@ from pathlib import Path
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from engine_service.server.health import SERVICE_NAME
 from protos.pagestream.engine.v1 import engine_pb2
-from tests.engine_service.process_harness import REAL, engine_process, kill, wait_gone
+from tests.engine_service.process_harness import (
+    REAL,
+    engine_process,
+    kill,
+    stopped,
+    wait_gone,
+)
 from tests.engine_service.server.harness import generate_request, read, status_of, submission
 
 MIN_GAP = 1e-3
@@ -75,6 +83,36 @@ async def test_killed_core_fails_open_requests_and_the_process(arguments):
             kill(engine.core_pid())
             assert (await status_of(call)).reason == "ENGINE_FAILED"
         assert await engine.wait_end() == 1
+
+
+async def test_stopped_core_fails_open_requests_then_the_process_and_leaves_nothing(arguments):
+    watched = ["--core-silence-seconds", "2", "--frozen-core-exit-seconds", "1"]
+    async with engine_process(REAL, *arguments, *watched) as engine:
+        await engine.wait_line("ready")
+        children = engine.children()
+        async with engine.stub() as stub:
+            call = stub.Generate(_request([1], 500))
+            many = stub.GenerateMany()
+            await many.write(submission(1, _request([2], 500)))
+            for open_call in (call, many):
+                await read(open_call)
+            with stopped(engine.core_pid()):
+                for open_call in (call, many):
+                    status = await status_of(open_call)
+                    assert (status.code, status.reason) == (14, "ENGINE_FAILED")
+                async with engine.channel() as channel:
+                    health = health_pb2_grpc.HealthStub(channel)
+                    watch = health.Watch(health_pb2.HealthCheckRequest(service=SERVICE_NAME))
+                    while (await read(watch)).status != health_pb2.HealthCheckResponse.NOT_SERVING:
+                        pass
+                    assert await engine.http_status("/livez") == 503
+                    assert await engine.http_status("/readyz") == 503
+                    refusal = await status_of(stub.Generate(_request([1], 5)))
+                    assert (refusal.code, refusal.reason) == (14, "ENGINE_FAILED")
+                assert await engine.wait_end() == 1
+                for pid in children:
+                    await wait_gone(pid)
+    assert sum("core lost: its process gave no sign of life" in line for line in engine.lines) == 1
 
 
 async def _generate(stub, prompt):

@@ -26,6 +26,7 @@ from tests.engine_service.process_harness import (
     engine_process,
     kill,
     press_ctrl_c,
+    stopped,
     wait_gone,
 )
 from tests.engine_service.server.harness import generate_request, read, status_of, submission
@@ -43,6 +44,9 @@ CONFIG = {
     "rms_norm_eps": 1e-6,
     "rope_theta": 1e6,
 }
+
+
+WATCHED = ("--core-silence-seconds", "2", "--frozen-core-exit-seconds", "0.5")
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +143,79 @@ async def test_killed_core_answers_every_request_and_ends_the_server(options):
                 assert (status.code, status.reason) == (14, "ENGINE_FAILED")
         assert await engine.wait_end() == 1
         assert "core lost" in engine.lines[-1]
+
+
+async def test_step_that_hangs_ends_its_requests_and_the_server(options):
+    arguments = [*options, *WATCHED, "--served-model-name", "hanging-step"]
+    async with engine_process(FAKE, *arguments) as engine:
+        await engine.wait_line("ready")
+        children = engine.children()
+        async with engine.stub() as stub:
+            first = stub.Generate(_request([1], 4000))
+            await read(first)
+            second = stub.Generate(_request([2], 4000))
+            for call in (first, second):
+                status = await status_of(call)
+                assert (status.code, status.reason) == (14, "ENGINE_FAILED")
+        assert await engine.wait_end() == 1
+        for pid in children:
+            await wait_gone(pid)
+
+
+async def test_signal_while_the_core_is_frozen_is_no_good_end_and_waits_for_nothing(options):
+    arguments = [*options, *WATCHED, "--frozen-core-exit-seconds", "3600"]
+    async with engine_process(FAKE, *arguments, "--drain-grace-seconds", "3600") as engine:
+        await engine.wait_line("ready")
+        core = engine.core_pid()
+        with stopped(core):
+            await wait_http(engine, "/livez", 503)
+            engine.process.send_signal(signal.SIGTERM)
+            assert await engine.wait_end() == 1
+            await wait_gone(core)
+    *_, frozen, lost = engine.lines
+    assert "ERROR engine_service.server.engine_server core frozen silence_seconds=" in frozen
+    assert "ERROR engine_service core lost: its process gave no sign of life for" in lost
+
+
+async def test_stopped_server_does_not_blame_its_core(options):
+    async with engine_process(FAKE, *options, *WATCHED) as engine:
+        await engine.wait_line("ready")
+        async with engine.stub() as stub:
+            call = stub.Generate(_request([1], 500))
+            received = len((await read(call)).token_ids)
+            with stopped(engine.process.pid):
+                # Longer than the silence that is allowed; the core goes on until the pipe is full.
+                await asyncio.sleep(2.5)
+            while (message := await read(call)) is not grpc.aio.EOF:
+                received += len(message.token_ids)
+            assert received == 500
+        assert await engine.http_status("/livez") == 200
+        engine.process.send_signal(signal.SIGTERM)
+        assert await engine.wait_end() == 0
+    assert not [line for line in engine.lines if "frozen" in line]
+
+
+async def test_core_that_cannot_be_killed_is_left_behind(options, monkeypatch, caplog):
+    class Immortal:
+        pid = 17
+
+        def join(self, timeout=None):
+            assert timeout is not None, "would wait for ever"
+
+        def kill(self):
+            pass
+
+        def is_alive(self):
+            return True
+
+    codes = []
+    monkeypatch.setattr(launch.os, "_exit", codes.append)
+    core = launch._CoreProcess(read_config(options, {}), run_short_core)
+    core._process = Immortal()
+    async with core.ended():
+        pass
+    assert codes == [launch.EXIT_ENGINE_FAILED]
+    assert "core's process 17 does not end" in caplog.text
 
 
 class EndlessFarewell(EngineServer):
@@ -305,6 +382,12 @@ async def test_wrong_option_is_told_in_one_line():
     async with engine_process(REAL, "--model", "m", "--max-num-seqs", "0") as engine:
         assert await engine.wait_end() == 2
     assert engine.lines == ["engine_service: --max-num-seqs is 0, must be from 1 to 65536\n"]
+
+
+async def wait_http(engine, path, status):
+    """Asks until an answer has a status."""
+    while await engine.http_status(path) != status:  # noqa: ASYNC110 (as a probe does)
+        await asyncio.sleep(0.05)
 
 
 def _request(prompt, max_tokens):

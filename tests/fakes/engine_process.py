@@ -3,7 +3,8 @@
     python -m tests.fakes.engine_process --model DIR --port 0 --operations-port 0
 
 A step takes some milliseconds. The served name `no-memory` makes the core refuse to start, `crash`
-makes it die while it loads, and `hang` makes it load for ever.
+makes it die while it loads, `hang` makes it load for ever, and `hanging-step` makes every step of
+more than one sequence hang, as a device does that does not answer.
 """
 
 import os
@@ -24,6 +25,8 @@ class SlowExecutor(FakeExecutor):
     """A fake executor whose steps take time."""
 
     def collect(self, handle):
+        if self.info.model_name == "hanging-step" and len(self.in_flight[0][1][0]) > 1:
+            threading.Event().wait()
         threading.Event().wait(_STEP_SECONDS)
         return super().collect(handle)
 

@@ -3,13 +3,24 @@ import re
 
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models
 
 from router import detokenizer
+from router.pieces import Pieces
 from router.tokenizer import Tokenizer
-from tests.fakes import small_tokenizer
+from tests.fakes import byte_fallback, small_tokenizer
+from tests.fakes.byte_fallback import (
+    ADDED,
+    AGAIN,
+    DECODERS,
+    EMPTY,
+    LETTER,
+    SPECIAL,
+    UNKNOWN,
+    WORD,
+)
 
 TOKENIZER = Tokenizer.from_files(small_tokenizer.files())
 VOCAB_SIZE = TOKENIZER.backend.get_vocab_size()
@@ -129,13 +140,113 @@ def test_byte_fallback_loses_no_whole_token_among_broken_bytes(token_ids):
     assert re.findall("one|two", text) == re.findall("one|two", backend.decode(token_ids))
 
 
-def test_byte_fallback_streams_a_character_whole():
+def test_byte_fallback_streams_a_character_whole_once_its_bytes_have_ended():
     backend = byte_fallback_tokenizer()
     stream = detokenizer.start(backend, None)
 
     parts = [stream.push([token_id]) for token_id in [256, *"你".encode(), 257]]
 
-    assert parts == [" one", "", "", "你", "two"]
+    # One more byte would have made broken what is whole: "ä" below is, when all is decoded at once.
+    assert parts == [" one", "", "", "", "你two"]
+    assert backend.decode([*"ä".encode(), 0xBD]) == "\N{REPLACEMENT CHARACTER}" * 3
+
+
+BYTES = st.one_of(
+    st.sampled_from([0x20, 0x41, 0xBD, 0xE4, 0xF0, 0xFF]),
+    st.integers(0, 255),
+)
+TOKEN_LISTS = st.lists(
+    st.one_of(
+        st.integers(256, byte_fallback.UNKNOWN).map(lambda token_id: [token_id]),
+        st.lists(BYTES, min_size=1, max_size=6),
+        st.text(min_size=1, max_size=3).map(lambda text: list(text.encode("utf-8", "ignore"))),
+        # As many as the sample that showed the fault, and more.
+        st.integers(14, 40).map(lambda count: [0xE2] * count),
+    ),
+    max_size=12,
+).map(lambda parts: list(itertools.chain.from_iterable(parts)))
+
+
+FALLBACKS = {name: byte_fallback.make(name) for name in DECODERS}
+PIECES = {name: Pieces(backend) for name, backend in FALLBACKS.items()}
+
+
+def longest_run(token_ids: list[int]) -> int:
+    # Special and unknown tokens do not end a run: the decoder never sees them.
+    seen = [token_id for token_id in token_ids if token_id not in (SPECIAL, UNKNOWN)]
+    runs = itertools.groupby(seen, lambda token_id: token_id < 256)
+    return max((len(list(run)) for is_byte, run in runs if is_byte), default=0)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@settings(deadline=None, max_examples=100)
+@given(token_ids=TOKEN_LISTS, cuts=st.lists(st.integers(0, 1000), max_size=8), each=st.booleans())
+def test_byte_fallback_pieces_join_to_the_full_decode(name, token_ids, cuts, each):
+    assume(longest_run(token_ids) <= detokenizer._MAX_RUN)
+    stream = detokenizer.start(FALLBACKS[name], None, pieces=PIECES[name])
+
+    parts = pieces(stream, token_ids, range(len(token_ids)) if each else cuts)
+
+    whole = FALLBACKS[name].decode(token_ids)
+    assert "".join(parts) == whole
+    # Nothing that was given out is ever taken back.
+    assert all(whole.startswith(text) for text in itertools.accumulate(parts))
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@settings(deadline=None, max_examples=100)
+@given(prompt=TOKEN_LISTS, token_ids=TOKEN_LISTS, cuts=st.lists(st.integers(0, 1000), max_size=8))
+def test_text_behind_a_prompt_is_what_decoding_both_adds(name, prompt, token_ids, cuts):
+    backend = FALLBACKS[name]
+    # A prompt ends in a word: in a run of bytes, the answer's first byte could change its text.
+    prompt = [*prompt, WORD]
+    assume(longest_run(token_ids) <= detokenizer._MAX_RUN)
+    stream = detokenizer.start(backend, None, pieces=PIECES[name], prompt=prompt)
+
+    text = "".join(pieces(stream, token_ids, cuts))
+
+    assert backend.decode(prompt) + text == backend.decode(prompt + token_ids)
+
+
+def test_first_word_has_its_space_behind_a_prompt_and_not_in_a_text_of_its_own():
+    backend = FALLBACKS["llama"]
+
+    for prompt in ([LETTER], [LETTER, SPECIAL], [LETTER, *"😀".encode()]):
+        assert detokenizer.start(backend, None, prompt=prompt).push([WORD]) == " world"
+    for prompt in ([], [SPECIAL]):
+        assert detokenizer.start(backend, None, prompt=prompt).push([WORD]) == "world"
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_long_run_of_bytes_is_given_out_as_it_comes_and_little_is_held_back(name):
+    stream = detokenizer.start(FALLBACKS[name], None, pieces=PIECES[name])
+    told = stream.push([WORD])
+    most = 0
+    for character in "你" * 1000:
+        for byte in character.encode():
+            told += stream.push([byte])
+            most = max(most, len(stream._held_back) + len(stream._context))
+    assert told == FALLBACKS[name].decode([WORD]) + "你" * 1000
+    assert most <= detokenizer._MAX_RUN + 2
+
+    # It breaks after all; words go on as ever.
+    told = stream.push([0xE2, 0xE2]) + stream.push([WORD, AGAIN]) + stream.flush()
+    assert told == "\N{REPLACEMENT CHARACTER}" * 2 + " world again"
+
+
+def test_word_behind_a_long_run_of_bytes_has_its_space():
+    stream = detokenizer.start(FALLBACKS["llama"], None, pieces=PIECES["llama"])
+    text = "".join(stream.push([byte]) for byte in ("你" * 100).encode()) + stream.push([WORD])
+    assert text == "你" * 100 + " world"
+
+
+@pytest.mark.parametrize("token_id", [0xE2, 256, LETTER, EMPTY, ADDED, SPECIAL, UNKNOWN])
+def test_what_is_kept_does_not_grow_with_the_answer(token_id):
+    stream = detokenizer.start(FALLBACKS["llama"], None, pieces=PIECES["llama"])
+    for _ in range(500):
+        stream.push([token_id])
+    assert len(stream._held_back) + len(stream._context) <= 8
+    assert stream.push([AGAIN]).endswith("again")
 
 
 def test_byte_fallback_gives_up_on_bytes_that_never_become_text():

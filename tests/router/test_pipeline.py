@@ -26,6 +26,7 @@ from router.types import (
     TextPrompt,
     Tokens,
 )
+from tests.fakes import byte_fallback
 from tests.fakes.fake_fleet import ENGINE, FakeFleet, model_info
 from tests.router.pipelines import (
     BOUNDS,
@@ -149,6 +150,24 @@ async def test_ignored_end_of_sequence_is_text_like_any_token(observer):
 
     text = "".join(delta.text for delta in deltas)
     assert text == TOKENIZER.decode([80, 69, 81], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text"),
+    [(TextPrompt(text="a"), " world"), (tokens(259), " world"), (chat(("user", "a")), "world")],
+)
+async def test_completion_goes_on_from_its_prompt_and_a_chat_s_answer_stands_by_itself(
+    observer, prompt, text
+):
+    fleet = FakeFleet()
+    # Its decoder drops the space at the beginning of a text.
+    fleet.files = byte_fallback.files("llama")
+    fleet.answer([byte_fallback.WORD])
+
+    with TokenizerPool(fleet.fetch_tokenizer, 1) as tokenizers:
+        deltas = await collect(Pipeline(fleet, tokenizers, observer, BOUNDS), request(prompt))
+
+    assert "".join(delta.text for delta in deltas) == text
 
 
 async def test_incomplete_character_comes_with_the_finish(pipeline, fleet):

@@ -6,7 +6,7 @@ import pytest
 
 from engine_service.core.engine_client import EngineClient
 from engine_service.core.types import Admission, Finish, FinishReason, Request, StepOutput
-from engine_service.errors import Draining, QueueFull
+from engine_service.errors import Draining, EngineFailed, QueueFull, core_frozen
 from tests.engine_service.core.fake_executor import make_info, tokens
 
 WAIT_SECONDS = 20.0
@@ -112,6 +112,62 @@ async def test_place_in_the_queue_is_free_again_after_each_kind_of_end():
                 harness.submit(stream, 3)
             harness.client.cancel(stream, 2)
         assert harness.counts.outcomes == ["stop", "cancelled"] * 3
+
+
+async def test_suspension_ends_all_streams_and_lasts_until_it_is_lifted():
+    async with running_client() as harness:
+        client = harness.client
+        stream = client.open_stream(100)
+        stale = harness.submit(stream, 1)
+        client.suspend(core_frozen())
+
+        late = client.open_stream(100)
+        for ended in (stream, late):
+            with pytest.raises(EngineFailed):
+                await ended.wait()
+        with pytest.raises(EngineFailed):
+            harness.submit(late, 1)
+        assert (client.num_open, client.num_waiting_tokens) == (0, 0)
+        assert harness.counts.outcomes == ["engine_failed"]
+
+        client.resume()
+        stream = client.open_stream(100)
+        request = harness.submit(stream, 1)
+        # What the core says of the old request falls away.
+        await harness.step(
+            request_ids=tokens(stale.request_id, request.request_id),
+            token_counts=tokens(1, 1),
+            token_ids=tokens(11, 22),
+        )
+        assert list((await stream.wait()).token_ids) == [22]
+
+
+async def test_suspension_by_the_core_s_end_is_not_lifted():
+    async with running_client() as harness:
+        client = harness.client
+        client.suspend(core_frozen())
+        harness.pipe.close()
+        await asyncio.wait_for(client.wait_lost(), WAIT_SECONDS)
+        client.resume()
+        with pytest.raises(EngineFailed):
+            await client.open_stream(100).wait()
+
+
+async def test_waiting_tokens_are_those_of_requests_that_the_core_has_not_begun_with():
+    async with running_client() as harness:
+        client = harness.client
+        stream = client.open_stream(100)
+        requests = [harness.submit(stream, handle) for handle in range(3)]
+        assert client.num_waiting_tokens == 3
+        admission = Admission(
+            request_id=requests[0].request_id, num_cached_tokens=0, seed=0, queue_seconds=0.0
+        )
+        await harness.step(admissions=[admission])
+        assert client.num_waiting_tokens == 2
+        client.cancel(stream, 1)
+        assert client.num_waiting_tokens == 1
+        client.close_stream(stream)
+        assert client.num_waiting_tokens == 0
 
 
 async def test_finished_request_does_not_time_out():

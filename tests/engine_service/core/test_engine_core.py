@@ -1,6 +1,7 @@
 import gc
 import multiprocessing
 import threading
+from array import array
 from contextlib import contextmanager
 
 import pytest
@@ -217,13 +218,36 @@ def test_serve_answers_a_cancellation_with_fresh_stats():
     assert output.stats.num_free_blocks == 32
 
 
-def test_serve_is_silent_while_there_is_nothing_to_do():
+def test_serve_says_that_it_lives_and_no_more_while_there_is_nothing_to_do():
     with served() as (connection, thread):
         connection.send(CoreInput(requests=[make_request(1, [3], 2)]))
         receive_until_finished(connection, 1)
 
-        assert not connection.poll(0.05)
+        for _ in range(2):
+            output = receive(connection)
+            assert output.request_ids == output.cache_delta.stored == array("q")
+            assert (output.stats.num_running, output.stats.step_seconds) == (0, 0.0)
         assert thread.is_alive()
+
+
+def test_signs_of_life_are_the_loop_s_own_and_end_with_a_step_that_hangs():
+    class HangingExecutor(FakeExecutor):
+        hang = threading.Event()
+
+        def collect(self, handle):
+            self.hang.wait(WAIT_SECONDS)
+            return super().collect(handle)
+
+    executor = HangingExecutor(make_info())
+    with served(executor=executor) as (connection, thread):
+        assert receive(connection).stats.num_running == 0
+        connection.send(CoreInput(requests=[make_request(1, [3], 2)]))
+        # One that was on its way may still come.
+        while connection.poll(1.0):
+            assert connection.recv().stats.num_running == 0
+        assert thread.is_alive()
+        executor.hang.set()
+        assert receive_until_finished(connection, 1).tokens == {1: greedy([3], 2)}
 
 
 def test_serve_tells_a_request_that_had_ended_before_it_came():

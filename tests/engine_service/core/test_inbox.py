@@ -1,4 +1,5 @@
 import multiprocessing
+from typing import ClassVar
 
 import pytest
 
@@ -107,6 +108,24 @@ def test_refused_requests_are_told_and_others_go_on(pipe):
 
     assert failure.request_id == 1
     assert recipient.taken == [2]
+
+
+def test_waiting_ends_within_a_second_so_that_the_loop_can_say_that_it_lives():
+    class SilentConnection:
+        timeouts: ClassVar = []
+
+        def poll(self, timeout=0.0):
+            self.timeouts.append(timeout)
+            return False
+
+    recipient = Recipient()
+
+    assert Inbox(SilentConnection()).deliver(recipient, must_wait=True) == []
+
+    assert recipient.taken == recipient.cancelled == []
+    # One wait, and a long one: an idle core must not burn its processor.
+    (timeout,) = SilentConnection.timeouts
+    assert 0.1 <= timeout <= 1.0
 
 
 def test_end_of_the_connection_is_told(pipe):

@@ -112,7 +112,14 @@ class Engine:
 async def starting_engine(core=None, **options):
     """Yields a server that listens and whose core has not been heard of."""
     core = core or ScriptedCore()
-    values = {"port": 0, "operations_port": 0, "drain_grace_seconds": WAIT_SECONDS, **options}
+    values = {
+        "port": 0,
+        "operations_port": 0,
+        "drain_grace_seconds": WAIT_SECONDS,
+        # A core that only speaks when the test says so.
+        "core_silence_seconds": 86_400,
+        **options,
+    }
     async with (
         EngineServer.listening(ServerOptions(**values)) as server,
         grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=client_options()) as channel,

@@ -90,5 +90,25 @@ async def test_failure_reaches_waiting_watchers_and_later_ones():
         await anext(late)
 
 
+async def test_watchers_after_a_recovery_go_on_and_those_before_it_do_not():
+    log = CacheLog(100)
+    log.append(_delta(stored=[1]))
+    early = log.watch(log.epoch, 0)
+    await anext(early)
+    log.fail(EngineFailed("frozen"))
+    log.recover()
+    log.append(_delta(stored=[2]))
+    later = log.watch(log.epoch, 1)
+    assert (await anext(later)).sequence_number == 2
+    waiting = asyncio.ensure_future(anext(later))
+    await asyncio.sleep(0)
+    # It reads the rest first.
+    assert (await anext(early)).sequence_number == 2
+    with pytest.raises(EngineFailed):
+        await anext(early)
+    log.append(_delta(removed=[1]))
+    assert (await waiting).sequence_number == 3
+
+
 def _delta(*, stored=(), removed=()):
     return CacheDelta(stored=array("Q", stored), removed=array("Q", removed))
