@@ -7,7 +7,10 @@ sampling parameters it supports: it refuses the rest by name.
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from protos.wire.limits import (
+    MAX_CHAT_MESSAGES,
     MAX_LABEL_CHARACTERS,
     MAX_SEED,
     MAX_STOP_TOKEN_IDS,
@@ -26,7 +29,6 @@ from router.types import (
 )
 
 ROLES = ("system", "user", "assistant", "tool")
-MAX_CHAT_MESSAGES = 4096
 
 
 def check_request(request: GenerationRequest, model: ModelInfo, max_prompt_bytes: int) -> None:
@@ -89,7 +91,8 @@ def check_token_ids(field: str, token_ids: Sequence[int], model: ModelInfo) -> N
     Raises:
         InvalidRequest: Names the first of them.
     """
-    if token_ids and max(token_ids) >= model.vocab_size:
+    # A maximum by iteration takes 40 ns for each, too long for a million.
+    if token_ids and np.asarray(token_ids).max() >= model.vocab_size:
         index, value = next(
             (index, value) for index, value in enumerate(token_ids) if value >= model.vocab_size
         )

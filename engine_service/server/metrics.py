@@ -123,6 +123,12 @@ class EngineMetrics:
         self.slow_readers = self._counter(
             "slow_readers", "Streams of all kinds closed since their client did not read."
         )
+        self.malformed_messages = Counter(
+            f"{_PREFIX}_malformed_messages",
+            "Messages refused since they cannot be parsed or hold too much, by method.",
+            ("method",),
+            registry=self.registry,
+        )
         self.steps = self._counter("steps", "Steps of the engine.")
 
     def _add_times(self) -> None:
@@ -215,6 +221,10 @@ class EngineMetrics:
     def count_slow_reader(self) -> None:
         """Counts a stream that was closed since its client did not read."""
         self.slow_readers.inc()
+
+    def count_malformed_message(self, method: str) -> None:
+        """Counts a message that was refused before it was read."""
+        self.malformed_messages.labels(method).inc()
 
     def count_end(self, request: OpenRequest, outcome: str, now: float) -> None:
         """Counts the end of a request."""
