@@ -127,7 +127,11 @@ class Limits:
             for index, value in enumerate(token_ids)
             if not 0 <= value < self.vocab_size
         )
-        raise InvalidRequest(
+        raise self.token_out_of_range(field, index, value)
+
+    def token_out_of_range(self, field: str, index: int, value: int) -> InvalidRequest:
+        """Returns the refusal of a token ID outside the vocabulary."""
+        return InvalidRequest(
             f"{field}[{index}] is {value}, outside 0 to {self.vocab_size - 1}",
             {
                 "field": field,

@@ -239,9 +239,11 @@ def _token_ids(message: engine_pb2.GenerateRequest, field: str, limits: Limits) 
 
 
 def _check_token_ids(field: str, token_ids: "array[int]", limits: Limits) -> None:
-    # The core's own check takes 80 ns for each, and would hold the event loop for a long prompt.
-    if token_ids and np.frombuffer(token_ids, np.uint32).max() >= limits.vocab_size:
-        limits.check_token_ids(field, array("I", token_ids.tobytes()))
+    # As `Limits.check_token_ids`, which would hold the event loop for 80 ms for a million.
+    are_outside = np.frombuffer(token_ids or b"", np.uint32) >= limits.vocab_size
+    if are_outside.any():
+        index = int(are_outside.argmax())
+        raise limits.token_out_of_range(field, index, token_ids[index] % 2**32)
 
 
 def _check_length(field: str, length: int, bound: int, unit: str) -> None:
