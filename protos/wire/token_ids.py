@@ -38,9 +38,12 @@ def read_token_ids(message: Message, name: str) -> "array[int]":
 
 
 def add_token_ids(message: _Message, name: str, token_ids: "array[int]") -> _Message:
-    """Appends an array of typecode "I" or "i" to a `repeated fixed32` field; returns the message.
+    """Appends an array to a `repeated fixed32` field, and returns the message.
 
-    IDs below 0 raise ValueError.
+    Args:
+        message: What to append to.
+        name: The field's.
+        token_ids: Typecode "I", or "i" without IDs below 0.
     """
     if len(token_ids) < _MIN_COUNT or sys.byteorder != "little":
         getattr(message, name).extend(token_ids)

@@ -5,6 +5,7 @@ client's stream is exact, and afterwards the memory is back and the log has no t
 """
 
 import asyncio
+import json
 import re
 import signal
 from contextlib import asynccontextmanager
@@ -17,6 +18,7 @@ from grpc_status import rpc_status
 from examples.demo.services import http_get
 from protos.pagestream.engine.v1 import engine_pb2, engine_pb2_grpc
 from protos.wire.status import unpack
+from tests.engine_service.test_launch import CONFIG
 from tests.fakes import small_tokenizer
 from tests.fakes.service_process import HOST, ServiceProcess, free_ports, running
 from tests.system.fleets import CheckedStream, fleet_of, until
@@ -124,9 +126,10 @@ async def test_router_minds_no_client(subtests, tmp_path, num_bytes):
 @asynccontextmanager
 async def engine_service(folder):
     """An engine's real processes around a core without a model."""
+    (folder / "config.json").write_text(json.dumps(CONFIG))
     port, operations_port = free_ports(2)
     arguments = ["tests.fakes.engine_process", "--model", str(folder), "--port", str(port)]
-    arguments += ["--operations-port", str(operations_port), "--served-model-name", "fake"]
+    arguments += ["--operations-port", str(operations_port), "--load-format", "dummy"]
     engine = ServiceProcess(arguments, port, folder / "engine.log")
     operations = f"{HOST}:{operations_port}"
 
