@@ -109,9 +109,7 @@ def check_token_ids(field: str, token_ids: Sequence[int], model: ModelInfo) -> N
     if are_outside.any():
         index = int(are_outside.argmax())
         bounds = f"0 to {model.vocab_size - 1}"
-        raise _outside(
-            f"{field}[{index}]", token_ids[index], bounds, Reason.TOKEN_OUT_OF_RANGE
-        )
+        raise _outside(f"{field}[{index}]", token_ids[index], bounds, Reason.TOKEN_OUT_OF_RANGE)
 
 
 def _check_unsupported(request: GenerationRequest) -> None:

@@ -186,7 +186,9 @@ def to_tokenizer_responses(
             )
         )
         for start in range(0, len(file.content), MAX_CHUNK_BYTES):
-            yield engine_pb2.GetTokenizerResponse(chunk=file.content[start : start + MAX_CHUNK_BYTES])
+            yield engine_pb2.GetTokenizerResponse(
+                chunk=file.content[start : start + MAX_CHUNK_BYTES]
+            )
 
 
 def _to_sampling_params(message: engine_pb2.SamplingParams, limits: Limits) -> SamplingParams:
