@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
+from protos.wire.limits import MAX_PROMPT_BYTES
 from router.discovery import ServiceName, parse_addresses, parse_service_name
 from router.errors import StartupError
 
@@ -138,7 +139,7 @@ class RouterConfig:
         default=4 * 1024 * 1024,
         metadata={
             "help": "size of a text, or of all messages of a chat together, in bytes of UTF-8",
-            "parse": _integer(1, 60 * 1024 * 1024),
+            "parse": _integer(1, MAX_PROMPT_BYTES),
         },
     )
     max_request_bytes: int = field(

@@ -9,13 +9,15 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import grpc
 
 from protos.pagestream.engine.v1 import engine_pb2, engine_pb2_grpc
 from protos.wire import block_hash, channel
+from protos.wire.checked_channel import CheckedChannel
+from protos.wire.handlers import RefusalLog
 from protos.wire.status import ErrorStatus, Reason, error_status, unpack
 from router.connection_loss import ConnectionLost, checked, describe, is_draining
 from router.engine_convert import (
@@ -41,6 +43,7 @@ from router.types import (
 
 _logger = logging.getLogger(__name__)
 
+_SERVICE = engine_pb2.DESCRIPTOR.services_by_name["EngineService"]
 _MAX_HANDLE = 2**32 - 1
 
 _DETAILS = {EngineState.SERVING: "", EngineState.DRAINING: "it finishes what it has"}
@@ -71,6 +74,7 @@ class ClientSettings:
         max_backoff: The longest wait between attempts.
         max_open_requests: Requests under way on the engine; more are refused.
         max_buffered_tokens: Tokens of one request that wait for its reader; more fail it.
+        refusals: Hears of messages of the engine that cannot be taken.
     """
 
     call_timeout: float = 5.0
@@ -79,6 +83,7 @@ class ClientSettings:
     max_backoff: float = 2.0
     max_open_requests: int = 8192
     max_buffered_tokens: int = 16_384
+    refusals: RefusalLog = field(default_factory=RefusalLog)
 
 
 class EngineListener(Protocol):
@@ -178,6 +183,7 @@ class EngineClient:
         Raises:
             EngineLost: The engine is not connected (ENGINE_FAILED).
             QueueFull: Too many requests are under way on the engine.
+            InvalidRequest: It is larger than an engine takes.
         """
         if self.state not in (EngineState.SERVING, EngineState.DRAINING):
             raise EngineLost(self._lost_status())
@@ -189,13 +195,11 @@ class EngineClient:
                 retry_after=1.0,
             )
         handle = self._free_handle()
-        submission = to_submission(handle, request)
+        self._outbox.submit(to_submission(handle, request))
         stream = RequestStream(
             self.address, lambda: self._cancel(handle), self._settings.max_buffered_tokens
         )
         self._streams[handle] = stream
-        self._outbox.submissions[handle] = submission
-        self._outbox.filled.set()
         return stream
 
     def end_requests(self, error: RequestError) -> None:
@@ -252,7 +256,8 @@ class EngineClient:
         # A channel of its own per attempt: its waits are ours, not hidden in the transport.
         options = [*channel.client_options(), ("grpc.use_local_subchannel_pool", 1)]
         async with grpc.aio.insecure_channel(self.address, options=options) as connection:
-            self._stub = engine_pb2_grpc.EngineServiceStub(connection)  # type: ignore[no-untyped-call]
+            bounded = CheckedChannel(connection, _SERVICE, self.address, self._settings.refusals)
+            self._stub = engine_pb2_grpc.EngineServiceStub(bounded)  # type: ignore[no-untyped-call]
             try:
                 self.model = await self._get_model(self._stub)
                 async with asyncio.TaskGroup() as tasks:
@@ -421,9 +426,7 @@ class EngineClient:
 
     def _cancel(self, handle: int) -> None:
         self._streams.pop(handle, None)
-        if self._outbox.submissions.pop(handle, None) is None:
-            self._outbox.cancelled.append(handle)
-            self._outbox.filled.set()
+        self._outbox.cancel(handle)
 
     def _free_handle(self) -> int:
         while True:

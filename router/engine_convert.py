@@ -7,6 +7,7 @@ from grpc_status import rpc_status
 
 from protos.pagestream.engine.v1 import engine_pb2
 from protos.wire.status import ErrorStatus, Reason, code_number, error_status, unpack
+from protos.wire.token_ids import add_token_ids
 from router.errors import DOMAIN, EngineRefused
 from router.types import (
     CacheUpdate,
@@ -47,16 +48,17 @@ def status_of(error: grpc.aio.AioRpcError) -> ErrorStatus:
 
 def to_submission(handle: int, request: TokenRequest) -> engine_pb2.Submission:
     """Returns the submission of a request; a value that no field can hold raises ValueError."""
+    message = engine_pb2.GenerateRequest(
+        request_id=request.request_id,
+        sampling_params=_to_sampling_params(request.sampling_params),
+        priority=request.priority,
+        cache_salt=request.cache_salt,
+    )
+    add_token_ids(message, "prompt_token_ids", request.prompt_token_ids)
+    add_token_ids(message, "resume_token_ids", request.resume_token_ids)
     submission = engine_pb2.Submission(
         handle=handle,
-        request=engine_pb2.GenerateRequest(
-            request_id=request.request_id,
-            prompt_token_ids=request.prompt_token_ids,
-            resume_token_ids=request.resume_token_ids,
-            sampling_params=_to_sampling_params(request.sampling_params),
-            priority=request.priority,
-            cache_salt=request.cache_salt,
-        ),
+        request=message,
         traceparent=request.traceparent,
         tracestate=request.tracestate,
     )

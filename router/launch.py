@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
-from protos.pagestream.router.v1 import router_pb2_grpc
-from protos.wire.channel import server_options
+from protos.pagestream.router.v1 import router_pb2
+from protos.wire.channel import router_request_bytes, server_options
+from protos.wire.handlers import Handlers, RefusalLog
 from protos.wire.operations import (
     CannotListen,
     OperationsServer,
@@ -22,11 +21,11 @@ from protos.wire.operations import (
 from router.config import RouterConfig
 from router.discovery import Unusable, discover
 from router.engine_client import ClientSettings
-from router.errors import Draining, RequestError, StartupError
+from router.errors import DOMAIN, Draining, RequestError, StartupError
 from router.event_loop import GrpcEventLoop, collect_garbage_rarely, let_loop_run_on
 from router.fleet import Fleet
 from router.pipeline import Bounds, Pipeline
-from router.server.grpc_server import SERVICE, RouterServicer
+from router.server.grpc_server import RouterServicer
 from router.server.health import Health, State
 from router.server.metrics import Holdings, RouterMetrics
 from router.server.slow_readers import SlowReaders
@@ -68,6 +67,7 @@ class _Router:
     def __init__(self, config: RouterConfig) -> None:
         self._config = config
         self._metrics = RouterMetrics()
+        self._refusals = RefusalLog(self._metrics.count_malformed_message)
         try:
             self._discovery = discover(
                 engines=config.engines,
@@ -84,6 +84,7 @@ class _Router:
             settings=ClientSettings(
                 max_buffered_tokens=config.max_buffered_tokens,
                 max_open_requests=config.max_concurrent_requests,
+                refusals=self._refusals,
             ),
         )
         self._tokenizers = TokenizerPool(
@@ -112,7 +113,10 @@ class _Router:
         # Calls of one connection that gRPC keeps, those included whose client reads no more.
         max_streams = config.max_concurrent_requests + _SPARE_STREAMS
         self._server = grpc.aio.server(
-            options=[*server_options(), ("grpc.max_concurrent_streams", max_streams)]
+            options=[
+                *server_options(router_request_bytes(config.max_prompt_bytes)),
+                ("grpc.max_concurrent_streams", max_streams),
+            ]
         )
 
     async def serve(self) -> int:
@@ -157,12 +161,10 @@ class _Router:
     async def _start_server(self) -> int:
         config = self._config
         servicer = RouterServicer(self._pipeline, self._fleet, self._slow_readers)
-        router_pb2_grpc.add_RouterServiceServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call]
-        health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, self._server)
-        health_service = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-        reflection.enable_server_reflection(
-            (SERVICE, health_service, reflection.SERVICE_NAME), self._server
-        )
+        handlers = Handlers(self._server, domain=DOMAIN, refusals=self._refusals)
+        handlers.add(router_pb2.DESCRIPTOR.services_by_name["RouterService"], servicer)
+        handlers.add_health(self._health.servicer)
+        handlers.add_reflection()
         await self._health.enter(State.WAITING)
         port = add_grpc_port(self._server.add_insecure_port, config.host, config.port)
         await self._server.start()

@@ -7,7 +7,10 @@ sampling parameters it supports: it refuses the rest by name.
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from protos.wire.limits import (
+    MAX_CHAT_MESSAGES,
     MAX_LABEL_CHARACTERS,
     MAX_SEED,
     MAX_STOP_TOKEN_IDS,
@@ -26,7 +29,6 @@ from router.types import (
 )
 
 ROLES = ("system", "user", "assistant", "tool")
-MAX_CHAT_MESSAGES = 4096
 
 
 def check_request(request: GenerationRequest, model: ModelInfo, max_prompt_bytes: int) -> None:
@@ -83,19 +85,31 @@ def check_length(num_prompt_tokens: int, max_tokens: int | None, model: ModelInf
         )
 
 
+def check_num_tokens(num_tokens: int, model: ModelInfo) -> None:
+    """Refuses a text of more tokens than the model's length.
+
+    Raises:
+        InvalidRequest: As `check_request`.
+    """
+    if num_tokens > model.max_model_len:
+        bounds = f"0 to {model.max_model_len}"
+        raise _outside("number of tokens", num_tokens, bounds, Reason.PROMPT_TOO_LONG)
+
+
 def check_token_ids(field: str, token_ids: Sequence[int], model: ModelInfo) -> None:
     """Refuses token IDs outside the vocabulary.
 
     Raises:
         InvalidRequest: Names the first of them.
     """
-    if token_ids and max(token_ids) >= model.vocab_size:
-        index, value = next(
-            (index, value) for index, value in enumerate(token_ids) if value >= model.vocab_size
-        )
-        raise _outside(
-            f"{field}[{index}]", value, f"0 to {model.vocab_size - 1}", Reason.TOKEN_OUT_OF_RANGE
-        )
+    if not token_ids:
+        return
+    # To look at each would take 40 ns for it, too long for a million.
+    are_outside = np.asarray(token_ids) >= model.vocab_size
+    if are_outside.any():
+        index = int(are_outside.argmax())
+        bounds = f"0 to {model.vocab_size - 1}"
+        raise _outside(f"{field}[{index}]", token_ids[index], bounds, Reason.TOKEN_OUT_OF_RANGE)
 
 
 def _check_unsupported(request: GenerationRequest) -> None:

@@ -1,37 +1,69 @@
 """What a router has to say to an engine, until its stream takes it."""
 
 import asyncio
-from dataclasses import dataclass, field
 
 from protos.pagestream.engine.v1 import engine_pb2
+from protos.wire.channel import MAX_SUBMISSION_BYTES
+from protos.wire.limits import MAX_CANCELLED_HANDLES, MAX_SUBMISSIONS
+from router.errors import InvalidRequest
 
-_MAX_BATCH_BYTES = 4_000_000
-"""Size of one message up, but for its last submission: far below the engines' message limit."""
+_MAX_BATCH_BYTES = 1024 * 1024
+"""Size of one message up that has more than one submission."""
 
 
-@dataclass(slots=True)
 class Outbox:
-    """What the next message of a GenerateMany stream will carry.
+    """What the next messages of a GenerateMany stream will carry.
 
     Attributes:
-        submissions: New requests by handle; one that is cancelled before it was sent is taken out.
-        cancelled: Handles to cancel.
         filled: Set while there is something to send.
     """
 
-    submissions: dict[int, engine_pb2.Submission] = field(default_factory=dict)
-    cancelled: list[int] = field(default_factory=list)
-    filled: asyncio.Event = field(default_factory=asyncio.Event)
+    def __init__(self) -> None:
+        self.filled = asyncio.Event()
+        self._submissions: dict[int, tuple[engine_pb2.Submission, int]] = {}
+        self._cancelled: list[int] = []
+
+    def submit(self, submission: engine_pb2.Submission) -> None:
+        """Takes a submission in.
+
+        Raises:
+            InvalidRequest: It is larger than an engine receives, so that the stream of all would
+                end with it.
+        """
+        num_bytes = submission.ByteSize()
+        if num_bytes > MAX_SUBMISSION_BYTES:
+            raise InvalidRequest(
+                f"the request has {num_bytes} bytes for an engine, the most allowed is "
+                f"{MAX_SUBMISSION_BYTES}",
+                {
+                    "field": "request",
+                    "value": str(num_bytes),
+                    "bounds": f"0 to {MAX_SUBMISSION_BYTES}",
+                },
+            )
+        self._submissions[submission.handle] = (submission, num_bytes)
+        self.filled.set()
+
+    def cancel(self, handle: int) -> None:
+        """Cancels a request on the engine; one that was not sent yet never will be."""
+        if self._submissions.pop(handle, None) is None:
+            self._cancelled.append(handle)
+            self.filled.set()
 
     def take(self) -> engine_pb2.GenerateManyRequest:
-        """Returns the next message, of bounded size."""
-        message = engine_pb2.GenerateManyRequest(cancelled_handles=self.cancelled)
-        self.cancelled.clear()
-        num_bytes = 0
-        while self.submissions and num_bytes < _MAX_BATCH_BYTES:
-            submission = self.submissions.pop(next(iter(self.submissions)))
-            num_bytes += submission.ByteSize()
+        """Returns the next message, within the bounds of what an engine receives."""
+        message = engine_pb2.GenerateManyRequest(
+            cancelled_handles=self._cancelled[:MAX_CANCELLED_HANDLES]
+        )
+        del self._cancelled[:MAX_CANCELLED_HANDLES]
+        batch_bytes = 0
+        while self._submissions and len(message.submissions) < MAX_SUBMISSIONS:
+            handle, (submission, num_bytes) = next(iter(self._submissions.items()))
+            batch_bytes += num_bytes
+            if message.submissions and batch_bytes > _MAX_BATCH_BYTES:
+                break
+            del self._submissions[handle]
             message.submissions.append(submission)
-        if not self.submissions:
+        if not (self._submissions or self._cancelled):
             self.filled.clear()
         return message

@@ -160,8 +160,8 @@ class Pipeline:
 
     async def tokenize(
         self, model_name: str, prompt: TextPrompt | ChatPrompt, *, num_bytes: int = 0
-    ) -> Sequence[int]:
-        """Returns the token IDs that `generate` would start from.
+    ) -> "array[int]":
+        """Returns the token IDs that `generate` would start from, at most the model's length.
 
         Args:
             model_name: The model; empty means the only one served.
@@ -174,7 +174,9 @@ class Pipeline:
         with self._slot(num_bytes):
             model = self._fleet.model_info(model_name)
             limits.check_prompt(prompt, model, self._bounds.max_prompt_bytes)
-            return await self._encode(await self._tokenizers.get(model), prompt)
+            token_ids = await self._encode(await self._tokenizers.get(model), prompt)
+            limits.check_num_tokens(len(token_ids), model)
+            return token_ids
 
     async def detokenize(
         self,

@@ -61,15 +61,23 @@ class Limits:
             InvalidRequest: Its reason says which part is wrong, its message names field, value
                 and bound, its metadata holds the numbers.
         """
+        self.check_all_but_token_ids(request)
+        self.check_token_ids("prompt_token_ids", request.prompt_token_ids)
+        self.check_token_ids("resume_token_ids", request.resume_token_ids)
+        stop_token_ids = array("q", request.sampling_params.stop_token_ids)
+        self.check_token_ids("stop_token_ids", stop_token_ids)
+
+    def check_all_but_token_ids(self, request: Request) -> None:
+        """Does what `check` does in a time that does not depend on the prompt.
+
+        Raises:
+            InvalidRequest: As `check`.
+        """
         if not request.prompt_token_ids:
             raise InvalidRequest("prompt_token_ids is empty", reason=Reason.EMPTY_PROMPT)
         _check_sampling_params(request.sampling_params)
         _check_labels(request)
         self._check_length(request)
-        self.check_token_ids("prompt_token_ids", request.prompt_token_ids)
-        self.check_token_ids("resume_token_ids", request.resume_token_ids)
-        stop_token_ids = array("q", request.sampling_params.stop_token_ids)
-        self.check_token_ids("stop_token_ids", stop_token_ids)
 
     def _check_length(self, request: Request) -> None:
         num_prompt_tokens = len(request.prompt_token_ids)
@@ -119,7 +127,11 @@ class Limits:
             for index, value in enumerate(token_ids)
             if not 0 <= value < self.vocab_size
         )
-        raise InvalidRequest(
+        raise self.token_out_of_range(field, index, value)
+
+    def token_out_of_range(self, field: str, index: int, value: int) -> InvalidRequest:
+        """Returns the refusal of a token ID outside the vocabulary."""
+        return InvalidRequest(
             f"{field}[{index}] is {value}, outside 0 to {self.vocab_size - 1}",
             {
                 "field": field,

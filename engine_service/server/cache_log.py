@@ -8,9 +8,7 @@ from dataclasses import dataclass
 
 from engine_service.core.types import CacheDelta
 from engine_service.errors import RequestError, SlowReader
-
-MAX_HASHES_PER_MESSAGE = 1 << 14
-"""128 KiB of hashes: parsing them does not add up when many engines send theirs at once."""
+from protos.wire.limits import MAX_BLOCK_HASHES
 
 _DELTA_COST = 32
 """Hashes that a delta counts as in the history, beside its own."""
@@ -55,7 +53,7 @@ class CacheLog:
     """
 
     def __init__(
-        self, max_history_hashes: int, max_hashes_per_message: int = MAX_HASHES_PER_MESSAGE
+        self, max_history_hashes: int, max_hashes_per_message: int = MAX_BLOCK_HASHES
     ) -> None:
         self.epoch = secrets.randbits(64) or 1
         self.sequence_number = 0

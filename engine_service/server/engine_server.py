@@ -8,9 +8,6 @@ from multiprocessing.connection import Connection
 from typing import Self
 
 import grpc
-from grpc_health.v1 import health as grpc_health
-from grpc_health.v1 import health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from engine_service.config import ServerOptions
 from engine_service.core.engine_client import EngineClient
@@ -19,14 +16,17 @@ from engine_service.core.types import EngineInfo, StepOutput
 from engine_service.errors import Draining, StartupError, core_frozen, core_lost
 from engine_service.server.cache_log import CacheLog
 from engine_service.server.core_watch import TICK_SECONDS, CoreWatch
-from engine_service.server.health import SERVICE_NAME, Health, State
+from engine_service.server.health import Health, State
 from engine_service.server.load_meter import LoadMeter
 from engine_service.server.metrics import EngineMetrics
 from engine_service.server.replica import Replica
 from engine_service.server.servicer import EngineServicer
+from engine_service.server.status import DOMAIN
+from engine_service.server.submission_batch import SubmissionBatchParser
 from engine_service.server.tokenizer_files import TokenizerFiles
-from protos.pagestream.engine.v1 import engine_pb2_grpc
-from protos.wire.channel import server_options
+from protos.pagestream.engine.v1 import engine_pb2
+from protos.wire.channel import ENGINE_REQUEST_BYTES, server_options
+from protos.wire.handlers import Handlers, RefusalLog
 from protos.wire.operations import (
     CannotListen,
     OperationsServer,
@@ -66,7 +66,7 @@ class EngineServer:
                 "/readyz": probe_handler(lambda: (health.is_ready, health.state.value)),
             }
         )
-        self._server = grpc.aio.server(options=server_options())
+        self._server = grpc.aio.server(options=server_options(ENGINE_REQUEST_BYTES))
         self._client: EngineClient | None = None
         self.port = 0
         self.operations_port = 0
@@ -176,13 +176,15 @@ class EngineServer:
         self._cache_log.fail(exiting)
 
     async def _listen(self) -> None:
-        engine_pb2_grpc.add_EngineServiceServicer_to_server(  # type: ignore[no-untyped-call]
-            self._servicer, self._server
+        handlers = Handlers(
+            self._server,
+            domain=DOMAIN,
+            refusals=RefusalLog(self._metrics.count_malformed_message),
         )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, self._server)
-        reflection.enable_server_reflection(
-            (SERVICE_NAME, grpc_health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
-        )
+        service = engine_pb2.DESCRIPTOR.services_by_name["EngineService"]
+        handlers.add(service, self._servicer, {"GenerateMany": SubmissionBatchParser()})
+        handlers.add_health(self._health.servicer)
+        handlers.add_reflection()
         host, port = self._options.host, self._options.port
         try:
             self.port = add_grpc_port(self._server.add_insecure_port, host, port)

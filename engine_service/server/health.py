@@ -2,9 +2,10 @@
 
 import enum
 
-from grpc_health.v1 import health, health_pb2
+from grpc_health.v1 import health_pb2
 
 from engine_service.errors import Draining, Starting, core_frozen, core_lost
+from protos.wire.health import HealthServicer
 
 SERVICE_NAME = "pagestream.engine.v1.EngineService"
 
@@ -28,7 +29,7 @@ class Health:
 
     def __init__(self) -> None:
         self.state = State.STARTING
-        self.servicer = health.aio.HealthServicer()
+        self.servicer = HealthServicer()
 
     @property
     def is_live(self) -> bool:

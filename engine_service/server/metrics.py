@@ -132,6 +132,12 @@ class EngineMetrics:
         self.core_freezes = self._counter(
             "core_freezes", "Times that the core was silent for too long."
         )
+        self.malformed_messages = Counter(
+            f"{_PREFIX}_malformed_messages",
+            "Messages refused since they cannot be parsed or hold too much, by method.",
+            ("method",),
+            registry=self.registry,
+        )
         self.steps = self._counter("steps", "Steps of the engine.")
 
     def _add_times(self) -> None:
@@ -225,6 +231,10 @@ class EngineMetrics:
     def count_slow_reader(self) -> None:
         """Counts a stream that was closed since its client did not read."""
         self.slow_readers.inc()
+
+    def count_malformed_message(self, method: str) -> None:
+        """Counts a message that was refused before it was read."""
+        self.malformed_messages.labels(method).inc()
 
     def count_end(self, request: OpenRequest, outcome: str, now: float) -> None:
         """Counts the end of a request."""

@@ -13,6 +13,7 @@ from engine_service.server.metrics import EngineMetrics
 from engine_service.server.replica import Replica, engine_version
 from engine_service.server.session import GenerateManySession
 from engine_service.server.status import Context, as_request_error, reported_errors
+from engine_service.server.submission_batch import SubmissionBatch
 from protos.pagestream.engine.v1 import engine_pb2, engine_pb2_grpc
 
 _HANDLE = 0
@@ -48,7 +49,7 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
                 client.close_stream(stream)
 
     async def GenerateMany(
-        self, request_iterator: AsyncIterator[engine_pb2.GenerateManyRequest], context: Context
+        self, request_iterator: AsyncIterator[SubmissionBatch], context: Context
     ) -> None:
         """Carries all requests of one router."""
         async with reported_errors(context):
@@ -133,7 +134,8 @@ async def _write_outputs(stream: OutputStream, context: Context) -> None:
     while True:
         batch = await stream.wait()
         if batch.handles or batch.admissions or batch.finishes:
-            await context.write(convert.to_generate_response(batch))
+            for response in convert.to_generate_responses(batch):
+                await context.write(response)
         for _, error in batch.failures:
             raise error
         if batch.finishes:

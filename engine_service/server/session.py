@@ -7,12 +7,15 @@ from collections.abc import AsyncIterator
 import grpc
 
 from engine_service.core.output_stream import OutputBatch
-from engine_service.errors import DeadlineExceeded, RequestError
+from engine_service.errors import DeadlineExceeded, InvalidRequest, RequestError
 from engine_service.server import convert
 from engine_service.server.health import Health
 from engine_service.server.replica import Replica
 from engine_service.server.status import Context, as_request_error
+from engine_service.server.submission_batch import RefusedSubmission, SubmissionBatch
 from protos.pagestream.engine.v1 import engine_pb2
+from protos.wire.handlers import MalformedMessage
+from protos.wire.message_parser import Malformed
 
 _SUBMISSIONS_PER_TURN = 32
 """Submissions taken before the event loop sees to others again."""
@@ -35,7 +38,7 @@ class GenerateManySession:
         self._is_read_up = False
 
     async def run(
-        self, requests: AsyncIterator[engine_pb2.GenerateManyRequest], context: Context
+        self, requests: AsyncIterator[SubmissionBatch], context: Context
     ) -> RequestError | None:
         """Serves the stream to its end; returns the error to end it with, if any."""
         load_meter = self._replica.load_meter
@@ -57,18 +60,22 @@ class GenerateManySession:
             self._client.close_stream(self._stream)
         return None
 
-    async def _read(self, requests: AsyncIterator[engine_pb2.GenerateManyRequest]) -> None:
-        async for message in requests:
-            for handle in message.cancelled_handles:
-                self._client.cancel(self._stream, handle)
-            for number, submission in enumerate(message.submissions):
-                if self._stream.has_failed:
-                    # A router that was cut off for not reading and goes on submitting would fill
-                    # the memory; nobody reads it from here on, and so it is held up itself.
-                    return
-                self._submit(submission)
-                if number % _SUBMISSIONS_PER_TURN == _SUBMISSIONS_PER_TURN - 1:
-                    await asyncio.sleep(0)
+    async def _read(self, batches: AsyncIterator[SubmissionBatch]) -> None:
+        try:
+            async for batch in batches:
+                for handle in batch.cancelled_handles:
+                    self._client.cancel(self._stream, handle)
+                for number, submission in enumerate(batch.submissions):
+                    if self._stream.has_failed:
+                        # A router that was cut off for not reading and goes on submitting would
+                        # fill the memory; nobody reads it from here on, and so it is held up.
+                        return
+                    self._submit(submission)
+                    if number % _SUBMISSIONS_PER_TURN == _SUBMISSIONS_PER_TURN - 1:
+                        await asyncio.sleep(0)
+        except MalformedMessage as error:
+            self._stream.fail(_refusal(error.malformed))
+            return
         self._is_read_up = True
         self._stream.wake()
 
@@ -79,15 +86,18 @@ class GenerateManySession:
         while True:
             if batch or load_meter.load is not told:
                 told = load_meter.load
-                await context.write(convert.to_generate_many_response(batch, told))
+                for response in convert.to_generate_many_responses(batch, told):
+                    await context.write(response)
             if self._is_read_up and not self._stream.has_more:
                 return
             batch = await self._stream.wait()
 
-    def _submit(self, submission: engine_pb2.Submission) -> None:
+    def _submit(self, submission: engine_pb2.Submission | RefusedSubmission) -> None:
         handle = submission.handle
         try:
             self._health.check_ready()
+            if isinstance(submission, RefusedSubmission):
+                raise _refusal(submission.malformed)
             name = convert.request_name(submission.request)
             timeout = convert.timeout_seconds(submission)
             if timeout is not None and timeout <= 0:
@@ -110,3 +120,7 @@ class GenerateManySession:
             )
         except Exception as error:
             self._client.refuse(self._stream, handle, as_request_error(error))
+
+
+def _refusal(malformed: Malformed) -> InvalidRequest:
+    return InvalidRequest(malformed.text, malformed.metadata, reason=malformed.reason)

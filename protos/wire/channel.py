@@ -1,7 +1,22 @@
 """The gRPC options that both ends of a connection must agree on."""
 
-MAX_MESSAGE_BYTES = 64 * 1024 * 1024
-"""The largest message either side receives; our own checks bound requests far below it."""
+from protos.pagestream.engine.v1 import engine_pb2
+from protos.pagestream.router.v1 import router_pb2
+from protos.wire.limits import MAX_CHAT_MESSAGES, MAX_LABEL_BYTES
+from protos.wire.message_parser import max_bytes
+
+_SPARE_BYTES = 64 * 1024
+"""For fields that a newer peer may send."""
+_CHAT_MESSAGE_BYTES = 64
+"""Of one message of a chat beside its content."""
+
+MAX_SUBMISSION_BYTES = max_bytes(engine_pb2.Submission.DESCRIPTOR)
+"""The largest submission whose fields are within their bounds."""
+ENGINE_REQUEST_BYTES = MAX_SUBMISSION_BYTES + _SPARE_BYTES
+"""The largest message that an engine receives; a router sends none larger than the largest
+submission."""
+ENGINE_RESPONSE_BYTES = 4 * 1024 * 1024
+"""The largest message that an engine sends, and a router receives of it."""
 
 _MAX_BACKLOG = 65_536
 """Calls that wait for the server to look at them; past it they end as CANCELLED without a word."""
@@ -12,13 +27,25 @@ _KEEPALIVE_TIMEOUT_MS = 5_000
 ChannelOptions = list[tuple[str, int]]
 
 
-def server_options() -> ChannelOptions:
+def router_request_bytes(max_prompt_bytes: int) -> int:
+    """Returns the largest message that a router receives, if it takes prompts of such a size."""
+    prompt = max(max_prompt_bytes, max_bytes(router_pb2.TokenIds.DESCRIPTOR))
+    messages = MAX_CHAT_MESSAGES * _CHAT_MESSAGE_BYTES
+    params = max_bytes(router_pb2.SamplingParams.DESCRIPTOR)
+    return prompt + messages + params + 4 * MAX_LABEL_BYTES + _SPARE_BYTES
+
+
+def server_options(max_request_bytes: int = ENGINE_REQUEST_BYTES) -> ChannelOptions:
     """Returns the options of a server: message limit, and pings both ways.
 
     The server's own notice a client whose machine is gone, so that its requests are cancelled.
+
+    Args:
+        max_request_bytes: The largest message that it receives. gRPC holds compressed messages to
+            it before and after they are decompressed.
     """
     return [
-        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", max_request_bytes),
         ("grpc.max_send_message_length", -1),
         # A burst is refused by our own bounds, which say why. By default the backlog is cut at
         # random from 1,000 on.
@@ -40,7 +67,7 @@ def server_options() -> ChannelOptions:
 def client_options() -> ChannelOptions:
     """Returns the options of a long-lived channel: message limit, and pings that notice a loss."""
     return [
-        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", ENGINE_RESPONSE_BYTES),
         ("grpc.max_send_message_length", -1),
         ("grpc.keepalive_time_ms", _KEEPALIVE_TIME_MS),
         ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),

@@ -1,10 +1,41 @@
 """Bounds of a request that engines and routers hold alike; the contracts' comments state them."""
 
 MAX_LABEL_CHARACTERS = 256
-"""Of a request's ID, and of its cache salt."""
+"""Of a request's ID, of its cache salt, and of a name."""
+MAX_LABEL_BYTES = 4 * MAX_LABEL_CHARACTERS
+"""Of the same in UTF-8."""
 
 MAX_TEMPERATURE = 100.0
 
 MAX_SEED = 2**63 - 1
 
 MAX_STOP_TOKEN_IDS = 1024
+MAX_LOGIT_BIASES = 1024
+MAX_STOP_TEXTS = 1024
+
+MAX_SEQUENCE_TOKENS = 1 << 20
+"""Of a prompt, and of what was generated for it, whatever the model's own length."""
+
+MAX_PROMPT_BYTES = 16 * 1024 * 1024
+"""Of a text, or of all messages of a chat together; a router takes less unless it is told to."""
+MAX_CHAT_MESSAGES = 4096
+
+MAX_TRACEPARENT_BYTES = 256
+MAX_TRACESTATE_BYTES = 1024
+
+MAX_SUBMISSIONS = 1024
+MAX_CANCELLED_HANDLES = 4096
+"""Of one message of a router."""
+
+MAX_STEP_REQUESTS = 8192
+MAX_STEP_TOKENS = 131_072
+MAX_STEP_EVENTS = 1024
+MAX_STEP_FAILURES = 256
+"""Of one message of an engine, which spreads a larger step over several: taking one in holds a
+router's event loop for some 20 ms at most."""
+
+MAX_ERROR_DETAILS = 8
+MAX_BLOCK_HASHES = 1 << 14
+"""128 KiB of hashes: parsing them does not add up when many engines send theirs at once."""
+MAX_CHUNK_BYTES = 1 << 20
+MAX_EOS_TOKEN_IDS = 1024

@@ -1,12 +1,14 @@
 """The messages of the router's contract to its own types and back."""
 
-from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from google.protobuf import duration_pb2
 
 from protos.pagestream.router.v1 import router_pb2
+from protos.wire.limits import MAX_TRACEPARENT_BYTES, MAX_TRACESTATE_BYTES
 from protos.wire.reason import Reason
+from protos.wire.token_ids import add_token_ids, read_token_ids
 from router.errors import InvalidRequest
 from router.placement import Cost
 from router.types import (
@@ -26,6 +28,9 @@ from router.types import (
     TextPrompt,
     TokenPrompt,
 )
+
+if TYPE_CHECKING:
+    from array import array
 
 Metadata = Iterable[tuple[str, str | bytes]]
 
@@ -49,7 +54,7 @@ def to_generation_request(
     Raises:
         InvalidRequest: There is no input.
     """
-    headers = {key: value for key, value in metadata if key in ("traceparent", "tracestate")}
+    traceparent, tracestate = _trace_context(metadata)
     return GenerationRequest(
         request_id=request.request_id,
         model=request.model,
@@ -60,10 +65,25 @@ def to_generation_request(
         priority=request.priority,
         cache_salt=request.cache_salt,
         timeout=timeout,
-        traceparent=str(headers.get("traceparent", "")),
-        tracestate=str(headers.get("tracestate", "")),
+        traceparent=traceparent,
+        tracestate=tracestate,
         num_bytes=request.ByteSize(),
     )
+
+
+def _trace_context(metadata: Metadata) -> tuple[str, str]:
+    """Returns traceparent and tracestate; one that is too long to be passed on counts as none."""
+    headers = {key: str(value) for key, value in metadata if key in ("traceparent", "tracestate")}
+    traceparent, tracestate = headers.get("traceparent", ""), headers.get("tracestate", "")
+    return (
+        traceparent if len(traceparent) <= MAX_TRACEPARENT_BYTES else "",
+        tracestate if len(tracestate) <= MAX_TRACESTATE_BYTES else "",
+    )
+
+
+def to_token_ids(request: router_pb2.DetokenizeRequest) -> "array[int]":
+    """Reads what to turn into text."""
+    return read_token_ids(request, "token_ids")
 
 
 def to_tokenize_prompt(request: router_pb2.TokenizeRequest) -> TextPrompt | ChatPrompt:
@@ -89,7 +109,7 @@ def _to_prompt(request: router_pb2.GenerateRequest | router_pb2.TokenizeRequest)
                 )
             )
         case "token_ids" if isinstance(request, router_pb2.GenerateRequest):
-            return TokenPrompt(token_ids=array("I", request.token_ids.ids))
+            return TokenPrompt(token_ids=read_token_ids(request.token_ids, "ids"))
         case _:
             fields = ", ".join(field.name for field in request.DESCRIPTOR.oneofs[0].fields)
             raise InvalidRequest(
@@ -159,9 +179,9 @@ def _to_finish(finish: Finish) -> router_pb2.Finish:
     )
 
 
-def to_tokenize_response(token_ids: Sequence[int]) -> router_pb2.TokenizeResponse:
+def to_tokenize_response(token_ids: "array[int]") -> router_pb2.TokenizeResponse:
     """Writes token IDs."""
-    return router_pb2.TokenizeResponse(token_ids=token_ids)
+    return add_token_ids(router_pb2.TokenizeResponse(), "token_ids", token_ids)
 
 
 def to_detokenize_response(text: str) -> router_pb2.DetokenizeResponse:

@@ -82,7 +82,7 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         async with errors_to_status(context, "Detokenize"):
             text = await self._pipeline.detokenize(
                 request.model,
-                request.token_ids,
+                convert.to_token_ids(request),
                 skip_special_tokens=request.skip_special_tokens,
                 num_bytes=request.ByteSize(),
             )

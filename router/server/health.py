@@ -2,8 +2,9 @@
 
 import enum
 
-from grpc_health.v1 import health, health_pb2
+from grpc_health.v1 import health_pb2
 
+from protos.wire.health import HealthServicer
 from router.server.grpc_server import SERVICE
 
 
@@ -24,7 +25,7 @@ class Health:
 
     def __init__(self) -> None:
         self.state = State.WAITING
-        self.servicer = health.aio.HealthServicer()
+        self.servicer = HealthServicer()
 
     @property
     def is_ready(self) -> bool:

@@ -83,6 +83,12 @@ class RouterMetrics:
             "Asyncio tasks of the router, waiting or not.",
             registry=self.registry,
         )
+        self._malformed_messages = Counter(
+            f"{_PREFIX}_malformed_messages",
+            "Messages refused since they cannot be parsed or hold too much, by method.",
+            ("method",),
+            registry=self.registry,
+        )
         self._prompt_tokens = self._counter(
             "prompt_tokens", "Tokens of prompts handed to placement."
         )
@@ -153,6 +159,10 @@ class RouterMetrics:
         self._fleet.engines = engines
         self._fleet.statistics = statistics
         self._fleet.num_discovery_failures = holdings.num_discovery_failures
+
+    def count_malformed_message(self, method: str) -> None:
+        """A message of a client, or of an engine (EngineService), was refused unread."""
+        self._malformed_messages.labels(method).inc()
 
     def started(self) -> None:
         """A request came in."""

@@ -23,6 +23,7 @@ from grpc_status import rpc_status
 
 from protos.pagestream.engine.v1 import engine_pb2, engine_pb2_grpc
 from protos.wire import channel, status
+from protos.wire.limits import MAX_BLOCK_HASHES
 from protos.wire.status import Reason
 from protos.wire.tokenizer_digest import tokenizer_digest
 from tests.fakes.fake_core import (
@@ -202,15 +203,15 @@ class FakeEngine(FakeCore, engine_pb2_grpc.EngineServiceServicer):
 
     def _snapshot(self) -> list[engine_pb2.WatchCacheResponse]:
         hashes = list(self.cache.blocks)
-        starts = range(0, max(1, len(hashes)), _CHUNK)
+        starts = range(0, max(1, len(hashes)), MAX_BLOCK_HASHES)
         return [
             engine_pb2.WatchCacheResponse(
                 epoch=self.cache.epoch,
                 sequence_number=self.cache.sequence_number,
                 snapshot=engine_pb2.CacheSnapshot(
-                    block_hashes=hashes[start : start + _CHUNK],
+                    block_hashes=hashes[start : start + MAX_BLOCK_HASHES],
                     first=start == 0,
-                    last=start + _CHUNK >= len(hashes),
+                    last=start + MAX_BLOCK_HASHES >= len(hashes),
                     part_number=number,
                 ),
             )

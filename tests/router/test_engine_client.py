@@ -232,7 +232,7 @@ async def test_large_cache_arrives_in_parts():
         async with connected(engine) as (_, listener):
             await listener.wait_until(lambda: listener.index.num_blocks("e") == 150_000)
 
-            assert len(listener.updates) == 3
+            assert len(listener.updates) == 10
 
 
 async def test_load_of_the_engine_is_known():

@@ -132,10 +132,10 @@ def chat(*messages) -> pb.GenerateRequest:
         (pb.GenerateRequest(), "INVALID_ARGUMENT", "EMPTY_PROMPT", "text, chat, token_ids"),
         (pb.GenerateRequest(text=""), "INVALID_ARGUMENT", "EMPTY_PROMPT", "text is empty"),
         (
-            pb.GenerateRequest(text="x" * 10_000_000),
+            pb.GenerateRequest(text="x" * 5_000_000),
             "INVALID_ARGUMENT",
             "PROMPT_TOO_LONG",
-            "10000000 bytes, over max_prompt_bytes 1000",
+            "5000000 bytes, over max_prompt_bytes 1000",
         ),
         (
             pb.GenerateRequest(token_ids=pb.TokenIds(ids=[600])),

@@ -31,6 +31,12 @@ class EngineServiceStub(object):
     Health is grpc.health.v1: service "" is liveness, the name of this service is
     readiness. Errors are google.rpc.Status with an ErrorInfo whose domain is
     "pagestream.engine.v1" and whose metadata holds every number of the message.
+
+    Both sides hold a message to the bounds of its fields before they read it. One
+    of a client that passes any, or cannot be parsed, is INVALID_ARGUMENT; one of
+    an engine ends the connection. Lists of numbers are to be packed, as proto3
+    does by itself; of fields that are unknown, given again or not packed there
+    may be 1,024. An engine sends no message of more than 4 MiB.
     """
 
     def __init__(self, channel):
@@ -72,6 +78,12 @@ class EngineServiceServicer(object):
     Health is grpc.health.v1: service "" is liveness, the name of this service is
     readiness. Errors are google.rpc.Status with an ErrorInfo whose domain is
     "pagestream.engine.v1" and whose metadata holds every number of the message.
+
+    Both sides hold a message to the bounds of its fields before they read it. One
+    of a client that passes any, or cannot be parsed, is INVALID_ARGUMENT; one of
+    an engine ends the connection. Lists of numbers are to be packed, as proto3
+    does by itself; of fields that are unknown, given again or not packed there
+    may be 1,024. An engine sends no message of more than 4 MiB.
     """
 
     def Generate(self, request, context):
@@ -98,8 +110,13 @@ class EngineServiceServicer(object):
         Errors of one request: those of Generate, and INVALID_ARGUMENT
         (BAD_REQUEST) for a handle in use; DEADLINE_EXCEEDED past its timeout.
 
+        A submission that passes a bound or cannot be parsed is refused alone where
+        its handle can be read, so that the handle is best written first.
+
         Errors of the whole stream: RESOURCE_EXHAUSTED (SLOW_READER) when the
-        router does not read, UNAVAILABLE (STARTING, DRAINING, ENGINE_FAILED).
+        router does not read, INVALID_ARGUMENT (BAD_REQUEST) for a message that
+        cannot be parsed or holds too much, UNAVAILABLE (STARTING, DRAINING,
+        ENGINE_FAILED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -181,6 +198,12 @@ class EngineService(object):
     Health is grpc.health.v1: service "" is liveness, the name of this service is
     readiness. Errors are google.rpc.Status with an ErrorInfo whose domain is
     "pagestream.engine.v1" and whose metadata holds every number of the message.
+
+    Both sides hold a message to the bounds of its fields before they read it. One
+    of a client that passes any, or cannot be parsed, is INVALID_ARGUMENT; one of
+    an engine ends the connection. Lists of numbers are to be packed, as proto3
+    does by itself; of fields that are unknown, given again or not packed there
+    may be 1,024. An engine sends no message of more than 4 MiB.
     """
 
     @staticmethod

@@ -32,6 +32,13 @@ class RouterServiceStub(object):
     Health is grpc.health.v1: service "" is liveness, the name of this service is
     readiness (some engine is ready). Errors are google.rpc.Status with an
     ErrorInfo; an engine's error passes through unchanged, with its own domain.
+
+    A message is held to the bounds of its fields before it is read: one that
+    passes any, or cannot be parsed, is INVALID_ARGUMENT with the field, the value
+    and the bound. Lists of numbers are to be packed, as proto3 does by itself; of
+    fields that are unknown, given again or not packed there may be 1,024. A
+    message larger than all of it is RESOURCE_EXHAUSTED by gRPC's own word, also
+    one that is only so large decompressed.
     """
 
     def __init__(self, channel):
@@ -74,6 +81,13 @@ class RouterServiceServicer(object):
     Health is grpc.health.v1: service "" is liveness, the name of this service is
     readiness (some engine is ready). Errors are google.rpc.Status with an
     ErrorInfo; an engine's error passes through unchanged, with its own domain.
+
+    A message is held to the bounds of its fields before it is read: one that
+    passes any, or cannot be parsed, is INVALID_ARGUMENT with the field, the value
+    and the bound. Lists of numbers are to be packed, as proto3 does by itself; of
+    fields that are unknown, given again or not packed there may be 1,024. A
+    message larger than all of it is RESOURCE_EXHAUSTED by gRPC's own word, also
+    one that is only so large decompressed.
     """
 
     def Generate(self, request, context):
@@ -171,6 +185,13 @@ class RouterService(object):
     Health is grpc.health.v1: service "" is liveness, the name of this service is
     readiness (some engine is ready). Errors are google.rpc.Status with an
     ErrorInfo; an engine's error passes through unchanged, with its own domain.
+
+    A message is held to the bounds of its fields before it is read: one that
+    passes any, or cannot be parsed, is INVALID_ARGUMENT with the field, the value
+    and the bound. Lists of numbers are to be packed, as proto3 does by itself; of
+    fields that are unknown, given again or not packed there may be 1,024. A
+    message larger than all of it is RESOURCE_EXHAUSTED by gRPC's own word, also
+    one that is only so large decompressed.
     """
 
     @staticmethod

@@ -1,0 +1,62 @@
+"""How a client takes what a server sends: parsed within bounds, and refused in words of ours."""
+
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from protos.wire.handlers import RefusalLog
+from protos.wire.message_parser import Malformed, MessageParser
+
+
+class CheckedChannel:
+    """A channel for the generated stub of one service.
+
+    A message that cannot be taken reaches the caller as None, as one that gRPC cannot parse does;
+    it is counted and logged here.
+
+    Args:
+        channel: The connection.
+        service: That the stub is of.
+        peer: The server's address.
+        refusals: Hears of the messages that cannot be taken.
+    """
+
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        service: ServiceDescriptor,
+        peer: str,
+        refusals: RefusalLog,
+    ) -> None:
+        self._service = service
+        self._peer = peer
+        self._refusals = refusals
+        # What a generated stub calls.
+        self.unary_unary = self._checked(channel.unary_unary)
+        self.unary_stream = self._checked(channel.unary_stream)
+        self.stream_unary = self._checked(channel.stream_unary)
+        self.stream_stream = self._checked(channel.stream_stream)
+
+    def _checked(self, make: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: str, **options: Any) -> Any:  # noqa: ANN401
+            return make(path, **{**options, "response_deserializer": self._parser(path)})
+
+        return call
+
+    def _parser(self, path: str) -> Callable[[bytes], Message | None]:
+        method = self._service.methods_by_name[path.rpartition("/")[2]]
+        name = f"{self._service.name}/{method.name}"
+        parse = MessageParser(GetMessageClass(method.output_type))
+
+        def parsed(data: bytes) -> Message | None:
+            message = parse(data)
+            if isinstance(message, Malformed):
+                self._refusals.add(name, self._peer, message)
+                return None
+            return message
+
+        return parsed

@@ -1,0 +1,143 @@
+"""How much each field may hold of the messages that our services receive: the one place.
+
+The contracts' comments state the same numbers, and `message_parser` holds messages to them before
+anything is built from them. A field without an entry must be one that cannot grow.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from protos.wire.limits import (
+    MAX_BLOCK_HASHES,
+    MAX_CANCELLED_HANDLES,
+    MAX_CHAT_MESSAGES,
+    MAX_CHUNK_BYTES,
+    MAX_EOS_TOKEN_IDS,
+    MAX_ERROR_DETAILS,
+    MAX_LABEL_BYTES,
+    MAX_LOGIT_BIASES,
+    MAX_PROMPT_BYTES,
+    MAX_SEQUENCE_TOKENS,
+    MAX_STEP_EVENTS,
+    MAX_STEP_FAILURES,
+    MAX_STEP_REQUESTS,
+    MAX_STEP_TOKENS,
+    MAX_STOP_TEXTS,
+    MAX_STOP_TOKEN_IDS,
+    MAX_SUBMISSIONS,
+    MAX_TRACEPARENT_BYTES,
+    MAX_TRACESTATE_BYTES,
+)
+from protos.wire.reason import Reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FieldBound:
+    """The most that one field holds.
+
+    Attributes:
+        entries: Of a repeated field.
+        bytes: Of a text, or of each entry of a repeated one.
+        reason: Why a message that has more is refused.
+    """
+
+    entries: int = 1
+    bytes: int = 0
+    reason: Reason = Reason.BAD_REQUEST
+
+
+_LABEL = FieldBound(bytes=MAX_LABEL_BYTES)
+_TEXT = FieldBound(bytes=MAX_PROMPT_BYTES, reason=Reason.PROMPT_TOO_LONG)
+_SEQUENCE = FieldBound(entries=MAX_SEQUENCE_TOKENS, reason=Reason.PROMPT_TOO_LONG)
+_STOP_TOKEN_IDS = FieldBound(entries=MAX_STOP_TOKEN_IDS, reason=Reason.BAD_SAMPLING_PARAMS)
+_LOGIT_BIAS = FieldBound(entries=MAX_LOGIT_BIASES, reason=Reason.BAD_SAMPLING_PARAMS)
+_STEP_REQUESTS = FieldBound(entries=MAX_STEP_REQUESTS)
+_STEP_TOKENS = FieldBound(entries=MAX_STEP_TOKENS)
+_STEP_EVENTS = FieldBound(entries=MAX_STEP_EVENTS)
+_BLOCK_HASHES = FieldBound(entries=MAX_BLOCK_HASHES)
+
+
+def _of(prefix: str, bounds: Mapping[str, FieldBound]) -> dict[str, FieldBound]:
+    return {f"{prefix}.{name}": bound for name, bound in bounds.items()}
+
+
+FIELD_BOUNDS: Mapping[str, FieldBound] = {
+    **_of(
+        "pagestream.router.v1",
+        {
+            "GenerateRequest.request_id": _LABEL,
+            "GenerateRequest.model": _LABEL,
+            "GenerateRequest.text": _TEXT,
+            "GenerateRequest.cache_salt": _LABEL,
+            "Chat.messages": FieldBound(entries=MAX_CHAT_MESSAGES, reason=Reason.BAD_CHAT),
+            "ChatMessage.role": FieldBound(bytes=MAX_LABEL_BYTES, reason=Reason.BAD_CHAT),
+            "ChatMessage.content": _TEXT,
+            "TokenIds.ids": _SEQUENCE,
+            "SamplingParams.stop_token_ids": _STOP_TOKEN_IDS,
+            "SamplingParams.logit_bias": _LOGIT_BIAS,
+            "SamplingParams.stop": FieldBound(
+                entries=MAX_STOP_TEXTS, bytes=MAX_LABEL_BYTES, reason=Reason.BAD_SAMPLING_PARAMS
+            ),
+            "TokenizeRequest.model": _LABEL,
+            "TokenizeRequest.text": _TEXT,
+            "DetokenizeRequest.model": _LABEL,
+            "DetokenizeRequest.token_ids": FieldBound(entries=MAX_SEQUENCE_TOKENS),
+        },
+    ),
+    **_of(
+        "pagestream.engine.v1",
+        {
+            "GenerateRequest.request_id": _LABEL,
+            "GenerateRequest.prompt_token_ids": _SEQUENCE,
+            "GenerateRequest.resume_token_ids": _SEQUENCE,
+            "GenerateRequest.cache_salt": _LABEL,
+            "SamplingParams.stop_token_ids": _STOP_TOKEN_IDS,
+            "SamplingParams.logit_bias": _LOGIT_BIAS,
+            "GenerateManyRequest.submissions": FieldBound(entries=MAX_SUBMISSIONS),
+            "GenerateManyRequest.cancelled_handles": FieldBound(entries=MAX_CANCELLED_HANDLES),
+            "Submission.traceparent": FieldBound(bytes=MAX_TRACEPARENT_BYTES),
+            "Submission.tracestate": FieldBound(bytes=MAX_TRACESTATE_BYTES),
+            "GenerateResponse.token_ids": _STEP_TOKENS,
+            "GenerateManyResponse.handles": _STEP_REQUESTS,
+            "GenerateManyResponse.token_counts": _STEP_REQUESTS,
+            "GenerateManyResponse.token_ids": _STEP_TOKENS,
+            "GenerateManyResponse.admissions": _STEP_EVENTS,
+            "GenerateManyResponse.finishes": _STEP_EVENTS,
+            "GenerateManyResponse.failures": FieldBound(entries=MAX_STEP_FAILURES),
+            "RequestError.message": FieldBound(bytes=4096),
+            "RequestError.details": FieldBound(entries=MAX_ERROR_DETAILS),
+            "CacheSnapshot.block_hashes": _BLOCK_HASHES,
+            "CacheDelta.stored_block_hashes": _BLOCK_HASHES,
+            "CacheDelta.removed_block_hashes": _BLOCK_HASHES,
+            "GetModelInfoResponse.model_name": _LABEL,
+            "GetModelInfoResponse.architecture": _LABEL,
+            "GetModelInfoResponse.model_fingerprint": _LABEL,
+            "GetModelInfoResponse.block_hash_scheme": _LABEL,
+            "GetModelInfoResponse.eos_token_ids": FieldBound(entries=MAX_EOS_TOKEN_IDS),
+            "GetModelInfoResponse.dtype": _LABEL,
+            "GetModelInfoResponse.tokenizer_sha256": _LABEL,
+            "GetModelInfoResponse.supported_sampling_params": FieldBound(entries=64, bytes=64),
+            "GetModelInfoResponse.engine_version": _LABEL,
+            "GetTokenizerResponse.chunk": FieldBound(bytes=MAX_CHUNK_BYTES),
+            "TokenizerFile.name": _LABEL,
+            "TokenizerFile.sha256": _LABEL,
+        },
+    ),
+    **_of(
+        "google.protobuf",
+        {"Any.type_url": _LABEL, "Any.value": FieldBound(bytes=8192)},
+    ),
+    **_of("grpc.health.v1", {"HealthCheckRequest.service": _LABEL}),
+    **_of(
+        "grpc.reflection.v1alpha",
+        {
+            "ServerReflectionRequest.host": _LABEL,
+            "ServerReflectionRequest.file_by_filename": _LABEL,
+            "ServerReflectionRequest.file_containing_symbol": _LABEL,
+            "ServerReflectionRequest.all_extension_numbers_of_type": _LABEL,
+            "ServerReflectionRequest.list_services": _LABEL,
+            "ExtensionRequest.containing_type": _LABEL,
+        },
+    ),
+}
+"""By the field's full name."""

@@ -1,0 +1,172 @@
+"""How a server takes what peers send: parsed within bounds, refused in words of ours.
+
+Handlers are built from a service's description. A message that cannot be taken ends its call, or
+its stream, with INVALID_ARGUMENT, and is counted and logged here, for all services alike.
+"""
+
+import inspect
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message_factory import GetMessageClass
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+from grpc_status import rpc_status
+
+from protos.wire.health import HealthServicer
+from protos.wire.message_parser import Malformed, MessageParser
+from protos.wire.status import error_status, to_rpc_status
+
+_LOG_SECONDS = 5.0
+"""Between two lines about messages that were refused."""
+
+_logger = logging.getLogger(__name__)
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class MalformedMessage(Exception):
+    """A stream brought a message that cannot be taken."""
+
+    def __init__(self, malformed: Malformed) -> None:
+        super().__init__(malformed.text)
+        self.malformed = malformed
+
+
+class RefusalLog:
+    """Counts the messages that were refused, and logs a few of them.
+
+    Args:
+        count: Called for each with its method, as "Service/Method".
+    """
+
+    def __init__(self, count: Callable[[str], None] = lambda _: None) -> None:
+        self._count = count
+        self._num_unlogged = 0
+        self._next_line = 0.0
+
+    def add(self, method: str, peer: str, malformed: Malformed) -> None:
+        """Notes one message of a peer."""
+        self._count(method)
+        now = time.monotonic()
+        if now < self._next_line:
+            self._num_unlogged += 1
+            return
+        _logger.warning(
+            "message refused method=%s peer=%s error=%s num_unlogged=%d",
+            method,
+            peer,
+            malformed.text,
+            self._num_unlogged,
+        )
+        self._next_line, self._num_unlogged = now + _LOG_SECONDS, 0
+
+
+class Handlers:
+    """Registers services with a server.
+
+    Args:
+        server: Not started yet.
+        domain: That of the ErrorInfo of refusals.
+        refusals: Hears of them.
+    """
+
+    def __init__(self, server: grpc.aio.Server, *, domain: str, refusals: RefusalLog) -> None:
+        self._server = server
+        self._domain = domain
+        self._refusals = refusals
+        self._names: list[str] = []
+
+    def add(
+        self,
+        service: ServiceDescriptor,
+        servicer: object,
+        parsers: "dict[str, Callable[[bytes], Any]] | None" = None,
+    ) -> None:
+        """Serves a service.
+
+        Args:
+            service: Its description.
+            servicer: Has a coroutine function, or an async generator, for each method.
+            parsers: By method, where a request is not to be parsed as what it is.
+        """
+        handlers = {}
+        for method in service.methods:
+            parser = (parsers or {}).get(method.name) or MessageParser(
+                GetMessageClass(method.input_type)
+            )
+            handlers[method.name] = self._handler(method, getattr(servicer, method.name), parser)
+        self._server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(service.full_name, handlers),)
+        )
+
+        self._names.append(service.full_name)
+
+    def add_health(self, servicer: HealthServicer) -> None:
+        """Serves grpc.health.v1."""
+        self.add(health_pb2.DESCRIPTOR.services_by_name["Health"], servicer)
+
+    def add_reflection(self) -> None:
+        """Describes all services added so far to whoever asks."""
+        names = (*self._names, reflection.SERVICE_NAME)
+        service = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
+        self.add(service, reflection.aio.ReflectionServicer(names))
+
+    def _handler(
+        self, method: MethodDescriptor, behavior: Any, parser: Callable[[bytes], Any]
+    ) -> "grpc.RpcMethodHandler[Any, Any]":
+        up = "stream" if method.client_streaming else "unary"
+        down = "stream" if method.server_streaming else "unary"
+        make = getattr(grpc, f"{up}_{down}_rpc_method_handler")
+        name = f"{method.containing_service.name}/{method.name}"
+        wrap = self._on_stream if method.client_streaming else self._on_message
+        handler: grpc.RpcMethodHandler[Any, Any] = make(
+            wrap(name, behavior),
+            request_deserializer=parser,
+            response_serializer=GetMessageClass(method.output_type).SerializeToString,
+        )
+        return handler
+
+    def _on_message(
+        self, name: str, behavior: Callable[[Any, _Context], Awaitable[Any]]
+    ) -> Callable[[Any, _Context], Awaitable[Any]]:
+        async def answer(request: Any, context: _Context) -> Any:  # noqa: ANN401
+            if isinstance(request, Malformed):
+                self._refusals.add(name, context.peer(), request)
+                await self._abort(context, request)
+            return await behavior(request, context)
+
+        return answer
+
+    def _on_stream(self, name: str, behavior: Any) -> Any:  # noqa: ANN401
+        async def taken(requests: AsyncIterator[Any], context: _Context) -> AsyncIterator[Any]:
+            async for request in requests:
+                if isinstance(request, Malformed):
+                    self._refusals.add(name, context.peer(), request)
+                    raise MalformedMessage(request)
+                yield request
+
+        async def answer(requests: AsyncIterator[Any], context: _Context) -> None:
+            try:
+                await behavior(taken(requests, context), context)
+            except MalformedMessage as error:
+                await self._abort(context, error.malformed)
+
+        async def generate(requests: AsyncIterator[Any], context: _Context) -> AsyncIterator[Any]:
+            try:
+                async for response in behavior(taken(requests, context), context):
+                    yield response
+            except MalformedMessage as error:
+                await self._abort(context, error.malformed)
+
+        return generate if inspect.isasyncgenfunction(behavior) else answer
+
+    async def _abort(self, context: _Context, malformed: Malformed) -> None:
+        status = error_status(
+            malformed.reason, malformed.text, domain=self._domain, metadata=malformed.metadata
+        )
+        await context.abort_with_status(rpc_status.to_status(to_rpc_status(status)))
