@@ -26,13 +26,9 @@ from engine_service.server.servicer import EngineServicer
 from engine_service.server.tokenizer_files import TokenizerFiles
 from protos.pagestream.engine.v1 import engine_pb2_grpc
 from protos.wire.channel import server_options
-from protos.wire.operations import (
-    CannotListen,
-    OperationsServer,
-    add_grpc_port,
-    metrics_handler,
-    probe_handler,
-)
+from protos.wire.http_server import HttpServer
+from protos.wire.listening import CannotListen, add_grpc_port
+from protos.wire.operations import metrics_handler, probe_handler
 
 _FAREWELL_SECONDS = 2.0
 """Time that calls get to send their last status before they are cut."""
@@ -56,7 +52,7 @@ class EngineServer:
         self._load_meter = LoadMeter()
         self._servicer = EngineServicer(self._health, self._metrics)
         health = self._health
-        self._operations = OperationsServer(
+        self._operations = HttpServer(
             {
                 "/metrics": metrics_handler(self._metrics.registry),
                 "/livez": probe_handler(lambda: (health.is_live, health.state.value)),
