@@ -24,6 +24,7 @@ from engine_service.core.types import EngineInfo
 from engine_service.errors import EngineFailed, StartupError
 from engine_service.models.checkpoint import resolve_checkpoint
 from engine_service.models.config import parse_config
+from engine_service.models.name import served_name
 from engine_service.server.engine_server import EngineServer
 from engine_service.server.tokenizer_files import TokenizerFiles
 from protos.wire.log import set_up_logging
@@ -262,6 +263,7 @@ def _check_model(options: ModelOptions) -> TokenizerFiles:
     Checked here, before the core's process takes its seconds to start.
     """
     checkpoint = resolve_checkpoint(options.model, with_weights=options.load_format != "dummy")
+    served_name(options, checkpoint.folder)
     config_file = checkpoint.folder / "config.json"
     parse_config(checkpoint.read_config(), str(config_file))
     paths = list(checkpoint.tokenizer_files)

@@ -19,16 +19,17 @@ def split(address: str) -> tuple[str, int]:
     """Returns host and port of an address; the host without brackets.
 
     Raises:
-        ValueError: It is no address; the text ends a sentence that begins with it.
+        ValueError: It is no address; the text is a clause about it.
     """
     host, separator, port = address.rpartition(":")
     is_bracketed = host.startswith("[") and host.endswith("]")
     if is_bracketed:
         host = host[1:-1]
-    if not separator or is_bracketed != (":" in host) or not is_host(host):
-        raise ValueError('is not "host:port"')
+    is_like_address = separator and "/" not in port and is_bracketed == (":" in host)
+    if not is_like_address or not is_host(host):
+        raise ValueError('which is not "host:port"')
     if not _PORT.fullmatch(port) or int(port) > MAX_PORT:
-        raise ValueError(f"has a port that is not from 1 to {MAX_PORT}")
+        raise ValueError(f"whose port is not from 1 to {MAX_PORT}")
     return host, int(port)
 
 
