@@ -1,9 +1,12 @@
 """Starts an engine: `python -m engine_service --model ... --port ...`."""
 
+import signal
 import sys
 
 from engine_service.config import read_config
 from engine_service.errors import StartupError
+from protos.wire.log import print_error, set_up_logging
+from protos.wire.process import exit_code_of
 
 
 def main() -> int:
@@ -13,18 +16,14 @@ def main() -> int:
         # Not before the options are checked: `--help` and a wrong option are answered at once.
         from engine_service.launch import run
 
+        set_up_logging(config.server.log_level)
         return run(config)
     except StartupError as error:
-        sys.stderr.write(f"engine_service: {_one_line(str(error))}\n")
+        print_error("engine_service", error)
         return 2
-
-
-def _one_line(text: str) -> str:
-    """Escapes what would break a line, or worse: file names and the like may be anyone's."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in text
-    )
+    # Before the service takes signals as it should, and after.
+    except KeyboardInterrupt:
+        return exit_code_of(signal.SIGINT)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol
 
 from engine_service.errors import StartupError
+from protos.wire.address import is_host
+from protos.wire.printable import NAME_RULE, is_name
 
 ENVIRONMENT_PREFIX = "PAGESTREAM_ENGINE_"
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -95,6 +97,26 @@ class _Texts:
 
 
 @dataclass(frozen=True, slots=True)
+class _Hosts:
+    def parse(self, text: str) -> str:
+        return text
+
+    def check(self, value: object) -> None:
+        if not isinstance(value, str) or not is_host(value):
+            raise ValueError(f"is {value!r}, must be a name or an IP address, without brackets")
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    def parse(self, text: str) -> str:
+        return text
+
+    def check(self, value: object) -> None:
+        if value != "" and (not isinstance(value, str) or not is_name(value)):
+            raise ValueError(f"is {value!r}, must be {NAME_RULE}")
+
+
+@dataclass(frozen=True, slots=True)
 class _Flags:
     def parse(self, text: str) -> object:
         return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
@@ -122,7 +144,6 @@ def _check_all(options: "_Options") -> None:
 
 _PORTS = _Integers(0, 65535)
 _COUNTS = _Integers(1, _MAX_INT32)
-_NAME = _Texts(r"[^\s\x00-\x1f]{1,256}", "1 to 256 characters without spaces")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +159,7 @@ class ModelOptions:
     served_model_name: str = field(
         default="",
         metadata=_about(
-            _Texts(r"[^\s\x00-\x1f]{0,256}", "up to 256 characters without spaces"),
+            _Names(),
             "name that clients ask for",
             unset="the last part of --model",
         ),
@@ -263,7 +284,9 @@ class ServerOptions:
         # The wire is neither encrypted nor authenticated: whoever opens it to a network says so.
         default="127.0.0.1",
         metadata=_about(
-            _NAME, "address that both ports listen on; 0.0.0.0 is all of the machine's"
+            _Hosts(),
+            "address that both ports listen on; :: is all of the machine's, 0.0.0.0 all its IPv4 "
+            "ones",
         ),
     )
     port: int = field(default=50051, metadata=_about(_PORTS, "port of gRPC; 0 picks a free one"))

@@ -26,8 +26,11 @@ from engine_service.core.types import EngineInfo
 from engine_service.errors import EngineFailed, StartupError
 from engine_service.models.checkpoint import resolve_checkpoint
 from engine_service.models.config import parse_config
+from engine_service.models.name import served_name
 from engine_service.server.engine_server import EngineServer
 from engine_service.server.tokenizer_files import TokenizerFiles
+from protos.wire.log import set_up_logging
+from protos.wire.process import exit_at_once, exit_code_of, raise_file_limit
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
@@ -49,12 +52,13 @@ def run(config: EngineConfig, core_entry: CoreEntry | None = None) -> int:
         core_entry: What the core's process runs; None is `run_core`.
 
     Returns:
-        0 after a drain, `EXIT_ENGINE_FAILED` when the core was lost or stayed frozen.
+        0 after a drain or while it loads, `EXIT_ENGINE_FAILED` when the core was lost or stayed
+        frozen.
 
     Raises:
         StartupError: The engine cannot serve; the message says what to do.
     """
-    _configure_logging(config)
+    raise_file_limit()
     return asyncio.run(_serve(config, core_entry or run_core))
 
 
@@ -211,13 +215,17 @@ class _CoreProcess:
 
 
 def _core_main(entry: CoreEntry, pipe: connection.Connection, config: EngineConfig) -> None:
-    _configure_logging(config)
+    set_up_logging(config.server.log_level)
     threading.Thread(target=_exit_with_parent, name="parent-watch", daemon=True).start()
     try:
         entry(pipe, config)
     except StartupError as error:
         with contextlib.suppress(OSError):
             pipe.send(error)
+    # Multiprocessing would write it on standard error by itself.
+    except Exception:
+        _logger.critical("core failed", exc_info=True)
+        raise SystemExit(EXIT_ENGINE_FAILED) from None
 
 
 def _exit_with_parent() -> None:
@@ -262,7 +270,8 @@ class _StopSignal:
     def _handle(self, number: int) -> None:
         if self._has_come:
             self._core.kill()
-            os._exit(128 + number)
+            _logger.warning("ends with requests under way: second signal")
+            exit_at_once(exit_code_of(number))
         self._has_come = True
         if self._scope is not None:
             self._scope.reschedule(0)
@@ -278,6 +287,7 @@ def _check_model(options: ModelOptions) -> tuple[ModelOptions, TokenizerFiles]:
         version, whose weights these tokenizer files do not fit. With them, these files.
     """
     checkpoint = resolve_checkpoint(options.model, with_weights=options.load_format != "dummy")
+    served_name(options, checkpoint.folder)
     config_file = checkpoint.folder / "config.json"
     parse_config(checkpoint.read_config(), str(config_file))
     paths = list(checkpoint.tokenizer_files)
@@ -313,10 +323,3 @@ async def _in_thread(work: Callable[[], _ResultT]) -> _ResultT:
 
     threading.Thread(target=run, name="model-check", daemon=True).start()
     return await future
-
-
-def _configure_logging(config: EngineConfig) -> None:
-    logging.basicConfig(
-        level=config.server.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-    )

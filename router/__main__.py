@@ -1,7 +1,10 @@
 """Starts a router: `python -m router --engines host:port,...`."""
 
+import signal
 import sys
 
+from protos.wire.log import print_error, set_up_logging
+from protos.wire.process import exit_code_of
 from router.config import read_config
 from router.errors import StartupError
 
@@ -16,10 +19,14 @@ def main() -> int:
         # Not before the options are checked: `--help` and a wrong option are answered at once.
         from router.launch import run
 
+        set_up_logging(config.log_level)
         return run(config)
     except StartupError as error:
-        sys.stderr.write(f"router: {error}\n")
+        print_error("router", error)
         return 2
+    # Before the service takes signals as it should, and after.
+    except KeyboardInterrupt:
+        return exit_code_of(signal.SIGINT)
 
 
 if __name__ == "__main__":

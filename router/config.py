@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
+from protos.wire.address import is_host
 from protos.wire.limits import MAX_PROMPT_BYTES
 from router.discovery import ServiceName, parse_addresses, parse_service_name
 from router.errors import StartupError
@@ -24,6 +25,12 @@ _ONE_OF_ENGINES = "one of the first three is required"
 def _text(text: str) -> str:
     if not text:
         raise ValueError("is empty")
+    return text
+
+
+def _host(text: str) -> str:
+    if not is_host(_text(text)):
+        raise ValueError(f"is {text!r}, must be a name or an IP address, without brackets")
     return text
 
 
@@ -106,8 +113,9 @@ class RouterConfig:
     host: str = field(
         default="127.0.0.1",
         metadata={
-            "help": "address that both ports listen on; 0.0.0.0 is all of the machine's",
-            "parse": _text,
+            "help": "address that both ports listen on; :: is all of the machine's, 0.0.0.0 all "
+            "its IPv4 ones",
+            "parse": _host,
         },
     )
     port: int = field(

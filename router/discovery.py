@@ -15,9 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from protos.wire.address import join, split
+from protos.wire.printable import shown
+
 _logger = logging.getLogger(__name__)
 
-_MAX_PORT = 65_535
+_MAX_ENGINES = 4096
+"""Of one source; each has a connection and some tasks of its own."""
 _MAX_FILE_BYTES = 1_048_576
 _FILE_INTERVAL_SECONDS = 1.0
 _LOOKUP_SECONDS = 10.0
@@ -224,7 +228,7 @@ class EnginesFile:
             raise Unusable(f"cannot be read: {error.strerror}") from None
         if len(content) > _MAX_FILE_BYTES:
             raise Unusable(f"has more than {_MAX_FILE_BYTES} bytes")
-        addresses: list[str] = []
+        addresses: dict[str, None] = {}
         for number, line in enumerate(content.splitlines(), start=1):
             try:
                 address = line.decode("utf-8-sig").partition("#")[0].strip()
@@ -285,7 +289,7 @@ class EngineDns:
         self._timeout = timeout
 
     def __str__(self) -> str:
-        return f"{self._name.host}:{self._name.port}"
+        return join(self._name.host, self._name.port)
 
     async def read(self) -> Addresses:
         """Returns the addresses, sorted: name servers give them in any order.
@@ -304,9 +308,11 @@ class EngineDns:
             raise Unusable(f"does not resolve within {self._timeout:g} s") from None
         except OSError as error:
             raise Unusable(f"does not resolve: {error.strerror}") from None
-        addresses = {f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}" for ip in found}
+        addresses = {join(ip, port) for ip in found}
         if not addresses:
             raise Unusable("resolves to nothing")
+        if len(addresses) > _MAX_ENGINES:
+            raise Unusable(f"resolves to more than {_MAX_ENGINES} addresses")
         return tuple(sorted(addresses))
 
 
@@ -317,9 +323,10 @@ def parse_addresses(text: str) -> Addresses:
     addresses it has: it is resolved with each connection.
 
     Raises:
-        ValueError: An address is malformed or stands twice; ends a sentence on the text.
+        ValueError: An address is malformed or stands twice, or there are too many; ends a sentence
+            on the text.
     """
-    addresses: list[str] = []
+    addresses: dict[str, None] = {}
     for part in text.split(","):
         _add(part.strip(), addresses)
     return tuple(addresses)
@@ -331,27 +338,25 @@ def parse_service_name(text: str) -> ServiceName:
     Raises:
         ValueError: The text is malformed; ends a sentence on it.
     """
-    _check(text)
-    host, _, port = text.rpartition(":")
+    host, port = _split(text)
     try:
         host.encode("idna")
     except UnicodeError:
-        raise ValueError(f'has "{text}", whose name DNS cannot hold') from None
-    return ServiceName(host=host.strip("[]"), port=int(port))
+        raise ValueError(f'has "{shown(text)}", whose name DNS cannot hold') from None
+    return ServiceName(host=host, port=port)
 
 
-def _add(address: str, addresses: list[str]) -> None:
-    _check(address)
+def _add(address: str, addresses: dict[str, None]) -> None:
+    _split(address)
     if address in addresses:
-        raise ValueError(f'lists "{address}" twice')
-    addresses.append(address)
+        raise ValueError(f'lists "{shown(address)}" twice')
+    if len(addresses) == _MAX_ENGINES:
+        raise ValueError(f"lists more than {_MAX_ENGINES} addresses")
+    addresses[address] = None
 
 
-def _check(address: str) -> None:
-    host, separator, port = address.rpartition(":")
-    is_bracketed = host.startswith("[") and host.endswith("]")
-    is_host = host and not any(character in "/," or character.isspace() for character in host)
-    if not separator or not is_host or (":" in host and not is_bracketed) or "/" in port:
-        raise ValueError(f'has "{address}", which is not "host:port"')
-    if not (port.isascii() and port.isdecimal() and 1 <= int(port) <= _MAX_PORT):
-        raise ValueError(f'has "{address}", whose port is not from 1 to {_MAX_PORT}')
+def _split(address: str) -> tuple[str, int]:
+    try:
+        return split(address)
+    except ValueError as error:
+        raise ValueError(f'has "{shown(address)}", {error}') from None

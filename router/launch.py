@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,13 +12,10 @@ import grpc
 from protos.pagestream.router.v1 import router_pb2
 from protos.wire.channel import router_request_bytes, server_options
 from protos.wire.handlers import Handlers, RefusalLog
-from protos.wire.operations import (
-    CannotListen,
-    OperationsServer,
-    add_grpc_port,
-    metrics_handler,
-    probe_handler,
-)
+from protos.wire.http_server import HttpServer
+from protos.wire.listening import CannotListen, add_grpc_port
+from protos.wire.operations import metrics_handler, probe_handler
+from protos.wire.process import exit_at_once, exit_code_of, raise_file_limit
 from router.config import RouterConfig
 from router.discovery import Unusable, discover
 from router.engine_client import ClientSettings
@@ -36,6 +34,8 @@ _SPARE_STREAMS = 1024
 """Calls of one connection beyond the requests that the router takes, refused with a reason."""
 _FAREWELL_SECONDS = 2.0
 """Time that calls get to send their last status before they are cut."""
+_LAST_SECONDS = 2.0
+"""Time that an orderly end gets after a second signal."""
 
 _logger = logging.getLogger(__name__)
 
@@ -43,15 +43,13 @@ _logger = logging.getLogger(__name__)
 def run(config: RouterConfig) -> int:
     """Serves until SIGTERM or SIGINT; returns the exit code.
 
-    The first signal lets running requests finish within the grace, a second ends at once.
+    The first signal lets running requests finish within the grace and is a good end; a second
+    ends at once, with the exit code of a process that it ended.
 
     Raises:
         StartupError: The router cannot serve; the message says what to do.
     """
-    logging.basicConfig(
-        level=config.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-    )
+    raise_file_limit()
     with asyncio.Runner(loop_factory=GrpcEventLoop) as runner:
         return runner.run(_serve(config))
 
@@ -103,7 +101,7 @@ class _Router:
         )
         self._slow_readers = SlowReaders(config.slow_reader_seconds)
         self._health = health = Health()
-        self._operations = OperationsServer(
+        self._operations = HttpServer(
             {
                 "/metrics": metrics_handler(self._metrics.registry, self._update_metrics),
                 "/livez": probe_handler(lambda: (True, health.state.value)),
@@ -141,7 +139,7 @@ class _Router:
                 await self._server.stop(None)
                 await self._operations.stop()
         _logger.info("router ended")
-        return 0
+        return signals.exit_code
 
     async def _listen(self) -> None:
         config = self._config
@@ -216,7 +214,7 @@ class _Router:
         except Exception:
             _logger.exception("no tokenizer model=%s", info.name)
 
-    async def _drain(self, signals: "asyncio.Queue[int]") -> None:
+    async def _drain(self, signals: "_Signals") -> None:
         grace = self._config.drain_grace_seconds
         self._pipeline.drain()
         await self._health.enter(State.DRAINING)
@@ -253,20 +251,43 @@ class _Router:
         )
 
 
+class _Signals:
+    """SIGTERM and SIGINT: the first asks for a good end, the second for one at once.
+
+    Attributes:
+        exit_code: Of the process, by the signals so far.
+    """
+
+    def __init__(self) -> None:
+        self.exit_code = 0
+        self._received: asyncio.Queue[int] = asyncio.Queue()
+        self._num_received = 0
+
+    async def get(self) -> int:
+        """Waits for the next signal; the third and later are none."""
+        return await self._received.get()
+
+    def receive(self, number: int) -> None:
+        """Takes a signal."""
+        self._num_received += 1
+        if self._num_received <= 2:
+            self._received.put_nowait(number)
+        if self._num_received == 2:
+            self.exit_code = exit_code_of(number)
+            # Whatever an orderly end waits for, the loop included.
+            last = threading.Timer(_LAST_SECONDS, exit_at_once, (self.exit_code,))
+            last.daemon = True
+            last.start()
+
+
 @contextmanager
-def _signals() -> Iterator["asyncio.Queue[int]"]:
-    """Turns SIGTERM and SIGINT into items of a queue."""
+def _signals() -> Iterator[_Signals]:
+    """Takes the signals to end while its body runs."""
     loop = asyncio.get_running_loop()
-    # A third signal changes nothing, so that two places are enough.
-    received: asyncio.Queue[int] = asyncio.Queue(maxsize=2)
-
-    def receive(number: int) -> None:
-        if not received.full():
-            received.put_nowait(number)
-
+    received = _Signals()
     numbers = (signal.SIGTERM, signal.SIGINT)
     for number in numbers:
-        loop.add_signal_handler(number, receive, number)
+        loop.add_signal_handler(number, received.receive, number)
     try:
         yield received
     finally:

@@ -16,6 +16,7 @@ from protos.wire.limits import (
     MAX_STOP_TOKEN_IDS,
     MAX_TEMPERATURE,
 )
+from protos.wire.printable import first_unprintable, shown
 from protos.wire.reason import Reason
 from router.errors import InvalidRequest
 from router.types import (
@@ -41,6 +42,15 @@ def check_request(request: GenerationRequest, model: ModelInfo, max_prompt_bytes
     for field, label in (("request_id", request.request_id), ("cache_salt", request.cache_salt)):
         if len(label) > MAX_LABEL_CHARACTERS:
             raise _outside(f"length of {field}", len(label), f"0 to {MAX_LABEL_CHARACTERS}")
+    if not request.request_id.isprintable():
+        raise InvalidRequest(
+            f"request_id holds {first_unprintable(request.request_id)}, must be printable",
+            {
+                "field": "request_id",
+                "value": shown(request.request_id),
+                "bounds": "printable characters",
+            },
+        )
     _check_unsupported(request)
     _check_sampling_params(request.sampling_params, model)
     check_prompt(request.prompt, model, max_prompt_bytes)

@@ -31,6 +31,7 @@ from protos.wire.limits import (
     MAX_STEP_TOKENS,
     MAX_STOP_TOKEN_IDS,
 )
+from protos.wire.printable import first_unprintable, shown
 from protos.wire.reason import Reason
 from protos.wire.status import pack_details
 from protos.wire.token_ids import add_token_ids, read_token_ids
@@ -51,10 +52,16 @@ def request_name(message: engine_pb2.GenerateRequest) -> str:
     """Returns what the client calls the request, or a made-up name.
 
     Raises:
-        InvalidRequest: The name is too long.
+        InvalidRequest: The name is too long, or not printable.
     """
-    _check_length("request_id", len(message.request_id), MAX_LABEL_CHARACTERS, "characters")
-    return message.request_id or uuid.uuid4().hex
+    name = message.request_id
+    _check_length("request_id", len(name), MAX_LABEL_CHARACTERS, "characters")
+    if not name.isprintable():
+        raise InvalidRequest(
+            f"request_id holds {first_unprintable(name)}, must be printable",
+            {"field": "request_id", "value": shown(name), "bounds": "printable characters"},
+        )
+    return name or uuid.uuid4().hex
 
 
 def to_request(message: engine_pb2.GenerateRequest, request_id: int, limits: Limits) -> Request:

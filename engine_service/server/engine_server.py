@@ -27,13 +27,9 @@ from engine_service.server.tokenizer_files import TokenizerFiles
 from protos.pagestream.engine.v1 import engine_pb2
 from protos.wire.channel import ENGINE_REQUEST_BYTES, server_options
 from protos.wire.handlers import Handlers, RefusalLog
-from protos.wire.operations import (
-    CannotListen,
-    OperationsServer,
-    add_grpc_port,
-    metrics_handler,
-    probe_handler,
-)
+from protos.wire.http_server import HttpServer
+from protos.wire.listening import CannotListen, add_grpc_port
+from protos.wire.operations import metrics_handler, probe_handler
 
 _FAREWELL_SECONDS = 2.0
 """Time that calls get to send their last status before they are cut."""
@@ -59,7 +55,7 @@ class EngineServer:
         self._max_step_tokens = 0
         self._servicer = EngineServicer(self._health, self._metrics)
         health = self._health
-        self._operations = OperationsServer(
+        self._operations = HttpServer(
             {
                 "/metrics": metrics_handler(self._metrics.registry),
                 "/livez": probe_handler(lambda: (health.is_live, health.state.value)),

@@ -1,7 +1,6 @@
 """The core's executor, with its one worker in this process."""
 
 import logging
-from pathlib import Path
 
 import torch
 
@@ -10,6 +9,7 @@ from engine_service.core.types import EngineInfo, StepPlan, StepResult
 from engine_service.errors import StartupError
 from engine_service.models.checkpoint import fingerprint, resolve_checkpoint
 from engine_service.models.config import ModelConfig, parse_config
+from engine_service.models.name import served_name
 from engine_service.worker.device import DTYPES, check_head_dim, choose_dtype, set_up_device
 from engine_service.worker.worker import PendingStep, Worker, WorkerConfig, start_worker
 
@@ -79,9 +79,7 @@ def start_executor(
         weights=started.weights_digest,
     )
     info = EngineInfo(
-        model_name=model.served_model_name
-        or Path(model.model).name
-        or checkpoint.folder.resolve().name,
+        model_name=served_name(model, checkpoint.folder),
         architecture=config.architecture,
         model_fingerprint=model_fingerprint,
         vocab_size=config.vocab_size,

@@ -16,6 +16,7 @@ from engine_service import launch
 from engine_service.config import read_config
 from engine_service.core.engine_core import EngineCore, serve
 from engine_service.errors import StartupError
+from protos.wire.log import print_error, set_up_logging
 from tests.engine_service.core.fake_executor import FakeExecutor, make_info
 
 _STEP_SECONDS = 0.005
@@ -56,9 +57,11 @@ def run_fake_core(pipe, config):
 def main():
     """Does what `python -m engine_service` does, with the other core."""
     try:
-        return launch.run(read_config(sys.argv[1:]), run_fake_core)
+        config = read_config(sys.argv[1:])
+        set_up_logging(config.server.log_level)
+        return launch.run(config, run_fake_core)
     except StartupError as error:
-        sys.stderr.write(f"engine_service: {error}\n")
+        print_error("engine_service", error)
         return 2
 
 

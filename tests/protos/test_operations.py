@@ -5,11 +5,10 @@ import socket
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
+from protos.wire.address import join as address
+from protos.wire.http_server import HttpServer
+from protos.wire.listening import CannotListen, add_grpc_port
 from protos.wire.operations import (
-    CannotListen,
-    OperationsServer,
-    add_grpc_port,
-    address,
     metrics_handler,
     probe_handler,
 )
@@ -22,7 +21,7 @@ class Service:
         registry = CollectorRegistry()
         scraped = Gauge("scrapes", "Scrapes.", registry=registry)
         self.is_ready = False
-        self.operations = OperationsServer(
+        self.operations = HttpServer(
             {
                 "/metrics": metrics_handler(registry, scraped.inc),
                 "/readyz": probe_handler(lambda: (self.is_ready, "waiting")),
@@ -103,7 +102,7 @@ async def test_ports_in_use_are_named_alike_with_the_option_to_change(service):
     words = f"cannot listen on 127.0.0.1:{service.port} (Address already in use); choose another "
 
     with pytest.raises(CannotListen) as caught:
-        await OperationsServer({}).start("127.0.0.1", service.port)
+        await HttpServer({}).start("127.0.0.1", service.port)
     assert str(caught.value) == f"{words}--operations-port or --host"
     with pytest.raises(CannotListen) as caught:
         add_grpc_port(not_called, "127.0.0.1", service.port)
@@ -116,7 +115,7 @@ async def test_host_that_cannot_be_resolved_is_named():
     with pytest.raises(CannotListen, match=words):
         add_grpc_port(not_called, "256.0.0.1", 80)
     with pytest.raises(CannotListen, match=words):
-        await OperationsServer({}).start("256.0.0.1", 80)
+        await HttpServer({}).start("256.0.0.1", 80)
 
 
 def test_free_port_is_handed_to_grpc():

@@ -1,0 +1,267 @@
+"""A small HTTP server for probes and scrapes, which answers whatever else its port is sent.
+
+A connection is for one request, and has a time to send it and a time to take the answer. Of too
+many connections, one's own first, the oldest that has sent no request yet is closed: whoever asks
+at once is always answered.
+"""
+
+import asyncio
+import contextlib
+import errno
+import http
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass
+
+from protos.wire.listening import listen
+from protos.wire.rate_limit import RateLimit
+
+_MAX_HEADER_BYTES = 16 * 1024
+_REQUEST_SECONDS = 5.0
+_ANSWER_SECONDS = 10.0
+"""Time to make an answer and have it read; what Prometheus itself waits."""
+_STOP_SECONDS = 1.0
+"""What answers under way get at the end."""
+_MAX_CONNECTIONS = 128
+_MAX_PEER_CONNECTIONS = 16
+"""Of one IP address."""
+_ACCEPTS_AT_ONCE = 8
+_RETRY_SECONDS = 1.0
+_LOG_SECONDS = 10.0
+_PLAIN_TEXT = "text/plain; charset=utf-8"
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a handler answers; a text unless it says otherwise."""
+
+    body: bytes
+    status: http.HTTPStatus = http.HTTPStatus.OK
+    content_type: str = _PLAIN_TEXT
+
+
+Handler = Callable[[str], Awaitable[Answer]]
+"""Answers a GET; gets the header Accept, or an empty text."""
+
+
+class _Connection:
+    """One connection, with the time it has."""
+
+    def __init__(self, accepted: socket.socket, peer: str) -> None:
+        self.socket = accepted
+        self.peer = peer
+        self.deadline: asyncio.TimerHandle | None = None
+        self.received = bytearray()
+        self.answering: asyncio.Task[None] | None = None
+        """Set when the request is complete."""
+
+    def end_waiting(self) -> None:
+        """Takes the deadline of the request away."""
+        if self.deadline is not None:
+            self.deadline.cancel()
+
+
+class HttpServer:
+    """Answers GET on some paths, one request per connection."""
+
+    def __init__(self, handlers: Mapping[str, Handler]) -> None:
+        """Listens to nothing yet; `handlers` are by path."""
+        self._handlers = handlers
+        self._listeners: list[socket.socket] = []
+        # The oldest first.
+        self._connections: dict[_Connection, None] = {}
+        self._spare = _Spare()
+        self._accept_failures = RateLimit(1, _LOG_SECONDS)
+
+    async def start(self, host: str, port: int) -> int:
+        """Listens and returns the port, which is a free one if `port` is 0.
+
+        Raises:
+            CannotListen: The port is in use, or the host is not this machine's.
+        """
+        self._listeners = listen(host, port, "operations-port")
+        self._spare.fill()
+        for listener in self._listeners:
+            self._listen(listener)
+        chosen: int = self._listeners[0].getsockname()[1]
+        return chosen
+
+    async def stop(self) -> None:
+        """Stops listening and closes all connections; answers under way get a second."""
+        loop = asyncio.get_running_loop()
+        listeners, self._listeners = self._listeners, []
+        for listener in listeners:
+            loop.remove_reader(listener)
+            listener.close()
+        for connection in [one for one in self._connections if one.answering is None]:
+            self._close(connection)
+        if tasks := [one.answering for one in self._connections if one.answering]:
+            await asyncio.wait(tasks, timeout=_STOP_SECONDS)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        self._spare.empty()
+
+    def _listen(self, listener: socket.socket) -> None:
+        if listener in self._listeners:
+            asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        for _ in range(_ACCEPTS_AT_ONCE):
+            try:
+                accepted, (peer, *_) = listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                has_freed = error.errno in (errno.EMFILE, errno.ENFILE) and self._free_one()
+                if not has_freed:
+                    self._pause(listener, error)
+                    return
+            else:
+                self._take(accepted, peer)
+
+    def _free_one(self) -> bool:
+        """Frees a file descriptor, if that is possible."""
+        return self._spare.empty() or self._evict(self._connections)
+
+    def _pause(self, listener: socket.socket, error: OSError) -> None:
+        loop = asyncio.get_running_loop()
+        num_held = self._accept_failures.take(loop.time())
+        if num_held is not None:
+            _logger.error(
+                "operations port takes no connections error=%s num_tries_unlogged=%d",
+                error.strerror,
+                num_held,
+            )
+        loop.remove_reader(listener)
+        loop.call_later(_RETRY_SECONDS, self._listen, listener)
+
+    def _take(self, accepted: socket.socket, peer: str) -> None:
+        of_peer = [one for one in self._connections if one.peer == peer]
+        if len(of_peer) >= _MAX_PEER_CONNECTIONS:
+            self._make_room(of_peer)
+        elif len(self._connections) >= _MAX_CONNECTIONS:
+            self._make_room(self._connections)
+        accepted.setblocking(False)
+        loop = asyncio.get_running_loop()
+        connection = _Connection(accepted, peer)
+        connection.deadline = loop.call_later(_REQUEST_SECONDS, self._close, connection)
+        self._connections[connection] = None
+        loop.add_reader(accepted, self._read, connection)
+        # Mostly the request is there by now, and then nobody who comes next can take its place.
+        self._read(connection)
+
+    def _make_room(self, connections: Collection[_Connection]) -> None:
+        if not self._evict(connections):
+            oldest = next(one.answering for one in connections if one.answering)
+            oldest.cancel()
+
+    def _evict(self, connections: Collection[_Connection]) -> bool:
+        """Closes the oldest that has sent no request yet; returns whether there is one."""
+        for connection in connections:
+            if connection.answering is None:
+                self._close(connection)
+                return True
+        return False
+
+    def _read(self, connection: _Connection) -> None:
+        try:
+            received = connection.socket.recv(_MAX_HEADER_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            received = b""
+        connection.received += received
+        head, end, _ = connection.received.partition(b"\r\n\r\n")
+        if end:
+            connection.end_waiting()
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(connection.socket)
+            answering = self._answer(connection, head.decode("latin-1"))
+            # Ends with its connection, which `stop` waits for.
+            connection.answering = loop.create_task(answering, name="operations request")
+        elif not received or len(connection.received) > _MAX_HEADER_BYTES:
+            self._close(connection)
+
+    def _close(self, connection: _Connection) -> None:
+        connection.end_waiting()
+        asyncio.get_running_loop().remove_reader(connection.socket)
+        connection.socket.close()
+        del self._connections[connection]
+        if self._listeners:
+            self._spare.fill()
+
+    async def _answer(self, connection: _Connection, head: str) -> None:
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                content = _encode(await self._respond(head))
+                await asyncio.get_running_loop().sock_sendall(connection.socket, content)
+        except (OSError, TimeoutError):
+            _logger.debug("operations request was broken off")
+        else:
+            # What is left unread would make the end a reset, which may overtake the answer.
+            with contextlib.suppress(OSError):
+                connection.socket.recv(_MAX_HEADER_BYTES)
+        finally:
+            self._close(connection)
+
+    async def _respond(self, head: str) -> Answer:
+        request_line, *header_lines = head.split("\r\n")
+        method, _, rest = request_line.partition(" ")
+        path = rest.partition(" ")[0].partition("?")[0]
+        if method != "GET":
+            return Answer(status=http.HTTPStatus.METHOD_NOT_ALLOWED, body=b"use GET\n")
+        handler = self._handlers.get(path)
+        if handler is None:
+            known = f"there are {', '.join(self._handlers)}\n"
+            return Answer(status=http.HTTPStatus.NOT_FOUND, body=known.encode())
+        try:
+            return await handler(_accepted(header_lines))
+        # One request's fault must not be the service's.
+        except Exception:
+            _logger.exception("operations request failed path=%s", path)
+            status = http.HTTPStatus.INTERNAL_SERVER_ERROR
+            return Answer(status=status, body=b"the service failed; its log says why\n")
+
+
+class _Spare:
+    """A file descriptor kept for when there is no other, so that a probe is answered even then."""
+
+    def __init__(self) -> None:
+        self._descriptor: int | None = None
+
+    def fill(self) -> None:
+        """Takes one, if there is one."""
+        if self._descriptor is None:
+            with contextlib.suppress(OSError):
+                self._descriptor = os.open(os.devnull, os.O_RDONLY)
+
+    def empty(self) -> bool:
+        """Gives it back; returns whether there was one."""
+        if self._descriptor is None:
+            return False
+        os.close(self._descriptor)
+        self._descriptor = None
+        return True
+
+
+def _accepted(header_lines: list[str]) -> str:
+    for line in header_lines:
+        name, _, value = line.partition(":")
+        if name.lower() == "accept":
+            return value.strip()
+    return ""
+
+
+def _encode(answer: Answer) -> bytes:
+    head = (
+        f"HTTP/1.1 {answer.status.value} {answer.status.phrase}\r\n"
+        f"Content-Type: {answer.content_type}\r\n"
+        f"Content-Length: {len(answer.body)}\r\n"
+        "Connection: close\r\n\r\n"
+    )
+    return head.encode("latin-1") + answer.body

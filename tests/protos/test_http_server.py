@@ -1,0 +1,180 @@
+"""The port of probes under clients that send nothing, read nothing, or never leave."""
+
+import asyncio
+import contextlib
+import socket
+
+import pytest
+
+from protos.wire import http_server
+from protos.wire.http_server import Answer, HttpServer
+
+ONE, OTHER = "127.0.0.1", "127.0.0.2"
+NUM_SLOW = 300
+LARGE = 64 * 1024 * 1024
+
+
+class Service:
+    """A server with a probe, an answer too large for any buffer, one without end, and a fault."""
+
+    def __init__(self):
+        self.num_waiting = 0
+        self.has_begun = asyncio.Event()
+        self.server = HttpServer(
+            {"/livez": self._live, "/large": self._large, "/hangs": self._hang, "/bad": self._fail}
+        )
+        self.port = 0
+        self._writers = []
+
+    async def __aenter__(self):
+        self.port = await self.server.start(ONE, 0)
+        return self
+
+    async def __aexit__(self, *_):
+        for writer in self._writers:
+            writer.transport.abort()
+        await self.server.stop()
+        await asyncio.sleep(0)
+
+    async def _live(self, _):
+        return Answer(body=b"fine\n")
+
+    async def _large(self, _):
+        return Answer(body=bytes(LARGE))
+
+    async def _hang(self, _):
+        self.num_waiting += 1
+        self.has_begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.num_waiting -= 1
+
+    async def _fail(self, _):
+        raise RuntimeError("a mistake")
+
+    async def connect(self, source, content=b""):
+        """Returns a connection from an address of this machine, on which some bytes were sent."""
+        reader, writer = await asyncio.open_connection(ONE, self.port, local_addr=(source, 0))
+        self._writers.append(writer)
+        writer.write(content)
+        return reader, writer
+
+    async def get(self, source, path="/livez"):
+        """Returns the first line of the answer."""
+        async with asyncio.timeout(10):
+            reader, _ = await self.connect(source, f"GET {path} HTTP/1.1\r\n\r\n".encode())
+            line = await reader.readline()
+        return line.decode().strip()
+
+
+@pytest.fixture
+async def service():
+    async with Service() as service:
+        yield service
+
+
+async def slow(service, content, sources, count=NUM_SLOW):
+    """Returns connections that go no further."""
+    async with asyncio.timeout(20):
+        return [await service.connect(sources[i % len(sources)], content) for i in range(count)]
+
+
+async def is_closed(reader):
+    async with asyncio.timeout(10):
+        try:
+            return await reader.read() == b""
+        except ConnectionResetError:
+            return True
+
+
+@pytest.mark.parametrize("content", [b"", b"G", b"GET /livez HTTP/1.1\r\nHost: x\r\n"])
+async def test_slow_connections_of_one_peer_keep_no_probe_away(service, content):
+    held = await slow(service, content, [ONE])
+
+    for source in (OTHER, ONE, OTHER):
+        assert await service.get(source) == "HTTP/1.1 200 OK"
+    assert await is_closed(held[0][0]), "the oldest makes room"
+
+
+async def test_slow_connections_of_many_peers_keep_no_probe_away(service):
+    sources = [f"127.0.1.{number}" for number in range(1, 31)]
+    await slow(service, b"GET", sources)
+
+    for source in (sources[0], OTHER):
+        assert await service.get(source) == "HTTP/1.1 200 OK"
+
+
+async def test_flood_takes_no_connection_of_another_peer(service):
+    reader, writer = await service.connect(OTHER, b"GET /livez HTTP/1.1\r\n")
+    await slow(service, b"", [ONE])
+
+    writer.write(b"\r\n")
+    async with asyncio.timeout(10):
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+
+
+async def test_requests_without_end_keep_no_probe_of_the_same_peer_away(service):
+    await slow(service, b"GET /hangs HTTP/1.1\r\n\r\n", [ONE], count=40)
+
+    assert await service.get(ONE) == "HTTP/1.1 200 OK"
+    assert await service.get(OTHER) == "HTTP/1.1 200 OK"
+    assert service.num_waiting <= 16
+
+
+async def test_request_that_does_not_come_is_given_up(service, monkeypatch):
+    monkeypatch.setattr(http_server, "_REQUEST_SECONDS", 0.1)
+    reader, _ = await service.connect(ONE, b"GET /livez")
+    assert await is_closed(reader)
+
+
+async def test_answer_that_is_not_read_is_given_up(service, monkeypatch):
+    monkeypatch.setattr(http_server, "_ANSWER_SECONDS", 0.2)
+    with socket.create_connection((ONE, service.port)) as client:
+        client.sendall(b"GET /large HTTP/1.1\r\n\r\n")
+        await asyncio.sleep(0.5)
+        client.setblocking(False)
+        received = 0
+        with contextlib.suppress(ConnectionResetError):
+            async with asyncio.timeout(10):
+                while part := await asyncio.get_running_loop().sock_recv(client, 1 << 20):
+                    received += len(part)
+    assert received < LARGE
+
+
+async def test_request_in_pieces_is_answered(service):
+    reader, writer = await service.connect(ONE)
+    for byte in b"GET /livez HTTP/1.1\r\n\r\n":
+        writer.write(bytes([byte]))
+        await asyncio.sleep(0)
+    assert (await reader.read()).endswith(b"fine\n")
+
+
+async def test_large_answer_comes_whole(service):
+    reader, _ = await service.connect(ONE, b"GET /large HTTP/1.1\r\n\r\n")
+    async with asyncio.timeout(20):
+        assert (await reader.read()).endswith(bytes(LARGE))
+
+
+async def test_fault_of_a_handler_is_answered_and_logged(service, caplog):
+    assert await service.get(ONE, "/bad") == "HTTP/1.1 500 Internal Server Error"
+    assert "a mistake" in caplog.text
+    assert await service.get(ONE) == "HTTP/1.1 200 OK"
+
+
+async def test_stop_leaves_nothing_of_half_open_connections(caplog, monkeypatch):
+    monkeypatch.setattr(http_server, "_STOP_SECONDS", 0.1)
+    async with Service() as service:
+        silent, _ = await service.connect(ONE)
+        half, writer = await service.connect(ONE, b"GET /livez HTTP/1.1\r\n")
+        writer.write_eof()
+        waiting, _ = await service.connect(ONE, b"GET /hangs HTTP/1.1\r\n\r\n")
+        async with asyncio.timeout(10):
+            await service.has_begun.wait()
+            await service.server.stop()
+
+        for reader in (silent, half, waiting):
+            assert await is_closed(reader)
+        with pytest.raises(ConnectionRefusedError):
+            await service.connect(ONE)
+    assert not caplog.records

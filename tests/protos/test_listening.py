@@ -1,0 +1,129 @@
+import socket
+
+import grpc
+import pytest
+
+from protos.wire import listening
+from protos.wire.channel import server_options
+from protos.wire.http_server import HttpServer
+from protos.wire.listening import CannotListen, add_grpc_port, listen
+
+BOTH = ["127.0.0.1", "::1"]
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
+needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+
+
+def reached(port):
+    """Returns the addresses of this machine at which something listens."""
+    found = []
+    for host in BOTH:
+        try:
+            socket.create_connection((host, port), 5).close()
+            found.append(host)
+        except OSError:
+            pass
+    return found
+
+
+@pytest.fixture
+def two_addresses(monkeypatch):
+    """Makes a name of both loopback addresses."""
+    real = socket.getaddrinfo
+
+    def resolve(host, *args, **options):
+        if host != "both.test":
+            return real(host, *args, **options)
+        return [answer for one in BOTH for answer in real(one, *args, **options)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+
+
+@needs_ipv6
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("::", BOTH),
+        ("0.0.0.0", ["127.0.0.1"]),
+        ("127.0.0.1", ["127.0.0.1"]),
+        ("::1", ["::1"]),
+        ("::ffff:127.0.0.1", ["127.0.0.1"]),
+        ("both.test", BOTH),
+    ],
+)
+@pytest.mark.parametrize("is_chosen", [False, True])
+async def test_all_ports_listen_on_the_same_addresses(two_addresses, host, expected, is_chosen):
+    ports = [0, 0]
+    if is_chosen:
+        with socket.create_server(("", 0)) as first, socket.create_server(("", 0)) as second:
+            ports = [one.getsockname()[1] for one in (first, second)]
+    operations = HttpServer({})
+    server = grpc.aio.server(options=server_options())
+
+    operations_port = await operations.start(host, ports[0])
+    port = add_grpc_port(server.add_insecure_port, host, ports[1])
+    await server.start()
+
+    assert reached(operations_port) == expected
+    assert reached(port) == expected
+    if is_chosen:
+        assert [operations_port, port] == ports
+    await server.stop(None)
+    await operations.stop()
+
+
+@needs_ipv6
+@pytest.mark.parametrize("taken", BOTH)
+def test_port_in_use_on_one_address_is_in_use(two_addresses, taken):
+    family = socket.AF_INET6 if ":" in taken else socket.AF_INET
+    with socket.create_server((taken, 0), family=family) as other:
+        port = other.getsockname()[1]
+        for host in ("both.test", "::", taken):
+            with pytest.raises(CannotListen, match=f":{port} .Address already in use.; choose"):
+                listen(host, port, "port")
+
+
+@needs_ipv6
+def test_free_port_is_one_that_is_free_on_all_addresses(two_addresses, monkeypatch):
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as other:
+        taken = other.getsockname()[1]
+        real, offered = listening._listener, iter([taken, taken])
+
+        def offer(host, port):
+            return real(host, next(offered, 0) if (host, port) == ("127.0.0.1", 0) else port)
+
+        monkeypatch.setattr(listening, "_listener", offer)
+        listeners = listen("both.test", 0, "port")
+
+    ports = {one.getsockname()[1] for one in listeners}
+    assert len(listeners) == 2
+    assert len(ports) == 1
+    assert taken not in ports
+    for one in listeners:
+        one.close()
+
+
+def test_address_of_a_name_that_this_machine_has_not_is_left_out(monkeypatch):
+    monkeypatch.setattr(listening, "_numeric", lambda host: ["192.0.2.1", "127.0.0.1"])
+
+    [listener] = listen("some.test", 0, "port")
+
+    assert listener.getsockname()[0] == "127.0.0.1"
+    listener.close()
+
+
+def test_machine_without_ipv6_takes_all_its_ipv4_addresses(monkeypatch):
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
+
+    [listener] = listen("::", 0, "port")
+
+    assert listener.getsockname()[0] == "0.0.0.0"
+    listener.close()
