@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import grpc
 
 from engine_service.core.output_stream import OutputBatch
-from engine_service.errors import DeadlineExceeded, RequestError
+from engine_service.errors import DeadlineExceeded, EpochMismatch, RequestError
 from engine_service.server import convert
 from engine_service.server.health import Health
 from engine_service.server.replica import Replica
@@ -31,6 +31,7 @@ class GenerateManySession:
         self._replica = replica
         self._health = health
         self._client = replica.client
+        self._epoch = replica.cache_log.epoch
         self._stream = replica.client.open_stream(replica.options.max_stream_buffered_tokens)
         self._is_read_up = False
 
@@ -59,6 +60,16 @@ class GenerateManySession:
 
     async def _read(self, requests: AsyncIterator[engine_pb2.GenerateManyRequest]) -> None:
         async for message in requests:
+            if message.epoch not in (0, self._epoch):
+                self._stream.fail(
+                    EpochMismatch(
+                        f"the router means epoch {message.epoch}, this engine is {self._epoch}; "
+                        "another engine has taken its place",
+                        {"epoch": str(message.epoch), "engine_epoch": str(self._epoch)},
+                    ),
+                    keep_outputs=False,
+                )
+                return
             for handle in message.cancelled_handles:
                 self._client.cancel(self._stream, handle)
             for number, submission in enumerate(message.submissions):
@@ -74,8 +85,12 @@ class GenerateManySession:
 
     async def _write(self, context: Context) -> None:
         load_meter = self._replica.load_meter
+        told = load_meter.load
+        first = convert.to_generate_many_response(OutputBatch(), told)
+        first.epoch = self._epoch
+        first.model_fingerprint = self._replica.info.model_fingerprint
+        await context.write(first)
         batch = OutputBatch()
-        told = None
         while True:
             if batch or load_meter.load is not told:
                 told = load_meter.load

@@ -159,10 +159,15 @@ class FakeEngine(FakeCore, engine_pb2_grpc.EngineServiceServicer):
         sink = Sink()
         self._sinks.add(sink)
         reader = asyncio.create_task(self._read(sink, request_iterator))
+        sink.message.epoch = self.cache.epoch
+        sink.message.model_fingerprint = self.config.fingerprint
         try:
             self._publish()
             while (message := await sink.take()) is not None:
                 yield message
+            if sink.error is not None:
+                reply = rpc_status.to_status(status.to_rpc_status(sink.error.status))
+                await context.abort_with_status(reply)
         finally:
             reader.cancel()
             self._close(sink)
@@ -266,6 +271,10 @@ class FakeEngine(FakeCore, engine_pb2_grpc.EngineServiceServicer):
         self, sink: Sink, messages: AsyncIterator[engine_pb2.GenerateManyRequest]
     ) -> None:
         async for message in messages:
+            if message.epoch not in (0, self.cache.epoch):
+                found = f"{message.epoch}, not {self.cache.epoch}"
+                sink.fail(Refused(Reason.EPOCH_MISMATCH, f"the router means epoch {found}"))
+                return
             for submission in message.submissions:
                 self._submit(sink, submission)
             for handle in message.cancelled_handles:

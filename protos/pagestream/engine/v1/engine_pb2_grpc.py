@@ -99,7 +99,9 @@ class EngineServiceServicer(object):
         (BAD_REQUEST) for a handle in use; DEADLINE_EXCEEDED past its timeout.
 
         Errors of the whole stream: RESOURCE_EXHAUSTED (SLOW_READER) when the
-        router does not read, UNAVAILABLE (STARTING, DRAINING, ENGINE_FAILED).
+        router does not read, FAILED_PRECONDITION (EPOCH_MISMATCH) when the router
+        means another start of an engine, UNAVAILABLE (STARTING, DRAINING,
+        ENGINE_FAILED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
