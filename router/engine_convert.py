@@ -1,14 +1,14 @@
 """Between the messages of the engine's contract and the router's own types."""
 
-import math
 from collections.abc import AsyncIterator
 from hashlib import sha256
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
 from protos.pagestream.engine.v1 import engine_pb2
-from protos.wire.status import ErrorStatus, Reason, code_number, error_status, unpack
+from protos.wire.status import ErrorStatus, Reason, code_number, cut, error_status, unpack
 from router.errors import DOMAIN, EngineRefused
 from router.types import (
     CacheUpdate,
@@ -23,10 +23,19 @@ from router.types import (
 
 _MAX_TOKENIZER_BYTES = 256 * 1024 * 1024
 
+_MAX_COUNT = 2**20
+"""Requests of one engine: no engine has as many."""
+_MAX_PREFILL_TOKENS = 2**40
+_MAX_BLOCKS = 2**31 - 1
+_MIN_RATE = 0.01
+_MAX_RATE = 1e9
+"""Tokens per second, of the slowest machine and the fastest."""
+
 _STATES = {
     engine_pb2.ENGINE_STATE_SERVING: EngineState.SERVING,
     engine_pb2.ENGINE_STATE_DRAINING: EngineState.DRAINING,
 }
+_INVALID_ARGUMENT = code_number(grpc.StatusCode.INVALID_ARGUMENT)
 _REASONS = {
     engine_pb2.FINISH_REASON_STOP: FinishReason.STOP,
     engine_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
@@ -34,19 +43,19 @@ _REASONS = {
 
 
 def status_of(error: grpc.aio.AioRpcError) -> ErrorStatus:
-    """Returns what a failed call says; our own details are in its trailers."""
+    """Returns what a failed call says; our own details are in its trailers. Never raises."""
     try:
         rich = rpc_status.from_call(error)
-    except ValueError:
-        # The details are of another error: the call was cut while it ended.
+    except (ValueError, DecodeError):
+        # The details are of another error, since the call was cut while it ended, or are none.
         rich = None
     if rich is not None:
         return unpack(rich.code, rich.message, rich.details)
     name = error.code().name
-    message = f"{name}: {error.details() or 'no detail'}"
+    message = cut(f"{name}: {error.details() or 'no detail'}")
     if error.code() is grpc.StatusCode.UNAVAILABLE:
         return error_status(Reason.ENGINE_FAILED, message, domain=DOMAIN)
-    return ErrorStatus(code=code_number(error.code()), message=message)
+    return unpack(code_number(error.code()), message, ())
 
 
 async def read_files(
@@ -147,22 +156,29 @@ def to_model(response: engine_pb2.GetModelInfoResponse) -> ModelInfo:
 
 
 def to_load(load: engine_pb2.EngineLoad) -> EngineLoad:
-    """Returns an engine's load; an unknown state counts as unavailable, nonsense as nothing."""
+    """Returns an engine's load; an unknown state counts as unavailable, nonsense as nothing.
+
+    Counts and rates are bounded, so that costs made of them stay finite.
+    """
     return EngineLoad(
         state=_STATES.get(load.state, EngineState.UNAVAILABLE),
-        num_running=max(0, load.running_count),
-        num_waiting=max(0, load.waiting_count),
-        num_waiting_prefill_tokens=max(0, load.waiting_prefill_token_count),
-        num_free_blocks=max(0, load.free_block_count),
-        num_blocks=max(0, load.total_block_count),
+        num_running=_count(load.running_count),
+        num_waiting=_count(load.waiting_count),
+        num_waiting_prefill_tokens=_count(load.waiting_prefill_token_count, _MAX_PREFILL_TOKENS),
+        num_free_blocks=_count(load.free_block_count, _MAX_BLOCKS),
+        num_blocks=_count(load.total_block_count, _MAX_BLOCKS),
         prefill_tokens_per_second=_rate(load.prefill_tokens_per_second),
         decode_tokens_per_second=_rate(load.decode_tokens_per_second),
     )
 
 
+def _count(value: int, most: int = _MAX_COUNT) -> int:
+    return min(max(0, value), most)
+
+
 def _rate(value: float) -> float:
-    """Returns a rate that costs can be computed with; what is none counts as unmeasured."""
-    return value if math.isfinite(value) and value > 0 else 0.0
+    """Returns a rate that costs can be computed with; what no engine reaches is unmeasured."""
+    return value if _MIN_RATE <= value <= _MAX_RATE else 0.0
 
 
 def to_cache_update(message: engine_pb2.WatchCacheResponse) -> CacheUpdate:
@@ -194,3 +210,18 @@ def to_outcome(address: str, finish: engine_pb2.Finish) -> Finished | EngineRefu
         return EngineRefused(error_status(Reason.INTERNAL, message, domain=DOMAIN))
     stop = finish.stop_token_id if finish.HasField("stop_token_id") else None
     return Finished(reason=reason, stop_token_id=stop)
+
+
+def to_failure(address: str, error: engine_pb2.RequestError, *, is_resumed: bool) -> EngineRefused:
+    """Returns why a request was refused or failed.
+
+    The client is blamed for what it sent only: an engine that finds fault with a request that
+    another one took, and with that one's tokens or seed, has failed it.
+    """
+    status = unpack(error.code, error.message, error.details)
+    if is_resumed and status.code == _INVALID_ARGUMENT:
+        message = f"engine {address} does not go on with a request of another: {status.message}"
+        status = error_status(
+            Reason.ENGINE_FAILED, message, domain=DOMAIN, metadata={"engine": address}
+        )
+    return EngineRefused(status)

@@ -11,8 +11,8 @@ from itertools import islice
 
 import grpc
 from google.protobuf import any_pb2
-from google.protobuf.message import DecodeError, Message
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 
@@ -189,7 +189,7 @@ def unpack(code: int, message: str, details: Iterable[any_pb2.Any]) -> ErrorStat
     )
 
 
-def _parse(detail: any_pb2.Any, into: Message) -> bool:
+def _parse(detail: any_pb2.Any, into: "ErrorInfo | RetryInfo") -> bool:
     """Reads a detail into a message of its kind; returns whether it is one of that kind."""
     if not detail.Is(into.DESCRIPTOR):
         return False

@@ -159,8 +159,7 @@ class FakeEngine(FakeCore, engine_pb2_grpc.EngineServiceServicer):
         sink = Sink()
         self._sinks.add(sink)
         reader = asyncio.create_task(self._read(sink, request_iterator))
-        sink.message.epoch = self.cache.epoch
-        sink.message.model_fingerprint = self.config.fingerprint
+        sink.message.MergeFrom(self.identity())
         try:
             self._publish()
             while (message := await sink.take()) is not None:
@@ -203,6 +202,12 @@ class FakeEngine(FakeCore, engine_pb2_grpc.EngineServiceServicer):
                     )
             elif position == cache.sequence_number:
                 await self._changed.wait()
+
+    def identity(self) -> engine_pb2.GenerateManyResponse:
+        """Returns what the first message of each stream says of the engine."""
+        return engine_pb2.GenerateManyResponse(
+            epoch=self.cache.epoch, model_fingerprint=self.config.fingerprint
+        )
 
     def _snapshot(self) -> list[engine_pb2.WatchCacheResponse]:
         hashes = list(self.cache.blocks)
