@@ -385,7 +385,7 @@ class EngineClient:
             backoff = min(2 * backoff, self._settings.max_backoff)
 
     async def _watch_once(self, stub: engine_pb2_grpc.EngineServiceStub, model: ModelInfo) -> bool:
-        """Follows one WatchCache call to its end; returns whether it was of use until then."""
+        """Follows one WatchCache call to its end; returns whether it brought anything."""
         epoch, sequence_number = self._listener.cache_position()
         call = stub.WatchCache(
             engine_pb2.WatchCacheRequest(epoch=epoch, sequence_number=sequence_number)
@@ -393,6 +393,7 @@ class EngineClient:
         received = False
         try:
             async for message in call:
+                received = True
                 if checked(message).epoch != model.epoch:
                     # Streams under way outlive a change of the address; new ones do not.
                     raise ConnectionLost(
@@ -407,8 +408,7 @@ class EngineClient:
                         message.sequence_number,
                         sequence_number,
                     )
-                    return False
-                received = True
+                    break
                 sequence_number = message.sequence_number
         finally:
             call.cancel()

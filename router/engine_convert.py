@@ -35,7 +35,6 @@ _STATES = {
     engine_pb2.ENGINE_STATE_SERVING: EngineState.SERVING,
     engine_pb2.ENGINE_STATE_DRAINING: EngineState.DRAINING,
 }
-_INVALID_ARGUMENT = code_number(grpc.StatusCode.INVALID_ARGUMENT)
 _REASONS = {
     engine_pb2.FINISH_REASON_STOP: FinishReason.STOP,
     engine_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
@@ -212,16 +211,6 @@ def to_outcome(address: str, finish: engine_pb2.Finish) -> Finished | EngineRefu
     return Finished(reason=reason, stop_token_id=stop)
 
 
-def to_failure(address: str, error: engine_pb2.RequestError, *, is_resumed: bool) -> EngineRefused:
-    """Returns why a request was refused or failed.
-
-    The client is blamed for what it sent only: an engine that finds fault with a request that
-    another one took, and with that one's tokens or seed, has failed it.
-    """
-    status = unpack(error.code, error.message, error.details)
-    if is_resumed and status.code == _INVALID_ARGUMENT:
-        message = f"engine {address} does not go on with a request of another: {status.message}"
-        status = error_status(
-            Reason.ENGINE_FAILED, message, domain=DOMAIN, metadata={"engine": address}
-        )
-    return EngineRefused(status)
+def to_failure(error: engine_pb2.RequestError) -> EngineRefused:
+    """Returns why a request was refused or failed."""
+    return EngineRefused(unpack(error.code, error.message, error.details))

@@ -112,8 +112,7 @@ class OpenRequests:
             if request is None:
                 self._take_late(failure.handle, 1)
             else:
-                is_resumed = request.is_resumed
-                request.stream.end(to_failure(self._address, failure.error, is_resumed=is_resumed))
+                request.stream.end(to_failure(failure.error))
 
     def _deliver_tokens(self, message: engine_pb2.GenerateManyResponse) -> None:
         num_tokens = len(message.token_ids)
@@ -122,8 +121,9 @@ class OpenRequests:
             raise violation(f"{num_tokens} tokens came in one step")
         if len(handles) != len(message.token_counts) or len(handles) > num_tokens:
             raise violation("a step's token counts do not add up, or hold zeros")
-        token_counts = list(message.token_counts)
-        token_ids = list(message.token_ids)
+        token_counts = message.token_counts[:]
+        # A slice is made faster than a list.
+        token_ids = message.token_ids[:]
         if sum(token_counts) != num_tokens or 0 in token_counts:
             raise violation("a step's token counts do not add up, or hold zeros")
         if max(token_ids) >= self._model.vocab_size:

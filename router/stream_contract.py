@@ -18,7 +18,6 @@ class RequestContract:
     Attributes:
         stream: Where the request's events go.
         num_tokens_left: Tokens that may still come; 0 before the admission.
-        is_resumed: Whether the request came with tokens of another engine.
     """
 
     __slots__ = (
@@ -29,7 +28,6 @@ class RequestContract:
         "_num_known_tokens",
         "_seed",
         "_stop_token_ids",
-        "is_resumed",
         "num_tokens_left",
         "stream",
     )
@@ -39,7 +37,6 @@ class RequestContract:
         resumed = request.resume_token_ids
         self.stream = stream
         self.num_tokens_left = 0
-        self.is_resumed = len(resumed) > 0
         self._is_admitted = False
         self._num_known_tokens = request.num_known_tokens
         self._last_resumed = resumed[-1] if resumed else None
@@ -88,7 +85,7 @@ class RequestContract:
     def check_finish(self, handle: int, finish: engine_pb2.Finish) -> None:
         """Checks a finish for a known reason."""
         # Tokens of another engine may end a request before it is admitted.
-        if not self._is_admitted and not self.is_resumed:
+        if not self._is_admitted and self._last_resumed is None:
             raise violation(f"request {handle} finished before its admission")
         if finish.reason == engine_pb2.FINISH_REASON_LENGTH:
             num_left = self.num_tokens_left if self._is_admitted else self._max_num_tokens
