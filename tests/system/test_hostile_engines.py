@@ -1,6 +1,6 @@
 """Hostile engines beside good ones at one router, a process of its own that must not mind.
 
-What each engine does is in `tests.fakes.hostile_engine`. Each serves a model together with a good
+What each engine does is in `tests.fakes.hostile_modes`. Each serves a model together with a good
 engine, takes turns with it, and must cost nobody a token: what it fails goes on at the good one.
 """
 
@@ -20,7 +20,8 @@ from protos.wire.channel import client_options
 from tests.fakes import small_tokenizer
 from tests.fakes.checked_stream import CheckedStream
 from tests.fakes.fake_engine import FakeEngine, FakeEngineConfig
-from tests.fakes.hostile_engine import MODES, NUM_TOKENS, HostileEngine, Mode
+from tests.fakes.hostile_engine import NUM_TOKENS, HostileEngine, Mode
+from tests.fakes.hostile_modes import MODES
 from tests.fakes.service_process import HOST, ServiceProcess, free_ports, running
 from tests.system.fleets import metric, tasks_at_rest, until
 
