@@ -9,6 +9,7 @@ EngineError                 base of all; `message` for a person, `metadata` for 
     ├── DeadlineExceeded    the request's own time limit passed
     ├── Starting            the model is not loaded yet
     ├── Draining            the engine is about to exit
+    ├── EpochMismatch       the router means another start of an engine
     ├── EngineFailed        the engine lost its core or a rank
     └── NoTokenizer         the model folder holds no tokenizer files
 """
@@ -104,6 +105,12 @@ class Draining(RequestError):
     """The engine finishes what it has and takes nothing new."""
 
     reason = Reason.DRAINING
+
+
+class EpochMismatch(RequestError):
+    """The router means another start of an engine, perhaps of another model."""
+
+    reason = Reason.EPOCH_MISMATCH
 
 
 class EngineFailed(RequestError):

@@ -1,35 +1,33 @@
 """The router's end of one engine: a channel and a long-lived pair of streams.
 
 GenerateMany carries all requests of this router, WatchCache the engine's prefix cache. `run`
-keeps both up for ever. One message is one engine step, so that the cost per token is a slice and a
-list append; tokens of a reader that is behind merge into one event.
+keeps both up for ever, and believes nothing that comes: whatever goes wrong with one engine, this
+router's own faults included, makes that engine unavailable and nothing else.
 """
 
 import asyncio
+import contextlib
 import logging
 import random
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos.pagestream.engine.v1 import engine_pb2, engine_pb2_grpc
-from protos.wire import block_hash, channel
+from protos.wire import channel
 from protos.wire.checked_channel import CheckedChannel
 from protos.wire.handlers import RefusalLog
-from protos.wire.status import ErrorStatus, Reason, error_status, unpack
-from router.connection_loss import ConnectionLost, checked, describe, is_draining
-from router.engine_convert import (
-    status_of,
-    to_cache_update,
-    to_load,
-    to_model,
-    to_outcome,
-    to_submission,
-)
-from router.errors import DOMAIN, EngineLost, EngineRefused, QueueFull, RequestError
-from router.outbox import Outbox
+from protos.wire.status import ErrorStatus, Reason, error_status
+from router.connection_loss import ConnectionLost, Fault, checked, ends_task, loss_of
+from router.engine_convert import status_of, to_cache_update, to_load, to_model
+from router.errors import DOMAIN, EngineLost, EngineRefused, RequestError
+from router.model_contract import model_fault
+from router.open_requests import OpenRequests
+from router.quarantine import Quarantine
 from router.request_stream import RequestStream
 from router.stall_detector import TICK_SECONDS, StallDetector
 from router.tokenizer_transfer import read_files
@@ -44,17 +42,11 @@ from router.types import (
 _logger = logging.getLogger(__name__)
 
 _SERVICE = engine_pb2.DESCRIPTOR.services_by_name["EngineService"]
-_MAX_HANDLE = 2**32 - 1
 
 _DETAILS = {EngineState.SERVING: "", EngineState.DRAINING: "it finishes what it has"}
 
-_STALLED = "stalled"
-"""Why a connection was given up, for the metadata of the errors."""
 _WATCH_FACTOR = 15
 """The longest wait before the cache is watched again, by that before a connection: 30 s."""
-_MIN_QUARANTINE = 5.0
-_MAX_QUARANTINE = 60.0
-"""Seconds without requests for an engine that stalled; doubled if it stalls again at once."""
 
 _GenerateManyCall = grpc.aio.StreamStreamCall[
     engine_pb2.GenerateManyRequest, engine_pb2.GenerateManyResponse
@@ -115,6 +107,7 @@ class EngineClient:
         model: What the engine said of its model when last connected.
         load: What the engine last said of its load.
         num_connections: How often GenerateMany came up.
+        num_faults: What the engine did that it must not, by kind.
     """
 
     def __init__(
@@ -126,21 +119,20 @@ class EngineClient:
         self.model: ModelInfo | None = None
         self.load = EngineLoad()
         self.num_connections = 0
+        self.num_faults: Counter[Fault] = Counter()
         self._listener = listener
         self._settings = settings or ClientSettings()
-        self._streams: dict[int, RequestStream] = {}
-        self._outbox = Outbox()
-        self._next_handle = 1
+        self._requests: OpenRequests | None = None
         self._stub: engine_pb2_grpc.EngineServiceStub | None = None
         self._stall_detector = StallDetector()
-        self._quarantine = 0.0
-        self._cause = ""
+        self._quarantine = Quarantine()
+        self._fault: Fault | None = None
         self._is_exiting = False
 
     @property
     def num_open_requests(self) -> int:
         """Requests submitted and not ended."""
-        return len(self._streams)
+        return 0 if self._requests is None else len(self._requests)
 
     @property
     def is_connected(self) -> bool:
@@ -148,9 +140,9 @@ class EngineClient:
         return self._stub is not None
 
     @property
-    def is_stalled(self) -> bool:
-        """Whether the engine stalled and is left alone for now."""
-        return self._cause == _STALLED
+    def is_quarantined(self) -> bool:
+        """Whether the engine stalled or misbehaved, and is left alone until it is well."""
+        return self._quarantine.is_on
 
     async def run(self) -> None:
         """Keeps the engine connected until cancelled; never returns by itself.
@@ -173,7 +165,7 @@ class EngineClient:
                 if self.num_connections > num_connections:
                     backoff = self._settings.min_backoff
                 # An engine that stalled may accept a connection all the same, and requests.
-                wait = max(backoff, self._quarantine if self.is_stalled else 0.0)
+                wait = max(backoff, self._quarantine.take_wait())
                 await asyncio.sleep(wait * random.uniform(0.5, 1.0))
                 backoff = min(2 * backoff, self._settings.max_backoff)
 
@@ -185,28 +177,15 @@ class EngineClient:
             QueueFull: Too many requests are under way on the engine.
             InvalidRequest: It is larger than an engine takes.
         """
-        if self.state not in (EngineState.SERVING, EngineState.DRAINING):
+        is_connected = self.state in (EngineState.SERVING, EngineState.DRAINING)
+        if self._requests is None or not is_connected:
             raise EngineLost(self._lost_status())
-        bound = self._settings.max_open_requests
-        if len(self._streams) >= bound:
-            raise QueueFull(
-                f"{bound} requests of this router are under way on engine {self.address}",
-                {"engine": self.address, "max_open_requests": str(bound)},
-                retry_after=1.0,
-            )
-        handle = self._free_handle()
-        self._outbox.submit(to_submission(handle, request))
-        stream = RequestStream(
-            self.address, lambda: self._cancel(handle), self._settings.max_buffered_tokens
-        )
-        self._streams[handle] = stream
-        return stream
+        return self._requests.submit(request)
 
     def end_requests(self, error: RequestError) -> None:
         """Ends every open request with an error, and cancels it on the engine."""
-        for handle, stream in list(self._streams.items()):
-            stream.end(error)
-            self._cancel(handle)
+        if self._requests is not None:
+            self._requests.end_all(error)
 
     async def get_tokenizer(self, sha256: str) -> dict[str, bytes]:
         """Returns the engine's tokenizer files by name, which together have this digest.
@@ -241,141 +220,166 @@ class EngineClient:
             call.cancel()
 
     async def _connect(self) -> None:
-        """Serves one connection from its beginning to its loss."""
-        self._cause = ""
+        """Serves one connection from its beginning to its loss; raises nothing else."""
         self._is_exiting = False
         try:
             await self._serve_once()
-        except* (ConnectionLost, grpc.aio.AioRpcError) as group:
-            self._is_exiting = is_draining(group)
-            self._set_state(*describe(group))
+        # Also what is no Exception: a panic of a library in Rust is none.
+        except BaseException as error:
+            if ends_task(error):
+                raise
+            self._lose(error)
         finally:
             self._fail_all()
+
+    def _lose(self, error: BaseException) -> None:
+        loss = loss_of(error)
+        self._is_exiting = loss.is_draining
+        if loss.fault is not None:
+            self.num_faults[loss.fault] += 1
+        if loss.fault is Fault.UNEXPECTED:
+            _logger.debug("engine met a fault engine=%s", self.address, exc_info=error)
+        if loss.fault not in (None, Fault.MISMATCH):
+            self._quarantine.begin()
+        self._fault = loss.fault
+        self._set_state(loss.state, loss.detail)
 
     async def _serve_once(self) -> None:
         # A channel of its own per attempt: its waits are ours, not hidden in the transport.
         options = [*channel.client_options(), ("grpc.use_local_subchannel_pool", 1)]
         async with grpc.aio.insecure_channel(self.address, options=options) as connection:
+            if self._quarantine.is_on:
+                await self._probe(connection)
+                self._quarantine.end()
             bounded = CheckedChannel(connection, _SERVICE, self.address, self._settings.refusals)
             self._stub = engine_pb2_grpc.EngineServiceStub(bounded)  # type: ignore[no-untyped-call]
             try:
-                self.model = await self._get_model(self._stub)
+                model = self.model = await self._get_model(self._stub)
                 async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(self._generate(self._stub))
-                    tasks.create_task(self._watch_cache(self._stub))
+                    tasks.create_task(self._generate(self._stub, model))
+                    tasks.create_task(self._watch_cache(self._stub, model))
             finally:
                 self._stub = None
 
-    async def _get_model(self, stub: engine_pb2_grpc.EngineServiceStub) -> ModelInfo:
-        response = await stub.GetModelInfo(
-            engine_pb2.GetModelInfoRequest(), timeout=self._settings.call_timeout
-        )
-        model = to_model(checked(response))
-        if model.block_hash_scheme != block_hash.SCHEME:
-            refusal = (
-                f'it hashes blocks by "{model.block_hash_scheme}"; '
-                f'this router knows "{block_hash.SCHEME}"'
+    async def _probe(self, connection: grpc.aio.Channel) -> None:
+        """Asks an engine that was left alone whether it is well, rather than trying a request."""
+        stub = health_pb2_grpc.HealthStub(connection)
+        try:
+            answer = await stub.Check(
+                health_pb2.HealthCheckRequest(service=_SERVICE.full_name),
+                timeout=self._settings.call_timeout,
             )
-        elif model.block_size < 1:
-            refusal = f"its block size is {model.block_size} tokens"
+        except grpc.aio.AioRpcError as error:
+            said = status_of(error).message
         else:
-            refusal = self._listener.check_model(model)
-        if refusal:
+            status = checked(answer).status
+            if status == health_pb2.HealthCheckResponse.SERVING:
+                return
+            said = health_pb2.HealthCheckResponse.ServingStatus.Name(status)
+        raise ConnectionLost(f"it was left alone, and its health check says {said}")
+
+    async def _get_model(self, stub: engine_pb2_grpc.EngineServiceStub) -> ModelInfo:
+        response = checked(
+            await stub.GetModelInfo(
+                engine_pb2.GetModelInfoRequest(), timeout=self._settings.call_timeout
+            )
+        )
+        if refusal := model_fault(response):
+            raise ConnectionLost(f"refused: {refusal}")
+        model = to_model(response)
+        if refusal := self._listener.check_model(model):
             raise ConnectionLost(f"refused: {refusal}")
         return model
 
-    async def _generate(self, stub: engine_pb2_grpc.EngineServiceStub) -> None:
-        self._outbox = Outbox()
+    async def _generate(self, stub: engine_pb2_grpc.EngineServiceStub, model: ModelInfo) -> None:
         call: _GenerateManyCall = stub.GenerateMany()
         try:
             responses = aiter(call)
-            await self._receive_first(responses)
+            first = await self._open(call, responses, model)
+            requests = self._requests = OpenRequests(
+                self.address,
+                model,
+                max_open=self._settings.max_open_requests,
+                max_buffered_tokens=self._settings.max_buffered_tokens,
+            )
+            self.num_connections += 1
+            self._deliver(requests, first)
             _logger.info(
                 "engine connected engine=%s model=%s state=%s",
                 self.address,
-                self.model and self.model.name,
+                model.name,
                 self.state.value,
             )
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._send(call))
-                tasks.create_task(self._receive(responses))
-                tasks.create_task(self._watch_steps())
+                tasks.create_task(self._send(call, requests))
+                tasks.create_task(self._receive(responses, requests))
+                tasks.create_task(self._watch_steps(requests))
         finally:
             call.cancel()
 
-    async def _send(self, call: _GenerateManyCall) -> None:
-        while True:
-            await self._outbox.filled.wait()
-            try:
-                await call.write(self._outbox.take())
-            except asyncio.InvalidStateError as error:
-                raise ConnectionLost("its stream ended") from error
+    async def _open(
+        self,
+        call: _GenerateManyCall,
+        responses: AsyncIterator[engine_pb2.GenerateManyResponse],
+        model: ModelInfo,
+    ) -> engine_pb2.GenerateManyResponse:
+        """Begins a stream; returns its first message, once both ends mean the same engine.
 
-    async def _receive_first(
-        self, responses: AsyncIterator[engine_pb2.GenerateManyResponse]
-    ) -> None:
+        The channel connects again by itself, and the address may lead to another engine by then.
+        """
         seconds = self._settings.call_timeout
         try:
             async with asyncio.timeout(seconds):
+                with contextlib.suppress(asyncio.InvalidStateError):
+                    await call.write(engine_pb2.GenerateManyRequest(epoch=model.epoch))
                 first = await anext(responses, None)
         except TimeoutError as error:
             raise ConnectionLost(f"its stream brought nothing within {seconds} s") from error
         if first is None or not first.HasField("load"):
             raise ConnectionLost("its stream did not begin with its load")
-        self.num_connections += 1
-        self._deliver(first)
+        if (first.epoch, first.model_fingerprint) != (model.epoch, model.fingerprint):
+            raise ConnectionLost(
+                f"its stream is of epoch {first.epoch} and fingerprint "
+                f'"{first.model_fingerprint:.64}", its model of epoch {model.epoch} and '
+                f'fingerprint "{model.fingerprint}": it is another engine, or older than this '
+                "router",
+                Fault.MISMATCH,
+            )
+        return first
 
-    async def _receive(self, responses: AsyncIterator[engine_pb2.GenerateManyResponse]) -> None:
+    async def _send(self, call: _GenerateManyCall, requests: OpenRequests) -> None:
+        while True:
+            await requests.outbox.filled.wait()
+            try:
+                await call.write(requests.outbox.take())
+            except asyncio.InvalidStateError as error:
+                raise ConnectionLost("its stream ended") from error
+
+    async def _receive(
+        self, responses: AsyncIterator[engine_pb2.GenerateManyResponse], requests: OpenRequests
+    ) -> None:
         async for message in responses:
-            self._deliver(checked(message))
+            self._deliver(requests, checked(message))
         raise ConnectionLost("it ended its stream")
 
-    async def _watch_steps(self) -> None:
+    async def _watch_steps(self, requests: OpenRequests) -> None:
         """Ends the connection when the engine, though it has work, makes no step for too long."""
         detector = self._stall_detector = StallDetector()
         while True:
             await asyncio.sleep(TICK_SECONDS)
-            detector.tick(is_busy=bool(self._streams))
+            detector.tick(is_busy=bool(requests))
             if detector.is_stalled(self.model, self.load):
-                self._quarantine = min(max(_MIN_QUARANTINE, 2 * self._quarantine), _MAX_QUARANTINE)
-                self._cause = _STALLED
                 raise ConnectionLost(
                     f"stalled: no step for {detector.silence:.1f} s "
-                    f"with {len(self._streams)} requests under way"
+                    f"with {len(requests)} requests under way",
+                    Fault.STALLED,
                 )
 
-    def _deliver(self, message: engine_pb2.GenerateManyResponse) -> None:
+    def _deliver(self, requests: OpenRequests, message: engine_pb2.GenerateManyResponse) -> None:
         self._stall_detector.heard()
-        streams = self._streams
-        for admission in message.admissions:
-            if stream := streams.get(admission.handle):
-                stream.admit(admission.admission.cached_token_count, admission.admission.seed)
-        self._deliver_tokens(message)
-        for finish in message.finishes:
-            if stream := streams.pop(finish.handle, None):
-                stream.end(to_outcome(self.address, finish.finish))
-        for failure in message.failures:
-            if stream := streams.pop(failure.handle, None):
-                error = failure.error
-                stream.end(EngineRefused(unpack(error.code, error.message, error.details)))
+        requests.deliver(message)
         if message.HasField("load"):
             self._take_load(message.load)
-
-    def _deliver_tokens(self, message: engine_pb2.GenerateManyResponse) -> None:
-        streams = self._streams
-        token_ids = list(message.token_ids)
-        token_counts = message.token_counts
-        if len(message.handles) != len(token_counts) or sum(token_counts) != len(token_ids):
-            raise ConnectionLost("it sent a step whose token counts do not add up")
-        start = 0
-        for handle, count in zip(message.handles, token_counts, strict=True):
-            end = start + count
-            stream = streams.get(handle)
-            if stream is not None:
-                stream.add_tokens(token_ids[start:end])
-            start = end
-        if token_ids:
-            self._quarantine = 0.0
 
     def _take_load(self, load: engine_pb2.EngineLoad) -> None:
         self.load = to_load(load)
@@ -384,18 +388,19 @@ class EngineClient:
         if state is not self.state:
             self._set_state(state, _DETAILS.get(state, "it reports no known state"))
 
-    async def _watch_cache(self, stub: engine_pb2_grpc.EngineServiceStub) -> None:
+    async def _watch_cache(self, stub: engine_pb2_grpc.EngineServiceStub, model: ModelInfo) -> None:
         loop = asyncio.get_running_loop()
         backoff = self._settings.min_backoff
         while True:
             started = loop.time()
             try:
-                await self._watch_once(stub)
+                await self._watch_once(stub, model)
             except (ConnectionLost, grpc.aio.AioRpcError) as error:
                 # The requests do not suffer: what is known of the cache is a hint.
-                _logger.warning(
-                    "cache watch lost engine=%s detail=%s", self.address, describe(error)[1]
-                )
+                loss = loss_of(error)
+                if loss.fault is not None:
+                    self.num_faults[loss.fault] += 1
+                _logger.warning("cache watch lost engine=%s detail=%s", self.address, loss.detail)
             longest = _WATCH_FACTOR * self._settings.max_backoff
             # That something came says nothing: it may be the same nonsense each time.
             if loop.time() - started > longest:
@@ -403,7 +408,7 @@ class EngineClient:
             await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
             backoff = min(2 * backoff, longest)
 
-    async def _watch_once(self, stub: engine_pb2_grpc.EngineServiceStub) -> None:
+    async def _watch_once(self, stub: engine_pb2_grpc.EngineServiceStub, model: ModelInfo) -> None:
         """Follows one WatchCache call to its end."""
         epoch, sequence_number = self._listener.cache_position()
         call = stub.WatchCache(
@@ -411,7 +416,13 @@ class EngineClient:
         )
         try:
             async for message in call:
-                if not await self._listener.cache_changed(to_cache_update(checked(message))):
+                if checked(message).epoch != model.epoch:
+                    # Streams under way outlive a change of the address; new ones do not.
+                    raise ConnectionLost(
+                        f"its cache is of epoch {message.epoch}, its model of {model.epoch}",
+                        Fault.MISMATCH,
+                    )
+                if not await self._listener.cache_changed(to_cache_update(message)):
                     _logger.warning(
                         "cache watch has a gap engine=%s epoch=%d sequence_number=%d held=%d",
                         self.address,
@@ -424,31 +435,20 @@ class EngineClient:
         finally:
             call.cancel()
 
-    def _cancel(self, handle: int) -> None:
-        self._streams.pop(handle, None)
-        self._outbox.cancel(handle)
-
-    def _free_handle(self) -> int:
-        while True:
-            handle = self._next_handle
-            self._next_handle = handle % _MAX_HANDLE + 1
-            if handle not in self._streams:
-                return handle
-
     def _lost_status(self) -> ErrorStatus:
         return error_status(
             # One whose time of grace is over has failed nobody.
             Reason.DRAINING if self._is_exiting else Reason.ENGINE_FAILED,
             f"engine {self.address} is not connected: {self.detail}",
             domain=DOMAIN,
-            metadata={"engine": self.address} | ({"cause": self._cause} if self._cause else {}),
+            metadata={"engine": self.address}
+            | ({"cause": self._fault.value} if self._fault else {}),
         )
 
     def _fail_all(self) -> None:
-        streams, self._streams = self._streams, {}
-        error_of_all = self._lost_status()
-        for stream in streams.values():
-            stream.end(EngineLost(error_of_all))
+        requests, self._requests = self._requests, None
+        if requests is not None:
+            requests.lose_all(self._lost_status())
 
     def _set_state(self, state: EngineState, detail: str) -> None:
         if (state, detail) != (self.state, self.detail):

@@ -1,12 +1,11 @@
 """Between the messages of the engine's contract and the router's own types."""
 
-import math
-
 import grpc
+from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
 from protos.pagestream.engine.v1 import engine_pb2
-from protos.wire.status import ErrorStatus, Reason, code_number, error_status, unpack
+from protos.wire.status import ErrorStatus, Reason, code_number, cut, error_status, unpack
 from protos.wire.token_ids import add_token_ids
 from router.errors import DOMAIN, EngineRefused
 from router.types import (
@@ -20,6 +19,14 @@ from router.types import (
     TokenRequest,
 )
 
+_MAX_COUNT = 2**20
+"""Requests of one engine: no engine has as many."""
+_MAX_PREFILL_TOKENS = 2**40
+_MAX_BLOCKS = 2**31 - 1
+_MIN_RATE = 0.01
+_MAX_RATE = 1e9
+"""Tokens per second, of the slowest machine and the fastest."""
+
 _STATES = {
     engine_pb2.ENGINE_STATE_SERVING: EngineState.SERVING,
     engine_pb2.ENGINE_STATE_DRAINING: EngineState.DRAINING,
@@ -31,19 +38,19 @@ _REASONS = {
 
 
 def status_of(error: grpc.aio.AioRpcError) -> ErrorStatus:
-    """Returns what a failed call says; our own details are in its trailers."""
+    """Returns what a failed call says; our own details are in its trailers. Never raises."""
     try:
         rich = rpc_status.from_call(error)
-    except ValueError:
-        # The details are of another error: the call was cut while it ended.
+    except (ValueError, DecodeError):
+        # The details are of another error, since the call was cut while it ended, or are none.
         rich = None
     if rich is not None:
         return unpack(rich.code, rich.message, rich.details)
     name = error.code().name
-    message = f"{name}: {error.details() or 'no detail'}"
+    message = cut(f"{name}: {error.details() or 'no detail'}")
     if error.code() is grpc.StatusCode.UNAVAILABLE:
         return error_status(Reason.ENGINE_FAILED, message, domain=DOMAIN)
-    return ErrorStatus(code=code_number(error.code()), message=message)
+    return unpack(code_number(error.code()), message, ())
 
 
 def to_submission(handle: int, request: TokenRequest) -> engine_pb2.Submission:
@@ -110,22 +117,29 @@ def to_model(response: engine_pb2.GetModelInfoResponse) -> ModelInfo:
 
 
 def to_load(load: engine_pb2.EngineLoad) -> EngineLoad:
-    """Returns an engine's load; an unknown state counts as unavailable, nonsense as nothing."""
+    """Returns an engine's load; an unknown state counts as unavailable, nonsense as nothing.
+
+    Counts and rates are bounded, so that costs made of them stay finite.
+    """
     return EngineLoad(
         state=_STATES.get(load.state, EngineState.UNAVAILABLE),
-        num_running=max(0, load.running_count),
-        num_waiting=max(0, load.waiting_count),
-        num_waiting_prefill_tokens=max(0, load.waiting_prefill_token_count),
-        num_free_blocks=max(0, load.free_block_count),
-        num_blocks=max(0, load.total_block_count),
+        num_running=_count(load.running_count),
+        num_waiting=_count(load.waiting_count),
+        num_waiting_prefill_tokens=_count(load.waiting_prefill_token_count, _MAX_PREFILL_TOKENS),
+        num_free_blocks=_count(load.free_block_count, _MAX_BLOCKS),
+        num_blocks=_count(load.total_block_count, _MAX_BLOCKS),
         prefill_tokens_per_second=_rate(load.prefill_tokens_per_second),
         decode_tokens_per_second=_rate(load.decode_tokens_per_second),
     )
 
 
+def _count(value: int, most: int = _MAX_COUNT) -> int:
+    return min(max(0, value), most)
+
+
 def _rate(value: float) -> float:
-    """Returns a rate that costs can be computed with; what is none counts as unmeasured."""
-    return value if math.isfinite(value) and value > 0 else 0.0
+    """Returns a rate that costs can be computed with; what no engine reaches is unmeasured."""
+    return value if _MIN_RATE <= value <= _MAX_RATE else 0.0
 
 
 def to_cache_update(message: engine_pb2.WatchCacheResponse) -> CacheUpdate:
@@ -157,3 +171,8 @@ def to_outcome(address: str, finish: engine_pb2.Finish) -> Finished | EngineRefu
         return EngineRefused(error_status(Reason.INTERNAL, message, domain=DOMAIN))
     stop = finish.stop_token_id if finish.HasField("stop_token_id") else None
     return Finished(reason=reason, stop_token_id=stop)
+
+
+def to_failure(error: engine_pb2.RequestError) -> EngineRefused:
+    """Returns why a request was refused or failed."""
+    return EngineRefused(unpack(error.code, error.message, error.details))

@@ -8,9 +8,10 @@ import asyncio
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from protos.wire import block_hash
@@ -18,6 +19,7 @@ from protos.wire.status import Reason
 from router import catalogue
 from router.blame import judged
 from router.catalogue import RETRY_SECONDS
+from router.connection_loss import Fault, ends_task
 from router.engine_client import ClientSettings, EngineClient
 from router.errors import (
     EngineRefused,
@@ -76,6 +78,8 @@ class FleetStatistics:
     index: IndexStatistics
     num_connections: int
     """How often a connection to an engine came up, of all engines."""
+    num_faults: Mapping[Fault, int] = field(default_factory=dict)
+    """What engines did that they must not, by kind."""
 
 
 class Fleet:
@@ -115,6 +119,7 @@ class Fleet:
         self._ending: RequestError | None = None
         """What every request ends with from now on."""
         self._num_past_connections = 0
+        self._num_past_faults: Counter[Fault] = Counter()
         self._num_placements = 0
         self.set_addresses(addresses)
 
@@ -166,6 +171,26 @@ class Fleet:
 
     async def _run_member(self, member: FleetMember) -> None:
         """Keeps an engine connected until it has left."""
+        try:
+            await self._keep_connected(member)
+        # A client survives what its engine does; a fault of it is not the other engines' end.
+        except BaseException as error:
+            if ends_task(error):
+                raise
+            _logger.exception("engine starts over engine=%s", member.address)
+            self._num_past_faults[Fault.UNEXPECTED] += 1
+            self._state_changed()
+            await asyncio.sleep(RETRY_SECONDS)
+        del self._members[member.address]
+        self._index.remove_engine(member.address)
+        self._num_past_connections += member.client.num_connections
+        self._num_past_faults += member.client.num_faults
+        _logger.info("engine has left engine=%s", member.address)
+        if member.address in self._addresses:
+            self._join(member.address)
+        self._state_changed()
+
+    async def _keep_connected(self, member: FleetMember) -> None:
         async with asyncio.TaskGroup() as tasks:
             connection = tasks.create_task(member.client.run())
             # Nobody announces the end of a request.
@@ -173,13 +198,6 @@ class Fleet:
                 await asyncio.sleep(_LEAVE_POLL_SECONDS)
             member.is_closing = True
             connection.cancel()
-        del self._members[member.address]
-        self._index.remove_engine(member.address)
-        self._num_past_connections += member.client.num_connections
-        _logger.info("engine has left engine=%s", member.address)
-        if member.address in self._addresses:
-            self._join(member.address)
-        self._state_changed()
 
     async def wait_ready(self) -> None:
         """Waits until some engine takes requests."""
@@ -284,6 +302,9 @@ class Fleet:
             index=self._index.statistics(),
             num_connections=self._num_past_connections
             + sum(m.client.num_connections for m in self._members.values()),
+            num_faults=sum(
+                (m.client.num_faults for m in self._members.values()), self._num_past_faults
+            ),
         )
 
     def _served(self) -> list[ModelInfo]:

@@ -119,8 +119,8 @@ class FleetMember:
 
     @property
     def engine(self) -> ModelInfo | None:
-        """What its address leads to, while it is connected, or stalled and hence left alone."""
-        is_known = self.accepted is not None or self.client.is_stalled
+        """What its address leads to, while it is connected, or left alone for what it did."""
+        is_known = self.accepted is not None or self.client.is_quarantined
         return self.client.model if is_known else None
 
     @property

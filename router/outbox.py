@@ -44,11 +44,13 @@ class Outbox:
         self._submissions[submission.handle] = (submission, num_bytes)
         self.filled.set()
 
-    def cancel(self, handle: int) -> None:
-        """Cancels a request on the engine; one that was not sent yet never will be."""
-        if self._submissions.pop(handle, None) is None:
-            self._cancelled.append(handle)
-            self.filled.set()
+    def cancel(self, handle: int) -> bool:
+        """Cancels a request on the engine, and returns whether it was sent; else it never is."""
+        if self._submissions.pop(handle, None) is not None:
+            return False
+        self._cancelled.append(handle)
+        self.filled.set()
+        return True
 
     def take(self) -> engine_pb2.GenerateManyRequest:
         """Returns the next message, within the bounds of what an engine receives."""

@@ -84,10 +84,10 @@ class RequestStream:
             return
         if self._tokens:
             self._tokens += token_ids
-            if len(self._tokens) > self._max_buffered_tokens:
-                self._cut_off()
         else:
             self._tokens = token_ids
+        if len(self._tokens) > self._max_buffered_tokens:
+            self._cut_off()
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)

@@ -6,8 +6,8 @@ TICK_SECONDS = 0.25
 """How often the owner asks."""
 
 _LEAST_SECONDS = 3.0
-_UNKNOWN_SECONDS = 120.0
-"""Before the engine's prefill rate is known: its first step may have to compile kernels."""
+_MAX_SECONDS = 120.0
+"""Also before the engine's prefill rate is known: its first step may have to compile kernels."""
 _GAP_FACTOR = 10.0
 _PREFILL_FACTOR = 5.0
 _GAP_DECAY = 0.99
@@ -19,7 +19,7 @@ class StallDetector:
 
     Engines send a message with each step. One is stalled when it has been silent for more than 3 s,
     ten times the longest gap of late, and five times what a step full of prompt tokens takes at the
-    rate that it reports.
+    rate that it reports; or for two minutes, whatever it reports.
 
     Time is counted in ticks of the owner, each of at most `TICK_SECONDS`: when this process itself
     stood still, its engines are not to blame.
@@ -50,6 +50,7 @@ class StallDetector:
     def limit(self, model: ModelInfo | None, load: EngineLoad) -> float:
         """Returns the longest silence, in seconds, that is not a stall."""
         if model is None or not load.prefill_tokens_per_second:
-            return _UNKNOWN_SECONDS
+            return _MAX_SECONDS
         step = model.max_num_batched_tokens / load.prefill_tokens_per_second
-        return max(_LEAST_SECONDS, _GAP_FACTOR * self._longest_gap, _PREFILL_FACTOR * step)
+        limit = max(_LEAST_SECONDS, _GAP_FACTOR * self._longest_gap, _PREFILL_FACTOR * step)
+        return min(limit, _MAX_SECONDS)

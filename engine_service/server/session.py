@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import grpc
 
 from engine_service.core.output_stream import OutputBatch
-from engine_service.errors import DeadlineExceeded, InvalidRequest, RequestError
+from engine_service.errors import DeadlineExceeded, EpochMismatch, InvalidRequest, RequestError
 from engine_service.server import convert
 from engine_service.server.health import Health
 from engine_service.server.replica import Replica
@@ -34,6 +34,7 @@ class GenerateManySession:
         self._replica = replica
         self._health = health
         self._client = replica.client
+        self._epoch = replica.cache_log.epoch
         self._stream = replica.client.open_stream(replica.options.max_stream_buffered_tokens)
         self._is_read_up = False
 
@@ -63,6 +64,9 @@ class GenerateManySession:
     async def _read(self, batches: AsyncIterator[SubmissionBatch]) -> None:
         try:
             async for batch in batches:
+                if batch.epoch not in (0, self._epoch):
+                    self._stream.fail(self._epoch_mismatch(batch.epoch), keep_outputs=False)
+                    return
                 for handle in batch.cancelled_handles:
                     self._client.cancel(self._stream, handle)
                 for number, submission in enumerate(batch.submissions):
@@ -79,10 +83,21 @@ class GenerateManySession:
         self._is_read_up = True
         self._stream.wake()
 
+    def _epoch_mismatch(self, epoch: int) -> EpochMismatch:
+        return EpochMismatch(
+            f"the router means epoch {epoch}, this engine is {self._epoch}; another engine has "
+            "taken its place",
+            {"epoch": str(epoch), "engine_epoch": str(self._epoch)},
+        )
+
     async def _write(self, context: Context) -> None:
         load_meter = self._replica.load_meter
+        told = load_meter.load
+        (first,) = convert.to_generate_many_responses(OutputBatch(), told)
+        first.epoch = self._epoch
+        first.model_fingerprint = self._replica.info.model_fingerprint
+        await context.write(first)
         batch = OutputBatch()
-        told = None
         while True:
             if batch or load_meter.load is not told:
                 told = load_meter.load

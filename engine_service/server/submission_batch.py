@@ -27,6 +27,7 @@ class RefusedSubmission:
 class SubmissionBatch:
     """A GenerateManyRequest."""
 
+    epoch: int = 0
     cancelled_handles: Sequence[int] = ()
     submissions: list[engine_pb2.Submission | RefusedSubmission] = field(default_factory=list)
 
@@ -56,7 +57,7 @@ class SubmissionBatchParser:
         others = self._parse_rest(rest)
         if isinstance(others, Malformed):
             return others
-        batch = SubmissionBatch(cancelled_handles=others.cancelled_handles)
+        batch = SubmissionBatch(epoch=others.epoch, cancelled_handles=others.cancelled_handles)
         for content in submissions:
             submission = self._parse_submission(content)
             if not isinstance(submission, Malformed):

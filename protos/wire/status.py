@@ -4,14 +4,17 @@ A reason travels in a google.rpc.ErrorInfo, beside a RetryInfo where waiting hel
 client of any language can tell errors of one code apart.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
+from itertools import islice
 
 import grpc
 from google.protobuf import any_pb2
 from google.protobuf.duration_pb2 import Duration
-from google.rpc import error_details_pb2, status_pb2
+from google.protobuf.message import DecodeError
+from google.rpc import status_pb2
+from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 
 from protos.wire.reason import Reason as Reason
 
@@ -30,6 +33,7 @@ STATUS_CODES: Mapping[Reason, grpc.StatusCode] = {
     Reason.DEADLINE_EXCEEDED: grpc.StatusCode.DEADLINE_EXCEEDED,
     Reason.STARTING: grpc.StatusCode.UNAVAILABLE,
     Reason.DRAINING: grpc.StatusCode.UNAVAILABLE,
+    Reason.EPOCH_MISMATCH: grpc.StatusCode.FAILED_PRECONDITION,
     Reason.NO_ENGINE: grpc.StatusCode.UNAVAILABLE,
     Reason.ENGINE_FAILED: grpc.StatusCode.UNAVAILABLE,
     Reason.INTERNAL: grpc.StatusCode.INTERNAL,
@@ -39,6 +43,22 @@ STATUS_CODES: Mapping[Reason, grpc.StatusCode] = {
 # it twice, up to three and 4/3 times as long as it is; a value of the metadata once.
 _MAX_MESSAGE_BYTES = 1024
 _MAX_VALUE_BYTES = 512
+_MAX_METADATA_BYTES = 2048
+_MAX_METADATA_ENTRIES = 16
+_MAX_KEY_BYTES = 64
+_MAX_DOMAIN_BYTES = 128
+_REASON = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+_MAX_DETAILS = 16
+"""Details of a status that are looked at; ours has two."""
+_MAX_DETAIL_BYTES = 64 * 1024
+"""Of one detail that is parsed; its texts would be cut anyway."""
+_MAX_RETRY_SECONDS = 3600.0
+
+_UNKNOWN: int = grpc.StatusCode.UNKNOWN.value[0]
+_ERROR_CODES = frozenset(
+    code.value[0] for code in grpc.StatusCode if code is not grpc.StatusCode.OK
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,36 +100,58 @@ def error_status(
 
     Texts that a call's trailers could not carry are cut: they may quote what a client sent.
     """
-    return ErrorStatus(
-        code=code_number(STATUS_CODES[reason]),
-        message=_cut(message, _MAX_MESSAGE_BYTES),
-        reason=reason.value,
-        domain=domain,
-        metadata={key: _cut(value, _MAX_VALUE_BYTES) for key, value in (metadata or {}).items()},
-        retry_after=retry_after,
+    return _bounded(
+        ErrorStatus(
+            code=code_number(STATUS_CODES[reason]),
+            message=message,
+            reason=reason.value,
+            domain=domain,
+            metadata=metadata or {},
+            retry_after=retry_after,
+        )
     )
 
 
-def _cut(text: str, max_bytes: int) -> str:
-    content = text.encode(errors="replace")
+def cut(text: str, max_bytes: int = _MAX_MESSAGE_BYTES) -> str:
+    """Returns a text of at most so many bytes of UTF-8, and an ellipsis if there was more."""
+    # No character is shorter than a byte: no more than what may stay is ever encoded.
+    content = text[: max_bytes + 1].encode(errors="replace")
     if len(content) <= max_bytes:
-        return text
+        return content.decode()
     return content[:max_bytes].decode(errors="ignore") + "…"
+
+
+def _bounded(status: ErrorStatus) -> ErrorStatus:
+    metadata: dict[str, str] = {}
+    num_bytes = 0
+    for key in islice(status.metadata, _MAX_METADATA_ENTRIES):
+        name, value = cut(key, _MAX_KEY_BYTES), cut(status.metadata[key], _MAX_VALUE_BYTES)
+        num_bytes += len(name.encode()) + len(value.encode())
+        if num_bytes > _MAX_METADATA_BYTES:
+            break
+        metadata[name] = value
+    return ErrorStatus(
+        code=status.code if status.code in _ERROR_CODES else _UNKNOWN,
+        message=cut(status.message),
+        # A part of a name would be another name.
+        reason=status.reason if _REASON.fullmatch(status.reason) else "",
+        domain=cut(status.domain, _MAX_DOMAIN_BYTES),
+        metadata=metadata,
+        retry_after=status.retry_after,
+    )
 
 
 def pack_details(error: ErrorStatus) -> list[any_pb2.Any]:
     """Returns the details of a google.rpc.Status: ErrorInfo, and RetryInfo if waiting helps."""
-    messages: list[error_details_pb2.ErrorInfo | error_details_pb2.RetryInfo] = []
+    messages: list[ErrorInfo | RetryInfo] = []
     if error.reason:
         messages.append(
-            error_details_pb2.ErrorInfo(
-                reason=error.reason, domain=error.domain, metadata=dict(error.metadata)
-            )
+            ErrorInfo(reason=error.reason, domain=error.domain, metadata=dict(error.metadata))
         )
     if error.retry_after is not None:
         delay = Duration()
-        delay.FromTimedelta(timedelta(seconds=error.retry_after))
-        messages.append(error_details_pb2.RetryInfo(retry_delay=delay))
+        delay.FromNanoseconds(round(1e9 * min(error.retry_after, _MAX_RETRY_SECONDS)))
+        messages.append(RetryInfo(retry_delay=delay))
     details = []
     for message in messages:
         packed = any_pb2.Any()
@@ -118,25 +160,47 @@ def pack_details(error: ErrorStatus) -> list[any_pb2.Any]:
     return details
 
 
-def unpack(code: int, message: str, details: Sequence[any_pb2.Any]) -> ErrorStatus:
-    """Reads a status back; details of other kinds are passed over."""
-    info = error_details_pb2.ErrorInfo()
-    retry = error_details_pb2.RetryInfo()
+def unpack(code: int, message: str, details: Iterable[any_pb2.Any]) -> ErrorStatus:
+    """Reads a status back, whatever a peer put into it; never raises.
+
+    Texts are cut as in a status of ours. A code that is none, or OK, becomes UNKNOWN. Details that
+    are of other kinds, cannot be parsed, are over 64 KiB or come after the first 16 are passed
+    over, as are a reason that is no name and a delay below zero; one above an hour is an hour.
+    """
+    info = ErrorInfo()
+    retry = RetryInfo()
+    for detail in islice(details, _MAX_DETAILS):
+        if not _parse(detail, info):
+            _parse(detail, retry)
     retry_after = None
-    for detail in details:
-        if detail.Is(info.DESCRIPTOR):
-            detail.Unpack(info)
-        elif detail.Is(retry.DESCRIPTOR):
-            detail.Unpack(retry)
-            retry_after = retry.retry_delay.ToTimedelta().total_seconds()
-    return ErrorStatus(
-        code=code,
-        message=message,
-        reason=info.reason,
-        domain=info.domain,
-        metadata=dict(info.metadata),
-        retry_after=retry_after,
+    if retry.HasField("retry_delay"):
+        seconds = retry.retry_delay.seconds + 1e-9 * retry.retry_delay.nanos
+        if seconds >= 0:
+            retry_after = min(seconds, _MAX_RETRY_SECONDS)
+    return _bounded(
+        ErrorStatus(
+            code=code,
+            message=message,
+            reason=info.reason,
+            domain=info.domain,
+            metadata=info.metadata,
+            retry_after=retry_after,
+        )
     )
+
+
+def _parse(detail: any_pb2.Any, into: "ErrorInfo | RetryInfo") -> bool:
+    """Reads a detail into a message of its kind; returns whether it is one of that kind."""
+    if not detail.Is(into.DESCRIPTOR):
+        return False
+    if len(detail.value) <= _MAX_DETAIL_BYTES:
+        parsed = type(into)()
+        try:
+            parsed.ParseFromString(detail.value)
+        except DecodeError:
+            return True
+        into.CopyFrom(parsed)
+    return True
 
 
 def to_rpc_status(error: ErrorStatus) -> status_pb2.Status:

@@ -32,6 +32,9 @@ from router.types import (
 if TYPE_CHECKING:
     from array import array
 
+_MAX_COST_SECONDS = 1e9
+"""Above it, figures of the engines are nonsense; a Duration holds some hundred times as much."""
+
 Metadata = Iterable[tuple[str, str | bytes]]
 
 _FINISH_REASONS = {
@@ -245,5 +248,5 @@ def _to_cost(cost: Cost) -> router_pb2.PlacementCost:
 
 def _to_duration(seconds: float) -> duration_pb2.Duration:
     duration = duration_pb2.Duration()
-    duration.FromNanoseconds(round(1e9 * seconds))
+    duration.FromNanoseconds(round(1e9 * min(seconds, _MAX_COST_SECONDS)))
     return duration

@@ -10,6 +10,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from router.connection_loss import Fault
 from router.errors import RequestError
 from router.fleet import FleetStatistics
 from router.pipeline import OUTCOMES
@@ -31,7 +32,7 @@ _WORK_BUCKETS = (
     *(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0),
 )
 
-FAILOVER_CAUSES = ("engine_failed", "stalled", "draining", "other")
+FAILOVER_CAUSES = ("engine_failed", "stalled", "violation", "draining", "other")
 """Why requests leave an engine after tokens of them."""
 
 _elapsed: ContextVar[float | None] = ContextVar("elapsed", default=None)
@@ -298,3 +299,11 @@ def _index(statistics: FleetStatistics) -> Iterator[Metric]:
         ("engine_connections", "Connections to engines that came up.", statistics.num_connections),
     ):
         yield CounterMetricFamily(f"{_PREFIX}_{name}", text, value=value)
+    faults = CounterMetricFamily(
+        f"{_PREFIX}_engine_faults",
+        "Times that an engine did what none may, or that what it sent met a fault of the router.",
+        labels=("kind",),
+    )
+    for kind in Fault:
+        faults.add_metric((kind.value,), statistics.num_faults.get(kind, 0))
+    yield faults

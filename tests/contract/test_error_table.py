@@ -28,6 +28,7 @@ CODES = {
     "DEADLINE_EXCEEDED": "DEADLINE_EXCEEDED",
     "STARTING": "UNAVAILABLE",
     "DRAINING": "UNAVAILABLE",
+    "EPOCH_MISMATCH": "FAILED_PRECONDITION",
     "NO_ENGINE": "UNAVAILABLE",
     "ENGINE_FAILED": "UNAVAILABLE",
     "INTERNAL": "INTERNAL",
@@ -40,6 +41,7 @@ ENGINE_REASONS = {
     "DeadlineExceeded": "DEADLINE_EXCEEDED",
     "Starting": "STARTING",
     "Draining": "DRAINING",
+    "EpochMismatch": "EPOCH_MISMATCH",
     "EngineFailed": "ENGINE_FAILED",
     "NoTokenizer": "NO_TOKENIZER",
 }

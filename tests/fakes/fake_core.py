@@ -84,7 +84,14 @@ class Sink:
         self.tokens: dict[int, list[int]] = {}
         self.message = engine_pb2.GenerateManyResponse()
         self.closed = False
+        self.error: Refused | None = None
+        """What the call ends with, if it does not end well."""
         self._ready = asyncio.Event()
+
+    def fail(self, error: Refused) -> None:
+        self.error = error
+        self.closed = True
+        self.wake()
 
     def wake(self) -> None:
         self._ready.set()
@@ -213,6 +220,12 @@ class FakeCore:
             return
         sink.sequences[submission.handle] = sequence
         self._waiting.append(sequence)
+        if finish := self._finish(sequence):
+            # The tokens that it has end it.
+            sink.message.finishes.add(handle=submission.handle, finish=finish)
+            sink.wake()
+            self._forget(sequence)
+            return
         if submission.HasField("timeout"):
             seconds = submission.timeout.ToTimedelta().total_seconds()
             timer = asyncio.get_running_loop().call_later(seconds, self._expire, sequence, seconds)
@@ -384,15 +397,21 @@ class FakeCore:
         sink.tokens.setdefault(sequence.handle, []).append(token)
         sink.wake()
         self._tokens_to_live -= 1
-        finish = None
-        if is_eos or token in sequence.stop:
-            reason = engine_pb2.FINISH_REASON_STOP
-            finish = engine_pb2.Finish(reason=reason, stop_token_id=token)
-        elif num_generated + 1 >= sequence.max_tokens:
-            finish = engine_pb2.Finish(reason=engine_pb2.FINISH_REASON_LENGTH)
-        if finish:
+        if finish := self._finish(sequence):
             sink.message.finishes.add(handle=sequence.handle, finish=finish)
             self._forget(sequence)
+
+    def _finish(self, sequence: RunningSequence) -> engine_pb2.Finish | None:
+        """Returns why a sequence ends after its last token, or None."""
+        num_generated = len(sequence.tokens) - sequence.num_prompt
+        if not num_generated:
+            return None
+        last, eos = sequence.tokens[-1], self.config.eos_token_ids
+        if last in sequence.stop or (last in eos and not sequence.ignore_eos):
+            return engine_pb2.Finish(reason=engine_pb2.FINISH_REASON_STOP, stop_token_id=last)
+        if num_generated >= sequence.max_tokens:
+            return engine_pb2.Finish(reason=engine_pb2.FINISH_REASON_LENGTH)
+        return None
 
     def _store(self, sequence: RunningSequence) -> None:
         size = self.config.block_size

@@ -161,10 +161,14 @@ class FakeEngine(FakeCore, engine_pb2_grpc.EngineServiceServicer):
         sink = Sink()
         self._sinks.add(sink)
         reader = asyncio.create_task(self._read(sink, request_iterator))
+        sink.message.MergeFrom(self.identity())
         try:
             self._publish()
             while (message := await sink.take()) is not None:
                 yield message
+            if sink.error is not None:
+                reply = rpc_status.to_status(status.to_rpc_status(sink.error.status))
+                await context.abort_with_status(reply)
         finally:
             reader.cancel()
             self._close(sink)
@@ -200,6 +204,12 @@ class FakeEngine(FakeCore, engine_pb2_grpc.EngineServiceServicer):
                     )
             elif position == cache.sequence_number:
                 await self._changed.wait()
+
+    def identity(self) -> engine_pb2.GenerateManyResponse:
+        """Returns what the first message of each stream says of the engine."""
+        return engine_pb2.GenerateManyResponse(
+            epoch=self.cache.epoch, model_fingerprint=self.config.fingerprint
+        )
 
     def _snapshot(self) -> list[engine_pb2.WatchCacheResponse]:
         hashes = list(self.cache.blocks)
@@ -268,6 +278,10 @@ class FakeEngine(FakeCore, engine_pb2_grpc.EngineServiceServicer):
         self, sink: Sink, messages: AsyncIterator[engine_pb2.GenerateManyRequest]
     ) -> None:
         async for message in messages:
+            if message.epoch not in (0, self.cache.epoch):
+                found = f"{message.epoch}, not {self.cache.epoch}"
+                sink.fail(Refused(Reason.EPOCH_MISMATCH, f"the router means epoch {found}"))
+                return
             for submission in message.submissions:
                 self._submit(sink, submission)
             for handle in message.cancelled_handles:

@@ -104,7 +104,7 @@ async def test_requests_submitted_together_travel_in_one_message():
         async def _read(self, sink, messages):
             async def counted():
                 async for message in messages:
-                    self.num_messages += 1
+                    self.num_messages += len(message.submissions) > 0
                     yield message
 
             await super()._read(sink, counted())
@@ -251,6 +251,13 @@ async def test_load_of_the_engine_is_known():
         assert client.load.num_free_blocks == 1024
 
 
+def first_message(engine):
+    """What a good engine begins its streams with."""
+    message = engine.identity()
+    message.load.state = engine_pb2.ENGINE_STATE_SERVING
+    return message
+
+
 class Silent(FakeEngine):
     async def GenerateMany(self, request_iterator, context):
         await asyncio.Event().wait()
@@ -264,7 +271,7 @@ class Loadless(FakeEngine):
 
 class Miscounting(FakeEngine):
     async def GenerateMany(self, request_iterator, context):
-        yield engine_pb2.GenerateManyResponse(load=engine_pb2.EngineLoad(state=1))
+        yield first_message(self)
         yield engine_pb2.GenerateManyResponse(handles=[1], token_counts=[2], token_ids=[3])
 
 
@@ -295,10 +302,13 @@ async def test_engine_that_breaks_the_contract_is_unavailable(kind, detail):
 async def test_request_for_an_unknown_reason_of_the_end_is_internal():
     class Odd(FakeEngine):
         async def GenerateMany(self, request_iterator, context):
-            yield engine_pb2.GenerateManyResponse(load=engine_pb2.EngineLoad(state=1))
+            yield first_message(self)
             async for message in request_iterator:
+                if not message.submissions:
+                    continue
                 response = engine_pb2.GenerateManyResponse()
                 handle = message.submissions[0].handle
+                response.admissions.add(handle=handle)
                 response.finishes.add(handle=handle, finish=engine_pb2.Finish(reason=9))
                 yield response
 

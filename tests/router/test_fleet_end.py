@@ -40,7 +40,7 @@ async def test_request_that_comes_to_the_fleet_too_late_ends_with_the_reason():
 
 
 async def test_engine_in_an_unknown_state_still_keeps_others_of_its_name_away():
-    other = replace(CONFIG, fingerprint="another")
+    other = replace(CONFIG, fingerprint="a" * 32)
     async with (
         FakeEngine(CONFIG) as first,
         FakeEngine(other) as second,
@@ -53,7 +53,7 @@ async def test_engine_in_an_unknown_state_still_keeps_others_of_its_name_away():
 
         fleet.set_addresses([first.address, second.address])
 
-        await until(lambda: "has fingerprint 'another'" in fleet.engines()[1].detail)
+        await until(lambda: f"has fingerprint '{'a' * 32}'" in fleet.engines()[1].detail)
         first.state = engine_pb2.ENGINE_STATE_SERVING
         first._publish()
         await until(lambda: states(fleet) == [EngineState.SERVING, EngineState.UNAVAILABLE])

@@ -33,6 +33,35 @@ async def test_stream_opens_at_once_with_the_load():
         assert await engine.metric("streams") == 1
 
 
+async def test_first_message_says_which_start_of_which_engine_it_is():
+    async with running_engine() as engine:
+        told = await engine.stub.GetModelInfo(engine_pb2.GetModelInfoRequest())
+        call, requests = await _open(engine, 1)
+        first = await read(engine.stub.GenerateMany())
+        assert (first.epoch, first.model_fingerprint) == (told.epoch, told.model_fingerprint)
+        engine.core.step({requests[1].request_id: [1]})
+        later = await read_until(call, _has_tokens)
+        assert (later.epoch, later.model_fingerprint) == (0, "")
+
+
+async def test_router_that_means_another_start_is_refused_before_its_requests():
+    async with running_engine() as engine:
+        told = await engine.stub.GetModelInfo(engine_pb2.GetModelInfoRequest())
+        call = engine.stub.GenerateMany()
+        stale = submission(1)
+        stale.epoch = told.epoch + 1
+        await call.write(stale)
+        status = await status_of(call)
+        assert (status.code, status.reason) == (9, "EPOCH_MISMATCH")
+        assert status.metadata["engine_epoch"] == str(told.epoch)
+        again = engine.stub.GenerateMany()
+        current = submission(2, generate_request(7))
+        current.epoch = told.epoch
+        await again.write(current)
+        # The first that the core hears of.
+        assert list((await engine.core.next_request()).prompt_token_ids) == [7]
+
+
 async def test_one_step_is_one_message_with_all_tokens_packed():
     async with running_engine() as engine:
         call, requests = await _open(engine, 11, 12, 13)

@@ -26,17 +26,17 @@ from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(protos/pagestream/engine/v1/engine.proto\x12\x14pagestream.engine.v1\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\"\xbe\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\x07\x12=\n\x0fsampling_params\x18\x03 \x01(\x0b\x32$.pagestream.engine.v1.SamplingParams\x12\x18\n\x10resume_token_ids\x18\x04 \x03(\x07\x12\x10\n\x08priority\x18\x05 \x01(\x05\x12\x12\n\ncache_salt\x18\x06 \x01(\t\"\xa7\x04\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\nignore_eos\x18\x03 \x01(\x08\x12\x16\n\x0estop_token_ids\x18\x04 \x03(\x07\x12\x11\n\x04seed\x18\x05 \x01(\x03H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x06 \x01(\x05H\x03\x88\x01\x01\x12\x12\n\x05top_p\x18\x07 \x01(\x02H\x04\x88\x01\x01\x12\x12\n\x05min_p\x18\x08 \x01(\x02H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\t \x01(\x02H\x06\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\n \x01(\x02H\x07\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x0b \x01(\x02H\x08\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x0c \x01(\x05H\t\x88\x01\x01\x12\x15\n\x08logprobs\x18\r \x01(\x05H\n\x88\x01\x01\x12\x33\n\nlogit_bias\x18\x0e \x03(\x0b\x32\x1f.pagestream.engine.v1.LogitBiasB\x0e\n\x0c_temperatureB\r\n\x0b_max_tokensB\x07\n\x05_seedB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x15\n\x13_repetition_penaltyB\r\n\x0b_min_tokensB\x0b\n\t_logprobs\"+\n\tLogitBias\x12\x10\n\x08token_id\x18\x01 \x01(\x07\x12\x0c\n\x04\x62ias\x18\x02 \x01(\x02\"\x87\x01\n\x10GenerateResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\x07\x12\x32\n\tadmission\x18\x02 \x01(\x0b\x32\x1f.pagestream.engine.v1.Admission\x12,\n\x06\x66inish\x18\x03 \x01(\x0b\x32\x1c.pagestream.engine.v1.Finish\"5\n\tAdmission\x12\x1a\n\x12\x63\x61\x63hed_token_count\x18\x01 \x01(\x05\x12\x0c\n\x04seed\x18\x02 \x01(\x03\"j\n\x06\x46inish\x12\x32\n\x06reason\x18\x01 \x01(\x0e\x32\".pagestream.engine.v1.FinishReason\x12\x1a\n\rstop_token_id\x18\x02 \x01(\x07H\x00\x88\x01\x01\x42\x10\n\x0e_stop_token_id\"g\n\x13GenerateManyRequest\x12\x35\n\x0bsubmissions\x18\x01 \x03(\x0b\x32 .pagestream.engine.v1.Submission\x12\x19\n\x11\x63\x61ncelled_handles\x18\x02 \x03(\x07\"\xa9\x01\n\nSubmission\x12\x0e\n\x06handle\x18\x01 \x01(\x07\x12\x36\n\x07request\x18\x02 \x01(\x0b\x32%.pagestream.engine.v1.GenerateRequest\x12*\n\x07timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\x12\x12\n\ntracestate\x18\x05 \x01(\t\"\xab\x02\n\x14GenerateManyResponse\x12\x0f\n\x07handles\x18\x01 \x03(\x07\x12\x14\n\x0ctoken_counts\x18\x02 \x03(\x07\x12\x11\n\ttoken_ids\x18\x03 \x03(\x07\x12:\n\nadmissions\x18\x04 \x03(\x0b\x32&.pagestream.engine.v1.RequestAdmission\x12\x35\n\x08\x66inishes\x18\x05 \x03(\x0b\x32#.pagestream.engine.v1.RequestFinish\x12\x36\n\x08\x66\x61ilures\x18\x06 \x03(\x0b\x32$.pagestream.engine.v1.RequestFailure\x12.\n\x04load\x18\x07 \x01(\x0b\x32 .pagestream.engine.v1.EngineLoad\"V\n\x10RequestAdmission\x12\x0e\n\x06handle\x18\x01 \x01(\x07\x12\x32\n\tadmission\x18\x02 \x01(\x0b\x32\x1f.pagestream.engine.v1.Admission\"M\n\rRequestFinish\x12\x0e\n\x06handle\x18\x01 \x01(\x07\x12,\n\x06\x66inish\x18\x02 \x01(\x0b\x32\x1c.pagestream.engine.v1.Finish\"S\n\x0eRequestFailure\x12\x0e\n\x06handle\x18\x01 \x01(\x07\x12\x31\n\x05\x65rror\x18\x02 \x01(\x0b\x32\".pagestream.engine.v1.RequestError\"T\n\x0cRequestError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12%\n\x07\x64\x65tails\x18\x03 \x03(\x0b\x32\x14.google.protobuf.Any\"\x8b\x02\n\nEngineLoad\x12\x30\n\x05state\x18\x01 \x01(\x0e\x32!.pagestream.engine.v1.EngineState\x12\x15\n\rrunning_count\x18\x02 \x01(\x05\x12\x15\n\rwaiting_count\x18\x03 \x01(\x05\x12#\n\x1bwaiting_prefill_token_count\x18\x04 \x01(\x03\x12\x18\n\x10\x66ree_block_count\x18\x05 \x01(\x05\x12\x19\n\x11total_block_count\x18\x06 \x01(\x05\x12!\n\x19prefill_tokens_per_second\x18\x07 \x01(\x01\x12 \n\x18\x64\x65\x63ode_tokens_per_second\x18\x08 \x01(\x01\";\n\x11WatchCacheRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x06\x12\x17\n\x0fsequence_number\x18\x02 \x01(\x03\"\xb2\x01\n\x12WatchCacheResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x06\x12\x17\n\x0fsequence_number\x18\x02 \x01(\x03\x12\x37\n\x08snapshot\x18\x03 \x01(\x0b\x32#.pagestream.engine.v1.CacheSnapshotH\x00\x12\x31\n\x05\x64\x65lta\x18\x04 \x01(\x0b\x32 .pagestream.engine.v1.CacheDeltaH\x00\x42\x08\n\x06\x63hange\"W\n\rCacheSnapshot\x12\x14\n\x0c\x62lock_hashes\x18\x01 \x03(\x06\x12\r\n\x05\x66irst\x18\x02 \x01(\x08\x12\x0c\n\x04last\x18\x03 \x01(\x08\x12\x13\n\x0bpart_number\x18\x04 \x01(\x05\"G\n\nCacheDelta\x12\x1b\n\x13stored_block_hashes\x18\x01 \x03(\x06\x12\x1c\n\x14removed_block_hashes\x18\x02 \x03(\x06\"\x15\n\x13GetModelInfoRequest\"\xd2\x03\n\x14GetModelInfoResponse\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x03 \x01(\t\x12\x17\n\x0fvocabulary_size\x18\x04 \x01(\x05\x12\x1f\n\x17max_model_length_tokens\x18\x05 \x01(\x05\x12\x19\n\x11\x62lock_size_tokens\x18\x06 \x01(\x05\x12\x19\n\x11\x62lock_hash_scheme\x18\x07 \x01(\t\x12\x15\n\reos_token_ids\x18\x08 \x03(\x07\x12\r\n\x05\x65poch\x18\t \x01(\x06\x12\x19\n\x11total_block_count\x18\n \x01(\x05\x12!\n\x19max_running_request_count\x18\x0b \x01(\x05\x12\x1c\n\x14tensor_parallel_size\x18\x0c \x01(\x05\x12\r\n\x05\x64type\x18\r \x01(\t\x12\x18\n\x10tokenizer_sha256\x18\x0e \x01(\t\x12!\n\x19supported_sampling_params\x18\x0f \x03(\t\x12\x16\n\x0e\x65ngine_version\x18\x10 \x01(\t\x12\x1f\n\x17max_batched_token_count\x18\x11 \x01(\x05\"\x15\n\x13GetTokenizerRequest\"d\n\x14GetTokenizerResponse\x12\x33\n\x04\x66ile\x18\x01 \x01(\x0b\x32#.pagestream.engine.v1.TokenizerFileH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"A\n\rTokenizerFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02*`\n\x0b\x45ngineState\x12\x1c\n\x18\x45NGINE_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x45NGINE_STATE_SERVING\x10\x01\x12\x19\n\x15\x45NGINE_STATE_DRAINING\x10\x02\x32\x8a\x04\n\rEngineService\x12[\n\x08Generate\x12%.pagestream.engine.v1.GenerateRequest\x1a&.pagestream.engine.v1.GenerateResponse0\x01\x12i\n\x0cGenerateMany\x12).pagestream.engine.v1.GenerateManyRequest\x1a*.pagestream.engine.v1.GenerateManyResponse(\x01\x30\x01\x12\x61\n\nWatchCache\x12\'.pagestream.engine.v1.WatchCacheRequest\x1a(.pagestream.engine.v1.WatchCacheResponse0\x01\x12\x65\n\x0cGetModelInfo\x12).pagestream.engine.v1.GetModelInfoRequest\x1a*.pagestream.engine.v1.GetModelInfoResponse\x12g\n\x0cGetTokenizer\x12).pagestream.engine.v1.GetTokenizerRequest\x1a*.pagestream.engine.v1.GetTokenizerResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(protos/pagestream/engine/v1/engine.proto\x12\x14pagestream.engine.v1\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\"\xbe\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\x07\x12=\n\x0fsampling_params\x18\x03 \x01(\x0b\x32$.pagestream.engine.v1.SamplingParams\x12\x18\n\x10resume_token_ids\x18\x04 \x03(\x07\x12\x10\n\x08priority\x18\x05 \x01(\x05\x12\x12\n\ncache_salt\x18\x06 \x01(\t\"\xa7\x04\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\nignore_eos\x18\x03 \x01(\x08\x12\x16\n\x0estop_token_ids\x18\x04 \x03(\x07\x12\x11\n\x04seed\x18\x05 \x01(\x03H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x06 \x01(\x05H\x03\x88\x01\x01\x12\x12\n\x05top_p\x18\x07 \x01(\x02H\x04\x88\x01\x01\x12\x12\n\x05min_p\x18\x08 \x01(\x02H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\t \x01(\x02H\x06\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\n \x01(\x02H\x07\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x0b \x01(\x02H\x08\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x0c \x01(\x05H\t\x88\x01\x01\x12\x15\n\x08logprobs\x18\r \x01(\x05H\n\x88\x01\x01\x12\x33\n\nlogit_bias\x18\x0e \x03(\x0b\x32\x1f.pagestream.engine.v1.LogitBiasB\x0e\n\x0c_temperatureB\r\n\x0b_max_tokensB\x07\n\x05_seedB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x15\n\x13_repetition_penaltyB\r\n\x0b_min_tokensB\x0b\n\t_logprobs\"+\n\tLogitBias\x12\x10\n\x08token_id\x18\x01 \x01(\x07\x12\x0c\n\x04\x62ias\x18\x02 \x01(\x02\"\x87\x01\n\x10GenerateResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\x07\x12\x32\n\tadmission\x18\x02 \x01(\x0b\x32\x1f.pagestream.engine.v1.Admission\x12,\n\x06\x66inish\x18\x03 \x01(\x0b\x32\x1c.pagestream.engine.v1.Finish\"5\n\tAdmission\x12\x1a\n\x12\x63\x61\x63hed_token_count\x18\x01 \x01(\x05\x12\x0c\n\x04seed\x18\x02 \x01(\x03\"j\n\x06\x46inish\x12\x32\n\x06reason\x18\x01 \x01(\x0e\x32\".pagestream.engine.v1.FinishReason\x12\x1a\n\rstop_token_id\x18\x02 \x01(\x07H\x00\x88\x01\x01\x42\x10\n\x0e_stop_token_id\"v\n\x13GenerateManyRequest\x12\x35\n\x0bsubmissions\x18\x01 \x03(\x0b\x32 .pagestream.engine.v1.Submission\x12\x19\n\x11\x63\x61ncelled_handles\x18\x02 \x03(\x07\x12\r\n\x05\x65poch\x18\x03 \x01(\x06\"\xa9\x01\n\nSubmission\x12\x0e\n\x06handle\x18\x01 \x01(\x07\x12\x36\n\x07request\x18\x02 \x01(\x0b\x32%.pagestream.engine.v1.GenerateRequest\x12*\n\x07timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\x12\x12\n\ntracestate\x18\x05 \x01(\t\"\xd5\x02\n\x14GenerateManyResponse\x12\x0f\n\x07handles\x18\x01 \x03(\x07\x12\x14\n\x0ctoken_counts\x18\x02 \x03(\x07\x12\x11\n\ttoken_ids\x18\x03 \x03(\x07\x12:\n\nadmissions\x18\x04 \x03(\x0b\x32&.pagestream.engine.v1.RequestAdmission\x12\x35\n\x08\x66inishes\x18\x05 \x03(\x0b\x32#.pagestream.engine.v1.RequestFinish\x12\x36\n\x08\x66\x61ilures\x18\x06 \x03(\x0b\x32$.pagestream.engine.v1.RequestFailure\x12.\n\x04load\x18\x07 \x01(\x0b\x32 .pagestream.engine.v1.EngineLoad\x12\r\n\x05\x65poch\x18\x08 \x01(\x06\x12\x19\n\x11model_fingerprint\x18\t \x01(\t\"V\n\x10RequestAdmission\x12\x0e\n\x06handle\x18\x01 \x01(\x07\x12\x32\n\tadmission\x18\x02 \x01(\x0b\x32\x1f.pagestream.engine.v1.Admission\"M\n\rRequestFinish\x12\x0e\n\x06handle\x18\x01 \x01(\x07\x12,\n\x06\x66inish\x18\x02 \x01(\x0b\x32\x1c.pagestream.engine.v1.Finish\"S\n\x0eRequestFailure\x12\x0e\n\x06handle\x18\x01 \x01(\x07\x12\x31\n\x05\x65rror\x18\x02 \x01(\x0b\x32\".pagestream.engine.v1.RequestError\"T\n\x0cRequestError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12%\n\x07\x64\x65tails\x18\x03 \x03(\x0b\x32\x14.google.protobuf.Any\"\x8b\x02\n\nEngineLoad\x12\x30\n\x05state\x18\x01 \x01(\x0e\x32!.pagestream.engine.v1.EngineState\x12\x15\n\rrunning_count\x18\x02 \x01(\x05\x12\x15\n\rwaiting_count\x18\x03 \x01(\x05\x12#\n\x1bwaiting_prefill_token_count\x18\x04 \x01(\x03\x12\x18\n\x10\x66ree_block_count\x18\x05 \x01(\x05\x12\x19\n\x11total_block_count\x18\x06 \x01(\x05\x12!\n\x19prefill_tokens_per_second\x18\x07 \x01(\x01\x12 \n\x18\x64\x65\x63ode_tokens_per_second\x18\x08 \x01(\x01\";\n\x11WatchCacheRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x06\x12\x17\n\x0fsequence_number\x18\x02 \x01(\x03\"\xb2\x01\n\x12WatchCacheResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x06\x12\x17\n\x0fsequence_number\x18\x02 \x01(\x03\x12\x37\n\x08snapshot\x18\x03 \x01(\x0b\x32#.pagestream.engine.v1.CacheSnapshotH\x00\x12\x31\n\x05\x64\x65lta\x18\x04 \x01(\x0b\x32 .pagestream.engine.v1.CacheDeltaH\x00\x42\x08\n\x06\x63hange\"W\n\rCacheSnapshot\x12\x14\n\x0c\x62lock_hashes\x18\x01 \x03(\x06\x12\r\n\x05\x66irst\x18\x02 \x01(\x08\x12\x0c\n\x04last\x18\x03 \x01(\x08\x12\x13\n\x0bpart_number\x18\x04 \x01(\x05\"G\n\nCacheDelta\x12\x1b\n\x13stored_block_hashes\x18\x01 \x03(\x06\x12\x1c\n\x14removed_block_hashes\x18\x02 \x03(\x06\"\x15\n\x13GetModelInfoRequest\"\xd2\x03\n\x14GetModelInfoResponse\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x03 \x01(\t\x12\x17\n\x0fvocabulary_size\x18\x04 \x01(\x05\x12\x1f\n\x17max_model_length_tokens\x18\x05 \x01(\x05\x12\x19\n\x11\x62lock_size_tokens\x18\x06 \x01(\x05\x12\x19\n\x11\x62lock_hash_scheme\x18\x07 \x01(\t\x12\x15\n\reos_token_ids\x18\x08 \x03(\x07\x12\r\n\x05\x65poch\x18\t \x01(\x06\x12\x19\n\x11total_block_count\x18\n \x01(\x05\x12!\n\x19max_running_request_count\x18\x0b \x01(\x05\x12\x1c\n\x14tensor_parallel_size\x18\x0c \x01(\x05\x12\r\n\x05\x64type\x18\r \x01(\t\x12\x18\n\x10tokenizer_sha256\x18\x0e \x01(\t\x12!\n\x19supported_sampling_params\x18\x0f \x03(\t\x12\x16\n\x0e\x65ngine_version\x18\x10 \x01(\t\x12\x1f\n\x17max_batched_token_count\x18\x11 \x01(\x05\"\x15\n\x13GetTokenizerRequest\"d\n\x14GetTokenizerResponse\x12\x33\n\x04\x66ile\x18\x01 \x01(\x0b\x32#.pagestream.engine.v1.TokenizerFileH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"A\n\rTokenizerFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02*`\n\x0b\x45ngineState\x12\x1c\n\x18\x45NGINE_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x45NGINE_STATE_SERVING\x10\x01\x12\x19\n\x15\x45NGINE_STATE_DRAINING\x10\x02\x32\x8a\x04\n\rEngineService\x12[\n\x08Generate\x12%.pagestream.engine.v1.GenerateRequest\x1a&.pagestream.engine.v1.GenerateResponse0\x01\x12i\n\x0cGenerateMany\x12).pagestream.engine.v1.GenerateManyRequest\x1a*.pagestream.engine.v1.GenerateManyResponse(\x01\x30\x01\x12\x61\n\nWatchCache\x12\'.pagestream.engine.v1.WatchCacheRequest\x1a(.pagestream.engine.v1.WatchCacheResponse0\x01\x12\x65\n\x0cGetModelInfo\x12).pagestream.engine.v1.GetModelInfoRequest\x1a*.pagestream.engine.v1.GetModelInfoResponse\x12g\n\x0cGetTokenizer\x12).pagestream.engine.v1.GetTokenizerRequest\x1a*.pagestream.engine.v1.GetTokenizerResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.pagestream.engine.v1.engine_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=3493
-  _globals['_FINISHREASON']._serialized_end=3588
-  _globals['_ENGINESTATE']._serialized_start=3590
-  _globals['_ENGINESTATE']._serialized_end=3686
+  _globals['_FINISHREASON']._serialized_start=3550
+  _globals['_FINISHREASON']._serialized_end=3645
+  _globals['_ENGINESTATE']._serialized_start=3647
+  _globals['_ENGINESTATE']._serialized_end=3743
   _globals['_GENERATEREQUEST']._serialized_start=126
   _globals['_GENERATEREQUEST']._serialized_end=316
   _globals['_SAMPLINGPARAMS']._serialized_start=319
@@ -50,39 +50,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FINISH']._serialized_start=1110
   _globals['_FINISH']._serialized_end=1216
   _globals['_GENERATEMANYREQUEST']._serialized_start=1218
-  _globals['_GENERATEMANYREQUEST']._serialized_end=1321
-  _globals['_SUBMISSION']._serialized_start=1324
-  _globals['_SUBMISSION']._serialized_end=1493
-  _globals['_GENERATEMANYRESPONSE']._serialized_start=1496
-  _globals['_GENERATEMANYRESPONSE']._serialized_end=1795
-  _globals['_REQUESTADMISSION']._serialized_start=1797
-  _globals['_REQUESTADMISSION']._serialized_end=1883
-  _globals['_REQUESTFINISH']._serialized_start=1885
-  _globals['_REQUESTFINISH']._serialized_end=1962
-  _globals['_REQUESTFAILURE']._serialized_start=1964
-  _globals['_REQUESTFAILURE']._serialized_end=2047
-  _globals['_REQUESTERROR']._serialized_start=2049
-  _globals['_REQUESTERROR']._serialized_end=2133
-  _globals['_ENGINELOAD']._serialized_start=2136
-  _globals['_ENGINELOAD']._serialized_end=2403
-  _globals['_WATCHCACHEREQUEST']._serialized_start=2405
-  _globals['_WATCHCACHEREQUEST']._serialized_end=2464
-  _globals['_WATCHCACHERESPONSE']._serialized_start=2467
-  _globals['_WATCHCACHERESPONSE']._serialized_end=2645
-  _globals['_CACHESNAPSHOT']._serialized_start=2647
-  _globals['_CACHESNAPSHOT']._serialized_end=2734
-  _globals['_CACHEDELTA']._serialized_start=2736
-  _globals['_CACHEDELTA']._serialized_end=2807
-  _globals['_GETMODELINFOREQUEST']._serialized_start=2809
-  _globals['_GETMODELINFOREQUEST']._serialized_end=2830
-  _globals['_GETMODELINFORESPONSE']._serialized_start=2833
-  _globals['_GETMODELINFORESPONSE']._serialized_end=3299
-  _globals['_GETTOKENIZERREQUEST']._serialized_start=3301
-  _globals['_GETTOKENIZERREQUEST']._serialized_end=3322
-  _globals['_GETTOKENIZERRESPONSE']._serialized_start=3324
-  _globals['_GETTOKENIZERRESPONSE']._serialized_end=3424
-  _globals['_TOKENIZERFILE']._serialized_start=3426
-  _globals['_TOKENIZERFILE']._serialized_end=3491
-  _globals['_ENGINESERVICE']._serialized_start=3689
-  _globals['_ENGINESERVICE']._serialized_end=4211
+  _globals['_GENERATEMANYREQUEST']._serialized_end=1336
+  _globals['_SUBMISSION']._serialized_start=1339
+  _globals['_SUBMISSION']._serialized_end=1508
+  _globals['_GENERATEMANYRESPONSE']._serialized_start=1511
+  _globals['_GENERATEMANYRESPONSE']._serialized_end=1852
+  _globals['_REQUESTADMISSION']._serialized_start=1854
+  _globals['_REQUESTADMISSION']._serialized_end=1940
+  _globals['_REQUESTFINISH']._serialized_start=1942
+  _globals['_REQUESTFINISH']._serialized_end=2019
+  _globals['_REQUESTFAILURE']._serialized_start=2021
+  _globals['_REQUESTFAILURE']._serialized_end=2104
+  _globals['_REQUESTERROR']._serialized_start=2106
+  _globals['_REQUESTERROR']._serialized_end=2190
+  _globals['_ENGINELOAD']._serialized_start=2193
+  _globals['_ENGINELOAD']._serialized_end=2460
+  _globals['_WATCHCACHEREQUEST']._serialized_start=2462
+  _globals['_WATCHCACHEREQUEST']._serialized_end=2521
+  _globals['_WATCHCACHERESPONSE']._serialized_start=2524
+  _globals['_WATCHCACHERESPONSE']._serialized_end=2702
+  _globals['_CACHESNAPSHOT']._serialized_start=2704
+  _globals['_CACHESNAPSHOT']._serialized_end=2791
+  _globals['_CACHEDELTA']._serialized_start=2793
+  _globals['_CACHEDELTA']._serialized_end=2864
+  _globals['_GETMODELINFOREQUEST']._serialized_start=2866
+  _globals['_GETMODELINFOREQUEST']._serialized_end=2887
+  _globals['_GETMODELINFORESPONSE']._serialized_start=2890
+  _globals['_GETMODELINFORESPONSE']._serialized_end=3356
+  _globals['_GETTOKENIZERREQUEST']._serialized_start=3358
+  _globals['_GETTOKENIZERREQUEST']._serialized_end=3379
+  _globals['_GETTOKENIZERRESPONSE']._serialized_start=3381
+  _globals['_GETTOKENIZERRESPONSE']._serialized_end=3481
+  _globals['_TOKENIZERFILE']._serialized_start=3483
+  _globals['_TOKENIZERFILE']._serialized_end=3548
+  _globals['_ENGINESERVICE']._serialized_start=3746
+  _globals['_ENGINESERVICE']._serialized_end=4268
 # @@protoc_insertion_point(module_scope)

@@ -112,12 +112,14 @@ class Finish(_message.Message):
     def __init__(self, reason: _Optional[_Union[FinishReason, str]] = ..., stop_token_id: _Optional[int] = ...) -> None: ...
 
 class GenerateManyRequest(_message.Message):
-    __slots__ = ("submissions", "cancelled_handles")
+    __slots__ = ("submissions", "cancelled_handles", "epoch")
     SUBMISSIONS_FIELD_NUMBER: _ClassVar[int]
     CANCELLED_HANDLES_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
     submissions: _containers.RepeatedCompositeFieldContainer[Submission]
     cancelled_handles: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, submissions: _Optional[_Iterable[_Union[Submission, _Mapping]]] = ..., cancelled_handles: _Optional[_Iterable[int]] = ...) -> None: ...
+    epoch: int
+    def __init__(self, submissions: _Optional[_Iterable[_Union[Submission, _Mapping]]] = ..., cancelled_handles: _Optional[_Iterable[int]] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class Submission(_message.Message):
     __slots__ = ("handle", "request", "timeout", "traceparent", "tracestate")
@@ -134,7 +136,7 @@ class Submission(_message.Message):
     def __init__(self, handle: _Optional[int] = ..., request: _Optional[_Union[GenerateRequest, _Mapping]] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., traceparent: _Optional[str] = ..., tracestate: _Optional[str] = ...) -> None: ...
 
 class GenerateManyResponse(_message.Message):
-    __slots__ = ("handles", "token_counts", "token_ids", "admissions", "finishes", "failures", "load")
+    __slots__ = ("handles", "token_counts", "token_ids", "admissions", "finishes", "failures", "load", "epoch", "model_fingerprint")
     HANDLES_FIELD_NUMBER: _ClassVar[int]
     TOKEN_COUNTS_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -142,6 +144,8 @@ class GenerateManyResponse(_message.Message):
     FINISHES_FIELD_NUMBER: _ClassVar[int]
     FAILURES_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     handles: _containers.RepeatedScalarFieldContainer[int]
     token_counts: _containers.RepeatedScalarFieldContainer[int]
     token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -149,7 +153,9 @@ class GenerateManyResponse(_message.Message):
     finishes: _containers.RepeatedCompositeFieldContainer[RequestFinish]
     failures: _containers.RepeatedCompositeFieldContainer[RequestFailure]
     load: EngineLoad
-    def __init__(self, handles: _Optional[_Iterable[int]] = ..., token_counts: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., admissions: _Optional[_Iterable[_Union[RequestAdmission, _Mapping]]] = ..., finishes: _Optional[_Iterable[_Union[RequestFinish, _Mapping]]] = ..., failures: _Optional[_Iterable[_Union[RequestFailure, _Mapping]]] = ..., load: _Optional[_Union[EngineLoad, _Mapping]] = ...) -> None: ...
+    epoch: int
+    model_fingerprint: str
+    def __init__(self, handles: _Optional[_Iterable[int]] = ..., token_counts: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., admissions: _Optional[_Iterable[_Union[RequestAdmission, _Mapping]]] = ..., finishes: _Optional[_Iterable[_Union[RequestFinish, _Mapping]]] = ..., failures: _Optional[_Iterable[_Union[RequestFailure, _Mapping]]] = ..., load: _Optional[_Union[EngineLoad, _Mapping]] = ..., epoch: _Optional[int] = ..., model_fingerprint: _Optional[str] = ...) -> None: ...
 
 class RequestAdmission(_message.Message):
     __slots__ = ("handle", "admission")

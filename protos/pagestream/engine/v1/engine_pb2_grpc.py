@@ -115,8 +115,9 @@ class EngineServiceServicer(object):
 
         Errors of the whole stream: RESOURCE_EXHAUSTED (SLOW_READER) when the
         router does not read, INVALID_ARGUMENT (BAD_REQUEST) for a message that
-        cannot be parsed or holds too much, UNAVAILABLE (STARTING, DRAINING,
-        ENGINE_FAILED).
+        cannot be parsed or holds too much, FAILED_PRECONDITION (EPOCH_MISMATCH)
+        when the router means another start of an engine, UNAVAILABLE (STARTING,
+        DRAINING, ENGINE_FAILED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
