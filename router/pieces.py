@@ -42,8 +42,10 @@ class Pieces(dict[int, Piece | None]):
             for token_id, token in backend.get_added_tokens_decoder().items()
             if token.special
         }
-        two = [backend.token_to_id(name) for name in ("<0xC3>", "<0xA9>")]
-        self.has_byte_fallback = None not in two and backend.decode(two) == "é"
+        first, second = (backend.token_to_id(name) for name in ("<0xC3>", "<0xA9>"))
+        self.has_byte_fallback = (
+            first is not None and second is not None and backend.decode([first, second]) == "é"
+        )
         words = (
             [token_id]
             for token_id in range(backend.get_vocab_size())
