@@ -1,6 +1,10 @@
 """Starts a router: `python -m router --engines host:port,...`."""
 
+import logging
+import os
 import sys
+from contextlib import suppress
+from typing import NoReturn
 
 from router.config import read_config
 from router.errors import StartupError
@@ -22,5 +26,19 @@ def main() -> int:
         return 2
 
 
+def _end(code: int) -> NoReturn:
+    """Ends the process without waiting for threads, in which a tokenizer may run for minutes."""
+    logging.shutdown()
+    with suppress(OSError):
+        sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        exit_code = main()
+    except Exception:
+        # As the interpreter does it, but for the wait.
+        sys.excepthook(*sys.exc_info())
+        exit_code = 1
+    _end(exit_code)

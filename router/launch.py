@@ -19,6 +19,7 @@ from protos.wire.operations import (
     metrics_handler,
     probe_handler,
 )
+from router.chat_template import TemplateSettings
 from router.config import RouterConfig
 from router.discovery import Unusable, discover
 from router.engine_client import ClientSettings
@@ -85,7 +86,15 @@ class _Router:
                 max_open_requests=config.max_concurrent_requests,
             ),
         )
-        self._tokenizers = TokenizerPool(self._fleet.fetch_tokenizer, config.tokenizer_threads)
+        self._tokenizers = TokenizerPool(
+            self._fleet.fetch_tokenizer,
+            config.tokenizer_threads,
+            TemplateSettings(
+                cpu_seconds=config.template_seconds,
+                max_prompt_bytes=config.max_prompt_bytes,
+                on_end=self._metrics.template_worker_ended,
+            ),
+        )
         self._pipeline = Pipeline(
             self._fleet,
             self._tokenizers,

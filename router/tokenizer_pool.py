@@ -1,6 +1,7 @@
 """The tokenizers of all models, each loaded once, and the few threads that run them."""
 
 import asyncio
+import dataclasses
 import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
@@ -8,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Self, TypeVar, TypeVarTuple
 
+from router.chat_template import TemplateSettings
 from router.errors import NoTokenizer
 from router.tokenizer import Tokenizer
 from router.types import ModelInfo
@@ -29,15 +31,20 @@ class TokenizerPool:
     """
 
     def __init__(
-        self, fetch: Callable[[str], Awaitable[Mapping[str, bytes]]], num_threads: int
+        self,
+        fetch: Callable[[str], Awaitable[Mapping[str, bytes]]],
+        num_threads: int,
+        settings: TemplateSettings | None = None,
     ) -> None:
         """Starts no thread yet.
 
         Args:
             fetch: Returns the tokenizer files of a model from one of its engines.
             num_threads: Tokenizations at once.
+            settings: What each chat template may take; None means the defaults.
         """
         self._fetch = fetch
+        self._settings = settings or TemplateSettings()
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="tokenizer")
         # The queue of the threads keeps a cancelled call, and its text, until one of them is free.
         self._free_threads = asyncio.Semaphore(num_threads)
@@ -55,6 +62,9 @@ class TokenizerPool:
         traceback: TracebackType | None,
     ) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
+        for tokenizer in self._loaded.values():
+            if isinstance(tokenizer, Tokenizer):
+                tokenizer.chat_template.close()
 
     async def get(self, model: ModelInfo) -> Tokenizer:
         """Returns the model's tokenizer, loaded by the first that asks.
@@ -74,7 +84,9 @@ class TokenizerPool:
                     self._loaded[key] = await self._load(model)
             self._loading.pop(key, None)
             if len(self._loaded) > _MAX_LOADED:
-                self._loaded.popitem(last=False)
+                _, dropped = self._loaded.popitem(last=False)
+                if isinstance(dropped, Tokenizer):
+                    dropped.chat_template.retire()
         self._loaded.move_to_end(key)
         found = self._loaded[key]
         if isinstance(found, str):
@@ -84,7 +96,8 @@ class TokenizerPool:
     async def _load(self, model: ModelInfo) -> Tokenizer | str:
         files = await self._fetch(model.name)
         try:
-            tokenizer = await self.run(Tokenizer.from_files, files)
+            settings = dataclasses.replace(self._settings, model=model.name)
+            tokenizer = await self.run(Tokenizer.from_files, files, settings)
         except NoTokenizer as error:
             # Kept like the others: trying again costs a second and yields the same.
             _logger.error("tokenizer unusable model=%s error=%s", model.name, error)
@@ -95,6 +108,11 @@ class TokenizerPool:
             tokenizer.backend.get_vocab_size(),
             tokenizer.token_bytes is not None,
         )
+        try:
+            await tokenizer.chat_template.start()
+        except BaseException:
+            tokenizer.chat_template.close()
+            raise
         return tokenizer
 
     async def run(
