@@ -22,6 +22,8 @@ _LAYOUT_FACTOR = 2
 _MIN_LAYOUT_BYTES = 1 << 20
 _FIRST_PAUSE, _MAX_PAUSE = 1.0, 60.0
 _MAX_SHOWN_ROLES = 16
+_MAX_CHARACTERS = 1 << 20
+"""Of a template; the longest that people write have a tenth of it."""
 
 _logger = logging.getLogger(__name__)
 
@@ -87,6 +89,8 @@ class ChatTemplate:
         """Why it can never be used."""
         if source is not None and not isinstance(source, str):
             self._fault = f"it is of type {type(source).__name__}, not a text"
+        elif source and len(source) > _MAX_CHARACTERS:
+            self._fault = f"it has {len(source)} characters, over {_MAX_CHARACTERS}"
         self._is_retired = self._is_closed = False
         self._num_ends = 0
         """Of workers since one answered."""

@@ -102,6 +102,7 @@ HOSTILE = {
     "surrogates": ("{{ '\\ud800' }}", "refuses them: .*surrogates not allowed"),
     "surrogates in an error": ("{{ raise_exception('\\ud800') }}", r"refuses them: \?$"),
     "deep": ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "refuses them: "),
+    "long": (" " * (1 << 20) + "x", "refuses them: it has 1048577 characters, over 1048576"),
     "number": (5, "refuses them: it is of type int, not a text"),
     "several": ({"tool_use": "x"}, "refuses them: it is of type dict, not a text"),
 }
