@@ -169,7 +169,7 @@ class _Dict:
     """The type `dict` without its attributes."""
 
     def __call__(self, *args: object, **values: object) -> object:
-        return dict(*args, **values)  # type: ignore[call-overload]
+        return dict(*args, **values)
 
     def fromkeys(self, *args: object) -> object:
         return dict.fromkeys(*args)  # type: ignore[call-overload]
@@ -182,7 +182,7 @@ class _Namespace(jinja2.utils.Namespace):
     def __init__(*args: object, **values: object) -> None:
         self, *rest = args
         assert isinstance(self, _Namespace)
-        attributes = dict(*rest, **values)  # type: ignore[call-overload]
+        attributes = dict(*rest, **values)
         for name in attributes:
             _check_name(name)
         jinja2.utils.Namespace.__init__(self, attributes)
