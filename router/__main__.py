@@ -4,7 +4,7 @@ import signal
 import sys
 
 from protos.wire.log import print_error, set_up_logging
-from protos.wire.process import exit_code_of
+from protos.wire.process import exit_at_once, exit_code_of
 from router.config import read_config
 from router.errors import StartupError
 
@@ -30,4 +30,11 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        exit_code = main()
+    except Exception:
+        # As the interpreter does it, but for the wait below.
+        sys.excepthook(*sys.exc_info())
+        exit_code = 1
+    # Not by way of the threads, in which a tokenizer may run for minutes.
+    exit_at_once(exit_code)

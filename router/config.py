@@ -185,6 +185,13 @@ class RouterConfig:
         default=2,
         metadata={"help": "threads that tokenize", "parse": _integer(1, 256)},
     )
+    template_seconds: float = field(
+        default=2.0,
+        metadata={
+            "help": "seconds of CPU time, 0.01 to 60, that a model's chat template gets for a chat",
+            "parse": _seconds(60, minimum=0.01),
+        },
+    )
     drain_grace_seconds: float = field(
         default=30.0,
         metadata={

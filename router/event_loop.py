@@ -15,6 +15,7 @@ import termios
 import threading
 from array import array
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVarTuple
@@ -29,7 +30,19 @@ _GC_THRESHOLD = 20_000
 
 
 class GrpcEventLoop(asyncio.SelectorEventLoop):
-    """Reads all bytes that wake it at once, and leaves gRPC the one that it expects."""
+    """Reads all bytes that wake it at once, and leaves gRPC the one that it expects.
+
+    Its end waits for no thread: one that asks a silent DNS server takes minutes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._threads = ThreadPoolExecutor(thread_name_prefix="asyncio")
+        self.set_default_executor(self._threads)
+
+    async def shutdown_default_executor(self, seconds: float | None = None) -> None:
+        """Begins nothing more in the threads of `to_thread`, and leaves them to their work."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def add_reader(
         self,

@@ -16,6 +16,7 @@ from protos.wire.http_server import HttpServer
 from protos.wire.listening import CannotListen, add_grpc_port
 from protos.wire.operations import metrics_handler, probe_handler
 from protos.wire.process import exit_at_once, exit_code_of, raise_file_limit
+from router.chat_template import TemplateSettings
 from router.config import RouterConfig
 from router.discovery import Unusable, discover
 from router.engine_client import ClientSettings
@@ -86,7 +87,14 @@ class _Router:
             ),
         )
         self._tokenizers = TokenizerPool(
-            self._fleet.fetch_tokenizer, config.tokenizer_threads, self._fleet.tokenizers_in_use
+            self._fleet.fetch_tokenizer,
+            config.tokenizer_threads,
+            in_use=self._fleet.tokenizers_in_use,
+            settings=TemplateSettings(
+                cpu_seconds=config.template_seconds,
+                max_prompt_bytes=config.max_prompt_bytes,
+                on_end=self._metrics.template_worker_ended,
+            ),
         )
         self._pipeline = Pipeline(
             self._fleet,

@@ -295,7 +295,8 @@ class Pipeline:
         if isinstance(prompt, TextPrompt):
             token_ids = await self._tokenizers.run(tokenizer.encode_text, prompt.text)
         else:
-            token_ids = await self._tokenizers.run(tokenizer.encode_chat, prompt.messages)
+            text = await tokenizer.chat_template.render(prompt.messages)
+            token_ids = await self._tokenizers.run(tokenizer.encode_rendered, text)
         self._observer.tokenized(time.monotonic() - started)
         return token_ids
 

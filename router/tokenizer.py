@@ -2,14 +2,14 @@
 
 Text becomes `tokenizer(text).input_ids` of transformers: special tokens written in the text are
 recognised, and those are added that the tokenizer itself adds (Qwen's adds none). A conversation
-becomes `apply_chat_template(messages, add_generation_prompt=True)`: special tokens are recognised
-in what people say, too, and none are added to what the template lays out.
+becomes `apply_chat_template(messages, add_generation_prompt=True)`, which another process lays out:
+special tokens are recognised in what people say, too, and none are added to what comes back.
 """
 
 import logging
 import tempfile
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -22,11 +22,10 @@ logging.getLogger("transformers").addFilter(
 )
 from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: E402
 
-from protos.wire.reason import Reason  # noqa: E402
-from router.errors import InvalidRequest, NoTokenizer, RequestError  # noqa: E402
+from router.chat_template import ChatTemplate, TemplateSettings  # noqa: E402
+from router.errors import NoTokenizer, RequestError  # noqa: E402
 from router.pieces import Pieces  # noqa: E402
 from router.tokenization_cache import TokenizationCache  # noqa: E402
-from router.types import ChatMessage  # noqa: E402
 
 
 class TokenBytes(dict[int, bytes]):
@@ -69,22 +68,27 @@ _BYTE_OF_CHARACTER = _byte_of_character()
 
 
 class Tokenizer:
-    """One model's tokenizer and chat template. Its methods block, and are safe in threads.
+    """One model's tokenizer and chat template. Its own methods block, and are safe in threads.
 
     Attributes:
         backend: The tokenizer proper.
         token_bytes: Bytes of each token, or None when the vocabulary is not byte-level.
         pieces: What each token is, or None when the vocabulary is byte-level.
+        chat_template: Lays out conversations; not started.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        self.backend: tokenizers.Tokenizer = tokenizer.backend_tokenizer
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, settings: TemplateSettings | None = None
+    ) -> None:
         # The wrapper keeps vocabulary and merges a second time as Python objects, 60 MB of them
-        # for Qwen3. Only its template is wanted, which an empty tokenizer renders as well.
-        self._template = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-            tokenizer_object=tokenizers.Tokenizer(tokenizers.models.BPE()),
-            chat_template=tokenizer.chat_template,
-            **tokenizer.special_tokens_map,
+        # for Qwen3, so nothing may hold on to it.
+        self.backend: tokenizers.Tokenizer = tokenizer.backend_tokenizer
+        # Of several, transformers takes the default, too, for chats without tools.
+        templates = tokenizer.chat_template
+        self.chat_template = ChatTemplate(
+            templates.get("default", templates) if isinstance(templates, dict) else templates,
+            tokenizer.special_tokens_map,
+            settings or TemplateSettings(),
         )
         # A tokenizer.json may hold settings of its training; transformers resets them per call.
         self.backend.no_truncation()
@@ -102,8 +106,14 @@ class Tokenizer:
         )
 
     @classmethod
-    def from_files(cls, files: Mapping[str, bytes]) -> Self:
+    def from_files(
+        cls, files: Mapping[str, bytes], settings: TemplateSettings | None = None
+    ) -> Self:
         """Loads a tokenizer from the contents of its files, by name.
+
+        Args:
+            files: The contents.
+            settings: What its chat template may take; None means the defaults.
 
         Raises:
             NoTokenizer: The files hold none that transformers can load without foreign code.
@@ -111,7 +121,7 @@ class Tokenizer:
         """
         try:
             with tempfile.TemporaryDirectory(prefix="pagestream-tokenizer-") as folder:
-                return cls._from_folder(files, Path(folder))
+                return cls._from_folder(files, Path(folder), settings)
         except OSError as error:
             num_bytes = sum(map(len, files.values()))
             raise RequestError(
@@ -120,7 +130,9 @@ class Tokenizer:
             ) from error
 
     @classmethod
-    def _from_folder(cls, files: Mapping[str, bytes], folder: Path) -> Self:
+    def _from_folder(
+        cls, files: Mapping[str, bytes], folder: Path, settings: TemplateSettings | None
+    ) -> Self:
         for name, content in files.items():
             if Path(name).name != name:
                 raise NoTokenizer(f"tokenizer file {name!r} is not a plain file name")
@@ -131,7 +143,7 @@ class Tokenizer:
             )
             if not isinstance(tokenizer, PreTrainedTokenizerFast):
                 raise TypeError(f"{type(tokenizer).__name__} has no fast backend")
-            return cls(tokenizer)
+            return cls(tokenizer, settings)
         # Whatever is wrong with files from elsewhere, the router goes on.
         except Exception as error:
             message = f"the files {sorted(files)} hold no usable tokenizer: {error!r:.500}"
@@ -141,34 +153,8 @@ class Tokenizer:
         """Returns the token IDs of a text, typecode "i"."""
         return self._encode(text, add_special_tokens=True)
 
-    def encode_chat(self, messages: Sequence[ChatMessage]) -> "array[int]":
-        """Returns the token IDs of a conversation up to where the assistant speaks, typecode "i".
-
-        Raises:
-            InvalidRequest: There is no chat template, or it raises.
-        """
-        if not self._template.chat_template:
-            raise InvalidRequest(
-                "chat cannot be used: the model has no chat template; send text",
-                {"field": "chat"},
-                reason=Reason.BAD_CHAT,
-            )
-        conversation = [{"role": message.role, "content": message.content} for message in messages]
-        try:
-            text = str(
-                self._template.apply_chat_template(
-                    conversation, tokenize=False, add_generation_prompt=True
-                )
-            )
-        # A template is a program: it may raise anything.
-        except Exception as error:
-            roles = ", ".join(message.role for message in messages[:16])
-            raise InvalidRequest(
-                f"chat.messages with roles {roles}: the model's chat template refuses them: "
-                f"{error!s:.500}",
-                {"field": "chat.messages", "value": roles},
-                reason=Reason.BAD_CHAT,
-            ) from error
+    def encode_rendered(self, text: str) -> "array[int]":
+        """Returns the token IDs of a conversation that is laid out, typecode "i"."""
         return self._conversations.encode(text)
 
     def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool) -> str:

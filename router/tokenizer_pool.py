@@ -1,6 +1,7 @@
 """The tokenizers of all models, each loaded once, and the few threads that run them."""
 
 import asyncio
+import dataclasses
 import logging
 import time
 from collections import OrderedDict
@@ -10,6 +11,7 @@ from types import TracebackType
 from typing import Self, TypeVar, TypeVarTuple
 from weakref import WeakValueDictionary
 
+from router.chat_template import TemplateSettings
 from router.containment import contained
 from router.errors import NoTokenizer, TokenizerFailed
 from router.tokenizer import Tokenizer
@@ -40,6 +42,7 @@ class TokenizerPool:
         fetch: Callable[[ModelInfo], Awaitable[Mapping[str, bytes]]],
         num_threads: int,
         in_use: Callable[[], Container[str]] = frozenset,
+        settings: TemplateSettings | None = None,
     ) -> None:
         """Starts no thread yet.
 
@@ -48,9 +51,11 @@ class TokenizerPool:
                 names: they are kept for every model that names it.
             num_threads: Tokenizations at once.
             in_use: Returns the digests of tokenizers that are not dropped for newer ones.
+            settings: What each chat template may take; None means the defaults.
         """
         self._fetch = fetch
         self._in_use = in_use
+        self._settings = settings or TemplateSettings()
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="tokenizer")
         self._loaders = ThreadPoolExecutor(_MAX_LOADS, thread_name_prefix="tokenizer-load")
         # The queue of the threads keeps a cancelled call, and its text, until one of them is free.
@@ -71,6 +76,9 @@ class TokenizerPool:
     ) -> None:
         for threads in (self._threads, self._loaders):
             threads.shutdown(wait=False, cancel_futures=True)
+        for tokenizer in self._loaded.values():
+            if isinstance(tokenizer, Tokenizer):
+                tokenizer.chat_template.close()
 
     async def get(self, model: ModelInfo) -> Tokenizer:
         """Returns the model's tokenizer, loaded by the first that asks.
@@ -102,13 +110,16 @@ class TokenizerPool:
         # An engine that announces one tokenizer after the other must not cost others theirs.
         old = [key for key in self._loaded if key not in in_use]
         for key in old[: max(0, len(self._loaded) - _MAX_LOADED)]:
-            del self._loaded[key]
+            dropped = self._loaded.pop(key)
+            if isinstance(dropped, Tokenizer):
+                dropped.chat_template.retire()
 
     async def _load(self, model: ModelInfo) -> Tokenizer | str:
         files = await self._fetch(model)
         loop = asyncio.get_running_loop()
         try:
-            tokenizer = await loop.run_in_executor(self._loaders, contained, _load, files)
+            settings = dataclasses.replace(self._settings, model=model.name)
+            tokenizer = await loop.run_in_executor(self._loaders, contained, _load, files, settings)
         except (NoTokenizer, TokenizerFailed) as error:
             # Kept like the others, since the files are those that the digest names: trying again
             # costs a second and yields the same.
@@ -120,6 +131,11 @@ class TokenizerPool:
             tokenizer.backend.get_vocab_size(),
             tokenizer.token_bytes is not None,
         )
+        try:
+            await tokenizer.chat_template.start()
+        except BaseException:
+            tokenizer.chat_template.close()
+            raise
         return tokenizer
 
     async def run(
@@ -152,8 +168,8 @@ class TokenizerPool:
             _logger.error("tokenization failed error=%s", error)
 
 
-def _load(files: Mapping[str, bytes]) -> Tokenizer:
-    tokenizer = Tokenizer.from_files(files)
+def _load(files: Mapping[str, bytes], settings: TemplateSettings) -> Tokenizer:
+    tokenizer = Tokenizer.from_files(files, settings)
     # There are some that load and then fail on every text: that is better known now.
     tokenizer.decode(tokenizer.encode_text("a"), skip_special_tokens=False)
     return tokenizer

@@ -15,6 +15,7 @@ from router.errors import RequestError
 from router.fleet import FleetStatistics
 from router.pipeline import OUTCOMES
 from router.placement import Placement
+from router.template_process import END_CAUSES
 from router.types import EngineSnapshot, EngineState
 
 _PREFIX = "pagestream_router"
@@ -119,6 +120,14 @@ class RouterMetrics:
         )
         for cause in FAILOVER_CAUSES:
             self._failovers.labels(cause)
+        self._template_worker_ends = Counter(
+            f"{_PREFIX}_template_worker_ends",
+            "Workers of chat templates that were killed or died, by cause.",
+            ("cause",),
+            registry=self.registry,
+        )
+        for cause in END_CAUSES:
+            self._template_worker_ends.labels(cause)
         self._resumed_tokens = self._counter(
             "resumed_tokens", "Tokens that requests had when they were sent on."
         )
@@ -215,6 +224,10 @@ class RouterMetrics:
         cause = error.status.metadata.get("cause", error.status.reason.lower())
         self._failovers.labels(cause if cause in FAILOVER_CAUSES else "other").inc()
         self._resumed_tokens.inc(num_tokens)
+
+    def template_worker_ended(self, cause: str) -> None:
+        """The worker of a chat template was killed, or died."""
+        self._template_worker_ends.labels(cause).inc()
 
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(f"{_PREFIX}_{name}", text, registry=self.registry)

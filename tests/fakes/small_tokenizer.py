@@ -1,6 +1,7 @@
 """A small byte-level BPE tokenizer with a ChatML template, as the files of a checkpoint."""
 
 import json
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from tokenizers import (
     pre_tokenizers,
     trainers,
 )
+
+from router.types import ChatMessage
 
 START, END, THINK = "<|im_start|>", "<|im_end|>", "<think>"
 CHAT_TEMPLATE = """{%- for message in messages %}
@@ -56,9 +59,15 @@ def files(*, chat_template: str | None = CHAT_TEMPLATE) -> dict[str, bytes]:
     }
 
 
-def save(folder: Path) -> Path:
+def lay_out(messages: Iterable[ChatMessage]) -> str:
+    """Returns what `CHAT_TEMPLATE` makes of a conversation."""
+    turns = [f"{START}{message.role}\n{message.content}{END}\n" for message in messages]
+    return "".join(turns) + f"{START}assistant\n"
+
+
+def save(folder: Path, *, chat_template: str | None = CHAT_TEMPLATE) -> Path:
     """Writes the files into a folder, made if it is not there, and returns it."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files().items():
+    for name, content in files(chat_template=chat_template).items():
         (folder / name).write_bytes(content)
     return folder

@@ -196,3 +196,19 @@ def test_what_is_there_is_left_out_of_later_searches_for_garbage():
     finally:
         gc.unfreeze()
         gc.set_threshold(*thresholds)
+
+
+def test_loop_that_ends_waits_for_no_thread():
+    goes_on = threading.Event()
+
+    async def start_thread():
+        started = threading.Event()
+        running = asyncio.ensure_future(asyncio.to_thread(lambda: (started.set(), goes_on.wait())))
+        while not started.is_set():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        running.cancel()
+
+    # Else it waits for ever, and the test's deadline ends it.
+    with asyncio.Runner(loop_factory=GrpcEventLoop) as runner:
+        runner.run(start_thread())
+    goes_on.set()

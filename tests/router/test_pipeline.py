@@ -26,7 +26,7 @@ from router.types import (
     TextPrompt,
     Tokens,
 )
-from tests.fakes import byte_fallback
+from tests.fakes import byte_fallback, small_tokenizer
 from tests.fakes.fake_fleet import ENGINE, FakeFleet, model_info
 from tests.router.pipelines import (
     BOUNDS,
@@ -75,7 +75,8 @@ async def test_chat_goes_out_laid_out_by_the_template(pipeline, fleet):
 
     await collect(pipeline, request(ChatPrompt(messages=messages)))
 
-    assert fleet.requests[0].prompt_token_ids == TOKENIZER.encode_chat(messages)
+    expected = TOKENIZER.encode_rendered(small_tokenizer.lay_out(messages))
+    assert fleet.requests[0].prompt_token_ids == expected
 
 
 async def test_tokens_go_out_as_they_came(pipeline, fleet):

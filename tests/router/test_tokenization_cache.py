@@ -109,5 +109,6 @@ def test_chats_that_grow_have_the_tokens_of_a_fresh_tokenizer(seed):
     ]
     for _ in range(12):
         messages.append(ChatMessage(role="user", content=rng.choice(contents)))
-        assert warm.encode_chat(messages) == Tokenizer.from_files(files).encode_chat(messages)
+        text = small_tokenizer.lay_out(messages)
+        assert warm.encode_rendered(text) == Tokenizer.from_files(files).encode_rendered(text)
         messages.append(ChatMessage(role="assistant", content=rng.choice(contents)))

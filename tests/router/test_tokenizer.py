@@ -4,8 +4,7 @@ import time
 import pytest
 from transformers import AutoTokenizer
 
-from protos.wire.reason import Reason
-from router.errors import InvalidRequest, NoTokenizer
+from router.errors import NoTokenizer
 from router.tokenizer import Tokenizer
 from router.types import ChatMessage
 from tests.fakes import small_tokenizer
@@ -45,21 +44,9 @@ def test_chat_becomes_the_ids_of_transformers(reference):
     conversation = [{"role": m.role, "content": m.content} for m in MESSAGES]
     expected = reference.apply_chat_template(conversation, add_generation_prompt=True)
 
-    assert TOKENIZER.encode_chat(MESSAGES).tolist() == expected.input_ids
+    text = small_tokenizer.lay_out(MESSAGES)
 
-
-def test_template_sees_the_special_tokens(tmp_path):
-    files = small_tokenizer.files(chat_template="{{ eos_token }}{{ messages[0].content }}")
-    for name, content in files.items():
-        (tmp_path / name).write_bytes(content)
-    expected = AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(
-        [{"role": "user", "content": "hi"}], add_generation_prompt=True
-    )
-
-    token_ids = Tokenizer.from_files(files).encode_chat((ChatMessage(role="user", content="hi"),))
-
-    assert token_ids.tolist() == expected.input_ids
-    assert token_ids[0] == TOKENIZER.backend.token_to_id(small_tokenizer.END)
+    assert TOKENIZER.encode_rendered(text).tolist() == expected.input_ids
 
 
 def test_ids_become_the_text_of_transformers(reference):
@@ -79,43 +66,8 @@ def test_truncation_left_in_the_file_is_not_applied():
     text = "the quick brown fox " * 9
 
     assert tokenizer.encode_text(text) == TOKENIZER.encode_text(text)
-    assert tokenizer.encode_chat(MESSAGES) == TOKENIZER.encode_chat(MESSAGES)
-
-
-@pytest.mark.parametrize(
-    ("template", "message"),
-    [
-        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
-        ("{{ messages[0].content + 1 }}", "can only concatenate str"),
-        ("{{ nothing.at.all }}", "'nothing' is undefined"),
-        ("{% for %}", "refuses them"),
-    ],
-)
-def test_template_that_raises_is_the_requests_error(template, message):
-    tokenizer = Tokenizer.from_files(small_tokenizer.files(chat_template=template))
-
-    with pytest.raises(InvalidRequest, match=message) as caught:
-        tokenizer.encode_chat(MESSAGES)
-
-    assert caught.value.status.reason == Reason.BAD_CHAT
-    assert caught.value.status.metadata["value"] == "system, user, assistant, user"
-
-
-def test_template_cannot_reach_python():
-    template = "{{ messages.__class__.__mro__ }}{{ messages.append(1) }}"
-    tokenizer = Tokenizer.from_files(small_tokenizer.files(chat_template=template))
-
-    with pytest.raises(InvalidRequest):
-        tokenizer.encode_chat(MESSAGES)
-
-
-def test_missing_template_is_named():
-    tokenizer = Tokenizer.from_files(small_tokenizer.files(chat_template=None))
-
-    with pytest.raises(InvalidRequest, match="no chat template") as caught:
-        tokenizer.encode_chat(MESSAGES)
-
-    assert caught.value.status.reason == Reason.BAD_CHAT
+    chat = small_tokenizer.lay_out(MESSAGES)
+    assert tokenizer.encode_rendered(chat) == TOKENIZER.encode_rendered(chat)
 
 
 @pytest.mark.parametrize(
@@ -138,10 +90,9 @@ def test_unusable_files_are_named_and_run_no_code(files, message):
         Tokenizer.from_files(files)
 
 
-@pytest.mark.parametrize("encode", ["text", "chat"])
+@pytest.mark.parametrize("encode", ["text", "rendered"])
 def test_long_text_leaves_the_interpreter_to_others(encode):
     text = "the quick brown fox " * 20_000
-    prompt = text if encode == "text" else (ChatMessage(role="user", content=text),)
     is_done = threading.Event()
     num_turns = []
 
@@ -153,7 +104,7 @@ def test_long_text_leaves_the_interpreter_to_others(encode):
     other = threading.Thread(target=take_turns)
     other.start()
     start = time.monotonic()
-    getattr(TOKENIZER, f"encode_{encode}")(prompt)
+    getattr(TOKENIZER, f"encode_{encode}")(text)
     end = time.monotonic()
     is_done.set()
     other.join()

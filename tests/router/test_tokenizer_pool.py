@@ -99,7 +99,14 @@ async def test_changed_tokenizer_is_loaded_anew_and_old_ones_are_dropped():
         assert await pool.get(model("0", "other")) is first
         for number in range(1, 9):
             await pool.get(model(str(number)))
-        assert await pool.get(model("0")) is not first
+        # Nobody uses it, so that its chat template's worker is ended.
+        assert first.chat_template._process is None
+        again = await pool.get(model("0"))
+        assert again is not first
+        worker = again.chat_template._process
+        assert not worker.has_ended
+
+    assert worker.has_ended
 
 
 async def test_model_without_tokenizer_says_so():

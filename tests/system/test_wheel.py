@@ -66,6 +66,12 @@ async def test_installed_wheel_serves_a_request(installed, tmp_path):
                 text="introduce yourself",
                 sampling_params=router_pb2.SamplingParams(max_tokens=4, ignore_eos=True),
             )
-            call = router_pb2_grpc.RouterServiceStub(channel).Generate(request, timeout=60)
-            responses = [response async for response in call]
-    assert responses[-1].finish.completion_token_count == 4
+            # A process that runs a file of the wheel lays it out.
+            chat = router_pb2.GenerateRequest(
+                chat=router_pb2.Chat(messages=[router_pb2.ChatMessage(role="user", content="hi")]),
+                sampling_params=request.sampling_params,
+            )
+            for prompt in (request, chat):
+                call = router_pb2_grpc.RouterServiceStub(channel).Generate(prompt, timeout=60)
+                responses = [response async for response in call]
+                assert responses[-1].finish.completion_token_count == 4

@@ -8,6 +8,7 @@ from router.pipeline import OUTCOMES
 from router.placement import Cost, Placement
 from router.prefix_index import IndexStatistics
 from router.server.metrics import Holdings, RouterMetrics
+from router.template_process import END_CAUSES
 from tests.fakes.fake_fleet import ENGINE, FakeFleet
 
 INDEX = IndexStatistics(
@@ -127,3 +128,10 @@ def test_index_is_shown(metrics):
     assert value(metrics, "index_snapshots_total") == 3
     assert value(metrics, "index_rejected_entries_total") == 4
     assert value(metrics, "engine_connections_total") == 5
+
+
+def test_ends_of_template_workers_are_counted_by_cause(metrics):
+    metrics.template_worker_ended("time")
+
+    values = [value(metrics, "template_worker_ends_total", cause=cause) for cause in END_CAUSES]
+    assert values == [1.0, 0.0, 0.0]

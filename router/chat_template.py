@@ -1,0 +1,278 @@
+"""A model's chat template, which runs in a process of its own."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from protos.wire.reason import Reason
+from router import template_worker
+from router.errors import Draining, InvalidRequest, RequestError
+from router.template_process import TemplateEnded, TemplateProcess, TemplateRefused
+from router.types import ChatMessage
+
+_MIN_DEADLINE = 10.0
+_DEADLINE_FACTOR = 5
+"""Of the CPU time: the machine may have other things to do, and a worker may have escaped."""
+_MIN_MEMORY_BYTES = 64 << 20
+_MEMORY_FACTOR = 32
+"""Bytes for each of a prompt: text takes up to four, and a template copies it some times."""
+_LAYOUT_FACTOR = 2
+_MIN_LAYOUT_BYTES = 1 << 20
+_FIRST_PAUSE, _MAX_PAUSE = 1.0, 60.0
+_MAX_SHOWN_ROLES = 16
+_MAX_CHARACTERS = 1 << 20
+"""Of a template; the longest that people write have a tenth of it."""
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TemplateSettings:
+    """What a chat template may take for one chat, and who hears of one that takes more.
+
+    Attributes:
+        model: Its name, for the log.
+        cpu_seconds: CPU time.
+        max_prompt_bytes: UTF-8 of the messages; memory and layout are bounded by multiples of it.
+        on_end: Hears why a worker ended, one of `template_process.END_CAUSES`.
+    """
+
+    model: str = ""
+    cpu_seconds: float = 2.0
+    max_prompt_bytes: int = 4 << 20
+    on_end: Callable[[str], None] = lambda cause: None
+
+    @property
+    def memory_bytes(self) -> int:
+        """What a worker may allocate beyond what it has at its start."""
+        return _MIN_MEMORY_BYTES + _MEMORY_FACTOR * self.max_prompt_bytes
+
+    @property
+    def max_layout_bytes(self) -> int:
+        """UTF-8 of a conversation laid out."""
+        return _MIN_LAYOUT_BYTES + _LAYOUT_FACTOR * self.max_prompt_bytes
+
+    @property
+    def deadline(self) -> float:
+        """Wall time of one chat, in seconds."""
+        return max(_MIN_DEADLINE, _DEADLINE_FACTOR * self.cpu_seconds)
+
+
+class ChatTemplate:
+    """Lays out conversations, one after the other, in a worker that is kept and replaced.
+
+    One that ends its worker again and again is left alone for a growing while. The number of
+    callers that wait is bounded by the requests under way, and one that is cancelled leaves nothing
+    behind: the worker is free when it has answered, not when nobody waits.
+    """
+
+    def __init__(
+        self, source: object, special_tokens: Mapping[str, str], settings: TemplateSettings
+    ) -> None:
+        """Starts no worker yet.
+
+        Args:
+            source: The template as a tokenizer's files have it; None if they have none.
+            special_tokens: The tokens that the template sees, by name.
+            settings: What it may take.
+        """
+        self._source = source
+        self._special_tokens = dict(special_tokens)
+        self._settings = settings
+        self._turn = asyncio.Semaphore(1)
+        self._num_waiting = 0
+        self._process: TemplateProcess | None = None
+        self._loaded: asyncio.Future[str] | None = None
+        self._fault: str | None = None
+        """Why it can never be used."""
+        if source is not None and not isinstance(source, str):
+            self._fault = f"it is of type {type(source).__name__}, not a text"
+        elif source and len(source) > _MAX_CHARACTERS:
+            self._fault = f"it has {len(source)} characters, over {_MAX_CHARACTERS}"
+        self._is_retired = self._is_closed = False
+        self._num_ends = 0
+        """Of workers since one answered."""
+        self._resumes_at = 0.0
+        self._last_end = ""
+
+    async def start(self) -> None:
+        """Starts the worker, so that the first chat need not wait for it.
+
+        A template that cannot be used is the error of each chat, and not of this.
+        """
+        if self._source:
+            try:
+                await self._ask(None)
+            except (TemplateRefused, TemplateEnded, _Paused, RequestError) as error:
+                message = "chat template unusable model=%s error=%.500s"
+                _logger.warning(message, self._settings.model, error)
+
+    async def render(self, messages: Sequence[ChatMessage]) -> str:
+        """Returns the text of a conversation up to where the assistant speaks.
+
+        Raises:
+            InvalidRequest: There is no chat template, it raises, or it takes more than it may.
+            RequestError: Its worker cannot be started.
+        """
+        if not self._source:
+            raise InvalidRequest(
+                "chat cannot be used: the model has no chat template; send text",
+                {"field": "chat"},
+                reason=Reason.BAD_CHAT,
+            )
+        retry_after = None
+        try:
+            return await self._ask(messages)
+        except TemplateRefused as error:
+            why = f"the model's chat template refuses them: {error!s:.500}"
+        except TemplateEnded as error:
+            why = self._describe(error)
+        except _Paused as error:
+            why, retry_after = str(error), error.seconds
+        roles = ", ".join(message.role for message in messages[:_MAX_SHOWN_ROLES])
+        raise InvalidRequest(
+            f"chat.messages with roles {roles}: {why}",
+            {"field": "chat.messages", "value": roles},
+            reason=Reason.BAD_CHAT,
+            retry_after=retry_after,
+        )
+
+    def retire(self) -> None:
+        """Ends the worker as soon as no chat needs it; later ones get one for themselves."""
+        self._is_retired = True
+        self._end_idle()
+
+    def close(self) -> None:
+        """Kills the worker, whatever it does; there is none any more."""
+        self._is_closed = True
+        self._end_process()
+
+    async def _ask(self, messages: Sequence[ChatMessage] | None) -> str:
+        """Returns a layout, or nothing of a worker that only has to be there."""
+        self._num_waiting += 1
+        try:
+            await self._turn.acquire()
+        finally:
+            self._num_waiting -= 1
+        try:
+            process = await self._ready_process()
+            if messages is None:
+                self._end_turn()
+                return ""
+            answer = process.ask(_request(messages), self._settings.deadline, self._note_answer)
+        except BaseException:
+            self._end_turn()
+            raise
+        return await answer
+
+    async def _ready_process(self) -> TemplateProcess:
+        while True:
+            if self._is_closed:
+                raise Draining("the router is about to exit; call another")
+            if self._fault is not None:
+                raise TemplateRefused(self._fault)
+            if self._process is None or self._process.has_ended:
+                self._check_pause()
+                self._process, self._loaded = self._start()
+                # If all who wait for it leave, its exception is heard all the same.
+                self._loaded.add_done_callback(asyncio.Future.exception)
+            process = self._process
+            assert self._loaded is not None
+            try:
+                # Goes on if the caller is cancelled, and the next waits for the rest of it.
+                await asyncio.shield(self._loaded)
+            except TemplateRefused as error:
+                self._fault = str(error)
+                self._end_process()
+            if not process.has_ended:
+                return process
+
+    def _start(self) -> "tuple[TemplateProcess, asyncio.Future[str]]":
+        settings = self._settings
+        assert isinstance(self._source, str)
+        load = template_worker.Load(
+            source=self._source,
+            variables=self._special_tokens,
+            cpu_seconds=settings.cpu_seconds,
+            memory_bytes=settings.memory_bytes,
+            max_bytes=settings.max_layout_bytes,
+        )
+        try:
+            process = TemplateProcess(settings.max_layout_bytes, self._note_end)
+        except OSError as error:
+            raise RequestError(
+                f"the worker of the model's chat template cannot be started: {error}"
+            ) from error
+        return process, process.ask((json.dumps(load).encode(), b""), settings.deadline)
+
+    def _note_answer(self) -> None:
+        if self._process is not None and not self._process.has_ended:
+            self._num_ends = 0
+        self._end_turn()
+
+    def _note_end(self, end: TemplateEnded) -> None:
+        self._num_ends += 1
+        self._last_end = self._describe(end)
+        pause = 0.0
+        # The first is no habit yet: those who wait go on with the next worker.
+        if self._num_ends > 1:
+            pause = min(_FIRST_PAUSE * 2 ** min(self._num_ends - 2, 16), _MAX_PAUSE)
+        self._resumes_at = asyncio.get_running_loop().time() + pause
+        _logger.warning(
+            "template worker ended model=%s cause=%s detail=%.200s pause_seconds=%g",
+            self._settings.model,
+            end.cause,
+            end,
+            pause,
+        )
+        self._settings.on_end(end.cause)
+
+    def _check_pause(self) -> None:
+        seconds = self._resumes_at - asyncio.get_running_loop().time()
+        if seconds > 0:
+            raise _Paused(
+                f"{self._last_end}, {self._num_ends} times in a row; it is tried again in "
+                f"{seconds:.1f} s",
+                seconds,
+            )
+
+    def _describe(self, end: TemplateEnded) -> str:
+        if end.cause == "time":
+            return f"the model's chat template did not end within {self._settings.cpu_seconds:g} s"
+        return f"the model's chat template broke its worker ({end!s:.200})"
+
+    def _end_turn(self) -> None:
+        self._turn.release()
+        self._end_idle()
+
+    def _end_idle(self) -> None:
+        if self._is_retired and not self._num_waiting and not self._turn.locked():
+            self._end_process()
+
+    def _end_process(self) -> None:
+        if self._process is not None:
+            self._process.end()
+            self._process = None
+
+
+class _Paused(Exception):
+    """The template has ended its workers too often.
+
+    Attributes:
+        seconds: Until it is tried again.
+    """
+
+    def __init__(self, text: str, seconds: float) -> None:
+        super().__init__(text)
+        self.seconds = seconds
+
+
+def _request(messages: Sequence[ChatMessage]) -> tuple[bytes, bytes]:
+    errors = template_worker.ENCODING_ERRORS
+    contents = [message.content.encode(errors=errors) for message in messages]
+    sizes = [
+        (message.role, len(content)) for message, content in zip(messages, contents, strict=True)
+    ]
+    return json.dumps(sizes).encode(), b"".join(contents)

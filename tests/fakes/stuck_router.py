@@ -1,0 +1,21 @@
+"""A router whose tokenizer never ends with a text; it says so in its log.
+
+python -m tests.fakes.stuck_router --engines host:port --port 0 --operations-port 0
+"""
+
+import logging
+import runpy
+import threading
+
+from router.tokenizer import Tokenizer
+
+
+def encode_text(tokenizer, *arguments, **options):
+    """Stands in for what takes longer than anybody waits."""
+    logging.getLogger("stuck_router").info("a text is tokenized for ever")
+    threading.Event().wait()
+
+
+if __name__ == "__main__":
+    Tokenizer.encode_text = encode_text
+    runpy.run_module("router", run_name="__main__")
