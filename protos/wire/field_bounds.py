@@ -104,6 +104,7 @@ FIELD_BOUNDS: Mapping[str, FieldBound] = {
             "GenerateManyResponse.admissions": _STEP_EVENTS,
             "GenerateManyResponse.finishes": _STEP_EVENTS,
             "GenerateManyResponse.failures": FieldBound(entries=MAX_STEP_FAILURES),
+            "GenerateManyResponse.model_fingerprint": _LABEL,
             "RequestError.message": FieldBound(bytes=4096),
             "RequestError.details": FieldBound(entries=MAX_ERROR_DETAILS),
             "CacheSnapshot.block_hashes": _BLOCK_HASHES,
