@@ -1,4 +1,4 @@
-"""What happened to a stream's requests, in parts that the contract's bounds allow in one message."""
+"""What happened to a stream's requests, in parts that one message of the contract may hold."""
 
 from collections.abc import Iterator
 

@@ -10,7 +10,7 @@ _SPARE_BYTES = 64 * 1024
 _CHAT_MESSAGE_BYTES = 64
 """Of one message of a chat beside its content."""
 
-MAX_SUBMISSION_BYTES = max_bytes(engine_pb2.Submission.DESCRIPTOR)
+MAX_SUBMISSION_BYTES = max_bytes(engine_pb2.Submission)
 """The largest submission whose fields are within their bounds."""
 ENGINE_REQUEST_BYTES = MAX_SUBMISSION_BYTES + _SPARE_BYTES
 """The largest message that an engine receives; a router sends none larger than the largest
@@ -29,9 +29,9 @@ ChannelOptions = list[tuple[str, int]]
 
 def router_request_bytes(max_prompt_bytes: int) -> int:
     """Returns the largest message that a router receives, if it takes prompts of such a size."""
-    prompt = max(max_prompt_bytes, max_bytes(router_pb2.TokenIds.DESCRIPTOR))
+    prompt = max(max_prompt_bytes, max_bytes(router_pb2.TokenIds))
     messages = MAX_CHAT_MESSAGES * _CHAT_MESSAGE_BYTES
-    params = max_bytes(router_pb2.SamplingParams.DESCRIPTOR)
+    params = max_bytes(router_pb2.SamplingParams)
     return prompt + messages + params + 4 * MAX_LABEL_BYTES + _SPARE_BYTES
 
 

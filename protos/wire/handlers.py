@@ -117,7 +117,10 @@ class Handlers:
         self.add(service, reflection.aio.ReflectionServicer(names))
 
     def _handler(
-        self, method: MethodDescriptor, behavior: Any, parser: Callable[[bytes], Any]
+        self,
+        method: MethodDescriptor,
+        behavior: Any,  # noqa: ANN401
+        parser: Callable[[bytes], Any],
     ) -> "grpc.RpcMethodHandler[Any, Any]":
         up = "stream" if method.client_streaming else "unary"
         down = "stream" if method.server_streaming else "unary"

@@ -1,9 +1,11 @@
 """grpc.health.v1 as all our services answer it."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import grpc
 from grpc_health.v1 import health, health_pb2
+
+if TYPE_CHECKING:
+    import grpc
 
 
 class HealthServicer(health.aio.HealthServicer):  # type: ignore[misc]

@@ -16,7 +16,7 @@ MAX_STOP_TEXTS = 1024
 MAX_SEQUENCE_TOKENS = 1 << 20
 """Of a prompt, and of what was generated for it, whatever the model's own length."""
 
-MAX_PROMPT_BYTES = 16 * 1024 * 1024
+MAX_PROMPT_BYTES = 8 * 1024 * 1024
 """Of a text, or of all messages of a chat together; a router takes less unless it is told to."""
 MAX_CHAT_MESSAGES = 4096
 

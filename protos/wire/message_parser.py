@@ -91,15 +91,19 @@ class MessageParser(Generic[_Message]):
         )
 
 
-def max_bytes(descriptor: Descriptor) -> int:
-    """Returns the size of the largest message within the bounds, but for what it has too often."""
+def max_bytes(message_class: type[Message]) -> int:
+    """Returns the size of the largest message within the bounds, without surplus fields."""
+    return _max_bytes(message_class.DESCRIPTOR)
+
+
+def _max_bytes(descriptor: Descriptor) -> int:
     return sum(_max_field_bytes(one) for one in descriptor.fields)
 
 
 def _max_field_bytes(one: FieldDescriptor) -> int:
     bound = FIELD_BOUNDS.get(one.full_name, FieldBound())
     if one.message_type is not None:
-        return bound.entries * (max_bytes(one.message_type) + 8)
+        return bound.entries * (_max_bytes(one.message_type) + 8)
     if one.type in (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES):
         return bound.entries * (bound.bytes + 8)
     return bound.entries * _WIDTHS.get(one.type, 10) + 8

@@ -6,12 +6,14 @@ is longer than an event loop may be held; on the wire the list is what an array 
 
 import sys
 from array import array
-from collections.abc import Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from google.protobuf.message import Message
 
 from protos.wire.wire_format import packed, read_fields
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _MIN_COUNT = 512
 """Below this, iteration is quicker."""
@@ -29,7 +31,7 @@ def read_token_ids(message: Message, name: str) -> "array[int]":
     for field, _ in message.ListFields():
         if field.name != name:
             alone.ClearField(field.name)
-    alone.DiscardUnknownFields()  # type: ignore[attr-defined]
+    alone.DiscardUnknownFields()
     content = alone.SerializeToString()
     token_ids = array("I")
     for _, _, begin, end in read_fields(content, 0, len(content)):

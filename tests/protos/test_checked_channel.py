@@ -10,6 +10,7 @@ from protos.pagestream.engine.v1 import engine_pb2, engine_pb2_grpc
 from protos.wire.channel import ENGINE_RESPONSE_BYTES, client_options
 from protos.wire.checked_channel import CheckedChannel
 from protos.wire.handlers import RefusalLog
+from protos.wire.message_parser import Malformed
 from protos.wire.wire_format import packed
 
 SERVICE = engine_pb2.DESCRIPTOR.services_by_name["EngineService"]
@@ -85,8 +86,6 @@ def test_burst_of_refusals_is_one_line_in_the_log(caplog, monkeypatch):
     monkeypatch.setattr("time.monotonic", lambda: now)
     counted = []
     log = RefusalLog(counted.append)
-    from protos.wire.message_parser import Malformed
-
     for _ in range(1000):
         log.add("S/M", "peer", Malformed(text="why"))
     now += 6
