@@ -316,11 +316,14 @@ class _Answer:
         self._num_completion_tokens = 0
         self._detokenizer: detokenizer.Detokenizer | None = None
         if tokenizer is not None:
-            self._detokenizer = detokenizer.start(
-                tokenizer.backend,
-                tokenizer.token_bytes,
-                pieces=tokenizer.pieces,
-                prompt=() if is_chat else request.prompt_token_ids,
+            self._detokenizer = contained(
+                partial(
+                    detokenizer.start,
+                    tokenizer.backend,
+                    tokenizer.token_bytes,
+                    pieces=tokenizer.pieces,
+                    prompt=() if is_chat else request.prompt_token_ids,
+                )
             )
         params = request.sampling_params
         eos_token_ids = frozenset() if params.ignore_eos else model.eos_token_ids

@@ -8,7 +8,7 @@ work is that of the bounds, whatever was sent.
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError, Message
@@ -93,7 +93,7 @@ class MessageParser(Generic[_Message]):
 
 def max_bytes(message_class: type[Message]) -> int:
     """Returns the size of the largest message within the bounds, without surplus fields."""
-    return _max_bytes(message_class.DESCRIPTOR)
+    return _max_bytes(cast("Descriptor", message_class.DESCRIPTOR))
 
 
 def _max_bytes(descriptor: Descriptor) -> int:

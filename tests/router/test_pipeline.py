@@ -214,9 +214,7 @@ async def test_panic_of_a_decoder_ends_its_request_with_a_reason(
 
     setattr(Panicking, method, panic)
     fleet.answer([80, 81])
-    monkeypatch.setattr(
-        detokenizer, "start", lambda backend, token_bytes: Panicking(TOKENIZER.token_bytes)
-    )
+    monkeypatch.setattr(detokenizer, "start", lambda *_, **__: Panicking(TOKENIZER.token_bytes))
 
     with pytest.raises(TokenizerFailed, match="of Rust") as raised:
         await collect(pipeline, request())

@@ -255,7 +255,7 @@ async def test_failed_fetches_leave_nothing_behind():
 async def test_load_that_takes_long_keeps_no_text_of_others_waiting(monkeypatch):
     started, goes_on = threading.Event(), threading.Event()
 
-    def load(files):
+    def load(files, settings):
         started.set()
         goes_on.wait(10)
         return TOKENIZER
