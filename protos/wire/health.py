@@ -9,11 +9,11 @@ if TYPE_CHECKING:
 
 
 class HealthServicer(health.aio.HealthServicer):  # type: ignore[misc]
-    """The library's, which lacks `List`."""
+    """The library's, which lacks `List`; before 1.84.2 its contract lacks it, too."""
 
     async def List(
-        self, request: health_pb2.HealthListRequest, context: "grpc.aio.ServicerContext[Any, Any]"
-    ) -> health_pb2.HealthListResponse:
+        self, request: "health_pb2.HealthListRequest", context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> "health_pb2.HealthListResponse":
         """Returns the state of every service."""
         return health_pb2.HealthListResponse(
             statuses={
