@@ -194,7 +194,7 @@ async def test_a_and_aaaa_records_are_engines_each_once():
 
 async def test_more_records_than_engines_can_be_are_refused():
     dns = FakeDns([f"10.0.{n // 256}.{n % 256}" for n in range(4097)])
-    with pytest.raises(Unusable, match="^resolves to more than 4096 addresses$"):
+    with pytest.raises(Unusable, match=r"^resolves to more than 4096 addresses$"):
         await EngineDns(NAME, dns.resolve).read()
 
 
