@@ -72,6 +72,7 @@ class HttpServer:
         """Listens to nothing yet; `handlers` are by path."""
         self._handlers = handlers
         self._listeners: list[socket.socket] = []
+        self._paused: set[socket.socket] = set()
         # The oldest first.
         self._connections: dict[_Connection, None] = {}
         self._spare = _Spare()
@@ -117,9 +118,12 @@ class HttpServer:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
-                has_freed = error.errno in (errno.EMFILE, errno.ENFILE) and self._free_one()
-                if not has_freed:
-                    self._pause(listener, error)
+                self._tell(error)
+                if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._free_one():
+                    loop = asyncio.get_running_loop()
+                    loop.remove_reader(listener)
+                    loop.call_later(_RETRY_SECONDS, self._listen, listener)
+                    self._paused.add(listener)
                     return
             else:
                 self._take(accepted, peer)
@@ -128,17 +132,14 @@ class HttpServer:
         """Frees a file descriptor, if that is possible."""
         return self._spare.empty() or self._evict(self._connections)
 
-    def _pause(self, listener: socket.socket, error: OSError) -> None:
-        loop = asyncio.get_running_loop()
-        num_held = self._accept_failures.take(loop.time())
+    def _tell(self, error: OSError) -> None:
+        num_held = self._accept_failures.take(asyncio.get_running_loop().time())
         if num_held is not None:
             _logger.error(
-                "operations port takes no connections error=%s num_tries_unlogged=%d",
+                "operations port is short of system resources error=%s times_before=%d",
                 error.strerror,
                 num_held,
             )
-        loop.remove_reader(listener)
-        loop.call_later(_RETRY_SECONDS, self._listen, listener)
 
     def _take(self, accepted: socket.socket, peer: str) -> None:
         of_peer = [one for one in self._connections if one.peer == peer]
@@ -194,6 +195,8 @@ class HttpServer:
         del self._connections[connection]
         if self._listeners:
             self._spare.fill()
+            while self._paused:
+                self._listen(self._paused.pop())
 
     async def _answer(self, connection: _Connection, head: str) -> None:
         try:

@@ -29,7 +29,13 @@ from tests.engine_service.process_harness import (
     stopped,
     wait_gone,
 )
-from tests.engine_service.server.harness import generate_request, read, status_of, submission
+from tests.engine_service.server.harness import (
+    generate_request,
+    read,
+    read_until,
+    status_of,
+    submission,
+)
 
 CONFIG = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -341,6 +347,7 @@ async def test_folder_of_a_stranger_is_refused_in_one_line(tmp_path, spoil, expe
     folder.mkdir()
     spoil(folder)
     arguments = ["--model", str(folder), "--load-format", "dummy"]
+    arguments += ["--served-model-name", "stranger"]
     async with engine_process(REAL, *arguments) as engine:
         assert await engine.wait_end() == 2
     assert len(engine.lines) == 1
@@ -376,6 +383,57 @@ def test_core_is_given_the_folder_that_was_checked_so_that_the_hub_is_asked_once
     again, _ = launch._check_model(model)
     assert again == model
     assert asked == ["acme/demo"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "shown"), [("a\nb", r"a\nb"), ("my model", "my model"), ("a\x1b[2J", r"a\x1b[2J")]
+)
+async def test_folder_whose_name_can_be_no_model_s_is_refused(tmp_path, folder, shown):
+    path = tmp_path / folder
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(CONFIG))
+    arguments = ["--model", str(path), "--load-format", "dummy"]
+    async with engine_process(REAL, *arguments) as engine:
+        assert await engine.wait_end() == 2
+    assert engine.lines == [
+        f"engine_service: the folder's name \"{shown}\" cannot be the model's, which has 1 to 256 "
+        "printable characters without spaces; choose one with --served-model-name\n"
+    ]
+    async with engine_process(FAKE, *arguments, "--served-model-name", "mine") as engine:
+        await engine.wait_line("ready")
+        assert " model=mine " in engine.lines[-1]
+
+
+async def test_half_open_connections_leave_nothing_in_the_log_at_the_end(options):
+    async with engine_process(FAKE, *options) as engine:
+        await engine.wait_line("ready")
+        address = ("127.0.0.1", engine.operations_port)
+        with socket.create_connection(address), socket.create_connection(address) as half:
+            half.sendall(b"GET /livez HTTP/1.1\r\n")
+            half.shutdown(socket.SHUT_WR)
+            assert await engine.http_status("/livez") == 200
+            engine.process.send_signal(signal.SIGTERM)
+            assert await engine.wait_end() == 0
+    assert not [line for line in engine.lines if " INFO " not in line]
+
+
+async def test_core_and_server_serve_on_when_nobody_reads_their_log(options):
+    async with engine_process(FAKE, *options, "--log-level", "debug") as engine:
+        await engine.wait_line("ready")
+        async with engine.stub() as stub, asyncio.timeout(60):
+            # More than the pipe and the test's own buffer hold.
+            for start in range(0, 1200, 200):
+                calls = []
+                for number in range(start, start + 200):
+                    request = _request([number % 99], 1)
+                    request.request_id = f"{number:0256d}"
+                    calls.append(stub.Generate(request))
+                for call in calls:
+                    assert await read_until(call, lambda message: message.HasField("finish"))
+            assert await engine.http_status("/livez") == 200
+            engine.process.send_signal(signal.SIGTERM)
+            await wait_gone(engine.process.pid)
+        assert await engine.wait_end() == 0
 
 
 async def test_wrong_option_is_told_in_one_line():

@@ -123,6 +123,14 @@ def test_addresses_are_read_in_order():
         ("a:0", 'has "a:0", whose port is not from 1 to 65535'),
         ("a:65536", 'has "a:65536", whose port is not from 1 to 65535'),
         ("a:x", 'has "a:x", whose port is not from 1 to 65535'),
+        ("[:1", 'has "[:1", which is not "host:port"'),
+        ("[]:5", 'has "[]:5", which is not "host:port"'),
+        ("[[::1]]:1", 'has "[[::1]]:1", which is not "host:port"'),
+        ("a:b:1", 'has "a:b:1", which is not "host:port"'),
+        ("a\nb:1", r'has "a\nb:1", which is not "host:port"'),
+        ("a" * 300 + ":1", f'has "{"a" * 100}…", which is not "host:port"'),
+        ("a:" + "9" * 5000, f'has "a:{"9" * 98}…", whose port is not from 1 to 65535'),
+        (",".join(f"a{n}:1" for n in range(4097)), "lists more than 4096 addresses"),
         ("a:1,,b:2", 'has "", which is not "host:port"'),
         ("", 'has "", which is not "host:port"'),
     ],
@@ -182,6 +190,12 @@ async def test_a_and_aaaa_records_are_engines_each_once():
     found, _ = await collect_dns(["fd00::1", "10.0.0.2", "10.0.0.1", "10.0.0.2"])
 
     assert found == [("10.0.0.1:9000", "10.0.0.2:9000", "[fd00::1]:9000")]
+
+
+async def test_more_records_than_engines_can_be_are_refused():
+    dns = FakeDns([f"10.0.{n // 256}.{n % 256}" for n in range(4097)])
+    with pytest.raises(Unusable, match=r"^resolves to more than 4096 addresses$"):
+        await EngineDns(NAME, dns.resolve).read()
 
 
 async def test_records_in_another_order_are_no_change():
@@ -280,6 +294,8 @@ def test_line_is_an_address_and_comments_and_blanks_are_none(tmp_path):
         (b"a:1 b:2\n", 'line 1 has "a:1 b:2", which is not "host:port"'),
         (b"a:1\nb:2\na:1 # again\n", 'line 3 lists "a:1" twice'),
         (b"a:1\n\xff:2\n", "line 2 is not UTF-8"),
+        (b"a:1\n[]:5\n", 'line 2 has "[]:5", which is not "host:port"'),
+        (b"a\x1b[2J:1\n", r'line 1 has "a\x1b[2J:1", which is not "host:port"'),
         (b"", "lists no address"),
         (b"# none\n", "lists no address"),
         (b"#" * 1_048_577, "has more than 1048576 bytes"),
