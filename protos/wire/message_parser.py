@@ -93,7 +93,7 @@ class MessageParser(Generic[_Message]):
 
 def max_bytes(message_class: type[Message]) -> int:
     """Returns the size of the largest message within the bounds, without surplus fields."""
-    return _max_bytes(message_class.DESCRIPTOR)
+    return _max_bytes(message_class.DESCRIPTOR)  # type: ignore[arg-type]
 
 
 def _max_bytes(descriptor: Descriptor) -> int:
