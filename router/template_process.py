@@ -14,7 +14,7 @@ END_CAUSES = ("time", "died", "protocol")
 """Why a worker ends that nobody ended: its limits, by itself, or for what it answered."""
 
 _MAX_ERROR_BYTES = 4 * template_worker.MAX_ERROR_CHARACTERS
-_CHUNK_BYTES = 256 << 10
+_CHUNK_BYTES = 64 << 10
 _REAP_SECONDS = 0.005
 
 

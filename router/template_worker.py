@@ -70,6 +70,7 @@ def main() -> None:
         if layout is None:
             load: Load = json.loads(head)
             _limit_memory(load["memory_bytes"])
+        # It stands still while the process waits for the next request, which begins it anew.
         signal.setitimer(signal.ITIMER_PROF, load["cpu_seconds"])
         try:
             if layout is None:
@@ -82,7 +83,6 @@ def main() -> None:
         # A template is a program: it may raise anything.
         except Exception as error:
             kind, answer = REFUSED, str(error)[:MAX_ERROR_CHARACTERS].encode(errors="replace")
-        signal.setitimer(signal.ITIMER_PROF, 0)
         sink.write(ANSWER.pack(kind, len(answer)))
         sink.write(answer)
         sink.flush()
