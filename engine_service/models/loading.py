@@ -14,14 +14,13 @@ from engine_service.errors import StartupError
 from engine_service.models.checkpoint import Checkpoint
 from engine_service.models.config import ModelConfig
 from engine_service.models.qwen3 import Qwen3
+from engine_service.models.stored_weights import EMBEDDING, HEAD, choose_tensors
 from engine_service.models.tensor_file import StoredTensor
 from engine_service.models.tensor_reader import DTYPES, Transfer, read_tensors
 
 logger = logging.getLogger(__name__)
 
 _DUMMY_CHUNK = 1 << 22
-_EMBEDDING = "model.embed_tokens.weight"
-_HEAD = "lm_head.weight"
 
 
 def build_model(
@@ -35,16 +34,6 @@ def build_model(
     raise AssertionError(f"{config.architecture} passed the config's check but is not built here")
 
 
-def check_weights(config: ModelConfig, checkpoint: Checkpoint) -> None:
-    """Compares what a checkpoint says of its tensors with the config; allocates and reads nothing.
-
-    Raises:
-        StartupError: As of `load_weights`, apart from what only the values tell.
-    """
-    shapes = build_model(config, 1, torch.float32, torch.device("meta"))
-    _plan_transfers(dict(shapes.checkpoint_tensors()), checkpoint)
-
-
 def load_weights(model: Qwen3, checkpoint: Checkpoint) -> str:
     """Reads each tensor of a checkpoint once, to its place on the model's device.
 
@@ -55,13 +44,14 @@ def load_weights(model: Qwen3, checkpoint: Checkpoint) -> str:
         32 hexadecimal digits (xxh3-128) over the names, types, shapes and bytes of what was read.
 
     Raises:
-        StartupError: A file is not whole, or a tensor is missing, unexpected, misshapen, stored
-            in an unsupported way or twice, or not finite; the message names it.
+        StartupError: As of `choose_tensors`; or a tensor is not finite, or not equal to the one
+            that it is tied to.
     """
     targets = dict(model.checkpoint_tensors())
-    transfers = _plan_transfers(targets, checkpoint)
+    tensors = choose_tensors({name: target.shape for name, target in targets.items()}, checkpoint)
+    transfers = _plan_transfers(targets, tensors)
     total = sum(transfer.stored.end - transfer.stored.begin for transfer in transfers)
-    digests = {transfer.stored.name: xxhash.xxh3_128() for transfer in transfers}
+    digests = {name: xxhash.xxh3_128() for name in tensors}
     num_done = 0
     next_quarter = 1
     with tqdm(
@@ -76,55 +66,22 @@ def load_weights(model: Qwen3, checkpoint: Checkpoint) -> str:
                 logger.info("weights_loading percent=%d", num_done * 100 // total)
                 next_quarter = num_done * 4 // total + 1
     _check_values(transfers)
-    if _HEAD not in targets:
+    if HEAD not in targets:
         _check_tied_head(transfers)
     logger.info("weights_loaded files=%d bytes=%d", len(checkpoint.weights_files), total)
     return _whole_digest(transfers, digests)
 
 
-def _plan_transfers(targets: Mapping[str, torch.Tensor], checkpoint: Checkpoint) -> list[Transfer]:
-    """Finds the place of each stored tensor.
-
-    Args:
-        targets: The place for each tensor, by name.
-        checkpoint: Where they are stored.
-    """
+def _plan_transfers(
+    targets: Mapping[str, torch.Tensor], tensors: Mapping[str, StoredTensor]
+) -> list[Transfer]:
+    """Finds the place of each stored tensor."""
     places = dict(targets)
-    stored = checkpoint.stored_tensors()
-    if _HEAD not in targets and _HEAD in stored:
-        # A tied model's one matrix may be stored under either name, or under both.
-        embedding = targets[_EMBEDDING]
-        places[_HEAD] = torch.empty_like(embedding) if _EMBEDDING in stored else embedding
-        if _EMBEDDING not in stored:
-            del places[_EMBEDDING]
-    transfers = []
-    for name, tensor in stored.items():
-        # Which old checkpoints hold.
-        if name.endswith("rotary_emb.inv_freq"):
-            continue
-        if name not in places:
-            raise StartupError(f"{tensor} is unexpected in this architecture")
-        _check_stored(tensor, places[name])
-        transfers.append(Transfer(stored=tensor, target=places[name]))
-    missing = places.keys() - stored.keys()
-    if missing:
-        name = min(missing)
-        raise StartupError(
-            f"{checkpoint.folder}: tensor {name} {list(places[name].shape)} is missing"
-            + (f", and {len(missing) - 1} more are" if len(missing) > 1 else "")
-        )
-    return transfers
-
-
-def _check_stored(stored: StoredTensor, target: torch.Tensor) -> None:
-    if stored.shape != target.shape:
-        raise StartupError(
-            f"{stored} is {list(stored.shape)}, but config.json makes it {list(target.shape)}"
-        )
-    if stored.dtype not in DTYPES:
-        raise StartupError(
-            f"{stored} is stored as {stored.dtype}; supported are {', '.join(sorted(DTYPES))}"
-        )
+    if HEAD not in targets and HEAD in tensors:
+        # Read into the embedding's place, or beside it to be compared.
+        embedding = targets[EMBEDDING]
+        places[HEAD] = torch.empty_like(embedding) if EMBEDDING in tensors else embedding
+    return [Transfer(stored=tensor, target=places[name]) for name, tensor in tensors.items()]
 
 
 def _check_values(transfers: Sequence[Transfer]) -> None:
@@ -152,11 +109,11 @@ def _check_values(transfers: Sequence[Transfer]) -> None:
 def _check_tied_head(transfers: Sequence[Transfer]) -> None:
     """Refuses a tied model whose head is stored too, and is another."""
     by_name = {transfer.stored.name: transfer for transfer in transfers}
-    head, embedding = by_name.get(_HEAD), by_name.get(_EMBEDDING)
+    head, embedding = by_name.get(HEAD), by_name.get(EMBEDDING)
     if head is None or embedding is None or torch.equal(head.target, embedding.target):
         return
     raise StartupError(
-        f"{head.stored} is not equal to {_EMBEDDING}, but config.json ties them; "
+        f"{head.stored} is not equal to {EMBEDDING}, but config.json ties them; "
         "set tie_word_embeddings to false to use both, or remove the one that is not meant"
     )
 

@@ -130,7 +130,6 @@ def _read(piece: _Piece, buffers: threading.local) -> ReadPiece:
     buffer: torch.Tensor = buffers.bytes[: piece.num_bytes]
     content = buffer.numpy().data
     _fill(content, piece)
-    digest = xxhash.xxh3_128_digest(content)
     values = buffer.view(piece.dtype)
     with torch.inference_mode():
         if buffers.stream is None:
@@ -138,8 +137,11 @@ def _read(piece: _Piece, buffers: threading.local) -> ReadPiece:
         else:
             with torch.cuda.stream(buffers.stream):
                 piece.target.copy_(values, non_blocking=True)
-            # Before the buffer is filled anew.
-            buffers.stream.synchronize()
+    # While a GPU copies.
+    digest = xxhash.xxh3_128(content).digest()
+    if buffers.stream is not None:
+        # Before the buffer is filled anew.
+        buffers.stream.synchronize()
     return ReadPiece(name=piece.stored.name, num_bytes=piece.num_bytes, digest=digest)
 
 

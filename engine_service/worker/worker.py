@@ -11,13 +11,9 @@ from engine_service.core.types import StepPlan, StepResult, int32_array
 from engine_service.errors import StartupError
 from engine_service.models.checkpoint import Checkpoint
 from engine_service.models.config import ModelConfig
-from engine_service.models.loading import (
-    build_model,
-    check_weights,
-    fill_randomly,
-    load_weights,
-)
+from engine_service.models.loading import build_model, fill_randomly, load_weights
 from engine_service.models.qwen3 import Qwen3
+from engine_service.models.stored_weights import choose_tensors, tensor_shapes
 from engine_service.worker.cuda_graphs import StepGraphs, max_num_graphs
 from engine_service.worker.device import is_out_of_memory
 from engine_service.worker.input_batch import Bounds, InputBatch, Rows
@@ -236,7 +232,7 @@ def _load_model(config: WorkerConfig) -> tuple[Qwen3, str]:
     is_random = config.model.load_format == "dummy"
     if not is_random:
         # Nothing is allocated for sizes that the files do not bear out.
-        check_weights(config.model_config, config.checkpoint)
+        choose_tensors(tensor_shapes(config.model_config), config.checkpoint)
     model = build_model(config.model_config, config.max_model_len, config.dtype, config.device)
     if is_random:
         fill_randomly(model, config.model.seed, config.model_config.initializer_range)

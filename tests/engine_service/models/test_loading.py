@@ -9,12 +9,8 @@ from engine_service.errors import StartupError
 from engine_service.models import tensor_reader
 from engine_service.models.checkpoint import resolve_checkpoint
 from engine_service.models.config import parse_config
-from engine_service.models.loading import (
-    build_model,
-    check_weights,
-    fill_randomly,
-    load_weights,
-)
+from engine_service.models.loading import build_model, fill_randomly, load_weights
+from engine_service.models.stored_weights import STORED_DTYPES, choose_tensors, tensor_shapes
 from tests.engine_service.tiny_models import SHAPES, make_model
 
 CPU = torch.device("cpu")
@@ -220,8 +216,21 @@ def test_files_are_compared_with_the_config_before_anything_is_allocated(folder)
     values = checkpoint.read_config() | {"hidden_size": 1 << 18, "num_hidden_layers": 512}
 
     with pytest.raises(StartupError, match=r"is \[300, 64\], but config\.json makes it"):
-        check_weights(parse_config(values), checkpoint)
-    check_weights(parse_config(checkpoint.read_config()), checkpoint)
+        choose_tensors(tensor_shapes(parse_config(values)), checkpoint)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_shapes_by_the_config_are_those_of_the_model(tmp_path, shape):
+    tiny = make_model(tmp_path / "model", shape)
+    config = parse_config(resolve_checkpoint(str(tiny.folder)).read_config())
+
+    tensors = dict(build_model(config, 64, torch.float32, CPU).checkpoint_tensors())
+
+    assert tensor_shapes(config) == {name: tensor.shape for name, tensor in tensors.items()}
+
+
+def test_types_that_headers_may_name_are_those_that_are_read():
+    assert set(STORED_DTYPES) == set(tensor_reader.DTYPES)
 
 
 def test_tensors_larger_than_a_piece_are_whole(tiny_model, monkeypatch):
