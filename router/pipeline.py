@@ -1,10 +1,11 @@
 """The way of a request through the router, as one function from top to bottom."""
 
 import asyncio
+import threading
 import time
 import uuid
 from array import array
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -109,11 +110,14 @@ class Pipeline:
         tokenizers: TokenizerPool,
         observer: Observer,
         bounds: Bounds,
+        *,
+        allow_special_tokens_in_content: bool = False,
     ) -> None:
         self._fleet = fleet
         self._tokenizers = tokenizers
         self._observer = observer
         self._bounds = bounds
+        self._allows_special_tokens = allow_special_tokens_in_content
         self.request_bytes = Quota(
             "max_request_bytes", bounds.max_request_bytes, "bytes of requests"
         )
@@ -137,7 +141,7 @@ class Pipeline:
             model = self._fleet.model_info(request.model)
             limits.check_request(request, model, self._bounds.max_prompt_bytes)
             tokenizer = await self._tokenizer(model, request.prompt)
-            prompt = await self._encode(tokenizer, request.prompt)
+            prompt = await self._encode(tokenizer, request.prompt, model)
             limits.check_length(len(prompt), request.sampling_params.max_tokens, model)
             num_queued = len(prompt)
             self.queued_prompt_tokens.take(num_queued)
@@ -172,7 +176,9 @@ class Pipeline:
         with self._slot(num_bytes):
             model = self._fleet.model_info(model_name)
             limits.check_prompt(prompt, model, self._bounds.max_prompt_bytes)
-            return await self._encode(await self._tokenizers.get(model), prompt)
+            token_ids = await self._encode(await self._tokenizers.get(model), prompt, model)
+            limits.check_length(len(token_ids), None, model)
+            return token_ids
 
     async def detokenize(
         self,
@@ -282,15 +288,28 @@ class Pipeline:
                 return None
             raise
 
-    async def _encode(self, tokenizer: Tokenizer | None, prompt: Prompt) -> "array[int]":
+    async def _encode(
+        self, tokenizer: Tokenizer | None, prompt: Prompt, model: ModelInfo
+    ) -> "array[int]":
         if isinstance(prompt, TokenPrompt):
             return array("i", prompt.token_ids.tobytes())
         assert tokenizer is not None, "only token prompts go without one"
         started = time.monotonic()
+        is_over = threading.Event()
+        encode: Callable[[int, Callable[[], bool]], array[int]]
         if isinstance(prompt, TextPrompt):
-            token_ids = await self._tokenizers.run(tokenizer.encode_text, prompt.text)
+            encode = partial(tokenizer.encode_text, prompt.text)
         else:
-            token_ids = await self._tokenizers.run(tokenizer.encode_chat, prompt.messages)
+            encode = partial(
+                tokenizer.encode_chat,
+                prompt.messages,
+                allow_special_tokens=self._allows_special_tokens,
+            )
+        try:
+            token_ids = await self._tokenizers.run(encode, model.max_model_len, is_over.is_set)
+        finally:
+            # A client that left stops what its thread would go on with.
+            is_over.set()
         self._observer.tokenized(time.monotonic() - started)
         return token_ids
 

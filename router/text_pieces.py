@@ -1,10 +1,9 @@
 """Tokenizes a text in pieces, so that a long one takes no more memory than a short one.
 
-A piece ends where the tokenizer surely splits: the first piece and the beginning of the next one
-are tokenized together, and the tokens of all words are kept whose end nothing behind the piece can
-move. The next piece begins with the first word that is not kept. That is right where the tokenizer
-splits from left to right without looking back, which is known of the configurations below; a text
-for any other is tokenized in one go.
+A piece ends where the tokenizer surely splits: of a window on the text those words are kept whose
+end nothing behind the window can move, and the next window begins with the first word not kept.
+That is right where a tokenizer splits from left to right without looking back, which is known of
+the configurations below; with any other, a text is tokenized in one go.
 """
 
 import json
@@ -21,7 +20,7 @@ from router.token_budget import TokenBudget
 
 _WINDOW = 1 << 15
 """Characters tokenized at once."""
-_MAX_WORD = 1 << 18
+_MAX_WORD = 1 << 17
 """Characters of one word, such as a run of letters or of spaces, which cannot be cut."""
 _MARGIN = 16
 """Characters behind a word that can move its end, and more: a contraction's three are the most."""
@@ -125,11 +124,11 @@ class TextPieces:
             characters, tokens = encoding.word_to_chars(word), encoding.word_to_tokens(word)
             if characters is None or tokens is None:
                 continue
-            start, end = characters
-            # White space alone says nothing: what follows it moves its end.
-            if 0 < start and end <= stop and not piece[start:end].isspace():
-                if _begins_anew(piece[start]):
-                    return tokens[0], start
+            start = characters[0]
+            # White space alone says nothing: what follows may move where it is split.
+            shown = piece[start : min(characters[1], stop)]
+            if start and shown and not shown.isspace() and _begins_anew(shown[0]):
+                return tokens[0], start
         return None
 
 
