@@ -185,8 +185,7 @@ class RouterConfig:
     allow_special_tokens_in_content: bool = field(
         default=False,
         metadata={
-            "help": "let special tokens in the messages of chats, such as <|im_end|>, be tokens "
-            "and not text",
+            "help": "let names of special tokens in the messages of chats be those tokens",
             "parse": _flag,
         },
     )

@@ -35,7 +35,7 @@ _LETTERS_OF_CASES = (
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _SIGNS_AND_SPACES = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _PATHS_AND_SPACES = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_PATTERNS = frozenset(
+PATTERNS = frozenset(
     {
         # GPT-2
         r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
@@ -174,7 +174,7 @@ def _is_known(pre_tokenizer: Mapping[str, object]) -> bool:
             "behavior": "Isolated",
             "invert": False,
         }:
-            return pattern in _PATTERNS
+            return pattern in PATTERNS
         case {"type": "ByteLevel", "add_prefix_space": False} | {"type": "Digits"}:
             return True
     return False

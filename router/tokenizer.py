@@ -259,15 +259,12 @@ def _take_ends(backend: tokenizers.Tokenizer) -> "tuple[array[int], array[int]] 
 
     It stays, and None is returned, if it does more than that.
     """
-    inner, outer = (
-        [encoding.ids for encoding in backend.encode_batch_fast(["word", ""], **options)]
-        for options in ({"add_special_tokens": False}, {})
-    )
-    if inner[1] or len(inner[0]) == 0:
-        return None
-    for start in range(len(outer[1]) + 1):
-        before, behind = outer[1][:start], outer[1][start:]
-        if outer[0] == before + inner[0] + behind:
-            backend.post_processor = None  # type: ignore[assignment]
+    outer, nothing = (encoding.ids for encoding in backend.encode_batch_fast(["word", ""]))
+    processor, backend.post_processor = backend.post_processor, None  # type: ignore[assignment]
+    (inner,) = (encoding.ids for encoding in backend.encode_batch_fast(["word"]))
+    for start in range(len(nothing) + 1):
+        before, behind = nothing[:start], nothing[start:]
+        if inner and outer == before + inner + behind:
             return array("i", before), array("i", behind)
+    backend.post_processor = processor
     return None
