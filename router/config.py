@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from protos.wire.address import is_host
 from protos.wire.limits import MAX_PROMPT_BYTES
@@ -45,6 +45,12 @@ def _integer(minimum: int, maximum: int) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+def _flag(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError(f"is {text!r}, must be true or false")
+    return text == "true"
 
 
 def _path(text: str) -> Path:
@@ -192,6 +198,13 @@ class RouterConfig:
             "parse": _seconds(60, minimum=0.01),
         },
     )
+    allow_special_tokens_in_content: bool = field(
+        default=False,
+        metadata={
+            "help": "let names of special tokens in the messages of chats be those tokens",
+            "parse": _flag,
+        },
+    )
     drain_grace_seconds: float = field(
         default=30.0,
         metadata={
@@ -234,7 +247,10 @@ def read_config(
     variables = os.environ if environment is None else environment
     texts = vars(_parser().parse_args(arguments))
     sources = {name: f"--{_dashed(name)}" for name in texts}
-    values = {name: _parse(name, text, sources[name]) for name, text in texts.items()}
+    values = {
+        name: text if isinstance(text, bool) else _parse(name, text, sources[name])
+        for name, text in texts.items()
+    }
     for variable, text in sorted(variables.items()):
         if variable.startswith(ENVIRONMENT_PREFIX):
             name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
@@ -273,10 +289,14 @@ def _parser() -> _Parser:
         argument_default=argparse.SUPPRESS,
     )
     for name, option in _FIELDS.items():
+        kind: dict[str, Any] = {"metavar": "VALUE"}
         default = option.metadata.get("unset") or f"default {option.default}"
+        if isinstance(option.default, bool):
+            kind = {"action": argparse.BooleanOptionalAction}
+            default = f"default {'on' if option.default else 'off'}"
         parser.add_argument(
             f"--{_dashed(name)}",
-            metavar="VALUE",
+            **kind,
             help=f"{option.metadata['help']} ({default}; {ENVIRONMENT_PREFIX}{name.upper()})",
         )
     return parser

@@ -106,6 +106,7 @@ class _Router:
                 max_request_bytes=config.max_request_bytes,
                 max_queued_prompt_tokens=config.max_queued_prompt_tokens,
             ),
+            allow_special_tokens_in_content=config.allow_special_tokens_in_content,
         )
         self._slow_readers = SlowReaders(config.slow_reader_seconds)
         self._health = health = Health()

@@ -1,10 +1,11 @@
 """The way of a request through the router, as one function from top to bottom."""
 
 import asyncio
+import threading
 import time
 import uuid
 from array import array
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,7 @@ from router.tokenizer_pool import TokenizerPool
 from router.types import (
     Admission,
     Admitted,
+    ChatMessage,
     ChatPrompt,
     EngineEvent,
     Finish,
@@ -110,11 +112,14 @@ class Pipeline:
         tokenizers: TokenizerPool,
         observer: Observer,
         bounds: Bounds,
+        *,
+        allow_special_tokens_in_content: bool = False,
     ) -> None:
         self._fleet = fleet
         self._tokenizers = tokenizers
         self._observer = observer
         self._bounds = bounds
+        self._allows_special_tokens = allow_special_tokens_in_content
         self.request_bytes = Quota(
             "max_request_bytes", bounds.max_request_bytes, "bytes of requests"
         )
@@ -138,7 +143,7 @@ class Pipeline:
             model = self._fleet.model_info(request.model)
             limits.check_request(request, model, self._bounds.max_prompt_bytes)
             tokenizer = await self._tokenizer(model, request.prompt)
-            prompt = await self._encode(tokenizer, request.prompt)
+            prompt = await self._encode(tokenizer, request.prompt, model)
             limits.check_length(len(prompt), request.sampling_params.max_tokens, model)
             num_queued = len(prompt)
             self.queued_prompt_tokens.take(num_queued)
@@ -174,7 +179,7 @@ class Pipeline:
         with self._slot(num_bytes):
             model = self._fleet.model_info(model_name)
             limits.check_prompt(prompt, model, self._bounds.max_prompt_bytes)
-            token_ids = await self._encode(await self._tokenizers.get(model), prompt)
+            token_ids = await self._encode(await self._tokenizers.get(model), prompt, model)
             limits.check_num_tokens(len(token_ids), model)
             return token_ids
 
@@ -287,16 +292,29 @@ class Pipeline:
                 return None
             raise
 
-    async def _encode(self, tokenizer: Tokenizer | None, prompt: Prompt) -> "array[int]":
+    async def _encode(
+        self, tokenizer: Tokenizer | None, prompt: Prompt, model: ModelInfo
+    ) -> "array[int]":
         if isinstance(prompt, TokenPrompt):
             return array("i", prompt.token_ids.tobytes())
         assert tokenizer is not None, "only token prompts go without one"
         started = time.monotonic()
+        is_over = threading.Event()
+        encode: Callable[[int, Callable[[], bool]], array[int]]
         if isinstance(prompt, TextPrompt):
-            token_ids = await self._tokenizers.run(tokenizer.encode_text, prompt.text)
+            encode = partial(tokenizer.encode_text, prompt.text)
         else:
-            text = await tokenizer.chat_template.render(prompt.messages)
-            token_ids = await self._tokenizers.run(tokenizer.encode_rendered, text)
+            messages: Sequence[ChatMessage] = prompt.messages
+            marker = ""
+            if not self._allows_special_tokens:
+                messages, marker = tokenizer.protect(messages)
+            text = await tokenizer.chat_template.render(messages)
+            encode = partial(tokenizer.encode_rendered, text, marker)
+        try:
+            token_ids = await self._tokenizers.run(encode, model.max_model_len, is_over.is_set)
+        finally:
+            # A client that left stops what its thread would go on with.
+            is_over.set()
         self._observer.tokenized(time.monotonic() - started)
         return token_ids
 

@@ -1,18 +1,26 @@
 """Token IDs of the beginnings of conversations, so that one that grows is not tokenized anew."""
 
-import re
 import threading
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Collection
+from typing import Protocol
 
 import xxhash
+
+from router.token_budget import TokenBudget
+from router.token_pattern import TokenPattern
 
 _MAX_BYTES = 64 << 20
 _ENTRY_BYTES = 200
 """Of an entry without its tokens: key, array and place in the order."""
-# Behind a special token, each of these would show whether the tokenizer looks back over it.
-_PROBES = ("word", " word", "\nword", "word" * 3, "é", "7")
+
+
+class Encode(Protocol):
+    """Returns the token IDs of a text in which a marker keeps special tokens from being found."""
+
+    def __call__(self, text: str, marker: str, budget: TokenBudget) -> "array[int]":
+        """Encodes one part of a text."""
 
 
 class TokenizationCache:
@@ -20,21 +28,16 @@ class TokenizationCache:
 
     A special token cuts a text before anything else is done with it, so the tokens of a whole text
     are those of its parts: what stands before the cut is looked up, what stands behind is encoded.
-    Only special tokens of which this is true are used; that is tried out once. Its methods may be
-    called from several threads.
+    Its methods may be called from several threads.
     """
 
     def __init__(
-        self,
-        encode: Callable[[str], "array[int]"],
-        special_tokens: Iterable[str],
-        max_bytes: int = _MAX_BYTES,
+        self, encode: Encode, cutting_tokens: Collection[str], max_bytes: int = _MAX_BYTES
     ) -> None:
-        """Keeps no more than `max_bytes`; `encode` returns the token IDs of a text."""
+        """Keeps no more than `max_bytes`; each of the special tokens given cuts every text."""
         self._encode = encode
         self._max_bytes = max_bytes
-        cuts = [token for token in special_tokens if _cuts(encode, token)]
-        self._cut = re.compile("|".join(map(re.escape, cuts))) if cuts else None
+        self._cut = TokenPattern(cutting_tokens)
         self._entries: OrderedDict[bytes, array[int]] = OrderedDict()
         self._num_bytes = 0
         self._lock = threading.Lock()
@@ -44,29 +47,39 @@ class TokenizationCache:
         """Bytes in use, to within the interpreter's own."""
         return self._num_bytes
 
-    def encode(self, text: str) -> "array[int]":
-        """Returns the token IDs of a text, typecode "i"."""
-        if self._cut is None:
-            return self._encode(text)
-        cuts = self._cuts_of(text)
+    def encode(self, text: str, marker: str, budget: TokenBudget) -> "array[int]":
+        """Returns the token IDs of a text, typecode "i".
+
+        Args:
+            text: What to encode.
+            marker: Stands before each special token that is none; "" if there is no such token.
+            budget: How far to go.
+
+        Raises:
+            InvalidRequest: There are more tokens than the budget has.
+            Abandoned: The budget is cancelled.
+        """
+        cuts = self._cuts_of(text, marker, budget)
         if not cuts:
-            return self._encode(text)
+            return self._encode(text, marker, budget)
         start, known = self._longest(cuts)
         end, key = cuts[-1]
-        head = known + self._encode(text[start:end]) if start < end else known
+        head = known + self._encode(text[start:end], marker, budget) if start < end else known
+        budget.check(len(head))
         self._keep(key, head)
-        return head + self._encode(text[end:]) if end < len(text) else head[:]
+        return head + self._encode(text[end:], marker, budget) if end < len(text) else head[:]
 
-    def _cuts_of(self, text: str) -> list[tuple[int, bytes]]:
+    def _cuts_of(self, text: str, marker: str, budget: TokenBudget) -> list[tuple[int, bytes]]:
         """Returns where special tokens end, with a digest of all that stands before."""
-        assert self._cut is not None
-        hasher = xxhash.xxh3_128()
+        # Marks in a text make it another: what is marked has other tokens.
+        hasher = xxhash.xxh3_128(marker.encode())
         cuts = []
         start = 0
-        for match in self._cut.finditer(text):
-            hasher.update(text[start : match.end()].encode("utf-8", "surrogatepass"))
-            start = match.end()
-            cuts.append((start, hasher.digest()))
+        for _, end in self._cut.spans(text, marker):
+            hasher.update(text[start:end].encode("utf-8", "surrogatepass"))
+            start = end
+            cuts.append((end, hasher.digest()))
+            budget.check(len(cuts))
         return cuts
 
     def _longest(self, cuts: list[tuple[int, bytes]]) -> tuple[int, "array[int]"]:
@@ -93,9 +106,3 @@ class TokenizationCache:
 
 def _size(token_ids: "array[int]") -> int:
     return _ENTRY_BYTES + token_ids.itemsize * len(token_ids)
-
-
-def _cuts(encode: Callable[[str], "array[int]"], token: str) -> bool:
-    """Tries out whether a text's tokens are those before and those behind this special token."""
-    head = encode(f"word{token}")
-    return all(encode(f"word{token}{probe}") == head + encode(probe) for probe in _PROBES)

@@ -2,15 +2,15 @@
 
 Text becomes `tokenizer(text).input_ids` of transformers: special tokens written in the text are
 recognised, and those are added that the tokenizer itself adds (Qwen's adds none). A conversation
-becomes `apply_chat_template(messages, add_generation_prompt=True)`, which another process lays out:
-special tokens are recognised in what people say, too, and none are added to what comes back.
+becomes `apply_chat_template(messages, add_generation_prompt=True)`, which another process lays out,
+with one difference: what people say holds no special tokens, only the letters of their names. None
+are added to what the template lays out.
 """
 
 import logging
 import tempfile
 from array import array
-from collections.abc import Iterable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -22,10 +22,15 @@ logging.getLogger("transformers").addFilter(
 )
 from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: E402
 
+from router.added_tokens import cutting_tokens  # noqa: E402
 from router.chat_template import ChatTemplate, TemplateSettings  # noqa: E402
 from router.errors import NoTokenizer, RequestError  # noqa: E402
 from router.pieces import Pieces  # noqa: E402
+from router.special_tokens import SpecialTokens  # noqa: E402
+from router.text_pieces import TextPieces  # noqa: E402
+from router.token_budget import TokenBudget  # noqa: E402
 from router.tokenization_cache import TokenizationCache  # noqa: E402
+from router.types import ChatMessage  # noqa: E402
 
 
 class TokenBytes(dict[int, bytes]):
@@ -96,14 +101,11 @@ class Tokenizer:
         is_byte_level = type(self.backend.decoder).__name__ == "ByteLevel"
         self.token_bytes = TokenBytes(self.backend) if is_byte_level else None
         self.pieces = None if is_byte_level else Pieces(self.backend)
-        special_tokens = [
-            token.content
-            for token in self.backend.get_added_tokens_decoder().values()
-            if token.special
-        ]
-        self._conversations = TokenizationCache(
-            partial(self._encode, add_special_tokens=False), special_tokens
-        )
+        self._ends = _take_ends(self.backend)
+        self._text_pieces = TextPieces(self.backend)
+        cutting = cutting_tokens(self.backend)
+        self._special_tokens = SpecialTokens(self.backend, cutting, str(tokenizer.chat_template))
+        self._conversations = TokenizationCache(self._encode_part, cutting)
 
     @classmethod
     def from_files(
@@ -149,20 +151,86 @@ class Tokenizer:
             message = f"the files {sorted(files)} hold no usable tokenizer: {error!r:.500}"
             raise NoTokenizer(message) from error
 
-    def encode_text(self, text: str) -> "array[int]":
-        """Returns the token IDs of a text, typecode "i"."""
-        return self._encode(text, add_special_tokens=True)
+    def encode_text(
+        self,
+        text: str,
+        max_tokens: int | None = None,
+        is_cancelled: Callable[[], bool] | None = None,
+    ) -> "array[int]":
+        """Returns the token IDs of a text, typecode "i".
 
-    def encode_rendered(self, text: str) -> "array[int]":
-        """Returns the token IDs of a conversation that is laid out, typecode "i"."""
-        return self._conversations.encode(text)
+        Args:
+            text: What to encode.
+            max_tokens: A long text is given up once it has more; a short one is encoded whole.
+            is_cancelled: Asked between the pieces of a long text whether to give it up.
+
+        Raises:
+            InvalidRequest: There are more tokens, or a word is too long to be encoded.
+            Abandoned: It was cancelled.
+        """
+        budget = TokenBudget(max_tokens, is_cancelled)
+        if self._ends is None:
+            (encoding,) = self.backend.encode_batch_fast([text])
+            return array("i", encoding.ids)
+        before, behind = self._ends
+        return before + self._text_pieces.encode(text, budget) + behind
+
+    def protect(self, messages: Sequence[ChatMessage]) -> tuple[Sequence[ChatMessage], str]:
+        """Marks the special tokens in what was said, so that `encode_rendered` makes none of them.
+
+        Returns:
+            Messages for the chat template, and the marker: "" if they are those given.
+
+        Raises:
+            InvalidRequest: No character is left to mark with.
+        """
+        return self._special_tokens.protect(messages)
+
+    def encode_rendered(
+        self,
+        text: str,
+        marker: str,
+        max_tokens: int | None = None,
+        is_cancelled: Callable[[], bool] | None = None,
+    ) -> "array[int]":
+        """Returns the token IDs of what a chat template made of protected messages.
+
+        Args:
+            text: The template's output.
+            marker: As `protect` returned it; "" lets special tokens be found everywhere.
+            max_tokens: As in `encode_text`.
+            is_cancelled: As in `encode_text`.
+
+        Raises:
+            InvalidRequest: As `encode_text`.
+            Abandoned: It was cancelled.
+        """
+        if marker:
+            # Where a template writes messages as JSON with escapes.
+            text = text.replace(f"\\u{ord(marker):04x}", marker)
+        return self._conversations.encode(text, marker, TokenBudget(max_tokens, is_cancelled))
 
     def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool) -> str:
         """Returns the text of token IDs; incomplete characters become U+FFFD."""
         return self.backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
 
-    def _encode(self, text: str, *, add_special_tokens: bool) -> "array[int]":
-        # Of a single text, `encode` keeps the interpreter to itself, seconds for one of 4 MB,
-        # and records what nobody reads: the place of each token in the text.
-        (encoding,) = self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-        return array("i", encoding.ids)
+    def _encode_part(self, text: str, marker: str, budget: TokenBudget) -> "array[int]":
+        if marker and marker in text:
+            return self._special_tokens.encode(text, marker, budget)
+        return self._text_pieces.encode(text, budget)
+
+
+def _take_ends(backend: tokenizers.Tokenizer) -> "tuple[array[int], array[int]] | None":
+    """Takes off a tokenizer what it puts around a text, and returns that: before, and behind.
+
+    It stays, and None is returned, if it does more than that.
+    """
+    outer, nothing = (encoding.ids for encoding in backend.encode_batch_fast(["word", ""]))
+    processor, backend.post_processor = backend.post_processor, None  # type: ignore[assignment]
+    (inner,) = (encoding.ids for encoding in backend.encode_batch_fast(["word"]))
+    for start in range(len(nothing) + 1):
+        before, behind = nothing[:start], nothing[start:]
+        if inner and outer == before + inner + behind:
+            return array("i", before), array("i", behind)
+    backend.post_processor = processor
+    return None

@@ -96,6 +96,32 @@ def test_placements_offered_are_those_there_are():
     assert tuple(placement.POLICIES) == config.PLACEMENTS
 
 
+@pytest.mark.parametrize(
+    ("arguments", "environment", "expected"),
+    [
+        ([], {}, False),
+        (["--allow-special-tokens-in-content"], {}, True),
+        ([], {"PAGESTREAM_ROUTER_ALLOW_SPECIAL_TOKENS_IN_CONTENT": "true"}, True),
+        (
+            ["--no-allow-special-tokens-in-content"],
+            {"PAGESTREAM_ROUTER_ALLOW_SPECIAL_TOKENS_IN_CONTENT": "true"},
+            False,
+        ),
+    ],
+)
+def test_option_may_be_on_or_off(arguments, environment, expected):
+    read = read_config([*ENGINES, *arguments], environment)
+
+    assert read.allow_special_tokens_in_content is expected
+
+
+def test_flag_in_the_environment_is_true_or_false():
+    environment = {"PAGESTREAM_ROUTER_ALLOW_SPECIAL_TOKENS_IN_CONTENT": "1"}
+
+    with pytest.raises(StartupError, match="_IN_CONTENT is '1', must be true or false"):
+        read_config(ENGINES, environment)
+
+
 def test_variables_of_others_are_left_alone():
     read_config(ENGINES, {"PAGESTREAM_ENGINE_PORT": "x", "PATH": "/bin"})
 
@@ -181,6 +207,9 @@ def test_help_gives_each_option_its_default_and_variable(option, capsys):
         "engines": "one of the first three is required",
         "engines_file": "one of the first three is required",
         "engine_dns": "one of the first three is required",
+        "allow_special_tokens_in_content": "default off",
     }.get(option) or f"default {getattr(RouterConfig(), option)}"
-    pattern = rf"--{option.replace('_', '-')} VALUE [^()]+ \({re.escape(shown)}; "
+    name = option.replace("_", "-")
+    usage = f", --no-{name}" if shown == "default off" else " VALUE"
+    pattern = rf"--{name}{usage} [^()]+ \({re.escape(shown)}; "
     assert re.search(pattern + f"{config.ENVIRONMENT_PREFIX}{option.upper()}", text)

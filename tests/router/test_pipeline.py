@@ -75,7 +75,7 @@ async def test_chat_goes_out_laid_out_by_the_template(pipeline, fleet):
 
     await collect(pipeline, request(ChatPrompt(messages=messages)))
 
-    expected = TOKENIZER.encode_rendered(small_tokenizer.lay_out(messages))
+    expected = TOKENIZER.encode_rendered(small_tokenizer.lay_out(messages), "")
     assert fleet.requests[0].prompt_token_ids == expected
 
 

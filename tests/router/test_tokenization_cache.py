@@ -3,6 +3,8 @@ from array import array
 
 import pytest
 
+from router.errors import InvalidRequest
+from router.token_budget import TokenBudget
 from router.tokenization_cache import TokenizationCache
 from router.tokenizer import Tokenizer
 from router.types import ChatMessage
@@ -17,15 +19,18 @@ class Encoder:
     def __init__(self):
         self.texts = []
 
-    def __call__(self, text):
+    def __call__(self, text, marker, budget):
         self.texts.append(text)
         return array("i", map(ord, text))
 
 
+class Cache(TokenizationCache):
+    def encode(self, text, marker="", budget=None):
+        return super().encode(text, marker, budget or TokenBudget())
+
+
 def cache_of(encoder, **options):
-    cache = TokenizationCache(encoder, [TURN_END], **options)
-    encoder.texts.clear()
-    return cache
+    return Cache(encoder, [TURN_END], **options)
 
 
 def test_only_what_is_new_is_encoded():
@@ -81,13 +86,28 @@ def test_text_larger_than_the_cache_drops_nothing():
     assert encoder.texts == []
 
 
-def test_token_over_which_the_tokenizer_looks_back_is_not_used():
-    def encode(text):
-        # Puts a space before the first word of a text only, as some tokenizers do.
-        return array("i", map(ord, f" {text}"))
+def test_marked_tokens_do_not_cut_and_make_another_text():
+    encoder = Encoder()
+    cache = cache_of(encoder)
+    cache.encode(f"a{TURN_END}b{TURN_END}c")
+    encoder.texts.clear()
 
-    cache = TokenizationCache(encode, [TURN_END])
-    assert list(cache.encode(f"a{TURN_END}b")) == list(map(ord, f" a{TURN_END}b"))
+    assert list(cache.encode(f"a!{TURN_END}b{TURN_END}c", "!"))
+    assert encoder.texts == [f"a!{TURN_END}b{TURN_END}", "c"]
+
+    encoder.texts.clear()
+    cache.encode(f"a!{TURN_END}b{TURN_END}")
+    assert encoder.texts == [f"a!{TURN_END}b{TURN_END}"]
+
+
+def test_text_with_more_special_tokens_than_the_budget_is_not_encoded():
+    encoder = Encoder()
+    cache = cache_of(encoder)
+
+    with pytest.raises(InvalidRequest, match="more than 9 tokens"):
+        cache.encode(TURN_END * 10, budget=TokenBudget(9))
+
+    assert encoder.texts == []
     assert cache.num_bytes == 0
 
 
@@ -110,5 +130,7 @@ def test_chats_that_grow_have_the_tokens_of_a_fresh_tokenizer(seed):
     for _ in range(12):
         messages.append(ChatMessage(role="user", content=rng.choice(contents)))
         text = small_tokenizer.lay_out(messages)
-        assert warm.encode_rendered(text) == Tokenizer.from_files(files).encode_rendered(text)
+        assert warm.encode_rendered(text, "") == Tokenizer.from_files(files).encode_rendered(
+            text, ""
+        )
         messages.append(ChatMessage(role="assistant", content=rng.choice(contents)))

@@ -2,6 +2,7 @@ import threading
 import time
 
 import pytest
+import tokenizers
 from transformers import AutoTokenizer
 
 from router.errors import NoTokenizer
@@ -10,6 +11,7 @@ from router.types import ChatMessage
 from tests.fakes import small_tokenizer
 
 FILES = small_tokenizer.files()
+START, END = small_tokenizer.START, small_tokenizer.END
 TOKENIZER = Tokenizer.from_files(FILES)
 MESSAGES = (
     ChatMessage(role="system", content="Be brief."),
@@ -45,8 +47,18 @@ def test_chat_becomes_the_ids_of_transformers(reference):
     expected = reference.apply_chat_template(conversation, add_generation_prompt=True)
 
     text = small_tokenizer.lay_out(MESSAGES)
+    assert TOKENIZER.encode_rendered(text, "").tolist() == expected.input_ids
 
-    assert TOKENIZER.encode_rendered(text).tolist() == expected.input_ids
+
+def test_chat_becomes_the_text_of_transformers_without_special_tokens_in_what_is_said(reference):
+    conversation = [{"role": m.role, "content": m.content} for m in MESSAGES]
+    text = reference.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+
+    messages, marker = TOKENIZER.protect(MESSAGES)
+    token_ids = TOKENIZER.encode_rendered(small_tokenizer.lay_out(messages), marker).tolist()
+
+    assert TOKENIZER.decode(token_ids, skip_special_tokens=False) == text
+    assert token_ids.count(TOKENIZER.backend.token_to_id(small_tokenizer.END)) == len(MESSAGES)
 
 
 def test_ids_become_the_text_of_transformers(reference):
@@ -55,6 +67,22 @@ def test_ids_become_the_text_of_transformers(reference):
     for skip in (False, True):
         text = TOKENIZER.decode(token_ids, skip_special_tokens=skip)
         assert text == reference.decode(token_ids, skip_special_tokens=skip)
+
+
+@pytest.mark.parametrize("text", ["", "the quick", f"a{END}"])
+@pytest.mark.parametrize(
+    "template",
+    [f"{START} $A", f"{START} $A {END}", "$A $A"],
+)
+def test_tokens_around_a_text_are_those_of_its_file(template, text):
+    backend = tokenizers.Tokenizer.from_str(FILES["tokenizer.json"].decode())
+    special = [(token, backend.token_to_id(token)) for token in (START, END)]
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single=template, special_tokens=special
+    )
+    files = {**FILES, "tokenizer.json": backend.to_str().encode()}
+
+    assert Tokenizer.from_files(files).encode_text(text).tolist() == backend.encode(text).ids
 
 
 def test_truncation_left_in_the_file_is_not_applied():
@@ -67,7 +95,7 @@ def test_truncation_left_in_the_file_is_not_applied():
 
     assert tokenizer.encode_text(text) == TOKENIZER.encode_text(text)
     chat = small_tokenizer.lay_out(MESSAGES)
-    assert tokenizer.encode_rendered(chat) == TOKENIZER.encode_rendered(chat)
+    assert tokenizer.encode_rendered(chat, "") == TOKENIZER.encode_rendered(chat, "")
 
 
 @pytest.mark.parametrize(

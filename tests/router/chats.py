@@ -1,0 +1,24 @@
+"""Chats that become tokens in this process, without the worker that lays them out in a router."""
+
+from transformers.utils.chat_template_utils import render_jinja_template
+
+
+def render(tokenizer, messages):
+    """Returns what the tokenizer's chat template makes of messages."""
+    template = tokenizer.chat_template
+    conversation = [{"role": m.role, "content": m.content} for m in messages]
+    (text,), _ = render_jinja_template(
+        conversations=[conversation],
+        chat_template=template._source,
+        add_generation_prompt=True,
+        **template._special_tokens,
+    )
+    return text
+
+
+def encode_chat(tokenizer, messages, *limits, allow_special_tokens=False):
+    """Returns the token IDs of messages, as the pipeline gets them."""
+    marker = ""
+    if not allow_special_tokens:
+        messages, marker = tokenizer.protect(messages)
+    return tokenizer.encode_rendered(render(tokenizer, messages), marker, *limits)
