@@ -66,7 +66,9 @@ def test_reason_that_is_no_name_is_none(reason):
 
 def test_large_texts_are_cut_and_the_status_fits_into_the_trailers_of_a_call():
     info = ErrorInfo(
-        reason="R" * 64, domain="d" * 500, metadata={f"{n}{'k' * 200}": "v" * 700 for n in range(40)}
+        reason="R" * 64,
+        domain="d" * 500,
+        metadata={f"{n}{'k' * 200}": "v" * 700 for n in range(40)},
     )
 
     status = unpack(3, "m" * (20 << 20), [packed(info)])

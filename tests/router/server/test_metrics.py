@@ -2,6 +2,7 @@ import asyncio
 
 import pytest
 
+from router.connection_loss import Fault
 from router.errors import QueueFull
 from router.fleet import FleetStatistics
 from router.pipeline import OUTCOMES
@@ -18,7 +19,9 @@ INDEX = IndexStatistics(
     num_snapshots=3,
     num_rejected_entries=4,
 )
-STATISTICS = FleetStatistics(index=INDEX, num_connections=5)
+STATISTICS = FleetStatistics(
+    index=INDEX, num_connections=5, num_faults={Fault.VIOLATION: 2, Fault.STALLED: 1}
+)
 PLACEMENT = Placement(
     engine=ENGINE,
     num_predicted_cached_tokens=32,
