@@ -130,3 +130,5 @@ def test_index_is_shown(metrics):
     assert value(metrics, "index_snapshots_total") == 3
     assert value(metrics, "index_rejected_entries_total") == 4
     assert value(metrics, "engine_connections_total") == 5
+    assert value(metrics, "engine_faults_total", kind="violation") == 2
+    assert value(metrics, "engine_faults_total", kind="unexpected") == 0
