@@ -2,6 +2,7 @@
 
 import asyncio
 import enum
+import traceback
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -96,6 +97,15 @@ def loss_of(error: BaseException) -> Loss:
     if calls:
         return _ended_by(status_of(calls[0]))
     return Loss(state=EngineState.UNAVAILABLE, detail=cut(str(losses[0])))
+
+
+def forget_frames(error: BaseException) -> None:
+    """Lets go of what the frames of an error hold: the message that it was about, of any size.
+
+    Frames and error hold each other, so that they would stay until garbage is collected.
+    """
+    for leaf in _leaves(error):
+        traceback.clear_frames(leaf.__traceback__)
 
 
 def _ended_by(status: ErrorStatus) -> Loss:

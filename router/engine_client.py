@@ -10,7 +10,6 @@ import contextlib
 import logging
 import random
 from collections import Counter
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -22,7 +21,7 @@ from protos.wire import channel
 from protos.wire.checked_channel import CheckedChannel
 from protos.wire.handlers import RefusalLog
 from protos.wire.status import ErrorStatus, Reason, error_status
-from router.connection_loss import ConnectionLost, Fault, checked, ends_task, loss_of
+from router.connection_loss import ConnectionLost, Fault, checked, ends_task, forget_frames, loss_of
 from router.engine_convert import status_of, to_cache_update, to_load, to_model
 from router.errors import DOMAIN, EngineLost, EngineRefused, RequestError
 from router.model_contract import model_fault
@@ -241,6 +240,7 @@ class EngineClient:
             _logger.debug("engine met a fault engine=%s", self.address, exc_info=error)
         if loss.fault not in (None, Fault.MISMATCH):
             self._quarantine.begin()
+        forget_frames(error)
         self._fault = loss.fault
         self._set_state(loss.state, loss.detail)
 
@@ -294,8 +294,7 @@ class EngineClient:
     async def _generate(self, stub: engine_pb2_grpc.EngineServiceStub, model: ModelInfo) -> None:
         call: _GenerateManyCall = stub.GenerateMany()
         try:
-            responses = aiter(call)
-            first = await self._open(call, responses, model)
+            first = await self._open(call, model)
             requests = self._requests = OpenRequests(
                 self.address,
                 model,
@@ -312,16 +311,13 @@ class EngineClient:
             )
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._send(call, requests))
-                tasks.create_task(self._receive(responses, requests))
+                tasks.create_task(self._receive(call, requests))
                 tasks.create_task(self._watch_steps(requests))
         finally:
             call.cancel()
 
     async def _open(
-        self,
-        call: _GenerateManyCall,
-        responses: AsyncIterator[engine_pb2.GenerateManyResponse],
-        model: ModelInfo,
+        self, call: _GenerateManyCall, model: ModelInfo
     ) -> engine_pb2.GenerateManyResponse:
         """Begins a stream; returns its first message, once both ends mean the same engine.
 
@@ -332,7 +328,7 @@ class EngineClient:
             async with asyncio.timeout(seconds):
                 with contextlib.suppress(asyncio.InvalidStateError):
                     await call.write(engine_pb2.GenerateManyRequest(epoch=model.epoch))
-                first = await anext(responses, None)
+                first = await _read(call)
         except TimeoutError as error:
             raise ConnectionLost(f"its stream brought nothing within {seconds} s") from error
         if first is None or not first.HasField("load"):
@@ -355,11 +351,11 @@ class EngineClient:
             except asyncio.InvalidStateError as error:
                 raise ConnectionLost("its stream ended") from error
 
-    async def _receive(
-        self, responses: AsyncIterator[engine_pb2.GenerateManyResponse], requests: OpenRequests
-    ) -> None:
-        async for message in responses:
-            self._deliver(requests, checked(message))
+    async def _receive(self, call: _GenerateManyCall, requests: OpenRequests) -> None:
+        while (message := await _read(call)) is not None:
+            self._deliver(requests, message)
+            # Else it would stay, of whatever size, until the next one comes.
+            del message
         raise ConnectionLost("it ended its stream")
 
     async def _watch_steps(self, requests: OpenRequests) -> None:
@@ -460,6 +456,12 @@ class EngineClient:
         if state in (EngineState.CONNECTING, EngineState.UNAVAILABLE):
             self.load = EngineLoad()
         self._listener.state_changed()
+
+
+async def _read(call: _GenerateManyCall) -> engine_pb2.GenerateManyResponse | None:
+    """Returns the next message of a stream, or None at its end."""
+    message = await call.read()
+    return None if message is grpc.aio.EOF else checked(message)  # type: ignore[return-value]
 
 
 def _num_cancellations() -> int:

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from protos.wire import block_hash
@@ -78,7 +78,7 @@ class FleetStatistics:
     index: IndexStatistics
     num_connections: int
     """How often a connection to an engine came up, of all engines."""
-    num_faults: Mapping[Fault, int] = field(default_factory=dict)
+    num_faults: Mapping[Fault, int]
     """What engines did that they must not, by kind."""
 
 

@@ -398,7 +398,7 @@ async def garbling(method, handler):
     ("method", "handler", "detail"),
     [
         ("GetModelInfo", grpc.unary_unary_rpc_method_handler, "not of the contract"),
-        ("GenerateMany", grpc.stream_stream_rpc_method_handler, "did not begin with its load"),
+        ("GenerateMany", grpc.stream_stream_rpc_method_handler, "not of the contract"),
     ],
 )
 async def test_engine_that_sends_what_cannot_be_read_is_unavailable(method, handler, detail):

@@ -47,6 +47,17 @@ async def test_reader_too_far_behind_is_cut_off_and_its_request_cancelled():
     assert cancelled == [True]
 
 
+async def test_first_tokens_are_no_more_than_may_wait():
+    cancelled = []
+    stream = stream_of(lambda: cancelled.append(True), max_buffered_tokens=3)
+    stream.add_tokens([1, 2, 3, 4])
+
+    with pytest.raises(SlowReader):
+        await anext(stream)
+
+    assert cancelled == [True]
+
+
 async def test_many_waiting_tokens_come_in_events_of_bounded_size():
     stream = stream_of(max_buffered_tokens=10_000)
     stream.add_tokens(list(range(3000)))

@@ -49,3 +49,12 @@ def test_step_full_of_prompt_tokens_is_waited_for_at_the_engine_s_own_rate():
 @pytest.mark.parametrize(("model", "load"), [(None, FAST), (MODEL, EngineLoad())])
 def test_engine_that_measured_nothing_yet_has_two_minutes(model, load):
     assert StallDetector().limit(model, load) == 120.0
+
+
+def test_no_rate_that_an_engine_reports_makes_its_silence_longer_than_two_minutes():
+    slowest = EngineLoad(prefill_tokens_per_second=0.01)
+    assert StallDetector().limit(MODEL, slowest) == 120.0
+    detector = StallDetector()
+    silent_for(detector, 100)
+    detector.heard()
+    assert detector.limit(MODEL, FAST) == 120.0

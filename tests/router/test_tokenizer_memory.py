@@ -29,7 +29,8 @@ folder, unit = Path(sys.argv[1]), sys.argv[2]
 tokenizer = Tokenizer.from_files({file.name: file.read_bytes() for file in folder.iterdir()})
 text = unit * (4 * 1024 * 1024 // len(unit.encode()))
 message = ChatMessage(role="user", content=text)
-for encode, prompt in ((tokenizer.encode_text, text), (partial(encode_chat, tokenizer), (message,))):
+encode_message = partial(encode_chat, tokenizer)
+for encode, prompt in ((tokenizer.encode_text, text), (encode_message, (message,))):
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = megabytes("VmRSS")
     try:

@@ -2,6 +2,7 @@ import asyncio
 
 import pytest
 
+from router.connection_loss import Fault
 from router.errors import QueueFull
 from router.fleet import FleetStatistics
 from router.pipeline import OUTCOMES
@@ -19,7 +20,9 @@ INDEX = IndexStatistics(
     num_snapshots=3,
     num_rejected_entries=4,
 )
-STATISTICS = FleetStatistics(index=INDEX, num_connections=5)
+STATISTICS = FleetStatistics(
+    index=INDEX, num_connections=5, num_faults={Fault.VIOLATION: 2, Fault.STALLED: 1}
+)
 PLACEMENT = Placement(
     engine=ENGINE,
     num_predicted_cached_tokens=32,
@@ -128,6 +131,8 @@ def test_index_is_shown(metrics):
     assert value(metrics, "index_snapshots_total") == 3
     assert value(metrics, "index_rejected_entries_total") == 4
     assert value(metrics, "engine_connections_total") == 5
+    assert value(metrics, "engine_faults_total", kind="violation") == 2
+    assert value(metrics, "engine_faults_total", kind="unexpected") == 0
 
 
 def test_ends_of_template_workers_are_counted_by_cause(metrics):
