@@ -59,6 +59,11 @@ class _Connection:
         self.answering: asyncio.Task[None] | None = None
         """Set when the request is complete."""
 
+    @property
+    def is_leaving(self) -> bool:
+        """Whether it is closed in the next turn of the loop."""
+        return self.answering is not None and self.answering.cancelling() > 0
+
     def end_waiting(self) -> None:
         """Takes the deadline of the request away."""
         if self.deadline is not None:
@@ -142,11 +147,12 @@ class HttpServer:
             )
 
     def _take(self, accepted: socket.socket, peer: str) -> None:
-        of_peer = [one for one in self._connections if one.peer == peer]
+        staying = [one for one in self._connections if not one.is_leaving]
+        of_peer = [one for one in staying if one.peer == peer]
         if len(of_peer) >= _MAX_PEER_CONNECTIONS:
             self._make_room(of_peer)
-        elif len(self._connections) >= _MAX_CONNECTIONS:
-            self._make_room(self._connections)
+        elif len(staying) >= _MAX_CONNECTIONS:
+            self._make_room(staying)
         accepted.setblocking(False)
         loop = asyncio.get_running_loop()
         connection = _Connection(accepted, peer)
@@ -157,6 +163,7 @@ class HttpServer:
         self._read(connection)
 
     def _make_room(self, connections: Collection[_Connection]) -> None:
+        """Ends one: the oldest without a request, or else the oldest that waits for its answer."""
         if not self._evict(connections):
             oldest = next(one.answering for one in connections if one.answering)
             oldest.cancel()
