@@ -11,6 +11,7 @@ import errno
 import http
 import logging
 import os
+import select
 import socket
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -123,6 +124,9 @@ class HttpServer:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
+                # Without a file descriptor it is not even looked whether anybody waits.
+                if not _is_waited_for(listener):
+                    return
                 self._tell(error)
                 if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._free_one():
                     loop = asyncio.get_running_loop()
@@ -257,6 +261,12 @@ class _Spare:
         os.close(self._descriptor)
         self._descriptor = None
         return True
+
+
+def _is_waited_for(listener: socket.socket) -> bool:
+    waiting = select.poll()
+    waiting.register(listener, select.POLLIN)
+    return bool(waiting.poll(0))
 
 
 def _accepted(header_lines: list[str]) -> str:
