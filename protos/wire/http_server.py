@@ -11,6 +11,7 @@ import errno
 import http
 import logging
 import os
+import select
 import socket
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -58,6 +59,11 @@ class _Connection:
         self.received = bytearray()
         self.answering: asyncio.Task[None] | None = None
         """Set when the request is complete."""
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether it is closed in the next turn of the loop."""
+        return self.answering is not None and self.answering.cancelling() > 0
 
     def end_waiting(self) -> None:
         """Takes the deadline of the request away."""
@@ -118,6 +124,9 @@ class HttpServer:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
+                # Without a file descriptor it is not even looked whether anybody waits.
+                if not _is_waited_for(listener):
+                    return
                 self._tell(error)
                 if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._free_one():
                     loop = asyncio.get_running_loop()
@@ -142,11 +151,12 @@ class HttpServer:
             )
 
     def _take(self, accepted: socket.socket, peer: str) -> None:
-        of_peer = [one for one in self._connections if one.peer == peer]
+        staying = [one for one in self._connections if not one.is_leaving]
+        of_peer = [one for one in staying if one.peer == peer]
         if len(of_peer) >= _MAX_PEER_CONNECTIONS:
             self._make_room(of_peer)
-        elif len(self._connections) >= _MAX_CONNECTIONS:
-            self._make_room(self._connections)
+        elif len(staying) >= _MAX_CONNECTIONS:
+            self._make_room(staying)
         accepted.setblocking(False)
         loop = asyncio.get_running_loop()
         connection = _Connection(accepted, peer)
@@ -157,6 +167,7 @@ class HttpServer:
         self._read(connection)
 
     def _make_room(self, connections: Collection[_Connection]) -> None:
+        """Ends one: the oldest without a request, or else the oldest that waits for its answer."""
         if not self._evict(connections):
             oldest = next(one.answering for one in connections if one.answering)
             oldest.cancel()
@@ -250,6 +261,12 @@ class _Spare:
         os.close(self._descriptor)
         self._descriptor = None
         return True
+
+
+def _is_waited_for(listener: socket.socket) -> bool:
+    waiting = select.poll()
+    waiting.register(listener, select.POLLIN)
+    return bool(waiting.poll(0))
 
 
 def _accepted(header_lines: list[str]) -> str:

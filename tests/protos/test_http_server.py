@@ -115,11 +115,17 @@ async def test_flood_takes_no_connection_of_another_peer(service):
 
 
 async def test_requests_without_end_keep_no_probe_of_the_same_peer_away(service):
-    await slow(service, b"GET /hangs HTTP/1.1\r\n\r\n", [ONE], count=40)
+    sockets = [socket.socket() for _ in range(200)]
+    for one in sockets:
+        # All at once: the server's turn comes later.
+        one.connect((ONE, service.port))
+        one.sendall(b"GET /hangs HTTP/1.1\r\n\r\n")
 
     assert await service.get(ONE) == "HTTP/1.1 200 OK"
     assert await service.get(OTHER) == "HTTP/1.1 200 OK"
     assert service.num_waiting <= 16
+    for one in sockets:
+        one.close()
 
 
 async def test_request_that_does_not_come_is_given_up(service, monkeypatch):
