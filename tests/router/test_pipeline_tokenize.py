@@ -51,3 +51,11 @@ async def test_detokenize_refuses_what_no_model_said(pipeline, token_ids, reason
 async def test_tokenize_refuses_what_generate_would(pipeline):
     with pytest.raises(RequestError, match="text is empty"):
         await pipeline.tokenize("", TextPrompt(text=""))
+
+
+async def test_text_beyond_the_model_s_length_is_refused_since_the_answer_has_a_bound(pipeline):
+    with pytest.raises(InvalidRequest) as caught:
+        await pipeline.tokenize("", TextPrompt(text="0 " * 200))
+
+    assert caught.value.status.reason == Reason.PROMPT_TOO_LONG
+    assert caught.value.status.metadata["bounds"] == "0 to 128"
