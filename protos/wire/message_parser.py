@@ -1,8 +1,9 @@
 """Messages of a peer, held to `FIELD_BOUNDS` before anything is built from them.
 
-A small message is parsed first and counted then, since its size bounds what it can become. In a
-large one the fields are counted on the wire, up to the first bound that is passed, so that the
-work is that of the bounds, whatever was sent.
+A small message is parsed first and counted then, since its size bounds what it can become (and
+the texts in its lists, which are not looked at one by one). In a large one the fields are counted
+on the wire, up to the first bound that is passed, so that the work is that of the bounds, whatever
+was sent.
 """
 
 import functools
@@ -131,11 +132,17 @@ class _Field:
     """Of the messages that it holds."""
 
     @property
+    def has_lists(self) -> bool:
+        """Whether the messages that it holds have lists; their texts are bounded by the whole."""
+        return self.schema is not None and not self.schema.is_flat
+
+    @property
     def least_excess(self) -> int:
         """Bytes of the smallest value that is too much."""
         least = self.schema.least_excess if self.schema is not None else SMALL_BYTES
         if self.is_repeated:
-            return min(least, (self.bound.entries + 1) * (self.width or 2))
+            entries = (self.bound.entries + 1) * (self.width or 2)
+            return min(least, entries) if self.has_lists else entries
         return self.bound.bytes + 1 if self.is_bytes else least
 
 
@@ -312,7 +319,7 @@ def _find_excess(message: Message, schema: _Schema, prefix: str) -> Malformed | 
 def _find_excess_entries(values: Sequence[Any], one: _Field, prefix: str) -> Malformed | None:
     if len(values) > one.bound.entries:
         return _too_many(prefix, one, str(len(values)))
-    if one.schema is not None and one.schema.bounded:
+    if one.schema is not None and one.has_lists:
         name = f"{prefix}{one.name}."
         for value in values:
             if found := _find_excess(value, one.schema, name):

@@ -106,7 +106,6 @@ REFUSED = {
     ),
     "a name": (packed(2, b"m" * 1025), "model", "BAD_REQUEST"),
     "a name of 4 bytes a character": (packed(2, "😀".encode() * 257), "model", "BAD_REQUEST"),
-    "a role": (chat(packed(1, b"r" * 1025)), "chat.messages.role", "BAD_CHAT"),
     "a stop text": (
         packed(6, packed(15, b"s" * 1025)),
         "sampling_params.stop",
@@ -125,6 +124,12 @@ def test_small_and_large_messages_are_held_to_equal_bounds(content, field, reaso
         assert refused.metadata["field"] == field
         assert refused.reason == (reason or "BAD_SAMPLING_PARAMS")
         assert refused.metadata["bounds"].removeprefix("0 to ") in refused.text
+
+
+def test_text_in_a_list_is_bounded_by_a_small_message_and_by_its_bound_in_a_large_one():
+    role = chat(packed(1, b"r" * 1025))
+    assert parse(role).chat.messages[0].role == "r" * 1025
+    assert parse(role + PADDING).metadata["field"] == "chat.messages.role"
 
 
 @pytest.mark.parametrize(

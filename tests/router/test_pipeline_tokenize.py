@@ -66,10 +66,11 @@ async def test_tokenize_refuses_what_generate_would(pipeline):
 
 
 async def test_tokenize_refuses_more_tokens_than_the_model_holds(pipeline):
-    with pytest.raises(InvalidRequest, match="prompt of 200 tokens and one to generate") as caught:
+    with pytest.raises(InvalidRequest, match="number of tokens is 200") as caught:
         await pipeline.tokenize("", TextPrompt(text="z " * 100))
 
     assert caught.value.status.reason == Reason.PROMPT_TOO_LONG
+    assert caught.value.status.metadata["bounds"] == "0 to 128"
 
 
 @pytest.mark.parametrize("kind", ["text", "chat"])

@@ -308,6 +308,7 @@ async def test_cancelled_call_whose_reader_slept_leaves_its_engine(fleet):
 async def test_deadline_of_the_call_ends_it_and_goes_along(fleet):
     async with serving(fleet) as (service, pipeline):
         fleet.put(ADMITTED)
+        await service.Tokenize(pb.TokenizeRequest(text=TEXT))  # loads the tokenizer
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await read_to_end(service.Generate(pb.GenerateRequest(text=TEXT), timeout=0.3))
 
