@@ -57,16 +57,16 @@ class Loss:
     is_draining: bool = False
 
 
-def checked(message: _Message | None) -> _Message:
-    """Returns a message that came; what cannot be parsed arrives as None."""
-    if message is None:
-        raise ConnectionLost("it sent a message that is not of the contract")
-    return message
-
-
 def violation(text: str) -> ConnectionLost:
     """Returns the error of an engine that breaks the contract; the text says how."""
     return ConnectionLost(f"it broke the contract: {text}", Fault.VIOLATION)
+
+
+def checked(message: _Message | None) -> _Message:
+    """Returns a message that came; one that cannot be taken arrives as None."""
+    if message is None:
+        raise violation("a message cannot be parsed or holds too much; the log says which field")
+    return message
 
 
 def ends_task(error: BaseException) -> bool:

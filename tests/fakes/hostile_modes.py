@@ -118,7 +118,7 @@ def _violations() -> Iterator[Mode]:
         ),
         (
             "tokens-of-one-step",
-            "in one step",
+            "cannot be parsed or holds too much",
             lambda h, t: [admission(h), tokens_of(h, [1] * 500_000)],
         ),
         (
@@ -132,7 +132,7 @@ def _violations() -> Iterator[Mode]:
             lambda h, t: [admission(h), STEP(handles=[h] * 9, token_counts=[0] * 9)],
         ),
         ("tokens-of-strangers", "never sent", lambda h, t: [tokens_of(10**6 + h, [5])]),
-        ("tokens-of-many-strangers", "never sent", _strangers),
+        ("tokens-of-many-strangers", "cannot be parsed or holds too much", _strangers),
         (
             "tokens-miscounted",
             "do not add up",
@@ -207,7 +207,7 @@ def _descriptions() -> Iterator[Mode]:
 
     for name, fields, detail in (
         ("model-name-forged", {"model_name": FORGED}, "model_name is"),
-        ("model-name-long", {"model_name": "n" * 300_000}, "model_name has 300000 characters"),
+        ("model-name-long", {"model_name": "n" * 300}, "model_name has 300 characters"),
         ("model-name-empty", {"model_name": ""}, "model_name has 0 characters"),
         ("model-architecture", {"architecture": "\x1b[31m"}, "architecture is"),
         ("model-length-negative", {"max_model_length_tokens": -5}, "max_model_length_tokens is -5"),
@@ -219,11 +219,18 @@ def _descriptions() -> Iterator[Mode]:
         ("model-fingerprint", {"model_fingerprint": "f" * 31 + "\n"}, "model_fingerprint is"),
         ("model-tokenizer", {"tokenizer_sha256": "../../etc"}, "tokenizer_sha256 is"),
         ("model-epoch", {"epoch": 0}, "epoch is 0"),
-        ("model-eos-many", {"eos_token_ids": [1] * 2000}, "eos_token_ids has 2000 entries"),
         ("model-eos-beyond", {"eos_token_ids": [2**31]}, "eos_token_ids holds 2147483648"),
-        ("model-hashes", {"block_hash_scheme": "m" * 9000}, "it hashes blocks by"),
+        ("model-hashes", {"block_hash_scheme": "m" * 900}, "it hashes blocks by"),
     ):
         yield Mode(name=name, describe=setting(**fields), detail=f"refused: {detail}")
+    for name, fields in (
+        ("model-name-huge", {"model_name": "n" * 300_000}),
+        ("model-eos-many", {"eos_token_ids": [1] * 2000}),
+        ("model-hashes-huge", {"block_hash_scheme": "m" * 9000}),
+    ):
+        # Refused before it is parsed; the log says which bound was passed.
+        detail = "a message cannot be parsed or holds too much"
+        yield Mode(name=name, describe=setting(**fields), detail=detail)
 
 
 def _beginnings() -> Iterator[Mode]:

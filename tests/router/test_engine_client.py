@@ -397,8 +397,8 @@ async def garbling(method, handler):
 @pytest.mark.parametrize(
     ("method", "handler", "detail"),
     [
-        ("GetModelInfo", grpc.unary_unary_rpc_method_handler, "not of the contract"),
-        ("GenerateMany", grpc.stream_stream_rpc_method_handler, "not of the contract"),
+        ("GetModelInfo", grpc.unary_unary_rpc_method_handler, "cannot be parsed"),
+        ("GenerateMany", grpc.stream_stream_rpc_method_handler, "cannot be parsed"),
     ],
 )
 async def test_engine_that_sends_what_cannot_be_read_is_unavailable(method, handler, detail):
@@ -413,7 +413,7 @@ async def test_cache_change_that_cannot_be_read_keeps_nobody_from_serving(caplog
     async with garbling("WatchCache", handler) as address, client_of(address) as (client, listener):
         await listener.wait_until(lambda: client.state is EngineState.SERVING)
         async with asyncio.timeout(TIMEOUT):
-            while "not of the contract" not in caplog.text:  # noqa: ASYNC110
+            while "cannot be parsed" not in caplog.text:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
         events = await collect(client.submit(request([1, 2])))
