@@ -2,9 +2,9 @@
 
 Text becomes `tokenizer(text).input_ids` of transformers: special tokens written in the text are
 recognised, and those are added that the tokenizer itself adds (Qwen's adds none). A conversation
-becomes `apply_chat_template(messages, add_generation_prompt=True)`, with one difference: what people
-say holds no special tokens, only the letters of their names. None are added to what the template
-lays out.
+becomes `apply_chat_template(messages, add_generation_prompt=True)`, with one difference: what
+people say holds no special tokens, only the letters of their names. None are added to what the
+template lays out.
 """
 
 import logging
@@ -260,7 +260,7 @@ def _take_ends(backend: tokenizers.Tokenizer) -> "tuple[array[int], array[int]] 
     It stays, and None is returned, if it does more than that.
     """
     outer, nothing = (encoding.ids for encoding in backend.encode_batch_fast(["word", ""]))
-    processor, backend.post_processor = backend.post_processor, None  # type: ignore[assignment]
+    processor, backend.post_processor = backend.post_processor, None
     (inner,) = (encoding.ids for encoding in backend.encode_batch_fast(["word"]))
     for start in range(len(nothing) + 1):
         before, behind = nothing[:start], nothing[start:]
