@@ -23,14 +23,14 @@ def added_tokens(backend: Tokenizer) -> list[AddedToken]:
 def twin(backend: Tokenizer) -> Tokenizer:
     """Returns a tokenizer that shares the model, with added tokens of its own to change."""
     other = Tokenizer(backend.model)
-    other.normalizer = backend.normalizer  # type: ignore[assignment]
-    other.pre_tokenizer = backend.pre_tokenizer  # type: ignore[assignment]
+    other.normalizer = backend.normalizer
+    other.pre_tokenizer = backend.pre_tokenizer
     other.add_tokens(added_tokens(backend))
     if other.get_added_tokens_decoder() == backend.get_added_tokens_decoder():
         return other
     # IDs with gaps between them come only from the file.
     other = Tokenizer.from_str(backend.to_str())
-    other.post_processor = None  # type: ignore[assignment]
+    other.post_processor = None
     return other
 
 

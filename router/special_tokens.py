@@ -111,7 +111,7 @@ class SpecialTokens:
         )
 
     def _marked(self, content: str, marker: str) -> str:
-        starts = set()
+        starts: set[int] = set()
         position = 0
         while span := self._pattern.find(content, position):
             starts.add(span[0])
@@ -122,7 +122,8 @@ class SpecialTokens:
                 for start, end, _ in spans:
                     starts.update(range(start, end))
                     masked[start:end] = marker * (end - start)
-        position, parts = 0, []
+        position = 0
+        parts: list[str] = []
         for start in sorted(starts):
             parts += (content[position:start], marker)
             position = start
@@ -166,7 +167,7 @@ class _Finder:
     def __init__(self, backend: Tokenizer, tokens: Sequence[AddedToken]) -> None:
         unknown = "?" * (1 + max(len(token.content) for token in tokens))
         self._backend = Tokenizer(WordLevel({unknown: 0}, unk_token=unknown))
-        self._backend.normalizer = backend.normalizer  # type: ignore[assignment]
+        self._backend.normalizer = backend.normalizer
         self._backend.add_tokens(list(tokens))
         self._texts = {
             token_id: token.content
@@ -186,7 +187,7 @@ class _Finder:
 
 def _markers_in(texts: Sequence[str]) -> set[str]:
     """Returns the private-use characters in texts, those written as escapes of JSON included."""
-    found = set()
+    found: set[str] = set()
     for text in texts:
         for start in range(0, len(text), _STRIDE):
             found.update(text[start : start + _STRIDE])

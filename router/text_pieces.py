@@ -1,15 +1,17 @@
 """Tokenizes a text in pieces, so that a long one takes no more memory than a short one.
 
-A piece ends where the tokenizer surely splits: of a window on the text those words are kept whose
-end nothing behind the window can move, and the next window begins with the first word not kept.
-That is right where a tokenizer splits from left to right without looking back, which is known of
-the configurations below; with any other, a text is tokenized in one go.
+A piece ends where the tokenizer surely splits: before a space that follows a letter or sign. Where
+there is none, of a window on the text those words are kept whose end nothing behind the window can
+move, and the next window begins with the first word not kept. Both are right where a tokenizer
+splits from left to right without looking back, which is known of the configurations below; with any
+other, a text is tokenized in one go.
 """
 
-import json
 import unicodedata
 from array import array
 from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
 
 import tokenizers
 
@@ -17,6 +19,7 @@ from protos.wire.reason import Reason
 from router.added_tokens import added_tokens, has_condition
 from router.errors import InvalidRequest
 from router.token_budget import TokenBudget
+from router.token_length import max_characters, part_settings
 
 _WINDOW = 1 << 15
 """Characters tokenized at once."""
@@ -25,9 +28,12 @@ _MAX_WORD = 1 << 17
 _MARGIN = 16
 """Characters behind a word that can move its end, and more: a contraction's three are the most."""
 _MAX_TRIES = 64
+_MAX_SEARCH = 1024
+"""Characters at the end of a window among which a space is looked for."""
 
-# Each of these splits a text into words from left to right; what it reads behind the end of a word
-# is at most a contraction or one run of white space.
+# Each of these splits a text into words from left to right. None goes on with a space behind
+# anything but white space, and what it reads behind the end of a word is at most a contraction or
+# one run of white space.
 _LETTERS_OF_CASES = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+%s"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*%s"
@@ -50,15 +56,15 @@ PATTERNS = frozenset(
         # GPT-4o and gpt-oss; Mistral's Tekken
         _LETTERS_OF_CASES.replace("%s", _CONTRACTION + "?") + r"|\p{N}{1,3}" + _PATHS_AND_SPACES,
         _LETTERS_OF_CASES.replace("%s", "") + r"|\p{N}" + _PATHS_AND_SPACES,
-        # DeepSeek V3, one after the other
-        r"\p{N}{1,3}",
-        "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
+        # DeepSeek V3, behind those below
         r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
         r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
         # The demo model
         r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     }
 )
+# These take something out, and leave the rest to one of the others.
+PARTIAL_PATTERNS = frozenset({r"\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"})
 
 
 class TextPieces:
@@ -71,6 +77,12 @@ class TextPieces:
         self._margin = _margin(backend)
         if self._margin is not None and 4 * self._margin > window:
             self._margin = None
+        self._max_characters = None if self.is_cut else max_characters(backend)
+        # Where a space in an added token may stand, no piece ends before it.
+        contents = [token.content for token in added_tokens(backend)]
+        self._in_tokens = {
+            before for content in contents for before, behind in pairwise(content) if behind == " "
+        }
 
     @property
     def is_cut(self) -> bool:
@@ -84,26 +96,47 @@ class TextPieces:
             InvalidRequest: They are more than the budget, or a word is too long.
             Abandoned: The budget is cancelled.
         """
-        budget.check(0)
+        # One that cannot be cut is at least not begun if it must be too long.
+        budget.check(len(text) // self._max_characters if self._max_characters else 0)
         token_ids = array("i")
         position, size = 0, self._window
         while self._margin is not None and len(text) - position > size:
-            piece = text[position : position + size]
-            (encoding,) = self._backend.encode_batch([piece], add_special_tokens=False)
-            joint = self._joint(encoding, piece)
-            if joint is not None:
-                num_kept, end = joint
-                token_ids.extend(encoding.ids[:num_kept])
-                position, size = position + end, self._window
-            elif size < _MAX_WORD:
-                size *= 2
+            end = self._last_space(text, position, position + size)
+            if end is not None:
+                token_ids.extend(self._encode(text[position:end]))
+                position, size = end, self._window
             else:
-                raise _too_long(position, size)
+                piece = text[position : position + size]
+                (encoding,) = self._backend.encode_batch([piece], add_special_tokens=False)
+                joint = self._joint(encoding, piece)
+                if joint is not None:
+                    num_kept, length = joint
+                    token_ids.extend(encoding.ids[:num_kept])
+                    position, size = position + length, self._window
+                elif size < _MAX_WORD:
+                    size *= 2
+                else:
+                    raise _too_long(position, size)
             budget.check(len(token_ids))
-        # Of a single text, `encode` keeps the interpreter to itself, and records what nobody reads.
-        (encoding,) = self._backend.encode_batch_fast([text[position:]], add_special_tokens=False)
-        token_ids.extend(encoding.ids)
+        token_ids.extend(self._encode(text[position:]))
         return token_ids
+
+    def _encode(self, text: str) -> list[int]:
+        # Of a single text, `encode` keeps the interpreter to itself, and records what nobody reads.
+        (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=False)
+        return encoding.ids
+
+    def _last_space(self, text: str, start: int, stop: int) -> int | None:
+        """Returns where the last space stands that follows anything but white space."""
+        start = max(start, stop - _MAX_SEARCH)
+        while (place := text.rfind(" ", start + 1, stop)) >= 0:
+            before = text[place - 1]
+            # Of other than ASCII, normalization may make a character of a token.
+            is_in_token = before in self._in_tokens or (self._in_tokens and not before.isascii())
+            if not is_in_token and not before.isspace():
+                return place
+            stop = place
+        return None
 
     def _joint(self, encoding: tokenizers.Encoding, piece: str) -> tuple[int, int] | None:
         """Returns how many tokens of a piece are sure and where, in characters, they end."""
@@ -134,7 +167,9 @@ class TextPieces:
 
 def _margin(backend: tokenizers.Tokenizer) -> int | None:
     """Returns the characters behind a word that may move its end; None if nobody knows."""
-    if not (_commutes(_state(backend.normalizer)) and _is_known(_state(backend.pre_tokenizer))):
+    if not _commutes(part_settings(backend.normalizer)):
+        return None
+    if not _splits_all(part_settings(backend.pre_tokenizer)):
         return None
     tokens = added_tokens(backend)
     if backend.post_processor is not None or any(map(has_condition, tokens)):
@@ -143,12 +178,7 @@ def _margin(backend: tokenizers.Tokenizer) -> int | None:
     return _MARGIN + 4 * max((len(token.content) for token in tokens), default=0)
 
 
-def _state(part: object) -> Mapping[str, object]:
-    """Returns the settings of a tokenizer's part, as in its file."""
-    return {} if part is None else json.loads(part.__getstate__())  # type: ignore[attr-defined]
-
-
-def _commutes(normalizer: Mapping[str, object]) -> bool:
+def _commutes(normalizer: Mapping[str, Any]) -> bool:
     """Whether texts can be normalized in pieces, cut where one character begins anew."""
     match normalizer:
         case {"type": "NFC"} | {"type": "Sequence", "normalizers": []}:
@@ -164,18 +194,33 @@ def _begins_anew(character: str) -> bool:
     return unicodedata.category(character)[0] not in "CM" and not is_inner_jamo
 
 
-def _is_known(pre_tokenizer: Mapping[str, object]) -> bool:
+def _splits_all(pre_tokenizer: Mapping[str, Any]) -> bool:
+    """Whether a pre-tokenizer is known, and splits every text into words."""
+    parts = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
+    # Behind bytes written as letters, a space is one, too.
+    is_text = all(part.get("type") != "ByteLevel" for part in parts[:-1])
+    return is_text and all(map(_is_known, parts)) and any(map(_makes_words, parts))
+
+
+def _is_known(pre_tokenizer: Mapping[str, Any]) -> bool:
     match pre_tokenizer:
-        case {"type": "Sequence", "pretokenizers": [*parts]}:
-            return bool(parts) and all(map(_is_known, parts))
         case {
             "type": "Split",
             "pattern": {"Regex": str(pattern)},
             "behavior": "Isolated",
             "invert": False,
         }:
-            return pattern in PATTERNS
+            return pattern in PATTERNS or pattern in PARTIAL_PATTERNS
         case {"type": "ByteLevel", "add_prefix_space": False} | {"type": "Digits"}:
+            return True
+    return False
+
+
+def _makes_words(known: Mapping[str, Any]) -> bool:
+    match known:
+        case {"type": "Split", "pattern": {"Regex": pattern}}:
+            return pattern in PATTERNS
+        case {"type": "ByteLevel", "use_regex": True}:
             return True
     return False
 

@@ -1,9 +1,8 @@
 """Finds the texts of tokens in a text as the tokenizer does: the leftmost, there the longest."""
 
-import os
 import re
 from collections.abc import Collection, Iterator
-from itertools import groupby
+from itertools import groupby, takewhile
 
 _STRIDE = 1 << 16
 """Characters of one search, during which no other thread of the interpreter runs."""
@@ -44,8 +43,11 @@ def _expression(texts: list[str]) -> str:
     branches = []
     for _, group in groupby((text for text in texts if text), key=lambda text: text[0]):
         alike = list(group)
-        prefix = os.path.commonprefix(alike)  # noqa: RUF071 - texts, not paths
-        branches.append(re.escape(prefix) + _expression([text[len(prefix) :] for text in alike]))
+        # Of sorted texts, what the first and the last begin with all do.
+        both = zip(alike[0], alike[-1], strict=False)
+        length = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both))
+        rest = _expression([text[length:] for text in alike])
+        branches.append(re.escape(alike[0][:length]) + rest)
     if not branches:
         return ""
     is_optional = not texts[0]

@@ -3,8 +3,8 @@
 import threading
 from array import array
 from collections import OrderedDict
-from collections.abc import Collection
-from typing import Protocol
+from collections.abc import Callable, Collection
+from typing import TypeAlias
 
 import xxhash
 
@@ -16,11 +16,8 @@ _ENTRY_BYTES = 200
 """Of an entry without its tokens: key, array and place in the order."""
 
 
-class Encode(Protocol):
-    """Returns the token IDs of a text in which a marker keeps special tokens from being found."""
-
-    def __call__(self, text: str, marker: str, budget: TokenBudget) -> "array[int]":
-        """Encodes one part of a text."""
+Encode: TypeAlias = Callable[[str, str, TokenBudget], "array[int]"]
+"""Returns the token IDs of a text in which a marker keeps special tokens from being found."""
 
 
 class TokenizationCache:

@@ -226,7 +226,7 @@ def _take_ends(backend: tokenizers.Tokenizer) -> "tuple[array[int], array[int]] 
     It stays, and None is returned, if it does more than that.
     """
     outer, nothing = (encoding.ids for encoding in backend.encode_batch_fast(["word", ""]))
-    processor, backend.post_processor = backend.post_processor, None  # type: ignore[assignment]
+    processor, backend.post_processor = backend.post_processor, None
     (inner,) = (encoding.ids for encoding in backend.encode_batch_fast(["word"]))
     for start in range(len(nothing) + 1):
         before, behind = nothing[:start], nothing[start:]

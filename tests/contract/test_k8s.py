@@ -140,8 +140,10 @@ def test_service_selects_its_pods_and_leads_to_their_grpc_port(documents, pods, 
 def test_router_has_memory_for_the_requests_that_it_takes(pods):
     limit = container_of(pods["router"])["resources"]["limits"]["memory"]
     assert limit.endswith("Gi")
-    # docs/operations.md: 18 times the bytes of text; the rest is a router at rest and its index.
-    worst = 18 * settings_of("router", pods["router"]).max_request_bytes
+    # docs/operations.md: 18 times the bytes of text, 80 MB for each text that is being tokenized;
+    # the rest is a router at rest and its index.
+    settings = settings_of("router", pods["router"])
+    worst = 18 * settings.max_request_bytes + 80_000_000 * settings.tokenizer_threads
     assert worst + (700 << 20) <= int(limit.removesuffix("Gi")) << 30
 
 

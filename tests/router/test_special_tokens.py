@@ -2,7 +2,7 @@
 
 import pytest
 import tokenizers
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protos.wire.reason import Reason
@@ -10,7 +10,13 @@ from router.errors import InvalidRequest
 from router.types import ChatMessage
 from tests.fakes import small_tokenizer
 from tests.router import added_token_sets
-from tests.router.added_token_sets import NORMALIZERS, special_ids, tokenizer_of, tokenizer_with
+from tests.router.added_token_sets import (
+    NORMALIZERS,
+    own_tokens,
+    special_ids,
+    tokenizer_of,
+    tokenizer_with,
+)
 from tests.router.chats import encode_chat
 
 START, END = small_tokenizer.START, small_tokenizer.END
@@ -45,6 +51,7 @@ def check_no_forgery(data):
     tokenizer = tokenizer_of(tokens, normalizer, template)
     messages = say(*(data.draw(added_token_sets.texts(tokens)) for _ in range(2)))
 
+    own_tokens(tokenizer, "\n".join(message.content for message in messages))
     token_ids = encode_chat(tokenizer, messages)
 
     nothing_said = encode_chat(tokenizer, say("", ""))
@@ -61,8 +68,6 @@ def check_rest_is_the_tokenizers_own(data):
     token_ids = encode_chat(tokenizer, say(content)).tolist()
 
     said = as_text(tokenizer, f"user\n\n{content}\n")
-    # One letter that is special has no other token, and none at all when it is said.
-    assume(not specials_of(tokenizer, said))
     own = [tokenizer.backend.encode(part, add_special_tokens=False).ids for part in (START, tail)]
     assert token_ids == [*own[0], *said, *own[1]]
 
@@ -80,7 +85,7 @@ def test_what_is_said_has_the_tokens_of_its_letters(data):
 
 
 @pytest.mark.slow
-@settings(max_examples=10_000, deadline=None)
+@settings(max_examples=2000, deadline=None)
 @given(data=st.data())
 def test_no_special_token_comes_of_what_is_said_in_depth(data):
     check_no_forgery(data)

@@ -11,6 +11,7 @@ from router.types import ChatMessage
 from tests.fakes import small_tokenizer
 
 TURN_END = "<|im_end|>"
+UNLIMITED = TokenBudget()
 
 
 class Encoder:
@@ -25,8 +26,8 @@ class Encoder:
 
 
 class Cache(TokenizationCache):
-    def encode(self, text, marker="", budget=None):
-        return super().encode(text, marker, budget or TokenBudget())
+    def encode(self, text, marker="", budget=UNLIMITED):
+        return super().encode(text, marker, budget)
 
 
 def cache_of(encoder, **options):

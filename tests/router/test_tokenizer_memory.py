@@ -1,4 +1,4 @@
-"""The largest prompt takes little memory beside a tokenizer of full size, whatever it holds."""
+"""The largest prompt takes little memory beside a tokenizer of full size, whatever it says."""
 
 import json
 import subprocess
