@@ -41,6 +41,7 @@ from router.types import (
 _logger = logging.getLogger(__name__)
 
 _SERVICE = engine_pb2.DESCRIPTOR.services_by_name["EngineService"]
+_SERVICE_NAME = _SERVICE.full_name
 
 _DETAILS = {EngineState.SERVING: "", EngineState.DRAINING: "it finishes what it has"}
 
@@ -266,7 +267,7 @@ class EngineClient:
         stub = health_pb2_grpc.HealthStub(connection)
         try:
             answer = await stub.Check(
-                health_pb2.HealthCheckRequest(service=_SERVICE.full_name),
+                health_pb2.HealthCheckRequest(service=_SERVICE_NAME),
                 timeout=self._settings.call_timeout,
             )
         except grpc.aio.AioRpcError as error:

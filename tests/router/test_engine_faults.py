@@ -70,7 +70,7 @@ async def test_unexpected_error_makes_the_engine_unavailable_and_it_returns(
 
 @pytest.mark.parametrize("kind", [ValueError, Panic])
 async def test_fault_of_one_client_is_not_the_other_engines_end(monkeypatch, kind):
-    monkeypatch.setattr(fleet_module, "_RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(fleet_module, "RETRY_SECONDS", 0.02)
     run = EngineClient.run
     faulty = []
 
@@ -133,7 +133,7 @@ async def test_engine_that_stalled_is_asked_for_its_health_before_it_gets_a_requ
 async def test_engine_without_a_health_to_speak_of_stays_alone(monkeypatch, says):
     monkeypatch.setattr(engine_client, "TICK_SECONDS", 0.005)
     name = "no.such.Service" if says == "UNIMPLEMENTED" else SERVICE
-    monkeypatch.setattr(engine_client, "_SERVICE", name)
+    monkeypatch.setattr(engine_client, "_SERVICE_NAME", name)
     async with FakeEngine(MEASURED) as engine, connected(engine) as (client, listener):
         if says == "SERVICE_UNKNOWN":
             await engine.health.set(SERVICE, Status.SERVICE_UNKNOWN)
@@ -250,4 +250,6 @@ async def test_violation_counts_as_the_cause_of_a_failover():
             results = [await collect(fleet, request(range(8), 30)) for _ in range(2)]
 
             assert [tokens for _, tokens, _ in results] == [expected_tokens(range(8), 30)] * 2
-            assert causes == ["violation"]
+            # Left alone for some seconds, it may be tried again by then.
+            assert causes
+            assert set(causes) == {"violation"}
