@@ -111,22 +111,23 @@ class SpecialTokens:
         )
 
     def _marked(self, content: str, marker: str) -> str:
-        starts: set[int] = set()
+        is_start = bytearray(len(content))
         position = 0
         while span := self._pattern.find(content, position):
-            starts.add(span[0])
+            is_start[span[0]] = 1
             position = span[0] + 1
         for finder in self._content_finders:
             masked = list(content)
             while spans := [span for span in finder.spans("".join(masked)) if span[0] < span[1]]:
                 for start, end, _ in spans:
-                    starts.update(range(start, end))
+                    is_start[start:end] = b"\1" * (end - start)
                     masked[start:end] = marker * (end - start)
         position = 0
         parts: list[str] = []
-        for start in sorted(starts):
-            parts += (content[position:start], marker)
-            position = start
+        while (start := is_start.find(1, position)) >= 0:
+            # The character behind the marker comes along, so that the search goes on.
+            parts += (content[position:start], marker, content[start])
+            position = start + 1
         return "".join((*parts, content[position:]))
 
     def _segments(self, text: str, marker: str) -> Iterator[tuple[str, int | None]]:
