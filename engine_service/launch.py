@@ -199,7 +199,7 @@ class _CoreProcess:
                         self._process.pid,
                     )
                     # An exit like any other would wait for it.
-                    os._exit(EXIT_ENGINE_FAILED)
+                    exit_at_once(EXIT_ENGINE_FAILED)
 
     async def epitaph(self) -> str:
         """Says how the process ended, once its pipe has."""

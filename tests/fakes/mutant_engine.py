@@ -11,6 +11,7 @@ import pytest
 
 from engine_service import launch
 from engine_service.config import read_config
+from protos.wire.log import set_up_logging
 from tests.engine_service.mutants import shift_one_kv_slot
 
 
@@ -21,4 +22,6 @@ def run_mutant_core(pipe, config):
 
 
 if __name__ == "__main__":
-    sys.exit(launch.run(read_config(sys.argv[1:]), run_mutant_core))
+    config = read_config(sys.argv[1:])
+    set_up_logging(config.server.log_level)
+    sys.exit(launch.run(config, run_mutant_core))
