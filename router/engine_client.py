@@ -276,7 +276,8 @@ class EngineClient:
             status = checked(answer).status
             if status == health_pb2.HealthCheckResponse.SERVING:
                 return
-            said = health_pb2.HealthCheckResponse.ServingStatus.Name(status)
+            names = health_pb2.HealthCheckResponse.ServingStatus
+            said = names.Name(status) if status in names.values() else str(status)
         raise ConnectionLost(f"it was left alone, and its health check says {said}")
 
     async def _get_model(self, stub: engine_pb2_grpc.EngineServiceStub) -> ModelInfo:

@@ -129,17 +129,22 @@ async def test_engine_that_stalled_is_asked_for_its_health_before_it_gets_a_requ
         assert client.num_faults == {Fault.STALLED: 1}
 
 
-@pytest.mark.parametrize("says", ["UNIMPLEMENTED", "SERVICE_UNKNOWN"])
+@pytest.mark.parametrize("says", ["NOT_FOUND", "SERVICE_UNKNOWN", "99"])
 async def test_engine_without_a_health_to_speak_of_stays_alone(monkeypatch, says):
     monkeypatch.setattr(engine_client, "TICK_SECONDS", 0.005)
+<<<<<<< HEAD
     name = "no.such.Service" if says == "UNIMPLEMENTED" else SERVICE
     monkeypatch.setattr(engine_client, "_SERVICE_NAME", name)
+=======
+    name = "no.such.Service" if says == "NOT_FOUND" else SERVICE
+    monkeypatch.setattr(engine_client, "_SERVICE", name)
+>>>>>>> streams
     async with FakeEngine(MEASURED) as engine, connected(engine) as (client, listener):
-        if says == "SERVICE_UNKNOWN":
-            await engine.health.set(SERVICE, Status.SERVICE_UNKNOWN)
+        if says != "NOT_FOUND":
+            await engine.health.set(SERVICE, 99 if says == "99" else Status.SERVICE_UNKNOWN)
         await stall(engine, client, listener)
 
-        await listener.wait_until(lambda: "its health check says" in client.detail)
+        await listener.wait_until(lambda: f"its health check says {says}" in client.detail)
 
         assert client.is_quarantined
 
