@@ -132,13 +132,8 @@ async def test_engine_that_stalled_is_asked_for_its_health_before_it_gets_a_requ
 @pytest.mark.parametrize("says", ["NOT_FOUND", "SERVICE_UNKNOWN", "99"])
 async def test_engine_without_a_health_to_speak_of_stays_alone(monkeypatch, says):
     monkeypatch.setattr(engine_client, "TICK_SECONDS", 0.005)
-<<<<<<< HEAD
-    name = "no.such.Service" if says == "UNIMPLEMENTED" else SERVICE
-    monkeypatch.setattr(engine_client, "_SERVICE_NAME", name)
-=======
     name = "no.such.Service" if says == "NOT_FOUND" else SERVICE
-    monkeypatch.setattr(engine_client, "_SERVICE", name)
->>>>>>> streams
+    monkeypatch.setattr(engine_client, "_SERVICE_NAME", name)
     async with FakeEngine(MEASURED) as engine, connected(engine) as (client, listener):
         if says != "NOT_FOUND":
             await engine.health.set(SERVICE, 99 if says == "99" else Status.SERVICE_UNKNOWN)
