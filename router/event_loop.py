@@ -87,6 +87,13 @@ def let_loop_run_on() -> None:
                     os.sched_setscheduler(int(entry.name), os.SCHED_BATCH, os.sched_param(0))
 
 
+def let_loop_go_first() -> None:
+    """Keeps the calling thread from interrupting the main one, as `let_loop_run_on` does others."""
+    if hasattr(os, "SCHED_BATCH"):
+        with suppress(OSError):  # a sandbox may not allow it
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
 def collect_garbage_rarely() -> None:
     """Leaves what is there by now out of all later searches for garbage, and searches less often.
 

@@ -14,6 +14,7 @@ from weakref import WeakValueDictionary
 from router.chat_template import TemplateSettings
 from router.containment import contained
 from router.errors import NoTokenizer, TokenizerFailed
+from router.event_loop import let_loop_go_first
 from router.tokenizer import Tokenizer
 from router.types import ModelInfo
 
@@ -56,8 +57,12 @@ class TokenizerPool:
         self._fetch = fetch
         self._in_use = in_use
         self._settings = settings or TemplateSettings()
-        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="tokenizer")
-        self._loaders = ThreadPoolExecutor(_MAX_LOADS, thread_name_prefix="tokenizer-load")
+        self._threads = ThreadPoolExecutor(
+            num_threads, thread_name_prefix="tokenizer", initializer=let_loop_go_first
+        )
+        self._loaders = ThreadPoolExecutor(
+            _MAX_LOADS, thread_name_prefix="tokenizer-load", initializer=let_loop_go_first
+        )
         # The queue of the threads keeps a cancelled call, and its text, until one of them is free.
         self._free_threads = asyncio.Semaphore(num_threads)
         self._loaded: OrderedDict[str, Tokenizer | str] = OrderedDict()

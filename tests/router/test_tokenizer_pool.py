@@ -1,6 +1,7 @@
 import asyncio
 import gc
 import json
+import os
 import tempfile
 import threading
 import weakref
@@ -271,3 +272,10 @@ async def test_load_that_takes_long_keeps_no_text_of_others_waiting(monkeypatch)
             assert await pool.run(len, "abc") == 3
         goes_on.set()
         assert await loading is TOKENIZER
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="Linux has it")
+async def test_threads_do_not_interrupt_the_event_loop():
+    with TokenizerPool(None, 1) as pool:
+        assert await pool.run(os.sched_getscheduler, 0) == os.SCHED_BATCH
+        assert os.sched_getscheduler(0) != os.SCHED_BATCH
