@@ -11,6 +11,7 @@ from router.errors import (
     RequestError,
 )
 from router.pipeline import Bounds, Pipeline
+from router.tokenizer import Tokenizer
 from router.tokenizer_pool import TokenizerPool
 from router.types import (
     TextPrompt,
@@ -135,3 +136,28 @@ async def test_client_that_leaves_stops_the_work_for_its_prompt(fleet, observer,
         running.cancel()
         await asyncio.wait([running])
         assert await asyncio.to_thread(stopped.wait, 10)
+
+
+async def test_long_chat_of_special_tokens_leaves_the_event_loop_free(fleet, observer):
+    content = small_tokenizer.END * 20_000
+    threads = []
+
+    class Noting(Tokenizer):
+        def protect(self, messages):
+            threads.append(threading.current_thread())
+            return super().protect(messages)
+
+    tokenizer = Noting.from_files(small_tokenizer.files())
+
+    class Pool(TokenizerPool):
+        async def get(self, model):
+            return tokenizer
+
+    with Pool(fleet.fetch_tokenizer, 1) as tokenizers:
+        pipeline = Pipeline(fleet, tokenizers, observer, LARGE)
+        with pytest.raises(InvalidRequest):
+            await pipeline.tokenize("", chat(("user", content)))
+        await pipeline.tokenize("", chat(("user", "hi")))
+    tokenizer.chat_template.close()
+
+    assert [thread is threading.main_thread() for thread in threads] == [False, True]
