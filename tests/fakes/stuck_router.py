@@ -1,4 +1,4 @@
-"""A router whose tokenizer never ends with a text; it says so in its log.
+"""A router whose tokenizer never ends with the text "never"; it says so in its log.
 
 python -m tests.fakes.stuck_router --engines host:port --port 0 --operations-port 0
 """
@@ -9,11 +9,16 @@ import threading
 
 from router.tokenizer import Tokenizer
 
+_encode_text = Tokenizer.encode_text
 
-def encode_text(tokenizer, *arguments, **options):
+
+def encode_text(tokenizer, text, *arguments, **options):
     """Stands in for what takes longer than anybody waits."""
+    if text != "never":
+        return _encode_text(tokenizer, text, *arguments, **options)
     logging.getLogger("stuck_router").info("a text is tokenized for ever")
     threading.Event().wait()
+    raise AssertionError("it is over")
 
 
 if __name__ == "__main__":

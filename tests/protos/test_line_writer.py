@@ -53,12 +53,21 @@ def test_what_nobody_reads_is_dropped_and_counted(pipe):
         writer.write(f"{number:99d}\n")
     assert not writer.flush(0.1), "nobody reads"
 
-    *kept, told = read_all(reading, writer).splitlines()
+    lines = read_all(reading, writer).splitlines()
 
-    found = re.fullmatch(r"(\d+) log entries were dropped: they were not read in time", told)
-    assert len(kept) + int(found[1]) == num_lines
-    assert [int(line) for line in kept] == list(range(len(kept)))
-    assert 1 << 20 <= len(kept) * 100 < 2 << 20
+    # What the pipe took in the middle made room, so that it may be told more than once.
+    num_kept = num_passed = 0
+    for line in lines:
+        found = re.fullmatch(r"(\d+) log entries were dropped: they were not read in time", line)
+        if found:
+            num_passed += int(found[1])
+        else:
+            assert int(line) == num_passed
+            num_kept += 1
+            num_passed += 1
+    assert num_passed == num_lines
+    assert num_kept < num_lines
+    assert 1 << 20 <= num_kept * 100 < 2 << 20
 
     writer.write("again\n")
     assert read_all(reading, writer) == "again\n"
