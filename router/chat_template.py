@@ -1,9 +1,11 @@
 """A model's chat template, which runs in a process of its own."""
 
-import asyncio
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from protos.wire.reason import Reason
@@ -24,6 +26,7 @@ _FIRST_PAUSE, _MAX_PAUSE = 1.0, 60.0
 _MAX_SHOWN_ROLES = 16
 _MAX_CHARACTERS = 1 << 20
 """Of a template; the longest that people write have a tenth of it."""
+_LEAVING = "the router is about to exit; call another"
 
 _logger = logging.getLogger(__name__)
 
@@ -63,9 +66,8 @@ class TemplateSettings:
 class ChatTemplate:
     """Lays out conversations, one after the other, in a worker that is kept and replaced.
 
-    One that ends its worker again and again is left alone for a growing while. The number of
-    callers that wait is bounded by the requests under way, and one that is cancelled leaves nothing
-    behind: the worker is free when it has answered, not when nobody waits.
+    Its methods block, and are safe in threads. A template that ends its worker again and again is
+    left alone for a growing while.
     """
 
     def __init__(
@@ -81,10 +83,8 @@ class ChatTemplate:
         self._source = source
         self._special_tokens = dict(special_tokens)
         self._settings = settings
-        self._turn = asyncio.Semaphore(1)
-        self._num_waiting = 0
+        self._turn = threading.Lock()
         self._process: TemplateProcess | None = None
-        self._loaded: asyncio.Future[str] | None = None
         self._fault: str | None = None
         """Why it can never be used."""
         if source is not None and not isinstance(source, str):
@@ -97,24 +97,25 @@ class ChatTemplate:
         self._resumes_at = 0.0
         self._last_end = ""
 
-    async def start(self) -> None:
+    def start(self) -> None:
         """Starts the worker, so that the first chat need not wait for it.
 
         A template that cannot be used is the error of each chat, and not of this.
         """
         if self._source:
             try:
-                await self._ask(None)
+                with self._in_turn():
+                    self._ready_process()
             except (TemplateRefused, TemplateEnded, _Paused, RequestError) as error:
                 message = "chat template unusable model=%s error=%.500s"
                 _logger.warning(message, self._settings.model, error)
 
-    async def render(self, messages: Sequence[ChatMessage]) -> str:
+    def render(self, messages: Sequence[ChatMessage]) -> str:
         """Returns the text of a conversation up to where the assistant speaks.
 
         Raises:
             InvalidRequest: There is no chat template, it raises, or it takes more than it may.
-            RequestError: Its worker cannot be started.
+            RequestError: Its worker cannot be started, or the router is about to exit.
         """
         if not self._source:
             raise InvalidRequest(
@@ -124,7 +125,7 @@ class ChatTemplate:
             )
         retry_after = None
         try:
-            return await self._ask(messages)
+            return self._ask(messages)
         except TemplateRefused as error:
             why = f"the model's chat template refuses them: {error!s:.500}"
         except TemplateEnded as error:
@@ -147,79 +148,92 @@ class ChatTemplate:
     def close(self) -> None:
         """Kills the worker, whatever it does; there is none any more."""
         self._is_closed = True
-        self._end_process()
+        process = self._process
+        if process is not None:
+            process.kill()
+        self._end_idle()
 
-    async def _ask(self, messages: Sequence[ChatMessage] | None) -> str:
-        """Returns a layout, or nothing of a worker that only has to be there."""
-        self._num_waiting += 1
-        try:
-            await self._turn.acquire()
-        finally:
-            self._num_waiting -= 1
-        try:
-            process = await self._ready_process()
-            if messages is None:
-                self._end_turn()
-                return ""
-            answer = process.ask(_request(messages), self._settings.deadline, self._note_answer)
-        except BaseException:
-            self._end_turn()
-            raise
-        return await answer
-
-    async def _ready_process(self) -> TemplateProcess:
-        while True:
-            if self._is_closed:
-                raise Draining("the router is about to exit; call another")
-            if self._fault is not None:
-                raise TemplateRefused(self._fault)
-            if self._process is None or self._process.has_ended:
-                self._check_pause()
-                self._process, self._loaded = self._start()
-                # If all who wait for it leave, its exception is heard all the same.
-                self._loaded.add_done_callback(asyncio.Future.exception)
-            process = self._process
-            assert self._loaded is not None
+    def _ask(self, messages: Sequence[ChatMessage]) -> str:
+        with self._in_turn():
+            process = self._ready_process()
             try:
-                # Goes on if the caller is cancelled, and the next waits for the rest of it.
-                await asyncio.shield(self._loaded)
-            except TemplateRefused as error:
-                self._fault = str(error)
-                self._end_process()
-            if not process.has_ended:
-                return process
+                return self._exchange(process, _request(messages))
+            finally:
+                if self._process is not None:
+                    self._num_ends = 0
 
-    def _start(self) -> "tuple[TemplateProcess, asyncio.Future[str]]":
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        try:
+            with self._turn:
+                yield
+        finally:
+            if self._is_retired or self._is_closed:
+                self._end_idle()
+
+    def _ready_process(self) -> TemplateProcess:
+        if self._is_closed:
+            raise Draining(_LEAVING)
+        if self._fault is not None:
+            raise TemplateRefused(self._fault)
+        if self._process is not None:
+            try:
+                self._process.check()
+            except TemplateEnded as end:
+                self._note_end(end)
+        if self._process is not None:
+            return self._process
+        self._check_pause()
+        process = self._start()
+        try:
+            self._exchange(process, (json.dumps(self._load()).encode(), b""))
+        except TemplateRefused as error:
+            self._fault = str(error)
+            self._end_process()
+            raise
+        return process
+
+    def _start(self) -> TemplateProcess:
+        try:
+            process = self._process = TemplateProcess(self._settings.max_layout_bytes)
+        except OSError as error:
+            raise RequestError(
+                f"the worker of the model's chat template cannot be started: {error}"
+            ) from error
+        # Seen here, or else `close` sees the process.
+        if self._is_closed:
+            process.kill()
+        return process
+
+    def _load(self) -> template_worker.Load:
         settings = self._settings
         assert isinstance(self._source, str)
-        load = template_worker.Load(
+        return template_worker.Load(
             source=self._source,
             variables=self._special_tokens,
             cpu_seconds=settings.cpu_seconds,
             memory_bytes=settings.memory_bytes,
             max_bytes=settings.max_layout_bytes,
         )
-        try:
-            process = TemplateProcess(settings.max_layout_bytes, self._note_end)
-        except OSError as error:
-            raise RequestError(
-                f"the worker of the model's chat template cannot be started: {error}"
-            ) from error
-        return process, process.ask((json.dumps(load).encode(), b""), settings.deadline)
 
-    def _note_answer(self) -> None:
-        if self._process is not None and not self._process.has_ended:
-            self._num_ends = 0
-        self._end_turn()
+    def _exchange(self, process: TemplateProcess, request: tuple[bytes, bytes]) -> str:
+        try:
+            return process.ask(request, self._settings.deadline)
+        except TemplateEnded as end:
+            self._note_end(end)
+            raise
 
     def _note_end(self, end: TemplateEnded) -> None:
+        self._process = None
+        if self._is_closed:
+            raise Draining(_LEAVING)
         self._num_ends += 1
         self._last_end = self._describe(end)
         pause = 0.0
         # The first is no habit yet: those who wait go on with the next worker.
         if self._num_ends > 1:
             pause = min(_FIRST_PAUSE * 2 ** min(self._num_ends - 2, 16), _MAX_PAUSE)
-        self._resumes_at = asyncio.get_running_loop().time() + pause
+        self._resumes_at = time.monotonic() + pause
         _logger.warning(
             "template worker ended model=%s cause=%s detail=%.200s pause_seconds=%g",
             self._settings.model,
@@ -230,7 +244,7 @@ class ChatTemplate:
         self._settings.on_end(end.cause)
 
     def _check_pause(self) -> None:
-        seconds = self._resumes_at - asyncio.get_running_loop().time()
+        seconds = self._resumes_at - time.monotonic()
         if seconds > 0:
             raise _Paused(
                 f"{self._last_end}, {self._num_ends} times in a row; it is tried again in "
@@ -243,13 +257,13 @@ class ChatTemplate:
             return f"the model's chat template did not end within {self._settings.cpu_seconds:g} s"
         return f"the model's chat template broke its worker ({end!s:.200})"
 
-    def _end_turn(self) -> None:
-        self._turn.release()
-        self._end_idle()
-
     def _end_idle(self) -> None:
-        if self._is_retired and not self._num_waiting and not self._turn.locked():
-            self._end_process()
+        """Ends the worker unless somebody has it, who then does."""
+        if self._turn.acquire(blocking=False):
+            try:
+                self._end_process()
+            finally:
+                self._turn.release()
 
     def _end_process(self) -> None:
         if self._process is not None:

@@ -36,8 +36,9 @@ from router.types import (
     Tokens,
 )
 
-_MAX_MARKED_AT_ONCE = 1 << 16
-"""Characters of a chat that are looked through on the event loop, in 15 ms at worst."""
+_MAX_SHORT_CHAT = 1 << 14
+"""Characters that are tokenized where they were laid out, in 10 ms at worst: the next chat of the
+model waits, but in another thread this one would wait for that thread to wake up."""
 _UNFINISHED = "internal"
 """The outcome of a request of which nothing else is known: an error of ours."""
 
@@ -302,30 +303,35 @@ class Pipeline:
         assert tokenizer is not None, "only token prompts go without one"
         started = time.monotonic()
         is_over = threading.Event()
-        encode: Callable[[int, Callable[[], bool]], array[int]]
-        if isinstance(prompt, TextPrompt):
-            encode = partial(tokenizer.encode_text, prompt.text)
-        else:
-            messages, marker = await self._protect(tokenizer, prompt.messages)
-            text = await tokenizer.chat_template.render(messages)
-            encode = partial(tokenizer.encode_rendered, text, marker)
+        bounds = (model.max_model_len, is_over.is_set)
         try:
-            token_ids = await self._tokenizers.run(encode, model.max_model_len, is_over.is_set)
+            if isinstance(prompt, TextPrompt):
+                token_ids = await self._tokenizers.run(tokenizer.encode_text, prompt.text, *bounds)
+            else:
+                token_ids = await self._encode_chat(tokenizer, prompt.messages, *bounds)
         finally:
             # A client that left stops what its thread would go on with.
             is_over.set()
         self._observer.tokenized(time.monotonic() - started)
         return token_ids
 
-    async def _protect(
-        self, tokenizer: Tokenizer, messages: Sequence[ChatMessage]
-    ) -> tuple[Sequence[ChatMessage], str]:
-        """Marks the special tokens in what was said, where they are not to be found."""
-        if self._allows_special_tokens:
-            return messages, ""
-        if sum(len(message.content) for message in messages) <= _MAX_MARKED_AT_ONCE:
-            return tokenizer.protect(messages)
-        return await self._tokenizers.run(tokenizer.protect, messages)
+    async def _encode_chat(
+        self,
+        tokenizer: Tokenizer,
+        messages: Sequence[ChatMessage],
+        max_tokens: int,
+        is_cancelled: Callable[[], bool],
+    ) -> "array[int]":
+        def lay_out() -> "array[int] | Callable[[], array[int]]":
+            protected, marker = messages, ""
+            if not self._allows_special_tokens:
+                protected, marker = tokenizer.protect(messages)
+            text = tokenizer.chat_template.render(protected)
+            encode = partial(tokenizer.encode_rendered, text, marker, max_tokens, is_cancelled)
+            return encode() if len(text) <= _MAX_SHORT_CHAT else encode
+
+        result = await self._tokenizers.run_chat(tokenizer, lay_out)
+        return await self._tokenizers.run(result) if callable(result) else result
 
 
 class _Answer:

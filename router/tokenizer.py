@@ -28,6 +28,7 @@ from router.errors import NoTokenizer, RequestError  # noqa: E402
 from router.pieces import Pieces  # noqa: E402
 from router.special_tokens import SpecialTokens  # noqa: E402
 from router.text_pieces import TextPieces  # noqa: E402
+from router.threads import Threads  # noqa: E402
 from router.token_budget import TokenBudget  # noqa: E402
 from router.tokenization_cache import TokenizationCache  # noqa: E402
 from router.types import ChatMessage  # noqa: E402
@@ -79,7 +80,8 @@ class Tokenizer:
         backend: The tokenizer proper.
         token_bytes: Bytes of each token, or None when the vocabulary is not byte-level.
         pieces: What each token is, or None when the vocabulary is byte-level.
-        chat_template: Lays out conversations; not started.
+        chat_template: Lays out conversations, one after the other; not started.
+        chat_thread: Where that is waited for.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Tokenizer:
             tokenizer.special_tokens_map,
             settings or TemplateSettings(),
         )
+        self.chat_thread = Threads(1, "chat-template")
         # A tokenizer.json may hold settings of its training; transformers resets them per call.
         self.backend.no_truncation()
         self.backend.no_padding()
@@ -213,6 +216,11 @@ class Tokenizer:
     def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool) -> str:
         """Returns the text of token IDs; incomplete characters become U+FFFD."""
         return self.backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+
+    def close(self) -> None:
+        """Ends the chat template, whatever it does; the rest can be used on."""
+        self.chat_thread.shut_down()
+        self.chat_template.close()
 
     def _encode_part(self, text: str, marker: str, budget: TokenBudget) -> "array[int]":
         if marker and marker in text:

@@ -1,4 +1,4 @@
-"""The tokenizers of all models, each loaded once, and the few threads that run them."""
+"""The tokenizers of all models, each loaded once, and the threads that run them."""
 
 import asyncio
 import dataclasses
@@ -6,7 +6,6 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Container, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Self, TypeVar, TypeVarTuple
 from weakref import WeakValueDictionary
@@ -14,7 +13,7 @@ from weakref import WeakValueDictionary
 from router.chat_template import TemplateSettings
 from router.containment import contained
 from router.errors import NoTokenizer, TokenizerFailed
-from router.event_loop import let_loop_go_first
+from router.threads import Threads
 from router.tokenizer import Tokenizer
 from router.types import ModelInfo
 
@@ -34,8 +33,7 @@ _logger = logging.getLogger(__name__)
 class TokenizerPool:
     """Loads each tokenizer once and runs all of them in a few threads.
 
-    The number of callers that wait for a thread is bounded by the requests under way, and one that
-    is cancelled leaves nothing behind.
+    Chat templates have a thread each besides: one that takes its time keeps no other model waiting.
     """
 
     def __init__(
@@ -57,14 +55,8 @@ class TokenizerPool:
         self._fetch = fetch
         self._in_use = in_use
         self._settings = settings or TemplateSettings()
-        self._threads = ThreadPoolExecutor(
-            num_threads, thread_name_prefix="tokenizer", initializer=let_loop_go_first
-        )
-        self._loaders = ThreadPoolExecutor(
-            _MAX_LOADS, thread_name_prefix="tokenizer-load", initializer=let_loop_go_first
-        )
-        # The queue of the threads keeps a cancelled call, and its text, until one of them is free.
-        self._free_threads = asyncio.Semaphore(num_threads)
+        self._threads = Threads(num_threads, "tokenizer")
+        self._loaders = Threads(_MAX_LOADS, "tokenizer-load")
         self._loaded: OrderedDict[str, Tokenizer | str] = OrderedDict()
         """By SHA-256 of its files; a text says why it cannot be used."""
         self._loading: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -80,10 +72,10 @@ class TokenizerPool:
         traceback: TracebackType | None,
     ) -> None:
         for threads in (self._threads, self._loaders):
-            threads.shutdown(wait=False, cancel_futures=True)
+            threads.shut_down()
         for tokenizer in self._loaded.values():
             if isinstance(tokenizer, Tokenizer):
-                tokenizer.chat_template.close()
+                tokenizer.close()
 
     async def get(self, model: ModelInfo) -> Tokenizer:
         """Returns the model's tokenizer, loaded by the first that asks.
@@ -121,10 +113,9 @@ class TokenizerPool:
 
     async def _load(self, model: ModelInfo) -> Tokenizer | str:
         files = await self._fetch(model)
-        loop = asyncio.get_running_loop()
         try:
             settings = dataclasses.replace(self._settings, model=model.name)
-            tokenizer = await loop.run_in_executor(self._loaders, contained, _load, files, settings)
+            tokenizer = await self._loaders.run(contained, _load, files, settings)
         except (NoTokenizer, TokenizerFailed) as error:
             # Kept like the others, since the files are those that the digest names: trying again
             # costs a second and yields the same.
@@ -137,9 +128,9 @@ class TokenizerPool:
             tokenizer.token_bytes is not None,
         )
         try:
-            await tokenizer.chat_template.start()
+            await tokenizer.chat_thread.run(tokenizer.chat_template.start)
         except BaseException:
-            tokenizer.chat_template.close()
+            tokenizer.close()
             raise
         return tokenizer
 
@@ -151,17 +142,25 @@ class TokenizerPool:
         Raises:
             TokenizerFailed: The tokenizer's library failed, by a panic or otherwise.
         """
-        await self._free_threads.acquire()
-        loop = asyncio.get_running_loop()
+        return await self._run_in(self._threads, function, *arguments)
+
+    async def run_chat(
+        self,
+        tokenizer: Tokenizer,
+        function: Callable[[*_Arguments], _Result],
+        *arguments: *_Arguments,
+    ) -> _Result:
+        """Runs a function in the one thread of a tokenizer's chat template, as `run` does."""
+        return await self._run_in(tokenizer.chat_thread, function, *arguments)
+
+    async def _run_in(
+        self,
+        threads: Threads,
+        function: Callable[[*_Arguments], _Result],
+        *arguments: *_Arguments,
+    ) -> _Result:
         try:
-            future = loop.run_in_executor(self._threads, contained, function, *arguments)
-        except BaseException:
-            self._free_threads.release()
-            raise
-        # A thread cannot be interrupted: it is free when its work is done, not when nobody waits.
-        future.add_done_callback(lambda _: self._free_threads.release())
-        try:
-            return await asyncio.shield(future)
+            return await threads.run(contained, function, *arguments)
         except TokenizerFailed as error:
             self._log(error)
             raise

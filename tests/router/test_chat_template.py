@@ -1,4 +1,3 @@
-import asyncio
 import dataclasses
 import json
 import os
@@ -6,7 +5,9 @@ import signal
 import subprocess
 import sys
 import textwrap
-from contextlib import suppress
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,6 @@ from protos.wire.reason import Reason
 from router import template_worker
 from router.chat_template import ChatTemplate, TemplateSettings
 from router.errors import Draining, InvalidRequest, RequestError
-from router.event_loop import GrpcEventLoop
 from router.tokenizer import Tokenizer
 from router.types import ChatMessage
 from tests.fakes import small_tokenizer
@@ -130,7 +130,7 @@ class Templates:
 
 
 @pytest.fixture
-async def templates():
+def templates():
     made = Templates()
     yield made
     made.close()
@@ -162,10 +162,22 @@ def is_running(pid):
     return state != "Z"
 
 
-async def until(condition):
-    async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+def until(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@contextmanager
+def chats_of(template, *texts):
+    """The futures of chats that begin one after the other, in threads of their own."""
+    with ThreadPoolExecutor(len(texts)) as threads:
+        futures = []
+        for text in texts:
+            futures.append(threads.submit(template.render, says(text)))
+            until(lambda: template._turn.locked() or futures[-1].done())
+        yield futures
 
 
 def outcome_of_transformers(source, messages):
@@ -181,7 +193,7 @@ def outcome_of_transformers(source, messages):
 
 
 @pytest.mark.parametrize("name", FAITHFUL)
-async def test_layout_or_error_is_that_of_transformers(templates, name):
+def test_layout_or_error_is_that_of_transformers(templates, name):
     template = templates(FAITHFUL[name])
     for messages in (
         HI,
@@ -194,10 +206,10 @@ async def test_layout_or_error_is_that_of_transformers(templates, name):
     ):
         expected = outcome_of_transformers(FAITHFUL[name], messages)
         if isinstance(expected, str):
-            assert await template.render(messages) == expected
+            assert template.render(messages) == expected
         else:
             with pytest.raises(InvalidRequest) as caught:
-                await template.render(messages)
+                template.render(messages)
             roles = ", ".join(m.role for m in messages)
             assert str(caught.value) == (
                 f"chat.messages with roles {roles}: the model's chat template refuses them: "
@@ -221,7 +233,7 @@ def test_environment_has_what_that_of_transformers_has():
     assert isinstance(ours, type(original))
 
 
-async def test_special_tokens_and_default_template_are_those_of_the_files(tmp_path):
+def test_special_tokens_and_default_template_are_those_of_the_files(tmp_path):
     several = [
         {"name": "tool_use", "template": "no"},
         {"name": "default", "template": "{{ eos_token }}{{ messages[0].content }}"},
@@ -236,154 +248,124 @@ async def test_special_tokens_and_default_template_are_those_of_the_files(tmp_pa
     )
     template = Tokenizer.from_files(files).chat_template
     try:
-        assert await template.render(HI) == expected == f"{small_tokenizer.END}hi"
+        assert template.render(HI) == expected == f"{small_tokenizer.END}hi"
     finally:
         template.close()
 
 
 @pytest.mark.parametrize("source", [None, ""])
-async def test_missing_template_is_named_and_has_no_worker(templates, source):
+def test_missing_template_is_named_and_has_no_worker(templates, source):
     template = templates(source)
-    await template.start()
+    template.start()
 
     with pytest.raises(InvalidRequest, match="no chat template; send text") as caught:
-        await template.render(HI)
+        template.render(HI)
 
     assert caught.value.status.reason == Reason.BAD_CHAT
     assert template._process is None
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-async def test_hostile_template_is_the_error_of_its_own_chats(templates, name):
+def test_hostile_template_is_the_error_of_its_own_chats(templates, name):
     source, message = HOSTILE[name]
     hostile, good = templates(source, HASTY), templates(small_tokenizer.CHAT_TEMPLATE)
-    await good.start()
+    good.start()
 
-    chat = asyncio.ensure_future(hostile.render(HI))
-    for number in range(10):
-        messages = says(str(number))
-        assert await good.render(messages) == small_tokenizer.lay_out(messages)
+    with chats_of(hostile, "hi") as (chat,):
+        for number in range(10):
+            messages = says(str(number))
+            assert good.render(messages) == small_tokenizer.lay_out(messages)
 
-    with pytest.raises(InvalidRequest, match=message) as caught:
-        await chat
+        with pytest.raises(InvalidRequest, match=message) as caught:
+            chat.result()
     assert caught.value.status.reason == Reason.BAD_CHAT
     assert len(str(caught.value)) < 700
     assert set(templates.ends) <= {"time"}
 
 
-async def test_hostile_template_leaves_the_start_to_others(templates):
+def test_hostile_template_leaves_the_start_to_others(templates):
     template = templates("{{ (7 ** (10 ** 7)) % 10 }}", HASTY)
 
-    await template.start()
+    template.start()
 
     with pytest.raises(InvalidRequest, match=r"did not end within 0\.2 s"):
-        await template.render(HI)
+        template.render(HI)
 
 
-async def test_those_who_wait_go_on_with_the_next_worker(templates):
+def test_those_who_wait_go_on_with_the_next_worker(templates):
     template = templates(LOOPS_IF_TOLD, HASTY)
-    await template.start()
+    template.start()
     first = pid_of(template)
 
-    chats = [asyncio.ensure_future(template.render(says(text))) for text in ("loop", "a", "b")]
-    loop, *others = await asyncio.gather(*chats, return_exceptions=True)
-
-    assert isinstance(loop, InvalidRequest)
-    assert others == ["a", "b"]
+    with chats_of(template, "loop", "a", "b") as (loop, *others):
+        assert isinstance(loop.exception(), InvalidRequest)
+        assert [chat.result() for chat in others] == ["a", "b"]
     assert pid_of(template) != first
     assert not is_there(first)
     assert templates.ends == ["time"]
 
 
-async def test_template_that_ends_every_worker_is_left_alone_for_a_while(templates):
+def test_template_that_ends_every_worker_is_left_alone_for_a_while(templates):
     template = templates(LOOPS_IF_TOLD, HASTY, cpu_seconds=0.05)
     for _ in range(2):
         with pytest.raises(InvalidRequest, match="did not end within"):
-            await template.render(says("loop"))
+            template.render(says("loop"))
 
     with pytest.raises(InvalidRequest, match="2 times in a row; it is tried again in") as caught:
-        await template.render(says("a"))
+        template.render(says("a"))
 
     assert templates.ends == ["time"] * 2
     assert 0 < caught.value.status.retry_after <= 1
-    await asyncio.sleep(caught.value.status.retry_after)
-    assert await template.render(says("a")) == "a"
+    time.sleep(caught.value.status.retry_after)
+    assert template.render(says("a")) == "a"
     # What answers once is not broken.
     with pytest.raises(InvalidRequest, match="did not end within"):
-        await template.render(says("loop"))
-    assert await template.render(says("b")) == "b"
+        template.render(says("loop"))
+    assert template.render(says("b")) == "b"
 
 
-async def test_cancelled_chat_leaves_nothing_behind(templates):
-    template = templates("{{ messages[0].content }}")
-    await template.start()
-    worker = pid_of(template)
-
-    for text in ("a" * (4 << 20), "b"):
-        chats = [asyncio.ensure_future(template.render(says(text))) for _ in range(3)]
-        await asyncio.sleep(0)
-        for chat in chats:
-            chat.cancel()
-        await asyncio.wait(chats)
-        assert await template.render(says("c")) == "c"
-
-    assert pid_of(template) == worker
-    assert templates.ends == []
-
-
-async def test_cancelled_chat_that_never_ends_is_ended_for_the_next(templates):
-    template = templates(LOOPS_IF_TOLD, HASTY)
-    await template.start()
-    chat = asyncio.ensure_future(template.render(says("loop")))
-    await asyncio.sleep(0)
-    chat.cancel()
-
-    assert await template.render(says("a")) == "a"
-    assert templates.ends == ["time"]
-
-
-async def test_largest_chat_fits_into_the_bounds(templates):
+def test_largest_chat_fits_into_the_bounds(templates):
     text = "y" * ((4 << 20) - 4) + "😀"
     template = templates(QWEN)
 
-    assert await template.render(says(text)) == small_tokenizer.lay_out(says(text))
+    assert template.render(says(text)) == small_tokenizer.lay_out(says(text))
 
 
-async def test_many_small_messages_come_through(templates):
+def test_many_small_messages_come_through(templates):
     messages = tuple(ChatMessage(role="user", content="é" * (i % 5)) for i in range(4096))
 
-    text = await templates(small_tokenizer.CHAT_TEMPLATE).render(messages)
+    text = templates(small_tokenizer.CHAT_TEMPLATE).render(messages)
 
     assert text == small_tokenizer.lay_out(messages)
 
 
-async def test_surrogates_of_a_message_are_refused(templates):
+def test_surrogates_of_a_message_are_refused(templates):
     with pytest.raises(InvalidRequest, match="surrogates not allowed"):
-        await templates(small_tokenizer.CHAT_TEMPLATE).render(says("\ud800"))
+        templates(small_tokenizer.CHAT_TEMPLATE).render(says("\ud800"))
 
 
-async def test_worker_that_dies_is_replaced(templates):
+def test_worker_that_dies_is_replaced(templates):
     template = templates("{{ messages[0].content }}")
-    await template.start()
+    template.start()
     worker = pid_of(template)
 
     os.kill(worker, signal.SIGKILL)
-    await until(lambda: templates.ends)
+    until(lambda: not is_running(worker))
 
+    assert template.render(HI) == "hi", "it is no fault of this chat"
     assert templates.ends == ["died"]
-    assert await template.render(HI) == "hi"
     assert pid_of(template) != worker
 
 
-async def test_worker_hears_of_no_signal_to_the_service_and_holds_nothing_of_it(templates):
+def test_worker_hears_of_no_signal_to_the_service_and_holds_nothing_of_it(templates):
     template = templates("{{ messages[0].content }}")
-    await template.start()
+    template.start()
     worker = pid_of(template)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         os.kill(worker, number)
 
-    assert await template.render(HI) == "hi"
+    assert template.render(HI) == "hi"
     assert pid_of(template) == worker
     assert os.getpgid(worker) == os.getsid(worker) == worker
     held = files_of(worker)
@@ -393,49 +375,47 @@ async def test_worker_hears_of_no_signal_to_the_service_and_holds_nothing_of_it(
     assert held["2"] == "/dev/null"
 
 
-async def test_retired_template_serves_those_who_have_it_and_keeps_no_worker(templates):
+def test_retired_template_serves_those_who_have_it_and_keeps_no_worker(templates):
     template = templates("{{ messages[0].content }}")
-    await template.start()
-    chats = [asyncio.ensure_future(template.render(says(text))) for text in "abc"]
-    await asyncio.sleep(0)
+    template.start()
 
-    template.retire()
+    with chats_of(template, *"abc") as chats:
+        template.retire()
 
-    assert await asyncio.gather(*chats) == ["a", "b", "c"]
+        assert [chat.result() for chat in chats] == ["a", "b", "c"]
     assert template._process is None
-    assert await template.render(HI) == "hi"
+    assert template.render(HI) == "hi"
     assert template._process is None
     assert templates.ends == []
 
 
-async def test_closed_template_kills_what_runs(templates):
+def test_closed_template_kills_what_runs(templates):
     template = templates(LOOPS_IF_TOLD, cpu_seconds=60)
-    await template.start()
+    template.start()
     worker = pid_of(template)
-    chat = asyncio.ensure_future(template.render(says("loop")))
-    await asyncio.sleep(0)
 
-    template.close()
+    with chats_of(template, "loop") as (chat,):
+        template.close()
 
+        with pytest.raises(Draining):
+            chat.result()
     assert not is_there(worker)
-    with pytest.raises(InvalidRequest, match="broke its worker"):
-        await chat
     with pytest.raises(Draining):
-        await template.render(HI)
+        template.render(HI)
     assert templates.ends == [], "nothing is wrong with the template"
 
 
-async def test_system_without_room_for_a_process_is_no_fault_of_the_client(templates, monkeypatch):
+def test_system_without_room_for_a_process_is_no_fault_of_the_client(templates, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/nonexistent")
     template = templates("{{ messages[0].content }}")
-    await template.start()
+    template.start()
 
     with pytest.raises(RequestError, match=r"cannot be started: .*/nonexistent") as caught:
-        await template.render(HI)
+        template.render(HI)
 
     assert caught.value.status.reason == Reason.INTERNAL
     monkeypatch.undo()
-    assert await template.render(HI) == "hi"
+    assert template.render(HI) == "hi"
 
 
 @pytest.mark.parametrize(
@@ -450,7 +430,7 @@ async def test_system_without_room_for_a_process_is_no_fault_of_the_client(templ
         ("b'T'", "died"),
     ],
 )
-async def test_worker_that_lies_is_ended(templates, monkeypatch, tmp_path, answer, cause):
+def test_worker_that_lies_is_ended(templates, monkeypatch, tmp_path, answer, cause):
     liar = tmp_path / "liar.py"
     # What a template could do that escaped its sandbox.
     liar.write_text(
@@ -463,19 +443,19 @@ async def test_worker_that_lies_is_ended(templates, monkeypatch, tmp_path, answe
     )
     monkeypatch.setattr(template_worker, "__file__", str(liar))
     template = templates("{{ messages[0].content }}")
-    await template.start()
+    template.start()
     worker = pid_of(template)
 
     with pytest.raises(InvalidRequest, match="broke its worker"):
-        await template.render(HI)
+        template.render(HI)
 
     assert templates.ends == [cause]
     assert not is_there(worker)
     monkeypatch.undo()
-    assert await template.render(HI) == "hi"
+    assert template.render(HI) == "hi"
 
 
-async def test_worker_that_speaks_unasked_is_ended(templates, monkeypatch, tmp_path):
+def test_worker_that_speaks_unasked_is_ended(templates, monkeypatch, tmp_path):
     liar = tmp_path / "liar.py"
     liar.write_text(
         "import os, time\n"
@@ -486,18 +466,21 @@ async def test_worker_that_speaks_unasked_is_ended(templates, monkeypatch, tmp_p
         "os.read(0, 1)\n"
     )
     monkeypatch.setattr(template_worker, "__file__", str(liar))
-    await templates("{{ messages[0].content }}").start()
+    template = templates("{{ messages[0].content }}")
+    template.start()
+    time.sleep(0.5)
+    monkeypatch.undo()
 
-    await until(lambda: templates.ends)
+    assert template.render(HI) == "hi", "by the next worker"
     assert templates.ends == ["protocol"]
 
 
-async def test_worker_that_is_silent_is_ended_by_the_clock(templates, monkeypatch):
+def test_worker_that_is_silent_is_ended_by_the_clock(templates, monkeypatch):
     monkeypatch.setattr(TemplateSettings, "deadline", 0.5)
     template = templates(LOOPS_IF_TOLD, cpu_seconds=60)
 
     with pytest.raises(InvalidRequest, match="did not end within 60 s"):
-        await template.render(says("loop"))
+        template.render(says("loop"))
 
     assert templates.ends == ["time"]
 
@@ -505,19 +488,16 @@ async def test_worker_that_is_silent_is_ended_by_the_clock(templates, monkeypatc
 @pytest.mark.parametrize("text", ["idle", "loop"])
 def test_worker_ends_with_a_router_that_is_killed(text):
     script = f"""
-        import asyncio
+        import time
         from router.chat_template import ChatTemplate, TemplateSettings
         from router.types import ChatMessage
 
-        async def main():
-            template = ChatTemplate({LOOPS_IF_TOLD!r}, {{}}, TemplateSettings(cpu_seconds=1))
-            await template.start()
-            print(template._process.pid, flush=True)
-            if {text!r} == "loop":
-                await template.render([ChatMessage(role="user", content="loop")])
-            await asyncio.sleep(60)
-
-        asyncio.run(main())
+        template = ChatTemplate({LOOPS_IF_TOLD!r}, {{}}, TemplateSettings(cpu_seconds=1))
+        template.start()
+        print(template._process.pid, flush=True)
+        if {text!r} == "loop":
+            template.render([ChatMessage(role="user", content="loop")])
+        time.sleep(60)
     """
     command = [sys.executable, "-c", textwrap.dedent(script)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as router:
@@ -525,19 +505,7 @@ def test_worker_ends_with_a_router_that_is_killed(text):
         assert is_running(worker)
         router.kill()
     try:
-        asyncio.run(until(lambda: not is_running(worker)))
+        until(lambda: not is_running(worker))
     finally:
         with suppress(ProcessLookupError):
             os.kill(worker, signal.SIGKILL)
-
-
-def test_grpcs_event_loop_takes_a_worker_for_none_of_its_own():
-    async def chat():
-        template = ChatTemplate("{{ messages[0].content }}", {}, TemplateSettings())
-        try:
-            return [await template.render(says(text)) for text in ("a", "é" * 100_000, "b")]
-        finally:
-            template.close()
-
-    with asyncio.Runner(loop_factory=GrpcEventLoop) as runner:
-        assert runner.run(chat()) == ["a", "é" * 100_000, "b"]

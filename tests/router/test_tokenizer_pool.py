@@ -10,6 +10,7 @@ import pytest
 
 from router import tokenizer_pool
 from router.errors import NoTokenizer, RequestError, TokenizerFailed
+from router.template_process import TemplateEnded
 from router.tokenizer import Tokenizer
 from router.tokenizer_pool import TokenizerPool
 from router.types import ModelInfo
@@ -105,9 +106,10 @@ async def test_changed_tokenizer_is_loaded_anew_and_old_ones_are_dropped():
         again = await pool.get(model("0"))
         assert again is not first
         worker = again.chat_template._process
-        assert not worker.has_ended
+        worker.check()
 
-    assert worker.has_ended
+    with pytest.raises(TemplateEnded):
+        worker.check()
 
 
 async def test_model_without_tokenizer_says_so():
