@@ -25,7 +25,7 @@ def measure(processes: Processes, tokenizer: Path) -> dict[str, Any]:
     with processes.scope() as inner:
         arguments = ["--engines", str(NUM_ENGINES), "--blocks", str(NUM_BLOCKS)]
         engines = inner.start(
-            "engines", ["benchmarks.router.cached_engines", *arguments], core=cores()[1]
+            "engines", ["benchmarks.router.cached_engines", *arguments], core=cores().engines
         )
         engines.wait_until(lambda: engines.log.read_text().endswith("\n"))
         addresses = engines.log.read_text().strip()
@@ -34,7 +34,9 @@ def measure(processes: Processes, tokenizer: Path) -> dict[str, Any]:
             _wait_until_indexed(router)
             full = router.process.resident_mb()
         arguments = ["--engines", addresses, "--blocks", str(NUM_BLOCKS)]
-        fleet = inner.start("fleet", ["benchmarks.router.placement", *arguments], core=cores()[0])
+        fleet = inner.start(
+            "fleet", ["benchmarks.router.placement", *arguments], core=cores().router
+        )
         placement = _result_of(fleet)
     return {
         "torch_is_installed": importlib.util.find_spec("torch") is not None,

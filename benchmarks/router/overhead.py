@@ -41,8 +41,7 @@ _PARTS = ("added_time", "throughput", "requests_of_one_token", "placement_and_me
 
 def _machine() -> dict[str, Any]:
     return cpus() | {
-        "core_of_router": cores()[0],
-        "core_of_engines_and_clients": cores()[1],
+        "cores": cores()._asdict(),
         "grpcio": version("grpcio"),
         "protobuf": version("protobuf"),
     }

@@ -3,12 +3,15 @@
     git worktree add ../before COMMIT
     python -m benchmarks.router.pairs --before ../before --output pairs.json
 
-Routers of both checkouts stand before the same engine, which costs nothing, on the same core, and
-get the same load one after the other. See `benchmarks.pairs` for the interval. About ten minutes.
+Routers of both checkouts stand before the same engine, which costs nothing, on the same core. Their
+first tokens are measured with requests in turns, the rest with the same load one after the other.
+See `benchmarks.pairs` for the interval. About six minutes.
 """
 
 import argparse
 import json
+import os
+import random
 import statistics
 import sys
 import tempfile
@@ -21,11 +24,12 @@ from typing import Any
 from benchmarks import pairs
 from benchmarks.provenance import commit, cpus
 from benchmarks.router import large_tokenizer
-from benchmarks.router.processes import ROOT, Processes
+from benchmarks.router.processes import ROOT, Processes, cores
 from benchmarks.router.services import Calls, Service, run_client, start_engine, start_router
+from benchmarks.router.stream_client import Target
 
 _REQUESTS = 200
-"""Of each kind of prompt in each turn."""
+"""Of each kind of prompt, to each router, in each pair."""
 _PROMPTS = ("chat", "text", "tokens")
 _STREAMS = 128
 _STEP_SECONDS = 0.01
@@ -33,19 +37,37 @@ _STEP_SECONDS = 0.01
 _NUM_STEPS = 200
 
 
-def _first_token_ms(processes: Processes, router: Service, prompt: str) -> float:
-    """Returns the median time to the first token of requests one after the other."""
-    calls = Calls(
-        target="router",
-        address=router.address,
-        requests=_REQUESTS,
-        concurrency=1,
-        connections=1,
-        max_tokens=2,
-        prompt=prompt,
-    )
-    result, _ = run_client(processes, calls, {})
-    return 1e3 * statistics.median(result["first_token_s"])
+def _first_tokens_ms(
+    routers: dict[str, Service], prompt: str, num_pairs: int
+) -> dict[str, list[float]]:
+    """Returns for each router and pair the median time to the first token, in milliseconds.
+
+    The routers get their requests in turns, one after the other, so that both of a pair meet the
+    same moments of the machine.
+    """
+    target = Target("router", prompt, num_prompt_tokens=128, max_tokens=2)
+    values: dict[str, list[float]] = {name: [] for name in routers}
+    rng = random.Random(0)
+    own = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {cores().clients})
+    try:
+        connections = {name: target.connect(router.address) for name, router in routers.items()}
+        for _ in range(num_pairs + 1):
+            seconds: dict[str, list[float]] = {name: [] for name in routers}
+            for _ in range(_REQUESTS):
+                for name in rng.sample(sorted(routers), k=len(routers)):
+                    call = connections[name].call(target.body(rng))
+                    while not connections[name].receive():
+                        pass
+                    seconds[name].append(target.read(call).first_token)
+            for name, row in seconds.items():
+                values[name].append(1e3 * statistics.median(row))
+    finally:
+        os.sched_setaffinity(0, own)
+    for connection in connections.values():
+        connection.socket.close()
+    # The first round is the warm-up.
+    return {name: row[1:] for name, row in values.items()}
 
 
 def _tokens_per_cpu_second(processes: Processes, router: Service) -> float:
@@ -84,10 +106,13 @@ def _measure_all(
 ) -> dict[str, Any]:
     results: dict[str, Any] = {}
 
-    def compare(name: str, measure: Callable[[Service], float]) -> None:
-        row = results[name] = pairs.measure(lambda side: measure(routers[side]), num_pairs)
+    def note(name: str, row: dict[str, Any]) -> None:
+        results[name] = row
         summary = {key: value for key, value in row.items() if key != "values"}
         print(name, json.dumps(summary), file=sys.stderr, flush=True)
+
+    def compare(name: str, measure: Callable[[Service], float]) -> None:
+        note(name, pairs.measure(lambda side: measure(routers[side]), num_pairs))
 
     for step_seconds in (0.001, _STEP_SECONDS):
         with processes.scope() as inner:
@@ -100,10 +125,8 @@ def _measure_all(
                 compare("router_cpu_us_per_request", lambda r: _cpu_us_per_request(inner, r))
                 continue
             for prompt in _PROMPTS:
-                compare(
-                    f"first_token_ms_{prompt}",
-                    lambda router, prompt=prompt: _first_token_ms(inner, router, prompt),
-                )
+                values = _first_tokens_ms(routers, prompt, num_pairs)
+                note(f"first_token_ms_{prompt}", pairs.summary(values))
     return results
 
 
@@ -127,7 +150,8 @@ def main() -> None:
         "date": time.strftime("%Y-%m-%d"),
         "machine": cpus() | {"grpcio": version("grpcio"), "protobuf": version("protobuf")},
         "pairs": options.pairs,
-        "requests_per_turn": _REQUESTS,
+        "requests_per_pair": _REQUESTS,
+        "cores": cores()._asdict(),
         "figures": figures,
     }
     text = json.dumps(results, indent=2) + "\n"

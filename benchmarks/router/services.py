@@ -40,13 +40,13 @@ def start_engine(
     tokens_per_step: int = 1,
     for_smg: bool = False,
 ) -> Service:
-    """Starts a lean engine on the core that is not the router's."""
+    """Starts a lean engine on a core that is not the router's."""
     (port,) = free_ports(1)
     address = f"{HOST}:{port}"
     module = "smg_engine" if for_smg else "lean_engine"
     arguments = [f"benchmarks.router.{module}", "--port", str(port), "--tokenizer", str(tokenizer)]
     arguments += ["--step-seconds", str(step_seconds), "--tokens-per-step", str(tokens_per_step)]
-    process = processes.start(module, arguments, core=cores()[1])
+    process = processes.start(module, arguments, core=cores().engines)
     return Service(process=process.wait_until(lambda: accepts(address)), address=address)
 
 
@@ -55,7 +55,7 @@ def start_router(processes: Processes, engine: str, root: Path = ROOT) -> Servic
     port, operations_port = free_ports(2)
     arguments = ["router", "--engines", engine, "--port", str(port)]
     arguments += ["--operations-port", str(operations_port)]
-    process = processes.start("router", arguments, core=cores()[0], root=root)
+    process = processes.start("router", arguments, core=cores().router, root=root)
     operations_address = f"{HOST}:{operations_port}"
     process.wait_until(lambda: _answers(operations_address, "/readyz"))
     return Service(process=process, address=f"{HOST}:{port}", operations_address=operations_address)
@@ -68,7 +68,7 @@ def start_smg(processes: Processes, engine: str, tokenizer: Path) -> Service:
     arguments += ["--prometheus-port", str(prometheus_port), "--log-level", "warn"]
     arguments += ["--worker-urls", f"grpc://{engine}"]
     arguments += ["--tokenizer-path", str(tokenizer), "--model-path", str(tokenizer)]
-    process = processes.start("smg", arguments, core=cores()[0])
+    process = processes.start("smg", arguments, core=cores().router)
     process.wait_until(
         lambda: (
             _answers(f"{HOST}:{port}", "/readiness")
@@ -138,7 +138,7 @@ def run_client(
         arguments += [f"--{name.replace('_', '-')}", str(getattr(calls, name))]
     arguments += ["--prompt", calls.prompt]
     tracks = {name: CpuTrack(process) for name, process in watched.items()}
-    client = processes.start("client", arguments, core=cores()[1])
+    client = processes.start("client", arguments, core=cores().clients)
     deadline = time.monotonic() + _CLIENT_SECONDS
     while client.is_running():
         if time.monotonic() > deadline:
