@@ -1,6 +1,7 @@
 """The models that the engines of a fleet serve, by name."""
 
 from collections.abc import Collection
+from operator import itemgetter
 
 from router.errors import NoEngine, UnknownModel
 from router.fleet_member import FleetMember
@@ -39,19 +40,21 @@ def find(name: str, members: Collection[FleetMember]) -> ModelInfo:
         UnknownModel: Engines are connected, but none serves it, or a name is needed.
         NoEngine: No engine is connected that could.
     """
-    known = models(members)
-    for model in known:
-        if name == model.info.name or (not name and len(known) == 1):
-            return model.info
+    served = [(member.accepted_at, info) for member in members if (info := member.served)]
+    names = {info.name for _, info in served}
+    if name in names or (not name and len(names) == 1):
+        same = [(at, info) for at, info in served if not name or info.name == name]
+        _, oldest = min(same, key=itemgetter(0))
+        return oldest.with_length(max(info.max_model_len for _, info in same))
     met = [member.client.model for member in members]
-    if not known or any(model is not None and model.name == name for model in met):
+    if not served or any(model is not None and model.name == name for model in met):
         which = f' that serves model "{name:.128}"' if name else ""
         raise NoEngine(
             f"no engine{which} is connected now", {"model": name}, retry_after=RETRY_SECONDS
         )
-    served = ", ".join(f'"{model.info.name}"' for model in known)
+    known = ", ".join(f'"{served_name}"' for served_name in sorted(names))
     problem = f'model "{name:.128}" is not served' if name else "model is empty"
-    raise UnknownModel(f"{problem}; served are: {served}", {"model": name})
+    raise UnknownModel(f"{problem}; served are: {known}", {"model": name})
 
 
 def find_for(request: TokenRequest, members: Collection[FleetMember]) -> ModelInfo:

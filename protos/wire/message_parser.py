@@ -70,7 +70,7 @@ class MessageParser(Generic[_Message]):
                 _Counting(data).count(0, len(data), self._schema, {}, "")
             message = self._class.FromString(data)
             if is_small and len(data) >= self._least_excess:
-                return _find_excess(message, self._schema, "") or message
+                return _find_excess(message, self._schema, "", len(data)) or message
             return message
         except (DecodeError, BadWireFormat):
             return self._explain(data)
@@ -116,7 +116,7 @@ class _Refused(Exception):
         self.malformed = malformed
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(kw_only=True)
 class _Field:
     """What is known of one field of a message type."""
 
@@ -131,19 +131,21 @@ class _Field:
     schema: "_Schema | None" = None
     """Of the messages that it holds."""
 
-    @property
+    @functools.cached_property
     def has_lists(self) -> bool:
         """Whether the messages that it holds have lists; their texts are bounded by the whole."""
         return self.schema is not None and not self.schema.is_flat
 
-    @property
+    @functools.cached_property
     def least_excess(self) -> int:
         """Bytes of the smallest value that is too much."""
-        least = self.schema.least_excess if self.schema is not None else SMALL_BYTES
+        least = self.bound.bytes + 1 if self.is_bytes else SMALL_BYTES
+        # The texts of messages in a list are looked at only if these hold lists.
+        if self.schema is not None and (self.has_lists or not self.is_repeated):
+            least = self.schema.least_excess
         if self.is_repeated:
-            entries = (self.bound.entries + 1) * (self.width or 2)
-            return min(least, entries) if self.has_lists else entries
-        return self.bound.bytes + 1 if self.is_bytes else least
+            least = min(least, (self.bound.entries + 1) * (self.width or 2))
+        return least
 
 
 @dataclass(slots=True)
@@ -296,17 +298,20 @@ class _Counting:
             )
 
 
-def _find_excess(message: Message, schema: _Schema, prefix: str) -> Malformed | None:
+def _find_excess(message: Message, schema: _Schema, prefix: str, size: int) -> Malformed | None:
+    """Returns what a message has too much of that came in so many bytes."""
     for one in schema.bounded:
         found = None
+        if size < one.least_excess:
+            continue
         if one.is_repeated:
             values = getattr(message, one.name)
             if values:
-                found = _find_excess_entries(values, one, prefix)
+                found = _find_excess_entries(values, one, prefix, size)
         elif one.schema is not None:
             if message.HasField(one.name):
                 inner = getattr(message, one.name)
-                found = _find_excess(inner, one.schema, f"{prefix}{one.name}.")
+                found = _find_excess(inner, one.schema, f"{prefix}{one.name}.", size)
         else:
             value = getattr(message, one.name)
             if len(value) * 4 > one.bound.bytes:
@@ -316,13 +321,15 @@ def _find_excess(message: Message, schema: _Schema, prefix: str) -> Malformed | 
     return None
 
 
-def _find_excess_entries(values: Sequence[Any], one: _Field, prefix: str) -> Malformed | None:
+def _find_excess_entries(
+    values: Sequence[Any], one: _Field, prefix: str, size: int
+) -> Malformed | None:
     if len(values) > one.bound.entries:
         return _too_many(prefix, one, str(len(values)))
     if one.schema is not None and one.has_lists:
         name = f"{prefix}{one.name}."
         for value in values:
-            if found := _find_excess(value, one.schema, name):
+            if found := _find_excess(value, one.schema, name, size):
                 return found
     elif one.is_bytes:
         for value in values:
