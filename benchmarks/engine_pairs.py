@@ -57,7 +57,7 @@ def main() -> None:
     values: dict[str, dict[str, list[float]]] = {
         name: {BEFORE: [], AFTER: []} for name in options.workloads
     }
-    for number, (side, _) in enumerate(turns(options.pairs, warm_up=False)):
+    for number, side in enumerate(turns(options.pairs)):
         if number % 2 == 0 and time.monotonic() - started > options.seconds:
             break
         for name, value in _measure(roots[side], options.model, options.workloads).items():

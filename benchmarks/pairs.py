@@ -1,30 +1,16 @@
-"""What a change costs: figures of another checkout and of this one, measured in turns."""
+"""What a change costs: figures of another checkout and of this one, in pairs."""
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 BEFORE, AFTER = "before", "after"
 
 
-def turns(num_pairs: int, *, warm_up: bool) -> Iterator[tuple[str, bool]]:
-    """Yields which checkout is next, and whether its figures count; who is first alternates."""
-    for number in range(num_pairs + warm_up):
-        first, second = (BEFORE, AFTER) if number % 2 else (AFTER, BEFORE)
-        for name in (first, second):
-            yield name, number >= warm_up
-
-
-def measure(
-    figure: Callable[[str], float], num_pairs: int, *, warm_up: bool = True
-) -> dict[str, Any]:
-    """Takes a figure of both checkouts in turns and returns its summary."""
-    values: dict[str, list[float]] = {BEFORE: [], AFTER: []}
-    for name, counts in turns(num_pairs, warm_up=warm_up):
-        value = figure(name)
-        if counts:
-            values[name].append(value)
-    return summary(values)
+def turns(num_pairs: int) -> Iterator[str]:
+    """Yields which checkout is next; who is first alternates."""
+    for number in range(num_pairs):
+        yield from (BEFORE, AFTER) if number % 2 else (AFTER, BEFORE)
 
 
 def summary(values: dict[str, list[float]]) -> dict[str, Any]:

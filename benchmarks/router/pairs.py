@@ -1,11 +1,11 @@
-"""What a change costs the router: another checkout and this one, measured in turns.
+"""What a change costs the router: another checkout and this one, measured side by side.
 
     git worktree add ../before COMMIT
     python -m benchmarks.router.pairs --before ../before --output pairs.json
 
-Routers of both checkouts stand before the same engine, which costs nothing, on the same core. Their
-first tokens are measured with requests in turns, the rest with the same load one after the other.
-See `benchmarks.pairs` for the interval. About six minutes.
+Routers of both checkouts stand before the same engine, which costs nothing, on the same core, and
+meet the same moments of it: their first tokens are measured with requests in turns, the rest with
+load on both at once. See `benchmarks.pairs` for the interval. About three minutes.
 """
 
 import argparse
@@ -16,7 +16,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,16 +24,19 @@ from benchmarks import pairs
 from benchmarks.provenance import commit, cpus
 from benchmarks.router import large_tokenizer
 from benchmarks.router.processes import ROOT, Processes, cores
-from benchmarks.router.services import Calls, Service, run_client, start_engine, start_router
+from benchmarks.router.services import Calls, Service, run_clients, start_engine, start_router
 from benchmarks.router.stream_client import Target
 
 _REQUESTS = 200
 """Of each kind of prompt, to each router, in each pair."""
 _PROMPTS = ("chat", "text", "tokens")
-_STREAMS = 128
+_STREAMS = 64
+"""To each router."""
 _STEP_SECONDS = 0.01
-"""128 streams that get a token each 10 ms are 12,800 tokens/s, which either router holds."""
+"""128 streams that get a token each 10 ms are 12,800 tokens/s, which the two hold on one core."""
 _NUM_STEPS = 200
+_SHORT_REQUESTS = 1000
+"""To each router in each pair."""
 
 
 def _first_tokens_ms(
@@ -70,35 +72,63 @@ def _first_tokens_ms(
     return {name: row[1:] for name, row in values.items()}
 
 
-def _tokens_per_cpu_second(processes: Processes, router: Service) -> float:
-    """Returns the tokens that the router passes on a second of its processor's time."""
-    calls = Calls(
-        target="router",
-        address=router.address,
-        requests=_STREAMS,
-        concurrency=_STREAMS,
-        connections=8,
-        max_tokens=_NUM_STEPS,
-        prompt="tokens",
-    )
-    result, tracks = run_client(processes, calls, {"router": router.process})
-    window = result["steady"]
-    return float(window["num_tokens"] / tracks["router"].between(window["start"], window["end"]))
+def _tokens_per_cpu_second(
+    processes: Processes, routers: dict[str, Service], num_pairs: int
+) -> dict[str, list[float]]:
+    """Returns for each router and pair the tokens it passes on in a second of its processor's time.
+
+    Both stream at once, so that both meet the same moments of the core that they share.
+    """
+    each = [
+        Calls(
+            target="router",
+            address=router.address,
+            requests=_STREAMS,
+            concurrency=_STREAMS,
+            connections=8,
+            max_tokens=_NUM_STEPS,
+            prompt="tokens",
+        )
+        for router in routers.values()
+    ]
+    watched = {name: router.process for name, router in routers.items()}
+    values: dict[str, list[float]] = {name: [] for name in routers}
+    for _ in range(num_pairs + 1):
+        results, tracks = run_clients(processes, each, watched)
+        for name, result in zip(routers, results, strict=True):
+            window = result["steady"]
+            seconds = tracks[name].between(window["start"], window["end"])
+            values[name].append(window["num_tokens"] / seconds)
+    # The first round is the warm-up.
+    return {name: row[1:] for name, row in values.items()}
 
 
-def _cpu_us_per_request(processes: Processes, router: Service) -> float:
-    """Returns the router's processor time for a request of one token, 64 at once."""
-    calls = Calls(
-        target="router",
-        address=router.address,
-        requests=2000,
-        concurrency=64,
-        connections=64,
-        max_tokens=1,
-    )
-    before = router.process.cpu_seconds()
-    run_client(processes, calls, {})
-    return 1e6 * (router.process.cpu_seconds() - before) / calls.requests
+def _cpu_us_per_request(
+    processes: Processes, routers: dict[str, Service], num_pairs: int
+) -> dict[str, list[float]]:
+    """Returns for each router and pair its processor time for a request of one token.
+
+    Both get them at once, 32 at a time.
+    """
+    each = [
+        Calls(
+            target="router",
+            address=router.address,
+            requests=_SHORT_REQUESTS,
+            concurrency=32,
+            connections=32,
+            max_tokens=1,
+        )
+        for router in routers.values()
+    ]
+    values: dict[str, list[float]] = {name: [] for name in routers}
+    for _ in range(num_pairs + 1):
+        before = {name: router.process.cpu_seconds() for name, router in routers.items()}
+        run_clients(processes, each, {})
+        for name, router in routers.items():
+            seconds = router.process.cpu_seconds() - before[name]
+            values[name].append(1e6 * seconds / _SHORT_REQUESTS)
+    return {name: row[1:] for name, row in values.items()}
 
 
 def _measure_all(
@@ -106,13 +136,10 @@ def _measure_all(
 ) -> dict[str, Any]:
     results: dict[str, Any] = {}
 
-    def note(name: str, row: dict[str, Any]) -> None:
-        results[name] = row
+    def note(name: str, values: dict[str, list[float]]) -> None:
+        row = results[name] = pairs.summary(values)
         summary = {key: value for key, value in row.items() if key != "values"}
         print(name, json.dumps(summary), file=sys.stderr, flush=True)
-
-    def compare(name: str, measure: Callable[[Service], float]) -> None:
-        note(name, pairs.measure(lambda side: measure(routers[side]), num_pairs))
 
     for step_seconds in (0.001, _STEP_SECONDS):
         with processes.scope() as inner:
@@ -121,12 +148,13 @@ def _measure_all(
                 name: start_router(inner, engine.address, root) for name, root in roots.items()
             }
             if step_seconds == _STEP_SECONDS:
-                compare("tokens_per_router_cpu_s", lambda r: _tokens_per_cpu_second(inner, r))
-                compare("router_cpu_us_per_request", lambda r: _cpu_us_per_request(inner, r))
+                values = _tokens_per_cpu_second(inner, routers, num_pairs)
+                note("tokens_per_router_cpu_s", values)
+                note("router_cpu_us_per_request", _cpu_us_per_request(inner, routers, num_pairs))
                 continue
             for prompt in _PROMPTS:
                 values = _first_tokens_ms(routers, prompt, num_pairs)
-                note(f"first_token_ms_{prompt}", pairs.summary(values))
+                note(f"first_token_ms_{prompt}", values)
     return results
 
 
@@ -136,6 +164,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--before", type=Path, required=True, help="the other checkout")
+    parser.add_argument("--before-commit", help="of the other checkout, if it has no git folder")
+    parser.add_argument("--commit", default=commit(), help="of this one")
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--output", type=Path, help="a JSON file; without it, to the output")
     options = parser.parse_args()
@@ -145,8 +175,8 @@ def main() -> None:
         figures = _measure_all(processes, tokenizer, roots, options.pairs)
     results = {
         "command": "python -m benchmarks.router.pairs " + " ".join(sys.argv[1:]),
-        "commit_before": commit(roots[pairs.BEFORE]),
-        "commit_after": commit(roots[pairs.AFTER]),
+        "commit_before": options.before_commit or commit(roots[pairs.BEFORE]),
+        "commit_after": options.commit,
         "date": time.strftime("%Y-%m-%d"),
         "machine": cpus() | {"grpcio": version("grpcio"), "protobuf": version("protobuf")},
         "pairs": options.pairs,

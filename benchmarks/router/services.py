@@ -4,6 +4,7 @@ import bisect
 import importlib.util
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,27 +129,43 @@ class Calls:
 def run_client(
     processes: Processes, calls: Calls, watched: dict[str, Process]
 ) -> tuple[dict[str, Any], dict[str, CpuTrack]]:
-    """Runs one client to its end; returns its result and the processor time of the watched.
+    """Runs one client to its end, as `run_clients` does."""
+    (result,), tracks = run_clients(processes, [calls], watched)
+    return result, tracks
+
+
+def run_clients(
+    processes: Processes, each: Sequence[Calls], watched: dict[str, Process]
+) -> tuple[list[dict[str, Any]], dict[str, CpuTrack]]:
+    """Runs clients at once to their ends; returns results and the processor time of the watched.
 
     Raises:
-        RuntimeError: It failed; with the end of its output.
+        RuntimeError: One failed; with the end of its output.
     """
+    tracks = {name: CpuTrack(process) for name, process in watched.items()}
+    clients = [_start_client(processes, calls) for calls in each]
+    deadline = time.monotonic() + _CLIENT_SECONDS
+    while any(client.is_running() for client in clients):
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"a client needs more than {_CLIENT_SECONDS} s")
+        time.sleep(_SAMPLE_SECONDS)
+        for track in tracks.values():
+            track.sample()
+    return [_result_of(client) for client in clients], tracks
+
+
+def _start_client(processes: Processes, calls: Calls) -> Process:
     arguments = ["benchmarks.router.stream_client"]
     for name in ("target", "address", "requests", "concurrency", "connections", "max_tokens"):
         arguments += [f"--{name.replace('_', '-')}", str(getattr(calls, name))]
     arguments += ["--prompt", calls.prompt]
-    tracks = {name: CpuTrack(process) for name, process in watched.items()}
-    client = processes.start("client", arguments, core=cores().clients)
-    deadline = time.monotonic() + _CLIENT_SECONDS
-    while client.is_running():
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"the client needs more than {_CLIENT_SECONDS} s")
-        time.sleep(_SAMPLE_SECONDS)
-        for track in tracks.values():
-            track.sample()
+    return processes.start("client", arguments, core=cores().clients)
+
+
+def _result_of(client: Process) -> dict[str, Any]:
     output = client.log.read_text()
     try:
         result: dict[str, Any] = json.loads(output.splitlines()[-1])
     except (IndexError, ValueError) as error:
-        raise RuntimeError(f"the client failed; its output ends with:\n{output[-2000:]}") from error
-    return result, tracks
+        raise RuntimeError(f"a client failed; its output ends with:\n{output[-2000:]}") from error
+    return result

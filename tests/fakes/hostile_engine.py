@@ -47,7 +47,7 @@ class Mode:
         describe: Changes the description of the model.
         begin: Changes the first message of the stream.
         watch: The messages of the cache watch, which goes on silently.
-        transfer: What the transfer of the tokenizer ends with.
+        transfer: The messages of the transfer of the tokenizer, which ends with them.
         detail: What the router says of the engine afterwards; empty if it may go on serving.
         kind: Of the fault that the router counts; empty if it counts none.
         is_refusal: Whether a client may get the engine's error, as it does a good engine's.
@@ -59,7 +59,7 @@ class Mode:
     describe: Callable[[pb.GetModelInfoResponse], Any] | None = None
     begin: Callable[[pb.GenerateManyResponse], Any] | None = None
     watch: Callable[[int], Iterator[pb.WatchCacheResponse]] | None = None
-    transfer: End | None = None
+    transfer: Callable[[], Iterable[pb.GetTokenizerResponse | End]] | None = None
     detail: str = ""
     kind: str = ""
     is_refusal: bool = False
@@ -73,6 +73,7 @@ class HostileEngine(FakeEngine):
         super().__init__(config)
         self.mode = mode
         self.is_asked = asyncio.Event()
+        self.is_asked_for_tokenizer = asyncio.Event()
 
     async def GetModelInfo(self, request, context):
         response = await super().GetModelInfo(request, context)
@@ -81,10 +82,15 @@ class HostileEngine(FakeEngine):
         return response
 
     async def GetTokenizer(self, request, context):
-        if self.mode.transfer is not None:
-            await _abort(context, self.mode.transfer)
-        async for message in super().GetTokenizer(request, context):
-            yield message
+        self.is_asked_for_tokenizer.set()
+        if self.mode.transfer is None:
+            async for message in super().GetTokenizer(request, context):
+                yield message
+            return
+        for move in self.mode.transfer():
+            if isinstance(move, End):
+                await _abort(context, move)
+            yield move
 
     async def WatchCache(self, request, context):
         if self.mode.watch is None:

@@ -5,12 +5,15 @@ as `FakeEngine` does it. A mode that answers a request gets the handle and the r
 it can be right for as long as it likes.
 """
 
+import hashlib
+import itertools
 from collections.abc import Iterator
 
 import grpc
 from google.protobuf.any_pb2 import Any
 
 from protos.pagestream.engine.v1 import engine_pb2 as pb
+from tests.fakes import small_tokenizer
 from tests.fakes.hostile_engine import (
     EXHAUSTED,
     INTERNAL,
@@ -31,6 +34,7 @@ from tests.fakes.hostile_engine import (
     tokens_of,
 )
 
+INTERNAL_STATUS = grpc.StatusCode.INTERNAL
 NO_ANY = Any(type_url="type.googleapis.com/google.rpc.ErrorInfo", value=b"\xff\xff\xff")
 NO_STATUS = (("grpc-status-details-bin", b"\xff\xff\xff"),)
 FAILED = info("ENGINE_FAILED")
@@ -288,7 +292,23 @@ def _watches() -> Iterator[Mode]:
     def neither(epoch):
         yield pb.WatchCacheResponse(epoch=epoch, sequence_number=1)
 
+    def endless(epoch):
+        for number in itertools.count(1):
+            hashes = range(number << 14, (number + 1) << 14)
+            snapshot = pb.CacheSnapshot(block_hashes=hashes, first=number == 1, part_number=number)
+            yield pb.WatchCacheResponse(epoch=epoch, sequence_number=1, snapshot=snapshot)
+
+    def flood(epoch):
+        yield part(epoch)
+        for number in range(1, 2000):
+            stored = range(number << 10, (number + 1) << 10)
+            removed = range((number - 1) << 10, number << 10) if number > 1 else ()
+            change = pb.CacheDelta(stored_block_hashes=stored, removed_block_hashes=removed)
+            yield pb.WatchCacheResponse(epoch=epoch, sequence_number=number, delta=change)
+
     yield Mode(name="watch-of-another-epoch", watch=other_epochs, kind="mismatch")
+    yield Mode(name="watch-of-an-endless-snapshot", watch=endless, kind="violation", is_long=True)
+    yield Mode(name="watch-with-a-flood-of-changes", watch=flood)
     yield Mode(name="watch-with-gaps", watch=gaps)
     yield Mode(name="watch-of-nothing", watch=neither)
 
@@ -307,10 +327,39 @@ def _others() -> Iterator[Mode]:
             *honest(h, t),
         ],
     )
-    yield Mode(
-        name="tokenizer-no-status",
-        transfer=End(grpc.StatusCode.INTERNAL, "x", NO_STATUS),
-    )
+
+
+def _header(name, content=b"", size=None):
+    size = len(content) if size is None else size
+    file = pb.TokenizerFile(name=name, size_bytes=size, sha256=hashlib.sha256(content).hexdigest())
+    return pb.GetTokenizerResponse(file=file)
+
+
+def _files(files):
+    for name, content in files:
+        yield _header(name, content)
+        yield pb.GetTokenizerResponse(chunk=content)
+
+
+def _file_of(size, chunk):
+    yield _header("tokenizer.json", size=size)
+    yield from itertools.repeat(pb.GetTokenizerResponse(chunk=chunk))
+
+
+def _transfers() -> Iterator[Mode]:
+    """Modes of the transfer of the tokenizer, which the good engine of the model then answers."""
+    forged = small_tokenizer.files(chat_template="{{ 'forged' }}").items()
+    for name, transfer in (
+        ("no-status", lambda: [End(INTERNAL_STATUS, "x", NO_STATUS)]),
+        ("headers-without-end", lambda: (_header(f"{'x' * 200}{n}") for n in itertools.count())),
+        ("without-end", lambda: _file_of(1 << 40, bytes(1 << 20))),
+        ("chunks-of-nothing", lambda: _file_of(2, b"")),
+        ("of-another", lambda: _files(forged)),
+        ("twice", lambda: _files([("tokenizer.json", b"{}")] * 2)),
+        ("of-nothing", list),
+        ("elsewhere", lambda: _files([("../../etc/passwd", b"x")])),
+    ):
+        yield Mode(name=f"tokenizer-{name}", transfer=transfer)
 
 
 MODES: list[Mode] = [
@@ -321,4 +370,5 @@ MODES: list[Mode] = [
     *_beginnings(),
     *_watches(),
     *_others(),
+    *_transfers(),
 ]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import grpc
 import pytest
 import pytest_asyncio
+from tokenizers import Tokenizer
 
 from examples.demo.services import http_get
 from protos.pagestream.router.v1 import router_pb2, router_pb2_grpc
@@ -70,21 +71,41 @@ def modes(*, is_long: bool) -> list[Mode]:
     return [mode for mode in MODES if mode.is_long is is_long]
 
 
-def config_of(mode, tokenizer):
-    folder = tokenizer if mode.transfer is not None else None
-    return FakeEngineConfig(model_name=mode.name, block_size=4, tokenizer=folder)
+class GoodEngine(FakeEngine):
+    """Has the model of a hostile engine, which a router asks for the tokenizer first."""
+
+    def __init__(self, config, hostile):
+        super().__init__(config)
+        self._hostile = hostile
+
+    async def GetTokenizer(self, request, context):
+        await self._hostile.is_asked_for_tokenizer.wait()
+        async for message in super().GetTokenizer(request, context):
+            yield message
+
+
+def template_of(mode):
+    # Of each mode another, so that no router takes one tokenizer for all.
+    return "{{ '" + mode.name + "' }}"
+
+
+def config_of(mode, folder):
+    tokenizer = None
+    if mode.transfer is not None:
+        tokenizer = small_tokenizer.save(folder / mode.name, chat_template=template_of(mode))
+    return FakeEngineConfig(model_name=mode.name, block_size=4, tokenizer=tokenizer)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
-    tokenizer = small_tokenizer.save(folder / "tokenizer")
     async with AsyncExitStack() as stack:
         hostile, good = {}, {}
         for mode in MODES:
-            config = config_of(mode, tokenizer)
-            hostile[mode.name] = await stack.enter_async_context(HostileEngine(mode, config))
-            good[mode.name] = await stack.enter_async_context(FakeEngine(config))
+            config = config_of(mode, folder)
+            bad = hostile[mode.name] = HostileEngine(mode, config)
+            await stack.enter_async_context(bad)
+            good[mode.name] = await stack.enter_async_context(GoodEngine(config, bad))
         addresses = [e.address for name in hostile for e in (hostile[name], good[name])]
         port, operations_port = free_ports(2)
         arguments = ["router", "--engines", ",".join(addresses), "--port", str(port)]
@@ -129,6 +150,8 @@ async def check_mode(site, mode):
 
     for stream in streams:
         check_stream(stream, mode)
+    if mode.transfer is not None:
+        await check_tokenizer(site, mode)
     if mode.detail:
         await until(lambda: is_unavailable(site, mode))
     if mode.kind:
@@ -155,6 +178,16 @@ def check_stream(stream, mode):
     else:
         assert stream.error is None
         assert not stream.fault
+
+
+async def check_tokenizer(site, mode):
+    """The hostile engine was asked, and the good one was believed."""
+    request = router_pb2.TokenizeRequest(model=mode.name)
+    request.chat.messages.add(role="user", content="hi")
+    answer = await site.stub.Tokenize(request, timeout=TIMEOUT)
+    assert site.hostile[mode.name].is_asked_for_tokenizer.is_set()
+    backend = Tokenizer.from_str(small_tokenizer.files()["tokenizer.json"].decode())
+    assert list(answer.token_ids) == backend.encode(mode.name).ids
 
 
 async def is_unavailable(site, mode):
