@@ -29,7 +29,7 @@ LIVEZ_SECONDS = 5.0
 """Generous: it is a stall of seconds that is looked for."""
 SLACK_BYTES = 150 << 20
 """Of memory, over what a service had before: arenas and buffers that are kept for the next."""
-SHORT_BYTES = 1 << 20
+SHORT_BYTES = 1 << 18
 LONG_BYTES = 4 << 20
 RAW = [("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
 
