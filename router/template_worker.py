@@ -16,7 +16,6 @@ import os
 import resource
 import signal
 import struct
-import sys
 from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO, TypedDict
@@ -63,7 +62,12 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    source, sink = sys.stdin.buffer, sys.stdout.buffer
+    # One socket. Of sys.stdout, PYTHONUNBUFFERED makes a file that sends an answer in two pieces.
+    with open(0, "rb") as source, open(1, "wb") as sink:
+        _serve(source, sink)
+
+
+def _serve(source: BinaryIO, sink: BinaryIO) -> None:
     layout = None
     while request := _read(source):
         head, body = request
