@@ -24,6 +24,8 @@ _LAYOUT_FACTOR = 2
 _MIN_LAYOUT_BYTES = 1 << 20
 _FIRST_PAUSE, _MAX_PAUSE = 1.0, 60.0
 _MAX_SHOWN_ROLES = 16
+_LOOP_REAP_SECONDS = 0.02
+"""That the event loop waits for a killed worker; Python looks after those that take longer."""
 _MAX_CHARACTERS = 1 << 20
 """Of a template; the longest that people write have a tenth of it."""
 _LEAVING = "the router is about to exit; call another"
@@ -66,8 +68,8 @@ class TemplateSettings:
 class ChatTemplate:
     """Lays out conversations, one after the other, in a worker that is kept and replaced.
 
-    Its methods block, and are safe in threads. A template that ends its worker again and again is
-    left alone for a growing while.
+    `start` and `render` block, and are for one thread; `retire` and `close` are for any. A template
+    that ends its worker again and again is left alone for a growing while.
     """
 
     def __init__(
@@ -106,6 +108,8 @@ class ChatTemplate:
             try:
                 with self._in_turn():
                     self._ready_process()
+            except Draining:
+                pass
             except (TemplateRefused, TemplateEnded, _Paused, RequestError) as error:
                 message = "chat template unusable model=%s error=%.500s"
                 _logger.warning(message, self._settings.model, error)
@@ -146,7 +150,7 @@ class ChatTemplate:
         self._end_idle()
 
     def close(self) -> None:
-        """Kills the worker, whatever it does; there is none any more."""
+        """Kills the worker, whatever it does, and lets none start."""
         self._is_closed = True
         process = self._process
         if process is not None:
@@ -155,12 +159,9 @@ class ChatTemplate:
 
     def _ask(self, messages: Sequence[ChatMessage]) -> str:
         with self._in_turn():
-            process = self._ready_process()
-            try:
-                return self._exchange(process, _request(messages))
-            finally:
-                if self._process is not None:
-                    self._num_ends = 0
+            answer = self._exchange(self._ready_process(), _request(messages))
+            self._num_ends = 0
+            return answer
 
     @contextmanager
     def _in_turn(self) -> Iterator[None]:
@@ -180,16 +181,19 @@ class ChatTemplate:
             try:
                 self._process.check()
             except TemplateEnded as end:
+                # It ended while nobody asked it anything, which is no fault of this chat.
                 self._note_end(end)
         if self._process is not None:
             return self._process
         self._check_pause()
+        load = json.dumps(self._load()).encode()
         process = self._start()
         try:
-            self._exchange(process, (json.dumps(self._load()).encode(), b""))
+            self._exchange(process, (load, b""))
         except TemplateRefused as error:
             self._fault = str(error)
-            self._end_process()
+            self._process = None
+            process.end()
             raise
         return process
 
@@ -219,8 +223,14 @@ class ChatTemplate:
     def _exchange(self, process: TemplateProcess, request: tuple[bytes, bytes]) -> str:
         try:
             return process.ask(request, self._settings.deadline)
+        except TemplateRefused:
+            self._num_ends = 0
+            raise
         except TemplateEnded as end:
             self._note_end(end)
+            raise
+        except BaseException:
+            self._process = None
             raise
 
     def _note_end(self, end: TemplateEnded) -> None:
@@ -258,17 +268,14 @@ class ChatTemplate:
         return f"the model's chat template broke its worker ({end!s:.200})"
 
     def _end_idle(self) -> None:
-        """Ends the worker unless somebody has it, who then does."""
+        """Ends a worker that is not needed any more, unless somebody has it, who then does."""
         if self._turn.acquire(blocking=False):
             try:
-                self._end_process()
+                if self._process is not None:
+                    self._process.end(_LOOP_REAP_SECONDS)
+                    self._process = None
             finally:
                 self._turn.release()
-
-    def _end_process(self) -> None:
-        if self._process is not None:
-            self._process.end()
-            self._process = None
 
 
 class _Paused(Exception):

@@ -189,7 +189,7 @@ class RouterConfig:
     )
     tokenizer_threads: int = field(
         default=2,
-        metadata={"help": "threads that tokenize", "parse": _integer(1, 256)},
+        metadata={"help": "threads that tokenize texts and long chats", "parse": _integer(1, 256)},
     )
     template_seconds: float = field(
         default=2.0,

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from typing import TypeVar, TypeVarTuple
 
 from router.errors import RouterError, TokenizerFailed
+from router.token_budget import Abandoned
 
 _Result = TypeVar("_Result")
 _Arguments = TypeVarTuple("_Arguments")
 
-_NO_FAULTS = (RouterError, asyncio.CancelledError, KeyboardInterrupt, SystemExit)
+_NO_FAULTS = (RouterError, Abandoned, asyncio.CancelledError, KeyboardInterrupt, SystemExit)
 
 
 def contained(function: Callable[[*_Arguments], _Result], *arguments: *_Arguments) -> _Result:

@@ -15,6 +15,9 @@ END_CAUSES = ("time", "died", "protocol")
 
 _MAX_ERROR_BYTES = 4 * template_worker.MAX_ERROR_CHARACTERS
 _CHUNK_BYTES = 64 << 10
+_REAP_SECONDS = 1.0
+"""That a killed worker gets to be gone. One that another process traces may never be."""
+_MIN_POLL_SECONDS, _MAX_POLL_SECONDS = 0.0005, 0.01
 
 
 class TemplateRefused(Exception):
@@ -37,7 +40,7 @@ class TemplateProcess:
     """A worker that runs. One thread at a time uses it; any may kill it.
 
     What it answers is bounded before it is read, and believed in nothing: a template may have
-    escaped its sandbox. It is ended with the first `TemplateEnded`.
+    escaped its sandbox. It is ended with whatever `check` and `ask` raise but `TemplateRefused`.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -101,11 +104,41 @@ class TemplateProcess:
             TemplateRefused: It answers so.
             TemplateEnded: It ended, or answered what is no answer.
         """
+        try:
+            return self._ask(request, time.monotonic() + seconds)
+        except (TemplateRefused, TemplateEnded):
+            raise
+        except BaseException:
+            # Its answer may still come, and would be taken for that to the next request.
+            self.end()
+            raise
+
+    def kill(self) -> None:
+        """Kills the worker and all that it started; whoever asks it hears of its end."""
+        # Until it is waited for, its number is its own.
+        with self._reaping:
+            if self._process.poll() is None:
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    def end(self, seconds: float = _REAP_SECONDS) -> None:
+        """Kills the worker, waits so long for its end at most (milliseconds do), and forgets it."""
+        self.kill()
         deadline = time.monotonic() + seconds
+        pause = _MIN_POLL_SECONDS
+        while not self._is_gone() and time.monotonic() < deadline:
+            time.sleep(pause)
+            pause = min(2 * pause, _MAX_POLL_SECONDS)
+        self._socket.close()
+
+    def _is_gone(self) -> bool:
+        with self._reaping:
+            return self._process.poll() is not None
+
+    def _ask(self, request: tuple[bytes, bytes], deadline: float) -> str:
         head, body = request
         sizes = template_worker.REQUEST.pack(len(head), len(body))
         try:
-            self._socket.settimeout(seconds)
+            self._socket.settimeout(_seconds_until(deadline))
             self._socket.sendall(b"".join((sizes, head, body)))
             kind, answer = self._receive(deadline)
         except TimeoutError:
@@ -119,20 +152,6 @@ class TemplateProcess:
         if kind == template_worker.REFUSED:
             raise TemplateRefused(text)
         return text
-
-    def kill(self) -> None:
-        """Kills the worker and all that it started; whoever asks it hears of its end."""
-        # Until it is waited for, its number is its own.
-        with self._reaping:
-            if self._process.returncode is None:
-                os.killpg(self._process.pid, signal.SIGKILL)
-
-    def end(self) -> None:
-        """Kills the worker, waits for its end (milliseconds) and forgets it."""
-        self.kill()
-        with self._reaping:
-            self._process.wait()
-        self._socket.close()
 
     def _receive(self, deadline: float) -> tuple[bytes, bytes]:
         header = template_worker.ANSWER
@@ -154,7 +173,7 @@ class TemplateProcess:
                     return kind, bytes(view[header.size :])
 
     def _read(self, deadline: float) -> bytes:
-        self._socket.settimeout(max(deadline - time.monotonic(), 1e-3))
+        self._socket.settimeout(_seconds_until(deadline))
         data = self._socket.recv(_CHUNK_BYTES)
         if not data:
             # Its exit code says more.
@@ -169,6 +188,23 @@ class TemplateProcess:
             return TemplateEnded(cause, text)
         if code == -signal.SIGPROF:
             return TemplateEnded("time", "its time is over")
-        if code < 0:
-            return TemplateEnded("died", f"signal {signal.Signals(-code).name}")
-        return TemplateEnded("died", f"exit code {code}")
+        return TemplateEnded("died", _meaning_of(code))
+
+
+def _seconds_until(deadline: float) -> float:
+    seconds = deadline - time.monotonic()
+    if seconds <= 0:
+        raise TimeoutError
+    return seconds
+
+
+def _meaning_of(code: int | None) -> str:
+    if code is None:
+        return "it is killed and does not end"
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"signal {signal.Signals(-code).name}"
+    except ValueError:
+        # Those from 35 on have no names.
+        return f"signal {-code}"

@@ -11,6 +11,7 @@ import logging
 import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -108,7 +109,10 @@ class Tokenizer:
         self._text_pieces = TextPieces(self.backend)
         cutting = cutting_tokens(self.backend)
         self._special_tokens = SpecialTokens(self.backend, cutting, str(tokenizer.chat_template))
-        self._conversations = TokenizationCache(self._encode_part, cutting)
+        # Without a method of its own, which would leave it, its thread and its cache to the
+        # collector of cycles, which comes rarely.
+        encode = partial(_encode_part, self._special_tokens, self._text_pieces)
+        self._conversations = TokenizationCache(encode, cutting)
 
     @classmethod
     def from_files(
@@ -222,10 +226,17 @@ class Tokenizer:
         self.chat_thread.shut_down()
         self.chat_template.close()
 
-    def _encode_part(self, text: str, marker: str, budget: TokenBudget) -> "array[int]":
-        if marker and marker in text:
-            return self._special_tokens.encode(text, marker, budget)
-        return self._text_pieces.encode(text, budget)
+
+def _encode_part(
+    special_tokens: SpecialTokens,
+    text_pieces: TextPieces,
+    text: str,
+    marker: str,
+    budget: TokenBudget,
+) -> "array[int]":
+    if marker and marker in text:
+        return special_tokens.encode(text, marker, budget)
+    return text_pieces.encode(text, budget)
 
 
 def _take_ends(backend: tokenizers.Tokenizer) -> "tuple[array[int], array[int]] | None":

@@ -8,11 +8,11 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Container, Mapping
 from types import TracebackType
 from typing import Self, TypeVar, TypeVarTuple
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 from router.chat_template import TemplateSettings
 from router.containment import contained
-from router.errors import NoTokenizer, TokenizerFailed
+from router.errors import NoTokenizer, RequestError, TokenizerFailed
 from router.threads import Threads
 from router.tokenizer import Tokenizer
 from router.types import ModelInfo
@@ -33,7 +33,8 @@ _logger = logging.getLogger(__name__)
 class TokenizerPool:
     """Loads each tokenizer once and runs all of them in a few threads.
 
-    Chat templates have a thread each besides: one that takes its time keeps no other model waiting.
+    Besides, each has a thread for its chats: a template that takes its time keeps no other model
+    waiting.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class TokenizerPool:
         Args:
             fetch: Returns the tokenizer files of a model, which must have the digest that the model
                 names: they are kept for every model that names it.
-            num_threads: Tokenizations at once.
+            num_threads: Tokenizations at once, of texts and of long chats.
             in_use: Returns the digests of tokenizers that are not dropped for newer ones.
             settings: What each chat template may take; None means the defaults.
         """
@@ -60,6 +61,8 @@ class TokenizerPool:
         self._loaded: OrderedDict[str, Tokenizer | str] = OrderedDict()
         """By SHA-256 of its files; a text says why it cannot be used."""
         self._loading: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._dropped: WeakSet[Tokenizer] = WeakSet()
+        """That requests may still use."""
         self._next_line = 0.0
 
     def __enter__(self) -> Self:
@@ -73,7 +76,7 @@ class TokenizerPool:
     ) -> None:
         for threads in (self._threads, self._loaders):
             threads.shut_down()
-        for tokenizer in self._loaded.values():
+        for tokenizer in (*self._loaded.values(), *self._dropped):
             if isinstance(tokenizer, Tokenizer):
                 tokenizer.close()
 
@@ -110,6 +113,7 @@ class TokenizerPool:
             dropped = self._loaded.pop(key)
             if isinstance(dropped, Tokenizer):
                 dropped.chat_template.retire()
+                self._dropped.add(dropped)
 
     async def _load(self, model: ModelInfo) -> Tokenizer | str:
         files = await self._fetch(model)
@@ -129,6 +133,9 @@ class TokenizerPool:
         )
         try:
             await tokenizer.chat_thread.run(tokenizer.chat_template.start)
+        except RequestError as error:
+            # Chats will say so; texts and token IDs need no template.
+            _logger.warning("chat template not started model=%s error=%s", model.name, error)
         except BaseException:
             tokenizer.close()
             raise

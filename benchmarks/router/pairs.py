@@ -52,8 +52,8 @@ def _first_tokens_ms(
     rng = random.Random(0)
     own = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {cores().clients})
+    connections = {name: target.connect(router.address) for name, router in routers.items()}
     try:
-        connections = {name: target.connect(router.address) for name, router in routers.items()}
         for _ in range(num_pairs + 1):
             seconds: dict[str, list[float]] = {name: [] for name in routers}
             for _ in range(_REQUESTS):
@@ -66,9 +66,12 @@ def _first_tokens_ms(
                 values[name].append(1e3 * statistics.median(row))
     finally:
         os.sched_setaffinity(0, own)
-    for connection in connections.values():
-        connection.socket.close()
-    # The first round is the warm-up.
+        for connection in connections.values():
+            connection.socket.close()
+    return _without_warm_up(values)
+
+
+def _without_warm_up(values: dict[str, list[float]]) -> dict[str, list[float]]:
     return {name: row[1:] for name, row in values.items()}
 
 
@@ -99,8 +102,7 @@ def _tokens_per_cpu_second(
             window = result["steady"]
             seconds = tracks[name].between(window["start"], window["end"])
             values[name].append(window["num_tokens"] / seconds)
-    # The first round is the warm-up.
-    return {name: row[1:] for name, row in values.items()}
+    return _without_warm_up(values)
 
 
 def _cpu_us_per_request(
@@ -128,7 +130,7 @@ def _cpu_us_per_request(
         for name, router in routers.items():
             seconds = router.process.cpu_seconds() - before[name]
             values[name].append(1e6 * seconds / _SHORT_REQUESTS)
-    return {name: row[1:] for name, row in values.items()}
+    return _without_warm_up(values)
 
 
 def _measure_all(

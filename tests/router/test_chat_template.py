@@ -18,6 +18,7 @@ from protos.wire.reason import Reason
 from router import template_worker
 from router.chat_template import ChatTemplate, TemplateSettings
 from router.errors import Draining, InvalidRequest, RequestError
+from router.template_process import TemplateProcess
 from router.tokenizer import Tokenizer
 from router.types import ChatMessage
 from tests.fakes import small_tokenizer
@@ -473,6 +474,64 @@ def test_worker_that_speaks_unasked_is_ended(templates, monkeypatch, tmp_path):
 
     assert template.render(HI) == "hi", "by the next worker"
     assert templates.ends == ["protocol"]
+
+
+def test_worker_that_dies_of_a_signal_without_a_name_is_replaced(templates, monkeypatch, tmp_path):
+    liar = tmp_path / "liar.py"
+    liar.write_text(
+        "import os\n"
+        "os.read(0, 1 << 16)\n"
+        "os.write(1, b'T' + bytes(4))\n"
+        "os.read(0, 1 << 16)\n"
+        "os.kill(os.getpid(), 36)\n"
+    )
+    monkeypatch.setattr(template_worker, "__file__", str(liar))
+    template = templates("{{ messages[0].content }}")
+
+    with pytest.raises(InvalidRequest, match="broke its worker \\(signal 36\\)"):
+        template.render(HI)
+
+    monkeypatch.undo()
+    assert template.render(HI) == "hi"
+
+
+def test_worker_that_drips_is_ended_by_the_clock(templates, monkeypatch, tmp_path):
+    liar = tmp_path / "liar.py"
+    # Several, so that there is always a byte to read.
+    liar.write_text(
+        "import os\n"
+        "os.read(0, 1 << 16)\n"
+        "os.write(1, b'T' + bytes(4))\n"
+        "os.read(0, 1 << 16)\n"
+        "os.write(1, b'T' + (1 << 29).to_bytes(4, 'big'))\n"
+        "for _ in range(3): os.fork()\n"
+        "while True: os.write(1, b'x')\n"
+    )
+    monkeypatch.setattr(template_worker, "__file__", str(liar))
+    monkeypatch.setattr(TemplateSettings, "deadline", 0.2)
+    template = templates("{{ messages[0].content }}", max_prompt_bytes=1 << 29)
+
+    # All that it announces would take it hours.
+    with pytest.raises(InvalidRequest, match="did not end"):
+        template.render(HI)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_error_in_an_exchange_mixes_no_answers_up(templates, monkeypatch, number):
+    template = templates("{{ messages[0].content }}")
+    read, calls = TemplateProcess._read, []
+
+    def fails(process, deadline):
+        calls.append(process)
+        if len(calls) == number:
+            raise MemoryError
+        return read(process, deadline)
+
+    monkeypatch.setattr(TemplateProcess, "_read", fails)
+    with pytest.raises(MemoryError):
+        template.render(says("secret"))
+
+    assert [template.render(says(text)) for text in "abc"] == ["a", "b", "c"]
 
 
 def test_worker_that_is_silent_is_ended_by_the_clock(templates, monkeypatch):

@@ -141,6 +141,34 @@ async def test_client_that_leaves_stops_the_work_for_its_prompt(fleet, observer,
         assert await asyncio.to_thread(stopped.wait, 10)
 
 
+async def test_client_that_leaves_before_its_chat_is_laid_out_costs_no_template(fleet, observer):
+    started, goes_on, rendered = threading.Event(), threading.Event(), []
+
+    class Slow(Tokenizer):
+        def protect(self, messages):
+            started.set()
+            assert goes_on.wait(10)
+            return super().protect(messages)
+
+    tokenizer = Slow.from_files(small_tokenizer.files())
+    tokenizer.chat_template.render = rendered.append
+
+    class Pool(TokenizerPool):
+        async def get(self, model):
+            return tokenizer
+
+    with Pool(fleet.fetch_tokenizer, 1) as tokenizers:
+        pipeline = Pipeline(fleet, tokenizers, observer, BOUNDS)
+        running = asyncio.ensure_future(pipeline.tokenize("", chat(("user", "hi"))))
+        assert await asyncio.to_thread(started.wait, 10)
+        running.cancel()
+        await asyncio.wait([running])
+        goes_on.set()
+        await tokenizer.chat_thread.run(int)
+
+    assert rendered == []
+
+
 async def test_long_chat_of_special_tokens_leaves_the_event_loop_free(fleet, observer):
     content = small_tokenizer.END * 20_000
     threads = []

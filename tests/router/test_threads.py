@@ -5,6 +5,7 @@ import weakref
 
 import pytest
 
+from router.errors import RequestError
 from router.threads import Threads
 
 
@@ -87,3 +88,41 @@ async def test_cancelled_waiter_keeps_nothing(threads):
     assert kept() is None
     work.may_end.set()
     await first
+
+
+async def test_error_of_work_that_nobody_waits_for_is_not_complained_of(threads):
+    complaints = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    work = Work()
+
+    def fails():
+        work()
+        raise ValueError
+
+    task = await begun(threads, work)
+    failing = asyncio.ensure_future(threads.run(fails))
+    task.cancel()
+    work.may_end.set()
+    await asyncio.sleep(0.05)
+    failing.cancel()
+    await asyncio.wait([task, failing])
+    await threads.run(divmod, 7, 2)
+    del task, failing
+    gc.collect()
+
+    assert complaints == []
+
+
+async def test_thread_that_cannot_start_is_an_error_and_leaves_no_work_behind(threads, monkeypatch):
+    def no_room(thread):
+        raise RuntimeError("can't start new thread")
+
+    calls = []
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_room)
+        for _ in range(3):
+            with pytest.raises(RequestError, match="no thread can be started: can't start"):
+                await threads.run(calls.append, "lost")
+
+    assert await threads.run(divmod, 7, 2) == (3, 1)
+    assert calls == []

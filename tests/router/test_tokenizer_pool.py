@@ -13,7 +13,7 @@ from router.errors import NoTokenizer, RequestError, TokenizerFailed
 from router.template_process import TemplateEnded
 from router.tokenizer import Tokenizer
 from router.tokenizer_pool import TokenizerPool
-from router.types import ModelInfo
+from router.types import ChatMessage, ModelInfo
 from tests.fakes import small_tokenizer
 
 FILES = small_tokenizer.files()
@@ -110,6 +110,67 @@ async def test_changed_tokenizer_is_loaded_anew_and_old_ones_are_dropped():
 
     with pytest.raises(TemplateEnded):
         worker.check()
+
+
+async def test_dropped_tokenizer_leaves_at_once_with_its_thread():
+    async def fetch(model):
+        return FILES
+
+    with TokenizerPool(fetch, 1) as pool:
+        dropped = weakref.ref(await pool.get(model("0")))
+        # The collector comes too rarely to be waited for.
+        gc.disable()
+        try:
+            for number in range(1, 9):
+                await pool.get(model(str(number)))
+            assert dropped() is None
+        finally:
+            gc.enable()
+        async with asyncio.timeout(10):
+            while num_chat_threads() > 8:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+
+def num_chat_threads():
+    return sum(thread.name.startswith("chat-template") for thread in threading.enumerate())
+
+
+async def test_template_without_a_thread_costs_no_text(monkeypatch, caplog):
+    async def fetch(model):
+        return FILES
+
+    start = threading.Thread.start
+
+    def no_room(thread):
+        if thread.name.startswith("chat-template"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with TokenizerPool(fetch, 1) as pool:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", no_room)
+            tokenizer = await pool.get(model())
+            assert await pool.run(tokenizer.encode_text, "a") == TOKENIZER.encode_text("a")
+        messages = [ChatMessage(role="user", content="hi")]
+        text = await pool.run_chat(tokenizer, tokenizer.chat_template.render, messages)
+
+    assert text == small_tokenizer.lay_out(messages)
+    assert "chat template not started model=small error=no thread can be started" in caplog.text
+
+
+async def test_first_caller_that_leaves_while_a_template_starts_says_nothing_of_it(caplog):
+    async def fetch(model):
+        return FILES
+
+    with TokenizerPool(fetch, 1) as pool:
+        first = asyncio.ensure_future(pool.get(model()))
+        while num_chat_threads() == 0:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        first.cancel()
+        await asyncio.wait([first])
+        assert (await pool.get(model())).encode_text("a") == TOKENIZER.encode_text("a")
+
+    assert "unusable" not in caplog.text
 
 
 async def test_model_without_tokenizer_says_so():
