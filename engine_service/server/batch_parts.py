@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from engine_service.core.output_stream import OutputBatch
+from engine_service.server.output_stream import OutputBatch
 from protos.wire.limits import (
     MAX_STEP_EVENTS,
     MAX_STEP_FAILURES,

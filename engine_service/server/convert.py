@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import numpy as np
 
 from engine_service.core.limits import Limits
-from engine_service.core.output_stream import OutputBatch
 from engine_service.core.types import (
     Admission,
     EngineInfo,
@@ -21,6 +20,7 @@ from engine_service.errors import InvalidRequest, RequestError
 from engine_service.server.batch_parts import batch_parts
 from engine_service.server.cache_log import NumberedDelta, SnapshotPart
 from engine_service.server.load_meter import Load
+from engine_service.server.output_stream import OutputBatch
 from engine_service.server.status import to_error_status
 from engine_service.server.tokenizer_files import TokenizerFiles
 from protos.pagestream.engine.v1 import engine_pb2

@@ -10,11 +10,11 @@ from typing import Self
 import grpc
 
 from engine_service.config import ServerOptions
-from engine_service.core.engine_client import EngineClient
 from engine_service.core.limits import Limits
 from engine_service.core.types import EngineInfo, StepOutput
 from engine_service.errors import Draining, StartupError, core_frozen, core_lost
 from engine_service.server.cache_log import CacheLog
+from engine_service.server.core_client import CoreClient
 from engine_service.server.core_watch import TICK_SECONDS, CoreWatch
 from engine_service.server.health import Health, State
 from engine_service.server.load_meter import LoadMeter
@@ -63,7 +63,7 @@ class EngineServer:
             }
         )
         self._server = grpc.aio.server(options=server_options(ENGINE_REQUEST_BYTES))
-        self._client: EngineClient | None = None
+        self._client: CoreClient | None = None
         self.port = 0
         self.operations_port = 0
 
@@ -109,7 +109,7 @@ class EngineServer:
             StartupError: The core cannot serve, by its own word.
             EngineFailed: The core ended without a word.
         """
-        client = EngineClient(
+        client = CoreClient(
             connection,
             max_waiting_requests=self._options.max_waiting_requests,
             observer=self._metrics,
@@ -202,7 +202,7 @@ class EngineServer:
         await self._health.enter(state)
         self._metrics.ready.set(self._health.is_ready)
 
-    async def _watch_core(self, client: EngineClient) -> None:
+    async def _watch_core(self, client: CoreClient) -> None:
         """Follows the core's signs of life until it is gone, or frozen for too long."""
         while not client.is_lost:
             with contextlib.suppress(TimeoutError):
@@ -221,7 +221,7 @@ class EngineServer:
             if self._watch.silence > patience:
                 return
 
-    async def _follow_watch(self, client: EngineClient) -> None:
+    async def _follow_watch(self, client: CoreClient) -> None:
         """Changes the state when the core has frozen or woken up."""
         is_frozen = self._watch.is_frozen
         if is_frozen and not self.is_core_frozen:

@@ -4,9 +4,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
-from engine_service.core.engine_client import CANCELLED
-from engine_service.core.output_stream import OpenRequest
 from engine_service.core.types import Admission, EngineInfo, FinishReason, StepStats
+from engine_service.server.core_client import CANCELLED
+from engine_service.server.output_stream import OpenRequest
 from protos.wire.reason import Reason
 
 _PREFIX = "pagestream_engine"

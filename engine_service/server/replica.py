@@ -4,10 +4,10 @@ import importlib.metadata
 from dataclasses import dataclass
 
 from engine_service.config import ServerOptions
-from engine_service.core.engine_client import EngineClient
 from engine_service.core.limits import Limits
 from engine_service.core.types import EngineInfo
 from engine_service.server.cache_log import CacheLog
+from engine_service.server.core_client import CoreClient
 from engine_service.server.load_meter import LoadMeter
 from engine_service.server.tokenizer_files import TokenizerFiles
 
@@ -18,7 +18,7 @@ class Replica:
 
     info: EngineInfo
     limits: Limits
-    client: EngineClient
+    client: CoreClient
     cache_log: CacheLog
     load_meter: LoadMeter
     tokenizer: TokenizerFiles

@@ -4,12 +4,12 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Iterator
 
-from engine_service.core.output_stream import OutputStream
 from engine_service.core.types import Request
 from engine_service.errors import NoTokenizer, SlowReader
 from engine_service.server import convert
 from engine_service.server.health import Health
 from engine_service.server.metrics import EngineMetrics
+from engine_service.server.output_stream import OutputStream
 from engine_service.server.replica import Replica, engine_version
 from engine_service.server.session import GenerateManySession
 from engine_service.server.status import Context, as_request_error, reported_errors

@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 
 import grpc
 
-from engine_service.core.output_stream import OutputBatch
 from engine_service.errors import DeadlineExceeded, EpochMismatch, InvalidRequest, RequestError
 from engine_service.server import convert
 from engine_service.server.health import Health
+from engine_service.server.output_stream import OutputBatch
 from engine_service.server.replica import Replica
 from engine_service.server.status import Context, as_request_error
 from engine_service.server.submission_batch import RefusedSubmission, SubmissionBatch

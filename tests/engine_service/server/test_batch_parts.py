@@ -2,12 +2,12 @@
 
 import pytest
 
-from engine_service.core.output_stream import OutputBatch
 from engine_service.core.types import Admission, Finish, FinishReason, int32_array
 from engine_service.errors import QueueFull
 from engine_service.server import convert
 from engine_service.server.batch_parts import batch_parts
 from engine_service.server.load_meter import Load
+from engine_service.server.output_stream import OutputBatch
 from protos.pagestream.engine.v1 import engine_pb2
 from protos.wire.channel import ENGINE_RESPONSE_BYTES
 from protos.wire.message_parser import MessageParser

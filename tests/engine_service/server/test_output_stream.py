@@ -2,9 +2,9 @@ import asyncio
 
 import pytest
 
-from engine_service.core.output_stream import OutputStream
 from engine_service.core.types import Admission, Finish, FinishReason
 from engine_service.errors import EngineFailed, SlowReader
+from engine_service.server.output_stream import OutputStream
 from tests.engine_service.core.fake_executor import tokens
 
 

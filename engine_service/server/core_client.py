@@ -8,8 +8,6 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Protocol
 
-from engine_service.core.core_channel import CoreChannel
-from engine_service.core.output_stream import OpenRequest, OutputStream
 from engine_service.core.types import Admission, EngineInfo, Request, StepOutput
 from engine_service.errors import (
     DeadlineExceeded,
@@ -20,6 +18,8 @@ from engine_service.errors import (
     StartupError,
     core_lost,
 )
+from engine_service.server.core_channel import CoreChannel
+from engine_service.server.output_stream import OpenRequest, OutputStream
 from protos.wire.reason import Reason
 
 _logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class RequestObserver(Protocol):
         """A request ended: a finish reason, a lower-case error reason, or `CANCELLED`."""
 
 
-class EngineClient:
+class CoreClient:
     """Speaks for all requests of the server to the core, and sorts its answers by reader.
 
     All of it runs on the event loop; nothing blocks. Every request ends in exactly one way: a

@@ -4,9 +4,9 @@ import multiprocessing
 
 import pytest
 
-from engine_service.core.engine_client import EngineClient
 from engine_service.core.types import Admission, Finish, FinishReason, Request, StepOutput
 from engine_service.errors import Draining, EngineFailed, QueueFull, core_frozen
+from engine_service.server.core_client import CoreClient
 from tests.engine_service.core.fake_executor import make_info, tokens
 
 WAIT_SECONDS = 20.0
@@ -61,7 +61,7 @@ class Harness:
 async def running_client(max_waiting_requests=10):
     ours, theirs = multiprocessing.Pipe()
     harness = Harness(theirs)
-    harness.client = EngineClient(
+    harness.client = CoreClient(
         ours,
         max_waiting_requests=max_waiting_requests,
         observer=harness.counts,
