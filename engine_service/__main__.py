@@ -5,8 +5,8 @@ import sys
 
 from engine_service.config import read_config
 from engine_service.errors import StartupError
-from protos.wire.log import print_error, set_up_logging
-from protos.wire.process import exit_code_of
+from servicekit.log import print_error, set_up_logging
+from servicekit.process import exit_code_of
 
 
 def main() -> int:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol
 
 from engine_service.errors import StartupError
-from protos.wire.address import is_host
 from protos.wire.printable import NAME_RULE, is_name
+from servicekit.address import is_host
 
 ENVIRONMENT_PREFIX = "PAGESTREAM_ENGINE_"
 LOG_LEVELS = ("debug", "info", "warning", "error")

@@ -29,8 +29,8 @@ from engine_service.models.config import parse_config
 from engine_service.models.name import served_name
 from engine_service.server.engine_server import EngineServer
 from engine_service.server.tokenizer_files import TokenizerFiles
-from protos.wire.log import set_up_logging
-from protos.wire.process import exit_at_once, exit_code_of, raise_file_limit
+from servicekit.log import set_up_logging
+from servicekit.process import exit_at_once, exit_code_of, raise_file_limit
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess

@@ -3,10 +3,10 @@
 import signal
 import sys
 
-from protos.wire.log import print_error, set_up_logging
-from protos.wire.process import exit_at_once, exit_code_of
 from router.config import read_config
 from router.errors import StartupError
+from servicekit.log import print_error, set_up_logging
+from servicekit.process import exit_at_once, exit_code_of
 
 
 def main() -> int:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from protos.wire.address import is_host
 from protos.wire.limits import MAX_PROMPT_BYTES
 from router.discovery import ServiceName, parse_addresses, parse_service_name
 from router.errors import StartupError
+from servicekit.address import is_host
 
 ENVIRONMENT_PREFIX = "PAGESTREAM_ROUTER_"
 PLACEMENTS = ("prefix", "round_robin", "random", "least_loaded")

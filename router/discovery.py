@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from protos.wire.address import join, split
 from protos.wire.printable import shown
+from servicekit.address import join, split
 
 _logger = logging.getLogger(__name__)
 

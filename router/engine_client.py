@@ -18,8 +18,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos.pagestream.engine.v1 import engine_pb2, engine_pb2_grpc
 from protos.wire import channel
-from protos.wire.checked_channel import CheckedChannel
-from protos.wire.handlers import RefusalLog
 from protos.wire.status import ErrorStatus, Reason, error_status
 from router.connection_loss import ConnectionLost, Fault, checked, ends_task, forget_frames, loss_of
 from router.engine_convert import status_of, to_cache_update, to_load, to_model
@@ -37,6 +35,8 @@ from router.types import (
     ModelInfo,
     TokenRequest,
 )
+from servicekit.checked_channel import CheckedChannel
+from servicekit.handlers import RefusalLog
 
 _logger = logging.getLogger(__name__)
 

@@ -11,11 +11,6 @@ import grpc
 
 from protos.pagestream.router.v1 import router_pb2
 from protos.wire.channel import router_request_bytes, server_options
-from protos.wire.handlers import Handlers, RefusalLog
-from protos.wire.http_server import HttpServer
-from protos.wire.listening import CannotListen, add_grpc_port
-from protos.wire.operations import metrics_handler, probe_handler
-from protos.wire.process import exit_at_once, exit_code_of, raise_file_limit
 from router.chat_template import TemplateSettings
 from router.config import RouterConfig
 from router.discovery import Unusable, discover
@@ -30,6 +25,11 @@ from router.server.metrics import Holdings, RouterMetrics
 from router.server.slow_readers import SlowReaders
 from router.tokenizer_pool import TokenizerPool
 from router.types import ModelInfo
+from servicekit.handlers import Handlers, RefusalLog
+from servicekit.http_server import HttpServer
+from servicekit.listening import CannotListen, add_grpc_port
+from servicekit.operations import metrics_handler, probe_handler
+from servicekit.process import exit_at_once, exit_code_of, raise_file_limit
 
 _SPARE_STREAMS = 1024
 """Calls of one connection beyond the requests that the router takes, refused with a reason."""

@@ -26,10 +26,10 @@ from engine_service.server.submission_batch import SubmissionBatchParser
 from engine_service.server.tokenizer_files import TokenizerFiles
 from protos.pagestream.engine.v1 import engine_pb2
 from protos.wire.channel import ENGINE_REQUEST_BYTES, server_options
-from protos.wire.handlers import Handlers, RefusalLog
-from protos.wire.http_server import HttpServer
-from protos.wire.listening import CannotListen, add_grpc_port
-from protos.wire.operations import metrics_handler, probe_handler
+from servicekit.handlers import Handlers, RefusalLog
+from servicekit.http_server import HttpServer
+from servicekit.listening import CannotListen, add_grpc_port
+from servicekit.operations import metrics_handler, probe_handler
 
 _FAREWELL_SECONDS = 2.0
 """Time that calls get to send their last status before they are cut."""

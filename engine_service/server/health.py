@@ -5,7 +5,7 @@ import enum
 from grpc_health.v1 import health_pb2
 
 from engine_service.errors import Draining, Starting, core_frozen, core_lost
-from protos.wire.health import HealthServicer
+from servicekit.health import HealthServicer
 
 SERVICE_NAME = "pagestream.engine.v1.EngineService"
 

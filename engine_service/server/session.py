@@ -14,8 +14,8 @@ from engine_service.server.replica import Replica
 from engine_service.server.status import Context, as_request_error
 from engine_service.server.submission_batch import RefusedSubmission, SubmissionBatch
 from protos.pagestream.engine.v1 import engine_pb2
-from protos.wire.handlers import MalformedMessage
 from protos.wire.message_parser import Malformed
+from servicekit.handlers import MalformedMessage
 
 _SUBMISSIONS_PER_TURN = 32
 """Submissions taken before the event loop sees to others again."""

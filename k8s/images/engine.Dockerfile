@@ -5,6 +5,7 @@ WORKDIR /src
 RUN python -m venv /opt/pagestream
 COPY pyproject.toml README.md LICENSE ./
 COPY protos protos
+COPY servicekit servicekit
 COPY kernels kernels
 COPY engine_service engine_service
 # On Linux with an NVIDIA GPU, torch's default wheel brings the CUDA libraries; the host brings the

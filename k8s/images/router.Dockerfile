@@ -5,6 +5,7 @@ WORKDIR /src
 RUN python -m venv /opt/pagestream
 COPY pyproject.toml README.md LICENSE ./
 COPY protos protos
+COPY servicekit servicekit
 COPY router router
 RUN /opt/pagestream/bin/pip install --no-cache-dir '.[router]'
 

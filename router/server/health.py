@@ -4,8 +4,8 @@ import enum
 
 from grpc_health.v1 import health_pb2
 
-from protos.wire.health import HealthServicer
 from router.server.grpc_server import SERVICE
+from servicekit.health import HealthServicer
 
 
 class State(enum.Enum):

@@ -220,6 +220,7 @@ def test_image_of_the_router_holds_neither_engine_nor_kernels():
         "README.md",
         "LICENSE",
         "protos",
+        "servicekit",
         "router",
     ]
     assert "'.[router]'" in dockerfile

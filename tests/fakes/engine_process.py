@@ -16,7 +16,7 @@ from engine_service import launch
 from engine_service.config import read_config
 from engine_service.core.engine_core import EngineCore, serve
 from engine_service.errors import StartupError
-from protos.wire.log import print_error, set_up_logging
+from servicekit.log import print_error, set_up_logging
 from tests.engine_service.core.fake_executor import FakeExecutor, make_info
 
 _STEP_SECONDS = 0.005

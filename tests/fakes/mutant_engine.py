@@ -11,7 +11,7 @@ import pytest
 
 from engine_service import launch
 from engine_service.config import read_config
-from protos.wire.log import set_up_logging
+from servicekit.log import set_up_logging
 from tests.engine_service.mutants import shift_one_kv_slot
 
 

@@ -8,10 +8,10 @@ import pytest
 
 from protos.pagestream.engine.v1 import engine_pb2, engine_pb2_grpc
 from protos.wire.channel import ENGINE_RESPONSE_BYTES, client_options
-from protos.wire.checked_channel import CheckedChannel
-from protos.wire.handlers import RefusalLog
 from protos.wire.message_parser import Malformed
 from protos.wire.wire_format import packed
+from servicekit.checked_channel import CheckedChannel
+from servicekit.handlers import RefusalLog
 
 SERVICE = engine_pb2.DESCRIPTOR.services_by_name["EngineService"]
 GOOD = engine_pb2.GenerateManyResponse(handles=[1], token_counts=[1], token_ids=[5])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from protos.wire.line_writer import LineWriter
+from servicekit.line_writer import LineWriter
 
 ROOT = Path(__file__).parents[2]
 LINE = "x" * 99 + "\n"
@@ -108,7 +108,7 @@ def test_descriptor_that_does_not_block_gets_every_line_whole(pipe):
 def test_forked_process_writes_its_own_lines():
     script = (
         "import os\n"
-        "from protos.wire.log import *\n"
+        "from servicekit.log import *\n"
         "set_up_logging('info')\n"
         "logging.info('parent')\n"
         "flush_log()\n"
@@ -126,7 +126,7 @@ def test_forked_process_writes_its_own_lines():
 
 def test_process_whose_log_nobody_reads_still_ends():
     script = (
-        "from protos.wire.log import *\n"
+        "from servicekit.log import *\n"
         "set_up_logging('info')\n"
         "for _ in range(15_000): logging.info('x' * 100)\n"
         "print_error('router', ValueError('last words'))\n"

@@ -17,9 +17,9 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 from grpc_status import rpc_status
 
-from protos.wire.health import HealthServicer
 from protos.wire.message_parser import Malformed, MessageParser
 from protos.wire.status import error_status, to_rpc_status
+from servicekit.health import HealthServicer
 
 _LOG_SECONDS = 5.0
 """Between two lines about messages that were refused."""

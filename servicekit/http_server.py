@@ -16,8 +16,8 @@ import socket
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from protos.wire.listening import listen
-from protos.wire.rate_limit import RateLimit
+from servicekit.listening import listen
+from servicekit.rate_limit import RateLimit
 
 _MAX_HEADER_BYTES = 16 * 1024
 _REQUEST_SECONDS = 5.0

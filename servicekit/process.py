@@ -5,7 +5,7 @@ import os
 import resource
 import signal
 
-from protos.wire.log import flush_log
+from servicekit.log import flush_log
 
 _MAX_FILES = 1 << 20
 """Enough for anybody. Some systems allow a thousand times as many, and libraries loop over them."""

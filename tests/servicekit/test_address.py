@@ -1,6 +1,6 @@
 import pytest
 
-from protos.wire.address import is_host, join, split
+from servicekit.address import is_host, join, split
 
 GOOD = [
     ("a:1", "a", 1),

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-from protos.wire.http_server import Answer, Handler
+from servicekit.http_server import Answer, Handler
 
 
 def metrics_handler(

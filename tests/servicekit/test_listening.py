@@ -3,10 +3,10 @@ import socket
 import grpc
 import pytest
 
-from protos.wire import listening
 from protos.wire.channel import server_options
-from protos.wire.http_server import HttpServer
-from protos.wire.listening import CannotListen, add_grpc_port, listen
+from servicekit import listening
+from servicekit.http_server import HttpServer
+from servicekit.listening import CannotListen, add_grpc_port, listen
 
 BOTH = ["127.0.0.1", "::1"]
 

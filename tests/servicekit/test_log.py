@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from protos.wire.line_writer import LineWriter
-from protos.wire.log import LineFormatter, LogHandler
 from protos.wire.printable import escape, is_name
+from servicekit.line_writer import LineWriter
+from servicekit.log import LineFormatter, LogHandler
 
 ROOT = Path(__file__).parents[2]
 FORGED = "2026-11-28 00:00:00,000 INFO router.launch router ready models=forged"
@@ -151,7 +151,7 @@ def test_entry_that_cannot_be_formatted_ends_nothing(logger, capfd):
 
 def run(script, **options):
     done = subprocess.run(
-        [sys.executable, "-c", f"from protos.wire.log import *\n{script}"],
+        [sys.executable, "-c", f"from servicekit.log import *\n{script}"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -15,7 +15,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 
-from protos.wire import address
+from servicekit import address
 
 _ATTEMPTS = 16
 """Free ports that are tried: one that is free on one address may be taken on another."""

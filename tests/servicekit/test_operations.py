@@ -5,10 +5,10 @@ import socket
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
-from protos.wire.address import join as address
-from protos.wire.http_server import HttpServer
-from protos.wire.listening import CannotListen, add_grpc_port
-from protos.wire.operations import (
+from servicekit.address import join as address
+from servicekit.http_server import HttpServer
+from servicekit.listening import CannotListen, add_grpc_port
+from servicekit.operations import (
     metrics_handler,
     probe_handler,
 )

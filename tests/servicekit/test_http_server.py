@@ -6,8 +6,8 @@ import socket
 
 import pytest
 
-from protos.wire import http_server
-from protos.wire.http_server import Answer, HttpServer
+from servicekit import http_server
+from servicekit.http_server import Answer, HttpServer
 
 ONE, OTHER = "127.0.0.1", "127.0.0.2"
 NUM_SLOW = 300

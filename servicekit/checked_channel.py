@@ -8,8 +8,8 @@ from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from protos.wire.handlers import RefusalLog
 from protos.wire.message_parser import Malformed, MessageParser
+from servicekit.handlers import RefusalLog
 
 
 class CheckedChannel:

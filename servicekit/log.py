@@ -12,9 +12,9 @@ import threading
 import time
 from types import TracebackType
 
-from protos.wire.line_writer import LineWriter
 from protos.wire.printable import escape
-from protos.wire.rate_limit import RateLimit
+from servicekit.line_writer import LineWriter
+from servicekit.rate_limit import RateLimit
 
 _MAX_LINE_BYTES = 4_000
 """Of one line. A pipe takes 4,096 bytes at once, or else mixes lines of several processes."""
