@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from protos.wire.limits import MAX_PROMPT_BYTES
-from router.discovery import ServiceName, parse_addresses, parse_service_name
+from router.engines.discovery import ServiceName, parse_addresses, parse_service_name
 from router.errors import StartupError
 from servicekit.address import is_host
 

@@ -11,19 +11,19 @@ import grpc
 
 from protos.pagestream.router.v1 import router_pb2
 from protos.wire.channel import router_request_bytes, server_options
-from router.chat_template import TemplateSettings
 from router.config import RouterConfig
-from router.discovery import Unusable, discover
-from router.engine_client import ClientSettings
+from router.engines.client import ClientSettings
+from router.engines.discovery import Unusable, discover
+from router.engines.fleet import Fleet
 from router.errors import DOMAIN, Draining, RequestError, StartupError
 from router.event_loop import GrpcEventLoop, collect_garbage_rarely, let_loop_run_on
-from router.fleet import Fleet
-from router.pipeline import Bounds, Pipeline
+from router.request.pipeline import Bounds, Pipeline
 from router.server.grpc_server import RouterServicer
 from router.server.health import Health, State
 from router.server.metrics import Holdings, RouterMetrics
 from router.server.slow_readers import SlowReaders
-from router.tokenizer_pool import TokenizerPool
+from router.text.chat_template import TemplateSettings
+from router.text.tokenizer_pool import TokenizerPool
 from router.types import ModelInfo
 from servicekit.handlers import Handlers, RefusalLog
 from servicekit.http_server import HttpServer

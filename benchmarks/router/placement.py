@@ -16,9 +16,9 @@ from typing import Any
 
 from benchmarks.router.added_time import quantile
 from benchmarks.router.cached_engines import prompt
-from router.fleet import Fleet, _block_hashes
-from router.journey import Journey
-from router.retry_budget import RetryBudget
+from router.engines.fleet import Fleet, _block_hashes
+from router.request.failover import Journey
+from router.request.retry_budget import RetryBudget
 from router.types import TokenRequest
 
 _NUM_PLACEMENTS = 500

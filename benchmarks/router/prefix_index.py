@@ -17,7 +17,7 @@ from array import array
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from router.prefix_index import PrefixIndex
+from router.placement.prefix_index import PrefixIndex
 from router.types import CacheUpdate
 
 PROMPT_BLOCKS = 2048

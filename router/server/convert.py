@@ -10,7 +10,7 @@ from protos.wire.limits import MAX_TRACEPARENT_BYTES, MAX_TRACESTATE_BYTES
 from protos.wire.reason import Reason
 from protos.wire.token_ids import add_token_ids, read_token_ids
 from router.errors import InvalidRequest
-from router.placement import Cost
+from router.placement.policy import Cost
 from router.types import (
     Admission,
     ChatMessage,

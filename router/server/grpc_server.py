@@ -5,8 +5,8 @@ from typing import Protocol
 import grpc
 
 from protos.pagestream.router.v1 import router_pb2, router_pb2_grpc
-from router.pipeline import Pipeline
-from router.placement import reference_costs
+from router.placement.policy import reference_costs
+from router.request.pipeline import Pipeline
 from router.server import convert
 from router.server.slow_readers import READING, SlowReaders
 from router.server.status import errors_to_status

@@ -10,12 +10,12 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from router.connection_loss import Fault
+from router.engines.connection_loss import Fault
+from router.engines.fleet import FleetStatistics
 from router.errors import RequestError
-from router.fleet import FleetStatistics
-from router.pipeline import OUTCOMES
-from router.placement import Placement
-from router.template_process import END_CAUSES
+from router.placement.policy import Placement
+from router.request.pipeline import OUTCOMES
+from router.text.template_process import END_CAUSES
 from router.types import EngineSnapshot, EngineState
 
 _PREFIX = "pagestream_router"

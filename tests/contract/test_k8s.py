@@ -15,7 +15,7 @@ from engine_service.config import read_config as read_engine_config
 from protos.pagestream.engine.v1 import engine_pb2
 from protos.pagestream.router.v1 import router_pb2
 from router.config import read_config as read_router_config
-from router.discovery import ServiceName
+from router.engines.discovery import ServiceName
 
 K8S = Path(__file__).parents[2] / "k8s"
 OLDEST_KUBERNETES = "1.30"  # the first whose preStop hooks know `sleep`

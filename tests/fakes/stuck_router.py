@@ -7,7 +7,7 @@ import logging
 import runpy
 import threading
 
-from router.tokenizer import Tokenizer
+from router.text.tokenizer import Tokenizer
 
 _encode_text = Tokenizer.encode_text
 

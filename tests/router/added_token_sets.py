@@ -5,7 +5,7 @@ from hypothesis import reject
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from router.tokenizer import Tokenizer
+from router.text.tokenizer import Tokenizer
 from tests.fakes import small_tokenizer
 
 NORMALIZERS = {

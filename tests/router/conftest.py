@@ -2,8 +2,8 @@
 
 import pytest
 
-from router.pipeline import Pipeline
-from router.tokenizer_pool import TokenizerPool
+from router.request.pipeline import Pipeline
+from router.text.tokenizer_pool import TokenizerPool
 from tests.fakes.fake_fleet import FakeFleet
 from tests.router.pipelines import BOUNDS, Recorder
 

@@ -5,8 +5,8 @@ from array import array
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
 
-from router.engine_client import ClientSettings
-from router.fleet import Fleet
+from router.engines.client import ClientSettings
+from router.engines.fleet import Fleet
 from router.types import (
     Admitted,
     EngineState,

@@ -4,8 +4,8 @@ import asyncio
 from array import array
 from contextlib import aclosing
 
-from router.pipeline import Bounds
-from router.tokenizer import Tokenizer
+from router.request.pipeline import Bounds
+from router.text.tokenizer import Tokenizer
 from router.types import (
     ChatMessage,
     ChatPrompt,

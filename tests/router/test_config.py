@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from router import config, placement
+from router import config
 from router.config import RouterConfig, read_config
-from router.discovery import ServiceName
+from router.engines.discovery import ServiceName
 from router.errors import StartupError
+from router.placement import policy as placement
 
 ENGINES = ["--engines", "127.0.0.1:50051"]
 OPTIONS = [option.name for option in dataclasses.fields(RouterConfig)]

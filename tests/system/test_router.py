@@ -19,7 +19,7 @@ from protos.pagestream.router.v1 import router_pb2 as pb
 from protos.pagestream.router.v1 import router_pb2_grpc
 from protos.wire import channel
 from protos.wire.status import Reason, unpack
-from router.tokenizer import Tokenizer
+from router.text.tokenizer import Tokenizer
 from tests.fakes import small_tokenizer
 from tests.fakes.fake_engine import FakeEngine, FakeEngineConfig, expected_tokens
 from tests.fakes.service_process import free_ports

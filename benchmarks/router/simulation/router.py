@@ -1,7 +1,7 @@
 """The router in simulated time: its placement, its prefix index, its view of the engines.
 
-Choice and index are the router's own code. What surrounds them in router/fleet.py and
-router/fleet_member.py, which live on an event loop and on connections, is repeated here: which
+Choice and index are the router's own code. What surrounds them in router/engines/fleet.py and
+router/engines/member.py, which live on an event loop and on connections, is repeated here: which
 prompts count as sent but not yet reported, and how long blocks stay reserved.
 """
 
@@ -11,9 +11,9 @@ from dataclasses import replace
 
 from benchmarks.router.simulation.engine import Report
 from benchmarks.router.simulation.workload import Request
-from router.fleet_member import _REPORT_SECONDS
-from router.placement import POLICIES, Policy, Query, place
-from router.prefix_index import PrefixIndex, Reservation
+from router.engines.member import _REPORT_SECONDS
+from router.placement.policy import POLICIES, Policy, Query, place
+from router.placement.prefix_index import PrefixIndex, Reservation
 from router.types import CacheUpdate, EngineLoad, EngineSnapshot, EngineState, ModelInfo
 
 _IMBALANCE_COUNT = 64

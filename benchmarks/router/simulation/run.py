@@ -9,7 +9,7 @@ from itertools import count
 from benchmarks.router.simulation.engine import Engine, Hardware, Report
 from benchmarks.router.simulation.router import Router
 from benchmarks.router.simulation.workload import Conversation, Request, Workload, draw
-from router.fleet_member import _CONFIRM_SECONDS
+from router.engines.member import _CONFIRM_SECONDS
 
 _NETWORK_SECONDS = 0.0005
 """From the router to an engine, and back."""

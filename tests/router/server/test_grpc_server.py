@@ -10,12 +10,12 @@ from protos.pagestream.router.v1 import router_pb2_grpc
 from protos.wire import channel
 from protos.wire.status import ErrorStatus, unpack
 from router.errors import EngineRefused, NoEngine
-from router.pipeline import Bounds, Pipeline
+from router.request.pipeline import Bounds, Pipeline
 from router.server.grpc_server import RouterServicer
 from router.server.metrics import RouterMetrics
 from router.server.slow_readers import SlowReaders
-from router.tokenizer import Tokenizer
-from router.tokenizer_pool import TokenizerPool
+from router.text.tokenizer import Tokenizer
+from router.text.tokenizer_pool import TokenizerPool
 from router.types import Admitted, Finished, FinishReason, Tokens
 from tests.fakes import small_tokenizer
 from tests.fakes.fake_fleet import ENGINE, FakeFleet

@@ -2,14 +2,14 @@ import asyncio
 
 import pytest
 
-from router.connection_loss import Fault
+from router.engines.connection_loss import Fault
+from router.engines.fleet import FleetStatistics
 from router.errors import QueueFull
-from router.fleet import FleetStatistics
-from router.pipeline import OUTCOMES
-from router.placement import Cost, Placement
-from router.prefix_index import IndexStatistics
+from router.placement.policy import Cost, Placement
+from router.placement.prefix_index import IndexStatistics
+from router.request.pipeline import OUTCOMES
 from router.server.metrics import Holdings, RouterMetrics
-from router.template_process import END_CAUSES
+from router.text.template_process import END_CAUSES
 from tests.fakes.fake_fleet import ENGINE, FakeFleet
 
 INDEX = IndexStatistics(

@@ -1,0 +1,92 @@
+"""The models that the engines of a fleet serve, by name."""
+
+from collections.abc import Collection
+from operator import itemgetter
+
+from router.engines.member import FleetMember
+from router.errors import NoEngine, UnknownModel
+from router.types import ModelInfo, ModelSnapshot, TokenRequest
+
+RETRY_SECONDS = 1.0
+"""After which a client may try again that found no engine."""
+
+
+def models(members: Collection[FleetMember]) -> list[ModelSnapshot]:
+    """Returns the models of all connected engines, by name, with their longest length.
+
+    All else is what the engine says that is connected longest: none that comes later changes what
+    requests are made of.
+    """
+    infos: dict[str, ModelInfo] = {}
+    counts: dict[str, int] = {}
+    lengths: dict[str, int] = {}
+    for member in sorted(members, key=lambda member: member.accepted_at):
+        if (info := member.served) is None:
+            continue
+        name = info.name
+        infos.setdefault(name, info)
+        lengths[name] = max(lengths.get(name, 0), info.max_model_len)
+        counts[name] = counts.get(name, 0) + member.takes_requests
+    return [
+        ModelSnapshot(info=infos[name].with_length(lengths[name]), num_serving_engines=counts[name])
+        for name in sorted(infos)
+    ]
+
+
+def find(name: str, members: Collection[FleetMember]) -> ModelInfo:
+    """Returns what is served under a name; an empty name means the only model.
+
+    Raises:
+        UnknownModel: Engines are connected, but none serves it, or a name is needed.
+        NoEngine: No engine is connected that could.
+    """
+    served = [(member.accepted_at, info) for member in members if (info := member.served)]
+    names = {info.name for _, info in served}
+    if name in names or (not name and len(names) == 1):
+        same = [(at, info) for at, info in served if not name or info.name == name]
+        _, oldest = min(same, key=itemgetter(0))
+        return oldest.with_length(max(info.max_model_len for _, info in same))
+    met = [member.client.model for member in members]
+    if not served or any(model is not None and model.name == name for model in met):
+        which = f' that serves model "{name:.128}"' if name else ""
+        raise NoEngine(
+            f"no engine{which} is connected now", {"model": name}, retry_after=RETRY_SECONDS
+        )
+    known = ", ".join(f'"{served_name}"' for served_name in sorted(names))
+    problem = f'model "{name:.128}" is not served' if name else "model is empty"
+    raise UnknownModel(f"{problem}; served are: {known}", {"model": name})
+
+
+def find_for(request: TokenRequest, members: Collection[FleetMember]) -> ModelInfo:
+    """Returns the model of a request, which must be the one that its prompt was made for.
+
+    Tokens of one tokenizer mean nothing to an engine of another.
+
+    Raises:
+        UnknownModel, NoEngine: As `find`; NoEngine also when the name has another model by now.
+    """
+    info = find(request.model, members)
+    made_for = request.model_info
+    if made_for is not None and made_for.identity != info.identity:
+        raise NoEngine(
+            f'model "{info.name}" has changed since the request came; send it again',
+            {"model": info.name},
+            retry_after=RETRY_SECONDS,
+        )
+    return info
+
+
+def difference(newcomer: FleetMember, info: ModelInfo, members: Collection[FleetMember]) -> str:
+    """Returns how an engine differs from those that serve a model of the same name, or ""."""
+    for member in members:
+        known = member.accepted
+        if member is newcomer or known is None or known.name != info.name:
+            continue
+        for field in ("fingerprint", "tokenizer_sha256", "block_size", "vocab_size"):
+            ours, theirs = getattr(known, field), getattr(info, field)
+            if ours != theirs:
+                return (
+                    f'its model "{info.name}" has {field} {theirs!r}; '
+                    f"engine {member.address} serves it with {ours!r}"
+                )
+    return ""

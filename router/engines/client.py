@@ -1,0 +1,479 @@
+"""The router's end of one engine: a channel and a long-lived pair of streams.
+
+GenerateMany carries all requests of this router, WatchCache the engine's prefix cache. `run`
+keeps both up for ever, and believes nothing that comes: whatever goes wrong with one engine, this
+router's own faults included, makes that engine unavailable and nothing else.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from protos.pagestream.engine.v1 import engine_pb2, engine_pb2_grpc
+from protos.wire import channel
+from protos.wire.status import ErrorStatus, Reason, error_status
+from router.engines.connection_loss import (
+    ConnectionLost,
+    Fault,
+    checked,
+    ends_task,
+    forget_frames,
+    loss_of,
+)
+from router.engines.convert import status_of, to_cache_update, to_load, to_model
+from router.engines.model_contract import model_fault
+from router.engines.open_requests import OpenRequests
+from router.engines.quarantine import Quarantine
+from router.engines.request_stream import RequestStream
+from router.engines.stall_detector import TICK_SECONDS, StallDetector
+from router.engines.tokenizer_transfer import read_files
+from router.errors import DOMAIN, EngineLost, EngineRefused, RequestError
+from router.types import (
+    CacheUpdate,
+    EngineLoad,
+    EngineState,
+    ModelInfo,
+    TokenRequest,
+)
+from servicekit.checked_channel import CheckedChannel
+from servicekit.handlers import RefusalLog
+
+_logger = logging.getLogger(__name__)
+
+_SERVICE = engine_pb2.DESCRIPTOR.services_by_name["EngineService"]
+_SERVICE_NAME = _SERVICE.full_name
+
+_DETAILS = {EngineState.SERVING: "", EngineState.DRAINING: "it finishes what it has"}
+
+_WATCH_FACTOR = 15
+"""The longest wait before the cache is watched again, by that before a connection: 30 s."""
+
+_GenerateManyCall = grpc.aio.StreamStreamCall[
+    engine_pb2.GenerateManyRequest, engine_pb2.GenerateManyResponse
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientSettings:
+    """Bounds and waits of an engine client; times are seconds.
+
+    Attributes:
+        call_timeout: For the model's description, for the first message of a stream and for each
+            message of the tokenizer files.
+        tokenizer_timeout: For the whole transfer of the tokenizer files.
+        min_backoff: Wait before the first attempt to reconnect; doubles up to `max_backoff`. Each
+            wait is drawn from half to all of it, so that routers do not return in step.
+        max_backoff: The longest wait between attempts.
+        max_open_requests: Requests under way on the engine; more are refused.
+        max_buffered_tokens: Tokens of one request that wait for its reader; more fail it.
+        refusals: Hears of messages of the engine that cannot be taken.
+    """
+
+    call_timeout: float = 5.0
+    tokenizer_timeout: float = 60.0
+    min_backoff: float = 0.1
+    max_backoff: float = 2.0
+    max_open_requests: int = 8192
+    max_buffered_tokens: int = 16_384
+    refusals: RefusalLog = field(default_factory=RefusalLog)
+
+
+class EngineListener(Protocol):
+    """What the owner of a client learns from it; called from the client's task."""
+
+    def check_model(self, model: ModelInfo) -> str:
+        """Returns why the engine may not serve, or an empty text."""
+
+    def cache_position(self) -> tuple[int, int]:
+        """Returns epoch and sequence number of the cache as it is known, (0, 0) for none."""
+
+    async def cache_changed(self, update: CacheUpdate) -> bool:
+        """Takes in a change; False asks for a new snapshot."""
+
+    def state_changed(self) -> None:
+        """The client has another state, or failed once more to leave the one it has."""
+
+    def load_reported(self) -> None:
+        """The engine sent its load."""
+
+
+class EngineClient:
+    """One engine as this router uses it.
+
+    Attributes:
+        address: "host:port" of the engine.
+        state: SERVING only while GenerateMany is up and the engine takes requests.
+        detail: Why the engine is not serving, for a person; empty when it is.
+        model: What the engine said of its model when last connected.
+        load: What the engine last said of its load.
+        num_connections: How often GenerateMany came up.
+        num_faults: What the engine did that it must not, by kind.
+    """
+
+    def __init__(
+        self, address: str, listener: EngineListener, settings: ClientSettings | None = None
+    ) -> None:
+        self.address = address
+        self.state = EngineState.CONNECTING
+        self.detail = "not connected yet"
+        self.model: ModelInfo | None = None
+        self.load = EngineLoad()
+        self.num_connections = 0
+        self.num_faults: Counter[Fault] = Counter()
+        self._listener = listener
+        self._settings = settings or ClientSettings()
+        self._requests: OpenRequests | None = None
+        self._stub: engine_pb2_grpc.EngineServiceStub | None = None
+        self._stall_detector = StallDetector()
+        self._quarantine = Quarantine()
+        self._fault: Fault | None = None
+        self._is_exiting = False
+
+    @property
+    def num_open_requests(self) -> int:
+        """Requests submitted and not ended."""
+        return 0 if self._requests is None else len(self._requests)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the connection stands, whatever the engine says of its state."""
+        return self._stub is not None
+
+    @property
+    def is_quarantined(self) -> bool:
+        """Whether the engine stalled or misbehaved, and is left alone until it is well."""
+        return self._quarantine.is_on
+
+    async def run(self) -> None:
+        """Keeps the engine connected until cancelled; never returns by itself.
+
+        From then on it takes no more requests.
+        """
+        try:
+            await self._keep_connected()
+        finally:
+            self.state, self.detail = EngineState.UNAVAILABLE, "its connection was closed"
+
+    async def _keep_connected(self) -> None:
+        backoff = self._settings.min_backoff
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                num_connections = self.num_connections
+                # A task of its own: a group that is failing, as a connection does when it is lost,
+                # forgets a cancellation that comes meanwhile (before Python 3.13).
+                await asyncio.wait([tasks.create_task(self._connect())])
+                if self.num_connections > num_connections:
+                    backoff = self._settings.min_backoff
+                # An engine that stalled may accept a connection all the same, and requests.
+                wait = max(backoff, self._quarantine.take_wait())
+                await asyncio.sleep(wait * random.uniform(0.5, 1.0))
+                backoff = min(2 * backoff, self._settings.max_backoff)
+
+    def submit(self, request: TokenRequest) -> RequestStream:
+        """Sends a request with the next message; returns its events at once.
+
+        Raises:
+            EngineLost: The engine is not connected (ENGINE_FAILED).
+            QueueFull: Too many requests are under way on the engine.
+            InvalidRequest: It is larger than an engine takes.
+        """
+        is_connected = self.state in (EngineState.SERVING, EngineState.DRAINING)
+        if self._requests is None or not is_connected:
+            raise EngineLost(self._lost_status())
+        return self._requests.submit(request)
+
+    def end_requests(self, error: RequestError) -> None:
+        """Ends every open request with an error, and cancels it on the engine."""
+        if self._requests is not None:
+            self._requests.end_all(error)
+
+    async def get_tokenizer(self, sha256: str) -> dict[str, bytes]:
+        """Returns the engine's tokenizer files by name, which together have this digest.
+
+        Raises:
+            EngineLost: The engine is not connected.
+            EngineRefused: It has none (NO_TOKENIZER), sent files that do not match what it
+                announced (INTERNAL), or none for too long (ENGINE_FAILED).
+        """
+        if self._stub is None:
+            raise EngineLost(self._lost_status())
+        before = _num_cancellations()
+        call = self._stub.GetTokenizer(
+            engine_pb2.GetTokenizerRequest(), timeout=self._settings.tokenizer_timeout
+        )
+        try:
+            return await read_files(
+                self.address,
+                call,
+                expected_sha256=sha256,
+                silence=self._settings.call_timeout,
+            )
+        except grpc.aio.AioRpcError as error:
+            is_lost = error.code() is grpc.StatusCode.UNAVAILABLE
+            raise (EngineLost if is_lost else EngineRefused)(status_of(error)) from error
+        except asyncio.CancelledError as error:
+            if _num_cancellations() > before:
+                raise
+            # Not this task was cancelled but the channel closed, which grpc reports alike.
+            raise EngineLost(self._lost_status()) from error
+        finally:
+            call.cancel()
+
+    async def _connect(self) -> None:
+        """Serves one connection from its beginning to its loss; raises nothing else."""
+        self._is_exiting = False
+        try:
+            await self._serve_once()
+        # Also what is no Exception: a panic of a library in Rust is none.
+        except BaseException as error:
+            if ends_task(error):
+                raise
+            self._lose(error)
+        finally:
+            self._fail_all()
+
+    def _lose(self, error: BaseException) -> None:
+        loss = loss_of(error)
+        self._is_exiting = loss.is_draining
+        if loss.fault is not None:
+            self.num_faults[loss.fault] += 1
+        if loss.fault is Fault.UNEXPECTED:
+            _logger.debug("engine met a fault engine=%s", self.address, exc_info=error)
+        if loss.fault not in (None, Fault.MISMATCH):
+            self._quarantine.begin()
+        forget_frames(error)
+        self._fault = loss.fault
+        self._set_state(loss.state, loss.detail)
+
+    async def _serve_once(self) -> None:
+        # A channel of its own per attempt: its waits are ours, not hidden in the transport.
+        options = [*channel.client_options(), ("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(self.address, options=options) as connection:
+            if self._quarantine.is_on:
+                await self._probe(connection)
+                self._quarantine.end()
+            bounded = CheckedChannel(connection, _SERVICE, self.address, self._settings.refusals)
+            self._stub = engine_pb2_grpc.EngineServiceStub(bounded)  # type: ignore[no-untyped-call]
+            try:
+                model = self.model = await self._get_model(self._stub)
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(self._generate(self._stub, model))
+                    tasks.create_task(self._watch_cache(self._stub, model))
+            finally:
+                self._stub = None
+
+    async def _probe(self, connection: grpc.aio.Channel) -> None:
+        """Asks an engine that was left alone whether it is well, rather than trying a request."""
+        stub = health_pb2_grpc.HealthStub(connection)
+        try:
+            answer = await stub.Check(
+                health_pb2.HealthCheckRequest(service=_SERVICE_NAME),
+                timeout=self._settings.call_timeout,
+            )
+        except grpc.aio.AioRpcError as error:
+            said = status_of(error).message
+        else:
+            status = checked(answer).status
+            if status == health_pb2.HealthCheckResponse.SERVING:
+                return
+            names = health_pb2.HealthCheckResponse.ServingStatus
+            said = names.Name(status) if status in names.values() else str(status)
+        raise ConnectionLost(f"it was left alone, and its health check says {said}")
+
+    async def _get_model(self, stub: engine_pb2_grpc.EngineServiceStub) -> ModelInfo:
+        response = checked(
+            await stub.GetModelInfo(
+                engine_pb2.GetModelInfoRequest(), timeout=self._settings.call_timeout
+            )
+        )
+        if refusal := model_fault(response):
+            raise ConnectionLost(f"refused: {refusal}")
+        model = to_model(response)
+        if refusal := self._listener.check_model(model):
+            raise ConnectionLost(f"refused: {refusal}")
+        return model
+
+    async def _generate(self, stub: engine_pb2_grpc.EngineServiceStub, model: ModelInfo) -> None:
+        call: _GenerateManyCall = stub.GenerateMany()
+        try:
+            first = await self._open(call, model)
+            requests = self._requests = OpenRequests(
+                self.address,
+                model,
+                max_open=self._settings.max_open_requests,
+                max_buffered_tokens=self._settings.max_buffered_tokens,
+            )
+            self.num_connections += 1
+            self._deliver(requests, first)
+            _logger.info(
+                "engine connected engine=%s model=%s state=%s",
+                self.address,
+                model.name,
+                self.state.value,
+            )
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._send(call, requests))
+                tasks.create_task(self._receive(call, requests))
+                tasks.create_task(self._watch_steps(requests))
+        finally:
+            call.cancel()
+
+    async def _open(
+        self, call: _GenerateManyCall, model: ModelInfo
+    ) -> engine_pb2.GenerateManyResponse:
+        """Begins a stream; returns its first message, once both ends mean the same engine.
+
+        The channel connects again by itself, and the address may lead to another engine by then.
+        """
+        seconds = self._settings.call_timeout
+        try:
+            async with asyncio.timeout(seconds):
+                with contextlib.suppress(asyncio.InvalidStateError):
+                    await call.write(engine_pb2.GenerateManyRequest(epoch=model.epoch))
+                first = await _read(call)
+        except TimeoutError as error:
+            raise ConnectionLost(f"its stream brought nothing within {seconds} s") from error
+        if first is None or not first.HasField("load"):
+            raise ConnectionLost("its stream did not begin with its load")
+        if (first.epoch, first.model_fingerprint) != (model.epoch, model.fingerprint):
+            raise ConnectionLost(
+                f"its stream is of epoch {first.epoch} and fingerprint "
+                f'"{first.model_fingerprint:.64}", its model of epoch {model.epoch} and '
+                f'fingerprint "{model.fingerprint}": it is another engine, or older than this '
+                "router",
+                Fault.MISMATCH,
+            )
+        return first
+
+    async def _send(self, call: _GenerateManyCall, requests: OpenRequests) -> None:
+        while True:
+            await requests.outbox.filled.wait()
+            try:
+                await call.write(requests.outbox.take())
+            except asyncio.InvalidStateError as error:
+                raise ConnectionLost("its stream ended") from error
+
+    async def _receive(self, call: _GenerateManyCall, requests: OpenRequests) -> None:
+        while (message := await _read(call)) is not None:
+            self._deliver(requests, message)
+            # Else it would stay, of whatever size, until the next one comes.
+            del message
+        raise ConnectionLost("it ended its stream")
+
+    async def _watch_steps(self, requests: OpenRequests) -> None:
+        """Ends the connection when the engine, though it has work, makes no step for too long."""
+        detector = self._stall_detector = StallDetector()
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            detector.tick(is_busy=bool(requests))
+            if detector.is_stalled(self.model, self.load):
+                raise ConnectionLost(
+                    f"stalled: no step for {detector.silence:.1f} s "
+                    f"with {len(requests)} requests under way",
+                    Fault.STALLED,
+                )
+
+    def _deliver(self, requests: OpenRequests, message: engine_pb2.GenerateManyResponse) -> None:
+        self._stall_detector.heard()
+        requests.deliver(message)
+        if message.HasField("load"):
+            self._take_load(message.load)
+
+    def _take_load(self, load: engine_pb2.EngineLoad) -> None:
+        self.load = to_load(load)
+        self._listener.load_reported()
+        state = self.load.state
+        if state is not self.state:
+            self._set_state(state, _DETAILS.get(state, "it reports no known state"))
+
+    async def _watch_cache(self, stub: engine_pb2_grpc.EngineServiceStub, model: ModelInfo) -> None:
+        loop = asyncio.get_running_loop()
+        backoff = self._settings.min_backoff
+        while True:
+            started = loop.time()
+            try:
+                await self._watch_once(stub, model)
+            except (ConnectionLost, grpc.aio.AioRpcError) as error:
+                # The requests do not suffer: what is known of the cache is a hint.
+                loss = loss_of(error)
+                if loss.fault is not None:
+                    self.num_faults[loss.fault] += 1
+                _logger.warning("cache watch lost engine=%s detail=%s", self.address, loss.detail)
+            longest = _WATCH_FACTOR * self._settings.max_backoff
+            # That something came says nothing: it may be the same nonsense each time.
+            if loop.time() - started > longest:
+                backoff = self._settings.min_backoff
+            await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
+            backoff = min(2 * backoff, longest)
+
+    async def _watch_once(self, stub: engine_pb2_grpc.EngineServiceStub, model: ModelInfo) -> None:
+        """Follows one WatchCache call to its end."""
+        epoch, sequence_number = self._listener.cache_position()
+        call = stub.WatchCache(
+            engine_pb2.WatchCacheRequest(epoch=epoch, sequence_number=sequence_number)
+        )
+        try:
+            async for message in call:
+                if checked(message).epoch != model.epoch:
+                    # Streams under way outlive a change of the address; new ones do not.
+                    raise ConnectionLost(
+                        f"its cache is of epoch {message.epoch}, its model of {model.epoch}",
+                        Fault.MISMATCH,
+                    )
+                if not await self._listener.cache_changed(to_cache_update(message)):
+                    _logger.warning(
+                        "cache watch has a gap engine=%s epoch=%d sequence_number=%d held=%d",
+                        self.address,
+                        message.epoch,
+                        message.sequence_number,
+                        sequence_number,
+                    )
+                    break
+                sequence_number = message.sequence_number
+        finally:
+            call.cancel()
+
+    def _lost_status(self) -> ErrorStatus:
+        return error_status(
+            # One whose time of grace is over has failed nobody.
+            Reason.DRAINING if self._is_exiting else Reason.ENGINE_FAILED,
+            f"engine {self.address} is not connected: {self.detail}",
+            domain=DOMAIN,
+            metadata={"engine": self.address}
+            | ({"cause": self._fault.value} if self._fault else {}),
+        )
+
+    def _fail_all(self) -> None:
+        requests, self._requests = self._requests, None
+        if requests is not None:
+            requests.lose_all(self._lost_status())
+
+    def _set_state(self, state: EngineState, detail: str) -> None:
+        if (state, detail) != (self.state, self.detail):
+            level = logging.INFO if state is EngineState.SERVING else logging.WARNING
+            _logger.log(
+                level, "engine engine=%s state=%s detail=%s", self.address, state.value, detail
+            )
+        self.state, self.detail = state, detail
+        if state in (EngineState.CONNECTING, EngineState.UNAVAILABLE):
+            self.load = EngineLoad()
+        self._listener.state_changed()
+
+
+async def _read(call: _GenerateManyCall) -> engine_pb2.GenerateManyResponse | None:
+    """Returns the next message of a stream, or None at its end."""
+    message = await call.read()
+    return None if message is grpc.aio.EOF else checked(message)  # type: ignore[return-value]
+
+
+def _num_cancellations() -> int:
+    """Returns how often the running task was asked to end; only a rise says anything."""
+    task = asyncio.current_task()
+    return task.cancelling() if task else 0

@@ -1,0 +1,126 @@
+"""Why the connection to an engine ended."""
+
+import asyncio
+import enum
+import traceback
+from dataclasses import dataclass
+from typing import TypeVar
+
+import grpc
+
+from protos.wire.status import ErrorStatus, Reason, cut
+from router.engines.convert import status_of
+from router.types import EngineState
+
+_Message = TypeVar("_Message")
+
+
+class Fault(enum.StrEnum):
+    """What an engine did that no engine should; the metric counts by these names."""
+
+    STALLED = "stalled"
+    """It had work and made no step."""
+    VIOLATION = "violation"
+    """It said what the contract forbids."""
+    MISMATCH = "mismatch"
+    """It is another start, or another engine, than the one that described its model."""
+    UNEXPECTED = "unexpected"
+    """What came from it met a fault of this router."""
+
+
+class ConnectionLost(Exception):
+    """The engine cannot be used for now; the text says why.
+
+    Attributes:
+        fault: What the engine did, None if nothing is wrong with it but that it cannot be used.
+    """
+
+    def __init__(self, text: str, fault: Fault | None = None) -> None:
+        super().__init__(text)
+        self.fault = fault
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """How a connection ended.
+
+    Attributes:
+        state: The engine's from now on.
+        detail: Why, for a person; of bounded length.
+        fault: What the engine did, or None.
+        is_draining: Whether the engine ended the connection to drain.
+    """
+
+    state: EngineState
+    detail: str
+    fault: Fault | None = None
+    is_draining: bool = False
+
+
+def violation(text: str) -> ConnectionLost:
+    """Returns the error of an engine that breaks the contract; the text says how."""
+    return ConnectionLost(f"it broke the contract: {text}", Fault.VIOLATION)
+
+
+def checked(message: _Message | None) -> _Message:
+    """Returns a message that came; one that cannot be taken arrives as None."""
+    if message is None:
+        raise violation("a message cannot be parsed or holds too much; the log says which field")
+    return message
+
+
+def ends_task(error: BaseException) -> bool:
+    """Tells whether an error is no fault of anyone, but asks the running task to end.
+
+    gRPC reports as a cancellation also that a call was cancelled; the task was not, then.
+    """
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return task is not None and task.cancelling() > 0
+    kinds = (GeneratorExit, KeyboardInterrupt, SystemExit)
+    return any(isinstance(leaf, kinds) for leaf in _leaves(error))
+
+
+def loss_of(error: BaseException) -> Loss:
+    """Returns what an error, or a group of them, says of the connection that ended with it."""
+    leaves = _leaves(error)
+    losses = [leaf for leaf in leaves if isinstance(leaf, ConnectionLost)]
+    for loss in losses:
+        if loss.fault is not None:
+            return Loss(state=EngineState.UNAVAILABLE, detail=cut(str(loss)), fault=loss.fault)
+    for leaf in leaves:
+        if not isinstance(leaf, ConnectionLost | grpc.aio.AioRpcError):
+            detail = cut(f"unexpected {type(leaf).__name__}: {leaf}")
+            return Loss(state=EngineState.UNAVAILABLE, detail=detail, fault=Fault.UNEXPECTED)
+    # A broken stream also fails the writer, in words that say less.
+    calls = [leaf for leaf in leaves if isinstance(leaf, grpc.aio.AioRpcError)]
+    if calls:
+        return _ended_by(status_of(calls[0]))
+    return Loss(state=EngineState.UNAVAILABLE, detail=cut(str(losses[0])))
+
+
+def forget_frames(error: BaseException) -> None:
+    """Lets go of what the frames of an error hold: the message that it was about, of any size.
+
+    Frames and error hold each other, so that they would stay until garbage is collected.
+    """
+    for leaf in _leaves(error):
+        traceback.clear_frames(leaf.__traceback__)
+
+
+def _ended_by(status: ErrorStatus) -> Loss:
+    """Returns the loss of a connection that the engine, or the way to it, ended so."""
+    is_mismatch = status.reason == Reason.EPOCH_MISMATCH
+    is_starting = status.reason == Reason.STARTING
+    return Loss(
+        state=EngineState.CONNECTING if is_starting else EngineState.UNAVAILABLE,
+        detail=status.message,
+        fault=Fault.MISMATCH if is_mismatch else None,
+        is_draining=status.reason == Reason.DRAINING,
+    )
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
+    return [error]

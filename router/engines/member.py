@@ -1,0 +1,240 @@
+"""One engine of the fleet: its client, this router's requests on it, its part of the index."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+
+from router.engines.cache_bounds import CacheBounds, CachePace
+from router.engines.client import ClientSettings, EngineClient
+from router.engines.request_stream import RequestStream
+from router.placement.policy import Placement
+from router.placement.prefix_index import SLICE_BLOCKS, PrefixIndex, Reservation
+from router.types import (
+    Admitted,
+    CacheUpdate,
+    EngineEvent,
+    EngineSnapshot,
+    EngineState,
+    ModelInfo,
+    TokenRequest,
+    Tokens,
+)
+
+# A load report that comes later than this after a submission contains it: engines report at least
+# every 100 ms while their load changes, and a report may have left before the submission arrived.
+_REPORT_SECONDS = 0.1
+
+# An engine stores a prompt's blocks before it sends the first token, and says so on another
+# stream; this much later the word has come, or the engine does not keep the blocks.
+_CONFIRM_SECONDS = 2.0
+
+_TURN_SECONDS = 0.002
+"""Of a turn of the event loop that go into a large change of the index, to within one slice."""
+
+
+class Dispatch:
+    """One request on one engine, from its submission to its end.
+
+    Iterate for its events; `close` is owed once in any case.
+    """
+
+    def __init__(
+        self,
+        member: "FleetMember",
+        stream: RequestStream,
+        reservation: Reservation,
+        num_prefill_tokens: int,
+    ) -> None:
+        self.num_prefill_tokens = num_prefill_tokens
+        self.submit_time = asyncio.get_running_loop().time()
+        self._member = member
+        self._stream = stream
+        self._reservation: Reservation | None = reservation
+
+    def close(self) -> None:
+        """Cancels the request on the engine, unless it ended, and withdraws all traces of it."""
+        self._stream.close()
+        self._member.report(self)
+        if self._reservation is not None:
+            self._member.index.release(self._reservation)
+
+    def __aiter__(self) -> "Dispatch":
+        return self
+
+    async def __anext__(self) -> EngineEvent:
+        event = await anext(self._stream)
+        if self._reservation is not None:
+            if isinstance(event, Admitted):
+                self._member.report(self)
+            elif isinstance(event, Tokens):
+                asyncio.get_running_loop().call_later(
+                    _CONFIRM_SECONDS, self._member.index.release, self._reservation
+                )
+                self._reservation = None
+        return event
+
+
+class FleetMember:
+    """One engine of the fleet; listens to its client.
+
+    Attributes:
+        address: "host:port" of the engine.
+        client: The connection.
+        index: The index of the whole fleet.
+        accepted: What the engine may serve, from the check of its model to the loss of the
+            connection: what others of the same model's name must agree with.
+        accepted_at: When that was, by `time.monotonic`.
+        is_leaving: Whether it is no longer among the engines there are, and gets no new request.
+        is_closing: Whether it has left for good: its connection ends. Comes after `is_leaving`.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        index: PrefixIndex,
+        check_model: Callable[["FleetMember", ModelInfo], str],
+        state_changed: Callable[[], None],
+        settings: ClientSettings | None = None,
+    ) -> None:
+        self.address = address
+        self.index = index
+        self.accepted: ModelInfo | None = None
+        self.accepted_at = 0.0
+        self.is_leaving = False
+        self.is_closing = False
+        self.client = EngineClient(address, self, settings)
+        self._check_model = check_model
+        self._state_changed = state_changed
+        self._last_cache_event: float | None = None
+        self._bounds: CacheBounds | None = None
+        self._pace = CachePace()
+        self._unreported: dict[Dispatch, None] = {}
+        self._num_unreported_tokens = 0
+
+    @property
+    def served(self) -> ModelInfo | None:
+        """What the engine serves, while it is connected."""
+        is_connected = self.client.state in (EngineState.SERVING, EngineState.DRAINING)
+        return self.accepted if is_connected else None
+
+    @property
+    def engine(self) -> ModelInfo | None:
+        """What its address leads to, while it is connected, or left alone for what it did."""
+        is_known = self.accepted is not None or self.client.is_quarantined
+        return self.client.model if is_known else None
+
+    @property
+    def takes_requests(self) -> bool:
+        """Whether requests may be sent to it."""
+        return self.client.state is EngineState.SERVING and not self.is_leaving
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it is leaving and has no request under way."""
+        return self.is_leaving and not self.client.num_open_requests
+
+    def is_of(self, model: ModelInfo) -> bool:
+        """Returns whether a request made for a model may be sent to it."""
+        return self.accepted is not None and self.accepted.identity == model.identity
+
+    def snapshot(self) -> EngineSnapshot:
+        """Returns all that is known of the engine now."""
+        client = self.client
+        is_left = self.is_leaving and client.state is EngineState.SERVING
+        return EngineSnapshot(
+            address=self.address,
+            state=EngineState.DRAINING if is_left else client.state,
+            model=client.model,
+            load=client.load,
+            num_in_flight=client.num_open_requests,
+            num_in_flight_prefill_tokens=self._num_unreported_tokens,
+            num_indexed_blocks=self.index.num_blocks(self.address),
+            cache_event_age=None
+            if self._last_cache_event is None
+            else time.monotonic() - self._last_cache_event,
+            detail="it is no longer among the engines" if is_left else client.detail,
+        )
+
+    def dispatch(
+        self, request: TokenRequest, hashes: Sequence[int], placement: Placement
+    ) -> Dispatch:
+        """Sends a request to the engine.
+
+        Args:
+            request: The request.
+            hashes: Of the full blocks of its tokens; the engine will hold them soon.
+            placement: Why this engine.
+
+        Raises:
+            EngineRefused: The engine is not connected.
+            QueueFull: This router has too many requests under way on the engine.
+        """
+        stream = self.client.submit(request)
+        num_uncached = request.num_known_tokens - placement.num_predicted_cached_tokens
+        dispatch = Dispatch(self, stream, self.index.reserve(self.address, hashes), num_uncached)
+        self._unreported[dispatch] = None
+        self._num_unreported_tokens += num_uncached
+        return dispatch
+
+    def report(self, dispatch: Dispatch) -> None:
+        """Notes that the engine's own load contains the request from now on, or that it ended."""
+        if dispatch in self._unreported:
+            del self._unreported[dispatch]
+            self._num_unreported_tokens -= dispatch.num_prefill_tokens
+
+    # What the client tells.
+
+    def check_model(self, model: ModelInfo) -> str:
+        """Returns why the engine may not serve, or an empty text; makes room in the index."""
+        refusal = self._check_model(self, model)
+        if not refusal:
+            self.accepted = model
+            self.accepted_at = time.monotonic()
+            self._bounds = CacheBounds(model)
+            self.index.add_engine(self.address, self._bounds.num_blocks, model.epoch)
+        return refusal
+
+    def cache_position(self) -> tuple[int, int]:
+        """Returns what the index holds of the engine's cache."""
+        return self.index.position(self.address)
+
+    async def cache_changed(self, update: CacheUpdate) -> bool:
+        """Enters a change into the index, in slices; False asks for a new snapshot.
+
+        Raises:
+            ConnectionLost: It is not one that the engine may send.
+        """
+        if self._bounds is None:
+            return False
+        self._bounds.check(update)
+        self._last_cache_event = now = time.monotonic()
+        wait = self._pace.wait(update, self._bounds.num_blocks, now)
+        if wait:
+            await asyncio.sleep(wait)
+        if len(update.stored) + len(update.removed) <= SLICE_BLOCKS:
+            return self.index.apply(self.address, update)
+        async with self.index.large_updates:
+            turn_ends = time.perf_counter() + _TURN_SECONDS
+            for follows in self.index.apply_in_slices(self.address, update):
+                if not follows:
+                    return False
+                # Others that share the loop may need far longer for a turn than a slice does.
+                if time.perf_counter() > turn_ends:
+                    await asyncio.sleep(0)
+                    turn_ends = time.perf_counter() + _TURN_SECONDS
+        return True
+
+    def state_changed(self) -> None:
+        """Passes it on."""
+        if not self.client.is_connected:
+            self.accepted = None
+        self._state_changed()
+
+    def load_reported(self) -> None:
+        """Drops requests from the count of the unreported that the report must contain."""
+        latest = asyncio.get_running_loop().time() - _REPORT_SECONDS
+        while self._unreported:
+            oldest = next(iter(self._unreported))
+            if oldest.submit_time > latest:
+                break
+            self.report(oldest)

@@ -1,0 +1,177 @@
+"""This router's requests on one connection to an engine, and what the engine says of them.
+
+One message is one engine step, so that the cost per token is a slice and a list append; tokens of a
+reader that is behind merge into one event. Every message is checked against the contract.
+"""
+
+from protos.pagestream.engine.v1 import engine_pb2
+from protos.wire.status import ErrorStatus
+from router.engines.connection_loss import violation
+from router.engines.convert import to_failure, to_outcome, to_submission
+from router.engines.outbox import Outbox
+from router.engines.request_stream import RequestStream
+from router.engines.stream_contract import RequestContract
+from router.errors import EngineLost, QueueFull, RequestError
+from router.types import ModelInfo, TokenRequest
+
+_MAX_HANDLE = 2**32 - 1
+
+_LARGE_STEP_TOKENS = 65_536
+"""From here on it is worth counting how many there can be, before any is looked at."""
+
+
+class OpenRequests:
+    """The requests of one GenerateMany stream.
+
+    Args:
+        address: "host:port" of the engine.
+        model: What the engine said of its model.
+        max_open: Requests under way; more are refused.
+        max_buffered_tokens: Tokens of one request that wait for its reader; more fail it.
+
+    Attributes:
+        outbox: What is to be sent.
+    """
+
+    def __init__(
+        self, address: str, model: ModelInfo, *, max_open: int, max_buffered_tokens: int
+    ) -> None:
+        self.outbox = Outbox()
+        self._address = address
+        self._model = model
+        self._max_open = max_open
+        self._max_buffered_tokens = max_buffered_tokens
+        self._requests: dict[int, RequestContract] = {}
+        self._next_handle = 1
+        self._have_all_been_issued = False
+        self._num_late = 0
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def submit(self, request: TokenRequest) -> RequestStream:
+        """Puts a request into the outbox; returns its events at once.
+
+        Raises:
+            InvalidRequest: It is larger than an engine takes.
+            QueueFull: Too many requests are under way.
+        """
+        if len(self._requests) >= self._max_open:
+            raise QueueFull(
+                f"{self._max_open} requests of this router are under way on engine {self._address}",
+                {"engine": self._address, "max_open_requests": str(self._max_open)},
+                retry_after=1.0,
+            )
+        handle = self._free_handle()
+        self.outbox.submit(to_submission(handle, request))
+        stream = RequestStream(
+            self._address, lambda: self._cancel(handle), self._max_buffered_tokens
+        )
+        self._requests[handle] = RequestContract(stream, request, self._model)
+        return stream
+
+    def end_all(self, error: RequestError) -> None:
+        """Ends every open request with an error, and cancels it on the engine."""
+        for handle, request in list(self._requests.items()):
+            request.stream.end(error)
+            self._cancel(handle)
+
+    def lose_all(self, status: ErrorStatus) -> None:
+        """Ends every open request as lost with its engine."""
+        requests, self._requests = self._requests, {}
+        for request in requests.values():
+            request.stream.end(EngineLost(status))
+
+    def deliver(self, message: engine_pb2.GenerateManyResponse) -> None:
+        """Passes a step on to those whom it concerns.
+
+        Raises:
+            ConnectionLost: It breaks the contract (VIOLATION). Nothing of it that is beyond the
+                contract has been passed on.
+        """
+        requests = self._requests
+        for admission in message.admissions:
+            request = requests.get(admission.handle)
+            if request is None:
+                self._take_late(admission.handle, 1)
+            else:
+                request.admit(admission.handle, admission.admission)
+        if message.handles or message.token_ids or message.token_counts:
+            self._deliver_tokens(message)
+        for finish in message.finishes:
+            request = requests.get(finish.handle)
+            if request is None:
+                self._take_late(finish.handle, 1)
+            else:
+                request.check_finish(finish.handle, finish.finish)
+                del requests[finish.handle]
+                request.stream.end(to_outcome(self._address, finish.finish))
+        for failure in message.failures:
+            request = requests.pop(failure.handle, None)
+            if request is None:
+                self._take_late(failure.handle, 1)
+            else:
+                request.stream.end(to_failure(failure.error))
+
+    def _deliver_tokens(self, message: engine_pb2.GenerateManyResponse) -> None:
+        num_tokens = len(message.token_ids)
+        handles = message.handles
+        if num_tokens > _LARGE_STEP_TOKENS and num_tokens > self._num_possible_tokens():
+            raise violation(f"{num_tokens} tokens came in one step")
+        if len(handles) != len(message.token_counts) or len(handles) > num_tokens:
+            raise violation("a step's token counts do not add up, or hold zeros")
+        token_counts = message.token_counts[:]
+        # A slice is made faster than a list.
+        token_ids = message.token_ids[:]
+        if sum(token_counts) != num_tokens or 0 in token_counts:
+            raise violation("a step's token counts do not add up, or hold zeros")
+        if max(token_ids) >= self._model.vocab_size:
+            raise violation(
+                f"token {max(token_ids)} came, outside 0 to {self._model.vocab_size - 1}"
+            )
+        requests = self._requests
+        start = 0
+        for handle, count in zip(handles, token_counts, strict=True):
+            end = start + count
+            request = requests.get(handle)
+            if request is None:
+                self._take_late(handle, count)
+            else:
+                num_left = request.num_tokens_left - count
+                if num_left < 0:
+                    request.refuse_tokens(handle, count)
+                request.num_tokens_left = num_left
+                request.stream.add_tokens(token_ids[start:end])
+            start = end
+
+    def _num_possible_tokens(self) -> int:
+        """Returns how many tokens one step can bring, those of cancelled requests included.
+
+        A request with more than may wait for its reader would be cut off.
+        """
+        bound = self._max_buffered_tokens
+        open_ones = self._requests.values()
+        return _LARGE_STEP_TOKENS + sum(min(one.num_tokens_left, bound) for one in open_ones)
+
+    def _take_late(self, handle: int, count: int) -> None:
+        """Lets tokens or events pass by that were under way when their request was cancelled."""
+        if not handle or (handle >= self._next_handle and not self._have_all_been_issued):
+            raise violation(f"it speaks of request {handle}, which was never sent")
+        self._num_late -= count
+        if self._num_late < 0:
+            raise violation(f"it goes on with request {handle}, which has ended")
+
+    def _cancel(self, handle: int) -> None:
+        request = self._requests.pop(handle, None)
+        was_sent = self.outbox.cancel(handle)
+        if was_sent and request is not None:
+            self._num_late += request.num_late
+
+    def _free_handle(self) -> int:
+        while True:
+            handle = self._next_handle
+            self._next_handle = handle % _MAX_HANDLE + 1
+            if handle == _MAX_HANDLE:
+                self._have_all_been_issued = True
+            if handle not in self._requests:
+                return handle

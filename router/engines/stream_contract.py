@@ -1,0 +1,107 @@
+"""What an engine may still say of a request; one that says more has broken the contract."""
+
+from protos.pagestream.engine.v1 import engine_pb2
+from protos.wire.limits import MAX_SEED
+from router.engines.connection_loss import violation
+from router.engines.request_stream import RequestStream
+from router.types import ModelInfo, TokenRequest
+
+_NUM_EVENTS = 2
+"""Of a request besides its tokens: its admission and its end."""
+
+
+class RequestContract:
+    """One open request, as its engine may answer it.
+
+    Each method that checks raises `ConnectionLost` (VIOLATION), whose text says what was wrong.
+
+    Attributes:
+        stream: Where the request's events go.
+        num_tokens_left: Tokens that may still come; 0 before the admission.
+    """
+
+    __slots__ = (
+        "_eos_token_ids",
+        "_is_admitted",
+        "_last_resumed",
+        "_max_num_tokens",
+        "_num_known_tokens",
+        "_seed",
+        "_stop_token_ids",
+        "num_tokens_left",
+        "stream",
+    )
+
+    def __init__(self, stream: RequestStream, request: TokenRequest, model: ModelInfo) -> None:
+        params = request.sampling_params
+        resumed = request.resume_token_ids
+        self.stream = stream
+        self.num_tokens_left = 0
+        self._is_admitted = False
+        self._num_known_tokens = request.num_known_tokens
+        self._last_resumed = resumed[-1] if resumed else None
+        self._seed = params.seed
+        self._stop_token_ids = params.stop_token_ids
+        self._eos_token_ids = frozenset[int]() if params.ignore_eos else model.eos_token_ids
+        most = model.max_sequence_len - self._num_known_tokens
+        if params.max_tokens is not None:
+            most = min(most, params.max_tokens - len(resumed))
+        self._max_num_tokens = max(0, most)
+
+    @property
+    def num_late(self) -> int:
+        """Tokens and events that may be under way when it is cancelled."""
+        num_tokens = self.num_tokens_left if self._is_admitted else self._max_num_tokens
+        return num_tokens + _NUM_EVENTS
+
+    def admit(self, handle: int, admission: engine_pb2.Admission) -> None:
+        """Checks an admission and passes it on."""
+        num_cached, seed = admission.cached_token_count, admission.seed
+        if self._is_admitted:
+            raise violation(f"request {handle} was admitted twice")
+        if not 0 <= num_cached <= self._num_known_tokens:
+            raise violation(
+                f"{num_cached} tokens of request {handle} were cached, "
+                f"outside 0 to {self._num_known_tokens}"
+            )
+        if not 0 <= seed <= MAX_SEED:
+            raise violation(f"the seed of request {handle} is {seed}, outside 0 to {MAX_SEED}")
+        if self._seed is not None and seed != self._seed:
+            raise violation(f"the seed of request {handle} is {seed}; {self._seed} was asked for")
+        self._is_admitted = True
+        self.num_tokens_left = self._max_num_tokens
+        self.stream.admit(num_cached, seed)
+
+    def refuse_tokens(self, handle: int, count: int) -> None:
+        """Says what is wrong with more tokens than `num_tokens_left`; always raises."""
+        if not self._is_admitted:
+            raise violation(f"tokens of request {handle} came before its admission")
+        num_tokens = self._max_num_tokens - self.num_tokens_left + count
+        raise violation(
+            f"request {handle} got {num_tokens} tokens, over {self._max_num_tokens}, "
+            "the most that it or the model's length allows"
+        )
+
+    def check_finish(self, handle: int, finish: engine_pb2.Finish) -> None:
+        """Checks a finish for a known reason."""
+        # Tokens of another engine may end a request before it is admitted.
+        if not self._is_admitted and self._last_resumed is None:
+            raise violation(f"request {handle} finished before its admission")
+        if finish.reason == engine_pb2.FINISH_REASON_LENGTH:
+            num_left = self.num_tokens_left if self._is_admitted else self._max_num_tokens
+            if num_left:
+                raise violation(
+                    f"request {handle} finished by its length {num_left} tokens too early"
+                )
+        elif finish.reason == engine_pb2.FINISH_REASON_STOP:
+            self._check_stop(handle, finish)
+
+    def _check_stop(self, handle: int, finish: engine_pb2.Finish) -> None:
+        if not finish.HasField("stop_token_id"):
+            raise violation(f"request {handle} stopped at no token")
+        token_id = finish.stop_token_id
+        if token_id not in self._stop_token_ids and token_id not in self._eos_token_ids:
+            raise violation(f"request {handle} stopped at token {token_id}, which ends it not")
+        has_new = self._is_admitted and self.num_tokens_left < self._max_num_tokens
+        if not has_new and token_id != self._last_resumed:
+            raise violation(f"request {handle} stopped at token {token_id}, which never came")

@@ -1,0 +1,1 @@
+"""The way of one request through the router: checks, bounds, dispatch, failover."""

@@ -1,0 +1,428 @@
+"""The way of a request through the router, as one function from top to bottom."""
+
+import asyncio
+import threading
+import time
+import uuid
+from array import array
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from protos.wire.reason import Reason
+from router.errors import Draining, InvalidRequest, QueueFull, RequestError
+from router.request import limits
+from router.request.quota import Quota
+from router.text import detokenizer
+from router.text.containment import contained
+from router.text.token_budget import Abandoned
+from router.text.tokenizer import Tokenizer
+from router.text.tokenizer_pool import TokenizerPool
+from router.types import (
+    Admission,
+    Admitted,
+    ChatMessage,
+    ChatPrompt,
+    EngineEvent,
+    Finish,
+    Finished,
+    GenerationDelta,
+    GenerationRequest,
+    ModelInfo,
+    Prompt,
+    TextPrompt,
+    TokenPrompt,
+    TokenRequest,
+    Tokens,
+)
+
+_MAX_SHORT_CHAT = 1 << 13
+"""Characters that are tokenized where they were laid out, in some 12 ms at worst: the next chat of
+the model waits, but in another thread this one would wait for that thread to wake up."""
+_UNFINISHED = "internal"
+"""The outcome of a request of which nothing else is known: an error of ours."""
+
+OUTCOMES = ("stop", "length", "cancelled", "other", *(reason.value.lower() for reason in Reason))
+"""How a request can end: well, by its client, for a reason of ours, or for a foreign one."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Progress:
+    """Times of one request, in seconds of `time.monotonic`, and how it ended."""
+
+    started: float
+    last_tokens: float
+    outcome: str = _UNFINISHED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """What the requests of one router may hold.
+
+    Attributes:
+        max_concurrent_requests: Requests under way.
+        max_prompt_bytes: Text of one prompt, in UTF-8.
+        max_request_bytes: Messages of all requests under way.
+        max_queued_prompt_tokens: Prompts that no engine has begun with, all together.
+    """
+
+    max_concurrent_requests: int
+    max_prompt_bytes: int
+    max_request_bytes: int
+    max_queued_prompt_tokens: int
+
+
+class Engines(Protocol):
+    """What the pipeline needs of the fleet."""
+
+    def model_info(self, name: str) -> ModelInfo:
+        """Describes a model; an empty name is the only one."""
+
+    def generate(self, request: TokenRequest) -> AsyncGenerator[EngineEvent, None]:
+        """Streams a request's events; closing it cancels the request on its engine."""
+
+
+class Observer(Protocol):
+    """Hears what happens to each request. Spans are in seconds."""
+
+    def started(self) -> None:
+        """A request came in."""
+
+    def tokenized(self, seconds: float) -> None:
+        """A text or a chat became tokens."""
+
+    def handed_over(self, num_prompt_tokens: int, seconds: float) -> None:
+        """The fleet gets it next, in the same task, after this time in the pipeline."""
+
+    def generated(self, num_tokens: int, seconds: float, *, is_first: bool) -> None:
+        """Tokens came, this long after those before them, or after the request."""
+
+    def ended(self, outcome: str, seconds: float) -> None:
+        """It is over; the outcome is one of `OUTCOMES`."""
+
+
+class Pipeline:
+    """Takes requests of clients, in text, chats or tokens, to engines and back.
+
+    Attributes:
+        request_bytes: What the messages of all requests under way hold.
+        queued_prompt_tokens: What the prompts hold that no engine has begun with.
+    """
+
+    def __init__(
+        self,
+        fleet: Engines,
+        tokenizers: TokenizerPool,
+        observer: Observer,
+        bounds: Bounds,
+        *,
+        allow_special_tokens_in_content: bool = False,
+    ) -> None:
+        self._fleet = fleet
+        self._tokenizers = tokenizers
+        self._observer = observer
+        self._bounds = bounds
+        self._allows_special_tokens = allow_special_tokens_in_content
+        self.request_bytes = Quota(
+            "max_request_bytes", bounds.max_request_bytes, "bytes of requests"
+        )
+        self.queued_prompt_tokens = Quota(
+            "max_queued_prompt_tokens", bounds.max_queued_prompt_tokens, "queued prompt tokens"
+        )
+        self._num_under_way = 0
+        self._is_draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
+        """Streams the continuation of one prompt; closing the generator cancels it at its engine.
+
+        A model without a tokenizer takes tokens and gives them, without text.
+
+        Raises:
+            RequestError: The request is refused or failed; its `status` is for the client.
+        """
+        with self._recorded(request) as progress, self._slot(request.num_bytes):
+            model = self._fleet.model_info(request.model)
+            limits.check_request(request, model, self._bounds.max_prompt_bytes)
+            tokenizer = await self._tokenizer(model, request.prompt)
+            prompt = await self._encode(tokenizer, request.prompt, model)
+            limits.check_length(len(prompt), request.sampling_params.max_tokens, model)
+            num_queued = len(prompt)
+            self.queued_prompt_tokens.take(num_queued)
+            try:
+                elapsed = time.monotonic() - progress.started
+                self._observer.handed_over(len(prompt), elapsed)
+                token_request = _to_token_request(request, model, prompt, elapsed)
+                is_chat = isinstance(request.prompt, ChatPrompt)
+                answer = _Answer(token_request, model, tokenizer, is_chat=is_chat)
+                async with aclosing(self._fleet.generate(token_request)) as events:
+                    async for event in events:
+                        if num_queued:
+                            self.queued_prompt_tokens.give_back(num_queued)
+                            num_queued = 0
+                        self._note(event, progress)
+                        yield answer.delta(event)
+            finally:
+                self.queued_prompt_tokens.give_back(num_queued)
+
+    async def tokenize(
+        self, model_name: str, prompt: TextPrompt | ChatPrompt, *, num_bytes: int = 0
+    ) -> "array[int]":
+        """Returns the token IDs that `generate` would start from, at most the model's length.
+
+        Args:
+            model_name: The model; empty means the only one served.
+            prompt: What to tokenize.
+            num_bytes: Size of the message that it came in.
+
+        Raises:
+            RequestError: As `generate`.
+        """
+        with self._slot(num_bytes):
+            model = self._fleet.model_info(model_name)
+            limits.check_prompt(prompt, model, self._bounds.max_prompt_bytes)
+            token_ids = await self._encode(await self._tokenizers.get(model), prompt, model)
+            limits.check_num_tokens(len(token_ids), model)
+            return token_ids
+
+    async def detokenize(
+        self,
+        model_name: str,
+        token_ids: Sequence[int],
+        *,
+        skip_special_tokens: bool,
+        num_bytes: int = 0,
+    ) -> str:
+        """Returns the text of at most as many tokens as the model's length.
+
+        Args:
+            model_name: The model; empty means the only one served.
+            token_ids: What to turn into text.
+            skip_special_tokens: Whether special tokens yield no text.
+            num_bytes: Size of the message that they came in.
+
+        Raises:
+            RequestError: As `generate`.
+        """
+        with self._slot(num_bytes):
+            model = self._fleet.model_info(model_name)
+            if len(token_ids) > model.max_model_len:
+                raise InvalidRequest(
+                    f"number of token_ids is {len(token_ids)}, outside 0 to {model.max_model_len}",
+                    {
+                        "field": "number of token_ids",
+                        "value": str(len(token_ids)),
+                        "bounds": f"0 to {model.max_model_len}",
+                    },
+                )
+            limits.check_token_ids("token_ids", token_ids, model)
+            tokenizer = await self._tokenizers.get(model)
+            return await self._tokenizers.run(
+                partial(tokenizer.decode, token_ids, skip_special_tokens=skip_special_tokens)
+            )
+
+    def drain(self) -> None:
+        """Refuses everything new from now on."""
+        self._is_draining = True
+
+    async def wait_idle(self) -> None:
+        """Waits until no request is under way."""
+        await self._idle.wait()
+
+    @contextmanager
+    def _slot(self, num_bytes: int) -> Iterator[None]:
+        if self._is_draining:
+            raise Draining("the router is about to exit; call another")
+        bound = self._bounds.max_concurrent_requests
+        if self._num_under_way >= bound:
+            raise QueueFull(
+                f"{bound} requests are under way, as many as max_concurrent_requests allows",
+                {"max_concurrent_requests": str(bound)},
+                retry_after=1.0,
+            )
+        self.request_bytes.take(num_bytes)
+        self._num_under_way += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self.request_bytes.give_back(num_bytes)
+            self._num_under_way -= 1
+            if not self._num_under_way:
+                self._idle.set()
+
+    @contextmanager
+    def _recorded(self, request: GenerationRequest) -> Iterator["_Progress"]:
+        now = time.monotonic()
+        progress = _Progress(started=now, last_tokens=now)
+        self._observer.started()
+        try:
+            yield progress
+        except RequestError as error:
+            reason = error.status.reason.lower()
+            progress.outcome = reason if reason in OUTCOMES else "other"
+            raise
+        except (asyncio.CancelledError, GeneratorExit):
+            # After the last message the client may leave as it likes.
+            if progress.outcome == _UNFINISHED:
+                elapsed = time.monotonic() - progress.started
+                is_late = request.timeout is not None and elapsed >= request.timeout
+                progress.outcome = "deadline_exceeded" if is_late else "cancelled"
+            raise
+        finally:
+            self._observer.ended(progress.outcome, time.monotonic() - progress.started)
+
+    def _note(self, event: EngineEvent, progress: "_Progress") -> None:
+        match event:
+            case Tokens():
+                now = time.monotonic()
+                self._observer.generated(
+                    len(event.token_ids),
+                    now - progress.last_tokens,
+                    is_first=progress.last_tokens == progress.started,
+                )
+                progress.last_tokens = now
+            case Finished():
+                progress.outcome = event.reason.value
+
+    async def _tokenizer(self, model: ModelInfo, prompt: Prompt) -> Tokenizer | None:
+        try:
+            return await self._tokenizers.get(model)
+        except RequestError:
+            # Whoever sends tokens does not need it: without one, the answer has no text.
+            if isinstance(prompt, TokenPrompt):
+                return None
+            raise
+
+    async def _encode(
+        self, tokenizer: Tokenizer | None, prompt: Prompt, model: ModelInfo
+    ) -> "array[int]":
+        if isinstance(prompt, TokenPrompt):
+            return array("i", prompt.token_ids.tobytes())
+        assert tokenizer is not None, "only token prompts go without one"
+        started = time.monotonic()
+        is_over = threading.Event()
+        bounds = (model.max_model_len, is_over.is_set)
+        try:
+            if isinstance(prompt, TextPrompt):
+                token_ids = await self._tokenizers.run(tokenizer.encode_text, prompt.text, *bounds)
+            else:
+                token_ids = await self._encode_chat(tokenizer, prompt.messages, *bounds)
+        finally:
+            # A client that left stops what its thread would go on with.
+            is_over.set()
+        self._observer.tokenized(time.monotonic() - started)
+        return token_ids
+
+    async def _encode_chat(
+        self,
+        tokenizer: Tokenizer,
+        messages: Sequence[ChatMessage],
+        max_tokens: int,
+        is_cancelled: Callable[[], bool],
+    ) -> "array[int]":
+        def encode(text: str, marker: str) -> "array[int]":
+            return tokenizer.encode_rendered(text, marker, max_tokens, is_cancelled)
+
+        def lay_out() -> "tuple[str, str, array[int] | None]":
+            protected, marker = messages, ""
+            if not self._allows_special_tokens:
+                protected, marker = tokenizer.protect(messages)
+            if is_cancelled():
+                raise Abandoned
+            text = tokenizer.chat_template.render(protected)
+            is_short = len(text) <= _MAX_SHORT_CHAT
+            return text, marker, encode(text, marker) if is_short else None
+
+        text, marker, token_ids = await self._tokenizers.run_chat(tokenizer, lay_out)
+        if token_ids is None:
+            token_ids = await self._tokenizers.run(encode, text, marker)
+        return token_ids
+
+
+class _Answer:
+    """Turns the events of one request into what its client gets."""
+
+    def __init__(
+        self,
+        request: TokenRequest,
+        model: ModelInfo,
+        tokenizer: Tokenizer | None,
+        *,
+        is_chat: bool,
+    ) -> None:
+        self._request = request
+        self._num_completion_tokens = 0
+        self._detokenizer: detokenizer.Detokenizer | None = None
+        if tokenizer is not None:
+            self._detokenizer = contained(
+                partial(
+                    detokenizer.start,
+                    tokenizer.backend,
+                    tokenizer.token_bytes,
+                    pieces=tokenizer.pieces,
+                    prompt=() if is_chat else request.prompt_token_ids,
+                )
+            )
+        params = request.sampling_params
+        eos_token_ids = frozenset() if params.ignore_eos else model.eos_token_ids
+        self._stop_token_ids = eos_token_ids.union(params.stop_token_ids)
+
+    def delta(self, event: EngineEvent) -> GenerationDelta:
+        """Returns what is new with an event."""
+        match event:
+            case Tokens(token_ids=token_ids):
+                self._num_completion_tokens += len(token_ids)
+                return GenerationDelta(text=self._text(token_ids), token_ids=tuple(token_ids))
+            case Admitted():
+                return GenerationDelta(admission=self._admission(event))
+            case Finished():
+                text = contained(self._detokenizer.flush) if self._detokenizer else ""
+                return GenerationDelta(text=text, finish=self._finish(event))
+
+    def _text(self, token_ids: list[int]) -> str:
+        if self._detokenizer is None:
+            return ""
+        # Only the last token of a request can be one that ends it; it is not part of the text.
+        if token_ids[-1] in self._stop_token_ids:
+            token_ids = token_ids[:-1]
+        return contained(self._detokenizer.push, token_ids)
+
+    def _admission(self, admitted: Admitted) -> Admission:
+        return Admission(
+            request_id=self._request.request_id,
+            model=self._request.model,
+            engine=admitted.engine,
+            num_prompt_tokens=len(self._request.prompt_token_ids),
+            num_cached_tokens=admitted.num_cached_tokens,
+            seed=admitted.seed,
+        )
+
+    def _finish(self, finished: Finished) -> Finish:
+        return Finish(
+            reason=finished.reason,
+            stop_token_id=finished.stop_token_id,
+            num_prompt_tokens=len(self._request.prompt_token_ids),
+            num_completion_tokens=self._num_completion_tokens,
+        )
+
+
+def _to_token_request(
+    request: GenerationRequest, model: ModelInfo, prompt: "array[int]", elapsed: float
+) -> TokenRequest:
+    timeout = request.timeout
+    return TokenRequest(
+        request_id=request.request_id or uuid.uuid4().hex,
+        model=model.name,
+        model_info=model,
+        prompt_token_ids=prompt,
+        sampling_params=request.sampling_params,
+        priority=request.priority,
+        cache_salt=request.cache_salt,
+        timeout=None if timeout is None else max(0.0, timeout - elapsed),
+        traceparent=request.traceparent,
+        tracestate=request.tracestate,
+    )

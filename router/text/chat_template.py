@@ -1,0 +1,299 @@
+"""A model's chat template, which runs in a process of its own."""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from protos.wire.reason import Reason
+from router.errors import Draining, InvalidRequest, RequestError
+from router.text import template_worker
+from router.text.template_process import TemplateEnded, TemplateProcess, TemplateRefused
+from router.types import ChatMessage
+
+_MIN_DEADLINE = 10.0
+_DEADLINE_FACTOR = 5
+"""Of the CPU time: the machine may have other things to do, and a worker may have escaped."""
+_MIN_MEMORY_BYTES = 64 << 20
+_MEMORY_FACTOR = 32
+"""Bytes for each of a prompt: text takes up to four, and a template copies it some times."""
+_LAYOUT_FACTOR = 2
+_MIN_LAYOUT_BYTES = 1 << 20
+_FIRST_PAUSE, _MAX_PAUSE = 1.0, 60.0
+_MAX_SHOWN_ROLES = 16
+_LOOP_REAP_SECONDS = 0.02
+"""That the event loop waits for a killed worker; Python looks after those that take longer."""
+_MAX_CHARACTERS = 1 << 20
+"""Of a template; the longest that people write have a tenth of it."""
+_LEAVING = "the router is about to exit; call another"
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TemplateSettings:
+    """What a chat template may take for one chat, and who hears of one that takes more.
+
+    Attributes:
+        model: Its name, for the log.
+        cpu_seconds: CPU time.
+        max_prompt_bytes: UTF-8 of the messages; memory and layout are bounded by multiples of it.
+        on_end: Hears why a worker ended, one of `template_process.END_CAUSES`.
+    """
+
+    model: str = ""
+    cpu_seconds: float = 2.0
+    max_prompt_bytes: int = 4 << 20
+    on_end: Callable[[str], None] = lambda cause: None
+
+    @property
+    def memory_bytes(self) -> int:
+        """What a worker may allocate beyond what it has at its start."""
+        return _MIN_MEMORY_BYTES + _MEMORY_FACTOR * self.max_prompt_bytes
+
+    @property
+    def max_layout_bytes(self) -> int:
+        """UTF-8 of a conversation laid out."""
+        return _MIN_LAYOUT_BYTES + _LAYOUT_FACTOR * self.max_prompt_bytes
+
+    @property
+    def deadline(self) -> float:
+        """Wall time of one chat, in seconds."""
+        return max(_MIN_DEADLINE, _DEADLINE_FACTOR * self.cpu_seconds)
+
+
+class ChatTemplate:
+    """Lays out conversations, one after the other, in a worker that is kept and replaced.
+
+    `start` and `render` block, and are for one thread; `retire` and `close` are for any. A template
+    that ends its worker again and again is left alone for a growing while.
+    """
+
+    def __init__(
+        self, source: object, special_tokens: Mapping[str, str], settings: TemplateSettings
+    ) -> None:
+        """Starts no worker yet.
+
+        Args:
+            source: The template as a tokenizer's files have it; None if they have none.
+            special_tokens: The tokens that the template sees, by name.
+            settings: What it may take.
+        """
+        self._source = source
+        self._special_tokens = dict(special_tokens)
+        self._settings = settings
+        self._turn = threading.Lock()
+        self._process: TemplateProcess | None = None
+        self._fault: str | None = None
+        """Why it can never be used."""
+        if source is not None and not isinstance(source, str):
+            self._fault = f"it is of type {type(source).__name__}, not a text"
+        elif source and len(source) > _MAX_CHARACTERS:
+            self._fault = f"it has {len(source)} characters, over {_MAX_CHARACTERS}"
+        self._is_retired = self._is_closed = False
+        self._num_ends = 0
+        """Of workers since one answered."""
+        self._resumes_at = 0.0
+        self._last_end = ""
+
+    def start(self) -> None:
+        """Starts the worker, so that the first chat need not wait for it.
+
+        A template that cannot be used is the error of each chat, and not of this.
+        """
+        if self._source:
+            try:
+                with self._in_turn():
+                    self._ready_process()
+            except Draining:
+                pass
+            except (TemplateRefused, TemplateEnded, _Paused, RequestError) as error:
+                message = "chat template unusable model=%s error=%.500s"
+                _logger.warning(message, self._settings.model, error)
+
+    def render(self, messages: Sequence[ChatMessage]) -> str:
+        """Returns the text of a conversation up to where the assistant speaks.
+
+        Raises:
+            InvalidRequest: There is no chat template, it raises, or it takes more than it may.
+            RequestError: Its worker cannot be started, or the router is about to exit.
+        """
+        if not self._source:
+            raise InvalidRequest(
+                "chat cannot be used: the model has no chat template; send text",
+                {"field": "chat"},
+                reason=Reason.BAD_CHAT,
+            )
+        retry_after = None
+        try:
+            return self._ask(messages)
+        except TemplateRefused as error:
+            why = f"the model's chat template refuses them: {error!s:.500}"
+        except TemplateEnded as error:
+            why = self._describe(error)
+        except _Paused as error:
+            why, retry_after = str(error), error.seconds
+        roles = ", ".join(message.role for message in messages[:_MAX_SHOWN_ROLES])
+        raise InvalidRequest(
+            f"chat.messages with roles {roles}: {why}",
+            {"field": "chat.messages", "value": roles},
+            reason=Reason.BAD_CHAT,
+            retry_after=retry_after,
+        )
+
+    def retire(self) -> None:
+        """Ends the worker as soon as no chat needs it; later ones get one for themselves."""
+        self._is_retired = True
+        self._end_idle()
+
+    def close(self) -> None:
+        """Kills the worker, whatever it does, and lets none start."""
+        self._is_closed = True
+        process = self._process
+        if process is not None:
+            process.kill()
+        self._end_idle()
+
+    def _ask(self, messages: Sequence[ChatMessage]) -> str:
+        with self._in_turn():
+            answer = self._exchange(self._ready_process(), _request(messages))
+            self._num_ends = 0
+            return answer
+
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        try:
+            with self._turn:
+                yield
+        finally:
+            if self._is_retired or self._is_closed:
+                self._end_idle()
+
+    def _ready_process(self) -> TemplateProcess:
+        if self._is_closed:
+            raise Draining(_LEAVING)
+        if self._fault is not None:
+            raise TemplateRefused(self._fault)
+        if self._process is not None:
+            try:
+                self._process.check()
+            except TemplateEnded as end:
+                # It ended while nobody asked it anything, which is no fault of this chat.
+                self._note_end(end)
+        if self._process is not None:
+            return self._process
+        self._check_pause()
+        load = json.dumps(self._load()).encode()
+        process = self._start()
+        try:
+            self._exchange(process, (load, b""))
+        except TemplateRefused as error:
+            self._fault = str(error)
+            self._process = None
+            process.end()
+            raise
+        return process
+
+    def _start(self) -> TemplateProcess:
+        try:
+            process = self._process = TemplateProcess(self._settings.max_layout_bytes)
+        except OSError as error:
+            raise RequestError(
+                f"the worker of the model's chat template cannot be started: {error}"
+            ) from error
+        # Seen here, or else `close` sees the process.
+        if self._is_closed:
+            process.kill()
+        return process
+
+    def _load(self) -> template_worker.Load:
+        settings = self._settings
+        assert isinstance(self._source, str)
+        return template_worker.Load(
+            source=self._source,
+            variables=self._special_tokens,
+            cpu_seconds=settings.cpu_seconds,
+            memory_bytes=settings.memory_bytes,
+            max_bytes=settings.max_layout_bytes,
+        )
+
+    def _exchange(self, process: TemplateProcess, request: tuple[bytes, bytes]) -> str:
+        try:
+            return process.ask(request, self._settings.deadline)
+        except TemplateRefused:
+            self._num_ends = 0
+            raise
+        except TemplateEnded as end:
+            self._note_end(end)
+            raise
+        except BaseException:
+            self._process = None
+            raise
+
+    def _note_end(self, end: TemplateEnded) -> None:
+        self._process = None
+        if self._is_closed:
+            raise Draining(_LEAVING)
+        self._num_ends += 1
+        self._last_end = self._describe(end)
+        pause = 0.0
+        # The first is no habit yet: those who wait go on with the next worker.
+        if self._num_ends > 1:
+            pause = min(_FIRST_PAUSE * 2 ** min(self._num_ends - 2, 16), _MAX_PAUSE)
+        self._resumes_at = time.monotonic() + pause
+        _logger.warning(
+            "template worker ended model=%s cause=%s detail=%.200s pause_seconds=%g",
+            self._settings.model,
+            end.cause,
+            end,
+            pause,
+        )
+        self._settings.on_end(end.cause)
+
+    def _check_pause(self) -> None:
+        seconds = self._resumes_at - time.monotonic()
+        if seconds > 0:
+            raise _Paused(
+                f"{self._last_end}, {self._num_ends} times in a row; it is tried again in "
+                f"{seconds:.1f} s",
+                seconds,
+            )
+
+    def _describe(self, end: TemplateEnded) -> str:
+        if end.cause == "time":
+            return f"the model's chat template did not end within {self._settings.cpu_seconds:g} s"
+        return f"the model's chat template broke its worker ({end!s:.200})"
+
+    def _end_idle(self) -> None:
+        """Ends a worker that is not needed any more, unless somebody has it, who then does."""
+        if self._turn.acquire(blocking=False):
+            try:
+                if self._process is not None:
+                    self._process.end(_LOOP_REAP_SECONDS)
+                    self._process = None
+            finally:
+                self._turn.release()
+
+
+class _Paused(Exception):
+    """The template has ended its workers too often.
+
+    Attributes:
+        seconds: Until it is tried again.
+    """
+
+    def __init__(self, text: str, seconds: float) -> None:
+        super().__init__(text)
+        self.seconds = seconds
+
+
+def _request(messages: Sequence[ChatMessage]) -> tuple[bytes, bytes]:
+    errors = template_worker.ENCODING_ERRORS
+    contents = [message.content.encode(errors=errors) for message in messages]
+    sizes = [
+        (message.role, len(content)) for message, content in zip(messages, contents, strict=True)
+    ]
+    return json.dumps(sizes).encode(), b"".join(contents)

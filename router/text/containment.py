@@ -1,0 +1,31 @@
+"""A fault of the tokenizers library ends one call, whatever it is raised as.
+
+A panic of its Rust code arrives as a BaseException: `except Exception` lets it pass, and it would
+end the task that it comes up in.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar, TypeVarTuple
+
+from router.errors import RouterError, TokenizerFailed
+from router.text.token_budget import Abandoned
+
+_Result = TypeVar("_Result")
+_Arguments = TypeVarTuple("_Arguments")
+
+_NO_FAULTS = (RouterError, Abandoned, asyncio.CancelledError, KeyboardInterrupt, SystemExit)
+
+
+def contained(function: Callable[[*_Arguments], _Result], *arguments: *_Arguments) -> _Result:
+    """Calls a function that may run the library.
+
+    Raises:
+        TokenizerFailed: The library failed.
+    """
+    try:
+        return function(*arguments)
+    except _NO_FAULTS:
+        raise
+    except BaseException as error:
+        raise TokenizerFailed(f"the tokenizer failed: {error!r:.500}") from error

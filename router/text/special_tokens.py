@@ -1,0 +1,196 @@
+"""Keeps what people say from becoming special tokens, such as one that ends a turn.
+
+Before a template renders the messages, a marker goes in front of each place in them where a special
+token begins. In the rendered text the special tokens without a marker are the template's own;
+between them the text is tokenized as if there were no special ones, and without the markers.
+"""
+
+import re
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.models import WordLevel
+
+from protos.wire.reason import Reason
+from router.errors import InvalidRequest
+from router.text.added_tokens import added_tokens, twin
+from router.text.text_pieces import TextPieces
+from router.text.token_budget import TokenBudget
+from router.text.token_pattern import TokenPattern
+from router.types import ChatMessage
+
+_FIRST_MARKER, _LAST_MARKER = 0xE000, 0xF8FF
+"""Private-use characters: no letters, no white space, left alone by templates."""
+_STRIDE = 1 << 16
+"""Characters looked at while no other thread of the interpreter runs."""
+_ESCAPE = re.compile(r"\\u[ef][0-9a-f]{3}")
+
+
+class SpecialTokens:
+    """The special tokens of a tokenizer. Its methods may be called from several threads."""
+
+    def __init__(self, backend: Tokenizer, cutting: Sequence[str], chat_template: str = "") -> None:
+        """Learns a tokenizer's special tokens.
+
+        Args:
+            backend: The tokenizer; it has no post-processor.
+            cutting: Those of its special tokens that cut any text in two.
+            chat_template: A text in which no marker may occur.
+        """
+        tokens = added_tokens(backend)
+        special = [token for token in tokens if token.special]
+        self._ids = {token.content: backend.token_to_id(token.content) for token in tokens}
+        self._pattern = TokenPattern([token.content for token in special])
+        self._cutting = TokenPattern(cutting)
+        self._template_markers = _markers_in([chat_template, *self._ids])
+        plain = twin(backend)
+        plain.encode_special_tokens = True
+        self._plain = TextPieces(plain)
+        # What stands for an unknown character may be special, and is no forgery.
+        unknown = set(plain.encode("\U0010fffd", add_special_tokens=False).ids)
+        self._forged = {self._ids[token.content] for token in special} - unknown
+        # Conditions and normalization are left to the tokenizer's own search.
+        self._finder = None if len(cutting) == len(special) else _Finder(backend, tokens)
+        self._content_finders: list[_Finder] = []
+        if backend.normalizer is not None and (
+            any(token.normalized for token in special) or self._is_vocabulary(special)
+        ):
+            literal = [AddedToken(t.content, normalized=True, special=True) for t in special]
+            self._content_finders = [_Finder(backend, tokens), _Finder(backend, literal)]
+
+    def protect(self, messages: Sequence[ChatMessage]) -> tuple[Sequence[ChatMessage], str]:
+        """Marks the special tokens in what is said; takes no time where there are none.
+
+        Returns:
+            The messages for the template, and the marker; without one they are those given.
+
+        Raises:
+            InvalidRequest: Every character that could be the marker is in the messages.
+        """
+        if not any(self._is_in(message.content) for message in messages):
+            return messages, ""
+        used = self._template_markers | _markers_in([message.content for message in messages])
+        codes = range(_FIRST_MARKER, _LAST_MARKER + 1)
+        marker = next((chr(code) for code in codes if chr(code) not in used), None)
+        if marker is None:
+            raise InvalidRequest(
+                "chat.messages hold a special token and all characters from U+E000 to U+F8FF; "
+                "leave one of them out",
+                {"field": "chat.messages"},
+                reason=Reason.BAD_CHAT,
+            )
+        marked = [replace(m, content=self._marked(m.content, marker)) for m in messages]
+        return marked, marker
+
+    def encode(self, text: str, marker: str, budget: TokenBudget) -> "array[int]":
+        """Returns the token IDs of a rendered text in which content is marked, typecode "i".
+
+        Raises:
+            InvalidRequest: They are more than the budget.
+            Abandoned: The budget is cancelled.
+        """
+        token_ids = array("i")
+        for segment, token_id in self._segments(text, marker):
+            if segment:
+                token_ids.extend(self._encode_plain(segment, budget))
+            if token_id is not None:
+                token_ids.append(token_id)
+            budget.check(len(token_ids))
+        return token_ids
+
+    def _is_vocabulary(self, special: Sequence[AddedToken]) -> bool:
+        """Whether the model makes special tokens of their texts all by itself."""
+        texts = [self._plain.encode(token.content) for token in special]
+        return any(not self._forged.isdisjoint(token_ids) for token_ids in texts)
+
+    def _is_in(self, content: str) -> bool:
+        return self._pattern.find(content) is not None or any(
+            finder.spans(content) for finder in self._content_finders
+        )
+
+    def _marked(self, content: str, marker: str) -> str:
+        is_start = bytearray(len(content))
+        position = 0
+        while span := self._pattern.find(content, position):
+            is_start[span[0]] = 1
+            position = span[0] + 1
+        for finder in self._content_finders:
+            masked = list(content)
+            while spans := [span for span in finder.spans("".join(masked)) if span[0] < span[1]]:
+                for start, end, _ in spans:
+                    is_start[start:end] = b"\1" * (end - start)
+                    masked[start:end] = marker * (end - start)
+        position = 0
+        parts: list[str] = []
+        while (start := is_start.find(1, position)) >= 0:
+            # The character behind the marker comes along, so that the search goes on.
+            parts += (content[position:start], marker, content[start])
+            position = start + 1
+        return "".join((*parts, content[position:]))
+
+    def _segments(self, text: str, marker: str) -> Iterator[tuple[str, int | None]]:
+        """Yields the texts between the template's special tokens, each with the one behind it."""
+        position = 0
+        if self._finder is None:
+            for start, end in self._cutting.spans(text, marker):
+                token_id = self._ids[text[start:end]]
+                yield text[position:start].replace(marker, ""), token_id
+                position = end
+        else:
+            # The marker in place of the character behind it: as long as the text without markers.
+            mask = re.compile(f"{marker}+([^{marker}]?)")
+            masked = mask.sub(lambda found: marker if found[1] else "", text)
+            text = text.replace(marker, "")
+            for start, end, token in self._finder.spans(masked):
+                yield text[position : max(position, start)], self._ids[token]
+                position = max(position, end)
+        yield text[position:].replace(marker, ""), None
+
+    def _encode_plain(self, text: str, budget: TokenBudget) -> "array[int]":
+        token_ids = self._plain.encode(text, budget)
+        if self._forged.isdisjoint(token_ids):
+            return token_ids
+        # The model knows them as words: split behind their first characters, they are none.
+        token_ids = array("i")
+        position = 0
+        while span := self._pattern.find(text, position):
+            token_ids.extend(self._plain.encode(text[position : span[0] + 1], budget))
+            position = span[0] + 1
+        token_ids.extend(self._plain.encode(text[position:], budget))
+        return array("i", (token for token in token_ids if token not in self._forged))
+
+
+class _Finder:
+    """Finds special tokens with all their conditions, as the tokenizer itself does."""
+
+    def __init__(self, backend: Tokenizer, tokens: Sequence[AddedToken]) -> None:
+        unknown = "?" * (1 + max(len(token.content) for token in tokens))
+        self._backend = Tokenizer(WordLevel({unknown: 0}, unk_token=unknown))
+        self._backend.normalizer = backend.normalizer
+        self._backend.add_tokens(list(tokens))
+        self._texts = {
+            token_id: token.content
+            for token_id, token in self._backend.get_added_tokens_decoder().items()
+            if token.special
+        }
+
+    def spans(self, text: str) -> list[tuple[int, int, str]]:
+        """Returns start, end and text of each special token in a text."""
+        (encoding,) = self._backend.encode_batch([text], add_special_tokens=False)
+        return [
+            (start, end, self._texts[token_id])
+            for token_id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
+            if token_id in self._texts
+        ]
+
+
+def _markers_in(texts: Sequence[str]) -> set[str]:
+    """Returns the private-use characters in texts, those written as escapes of JSON included."""
+    found: set[str] = set()
+    for text in texts:
+        for start in range(0, len(text), _STRIDE):
+            found.update(text[start : start + _STRIDE])
+        found.update(chr(int(escape[2:], 16)) for escape in _ESCAPE.findall(text))
+    return found

@@ -1,0 +1,210 @@
+"""A worker process of a chat template, and the exchanges with it."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+from router.text import template_worker
+
+END_CAUSES = ("time", "died", "protocol")
+"""Why a worker ends that nobody ended: its limits, by itself, or for what it answered."""
+
+_MAX_ERROR_BYTES = 4 * template_worker.MAX_ERROR_CHARACTERS
+_CHUNK_BYTES = 64 << 10
+_REAP_SECONDS = 1.0
+"""That a killed worker gets to be gone. One that another process traces may never be."""
+_MIN_POLL_SECONDS, _MAX_POLL_SECONDS = 0.0005, 0.01
+
+
+class TemplateRefused(Exception):
+    """The template lays out no such conversation; the text is its own."""
+
+
+class TemplateEnded(Exception):
+    """The worker ended before it answered, or had to be.
+
+    Attributes:
+        cause: One of `END_CAUSES`.
+    """
+
+    def __init__(self, cause: str, text: str) -> None:
+        super().__init__(text)
+        self.cause = cause
+
+
+class TemplateProcess:
+    """A worker that runs. One thread at a time uses it; any may kill it.
+
+    What it answers is bounded before it is read, and believed in nothing: a template may have
+    escaped its sandbox. It is ended with whatever `check` and `ask` raise but `TemplateRefused`.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        """Starts the worker, in a millisecond or so; it is ready some 0.1 s later.
+
+        Args:
+            max_bytes: UTF-8 of the longest text that it may answer.
+
+        Raises:
+            OSError: The system has no room for a process.
+        """
+        self._max_bytes = {template_worker.LAID_OUT: max_bytes}
+        self._max_bytes[template_worker.REFUSED] = _MAX_ERROR_BYTES
+        self._reaping = threading.Lock()
+        self._socket, theirs = socket.socketpair()
+        try:
+            with theirs:
+                # Of its own session, so that it hears of no Ctrl-C, and that all that a template
+                # may have started can be killed. Nothing holds on to the router's log or ports.
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", template_worker.__file__],
+                    stdin=theirs.fileno(),
+                    stdout=theirs.fileno(),
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+        except BaseException:
+            self._socket.close()
+            raise
+
+    @property
+    def pid(self) -> int:
+        """The process's ID."""
+        return self._process.pid
+
+    def check(self) -> None:
+        """Makes sure that the worker is there, and waits to be asked.
+
+        Raises:
+            TemplateEnded: It has ended since, or speaks unasked.
+        """
+        try:
+            self._socket.settimeout(0)
+            unasked = self._socket.recv(1)
+        except BlockingIOError:
+            return
+        except OSError:
+            unasked = b""
+        if unasked:
+            raise self._ended("protocol", "it answers what nobody asked")
+        raise self._ended("died")
+
+    def ask(self, request: tuple[bytes, bytes], seconds: float) -> str:
+        """Sends a request and returns the answer.
+
+        Args:
+            request: Head and body, as in `template_worker`.
+            seconds: Wall time after which the worker is killed.
+
+        Raises:
+            TemplateRefused: It answers so.
+            TemplateEnded: It ended, or answered what is no answer.
+        """
+        try:
+            return self._ask(request, time.monotonic() + seconds)
+        except (TemplateRefused, TemplateEnded):
+            raise
+        except BaseException:
+            # Its answer may still come, and would be taken for that to the next request.
+            self.end()
+            raise
+
+    def kill(self) -> None:
+        """Kills the worker and all that it started; whoever asks it hears of its end."""
+        # Until it is waited for, its number is its own.
+        with self._reaping:
+            if self._process.poll() is None:
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    def end(self, seconds: float = _REAP_SECONDS) -> None:
+        """Kills the worker, waits so long for its end at most (milliseconds do), and forgets it."""
+        self.kill()
+        deadline = time.monotonic() + seconds
+        pause = _MIN_POLL_SECONDS
+        while not self._is_gone() and time.monotonic() < deadline:
+            time.sleep(pause)
+            pause = min(2 * pause, _MAX_POLL_SECONDS)
+        self._socket.close()
+
+    def _is_gone(self) -> bool:
+        with self._reaping:
+            return self._process.poll() is not None
+
+    def _ask(self, request: tuple[bytes, bytes], deadline: float) -> str:
+        head, body = request
+        sizes = template_worker.REQUEST.pack(len(head), len(body))
+        try:
+            self._socket.settimeout(_seconds_until(deadline))
+            self._socket.sendall(b"".join((sizes, head, body)))
+            kind, answer = self._receive(deadline)
+        except TimeoutError:
+            raise self._ended("time", "its time is over") from None
+        except OSError:
+            raise self._ended("died") from None
+        try:
+            text = answer.decode()
+        except UnicodeDecodeError:
+            raise self._ended("protocol", "it answers with bytes that are no UTF-8") from None
+        if kind == template_worker.REFUSED:
+            raise TemplateRefused(text)
+        return text
+
+    def _receive(self, deadline: float) -> tuple[bytes, bytes]:
+        header = template_worker.ANSWER
+        received = bytearray()
+        while True:
+            received += self._read(deadline)
+            if len(received) < header.size:
+                continue
+            kind, size = header.unpack_from(received)
+            max_bytes = self._max_bytes.get(kind)
+            if max_bytes is None:
+                raise self._ended("protocol", f"it answers with the kind {kind!r}")
+            if size > max_bytes or len(received) > header.size + size:
+                raise self._ended(
+                    "protocol", f"it answers with {size} bytes or more, over {max_bytes}"
+                )
+            if len(received) == header.size + size:
+                with memoryview(received) as view:
+                    return kind, bytes(view[header.size :])
+
+    def _read(self, deadline: float) -> bytes:
+        self._socket.settimeout(_seconds_until(deadline))
+        data = self._socket.recv(_CHUNK_BYTES)
+        if not data:
+            # Its exit code says more.
+            raise self._ended("died")
+        return data
+
+    def _ended(self, cause: str, text: str = "") -> TemplateEnded:
+        """Ends the worker; returns what that is to be told as."""
+        self.end()
+        code = self._process.returncode
+        if cause != "died":
+            return TemplateEnded(cause, text)
+        if code == -signal.SIGPROF:
+            return TemplateEnded("time", "its time is over")
+        return TemplateEnded("died", _meaning_of(code))
+
+
+def _seconds_until(deadline: float) -> float:
+    seconds = deadline - time.monotonic()
+    if seconds <= 0:
+        raise TimeoutError
+    return seconds
+
+
+def _meaning_of(code: int | None) -> str:
+    if code is None:
+        return "it is killed and does not end"
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"signal {signal.Signals(-code).name}"
+    except ValueError:
+        # Those from 35 on have no names.
+        return f"signal {-code}"

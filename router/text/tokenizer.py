@@ -1,0 +1,255 @@
+"""Text and conversations to token IDs, with the tokenizer that the model's engine holds.
+
+Text becomes `tokenizer(text).input_ids` of transformers: special tokens written in the text are
+recognised, and those are added that the tokenizer itself adds (Qwen's adds none). A conversation
+becomes `apply_chat_template(messages, add_generation_prompt=True)`, which another process lays out,
+with one difference: what people say holds no special tokens, only the letters of their names. None
+are added to what the template lays out.
+"""
+
+import logging
+import tempfile
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Self
+
+import tokenizers
+
+# The router needs no torch, which transformers warns about.
+logging.getLogger("transformers").addFilter(
+    lambda record: "PyTorch was not found" not in record.getMessage()
+)
+from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: E402
+
+from router.errors import NoTokenizer, RequestError  # noqa: E402
+from router.text.added_tokens import cutting_tokens  # noqa: E402
+from router.text.chat_template import ChatTemplate, TemplateSettings  # noqa: E402
+from router.text.pieces import Pieces  # noqa: E402
+from router.text.special_tokens import SpecialTokens  # noqa: E402
+from router.text.text_pieces import TextPieces  # noqa: E402
+from router.text.threads import Threads  # noqa: E402
+from router.text.token_budget import TokenBudget  # noqa: E402
+from router.text.tokenization_cache import TokenizationCache  # noqa: E402
+from router.types import ChatMessage  # noqa: E402
+
+
+class TokenBytes(dict[int, bytes]):
+    """Bytes of each token of a byte-level vocabulary, special tokens as b""; filled as used."""
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        super().__init__()
+        self._backend = backend
+        self._special_ids = {
+            token_id
+            for token_id, token in backend.get_added_tokens_decoder().items()
+            if token.special
+        }
+
+    def __missing__(self, token_id: int) -> bytes:
+        token = self._backend.id_to_token(token_id)
+        if token is None or token_id in self._special_ids:
+            value = b""
+        else:
+            try:
+                value = bytes(_BYTE_OF_CHARACTER[character] for character in token)
+            except KeyError:
+                # An added token holds text as it is.
+                value = token.encode()
+        self[token_id] = value
+        return value
+
+
+def _byte_of_character() -> dict[str, int]:
+    # Byte-level BPE (GPT-2) writes each byte as one visible character: printable Latin-1 as
+    # itself, the others in order from U+0100 on.
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = (byte for byte in range(256) if byte not in printable)
+    table = {chr(byte): byte for byte in printable}
+    table.update({chr(0x100 + index): byte for index, byte in enumerate(others)})
+    return table
+
+
+_BYTE_OF_CHARACTER = _byte_of_character()
+
+
+class Tokenizer:
+    """One model's tokenizer and chat template. Its own methods block, and are safe in threads.
+
+    Attributes:
+        backend: The tokenizer proper.
+        token_bytes: Bytes of each token, or None when the vocabulary is not byte-level.
+        pieces: What each token is, or None when the vocabulary is byte-level.
+        chat_template: Lays out conversations, one after the other; not started.
+        chat_thread: Where that is waited for.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, settings: TemplateSettings | None = None
+    ) -> None:
+        # The wrapper keeps vocabulary and merges a second time as Python objects, 60 MB of them
+        # for Qwen3, so nothing may hold on to it.
+        self.backend: tokenizers.Tokenizer = tokenizer.backend_tokenizer
+        # Of several, transformers takes the default, too, for chats without tools.
+        templates = tokenizer.chat_template
+        self.chat_template = ChatTemplate(
+            templates.get("default", templates) if isinstance(templates, dict) else templates,
+            tokenizer.special_tokens_map,
+            settings or TemplateSettings(),
+        )
+        self.chat_thread = Threads(1, "chat-template")
+        # A tokenizer.json may hold settings of its training; transformers resets them per call.
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        is_byte_level = type(self.backend.decoder).__name__ == "ByteLevel"
+        self.token_bytes = TokenBytes(self.backend) if is_byte_level else None
+        self.pieces = None if is_byte_level else Pieces(self.backend)
+        self._ends = _take_ends(self.backend)
+        self._text_pieces = TextPieces(self.backend)
+        cutting = cutting_tokens(self.backend)
+        self._special_tokens = SpecialTokens(self.backend, cutting, str(tokenizer.chat_template))
+        # Without a method of its own, which would leave it, its thread and its cache to the
+        # collector of cycles, which comes rarely.
+        encode = partial(_encode_part, self._special_tokens, self._text_pieces)
+        self._conversations = TokenizationCache(encode, cutting)
+
+    @classmethod
+    def from_files(
+        cls, files: Mapping[str, bytes], settings: TemplateSettings | None = None
+    ) -> Self:
+        """Loads a tokenizer from the contents of its files, by name.
+
+        Args:
+            files: The contents.
+            settings: What its chat template may take; None means the defaults.
+
+        Raises:
+            NoTokenizer: The files hold none that transformers can load without foreign code.
+            RequestError: There is no temporary folder to put them in.
+        """
+        try:
+            with tempfile.TemporaryDirectory(prefix="pagestream-tokenizer-") as folder:
+                return cls._from_folder(files, Path(folder), settings)
+        except OSError as error:
+            num_bytes = sum(map(len, files.values()))
+            raise RequestError(
+                f"the tokenizer's {num_bytes} bytes cannot be put into a temporary folder "
+                f"({error}); set TMPDIR to one that has room"
+            ) from error
+
+    @classmethod
+    def _from_folder(
+        cls, files: Mapping[str, bytes], folder: Path, settings: TemplateSettings | None
+    ) -> Self:
+        for name, content in files.items():
+            if Path(name).name != name:
+                raise NoTokenizer(f"tokenizer file {name!r} is not a plain file name")
+            (folder / name).write_bytes(content)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+            if not isinstance(tokenizer, PreTrainedTokenizerFast):
+                raise TypeError(f"{type(tokenizer).__name__} has no fast backend")
+            return cls(tokenizer, settings)
+        # Whatever is wrong with files from elsewhere, the router goes on.
+        except Exception as error:
+            message = f"the files {sorted(files)} hold no usable tokenizer: {error!r:.500}"
+            raise NoTokenizer(message) from error
+
+    def encode_text(
+        self,
+        text: str,
+        max_tokens: int | None = None,
+        is_cancelled: Callable[[], bool] | None = None,
+    ) -> "array[int]":
+        """Returns the token IDs of a text, typecode "i".
+
+        Args:
+            text: What to encode.
+            max_tokens: A long text is given up once it has more; a short one is encoded whole.
+            is_cancelled: Asked between the pieces of a long text whether to give it up.
+
+        Raises:
+            InvalidRequest: There are more tokens, or a word is too long to be encoded.
+            Abandoned: It was cancelled.
+        """
+        budget = TokenBudget(max_tokens, is_cancelled)
+        if self._ends is None:
+            (encoding,) = self.backend.encode_batch_fast([text])
+            return array("i", encoding.ids)
+        before, behind = self._ends
+        return before + self._text_pieces.encode(text, budget) + behind
+
+    def protect(self, messages: Sequence[ChatMessage]) -> tuple[Sequence[ChatMessage], str]:
+        """Marks the special tokens in what was said, so that `encode_rendered` makes none of them.
+
+        Returns:
+            Messages for the chat template, and the marker: "" if they are those given.
+
+        Raises:
+            InvalidRequest: No character is left to mark with.
+        """
+        return self._special_tokens.protect(messages)
+
+    def encode_rendered(
+        self,
+        text: str,
+        marker: str,
+        max_tokens: int | None = None,
+        is_cancelled: Callable[[], bool] | None = None,
+    ) -> "array[int]":
+        """Returns the token IDs of what a chat template made of protected messages.
+
+        Args:
+            text: The template's output.
+            marker: As `protect` returned it; "" lets special tokens be found everywhere.
+            max_tokens: As in `encode_text`.
+            is_cancelled: As in `encode_text`.
+
+        Raises:
+            InvalidRequest: As `encode_text`.
+            Abandoned: It was cancelled.
+        """
+        if marker:
+            # Where a template writes messages as JSON with escapes.
+            text = text.replace(f"\\u{ord(marker):04x}", marker)
+        return self._conversations.encode(text, marker, TokenBudget(max_tokens, is_cancelled))
+
+    def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool) -> str:
+        """Returns the text of token IDs; incomplete characters become U+FFFD."""
+        return self.backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+
+    def close(self) -> None:
+        """Ends the chat template, whatever it does; the rest can be used on."""
+        self.chat_thread.shut_down()
+        self.chat_template.close()
+
+
+def _encode_part(
+    special_tokens: SpecialTokens,
+    text_pieces: TextPieces,
+    text: str,
+    marker: str,
+    budget: TokenBudget,
+) -> "array[int]":
+    if marker and marker in text:
+        return special_tokens.encode(text, marker, budget)
+    return text_pieces.encode(text, budget)
+
+
+def _take_ends(backend: tokenizers.Tokenizer) -> "tuple[array[int], array[int]] | None":
+    """Takes off a tokenizer what it puts around a text, and returns that: before, and behind.
+
+    It stays, and None is returned, if it does more than that.
+    """
+    outer, nothing = (encoding.ids for encoding in backend.encode_batch_fast(["word", ""]))
+    processor, backend.post_processor = backend.post_processor, None
+    (inner,) = (encoding.ids for encoding in backend.encode_batch_fast(["word"]))
+    for start in range(len(nothing) + 1):
+        before, behind = nothing[:start], nothing[start:]
+        if inner and outer == before + inner + behind:
+            return array("i", before), array("i", behind)
+    backend.post_processor = processor
+    return None

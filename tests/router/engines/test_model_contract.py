@@ -1,0 +1,84 @@
+import pytest
+
+from protos.pagestream.engine.v1 import engine_pb2
+from protos.wire import block_hash
+from router.engines.model_contract import model_fault
+
+GOOD = engine_pb2.GetModelInfoResponse(
+    model_name="Qwen/Qwen3-0.6B",
+    architecture="Qwen3ForCausalLM",
+    model_fingerprint="0123456789abcdef" * 2,
+    vocabulary_size=1000,
+    max_model_length_tokens=4096,
+    block_size_tokens=16,
+    block_hash_scheme=block_hash.SCHEME,
+    eos_token_ids=[0, 999],
+    epoch=2**64 - 1,
+    total_block_count=100,
+    max_running_request_count=8,
+    tokenizer_sha256="a" * 64,
+)
+
+
+def changed(**fields):
+    response = engine_pb2.GetModelInfoResponse()
+    response.CopyFrom(GOOD)
+    for name in fields:
+        response.ClearField(name)
+    response.MergeFrom(engine_pb2.GetModelInfoResponse(**fields))
+    return response
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"tokenizer_sha256": ""},
+        {"architecture": ""},
+        {"model_name": "模型 ü/v1.0"},
+        {"max_batched_token_count": 8192},
+        {"eos_token_ids": []},
+        {"eos_token_ids": [1] * 1024},
+    ],
+)
+def test_good_description_has_no_fault(fields):
+    assert model_fault(changed(**fields)) == ""
+
+
+@pytest.mark.parametrize(
+    ("fields", "fault"),
+    [
+        ({"model_name": ""}, "model_name has 0 characters, outside 1 to 256"),
+        ({"model_name": "n" * 257}, "model_name has 257 characters"),
+        ({"model_name": "a\nb"}, "model_name is 'a\\nb', with characters"),
+        ({"architecture": "\x1b[31m"}, "architecture is"),
+        ({"architecture": "\u202e"}, "architecture is"),
+        ({"model_fingerprint": ""}, "model_fingerprint is '', not 32 hexadecimal digits"),
+        ({"model_fingerprint": "F" * 32}, "model_fingerprint is"),
+        ({"model_fingerprint": "f" * 33}, "model_fingerprint is"),
+        ({"tokenizer_sha256": "a" * 63}, "tokenizer_sha256 is"),
+        ({"block_hash_scheme": "md5"}, 'hashes blocks by "md5"'),
+        ({"vocabulary_size": 0}, "vocabulary_size is 0, outside 1 to"),
+        ({"vocabulary_size": 2**31 - 1}, "vocabulary_size is 2147483647"),
+        ({"max_model_length_tokens": -1}, "max_model_length_tokens is -1"),
+        ({"block_size_tokens": 0}, "block_size_tokens is 0"),
+        ({"total_block_count": 0}, "total_block_count is 0"),
+        ({"max_running_request_count": -3}, "max_running_request_count is -3"),
+        ({"max_batched_token_count": -9}, "max_batched_token_count is -9"),
+        ({"epoch": 0}, "epoch is 0"),
+        ({"eos_token_ids": [1] * 1025}, "eos_token_ids has 1025 entries, over 1024"),
+        ({"eos_token_ids": [1000]}, "eos_token_ids holds 1000, outside 0 to 999"),
+    ],
+)
+def test_fault_names_the_field_the_value_and_the_bound(fields, fault):
+    found = model_fault(changed(**fields))
+
+    assert fault in found
+    assert found.isprintable()
+
+
+@pytest.mark.parametrize(
+    "field", ["model_name", "architecture", "model_fingerprint", "tokenizer_sha256"]
+)
+def test_fault_of_a_huge_text_is_short(field):
+    assert 0 < len(model_fault(changed(**{field: "x" * 5_000_000}))) < 1000

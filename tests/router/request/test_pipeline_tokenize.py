@@ -1,0 +1,194 @@
+"""Tokenize and Detokenize, which need no engine."""
+
+import asyncio
+import threading
+
+import pytest
+
+from protos.wire.reason import Reason
+from router.errors import (
+    InvalidRequest,
+    RequestError,
+)
+from router.request.pipeline import Bounds, Pipeline
+from router.text.threads import Threads
+from router.text.tokenizer import Tokenizer
+from router.text.tokenizer_pool import TokenizerPool
+from router.types import (
+    TextPrompt,
+)
+from tests.fakes import small_tokenizer
+from tests.router.pipelines import BOUNDS, END, TEXT, TOKENIZER, chat, collect, request
+
+LARGE = Bounds(
+    max_concurrent_requests=2,
+    max_prompt_bytes=1 << 20,
+    max_request_bytes=1 << 20,
+    max_queued_prompt_tokens=200,
+)
+
+
+async def test_tokenize_gives_what_generate_starts_from(pipeline, fleet):
+    fleet.answer([80])
+    await collect(pipeline, request())
+
+    assert await pipeline.tokenize("small", TEXT) == fleet.requests[0].prompt_token_ids
+    messages = chat(("user", "hi"))
+    expected = TOKENIZER.encode_rendered(small_tokenizer.lay_out(messages.messages), "")
+    assert await pipeline.tokenize("", messages) == expected
+
+
+async def test_detokenize_keeps_special_tokens_unless_told_not_to(pipeline):
+    token_ids = [END, *TOKENIZER.encode_text("é😀")]
+
+    kept = await pipeline.detokenize("", token_ids, skip_special_tokens=False)
+    skipped = await pipeline.detokenize("", token_ids, skip_special_tokens=True)
+
+    assert (kept, skipped) == (f"{small_tokenizer.END}é😀", "é😀")
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "reason", "message"),
+    [
+        ([0, 600], Reason.TOKEN_OUT_OF_RANGE, r"token_ids\[1\] is 600, outside 0 to 599"),
+        ([0] * 129, Reason.BAD_REQUEST, "number of token_ids is 129, outside 0 to 128"),
+    ],
+)
+async def test_detokenize_refuses_what_no_model_said(pipeline, token_ids, reason, message):
+    with pytest.raises(InvalidRequest, match=message) as caught:
+        await pipeline.detokenize("", token_ids, skip_special_tokens=True)
+
+    assert caught.value.status.reason == reason
+    assert caught.value.status.metadata["value"] in message
+
+
+async def test_tokenize_refuses_what_generate_would(pipeline):
+    with pytest.raises(RequestError, match="text is empty"):
+        await pipeline.tokenize("", TextPrompt(text=""))
+
+
+async def test_tokenize_refuses_more_tokens_than_the_model_holds(pipeline):
+    with pytest.raises(InvalidRequest, match="number of tokens is 200") as caught:
+        await pipeline.tokenize("", TextPrompt(text="z " * 100))
+
+    assert caught.value.status.reason == Reason.PROMPT_TOO_LONG
+    assert caught.value.status.metadata["bounds"] == "0 to 128"
+
+
+@pytest.mark.parametrize("kind", ["text", "chat"])
+async def test_long_prompt_is_given_up_before_its_tokens_are_counted(fleet, observer, kind):
+    text = "word, " * 50_000
+    prompt = TextPrompt(text=text) if kind == "text" else chat(("user", text))
+
+    with TokenizerPool(fleet.fetch_tokenizer, 1) as tokenizers:
+        pipeline = Pipeline(fleet, tokenizers, observer, LARGE)
+        with pytest.raises(InvalidRequest, match="more than 128 tokens, over max_model_") as caught:
+            await collect(pipeline, request(prompt))
+
+    assert caught.value.status.reason == Reason.PROMPT_TOO_LONG
+    assert observer.calls[-1] == ("ended", "prompt_too_long")
+
+
+async def test_special_tokens_may_be_said_where_the_router_allows_it(fleet, observer, pipeline):
+    messages = chat(("user", f"a{small_tokenizer.END}b"))
+
+    with TokenizerPool(fleet.fetch_tokenizer, 1) as tokenizers:
+        allowing = Pipeline(
+            fleet, tokenizers, observer, BOUNDS, allow_special_tokens_in_content=True
+        )
+        allowed = await allowing.tokenize("", messages)
+
+    assert allowed.count(END) == 2
+    assert (await pipeline.tokenize("", messages)).count(END) == 1
+
+
+@pytest.mark.parametrize("prompt", [TEXT, chat(("user", "hi"))], ids=["text", "chat"])
+async def test_client_that_leaves_stops_the_work_for_its_prompt(fleet, observer, prompt):
+    started, stopped = threading.Event(), threading.Event()
+
+    class Tokenizer:
+        chat_thread = Threads(1, "chat")
+
+        def encode_text(self, text, max_tokens, is_cancelled, **options):
+            started.set()
+            while not is_cancelled():
+                stopped.wait(0.001)
+            stopped.set()
+
+        def encode_rendered(self, text, marker, max_tokens, is_cancelled):
+            return self.encode_text(text, max_tokens, is_cancelled)
+
+        def protect(self, messages):
+            return messages, ""
+
+        @property
+        def chat_template(self):
+            return self
+
+        def render(self, messages):
+            return messages[0].content
+
+    class Pool(TokenizerPool):
+        async def get(self, model):
+            return Tokenizer()
+
+    with Pool(fleet.fetch_tokenizer, 1) as tokenizers:
+        pipeline = Pipeline(fleet, tokenizers, observer, BOUNDS)
+        running = asyncio.ensure_future(pipeline.tokenize("", prompt))
+        assert await asyncio.to_thread(started.wait, 10)
+        running.cancel()
+        await asyncio.wait([running])
+        assert await asyncio.to_thread(stopped.wait, 10)
+
+
+async def test_client_that_leaves_before_its_chat_is_laid_out_costs_no_template(fleet, observer):
+    started, goes_on, rendered = threading.Event(), threading.Event(), []
+
+    class Slow(Tokenizer):
+        def protect(self, messages):
+            started.set()
+            assert goes_on.wait(10)
+            return super().protect(messages)
+
+    tokenizer = Slow.from_files(small_tokenizer.files())
+    tokenizer.chat_template.render = rendered.append
+
+    class Pool(TokenizerPool):
+        async def get(self, model):
+            return tokenizer
+
+    with Pool(fleet.fetch_tokenizer, 1) as tokenizers:
+        pipeline = Pipeline(fleet, tokenizers, observer, BOUNDS)
+        running = asyncio.ensure_future(pipeline.tokenize("", chat(("user", "hi"))))
+        assert await asyncio.to_thread(started.wait, 10)
+        running.cancel()
+        await asyncio.wait([running])
+        goes_on.set()
+        await tokenizer.chat_thread.run(int)
+
+    assert rendered == []
+
+
+async def test_long_chat_of_special_tokens_leaves_the_event_loop_free(fleet, observer):
+    content = small_tokenizer.END * 20_000
+    threads = []
+
+    class Noting(Tokenizer):
+        def protect(self, messages):
+            threads.append(threading.current_thread())
+            return super().protect(messages)
+
+    tokenizer = Noting.from_files(small_tokenizer.files())
+
+    class Pool(TokenizerPool):
+        async def get(self, model):
+            return tokenizer
+
+    with Pool(fleet.fetch_tokenizer, 1) as tokenizers:
+        pipeline = Pipeline(fleet, tokenizers, observer, LARGE)
+        with pytest.raises(InvalidRequest):
+            await pipeline.tokenize("", chat(("user", content)))
+    tokenizer.close()
+
+    assert threads
+    assert threading.main_thread() not in threads
