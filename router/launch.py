@@ -17,6 +17,7 @@ from router.engines.discovery import Unusable, discover
 from router.engines.fleet import Fleet
 from router.errors import DOMAIN, Draining, RequestError, StartupError
 from router.event_loop import GrpcEventLoop, collect_garbage_rarely, let_loop_run_on
+from router.request.dispatcher import Dispatcher
 from router.request.pipeline import Bounds, Pipeline
 from router.server.grpc_server import RouterServicer
 from router.server.health import Health, State
@@ -78,13 +79,14 @@ class _Router:
             raise StartupError(str(error)) from None
         self._fleet = Fleet(
             (),
-            placement=config.placement,
-            observer=self._metrics,
-            settings=ClientSettings(
+            ClientSettings(
                 max_buffered_tokens=config.max_buffered_tokens,
                 max_open_requests=config.max_concurrent_requests,
                 refusals=self._refusals,
             ),
+        )
+        self._dispatcher = Dispatcher(
+            self._fleet, placement=config.placement, observer=self._metrics
         )
         self._tokenizers = TokenizerPool(
             self._fleet.fetch_tokenizer,
@@ -97,7 +99,7 @@ class _Router:
             ),
         )
         self._pipeline = Pipeline(
-            self._fleet,
+            self._dispatcher,
             self._tokenizers,
             self._metrics,
             Bounds(
@@ -244,7 +246,7 @@ class _Router:
                 f"the router exits; its grace of {grace:g} s is over",
                 {"drain_grace_seconds": f"{grace:g}"},
             )
-            self._fleet.end_requests(over)
+            self._dispatcher.end_requests(over)
             await self._server.stop(_FAREWELL_SECONDS)
 
     def _update_metrics(self) -> None:

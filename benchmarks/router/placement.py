@@ -16,7 +16,8 @@ from typing import Any
 
 from benchmarks.router.added_time import quantile
 from benchmarks.router.cached_engines import prompt
-from router.engines.fleet import Fleet, _block_hashes
+from router.engines.fleet import Fleet
+from router.request.dispatcher import Dispatcher, block_hashes
 from router.request.failover import Journey
 from router.request.retry_budget import RetryBudget
 from router.types import TokenRequest
@@ -52,9 +53,9 @@ async def _until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-def _place(fleet: Fleet, num_prompts: int) -> dict[str, Any]:
+def _place(dispatcher: Dispatcher, num_prompts: int) -> dict[str, Any]:
     """Places prompts that the index has not seen since its snapshot; nothing is sent."""
-    info = fleet.model_info("")
+    info = dispatcher.model_info("")
     rng = random.Random(0)
     spans: dict[str, list[float]] = {"hash": [], "match_cost_and_pick": [], "total": []}
     num_hits = 0
@@ -64,9 +65,9 @@ def _place(fleet: Fleet, num_prompts: int) -> dict[str, Any]:
         )
         journey = Journey(request, RetryBudget())
         start = time.thread_time()
-        hashes = _block_hashes(request, info)
+        hashes = block_hashes(request, info)
         hashed = time.thread_time()
-        placement = fleet._place(info, journey, hashes)
+        placement = dispatcher.place(info, journey, hashes)
         end = time.thread_time()
         assert placement is not None, "all engines are connected"
         num_hits += placement.num_predicted_cached_tokens > 0
@@ -104,7 +105,7 @@ async def _measure(addresses: list[str], num_blocks: int) -> dict[str, Any]:
         seconds = time.monotonic() - start
         stalls["snapshots_of_all_engines_ms"] = meter.take()
         indexed = num_indexed()
-        placements = _place(fleet, len(addresses))
+        placements = _place(Dispatcher(fleet), len(addresses))
         await asyncio.sleep(0.1)
         meter.take()
         fleet.set_addresses(addresses[1:])

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from router.engines.client import ClientSettings
 from router.engines.fleet import Fleet
+from router.request.dispatcher import Dispatcher
 from router.types import (
     Admitted,
     EngineState,
@@ -30,10 +31,22 @@ async def until(condition):
             await asyncio.sleep(0.002)
 
 
+class DispatchingFleet:
+    """A fleet and what sends requests to it, as one."""
+
+    def __init__(self, addresses, **options):
+        self._fleet = Fleet(addresses, SETTINGS)
+        dispatcher = Dispatcher(self._fleet, **options)
+        self.generate, self.end_requests = dispatcher.generate, dispatcher.end_requests
+
+    def __getattr__(self, name):
+        return getattr(self._fleet, name)
+
+
 @asynccontextmanager
 async def running(addresses, **options):
     """A running fleet, whatever its engines do."""
-    fleet = Fleet(addresses, settings=SETTINGS, **options)
+    fleet = DispatchingFleet(addresses, **options)
     task = asyncio.create_task(fleet.run())
     try:
         yield fleet

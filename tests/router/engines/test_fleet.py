@@ -376,7 +376,7 @@ async def test_observer_learns_of_each_placement_and_admission():
 
 
 async def test_placement_is_explained_by_the_costs_of_all_engines(caplog):
-    caplog.set_level("DEBUG", logger="router.engines.fleet")
+    caplog.set_level("DEBUG", logger="router.request.dispatcher")
     async with fleet_of(CONFIG, CONFIG) as (fleet, engines):
         await collect(fleet, request([1, 2, 3]))
 

@@ -189,7 +189,7 @@ async def test_request_waits_for_no_engine_of_another_model_of_the_same_name(mon
         async with FakeEngine(replace(SLOW, fingerprint="0" * 32), port=port) as other:
             await until(lambda: fleet.statistics().num_connections == 2)
             assert engine_of([other], (await collect(fleet, request([1])))[0]) is other
-            monkeypatch.setattr("router.engines.fleet._PATIENCE_SECONDS", 0.0)
+            monkeypatch.setattr("router.request.dispatcher._PATIENCE_SECONDS", 0.0)
             with pytest.raises(EngineRefused, match="not connected"):
                 await reader
             assert len(other.submissions) == 1

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from protos.pagestream.engine.v1 import engine_pb2
-from router.engines import fleet as fleet_module
 from router.errors import Draining
+from router.request import dispatcher
 from router.types import EngineState
 from tests.fakes.fake_engine import FakeEngine
 from tests.router.fleets import CONFIG, SLOW, collect, fleet_of, request, running, states, until
@@ -16,7 +16,7 @@ OVER = Draining("the grace is over")
 
 
 async def test_request_between_two_engines_ends_with_the_reason(monkeypatch):
-    monkeypatch.setattr(fleet_module, "_PATIENCE_SECONDS", 60.0)
+    monkeypatch.setattr(dispatcher, "_PATIENCE_SECONDS", 60.0)
     async with fleet_of(SLOW) as (fleet, (engine,)):
         reader = asyncio.create_task(collect(fleet, request([1], 2000)))
         await until(lambda: engine.num_running)

@@ -9,9 +9,9 @@ import pytest
 
 from protos.pagestream.engine.v1 import engine_pb2
 from protos.wire.status import Reason, code_number
-from router.engines import fleet as fleet_module
 from router.engines import tokenizer_source
 from router.errors import EngineRefused, NoEngine
+from router.request import dispatcher
 from router.text.tokenizer_pool import TokenizerPool
 from router.types import EngineState
 from tests.fakes import small_tokenizer
@@ -104,7 +104,7 @@ async def test_request_made_for_another_tokenizer_goes_to_no_engine(with_tokeniz
 async def test_request_with_tokens_does_not_go_on_at_an_engine_of_another_tokenizer(
     with_tokenizer, monkeypatch
 ):
-    monkeypatch.setattr(fleet_module, "_PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(dispatcher, "_PATIENCE_SECONDS", 0.5)
     other = replace(SLOW, tokenizer=with_tokenizer.tokenizer)
     async with FakeEngine(SLOW) as first, FakeEngine(other) as second:
         async with running([first.address]) as fleet:
@@ -221,7 +221,7 @@ async def test_engine_that_refuses_what_the_router_checked_is_left(reason):
 
 
 async def test_client_is_not_blamed_when_its_request_cannot_go_on_elsewhere(monkeypatch):
-    monkeypatch.setattr(fleet_module, "_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(dispatcher, "_PATIENCE_SECONDS", 0.2)
     async with (
         fleet_of(SLOW, SLOW) as (fleet, engines),
         aclosing(fleet.generate(request(range(8), 2000))) as events,

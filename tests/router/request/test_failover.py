@@ -8,8 +8,8 @@ import pytest
 
 from protos.wire.status import Reason, code_number
 from router.engines import client as engine_client
-from router.engines import fleet as fleet_module
 from router.errors import EngineRefused
+from router.request import dispatcher
 from router.types import (
     EngineState,
     Finished,
@@ -166,7 +166,7 @@ async def test_request_with_tokens_waits_for_the_only_engine_to_return():
 
 
 async def test_request_that_cannot_go_on_ends_as_unavailable(monkeypatch):
-    monkeypatch.setattr(fleet_module, "_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(dispatcher, "_PATIENCE_SECONDS", 0.0)
     async with fleet_of(SLOW, SLOW) as (fleet, engines):
         events = fleet.generate(request(range(8), 2000))
         victim = engine_of(engines, await anext(events))
@@ -185,7 +185,7 @@ async def test_request_that_cannot_go_on_ends_as_unavailable(monkeypatch):
 
 
 async def test_request_with_tokens_waits_for_a_full_engine_only_so_long(monkeypatch):
-    monkeypatch.setattr(fleet_module, "_PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(dispatcher, "_PATIENCE_SECONDS", 0.3)
     async with fleet_of(SLOW) as (fleet, (engine,)):
         events = fleet.generate(request(range(8), 2000))
         await first_tokens(events)

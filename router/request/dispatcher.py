@@ -1,0 +1,275 @@
+"""A request's way from engine to engine: who gets it, what comes back, who goes on with it."""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import Protocol
+
+from protos.wire import block_hash
+from protos.wire.status import Reason
+from router.engines.catalogue import RETRY_SECONDS
+from router.engines.fleet import Fleet
+from router.errors import EngineRefused, NoEngine, QueueFull, RequestError
+from router.placement.policy import POLICIES, Placement, Query, costs, place
+from router.request.blame import judged
+from router.request.failover import Journey
+from router.request.retry_budget import RetryBudget
+from router.types import Admitted, EngineEvent, ModelInfo, TokenRequest, Tokens
+
+_logger = logging.getLogger(__name__)
+
+_PATIENCE_SECONDS = 10.0
+"""What a request with tokens waits for an engine that goes on with it."""
+_PATIENCE_STEP_SECONDS = 0.1
+
+
+class DispatchObserver(Protocol):
+    """Learns of each request what metrics want to know."""
+
+    def request_placed(self, placement: Placement, seconds: float) -> None:
+        """An engine was chosen, which took this long; again for each retry."""
+
+    def request_admitted(self, placement: Placement, num_cached_tokens: int) -> None:
+        """An engine began with a request and found this many of its tokens in its cache."""
+
+    def request_retried(self, engine: str, error: RequestError) -> None:
+        """A request leaves an engine that refused or lost it before a token."""
+
+    def request_resumed(self, error: RequestError, num_tokens: int) -> None:
+        """A request leaves an engine that failed or handed it back after tokens of it.
+
+        Another is to go on with all that it has, which are so many tokens.
+        """
+
+
+class Dispatcher:
+    """Sends each request to the engine where it costs least, and on to another if that one fails.
+
+    It belongs to the fleet's event loop and needs no lock.
+
+    Args:
+        fleet: The engines.
+        placement: Name of the policy, one of `policy.POLICIES`.
+        observer: Told of each request.
+        rng: Breaks ties; given by tests.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        *,
+        placement: str = "prefix",
+        observer: DispatchObserver | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._fleet = fleet
+        self._policy = POLICIES[placement]
+        self._observer = observer
+        self._rng = rng or random.Random()
+        self._budget = RetryBudget()
+        self._num_placements = 0
+        self._ending: RequestError | None = None
+        """What every request ends with from now on."""
+
+    def model_info(self, name: str) -> ModelInfo:
+        """Describes a model; an empty name is the only one. Raises as `Fleet.model_info`."""
+        return self._fleet.model_info(name)
+
+    def end_requests(self, error: RequestError) -> None:
+        """Ends every request under way, on an engine or not, and those that come, with an error."""
+        self._ending = error
+        self._fleet.end_requests(error)
+
+    async def generate(self, request: TokenRequest) -> AsyncGenerator[EngineEvent, None]:
+        """Streams the events of one request from the engine that suits it best.
+
+        Yields `Admitted` once, then `Tokens`, then `Finished`. A request that its engine refuses,
+        loses or hands back goes on at another engine with the tokens that it has, so that a reader
+        sees each token once: as often as there are engines that say they are full or about to
+        exit, and after failures as `Journey` allows. Closing the generator cancels the request on
+        its engine at once.
+
+        Raises:
+            UnknownModel, NoEngine: As `model_info`; NoEngine also when no engine takes requests.
+            QueueFull: Every engine of the model is full.
+            EngineRefused: An engine refused the request for its content, or failed it.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = None if request.timeout is None else loop.time() + request.timeout
+        info = self._fleet.model_of(request)
+        journey = Journey(request, self._budget)
+        is_announced = False
+        while True:
+            hashes = block_hashes(journey.request, info)
+            placement = await self._find_place(info, journey, hashes)
+            timeout = None if deadline is None else deadline - loop.time()
+            admitted: Admitted | None = None
+            member = self._fleet.member(placement.engine)
+            assert member is not None, "just placed there"
+            model = member.client.model
+            try:
+                sent = member.dispatch(replace(journey.request, timeout=timeout), hashes, placement)
+                with closing(sent):
+                    async for event in sent:
+                        if isinstance(event, Admitted):
+                            self._admit(journey, placement, event)
+                            admitted = event
+                            continue
+                        # Until an engine brings more than that, another may be the first.
+                        if admitted is not None and not is_announced:
+                            is_announced = True
+                            yield admitted
+                        if isinstance(event, Tokens):
+                            journey.add_tokens(event.token_ids)
+                        yield event
+                return
+            except (EngineRefused, QueueFull) as error:
+                self._leave(
+                    journey, placement.engine, model, error, is_admitted=admitted is not None
+                )
+
+    def place(self, info: ModelInfo, journey: Journey, hashes: Sequence[int]) -> Placement | None:
+        """Chooses the engine that suits a request best now, or none.
+
+        Args:
+            info: The model that its prompt was made for.
+            journey: The request, and where it may not go.
+            hashes: Of the full blocks of its tokens, as `block_hashes` returns them.
+        """
+        start = time.perf_counter()
+        request = journey.request
+        num_tokens = request.num_known_tokens
+        # An engine always computes the last token, so its block is no hit even when it is held.
+        usable = hashes[: max(0, num_tokens - 1) // info.block_size]
+        query = Query(
+            model=info.name,
+            fingerprint=info.fingerprint,
+            num_prompt_tokens=num_tokens,
+            num_sequence_tokens=self._num_sequence_tokens(info.name, request),
+            max_tokens=_num_tokens_left(request),
+            num_cached_tokens={
+                engine: count * info.block_size
+                for engine, count in self._fleet.match(usable).items()
+            },
+            excluded=frozenset(journey.refused),
+            turn=self._num_placements,
+        )
+        engines = self._fleet.engines()
+        placement = place(self._policy, engines, query, self._rng)
+        member = None if placement is None else self._fleet.member(placement.engine)
+        if placement is None or member is None or not member.is_of(info):
+            return None
+        seconds = time.perf_counter() - start
+        self._num_placements += 1
+        if self._observer is not None:
+            self._observer.request_placed(placement, seconds)
+        if _logger.isEnabledFor(logging.DEBUG):
+            _logger.debug(
+                "request placed request_id=%s engine=%s predicted=%d best=%d costs_ms=%s",
+                request.request_id,
+                placement.engine,
+                placement.num_predicted_cached_tokens,
+                placement.num_best_cached_tokens,
+                ",".join(f"{engine}:{cost}" for engine, cost in costs(engines, query).items()),
+            )
+        return placement
+
+    async def _find_place(
+        self, info: ModelInfo, journey: Journey, hashes: Sequence[int]
+    ) -> Placement:
+        """Chooses an engine; for a request that has tokens already, waits for one if it must.
+
+        Engines that are restarted one after the other can all be away for a moment.
+        """
+        while True:
+            if self._ending is not None:
+                raise self._ending
+            placement = None if journey.must_wait else self.place(info, journey, hashes)
+            if placement is not None:
+                return placement
+            if not journey.may_wait or journey.waited >= _PATIENCE_SECONDS:
+                # A client that got tokens is told why they ended, not that others are full.
+                raise journey.loss or _no_place(info.name, journey.refused)
+            await asyncio.sleep(_PATIENCE_STEP_SECONDS)
+            journey.wait(_PATIENCE_STEP_SECONDS, self._fleet.epoch_of)
+
+    def _num_sequence_tokens(self, model: str, request: TokenRequest) -> int:
+        """Returns the length that the request's engine must be able to hold.
+
+        One that is too long for all goes to an engine that can hold the most, which refuses it.
+        """
+        lengths = [i.max_sequence_len for i in self._fleet.served() if i.name == model]
+        longest = max(lengths, default=0)
+        asked = len(request.prompt_token_ids) + (request.sampling_params.max_tokens or 1)
+        return min(max(asked, request.num_known_tokens), longest)
+
+    def _admit(self, journey: Journey, placement: Placement, admitted: Admitted) -> None:
+        journey.admit(admitted)
+        if self._observer is not None:
+            self._observer.request_admitted(placement, admitted.num_cached_tokens)
+
+    def _leave(
+        self,
+        journey: Journey,
+        engine: str,
+        model: ModelInfo | None,
+        error: EngineRefused | QueueFull,
+        *,
+        is_admitted: bool,
+    ) -> None:
+        """Notes that a request leaves an engine; raises the error if it must end with it."""
+        if isinstance(error, EngineRefused):
+            error = judged(error, journey.request, engine, model)
+        num_resumed_before = len(journey.request.resume_token_ids)
+        epoch = model.epoch if model is not None else 0
+        journey.leave(engine, error, epoch=epoch, is_admitted=is_admitted)
+        num_resumed = len(journey.request.resume_token_ids)
+        if self._observer is not None:
+            if num_resumed > num_resumed_before:
+                self._observer.request_resumed(error, num_resumed)
+            else:
+                self._observer.request_retried(engine, error)
+        _logger.info(
+            "request goes elsewhere request_id=%s engine=%s reason=%s resumed_tokens=%d",
+            journey.request.request_id,
+            engine,
+            error.status.reason,
+            num_resumed,
+        )
+
+
+def _num_tokens_left(request: TokenRequest) -> int | None:
+    limit = request.sampling_params.max_tokens
+    return None if limit is None else max(1, limit - len(request.resume_token_ids))
+
+
+def block_hashes(request: TokenRequest, info: ModelInfo) -> list[int]:
+    """Returns the hashes by which engines know the full blocks of a request's tokens."""
+    root = block_hash.root_digest(info.fingerprint, cache_salt=request.cache_salt)
+    token_ids = request.prompt_token_ids + request.resume_token_ids
+    digests = block_hash.block_digests(root, token_ids, info.block_size)
+    return block_hash.low_64_bits_of_all(digests)
+
+
+def _no_place(model: str, refused: Mapping[str, RequestError]) -> RequestError:
+    """Returns what a client gets when no engine is left to try."""
+    statuses = [error.status for error in refused.values()]
+    full = [status for status in statuses if status.reason == Reason.QUEUE_FULL]
+    if full:
+        return QueueFull(
+            f'{len(full)} engines of model "{model}" are full, and no other takes requests',
+            {"model": model, "full_engines": str(len(full))},
+            retry_after=min(status.retry_after or RETRY_SECONDS for status in full),
+        )
+    for error in refused.values():
+        if error.status.reason == Reason.ENGINE_FAILED:
+            return error
+    return NoEngine(
+        f'no engine of model "{model}" takes requests now',
+        {"model": model},
+        retry_after=RETRY_SECONDS,
+    )
