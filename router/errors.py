@@ -11,7 +11,7 @@ RouterError                 base of all
     ├── SlowReader          the client does not read what it asked for
     ├── Draining            the router is about to exit
     ├── TokenizerFailed     the library fails on a text or on tokens, where it must not
-    └── EngineRefused       an engine's own error, passed through unchanged
+    └── EngineError       an engine's own error, passed through unchanged
         └── EngineLost      the connection to the engine broke, or there was none
 """
 
@@ -103,7 +103,7 @@ class TokenizerFailed(RequestError):
     """The tokenizer's library fails on a text or on tokens, where it must not."""
 
 
-class EngineRefused(RequestError):
+class EngineError(RequestError):
     """An engine's own error, passed through unchanged."""
 
     def __init__(self, status: ErrorStatus) -> None:
@@ -111,5 +111,5 @@ class EngineRefused(RequestError):
         self.status = status
 
 
-class EngineLost(EngineRefused):
+class EngineLost(EngineError):
     """There is no connection to the engine: it may know nothing of the request."""

@@ -18,7 +18,7 @@ from benchmarks.router.added_time import quantile
 from benchmarks.router.cached_engines import prompt
 from router.engines.fleet import Fleet
 from router.request.dispatcher import Dispatcher, block_hashes
-from router.request.failover import Journey
+from router.request.failover import Failover
 from router.request.retry_budget import RetryBudget
 from router.types import TokenRequest
 
@@ -63,11 +63,11 @@ def _place(dispatcher: Dispatcher, num_prompts: int) -> dict[str, Any]:
         request = TokenRequest(
             request_id="", model="", prompt_token_ids=prompt(rng.randrange(num_prompts))
         )
-        journey = Journey(request, RetryBudget())
+        failover = Failover(request, RetryBudget())
         start = time.thread_time()
         hashes = block_hashes(request, info)
         hashed = time.thread_time()
-        placement = dispatcher.place(info, journey, hashes)
+        placement = dispatcher.place(info, failover, hashes)
         end = time.thread_time()
         assert placement is not None, "all engines are connected"
         num_hits += placement.num_predicted_cached_tokens > 0

@@ -21,7 +21,7 @@ def models(members: Collection[FleetMember]) -> list[ModelSnapshot]:
     counts: dict[str, int] = {}
     lengths: dict[str, int] = {}
     for member in sorted(members, key=lambda member: member.accepted_at):
-        if (info := member.served) is None:
+        if (info := member.served_model) is None:
             continue
         name = info.name
         infos.setdefault(name, info)
@@ -40,7 +40,7 @@ def find(name: str, members: Collection[FleetMember]) -> ModelInfo:
         UnknownModel: Engines are connected, but none serves it, or a name is needed.
         NoEngine: No engine is connected that could.
     """
-    served = [(member.accepted_at, info) for member in members if (info := member.served)]
+    served = [(member.accepted_at, info) for member in members if (info := member.served_model)]
     names = {info.name for _, info in served}
     if name in names or (not name and len(names) == 1):
         same = [(at, info) for at, info in served if not name or info.name == name]
@@ -79,7 +79,7 @@ def find_for(request: TokenRequest, members: Collection[FleetMember]) -> ModelIn
 def difference(newcomer: FleetMember, info: ModelInfo, members: Collection[FleetMember]) -> str:
     """Returns how an engine differs from those that serve a model of the same name, or ""."""
     for member in members:
-        known = member.accepted
+        known = member.accepted_model
         if member is newcomer or known is None or known.name != info.name:
             continue
         for field in ("fingerprint", "tokenizer_sha256", "block_size", "vocab_size"):

@@ -34,7 +34,7 @@ from router.engines.quarantine import Quarantine
 from router.engines.request_stream import RequestStream
 from router.engines.stall_detector import TICK_SECONDS, StallDetector
 from router.engines.tokenizer_transfer import read_files
-from router.errors import DOMAIN, EngineLost, EngineRefused, RequestError
+from router.errors import DOMAIN, EngineError, EngineLost, RequestError
 from router.types import (
     CacheUpdate,
     EngineLoad,
@@ -199,7 +199,7 @@ class EngineClient:
 
         Raises:
             EngineLost: The engine is not connected.
-            EngineRefused: It has none (NO_TOKENIZER), sent files that do not match what it
+            EngineError: It has none (NO_TOKENIZER), sent files that do not match what it
                 announced (INTERNAL), or none for too long (ENGINE_FAILED).
         """
         if self._stub is None:
@@ -217,7 +217,7 @@ class EngineClient:
             )
         except grpc.aio.AioRpcError as error:
             is_lost = error.code() is grpc.StatusCode.UNAVAILABLE
-            raise (EngineLost if is_lost else EngineRefused)(status_of(error)) from error
+            raise (EngineLost if is_lost else EngineError)(status_of(error)) from error
         except asyncio.CancelledError as error:
             if _num_cancellations() > before:
                 raise

@@ -7,7 +7,7 @@ from grpc_status import rpc_status
 from protos.pagestream.engine.v1 import engine_pb2
 from protos.wire.status import ErrorStatus, Reason, code_number, cut, error_status, unpack
 from protos.wire.token_ids import add_token_ids
-from router.errors import DOMAIN, EngineRefused
+from router.errors import DOMAIN, EngineError
 from router.types import (
     CacheUpdate,
     EngineLoad,
@@ -163,16 +163,16 @@ def to_cache_update(message: engine_pb2.WatchCacheResponse) -> CacheUpdate:
     )
 
 
-def to_outcome(address: str, finish: engine_pb2.Finish) -> Finished | EngineRefused:
+def to_outcome(address: str, finish: engine_pb2.Finish) -> Finished | EngineError:
     """Returns how a request ended."""
     reason = _REASONS.get(finish.reason)
     if reason is None:
         message = f"engine {address} ended the request for an unknown reason: {finish.reason}"
-        return EngineRefused(error_status(Reason.INTERNAL, message, domain=DOMAIN))
+        return EngineError(error_status(Reason.INTERNAL, message, domain=DOMAIN))
     stop = finish.stop_token_id if finish.HasField("stop_token_id") else None
     return Finished(reason=reason, stop_token_id=stop)
 
 
-def to_failure(error: engine_pb2.RequestError) -> EngineRefused:
+def to_failure(error: engine_pb2.RequestError) -> EngineError:
     """Returns why a request was refused or failed."""
-    return EngineRefused(unpack(error.code, error.message, error.details))
+    return EngineError(unpack(error.code, error.message, error.details))

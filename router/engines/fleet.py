@@ -110,7 +110,7 @@ class Fleet:
         if member.address not in self._addresses or member.is_closing:
             return True
         # While it was leaving, another name of the same engine may have taken its place.
-        return member.is_leaving and self._twin(member, member.engine) is not None
+        return member.is_leaving and self._twin(member, member.known_model) is not None
 
     async def _run_member(self, member: FleetMember) -> None:
         """Keeps an engine connected until it has left."""
@@ -171,7 +171,7 @@ class Fleet:
         """Returns a model's tokenizer files by name, which have the digest that the model names.
 
         Raises:
-            EngineRefused: No engine that announces this digest sent them.
+            EngineError: No engine that announces this digest sent them.
         """
         return await self._tokenizers.fetch(model)
 
@@ -183,7 +183,7 @@ class Fleet:
         return {
             member.address: member.client
             for member in self._members.values()
-            if member.served is not None and member.served.tokenizer_sha256 == sha256
+            if member.served_model is not None and member.served_model.tokenizer_sha256 == sha256
         }
 
     def model_of(self, request: TokenRequest) -> ModelInfo:
@@ -206,9 +206,9 @@ class Fleet:
     def epoch_of(self, address: str) -> int | None:
         """Returns the epoch of an engine, None unless it takes requests."""
         member = self._members.get(address)
-        if member is None or not member.takes_requests or member.served is None:
+        if member is None or not member.takes_requests or member.served_model is None:
             return None
-        return member.served.epoch
+        return member.served_model.epoch
 
     def end_requests(self, error: RequestError) -> None:
         """Ends every request under way on an engine with an error."""
@@ -228,7 +228,7 @@ class Fleet:
 
     def served(self) -> list[ModelInfo]:
         """Returns what the connected engines serve."""
-        served = [member.served for member in self._members.values()]
+        served = [member.served_model for member in self._members.values()]
         return [info for info in served if info is not None]
 
     def _check_model(self, newcomer: FleetMember, info: ModelInfo) -> str:
@@ -244,7 +244,7 @@ class Fleet:
     def _twin(self, member: FleetMember, info: ModelInfo | None) -> FleetMember | None:
         """Returns another member, not leaving, whose address leads to the same engine."""
         for other in self._members.values():
-            known = other.engine
+            known = other.known_model
             if other is member or other.is_leaving or known is None or info is None:
                 continue
             if (known.fingerprint, known.epoch) == (info.fingerprint, info.epoch):

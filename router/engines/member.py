@@ -32,7 +32,7 @@ _TURN_SECONDS = 0.002
 """Of a turn of the event loop that go into a large change of the index, to within one slice."""
 
 
-class Dispatch:
+class Attempt:
     """One request on one engine, from its submission to its end.
 
     Iterate for its events; `close` is owed once in any case.
@@ -58,7 +58,7 @@ class Dispatch:
         if self._reservation is not None:
             self._member.index.release(self._reservation)
 
-    def __aiter__(self) -> "Dispatch":
+    def __aiter__(self) -> "Attempt":
         return self
 
     async def __anext__(self) -> EngineEvent:
@@ -81,7 +81,7 @@ class FleetMember:
         address: "host:port" of the engine.
         client: The connection.
         index: The index of the whole fleet.
-        accepted: What the engine may serve, from the check of its model to the loss of the
+        accepted_model: What the engine may serve, from the check of its model to the loss of the
             connection: what others of the same model's name must agree with.
         accepted_at: When that was, by `time.monotonic`.
         is_leaving: Whether it is no longer among the engines there are, and gets no new request.
@@ -98,7 +98,7 @@ class FleetMember:
     ) -> None:
         self.address = address
         self.index = index
-        self.accepted: ModelInfo | None = None
+        self.accepted_model: ModelInfo | None = None
         self.accepted_at = 0.0
         self.is_leaving = False
         self.is_closing = False
@@ -108,19 +108,19 @@ class FleetMember:
         self._last_cache_event: float | None = None
         self._bounds: CacheBounds | None = None
         self._pace = CachePace()
-        self._unreported: dict[Dispatch, None] = {}
+        self._unreported: dict[Attempt, None] = {}
         self._num_unreported_tokens = 0
 
     @property
-    def served(self) -> ModelInfo | None:
+    def served_model(self) -> ModelInfo | None:
         """What the engine serves, while it is connected."""
         is_connected = self.client.state in (EngineState.SERVING, EngineState.DRAINING)
-        return self.accepted if is_connected else None
+        return self.accepted_model if is_connected else None
 
     @property
-    def engine(self) -> ModelInfo | None:
+    def known_model(self) -> ModelInfo | None:
         """What its address leads to, while it is connected, or left alone for what it did."""
-        is_known = self.accepted is not None or self.client.is_quarantined
+        is_known = self.accepted_model is not None or self.client.is_quarantined
         return self.client.model if is_known else None
 
     @property
@@ -135,7 +135,7 @@ class FleetMember:
 
     def is_of(self, model: ModelInfo) -> bool:
         """Returns whether a request made for a model may be sent to it."""
-        return self.accepted is not None and self.accepted.identity == model.identity
+        return self.accepted_model is not None and self.accepted_model.identity == model.identity
 
     def snapshot(self) -> EngineSnapshot:
         """Returns all that is known of the engine now."""
@@ -155,9 +155,7 @@ class FleetMember:
             detail="it is no longer among the engines" if is_left else client.detail,
         )
 
-    def dispatch(
-        self, request: TokenRequest, hashes: Sequence[int], placement: Placement
-    ) -> Dispatch:
+    def submit(self, request: TokenRequest, hashes: Sequence[int], placement: Placement) -> Attempt:
         """Sends a request to the engine.
 
         Args:
@@ -166,21 +164,21 @@ class FleetMember:
             placement: Why this engine.
 
         Raises:
-            EngineRefused: The engine is not connected.
+            EngineError: The engine is not connected.
             QueueFull: This router has too many requests under way on the engine.
         """
         stream = self.client.submit(request)
         num_uncached = request.num_known_tokens - placement.num_predicted_cached_tokens
-        dispatch = Dispatch(self, stream, self.index.reserve(self.address, hashes), num_uncached)
-        self._unreported[dispatch] = None
+        attempt = Attempt(self, stream, self.index.reserve(self.address, hashes), num_uncached)
+        self._unreported[attempt] = None
         self._num_unreported_tokens += num_uncached
-        return dispatch
+        return attempt
 
-    def report(self, dispatch: Dispatch) -> None:
+    def report(self, attempt: Attempt) -> None:
         """Notes that the engine's own load contains the request from now on, or that it ended."""
-        if dispatch in self._unreported:
-            del self._unreported[dispatch]
-            self._num_unreported_tokens -= dispatch.num_prefill_tokens
+        if attempt in self._unreported:
+            del self._unreported[attempt]
+            self._num_unreported_tokens -= attempt.num_prefill_tokens
 
     # What the client tells.
 
@@ -188,7 +186,7 @@ class FleetMember:
         """Returns why the engine may not serve, or an empty text; makes room in the index."""
         refusal = self._check_model(self, model)
         if not refusal:
-            self.accepted = model
+            self.accepted_model = model
             self.accepted_at = time.monotonic()
             self._bounds = CacheBounds(model)
             self.index.add_engine(self.address, self._bounds.num_blocks, model.epoch)
@@ -227,7 +225,7 @@ class FleetMember:
     def state_changed(self) -> None:
         """Passes it on."""
         if not self.client.is_connected:
-            self.accepted = None
+            self.accepted_model = None
         self._state_changed()
 
     def load_reported(self) -> None:

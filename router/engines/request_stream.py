@@ -15,7 +15,7 @@ class RequestStream:
 
     A waiting token takes about 40 bytes, hence `max_buffered_tokens` 40 times as many.
 
-    An async iterator. It ends after `Finished`; an engine's error is raised as `EngineRefused`.
+    An async iterator. It ends after `Finished`; an engine's error is raised as `EngineError`.
     Leaving early needs `close`, which cancels the request on the engine.
     """
 
@@ -38,7 +38,7 @@ class RequestStream:
         """Returns the next event, waiting for it; one reader at a time.
 
         Raises:
-            EngineRefused: The engine refused or failed the request, or was lost.
+            EngineError: The engine refused or failed the request, or was lost.
             SlowReader: More tokens waited than may; the request is cancelled.
         """
         while True:

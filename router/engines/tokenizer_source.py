@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from protos.wire.status import Reason, error_status
-from router.errors import DOMAIN, EngineLost, EngineRefused
+from router.errors import DOMAIN, EngineError, EngineLost
 from router.types import ModelInfo
 
 _HEDGE_SECONDS = 2.0
@@ -14,7 +14,7 @@ _HEDGE_SECONDS = 2.0
 _REST_SECONDS = 10.0
 """So long an engine is not asked again that sent none, or not those that it announced."""
 
-_Answer = dict[str, bytes] | EngineRefused
+_Answer = dict[str, bytes] | EngineError
 
 _logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class Holder(Protocol):
         """Returns the files, which have this digest.
 
         Raises:
-            EngineRefused: It did not send them.
+            EngineError: It did not send them.
         """
 
 
@@ -40,7 +40,7 @@ class TokenizerSource:
             holders: Returns the connected engines that announce a digest, by address.
         """
         self._holders = holders
-        self._resting: dict[str, tuple[float, EngineRefused]] = {}
+        self._resting: dict[str, tuple[float, EngineError]] = {}
         """Until when an engine is not asked, and why, by address."""
         self._late: set[str] = set()
         """Engines that did not answer in time when last asked; others are asked first."""
@@ -51,7 +51,7 @@ class TokenizerSource:
         Engines are asked one after the other, the next when one failed or is late.
 
         Raises:
-            EngineRefused: What was wrong with the last of them; ENGINE_FAILED if there is none.
+            EngineError: What was wrong with the last of them; ENGINE_FAILED if there is none.
         """
         asked: dict[asyncio.Task[_Answer], str] = {}
         pending: set[asyncio.Task[_Answer]] = set()
@@ -75,7 +75,7 @@ class TokenizerSource:
                     self._late.update(asked[task] for task in pending)
             for task in pending:
                 task.cancel()
-        if isinstance(answer, EngineRefused):
+        if isinstance(answer, EngineError):
             raise answer
         return answer
 
@@ -85,7 +85,7 @@ class TokenizerSource:
         addresses = self._holders(model.tokenizer_sha256).keys() - self._resting.keys() - set(asked)
         return min(addresses, key=lambda a: (a in self._late, a), default=None)
 
-    def _why_none(self, model: ModelInfo) -> EngineRefused:
+    def _why_none(self, model: ModelInfo) -> EngineError:
         """Returns what to say when nobody can be asked."""
         for address in self._holders(model.tokenizer_sha256):
             if address in self._resting:
@@ -94,7 +94,7 @@ class TokenizerSource:
         status = error_status(
             Reason.ENGINE_FAILED, message, domain=DOMAIN, metadata={"model": model.name}
         )
-        return EngineRefused(status)
+        return EngineError(status)
 
     async def _ask(self, address: str, model: ModelInfo) -> _Answer:
         holder = self._holders(model.tokenizer_sha256)[address]
@@ -102,13 +102,13 @@ class TokenizerSource:
             files = await holder.get_tokenizer(model.tokenizer_sha256)
         except EngineLost as error:
             return error
-        except EngineRefused as error:
+        except EngineError as error:
             refusal = _of_engine(address, error)
         # Whatever one engine's answer does to us, another may have a good one.
         except Exception as error:
             _logger.exception("tokenizer transfer failed engine=%s", address)
             message = f"tokenizer files of engine {address}: {error!r:.200}"
-            refusal = EngineRefused(error_status(Reason.INTERNAL, message, domain=DOMAIN))
+            refusal = EngineError(error_status(Reason.INTERNAL, message, domain=DOMAIN))
         else:
             self._late.discard(address)
             return files
@@ -124,9 +124,9 @@ class TokenizerSource:
         return refusal
 
 
-def _of_engine(address: str, error: EngineRefused) -> EngineRefused:
+def _of_engine(address: str, error: EngineError) -> EngineError:
     """Returns an engine's own error as one that no client takes for the answer to its request."""
     if error.status.domain == DOMAIN or error.status.reason == Reason.NO_TOKENIZER:
         return error
     message = f"engine {address} did not send its tokenizer: {error}"
-    return EngineRefused(error_status(Reason.ENGINE_FAILED, message, domain=DOMAIN))
+    return EngineError(error_status(Reason.ENGINE_FAILED, message, domain=DOMAIN))

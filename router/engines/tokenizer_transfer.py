@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from protos.pagestream.engine.v1 import engine_pb2
 from protos.wire.status import Reason, error_status
 from protos.wire.tokenizer_digest import tokenizer_digest
-from router.errors import DOMAIN, EngineRefused
+from router.errors import DOMAIN, EngineError
 
 MAX_BYTES = 256 * 1024 * 1024
 """Of all files, by their headers, so that no more than this is ever kept."""
@@ -49,7 +49,7 @@ async def read_files(
         silence: The longest wait for one message, in seconds.
 
     Raises:
-        EngineRefused: They are not what was announced or break a bound (INTERNAL), or nothing came
+        EngineError: They are not what was announced or break a bound (INTERNAL), or nothing came
             for too long (ENGINE_FAILED).
     """
     transfer = _Transfer(address)
@@ -98,9 +98,9 @@ class _Transfer:
             )
         return {name: bytes(file.content) for name, file in self._files.items()}
 
-    def fault(self, name: str, fault: str, reason: Reason = Reason.INTERNAL) -> EngineRefused:
+    def fault(self, name: str, fault: str, reason: Reason = Reason.INTERNAL) -> EngineError:
         message = f"tokenizer files of engine {self._address}: {name} {fault}"
-        return EngineRefused(error_status(reason, message, domain=DOMAIN))
+        return EngineError(error_status(reason, message, domain=DOMAIN))
 
     def _begin(self, header: engine_pb2.TokenizerFile) -> None:
         self._end_latest()
@@ -134,5 +134,5 @@ class _Transfer:
         if self._latest is not None and not self._latest.is_whole:
             raise self._mismatch(self._latest)
 
-    def _mismatch(self, file: _File) -> EngineRefused:
+    def _mismatch(self, file: _File) -> EngineError:
         return self.fault(file.header.name, "does not match its announced size and SHA-256")

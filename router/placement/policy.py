@@ -204,7 +204,7 @@ def by_load(
     return rng.choice([engine for engine in available if _num_requests(engine) == least])
 
 
-def by_turn(
+def round_robin(
     available: Sequence[EngineSnapshot], query: Query, rng: random.Random
 ) -> EngineSnapshot:
     """Picks one engine after the other, in the order of their addresses."""
@@ -220,7 +220,7 @@ def at_random(
 
 POLICIES: Mapping[str, Policy] = {
     "prefix": by_prefix,
-    "round_robin": by_turn,
+    "round_robin": round_robin,
     "random": at_random,
     "least_loaded": by_load,
 }

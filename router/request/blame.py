@@ -3,7 +3,7 @@
 import grpc
 
 from protos.wire.status import Reason, code_number, error_status
-from router.errors import DOMAIN, EngineRefused
+from router.errors import DOMAIN, EngineError
 from router.types import ModelInfo, TokenRequest
 
 _BLAMING = frozenset(
@@ -29,8 +29,8 @@ _HANDLE = "handle"
 
 
 def judged(
-    error: EngineRefused, request: TokenRequest, engine: str, model: ModelInfo | None
-) -> EngineRefused:
+    error: EngineError, request: TokenRequest, engine: str, model: ModelInfo | None
+) -> EngineError:
     """Returns an engine's refusal as it is, or as its failure if the client is not to blame.
 
     Args:
@@ -44,10 +44,10 @@ def judged(
     message = f"engine {engine} refused what the router sent: {error.status.message}"
     metadata = {"engine": engine, "refusal": error.status.reason or str(error.status.code)}
     status = error_status(Reason.ENGINE_FAILED, message, domain=DOMAIN, metadata=metadata)
-    return EngineRefused(status)
+    return EngineError(status)
 
 
-def _is_unjust(error: EngineRefused, request: TokenRequest, model: ModelInfo | None) -> bool:
+def _is_unjust(error: EngineError, request: TokenRequest, model: ModelInfo | None) -> bool:
     status = error.status
     if status.reason == Reason.DEADLINE_EXCEEDED:
         return request.timeout is None

@@ -13,10 +13,10 @@ from protos.wire import block_hash
 from protos.wire.status import Reason
 from router.engines.catalogue import RETRY_SECONDS
 from router.engines.fleet import Fleet
-from router.errors import EngineRefused, NoEngine, QueueFull, RequestError
+from router.errors import EngineError, NoEngine, QueueFull, RequestError
 from router.placement.policy import POLICIES, Placement, Query, costs, place
 from router.request.blame import judged
-from router.request.failover import Journey
+from router.request.failover import Failover
 from router.request.retry_budget import RetryBudget
 from router.types import Admitted, EngineEvent, ModelInfo, TokenRequest, Tokens
 
@@ -90,33 +90,33 @@ class Dispatcher:
         Yields `Admitted` once, then `Tokens`, then `Finished`. A request that its engine refuses,
         loses or hands back goes on at another engine with the tokens that it has, so that a reader
         sees each token once: as often as there are engines that say they are full or about to
-        exit, and after failures as `Journey` allows. Closing the generator cancels the request on
+        exit, and after failures as `Failover` allows. Closing the generator cancels the request on
         its engine at once.
 
         Raises:
             UnknownModel, NoEngine: As `model_info`; NoEngine also when no engine takes requests.
             QueueFull: Every engine of the model is full.
-            EngineRefused: An engine refused the request for its content, or failed it.
+            EngineError: An engine refused the request for its content, or failed it.
         """
         loop = asyncio.get_running_loop()
         deadline = None if request.timeout is None else loop.time() + request.timeout
         info = self._fleet.model_of(request)
-        journey = Journey(request, self._budget)
+        failover = Failover(request, self._budget)
         is_announced = False
         while True:
-            hashes = block_hashes(journey.request, info)
-            placement = await self._find_place(info, journey, hashes)
+            hashes = block_hashes(failover.request, info)
+            placement = await self._find_place(info, failover, hashes)
             timeout = None if deadline is None else deadline - loop.time()
             admitted: Admitted | None = None
             member = self._fleet.member(placement.engine)
             assert member is not None, "just placed there"
             model = member.client.model
             try:
-                sent = member.dispatch(replace(journey.request, timeout=timeout), hashes, placement)
+                sent = member.submit(replace(failover.request, timeout=timeout), hashes, placement)
                 with closing(sent):
                     async for event in sent:
                         if isinstance(event, Admitted):
-                            self._admit(journey, placement, event)
+                            self._admit(failover, placement, event)
                             admitted = event
                             continue
                         # Until an engine brings more than that, another may be the first.
@@ -124,24 +124,24 @@ class Dispatcher:
                             is_announced = True
                             yield admitted
                         if isinstance(event, Tokens):
-                            journey.add_tokens(event.token_ids)
+                            failover.add_tokens(event.token_ids)
                         yield event
                 return
-            except (EngineRefused, QueueFull) as error:
+            except (EngineError, QueueFull) as error:
                 self._leave(
-                    journey, placement.engine, model, error, is_admitted=admitted is not None
+                    failover, placement.engine, model, error, is_admitted=admitted is not None
                 )
 
-    def place(self, info: ModelInfo, journey: Journey, hashes: Sequence[int]) -> Placement | None:
+    def place(self, info: ModelInfo, failover: Failover, hashes: Sequence[int]) -> Placement | None:
         """Chooses the engine that suits a request best now, or none.
 
         Args:
             info: The model that its prompt was made for.
-            journey: The request, and where it may not go.
+            failover: The request, and where it may not go.
             hashes: Of the full blocks of its tokens, as `block_hashes` returns them.
         """
         start = time.perf_counter()
-        request = journey.request
+        request = failover.request
         num_tokens = request.num_known_tokens
         # An engine always computes the last token, so its block is no hit even when it is held.
         usable = hashes[: max(0, num_tokens - 1) // info.block_size]
@@ -155,7 +155,7 @@ class Dispatcher:
                 engine: count * info.block_size
                 for engine, count in self._fleet.match(usable).items()
             },
-            excluded=frozenset(journey.refused),
+            excluded=frozenset(failover.refused),
             turn=self._num_placements,
         )
         engines = self._fleet.engines()
@@ -179,7 +179,7 @@ class Dispatcher:
         return placement
 
     async def _find_place(
-        self, info: ModelInfo, journey: Journey, hashes: Sequence[int]
+        self, info: ModelInfo, failover: Failover, hashes: Sequence[int]
     ) -> Placement:
         """Chooses an engine; for a request that has tokens already, waits for one if it must.
 
@@ -188,14 +188,14 @@ class Dispatcher:
         while True:
             if self._ending is not None:
                 raise self._ending
-            placement = None if journey.must_wait else self.place(info, journey, hashes)
+            placement = None if failover.must_wait else self.place(info, failover, hashes)
             if placement is not None:
                 return placement
-            if not journey.may_wait or journey.waited >= _PATIENCE_SECONDS:
+            if not failover.may_wait or failover.waited >= _PATIENCE_SECONDS:
                 # A client that got tokens is told why they ended, not that others are full.
-                raise journey.loss or _no_place(info.name, journey.refused)
+                raise failover.loss or _no_place(info.name, failover.refused)
             await asyncio.sleep(_PATIENCE_STEP_SECONDS)
-            journey.wait(_PATIENCE_STEP_SECONDS, self._fleet.epoch_of)
+            failover.wait(_PATIENCE_STEP_SECONDS, self._fleet.epoch_of)
 
     def _num_sequence_tokens(self, model: str, request: TokenRequest) -> int:
         """Returns the length that the request's engine must be able to hold.
@@ -207,27 +207,27 @@ class Dispatcher:
         asked = len(request.prompt_token_ids) + (request.sampling_params.max_tokens or 1)
         return min(max(asked, request.num_known_tokens), longest)
 
-    def _admit(self, journey: Journey, placement: Placement, admitted: Admitted) -> None:
-        journey.admit(admitted)
+    def _admit(self, failover: Failover, placement: Placement, admitted: Admitted) -> None:
+        failover.admit(admitted)
         if self._observer is not None:
             self._observer.request_admitted(placement, admitted.num_cached_tokens)
 
     def _leave(
         self,
-        journey: Journey,
+        failover: Failover,
         engine: str,
         model: ModelInfo | None,
-        error: EngineRefused | QueueFull,
+        error: EngineError | QueueFull,
         *,
         is_admitted: bool,
     ) -> None:
         """Notes that a request leaves an engine; raises the error if it must end with it."""
-        if isinstance(error, EngineRefused):
-            error = judged(error, journey.request, engine, model)
-        num_resumed_before = len(journey.request.resume_token_ids)
+        if isinstance(error, EngineError):
+            error = judged(error, failover.request, engine, model)
+        num_resumed_before = len(failover.request.resume_token_ids)
         epoch = model.epoch if model is not None else 0
-        journey.leave(engine, error, epoch=epoch, is_admitted=is_admitted)
-        num_resumed = len(journey.request.resume_token_ids)
+        failover.leave(engine, error, epoch=epoch, is_admitted=is_admitted)
+        num_resumed = len(failover.request.resume_token_ids)
         if self._observer is not None:
             if num_resumed > num_resumed_before:
                 self._observer.request_resumed(error, num_resumed)
@@ -235,7 +235,7 @@ class Dispatcher:
                 self._observer.request_retried(engine, error)
         _logger.info(
             "request goes elsewhere request_id=%s engine=%s reason=%s resumed_tokens=%d",
-            journey.request.request_id,
+            failover.request.request_id,
             engine,
             error.status.reason,
             num_resumed,

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from protos.wire.status import Reason
-from router.errors import EngineLost, EngineRefused, QueueFull, RequestError
+from router.errors import EngineError, EngineLost, QueueFull, RequestError
 from router.request.retry_budget import RetryBudget
 from router.types import Admitted, TokenRequest
 
@@ -20,7 +20,7 @@ _FIRST_PAUSE_SECONDS = 0.25
 _REFUSALS = frozenset({Reason.QUEUE_FULL, Reason.DRAINING, Reason.STARTING})
 
 
-class Journey:
+class Failover:
     """Keeps the tokens of a request, so that another engine can go on where one stopped.
 
     An engine whose connection breaks before it admitted the request may never have received it:
@@ -97,7 +97,7 @@ class Journey:
     def leave(
         self,
         engine: str,
-        error: EngineRefused | QueueFull,
+        error: EngineError | QueueFull,
         *,
         epoch: int = 0,
         is_admitted: bool = True,
@@ -111,7 +111,7 @@ class Journey:
             is_admitted: Whether the engine had admitted the request.
 
         Raises:
-            EngineRefused, QueueFull: The error, if no other engine should be tried: it lies in the
+            EngineError, QueueFull: The error, if no other engine should be tried: it lies in the
                 request, or engines failed too often.
         """
         is_new = self._num_new_tokens > 0

@@ -10,7 +10,7 @@ from grpc_status import rpc_status
 from protos.pagestream.engine.v1 import engine_pb2, engine_pb2_grpc
 from protos.wire.status import Reason, error_status, to_rpc_status
 from router.engines.client import ClientSettings, EngineClient
-from router.errors import EngineRefused, QueueFull
+from router.errors import EngineError, QueueFull
 from router.placement.prefix_index import PrefixIndex
 from router.types import (
     EngineState,
@@ -165,7 +165,7 @@ async def test_submission_without_a_connection_is_engine_failed():
     async with client_of("127.0.0.1:1") as (client, listener):
         await listener.wait_until(lambda: client.state is EngineState.UNAVAILABLE)
 
-        with pytest.raises(EngineRefused) as raised:
+        with pytest.raises(EngineError) as raised:
             client.submit(request([1]))
 
         assert raised.value.status.reason == Reason.ENGINE_FAILED
@@ -180,7 +180,7 @@ async def test_loss_of_the_connection_fails_open_requests_and_is_followed_by_ano
 
         await engine.restart()
 
-        with pytest.raises(EngineRefused) as raised:
+        with pytest.raises(EngineError) as raised:
             await collect(stream)
         assert raised.value.status.reason == Reason.ENGINE_FAILED
         await listener.wait_until(lambda: client.num_connections == 2)
@@ -313,7 +313,7 @@ async def test_request_for_an_unknown_reason_of_the_end_is_internal():
                 yield response
 
     async with Odd(CONFIG) as engine, connected(engine) as (client, _):
-        with pytest.raises(EngineRefused) as raised:
+        with pytest.raises(EngineError) as raised:
             await collect(client.submit(request([1])))
 
         assert raised.value.status.reason == Reason.INTERNAL
@@ -339,7 +339,7 @@ async def test_tokenizer_file_that_is_not_what_it_says_is_refused(header, fault)
             yield engine_pb2.GetTokenizerResponse(chunk=b"abc")
 
     async with Lying(CONFIG) as engine, connected(engine) as (client, _):
-        with pytest.raises(EngineRefused, match=fault):
+        with pytest.raises(EngineError, match=fault):
             await client.get_tokenizer("")
 
 
@@ -358,7 +358,7 @@ async def test_tokenizer_transfer_cut_by_the_loss_of_the_engine_is_an_error_not_
 
         await engine.restart()
 
-        with pytest.raises(EngineRefused) as raised:
+        with pytest.raises(EngineError) as raised:
             await task
         assert raised.value.status.reason == Reason.ENGINE_FAILED
 
@@ -426,5 +426,5 @@ async def test_client_that_has_ended_takes_no_request():
         async with connected(engine) as (client, _):
             pass
 
-        with pytest.raises(EngineRefused, match="its connection was closed"):
+        with pytest.raises(EngineError, match="its connection was closed"):
             client.submit(request([1]))

@@ -14,7 +14,7 @@ from router.engines import fleet as fleet_module
 from router.engines import quarantine
 from router.engines.client import EngineClient
 from router.engines.connection_loss import Fault
-from router.errors import EngineRefused
+from router.errors import EngineError
 from router.types import EngineState
 from tests.fakes.fake_engine import SERVICE, FakeEngine, expected_tokens
 from tests.router.engines.test_client import Listener, client_of, connected, request, tokens_of
@@ -58,7 +58,7 @@ async def test_unexpected_error_makes_the_engine_unavailable_and_it_returns(
         assert client.num_faults[Fault.UNEXPECTED] >= 1
         assert "boom" in caplog.text
         assert "Traceback" not in caplog.text
-        with pytest.raises(EngineRefused) as raised:
+        with pytest.raises(EngineError) as raised:
             await collect_stream(stream)
         assert raised.value.status.reason == Reason.ENGINE_FAILED
         monkeypatch.undo()

@@ -8,7 +8,7 @@ import pytest
 
 from protos.pagestream.engine.v1 import engine_pb2
 from protos.wire.status import Reason, code_number
-from router.errors import EngineRefused, QueueFull, UnknownModel
+from router.errors import EngineError, QueueFull, UnknownModel
 from router.types import (
     EngineState,
     Finished,
@@ -63,7 +63,7 @@ async def test_sampling_parameters_reach_the_engine():
 
 async def test_engine_s_own_error_passes_through_unchanged():
     async with fleet_of(CONFIG, CONFIG) as (fleet, engines):
-        with pytest.raises(EngineRefused) as raised:
+        with pytest.raises(EngineError) as raised:
             await collect(fleet, request([1], top_k=5))
 
         assert raised.value.status.reason == Reason.UNSUPPORTED_PARAMETER
@@ -76,7 +76,7 @@ async def test_request_past_its_time_limit_fails_with_deadline_exceeded():
     async with fleet_of(CONFIG) as (fleet, engines):
         engines[0].stall()
 
-        with pytest.raises(EngineRefused) as raised:
+        with pytest.raises(EngineError) as raised:
             await collect(fleet, request([1], timeout=0.05))
 
         assert raised.value.status.reason == Reason.DEADLINE_EXCEEDED
@@ -294,7 +294,7 @@ async def test_request_too_long_for_every_engine_is_refused_by_the_longest():
     large = replace(CONFIG, max_model_len=64)
     async with fleet_of(small, large, placement="round_robin") as (fleet, _):
         for _ in range(3):
-            with pytest.raises(EngineRefused, match="78 tokens > 64") as raised:
+            with pytest.raises(EngineError, match="78 tokens > 64") as raised:
                 await collect(fleet, request([1] * 70))
             assert raised.value.status.reason == Reason.PROMPT_TOO_LONG
 
@@ -342,7 +342,7 @@ async def test_tokenizer_files_arrive_whole(tmp_path):
 
 async def test_missing_tokenizer_is_the_engine_s_error():
     async with fleet_of(CONFIG) as (fleet, _):
-        with pytest.raises(EngineRefused) as raised:
+        with pytest.raises(EngineError) as raised:
             await fleet.fetch_tokenizer(fleet.model_info(""))
 
         assert raised.value.status.reason == Reason.NO_TOKENIZER

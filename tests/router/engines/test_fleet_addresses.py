@@ -8,7 +8,7 @@ import pytest
 
 from router.engines import client as engine_client
 from router.engines.client import EngineClient
-from router.errors import EngineRefused, NoEngine
+from router.errors import EngineError, NoEngine
 from router.types import EngineState
 from tests.fakes.fake_engine import FakeEngine, expected_tokens
 from tests.router.fleets import (
@@ -190,7 +190,7 @@ async def test_request_waits_for_no_engine_of_another_model_of_the_same_name(mon
             await until(lambda: fleet.statistics().num_connections == 2)
             assert engine_of([other], (await collect(fleet, request([1])))[0]) is other
             monkeypatch.setattr("router.request.dispatcher._PATIENCE_SECONDS", 0.0)
-            with pytest.raises(EngineRefused, match="not connected"):
+            with pytest.raises(EngineError, match="not connected"):
                 await reader
             assert len(other.submissions) == 1
         await engine.start()

@@ -10,7 +10,7 @@ import pytest
 from protos.pagestream.engine.v1 import engine_pb2
 from protos.wire.status import Reason, code_number
 from router.engines import tokenizer_source
-from router.errors import EngineRefused, NoEngine
+from router.errors import EngineError, NoEngine
 from router.request import dispatcher
 from router.text.tokenizer_pool import TokenizerPool
 from router.types import EngineState
@@ -64,7 +64,7 @@ async def test_tokenizer_of_an_engine_that_lies_is_never_used(with_tokenizer, mo
         with TokenizerPool(fleet.fetch_tokenizer, 1, fleet.tokenizers_in_use) as pool:
             await until(lambda: states(fleet) == [SERVING])
             for _ in range(2):
-                with pytest.raises(EngineRefused, match="all have the digest"):
+                with pytest.raises(EngineError, match="all have the digest"):
                     await pool.get(fleet.model_info("fake"))
             async with FakeEngine(with_tokenizer) as good:
                 fleet.set_addresses([lying.address, good.address])
@@ -116,7 +116,7 @@ async def test_request_with_tokens_does_not_go_on_at_an_engine_of_another_tokeni
                 fleet.set_addresses([first.address, second.address])
                 await until(lambda: states(fleet) == [UNAVAILABLE, SERVING])
 
-                with pytest.raises(EngineRefused):
+                with pytest.raises(EngineError):
                     await tokens_of(events)
 
             assert not second.submissions
@@ -215,7 +215,7 @@ async def test_engine_that_refuses_what_the_router_checked_is_left(reason):
             assert tokens == expected_tokens([n], 8)
 
         engines[1].refuse(reason)
-        with pytest.raises(EngineRefused, match="refused what the router sent") as raised:
+        with pytest.raises(EngineError, match="refused what the router sent") as raised:
             await collect(fleet, request([1]))
         assert raised.value.status.code == code_number(grpc.StatusCode.UNAVAILABLE)
 
@@ -234,7 +234,7 @@ async def test_client_is_not_blamed_when_its_request_cannot_go_on_elsewhere(monk
         next(engine for engine in engines if engine is not other).hand_back()
         next(engine for engine in engines if engine is not other).refuse(Reason.DRAINING)
 
-        with pytest.raises(EngineRefused) as raised:
+        with pytest.raises(EngineError) as raised:
             await tokens_of(events)
         assert raised.value.status.code == code_number(grpc.StatusCode.UNAVAILABLE)
 

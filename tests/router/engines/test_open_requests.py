@@ -8,7 +8,7 @@ from protos.pagestream.engine.v1 import engine_pb2
 from protos.wire.status import Reason, error_status
 from router.engines.connection_loss import ConnectionLost, Fault
 from router.engines.open_requests import OpenRequests
-from router.errors import EngineRefused
+from router.errors import EngineError
 from router.types import Finished, FinishReason, SamplingParams, TokenRequest
 from tests.fakes.fake_fleet import model_info
 from tests.fakes.hostile_engine import admission, failure, finish, tokens_of
@@ -185,7 +185,7 @@ async def test_one_token_out_of_range_keeps_the_whole_step_back():
 
     for stream in streams:
         await anext(stream)
-        with pytest.raises(EngineRefused):
+        with pytest.raises(EngineError):
             await anext(stream)
 
 

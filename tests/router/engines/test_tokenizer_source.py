@@ -5,14 +5,14 @@ import pytest
 from protos.wire.status import Reason, error_status
 from router.engines import tokenizer_source
 from router.engines.tokenizer_source import TokenizerSource
-from router.errors import DOMAIN, EngineLost, EngineRefused
+from router.errors import DOMAIN, EngineError, EngineLost
 from tests.fakes.fake_fleet import model_info
 
 FILES = {"tokenizer.json": b"{}"}
 MODEL = model_info()
 
 
-def failing(reason, message="said", *, domain=DOMAIN, kind=EngineRefused):
+def failing(reason, message="said", *, domain=DOMAIN, kind=EngineError):
     return kind(error_status(reason, message, domain=domain))
 
 
@@ -108,7 +108,7 @@ async def test_engine_that_rests_is_asked_again_later(monkeypatch):
     engine = Holder(failing(Reason.INTERNAL, "other files"))
     source = source_of(a=engine)
     for _ in range(3):
-        with pytest.raises(EngineRefused, match="other files"):
+        with pytest.raises(EngineError, match="other files"):
             await fetch(source)
     assert engine.num_asked == 1
     loop = asyncio.get_running_loop()
@@ -134,14 +134,14 @@ async def test_engine_that_is_lost_during_the_transfer_is_asked_when_it_is_back(
 async def test_engine_s_refusal_is_no_answer_to_a_client_s_request():
     refusing = Holder(failing(Reason.BAD_REQUEST, "bad", domain="pagestream.engine.v1"))
 
-    with pytest.raises(EngineRefused, match="engine a did not send its tokenizer: bad") as raised:
+    with pytest.raises(EngineError, match="engine a did not send its tokenizer: bad") as raised:
         await fetch(source_of(a=refusing))
 
     assert raised.value.status.reason == Reason.ENGINE_FAILED
 
 
 async def test_no_engine_of_the_digest_is_an_error_that_names_the_model():
-    with pytest.raises(EngineRefused, match='tokenizer of model "small" is connected'):
+    with pytest.raises(EngineError, match='tokenizer of model "small" is connected'):
         await fetch(source_of())
 
 

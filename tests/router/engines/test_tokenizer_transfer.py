@@ -9,7 +9,7 @@ from protos.wire.status import Reason
 from protos.wire.tokenizer_digest import tokenizer_digest
 from router.engines import tokenizer_transfer
 from router.engines.tokenizer_transfer import MAX_BYTES, MAX_FILES, read_files
-from router.errors import EngineRefused
+from router.errors import EngineError
 
 FILES = {"a.json": b"abc" * 1000, "b.jinja": b""}
 
@@ -49,7 +49,7 @@ async def read(messages):
     try:
         files = await read_files("e:1", call(), expected_sha256=digest_of(FILES), silence=10.0)
         return files, num_taken
-    except EngineRefused as error:
+    except EngineError as error:
         return error, num_taken
 
 
@@ -133,7 +133,7 @@ async def test_transfer_that_stops_is_given_up():
         yield header("a", b"abc")
         await asyncio.Event().wait()
 
-    with pytest.raises(EngineRefused, match=r"stopped coming for 0\.01 s") as raised:
+    with pytest.raises(EngineError, match=r"stopped coming for 0\.01 s") as raised:
         await read_files("e:1", call(), expected_sha256="", silence=0.01)
 
     assert raised.value.status.reason == Reason.ENGINE_FAILED

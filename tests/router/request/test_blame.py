@@ -4,7 +4,7 @@ import grpc
 import pytest
 
 from protos.wire.status import STATUS_CODES, ErrorStatus, Reason, code_number
-from router.errors import EngineRefused
+from router.errors import EngineError
 from router.request.blame import judged
 from router.types import SamplingParams, TokenRequest
 from tests.fakes.fake_fleet import model_info
@@ -17,7 +17,7 @@ RESUMED = array("i", [7])
 def refusal(reason, *, code=None, field=None):
     number = code_number(code or STATUS_CODES[reason])
     metadata = {"field": field} if field else {}
-    return EngineRefused(
+    return EngineError(
         ErrorStatus(code=number, message="no", reason=reason, domain="e", metadata=metadata)
     )
 

@@ -8,7 +8,7 @@ import pytest
 
 from protos.wire.status import Reason, code_number
 from router.engines import client as engine_client
-from router.errors import EngineRefused
+from router.errors import EngineError
 from router.request import dispatcher
 from router.types import (
     EngineState,
@@ -46,7 +46,7 @@ async def test_second_failure_ends_the_request():
         for engine in engines:
             engine.refuse(Reason.ENGINE_FAILED)
 
-        with pytest.raises(EngineRefused) as raised:
+        with pytest.raises(EngineError) as raised:
             await collect(fleet, request([1]))
 
         assert raised.value.status.reason == Reason.ENGINE_FAILED
@@ -176,7 +176,7 @@ async def test_request_that_cannot_go_on_ends_as_unavailable(monkeypatch):
 
         victim.die_after(0)
 
-        with pytest.raises(EngineRefused) as raised:
+        with pytest.raises(EngineError) as raised:
             await rest_of(events)
         assert raised.value.status.reason == Reason.ENGINE_FAILED
         assert raised.value.status.code == code_number(grpc.StatusCode.UNAVAILABLE)
@@ -193,7 +193,7 @@ async def test_request_with_tokens_waits_for_a_full_engine_only_so_long(monkeypa
 
         engine.hand_back()
 
-        with pytest.raises(EngineRefused) as raised:
+        with pytest.raises(EngineError) as raised:
             await rest_of(events)
         assert raised.value.status.reason == Reason.DRAINING
         assert len(engine.submissions) > 1
@@ -215,7 +215,7 @@ async def test_request_that_breaks_one_engine_after_another_is_given_up():
             await until(lambda before=num_before: len(received) > before + 1)
             await next(engine for engine in engines if engine.num_running).restart()
 
-        with pytest.raises(EngineRefused) as raised:
+        with pytest.raises(EngineError) as raised:
             await asyncio.wait_for(reader, TIMEOUT)
 
         assert raised.value.status.reason == Reason.ENGINE_FAILED

@@ -3,14 +3,14 @@ from array import array
 import pytest
 
 from protos.wire.status import Reason, error_status
-from router.errors import EngineLost, EngineRefused, QueueFull
-from router.request.failover import Journey
+from router.errors import EngineError, EngineLost, QueueFull
+from router.request.failover import Failover
 from router.request.retry_budget import RetryBudget
 from router.types import Admitted, SamplingParams, TokenRequest
 
 
 def error(reason):
-    return EngineRefused(error_status(reason, "said", domain="pagestream.engine.v1"))
+    return EngineError(error_status(reason, "said", domain="pagestream.engine.v1"))
 
 
 def lost():
@@ -21,18 +21,18 @@ def never_back(engine):
     return None
 
 
-def journey(budget=None, **params):
+def failover(budget=None, **params):
     request = TokenRequest(
         request_id="r",
         model="m",
         prompt_token_ids=array("i", [1, 2]),
         sampling_params=SamplingParams(**params),
     )
-    return Journey(request, budget or RetryBudget())
+    return Failover(request, budget or RetryBudget())
 
 
 def test_next_engine_gets_the_tokens_and_the_seed_of_the_first():
-    one = journey(temperature=0.7)
+    one = failover(temperature=0.7)
     one.admit(Admitted(engine="a", num_cached_tokens=0, seed=77))
     one.add_tokens([5, 6])
     one.leave("a", error(Reason.ENGINE_FAILED))
@@ -45,7 +45,7 @@ def test_next_engine_gets_the_tokens_and_the_seed_of_the_first():
 
 
 def test_request_without_tokens_stays_as_it_was():
-    one = journey()
+    one = failover()
     one.admit(Admitted(engine="a", num_cached_tokens=0, seed=77))
     one.leave("a", error(Reason.ENGINE_FAILED))
     assert not one.request.resume_token_ids
@@ -54,7 +54,7 @@ def test_request_without_tokens_stays_as_it_was():
 
 
 def test_engines_that_refused_may_be_asked_again_once_it_got_on():
-    one = journey()
+    one = failover()
     one.leave("a", QueueFull("full"))
     one.leave("b", error(Reason.STARTING))
     assert set(one.refused) == {"a", "b"}
@@ -65,17 +65,17 @@ def test_engines_that_refused_may_be_asked_again_once_it_got_on():
 
 @pytest.mark.parametrize("reason", [Reason.BAD_REQUEST, Reason.DEADLINE_EXCEEDED])
 def test_what_lies_in_the_request_ends_it(reason):
-    one = journey()
+    one = failover()
     one.add_tokens([5])
-    with pytest.raises(EngineRefused):
+    with pytest.raises(EngineError):
         one.leave("a", error(reason))
 
 
 def test_two_failures_without_a_token_between_them_end_it():
-    one = journey()
+    one = failover()
     one.add_tokens([5])
     one.leave("a", error(Reason.ENGINE_FAILED))
-    with pytest.raises(EngineRefused):
+    with pytest.raises(EngineError):
         one.leave("b", error(Reason.ENGINE_FAILED))
 
 
@@ -83,9 +83,9 @@ def test_failure_ends_it_when_the_budget_is_spent():
     budget = RetryBudget()
     while budget.take():
         pass
-    one = journey(budget)
+    one = failover(budget)
     one.add_tokens([5])
-    with pytest.raises(EngineRefused):
+    with pytest.raises(EngineError):
         one.leave("a", error(Reason.ENGINE_FAILED))
 
 
@@ -93,7 +93,7 @@ def test_engines_that_hand_it_back_cost_no_budget():
     budget = RetryBudget()
     while budget.take():
         pass
-    one = journey(budget)
+    one = failover(budget)
     for engine in "abcdefghijkl":
         one.add_tokens([5])
         one.leave(engine, error(Reason.DRAINING))
@@ -102,7 +102,7 @@ def test_engines_that_hand_it_back_cost_no_budget():
 
 def with_tokens(budget=None):
     """A request that has a token, and whose engine "a" was lost."""
-    one = journey(budget)
+    one = failover(budget)
     one.add_tokens([5])
     one.leave("a", lost())
     return one
@@ -123,13 +123,13 @@ def test_lost_engines_cost_no_budget_unless_they_had_admitted_it():
     while budget.take():
         pass
     one.leave("b", lost(), is_admitted=False)
-    with pytest.raises(EngineRefused):
+    with pytest.raises(EngineError):
         one.leave("c", lost(), is_admitted=True)
 
 
 def test_engine_that_answers_that_it_failed_counts_though_it_admitted_nothing():
     one = with_tokens()
-    with pytest.raises(EngineRefused):
+    with pytest.raises(EngineError):
         one.leave("b", error(Reason.ENGINE_FAILED), is_admitted=False)
 
 
@@ -157,7 +157,7 @@ def test_losses_do_not_make_a_request_wait_longer_but_failures_and_tokens_do():
 
 
 def test_request_without_a_token_waits_for_lost_engines_that_did_not_restart():
-    one = journey()
+    one = failover()
     one.leave("a", lost(), epoch=1, is_admitted=False)
     assert not one.must_wait
     one.leave("b", lost(), epoch=2, is_admitted=False)
@@ -174,14 +174,14 @@ def test_request_without_a_token_waits_for_lost_engines_that_did_not_restart():
 
 
 def test_request_without_a_token_that_may_have_broken_two_engines_goes_nowhere():
-    one = journey()
+    one = failover()
     one.leave("a", lost(), epoch=1, is_admitted=False)
-    with pytest.raises(EngineRefused):
+    with pytest.raises(EngineError):
         one.leave("b", error(Reason.ENGINE_FAILED))
 
 
 def test_request_without_a_token_does_not_wait_for_lost_engines_when_others_refused_it():
-    one = journey()
+    one = failover()
     one.leave("a", lost(), epoch=1, is_admitted=False)
     assert one.may_wait
     one.leave("b", QueueFull("full"))

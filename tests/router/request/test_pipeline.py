@@ -5,7 +5,7 @@ import pytest
 
 from protos.wire.status import ErrorStatus, Reason, error_status
 from router.errors import (
-    EngineRefused,
+    EngineError,
     InvalidRequest,
     NoEngine,
     NoTokenizer,
@@ -187,12 +187,12 @@ async def test_tokens_go_without_text_while_the_tokenizer_cannot_be_had(observer
     fleet.answer([80, 81])
 
     async def fetch(model):
-        raise EngineRefused(error_status(Reason.ENGINE_FAILED, "none came", domain="e"))
+        raise EngineError(error_status(Reason.ENGINE_FAILED, "none came", domain="e"))
 
     with TokenizerPool(fetch, 1) as tokenizers:
         pipeline = Pipeline(fleet, tokenizers, observer, BOUNDS)
         deltas = await collect(pipeline, request(tokens(1, 2)))
-        with pytest.raises(EngineRefused, match="none came"):
+        with pytest.raises(EngineError, match="none came"):
             await collect(pipeline, request())
 
     assert [delta.token_ids for delta in deltas[:2]] == [(), (80, 81)]
@@ -368,9 +368,9 @@ async def test_longest_prompt_that_fits_is_taken(pipeline, fleet):
 
 async def test_parameters_that_the_router_does_not_know_are_passed_on(pipeline, fleet):
     params = SamplingParams(top_k=5, min_p=0.5, logprobs=1)
-    fleet.put(EngineRefused(ErrorStatus(code=3, message="top_k", reason="UNSUPPORTED_PARAMETER")))
+    fleet.put(EngineError(ErrorStatus(code=3, message="top_k", reason="UNSUPPORTED_PARAMETER")))
 
-    with pytest.raises(EngineRefused):
+    with pytest.raises(EngineError):
         await collect(pipeline, request(sampling_params=params))
 
     assert fleet.requests[0].sampling_params == params
@@ -379,9 +379,9 @@ async def test_parameters_that_the_router_does_not_know_are_passed_on(pipeline, 
 @pytest.mark.parametrize(
     ("error", "outcome"),
     [
-        (EngineRefused(ErrorStatus(code=14, message="", reason="ENGINE_FAILED")), "engine_failed"),
-        (EngineRefused(ErrorStatus(code=14, message="", reason="NEW_REASON")), "other"),
-        (EngineRefused(ErrorStatus(code=14, message="")), "other"),
+        (EngineError(ErrorStatus(code=14, message="", reason="ENGINE_FAILED")), "engine_failed"),
+        (EngineError(ErrorStatus(code=14, message="", reason="NEW_REASON")), "other"),
+        (EngineError(ErrorStatus(code=14, message="")), "other"),
         (NoEngine("none", retry_after=1.0), "no_engine"),
         (ValueError("a bug"), "internal"),
     ],

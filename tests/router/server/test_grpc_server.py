@@ -9,7 +9,7 @@ from protos.pagestream.router.v1 import router_pb2 as pb
 from protos.pagestream.router.v1 import router_pb2_grpc
 from protos.wire import channel
 from protos.wire.status import ErrorStatus, unpack
-from router.errors import EngineRefused, NoEngine
+from router.errors import EngineError, NoEngine
 from router.request.pipeline import Bounds, Pipeline
 from router.server.grpc_server import RouterServicer
 from router.server.metrics import RouterMetrics
@@ -193,7 +193,7 @@ async def test_error_after_tokens_were_sent_ends_the_stream(service, fleet):
         domain="pagestream.engine.v1",
         metadata={"engine": ENGINE},
     )
-    fleet.put(ADMITTED, Tokens(token_ids=[80]), EngineRefused(failure))
+    fleet.put(ADMITTED, Tokens(token_ids=[80]), EngineError(failure))
 
     code, error = await refusal(service.Generate(pb.GenerateRequest(text=TEXT), timeout=10))
 
@@ -210,7 +210,7 @@ async def test_waiting_is_suggested_where_it_helps(fleet):
 
 
 async def test_code_that_grpc_does_not_know_becomes_unknown(service, fleet):
-    fleet.put(EngineRefused(ErrorStatus(code=99, message="odd", reason="ODD", domain="x")))
+    fleet.put(EngineError(ErrorStatus(code=99, message="odd", reason="ODD", domain="x")))
 
     code, error = await refusal(service.Generate(pb.GenerateRequest(text=TEXT), timeout=10))
 
