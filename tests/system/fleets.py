@@ -192,11 +192,12 @@ def streams_of(count=NUM_STREAMS, model="") -> list[CheckedStream]:
 
 
 async def run_all(stub, streams, disturb=None) -> None:
-    """Runs all streams to their ends, and `disturb` once a third of the tokens came."""
+    """Runs all streams, and `disturb` once each has tokens and all together a third of theirs."""
     is_under_way = asyncio.Event()
 
     def progress():
-        if sum(len(stream.token_ids) for stream in streams) > len(streams) * NUM_TOKENS / 3:
+        counts = [len(stream.token_ids) for stream in streams]
+        if all(counts) and sum(counts) > len(streams) * NUM_TOKENS / 3:
             is_under_way.set()
 
     async with asyncio.timeout(TIMEOUT), asyncio.TaskGroup() as group:
