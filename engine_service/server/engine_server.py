@@ -12,7 +12,7 @@ import grpc
 from engine_service.config import ServerOptions
 from engine_service.core.limits import Limits
 from engine_service.core.types import EngineInfo, StepOutput
-from engine_service.errors import Draining, StartupError, core_frozen, core_lost
+from engine_service.errors import DOMAIN, Draining, StartupError, core_frozen, core_lost
 from engine_service.server.cache_log import CacheLog
 from engine_service.server.core_client import CoreClient
 from engine_service.server.core_watch import TICK_SECONDS, CoreWatch
@@ -21,7 +21,6 @@ from engine_service.server.load_meter import LoadMeter
 from engine_service.server.metrics import EngineMetrics
 from engine_service.server.replica import Replica
 from engine_service.server.servicer import EngineServicer
-from engine_service.server.status import DOMAIN
 from engine_service.server.submission_batch import SubmissionBatchParser
 from engine_service.server.tokenizer_files import TokenizerFiles
 from protos.pagestream.engine.v1 import engine_pb2
