@@ -47,7 +47,7 @@ class _ServiceNames:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouterConfig(Options):
-    """Settings of one router; each field is an option of the command line."""
+    """Where the engines are, how the router is reached, and what it holds."""
 
     engines: tuple[str, ...] = field(
         default=(),
