@@ -84,12 +84,12 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
         """Describes the model, its limits and how its blocks are hashed."""
         async with errors_to_status(context, "GetModelInfo"):
             replica = self._loaded()
-        return convert.to_model_info_response(
-            replica.info,
-            epoch=replica.cache_log.epoch,
-            tokenizer_sha256=replica.tokenizer.sha256,
-            engine_version=engine_version(),
-        )
+            return convert.to_model_info_response(
+                replica.info,
+                epoch=replica.cache_log.epoch,
+                tokenizer_sha256=replica.tokenizer.sha256,
+                engine_version=engine_version(),
+            )
 
     async def GetTokenizer(self, request: engine_pb2.GetTokenizerRequest, context: Context) -> None:
         """Streams the tokenizer and chat template files."""
