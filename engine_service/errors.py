@@ -1,6 +1,6 @@
 """Everything that an engine says no with.
 
-EngineError                 base of all; `message` for a person, `metadata` for a program
+ServiceError                base of all, in servicekit, as is StartupError
 ├── StartupError            the process cannot serve; exit code 2
 └── RequestError            one request (or stream) ends with it; `reason` names it on the wire
     ├── InvalidRequest      the client must change the request
@@ -14,61 +14,17 @@ EngineError                 base of all; `message` for a person, `metadata` for 
     └── NoTokenizer         the model folder holds no tokenizer files
 """
 
-from collections.abc import Mapping
-
 from protos.wire.reason import Reason
+from servicekit import errors
+from servicekit.errors import StartupError as StartupError
+
+DOMAIN = "pagestream.engine.v1"
 
 
-class EngineError(Exception):
-    """Base of all errors that the engine raises on purpose."""
+class RequestError(errors.RequestError):
+    """One request ends with this error. It crosses the boundary between core and server."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
-
-
-class StartupError(EngineError):
-    """The process cannot serve; the message says what to do."""
-
-
-class RequestError(EngineError):
-    """One request ends with this error.
-
-    Attributes:
-        reason: Names the error on the wire and decides the gRPC status code.
-        metadata: Every number and name of the message, for programs.
-        retry_after: Seconds after which the same request may succeed here, or None.
-    """
-
-    reason: Reason
-
-    def __init__(
-        self,
-        message: str,
-        metadata: Mapping[str, str] | None = None,
-        *,
-        reason: Reason | None = None,
-        retry_after: float | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.metadata = dict(metadata or {})
-        self.retry_after = retry_after
-        if reason is not None:
-            self.reason = reason
-
-    def __reduce__(self) -> tuple[object, ...]:
-        """Errors cross the boundary between core and server."""
-        return (_rebuild, (type(self), self.message, self.metadata, self.reason, self.retry_after))
-
-
-def _rebuild(
-    kind: type[RequestError],
-    message: str,
-    metadata: dict[str, str],
-    reason: Reason,
-    retry_after: float | None,
-) -> RequestError:
-    return kind(message, metadata, reason=reason, retry_after=retry_after)
+    domain = DOMAIN
 
 
 class InvalidRequest(RequestError):

@@ -19,7 +19,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from multiprocessing import connection, resource_tracker
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from engine_service.config import EngineConfig, ModelOptions
 from engine_service.core.types import EngineInfo
@@ -29,8 +29,10 @@ from engine_service.models.config import parse_config
 from engine_service.models.name import served_name
 from engine_service.server.engine_server import EngineServer
 from engine_service.server.tokenizer_files import TokenizerFiles
+from servicekit.daemon_thread import run_in_daemon_thread
 from servicekit.log import set_up_logging
-from servicekit.process import exit_at_once, exit_code_of, raise_file_limit
+from servicekit.process import exit_at_once, raise_file_limit
+from servicekit.signals import Stopped, end_signals
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
@@ -40,7 +42,6 @@ _CORE_NAME = "pagestream-engine-core"
 _CORE_EXIT_SECONDS = 5.0
 
 CoreEntry = Callable[[connection.Connection, EngineConfig], None]
-_ResultT = TypeVar("_ResultT")
 _logger = logging.getLogger("engine_service")
 
 
@@ -83,38 +84,43 @@ def run_core(pipe: connection.Connection, config: EngineConfig) -> None:
 async def _serve(config: EngineConfig, core_entry: CoreEntry) -> int:
     started_at = time.monotonic()
     core = _CoreProcess(config, core_entry)
-    stop = _StopSignal(core)
     # The server leaves first, which ends the pipe and with it the core.
-    async with core.ended(), EngineServer.listening(config.server) as server:
-        try:
-            async with stop.interruption():
-                info = await _load(config, server, core)
-                _log_ready(info, config, server, time.monotonic() - started_at)
-                await server.wait_core_lost()
-        except _Stopped:
-            # A core that is lost or frozen is no good end, and has nothing left to drain.
-            if not (server.is_core_lost or server.is_core_frozen):
-                if not server.is_ready:
-                    core.kill()
-                    return 0
-                await server.drain()
-        if server.is_core_frozen:
-            _logger.error(
-                "core lost: its process gave no sign of life for %.0f s and is killed; a device "
-                "that hangs or a process that is stopped does that",
-                server.core_silence,
-            )
-            core.kill()
-            return EXIT_ENGINE_FAILED
-        if server.is_core_lost:
-            _logger.error("core lost: %s", await core.epitaph())
-            return EXIT_ENGINE_FAILED
-        _logger.info("drained")
-        return 0
+    with end_signals(core.exit_at_once) as signals:
+        async with core.ended(), EngineServer.listening(config.server) as server:
+            try:
+                async with signals.interruption():
+                    info = await _load(config, server, core)
+                    _log_ready(info, config, server, time.monotonic() - started_at)
+                    await server.wait_core_lost()
+            except Stopped:
+                # A core that is lost or frozen is no good end, and has nothing left to drain.
+                if not (server.is_core_lost or server.is_core_frozen):
+                    if not server.is_ready:
+                        core.kill()
+                        return 0
+                    await server.drain()
+            return await _end(server, core)
+
+
+async def _end(server: EngineServer, core: "_CoreProcess") -> int:
+    """Logs why the engine ends; returns the exit code."""
+    if server.is_core_frozen:
+        _logger.error(
+            "core lost: its process gave no sign of life for %.0f s and is killed; a device "
+            "that hangs or a process that is stopped does that",
+            server.core_silence,
+        )
+        core.kill()
+        return EXIT_ENGINE_FAILED
+    if server.is_core_lost:
+        _logger.error("core lost: %s", await core.epitaph())
+        return EXIT_ENGINE_FAILED
+    _logger.info("drained")
+    return 0
 
 
 async def _load(config: EngineConfig, server: EngineServer, core: "_CoreProcess") -> EngineInfo:
-    model, tokenizer = await _in_thread(lambda: _check_model(config.model))
+    model, tokenizer = await run_in_daemon_thread(lambda: _check_model(config.model), "model-check")
     _logger.info(
         "loading model=%s port=%d operations_port=%d pid=%d",
         config.model.model,
@@ -182,6 +188,12 @@ class _CoreProcess:
         if self._process is not None:
             self._process.kill()
 
+    def exit_at_once(self, code: int) -> None:
+        """Ends both processes at once, whatever is under way."""
+        self.kill()
+        _logger.warning("ends with requests under way: second signal")
+        exit_at_once(code)
+
     @contextlib.asynccontextmanager
     async def ended(self) -> AsyncIterator[None]:
         """Makes sure that the process is gone afterwards; inside, its pipe should be closed."""
@@ -236,47 +248,6 @@ def _exit_with_parent() -> None:
     os._exit(1)
 
 
-class _Stopped(Exception):
-    """The first SIGTERM or SIGINT has come."""
-
-
-class _StopSignal:
-    """Turns the first SIGTERM or SIGINT into an exception where one is expected.
-
-    The second one ends both processes at once.
-    """
-
-    def __init__(self, core: _CoreProcess) -> None:
-        self._core = core
-        self._has_come = False
-        self._scope: asyncio.Timeout | None = None
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._handle, number)
-
-    @contextlib.asynccontextmanager
-    async def interruption(self) -> AsyncIterator[None]:
-        """Leaves the block with `_Stopped` at the first signal, also if that has come before."""
-        try:
-            async with asyncio.timeout(0 if self._has_come else None) as self._scope:
-                yield
-        except TimeoutError:
-            if self._has_come:
-                raise _Stopped from None
-            raise
-        finally:
-            self._scope = None
-
-    def _handle(self, number: int) -> None:
-        if self._has_come:
-            self._core.kill()
-            _logger.warning("ends with requests under way: second signal")
-            exit_at_once(exit_code_of(number))
-        self._has_come = True
-        if self._scope is not None:
-            self._scope.reschedule(0)
-
-
 def _check_model(options: ModelOptions) -> tuple[ModelOptions, TokenizerFiles]:
     """Finds the model's folder, from the hub if need be, and refuses what cannot be served.
 
@@ -297,29 +268,3 @@ def _check_model(options: ModelOptions) -> tuple[ModelOptions, TokenizerFiles]:
         name = options.served_model_name or Path(options.model).name
         options = dataclasses.replace(options, model=str(checkpoint.folder), served_model_name=name)
     return options, tokenizer
-
-
-async def _in_thread(work: Callable[[], _ResultT]) -> _ResultT:
-    """Runs blocking work in a thread that, unlike a pool's, holds up nobody's exit."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[_ResultT] = loop.create_future()
-
-    def finish(result: _ResultT | None, error: Exception | None) -> None:
-        if not future.done():
-            if error is not None:
-                future.set_exception(error)
-            else:
-                future.set_result(result)  # type: ignore[arg-type]
-
-    def run() -> None:
-        result, error = None, None
-        try:
-            result = work()
-        except Exception as raised:
-            error = raised
-        # The loop has ended if the process was told to stop meanwhile.
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(finish, result, error)
-
-    threading.Thread(target=run, name="model-check", daemon=True).start()
-    return await future

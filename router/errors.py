@@ -1,6 +1,6 @@
 """Everything that a router says no with.
 
-RouterError                 base of all
+ServiceError                base of all, in servicekit, as is StartupError
 ├── StartupError            the process cannot serve; exit code 2
 └── RequestError            one request ends with it; `status` is what the client gets
     ├── InvalidRequest      the client must change the request
@@ -15,46 +15,28 @@ RouterError                 base of all
         └── EngineLost      the connection to the engine broke, or there was none
 """
 
-from collections.abc import Mapping
+from functools import cached_property
 
-from protos.wire.status import ErrorStatus, Reason, error_status
+from protos.wire.status import ErrorStatus, Reason
+from servicekit import errors
+from servicekit.errors import StartupError as StartupError
+from servicekit.status import to_error_status
 
 DOMAIN = "pagestream.router.v1"
 
 
-class RouterError(Exception):
-    """Base of all errors that the router raises on purpose."""
-
-
-class StartupError(RouterError):
-    """The process cannot serve; the message says what to do."""
-
-
-class RequestError(RouterError):
+class RequestError(errors.RequestError):
     """One request ends with this error.
 
     Attributes:
         status: What the client gets: code, message, reason, metadata and when to retry.
     """
 
-    reason: Reason = Reason.INTERNAL
+    domain = DOMAIN
 
-    def __init__(
-        self,
-        message: str,
-        metadata: Mapping[str, str] | None = None,
-        *,
-        reason: Reason | None = None,
-        retry_after: float | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status = error_status(
-            reason or self.reason,
-            message,
-            domain=DOMAIN,
-            metadata=metadata,
-            retry_after=retry_after,
-        )
+    @cached_property
+    def status(self) -> ErrorStatus:  # noqa: D102
+        return to_error_status(self)
 
 
 class InvalidRequest(RequestError):

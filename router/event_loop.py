@@ -8,7 +8,6 @@ the two share, the thread interrupts the loop for each event, so that it never f
 
 import asyncio
 import fcntl
-import gc
 import os
 import socket
 import termios
@@ -24,9 +23,6 @@ if TYPE_CHECKING:
     from _typeshed import FileDescriptorLike
 
 _Arguments = TypeVarTuple("_Arguments")
-
-_GC_THRESHOLD = 20_000
-"""New objects after which the youngest are searched; Python's own 700 are a few requests."""
 
 
 class GrpcEventLoop(asyncio.SelectorEventLoop):
@@ -92,13 +88,3 @@ def let_loop_go_first() -> None:
     if hasattr(os, "SCHED_BATCH"):
         with suppress(OSError):  # a sandbox may not allow it
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-
-
-def collect_garbage_rarely() -> None:
-    """Leaves what is there by now out of all later searches for garbage, and searches less often.
-
-    A request leaves next to none behind: reference counts free almost everything.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_GC_THRESHOLD, 20, 20)

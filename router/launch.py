@@ -1,11 +1,8 @@
 """Puts the router together, runs it and ends it; the only file that knows everyone."""
 
 import asyncio
+import functools
 import logging
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import grpc
 
@@ -16,7 +13,7 @@ from router.engines.client import ClientSettings
 from router.engines.discovery import Unusable, discover
 from router.engines.fleet import Fleet
 from router.errors import DOMAIN, Draining, RequestError, StartupError
-from router.event_loop import GrpcEventLoop, collect_garbage_rarely, let_loop_run_on
+from router.event_loop import GrpcEventLoop, let_loop_run_on
 from router.request.dispatcher import Dispatcher
 from router.request.pipeline import Bounds, Pipeline
 from router.server.grpc_server import RouterServicer
@@ -26,11 +23,13 @@ from router.server.slow_readers import SlowReaders
 from router.text.chat_template import TemplateSettings
 from router.text.tokenizer_pool import TokenizerPool
 from router.types import ModelInfo
+from servicekit.garbage import collect_garbage_rarely
 from servicekit.handlers import Handlers, RefusalLog
 from servicekit.http_server import HttpServer
-from servicekit.listening import CannotListen, add_grpc_port
-from servicekit.operations import metrics_handler, probe_handler
-from servicekit.process import exit_at_once, exit_code_of, raise_file_limit
+from servicekit.listening import add_grpc_port
+from servicekit.operations import operations_handlers
+from servicekit.process import exit_within, raise_file_limit
+from servicekit.signals import EndSignals, end_signals
 
 _SPARE_STREAMS = 1024
 """Calls of one connection beyond the requests that the router takes, refused with a reason."""
@@ -38,6 +37,8 @@ _FAREWELL_SECONDS = 2.0
 """Time that calls get to send their last status before they are cut."""
 _LAST_SECONDS = 2.0
 """Time that an orderly end gets after a second signal."""
+_GC_THRESHOLDS = (20_000, 20, 20)
+"""New objects after which the youngest are searched; Python's own 700 are a few requests."""
 
 _logger = logging.getLogger(__name__)
 
@@ -111,13 +112,9 @@ class _Router:
             allow_special_tokens_in_content=config.allow_special_tokens_in_content,
         )
         self._slow_readers = SlowReaders(config.slow_reader_seconds)
-        self._health = health = Health()
+        self._health = Health()
         self._operations = HttpServer(
-            {
-                "/metrics": metrics_handler(self._metrics.registry, self._update_metrics),
-                "/livez": probe_handler(lambda: (True, health.state.value)),
-                "/readyz": probe_handler(lambda: (health.is_ready, health.state.value)),
-            }
+            operations_handlers(self._metrics.registry, self._health, self._update_metrics)
         )
         # Calls of one connection that gRPC keeps, those included whose client reads no more.
         max_streams = config.max_concurrent_requests + _SPARE_STREAMS
@@ -130,7 +127,8 @@ class _Router:
 
     async def serve(self) -> int:
         """Serves until told to end; returns the exit code."""
-        with _signals() as signals, self._tokenizers:
+        end_soon = functools.partial(exit_within, _LAST_SECONDS)
+        with end_signals(end_soon) as signals, self._tokenizers:
             try:
                 await self._listen()
                 async with asyncio.TaskGroup() as tasks:
@@ -138,7 +136,7 @@ class _Router:
                     discovery = tasks.create_task(self._follow_engines(), name="discovery")
                     readiness = tasks.create_task(self._follow_readiness(), name="readiness")
                     readers = tasks.create_task(self._slow_readers.run(), name="slow readers")
-                    await signals.get()
+                    await signals.wait_first()
                     readiness.cancel()
                     await self._drain(signals)
                     # Before the fleet: what still runs is cancelled on its engines.
@@ -154,11 +152,8 @@ class _Router:
 
     async def _listen(self) -> None:
         config = self._config
-        try:
-            operations_port = await self._operations.start(config.host, config.operations_port)
-            port = await self._start_server()
-        except CannotListen as error:
-            raise StartupError(str(error)) from None
+        operations_port = await self._operations.start(config.host, config.operations_port)
+        port = await self._start_server()
         _logger.info(
             "router listening host=%s port=%d operations_port=%d placement=%s",
             config.host,
@@ -203,7 +198,7 @@ class _Router:
                     await asyncio.wait(serving, return_when=asyncio.FIRST_COMPLETED)
                 if not is_settled:
                     is_settled = True
-                    collect_garbage_rarely()
+                    collect_garbage_rarely(*_GC_THRESHOLDS)
                     let_loop_run_on()
                 await self._health.enter(State.SERVING)
                 names = ",".join(model.info.name for model in self._fleet.models())
@@ -225,14 +220,14 @@ class _Router:
         except Exception:
             _logger.exception("no tokenizer model=%s", info.name)
 
-    async def _drain(self, signals: "_Signals") -> None:
+    async def _drain(self, signals: EndSignals) -> None:
         grace = self._config.drain_grace_seconds
         self._pipeline.drain()
         await self._health.enter(State.DRAINING)
         _logger.info("router draining grace_seconds=%g", grace)
         async with asyncio.TaskGroup() as tasks:
             idle = tasks.create_task(self._pipeline.wait_idle())
-            again = tasks.create_task(signals.get())
+            again = tasks.create_task(signals.wait_second())
             done, pending = await asyncio.wait(
                 (idle, again), timeout=grace, return_when=asyncio.FIRST_COMPLETED
             )
@@ -260,47 +255,3 @@ class _Router:
                 num_tasks=len(asyncio.all_tasks()),
             ),
         )
-
-
-class _Signals:
-    """SIGTERM and SIGINT: the first asks for a good end, the second for one at once.
-
-    Attributes:
-        exit_code: Of the process, by the signals so far.
-    """
-
-    def __init__(self) -> None:
-        self.exit_code = 0
-        self._received: asyncio.Queue[int] = asyncio.Queue()
-        self._num_received = 0
-
-    async def get(self) -> int:
-        """Waits for the next signal; the third and later are none."""
-        return await self._received.get()
-
-    def receive(self, number: int) -> None:
-        """Takes a signal."""
-        self._num_received += 1
-        if self._num_received <= 2:
-            self._received.put_nowait(number)
-        if self._num_received == 2:
-            self.exit_code = exit_code_of(number)
-            # Whatever an orderly end waits for, the loop included.
-            last = threading.Timer(_LAST_SECONDS, exit_at_once, (self.exit_code,))
-            last.daemon = True
-            last.start()
-
-
-@contextmanager
-def _signals() -> Iterator[_Signals]:
-    """Takes the signals to end while its body runs."""
-    loop = asyncio.get_running_loop()
-    received = _Signals()
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    for number in numbers:
-        loop.add_signal_handler(number, received.receive, number)
-    try:
-        yield received
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)

@@ -1,11 +1,14 @@
-"""grpc.health.v1 as all our services answer it."""
+"""What a service says of itself to whoever probes it, over gRPC and HTTP alike."""
 
-from typing import TYPE_CHECKING, Any
+import enum
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from grpc_health.v1 import health, health_pb2
 
 if TYPE_CHECKING:
     import grpc
+
+_State = TypeVar("_State", bound=enum.Enum)
 
 
 class HealthServicer(health.aio.HealthServicer):  # type: ignore[misc]
@@ -21,3 +24,51 @@ class HealthServicer(health.aio.HealthServicer):  # type: ignore[misc]
                 for service, status in self._server_status.items()
             }
         )
+
+
+class Health(Generic[_State]):
+    """Where a service is in its life; `servicer` answers grpc.health.v1 with it.
+
+    The service "" is liveness: whether a restart would not help. The service by its name is
+    readiness: whether new requests are taken.
+
+    Args:
+        service: Its full name.
+        initial: The state it begins with. The value of a state is a text for people.
+        serving: The state in which it is ready.
+        dead: States in which it is not live.
+
+    Attributes:
+        state: The present one.
+        servicer: For the server.
+    """
+
+    def __init__(
+        self, service: str, *, initial: _State, serving: _State, dead: frozenset[_State]
+    ) -> None:
+        self.state = initial
+        self.servicer = HealthServicer()
+        self._service = service
+        self._serving = serving
+        self._dead = dead
+
+    @property
+    def is_live(self) -> bool:
+        """Whether a restart would not help."""
+        return self.state not in self._dead
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether new requests are taken."""
+        return self.state is self._serving
+
+    async def enter(self, state: _State) -> None:
+        """Changes the state and tells all who watch it."""
+        self.state = state
+        await self.servicer.set("", _serving_status(self.is_live))
+        await self.servicer.set(self._service, _serving_status(self.is_ready))
+
+
+def _serving_status(is_serving: bool) -> "health_pb2.HealthCheckResponse.ServingStatus":
+    response = health_pb2.HealthCheckResponse
+    return response.SERVING if is_serving else response.NOT_SERVING

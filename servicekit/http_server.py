@@ -32,6 +32,7 @@ _ACCEPTS_AT_ONCE = 8
 _RETRY_SECONDS = 1.0
 _LOG_SECONDS = 10.0
 _PLAIN_TEXT = "text/plain; charset=utf-8"
+_END_OF_HEAD = b"\r\n\r\n"
 
 _logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class Answer:
 
 
 Handler = Callable[[str], Awaitable[Answer]]
-"""Answers a GET; gets the header Accept, or an empty text."""
+"""Answers a GET or HEAD; gets the header Accept, or an empty text."""
 
 
 class _Connection:
@@ -72,7 +73,7 @@ class _Connection:
 
 
 class HttpServer:
-    """Answers GET on some paths, one request per connection."""
+    """Answers GET and HEAD on some paths, one request per connection."""
 
     def __init__(self, handlers: Mapping[str, Handler]) -> None:
         """Listens to nothing yet; `handlers` are by path."""
@@ -188,7 +189,7 @@ class HttpServer:
         except OSError:
             received = b""
         connection.received += received
-        head, end, _ = connection.received.partition(b"\r\n\r\n")
+        head, end, _ = connection.received.partition(_END_OF_HEAD)
         if end:
             connection.end_waiting()
             loop = asyncio.get_running_loop()
@@ -212,7 +213,7 @@ class HttpServer:
     async def _answer(self, connection: _Connection, head: str) -> None:
         try:
             async with asyncio.timeout(_ANSWER_SECONDS):
-                content = _encode(await self._respond(head))
+                content = await self._respond(head)
                 await asyncio.get_running_loop().sock_sendall(connection.socket, content)
         except (OSError, TimeoutError):
             _logger.debug("operations request was broken off")
@@ -223,12 +224,20 @@ class HttpServer:
         finally:
             self._close(connection)
 
-    async def _respond(self, head: str) -> Answer:
+    async def _respond(self, head: str) -> bytes:
         request_line, *header_lines = head.split("\r\n")
         method, _, rest = request_line.partition(" ")
         path = rest.partition(" ")[0].partition("?")[0]
-        if method != "GET":
-            return Answer(status=http.HTTPStatus.METHOD_NOT_ALLOWED, body=b"use GET\n")
+        if method not in ("GET", "HEAD"):
+            status = http.HTTPStatus.METHOD_NOT_ALLOWED
+            return _encode(Answer(status=status, body=b"use GET or HEAD\n"))
+        content = _encode(await self._call(path, header_lines))
+        if method == "HEAD":
+            # The headers say what a GET would bring.
+            content = content.partition(_END_OF_HEAD)[0] + _END_OF_HEAD
+        return content
+
+    async def _call(self, path: str, header_lines: list[str]) -> Answer:
         handler = self._handlers.get(path)
         if handler is None:
             known = f"there are {', '.join(self._handlers)}\n"

@@ -16,6 +16,7 @@ import socket
 from collections.abc import Callable, Iterator
 
 from servicekit import address
+from servicekit.errors import StartupError
 
 _ATTEMPTS = 16
 """Free ports that are tried: one that is free on one address may be taken on another."""
@@ -23,7 +24,7 @@ _BACKLOG = 1024
 _NOT_OURS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
-class CannotListen(Exception):
+class CannotListen(StartupError):
     """A port cannot be listened on; the text says why, and which option to change."""
 
 

@@ -8,11 +8,32 @@ import asyncio
 import http
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
+from servicekit.health import Health
 from servicekit.http_server import Answer, Handler
+
+
+def operations_handlers(
+    registry: CollectorRegistry,
+    health: Health[Any],
+    before_scrape: Callable[[], None] | None = None,
+) -> dict[str, Handler]:
+    """Returns what a service answers on its operations port, by path.
+
+    Args:
+        registry: What a scrape shows.
+        health: What the probes tell.
+        before_scrape: Called on the event loop ahead of each scrape.
+    """
+    return {
+        "/metrics": metrics_handler(registry, before_scrape),
+        "/livez": probe_handler(lambda: (health.is_live, health.state.value)),
+        "/readyz": probe_handler(lambda: (health.is_ready, health.state.value)),
+    }
 
 
 def metrics_handler(

@@ -4,6 +4,7 @@ import contextlib
 import os
 import resource
 import signal
+import threading
 
 from servicekit.log import flush_log
 
@@ -31,3 +32,11 @@ def exit_at_once(code: int) -> None:
     """Ends the process without waiting for anything but, for a moment, its log."""
     flush_log(_FLUSH_SECONDS)
     os._exit(code)
+
+
+def exit_within(seconds: float, code: int) -> None:
+    """Ends the process after so many seconds, unless it has ended by itself by then."""
+    # Whatever an orderly end waits for, the event loop included.
+    last = threading.Timer(seconds, exit_at_once, (code,))
+    last.daemon = True
+    last.start()

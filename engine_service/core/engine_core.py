@@ -25,6 +25,7 @@ from engine_service.core.types import (
     int32_array,
 )
 from engine_service.errors import InvalidRequest
+from servicekit.garbage import collect_garbage_rarely
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -225,9 +226,7 @@ def calm_garbage_collection() -> Iterator[None]:
     What comes is collected less often.
     """
     thresholds = gc.get_threshold()
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_GC_THRESHOLD, *thresholds[1:])
+    collect_garbage_rarely(_GC_THRESHOLD, *thresholds[1:])
     try:
         yield
     finally:

@@ -21,7 +21,6 @@ from engine_service.server.batch_parts import batch_parts
 from engine_service.server.cache_log import NumberedDelta, SnapshotPart
 from engine_service.server.load_meter import Load
 from engine_service.server.output_stream import OutputBatch
-from engine_service.server.status import to_error_status
 from engine_service.server.tokenizer_files import TokenizerFiles
 from protos.pagestream.engine.v1 import engine_pb2
 from protos.wire import block_hash
@@ -35,6 +34,7 @@ from protos.wire.printable import first_unprintable, shown
 from protos.wire.reason import Reason
 from protos.wire.status import pack_details
 from protos.wire.token_ids import add_token_ids, read_token_ids
+from servicekit.status import to_error_status
 
 _SUPPORTED_SAMPLING_PARAMS = ("temperature", "max_tokens", "ignore_eos", "stop_token_ids", "seed")
 _UNSUPPORTED_SAMPLING_PARAMS = (

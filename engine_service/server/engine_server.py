@@ -12,7 +12,7 @@ import grpc
 from engine_service.config import ServerOptions
 from engine_service.core.limits import Limits
 from engine_service.core.types import EngineInfo, StepOutput
-from engine_service.errors import Draining, StartupError, core_frozen, core_lost
+from engine_service.errors import DOMAIN, Draining, core_frozen, core_lost
 from engine_service.server.cache_log import CacheLog
 from engine_service.server.core_client import CoreClient
 from engine_service.server.core_watch import TICK_SECONDS, CoreWatch
@@ -21,15 +21,14 @@ from engine_service.server.load_meter import LoadMeter
 from engine_service.server.metrics import EngineMetrics
 from engine_service.server.replica import Replica
 from engine_service.server.servicer import EngineServicer
-from engine_service.server.status import DOMAIN
 from engine_service.server.submission_batch import SubmissionBatchParser
 from engine_service.server.tokenizer_files import TokenizerFiles
 from protos.pagestream.engine.v1 import engine_pb2
 from protos.wire.channel import ENGINE_REQUEST_BYTES, server_options
 from servicekit.handlers import Handlers, RefusalLog
 from servicekit.http_server import HttpServer
-from servicekit.listening import CannotListen, add_grpc_port
-from servicekit.operations import metrics_handler, probe_handler
+from servicekit.listening import add_grpc_port
+from servicekit.operations import operations_handlers
 
 _FAREWELL_SECONDS = 2.0
 """Time that calls get to send their last status before they are cut."""
@@ -54,14 +53,7 @@ class EngineServer:
         self._watch = CoreWatch(options.core_silence_seconds)
         self._max_step_tokens = 0
         self._servicer = EngineServicer(self._health, self._metrics)
-        health = self._health
-        self._operations = HttpServer(
-            {
-                "/metrics": metrics_handler(self._metrics.registry),
-                "/livez": probe_handler(lambda: (health.is_live, health.state.value)),
-                "/readyz": probe_handler(lambda: (health.is_ready, health.state.value)),
-            }
-        )
+        self._operations = HttpServer(operations_handlers(self._metrics.registry, self._health))
         self._server = grpc.aio.server(options=server_options(ENGINE_REQUEST_BYTES))
         self._client: CoreClient | None = None
         self.port = 0
@@ -182,11 +174,8 @@ class EngineServer:
         handlers.add_health(self._health.servicer)
         handlers.add_reflection()
         host, port = self._options.host, self._options.port
-        try:
-            self.port = add_grpc_port(self._server.add_insecure_port, host, port)
-            self.operations_port = await self._operations.start(host, self._options.operations_port)
-        except CannotListen as error:
-            raise StartupError(str(error)) from None
+        self.port = add_grpc_port(self._server.add_insecure_port, host, port)
+        self.operations_port = await self._operations.start(host, self._options.operations_port)
         await self._enter(State.STARTING)
         await self._server.start()
 

@@ -2,10 +2,8 @@
 
 import enum
 
-from grpc_health.v1 import health_pb2
-
 from engine_service.errors import Draining, Starting, core_frozen, core_lost
-from servicekit.health import HealthServicer
+from servicekit import health
 
 SERVICE_NAME = "pagestream.engine.v1.EngineService"
 
@@ -20,32 +18,16 @@ class State(enum.Enum):
     FAILED = "failed: the core's process has ended"
 
 
-class Health:
-    """The engine's state; `servicer` answers grpc.health.v1 with it.
-
-    The service "" is liveness, which holds unless the core is frozen or gone: a busy or draining
-    engine must not be restarted. The service by its name is readiness.
-    """
+class Health(health.Health[State]):
+    """The engine's state. A busy or draining engine is live and must not be restarted."""
 
     def __init__(self) -> None:
-        self.state = State.STARTING
-        self.servicer = HealthServicer()
-
-    @property
-    def is_live(self) -> bool:
-        """Whether a restart would not help."""
-        return self.state not in (State.FROZEN, State.FAILED)
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether new requests are taken."""
-        return self.state is State.SERVING
-
-    async def enter(self, state: State) -> None:
-        """Changes the state and tells all who watch it."""
-        self.state = state
-        await self.servicer.set("", _serving_status(self.is_live))
-        await self.servicer.set(SERVICE_NAME, _serving_status(self.is_ready))
+        super().__init__(
+            SERVICE_NAME,
+            initial=State.STARTING,
+            serving=State.SERVING,
+            dead=frozenset({State.FROZEN, State.FAILED}),
+        )
 
     def check_loaded(self) -> None:
         """Refuses every call while there is no model to speak of, or no core that answers.
@@ -69,8 +51,3 @@ class Health:
         self.check_loaded()
         if self.state is State.DRAINING:
             raise Draining("the engine is about to exit and takes no new requests")
-
-
-def _serving_status(is_serving: bool) -> "health_pb2.HealthCheckResponse.ServingStatus":
-    response = health_pb2.HealthCheckResponse
-    return response.SERVING if is_serving else response.NOT_SERVING

@@ -1,13 +1,12 @@
 """Every Prometheus series of the engine. `docs/metrics.md` says what each means for an operator."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.platform_collector import PlatformCollector
-from prometheus_client.process_collector import ProcessCollector
+from prometheus_client import Counter, Gauge, Histogram
 
 from engine_service.core.types import Admission, EngineInfo, FinishReason, StepStats
 from engine_service.server.core_client import CANCELLED
 from engine_service.server.output_stream import OpenRequest
 from protos.wire.reason import Reason
+from servicekit.metrics import REQUEST_BUCKETS, TOKEN_BUCKETS, WORK_BUCKETS, new_registry
 
 _PREFIX = "pagestream_engine"
 
@@ -38,18 +37,6 @@ OUTCOMES = (
 PHASES = ("schedule", "prepare", "launch", "wait", "update", "device", "total")
 """The host's parts of a step, then the device's time, and what the step added to that of all."""
 
-_REQUEST_BUCKETS = (
-    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
-    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0),
-)
-_TOKEN_BUCKETS = (
-    *(0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03),
-    *(0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0),
-)
-_STEP_BUCKETS = (
-    *(0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005),
-    *(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0),
-)
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -57,9 +44,7 @@ class EngineMetrics:
     """The series, in a registry of their own, and who sets them when."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
-        PlatformCollector(registry=self.registry)
+        self.registry = new_registry()
         self._add_state()
         self._add_counters()
         self._add_times()
@@ -142,24 +127,24 @@ class EngineMetrics:
 
     def _add_times(self) -> None:
         self.time_to_first_token = self._histogram(
-            "time_to_first_token_seconds", "From arrival to the first token.", _REQUEST_BUCKETS
+            "time_to_first_token_seconds", "From arrival to the first token.", REQUEST_BUCKETS
         )
         self.time_between_tokens = self._histogram(
             "time_between_tokens_seconds",
             "From one token of a request to its next.",
-            _TOKEN_BUCKETS,
+            TOKEN_BUCKETS,
         )
         self.queue_time = self._histogram(
-            "queue_time_seconds", "From arrival to the first step.", _REQUEST_BUCKETS
+            "queue_time_seconds", "From arrival to the first step.", REQUEST_BUCKETS
         )
         self.request_time = self._histogram(
-            "request_time_seconds", "From arrival to the end, of any outcome.", _REQUEST_BUCKETS
+            "request_time_seconds", "From arrival to the end, of any outcome.", REQUEST_BUCKETS
         )
         self.step_time = Histogram(
             f"{_PREFIX}_step_time_seconds",
             "Time of one step, by phase.",
             ("phase",),
-            buckets=_STEP_BUCKETS,
+            buckets=WORK_BUCKETS,
             registry=self.registry,
         )
         self._step_time_by_phase = [self.step_time.labels(phase=phase) for phase in PHASES]

@@ -12,9 +12,10 @@ from engine_service.server.metrics import EngineMetrics
 from engine_service.server.output_stream import OutputStream
 from engine_service.server.replica import Replica, engine_version
 from engine_service.server.session import GenerateManySession
-from engine_service.server.status import Context, as_request_error, reported_errors
+from engine_service.server.status import as_request_error, errors_to_status
 from engine_service.server.submission_batch import SubmissionBatch
 from protos.pagestream.engine.v1 import engine_pb2, engine_pb2_grpc
+from servicekit.status import Context
 
 _HANDLE = 0
 """Number of the one request of a Generate call."""
@@ -32,7 +33,7 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
 
     async def Generate(self, request: engine_pb2.GenerateRequest, context: Context) -> None:
         """Streams the continuation of one prompt."""
-        async with reported_errors(context):
+        async with errors_to_status(context, "Generate"):
             with self._counted_refusals():
                 self._health.check_ready()
                 replica = self._loaded()
@@ -52,7 +53,7 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
         self, request_iterator: AsyncIterator[SubmissionBatch], context: Context
     ) -> None:
         """Carries all requests of one router."""
-        async with reported_errors(context):
+        async with errors_to_status(context, "GenerateMany"):
             self._health.check_ready()
             await context.send_initial_metadata(())
             session = GenerateManySession(self._loaded(), self._health)
@@ -63,7 +64,7 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
 
     async def WatchCache(self, request: engine_pb2.WatchCacheRequest, context: Context) -> None:
         """Streams the changes of the prefix cache."""
-        async with reported_errors(context):
+        async with errors_to_status(context, "WatchCache"):
             cache_log = self._loaded().cache_log
             await context.send_initial_metadata(())
             watch = cache_log.watch(request.epoch, request.sequence_number)
@@ -81,18 +82,18 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
         self, request: engine_pb2.GetModelInfoRequest, context: Context
     ) -> engine_pb2.GetModelInfoResponse:
         """Describes the model, its limits and how its blocks are hashed."""
-        async with reported_errors(context):
+        async with errors_to_status(context, "GetModelInfo"):
             replica = self._loaded()
-        return convert.to_model_info_response(
-            replica.info,
-            epoch=replica.cache_log.epoch,
-            tokenizer_sha256=replica.tokenizer.sha256,
-            engine_version=engine_version(),
-        )
+            return convert.to_model_info_response(
+                replica.info,
+                epoch=replica.cache_log.epoch,
+                tokenizer_sha256=replica.tokenizer.sha256,
+                engine_version=engine_version(),
+            )
 
     async def GetTokenizer(self, request: engine_pb2.GetTokenizerRequest, context: Context) -> None:
         """Streams the tokenizer and chat template files."""
-        async with reported_errors(context):
+        async with errors_to_status(context, "GetTokenizer"):
             replica = self._loaded()
             if not replica.tokenizer.files:
                 raise NoTokenizer(

@@ -11,11 +11,12 @@ from engine_service.server import convert
 from engine_service.server.health import Health
 from engine_service.server.output_stream import OutputBatch
 from engine_service.server.replica import Replica
-from engine_service.server.status import Context, as_request_error
+from engine_service.server.status import as_request_error
 from engine_service.server.submission_batch import RefusedSubmission, SubmissionBatch
 from protos.pagestream.engine.v1 import engine_pb2
 from protos.wire.message_parser import Malformed
 from servicekit.handlers import MalformedMessage
+from servicekit.status import Context
 
 _SUBMISSIONS_PER_TURN = 32
 """Submissions taken before the event loop sees to others again."""

@@ -5,11 +5,9 @@ with the name server, and a slip in the file must not take them all out.
 """
 
 import asyncio
-import contextlib
 import logging
 import random
 import socket
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Protocol
 
 from protos.wire.printable import shown
 from servicekit.address import join, split
+from servicekit.daemon_thread import run_in_daemon_thread
 
 _logger = logging.getLogger(__name__)
 
@@ -245,31 +244,12 @@ class EnginesFile:
 
 
 async def _resolve(host: str, port: int) -> list[str]:
-    loop = asyncio.get_running_loop()
-    found: asyncio.Future[list[str]] = loop.create_future()
+    def look_up() -> list[str]:
+        answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return [str(address[0]) for *_, address in answers]
 
-    def settle(addresses: list[str], error: OSError | None) -> None:
-        if found.done():
-            return  # nobody waits any more
-        if error is not None:
-            found.set_exception(error)
-        else:
-            found.set_result(addresses)
-
-    def look_up() -> None:
-        addresses: list[str] = []
-        error: OSError | None = None
-        try:
-            answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            addresses = [str(address[0]) for *_, address in answers]
-        except OSError as raised:
-            error = raised
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(settle, addresses, error)
-
-    # The loop's own threads are waited for when it closes, however long a name server is silent.
-    threading.Thread(target=look_up, name=f"lookup of {host}", daemon=True).start()
-    return await found
+    # Nothing waits for it in the end, however long a name server is silent.
+    return await run_in_daemon_thread(look_up, f"lookup of {host}")
 
 
 class EngineDns:

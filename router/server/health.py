@@ -2,10 +2,8 @@
 
 import enum
 
-from grpc_health.v1 import health_pb2
-
 from router.server.grpc_server import SERVICE
-from servicekit.health import HealthServicer
+from servicekit import health
 
 
 class State(enum.Enum):
@@ -16,28 +14,12 @@ class State(enum.Enum):
     DRAINING = "draining: running requests finish, new ones are refused"
 
 
-class Health:
-    """The router's state; `servicer` answers grpc.health.v1 with it.
-
-    The service "" is liveness, which holds as long as the process answers: a restart brings no
-    engine back. The service by its name is readiness.
-    """
+class Health(health.Health[State]):
+    """The router's state. It is live as long as it answers: a restart brings no engine back."""
 
     def __init__(self) -> None:
-        self.state = State.WAITING
-        self.servicer = HealthServicer()
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether new requests are taken."""
-        return self.state is State.SERVING
+        super().__init__(SERVICE, initial=State.WAITING, serving=State.SERVING, dead=frozenset())
 
     async def enter(self, state: State) -> None:
         """Changes the state and tells all who watch it; there is no way back from DRAINING."""
-        if self.state is not State.DRAINING:
-            self.state = state
-        response = health_pb2.HealthCheckResponse
-        await self.servicer.set("", response.SERVING)
-        await self.servicer.set(
-            SERVICE, response.SERVING if self.is_ready else response.NOT_SERVING
-        )
+        await super().enter(self.state if self.state is State.DRAINING else state)

@@ -4,10 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.platform_collector import PlatformCollector
-from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from router.engines.connection_loss import Fault
@@ -17,21 +15,9 @@ from router.placement.policy import Placement
 from router.request.pipeline import OUTCOMES
 from router.text.template_process import END_CAUSES
 from router.types import EngineSnapshot, EngineState
+from servicekit.metrics import REQUEST_BUCKETS, TOKEN_BUCKETS, WORK_BUCKETS, new_registry
 
 _PREFIX = "pagestream_router"
-
-_REQUEST_BUCKETS = (
-    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
-    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0),
-)
-_TOKEN_BUCKETS = (
-    *(0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03),
-    *(0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0),
-)
-_WORK_BUCKETS = (
-    *(0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005),
-    *(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0),
-)
 
 FAILOVER_CAUSES = ("engine_failed", "stalled", "violation", "draining", "other")
 """Why requests leave an engine after tokens of them."""
@@ -54,9 +40,7 @@ class RouterMetrics:
     """Hears of requests from pipeline and fleet, and keeps the series in a registry of its own."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
-        PlatformCollector(registry=self.registry)
+        self.registry = new_registry()
         self._fleet = _FleetCollector()
         self.registry.register(self._fleet)
         self._requests = Counter(
@@ -132,28 +116,28 @@ class RouterMetrics:
             "resumed_tokens", "Tokens that requests had when they were sent on."
         )
         self._time_to_first_token = self._histogram(
-            "time_to_first_token_seconds", "From arrival to the first token.", _REQUEST_BUCKETS
+            "time_to_first_token_seconds", "From arrival to the first token.", REQUEST_BUCKETS
         )
         self._time_between_tokens = self._histogram(
             "time_between_tokens_seconds",
             "Between messages with tokens, divided by the tokens of the later one.",
-            _TOKEN_BUCKETS,
+            TOKEN_BUCKETS,
         )
         self._request_time = self._histogram(
-            "request_time_seconds", "From arrival to the end, of any outcome.", _REQUEST_BUCKETS
+            "request_time_seconds", "From arrival to the end, of any outcome.", REQUEST_BUCKETS
         )
         self._time_added = self._histogram(
             "time_added_seconds",
             "From arrival until the request is sent to an engine: checks, tokenization, placement.",
-            _WORK_BUCKETS,
+            WORK_BUCKETS,
         )
         self._tokenization_time = self._histogram(
             "tokenization_time_seconds",
             "Of one text or chat, the wait for a thread included.",
-            _WORK_BUCKETS,
+            WORK_BUCKETS,
         )
         self._placement_time = self._histogram(
-            "placement_time_seconds", "Index lookup and choice of an engine.", _WORK_BUCKETS
+            "placement_time_seconds", "Index lookup and choice of an engine.", WORK_BUCKETS
         )
 
     def update(

@@ -8,13 +8,14 @@ import asyncio
 from collections.abc import Callable
 from typing import TypeVar, TypeVarTuple
 
-from router.errors import RouterError, TokenizerFailed
+from router.errors import TokenizerFailed
 from router.text.token_budget import Abandoned
+from servicekit.errors import ServiceError
 
 _Result = TypeVar("_Result")
 _Arguments = TypeVarTuple("_Arguments")
 
-_NO_FAULTS = (RouterError, Abandoned, asyncio.CancelledError, KeyboardInterrupt, SystemExit)
+_NO_FAULTS = (ServiceError, Abandoned, asyncio.CancelledError, KeyboardInterrupt, SystemExit)
 
 
 def contained(function: Callable[[*_Arguments], _Result], *arguments: *_Arguments) -> _Result:

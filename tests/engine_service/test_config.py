@@ -59,18 +59,27 @@ def test_variables_of_others_are_left_alone():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--port", "70000"], "--port is 70000, must be from 0 to 65535"),
+        (["--port", "70000"], "--port is 70000, must be an integer from 0 to 65535"),
         (["--port", "x"], "--port is 'x', must be an integer from 0 to 65535"),
-        (["--max-num-seqs", "0"], "--max-num-seqs is 0, must be from 1 to"),
+        (["--max-num-seqs", "0"], "--max-num-seqs is 0, must be an integer from 1 to"),
         (["--block-size", "17"], "--block-size is '17', must be one of 16, 32, 64, 128, 256"),
-        (["--gpu-memory-utilization", "1.5"], "--gpu-memory-utilization is 1.5, must be from"),
-        (["--gpu-memory-utilization", "nan"], "--gpu-memory-utilization is nan, must be from"),
-        (["--drain-grace-seconds", "-1"], "--drain-grace-seconds is -1, must be from 0 to 86400"),
+        (
+            ["--gpu-memory-utilization", "1.5"],
+            "--gpu-memory-utilization is 1.5, must be a number from",
+        ),
+        (
+            ["--gpu-memory-utilization", "nan"],
+            "--gpu-memory-utilization is nan, must be a number from",
+        ),
+        (
+            ["--drain-grace-seconds", "-1"],
+            "--drain-grace-seconds is -1.0, must be a number of seconds from 0 to 86400",
+        ),
         (["--dtype", "float8"], "--dtype is 'float8', must be one of auto, float32, bfloat16"),
         (["--device", "tpu"], "--device is 'tpu', must be auto, cpu, cuda or cuda:N"),
         (["--load-format", "gguf"], "--load-format is 'gguf', must be one of auto, dummy"),
-        (["--max-model-len", "1"], "--max-model-len is 1, must be from 2 to"),
-        (["--seed", "-1"], "--seed is -1, must be from 0 to"),
+        (["--max-model-len", "1"], "--max-model-len is 1, must be an integer from 2 to"),
+        (["--seed", "-1"], "--seed is -1, must be an integer from 0 to"),
         (["--log-level", "loud"], "--log-level is 'loud', must be one of debug, info"),
         (["--host", ""], "--host is '', must be"),
         (["--prot", "1"], "unrecognized arguments: --prot 1"),
@@ -88,7 +97,7 @@ def test_wrong_option_is_refused_by_name_with_its_bounds(arguments, message):
 @pytest.mark.parametrize(
     ("variable", "text", "message"),
     [
-        ("PORT", "70000", "PAGESTREAM_ENGINE_PORT is 70000, must be from 0 to 65535"),
+        ("PORT", "70000", "PAGESTREAM_ENGINE_PORT is 70000, must be an integer from 0 to 65535"),
         ("PROT", "1", "environment variable PAGESTREAM_ENGINE_PROT is no option"),
         ("PORT", "tcp://10.0.0.1:50051", "set enableServiceLinks to false"),
         ("SERVICE_PORT", "tcp://10.0.0.1:50051", "set enableServiceLinks to false"),
@@ -107,7 +116,7 @@ def test_missing_model_is_asked_for():
 
 
 def test_options_made_in_code_are_checked_too():
-    with pytest.raises(StartupError, match="max_num_seqs is 0, must be from 1 to 65536"):
+    with pytest.raises(StartupError, match="max_num_seqs is 0, must be an integer from 1 to 65536"):
         SchedulerOptions(max_num_seqs=0)
 
 
@@ -153,7 +162,9 @@ def test_help_tells_meaning_default_and_variable_of_every_option(option, help_te
     assert option.metadata["help"].replace("- ", "-") in flat
     assert f"PAGESTREAM_ENGINE_{option.name.upper()})" in help_text
     if option.default is not dataclasses.MISSING:
-        default = str(option.metadata["unset"] or option.default)
+        default = option.metadata["unset"] or option.default
+        if isinstance(default, bool):
+            default = "on" if default else "off"
         assert f"(default: {default};".replace("- ", "-") in flat
 
 

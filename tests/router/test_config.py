@@ -8,7 +8,7 @@ from router import config
 from router.config import RouterConfig, read_config
 from router.engines.discovery import ServiceName
 from router.errors import StartupError
-from router.placement import policy as placement
+from router.placement.policy import policy as placement
 
 ENGINES = ["--engines", "127.0.0.1:50051"]
 OPTIONS = [option.name for option in dataclasses.fields(RouterConfig)]
@@ -117,9 +117,9 @@ def test_option_may_be_on_or_off(arguments, environment, expected):
 
 
 def test_flag_in_the_environment_is_true_or_false():
-    environment = {"PAGESTREAM_ROUTER_ALLOW_SPECIAL_TOKENS_IN_CONTENT": "1"}
+    environment = {"PAGESTREAM_ROUTER_ALLOW_SPECIAL_TOKENS_IN_CONTENT": "yes"}
 
-    with pytest.raises(StartupError, match="_IN_CONTENT is '1', must be true or false"):
+    with pytest.raises(StartupError, match="_IN_CONTENT is 'yes', must be true or false"):
         read_config(ENGINES, environment)
 
 
@@ -130,26 +130,26 @@ def test_variables_of_others_are_left_alone():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--port", "70000"], r"--port is '70000', must be an integer from 0 to 65535"),
+        (["--port", "70000"], r"--port is 70000, must be an integer from 0 to 65535"),
         (["--port", "x"], r"--port is 'x', must be an integer from 0 to 65535"),
-        (["--operations-port", "-1"], r"--operations-port is '-1', must be an integer from 0"),
+        (["--operations-port", "-1"], r"--operations-port is -1, must be an integer from 0"),
         (["--placement", "best"], r"--placement is 'best', must be one of prefix, round_robin"),
-        (["--max-concurrent-requests", "0"], r"--max-concurrent-requests is '0', must be .* 1 to"),
+        (["--max-concurrent-requests", "0"], r"--max-concurrent-requests is 0, must be .* 1 to"),
         (["--max-prompt-bytes", "1e6"], r"--max-prompt-bytes is '1e6', must be an integer"),
-        (["--max-request-bytes", "0"], r"--max-request-bytes is '0', must be an integer from 1"),
+        (["--max-request-bytes", "0"], r"--max-request-bytes is 0, must be an integer from 1"),
         (
             ["--max-queued-prompt-tokens", "-1"],
-            r"--max-queued-prompt-tokens is '-1', must be an integer from 1",
+            r"--max-queued-prompt-tokens is -1, must be an integer from 1",
         ),
-        (["--max-buffered-tokens", "0"], r"--max-buffered-tokens is '0', must be an integer from"),
-        (["--slow-reader-seconds", "0"], r"--slow-reader-seconds is '0', must be .* 0.1 to 3600"),
-        (["--tokenizer-threads", "0"], r"--tokenizer-threads is '0', must be an integer from 1"),
+        (["--max-buffered-tokens", "0"], r"--max-buffered-tokens is 0, must be an integer from"),
+        (["--slow-reader-seconds", "0"], r"--slow-reader-seconds is 0.0, must be .* 0.1 to 3600"),
+        (["--tokenizer-threads", "0"], r"--tokenizer-threads is 0, must be an integer from 1"),
         (
             ["--drain-grace-seconds", "nan"],
-            r"--drain-grace-seconds is 'nan', must be .* 0 to 86400",
+            r"--drain-grace-seconds is nan, must be .* 0 to 86400",
         ),
         (["--log-level", "loud"], r"--log-level is 'loud', must be one of debug, info"),
-        (["--host", ""], r"--host is empty"),
+        (["--host", ""], r"--host is '', must be a name or an IP address"),
         (
             ["--host", "[::]"],
             r"--host is '\[::\]', must be a name or an IP address, without brackets",
@@ -160,11 +160,11 @@ def test_variables_of_others_are_left_alone():
         (["--engine-dns", "a\n:1"], r"--engine-dns has \"a\\n:1\", which is not \"host:port\""),
         (["--engines", "abc"], r"--engines has \"abc\", which is not \"host:port\""),
         (["--engines", "a:1,a:1"], r"--engines lists \"a:1\" twice"),
-        (["--engines-file", ""], r"--engines-file is empty"),
+        (["--engines-file", ""], r"--engines-file is '', must be a path"),
         (["--engine-dns", "e"], r"--engine-dns has \"e\", which is not \"host:port\""),
         (["--engine-dns", "e..f:1"], r"--engine-dns has \"e..f:1\", whose name DNS cannot hold"),
-        (["--discovery-interval", "0"], r"--discovery-interval is '0', must be .* 0.1 to 3600"),
-        (["--discovery-interval", "nan"], r"--discovery-interval is 'nan', must be .* 0.1 to"),
+        (["--discovery-interval", "0"], r"--discovery-interval is 0.0, must be .* 0.1 to 3600"),
+        (["--discovery-interval", "nan"], r"--discovery-interval is nan, must be .* 0.1 to"),
         (["--prot", "1"], r"unrecognized arguments: --prot 1"),
         (["--por", "1"], r"unrecognized arguments: --por 1"),
         (["--port"], r"--port: expected one argument"),
@@ -190,6 +190,26 @@ def test_wrong_variable_is_refused_by_name(variable, text, message):
         read_config([], {"PAGESTREAM_ROUTER_ENGINES": "a:1"} | {variable: text})
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"port": 70_000}, "port is 70000, must be an integer from 0 to 65535"),
+        ({"port": "50050"}, "port is '50050', must be an integer from 0 to 65535"),
+        ({"engines": ["a:1"]}, "engines is ['a:1'], must be a tuple of addresses, host:port"),
+        ({"engines": ("a:1", "a")}, 'engines has "a", which is not "host:port"'),
+        ({"engines_file": "e"}, "engines_file is 'e', must be a path"),
+        ({"engine_dns": "e:1"}, "engine_dns is 'e:1', must be a name and a port"),
+        ({"placement": "best"}, "placement is 'best', must be one of prefix, round_robin"),
+        ({"template_seconds": 0}, "template_seconds is 0, must be a number of seconds from 0.01"),
+        ({"tokenizer_threads": True}, "tokenizer_threads is True, must be an integer from 1 to"),
+        ({"allow_special_tokens_in_content": 1}, "_in_content is 1, must be true or false"),
+    ],
+)
+def test_settings_made_in_code_are_checked_too(values, message):
+    with pytest.raises(StartupError, match=re.escape(message)):
+        RouterConfig(**values)
+
+
 def test_missing_engines_are_named_with_all_ways_to_give_them():
     with pytest.raises(
         StartupError, match=r"--engines .* is missing.*--engines-file.*--engine-dns"
@@ -205,12 +225,12 @@ def test_help_gives_each_option_its_default_and_variable(option, capsys):
     text = re.sub(r"\s+", " ", capsys.readouterr().out)
     assert caught.value.code == 0
     shown = {
-        "engines": "one of the first three is required",
-        "engines_file": "one of the first three is required",
-        "engine_dns": "one of the first three is required",
-        "allow_special_tokens_in_content": "default off",
-    }.get(option) or f"default {getattr(RouterConfig(), option)}"
+        "engines": "default: none; one of the first three is required",
+        "engines_file": "default: none; one of the first three is required",
+        "engine_dns": "default: none; one of the first three is required",
+        "allow_special_tokens_in_content": "default: off",
+    }.get(option) or f"default: {getattr(RouterConfig(), option)}"
     name = option.replace("_", "-")
-    usage = f", --no-{name}" if shown == "default off" else " VALUE"
+    usage = f", --no-{name}" if shown == "default: off" else " VALUE"
     pattern = rf"--{name}{usage} [^()]+ \({re.escape(shown)}; "
     assert re.search(pattern + f"{config.ENVIRONMENT_PREFIX}{option.upper()}", text)

@@ -1,12 +1,8 @@
 import dataclasses
-import os
-import queue
-import signal
 import socket
 
 import pytest
 
-from router import launch
 from router.config import RouterConfig
 from router.errors import StartupError
 from router.launch import run
@@ -31,21 +27,3 @@ def test_port_in_use_is_named_with_its_option(option):
 def test_host_of_another_machine_is_refused_at_start():
     with pytest.raises(StartupError, match="Cannot assign requested address"):
         run(dataclasses.replace(CONFIG, host="192.0.2.1"))
-
-
-async def test_second_signal_ends_the_process_whatever_its_end_waits_for(monkeypatch):
-    ended = queue.SimpleQueue()
-    monkeypatch.setattr(launch, "_LAST_SECONDS", 0.01)
-    monkeypatch.setattr(launch, "exit_at_once", ended.put)
-    with launch._signals() as signals:
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert await signals.get() == signal.SIGTERM
-        assert signals.exit_code == 0
-        # Nobody waits for this one.
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGTERM)
-        await signals.get()
-
-    assert signals.exit_code == 128 + signal.SIGINT
-    assert ended.get(timeout=10) == 128 + signal.SIGINT
-    assert ended.empty()

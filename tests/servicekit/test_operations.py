@@ -82,9 +82,28 @@ async def test_unknown_path_is_told_the_known_ones(service):
     assert await service.get("/other") == (404, "there are /metrics, /readyz\n")
 
 
+@pytest.mark.parametrize("path", ["/readyz", "/metrics", "/other"])
+async def test_head_brings_the_headers_of_a_get_and_no_body(service, path):
+    async def exchange(method):
+        async with asyncio.timeout(10):
+            reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
+            writer.write(f"{method} {path} HTTP/1.1\r\n\r\n".encode())
+            head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+            writer.close()
+            await writer.wait_closed()
+        return head, body
+
+    head, body = await exchange("HEAD")
+    expected_head, expected_body = await exchange("GET")
+
+    assert (head, body) == (expected_head, b"")
+    assert f"Content-Length: {len(expected_body)}".encode() in head
+    assert expected_body
+
+
 @pytest.mark.parametrize("head", ["POST /metrics HTTP/1.1", "nonsense"])
 async def test_other_methods_are_refused(service, head):
-    assert await service.ask(head) == (405, "use GET\n")
+    assert await service.ask(head) == (405, "use GET or HEAD\n")
 
 
 async def test_endless_header_is_cut_off_and_the_port_goes_on(service):

@@ -1,0 +1,19 @@
+"""What the options mean that all our services have; each service has its own defaults."""
+
+from servicekit.options import about
+from servicekit.values import PORTS, Hosts, OneOf, seconds
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+MAX_SECONDS = 86_400
+"""The longest that anything may be made to wait: a day."""
+
+HOST = about(
+    Hosts(),
+    "address that both ports listen on; :: is all of the machine's, 0.0.0.0 all its IPv4 ones",
+)
+PORT = about(PORTS, "port of gRPC; 0 picks a free one")
+OPERATIONS_PORT = about(PORTS, "port of /metrics, /livez and /readyz over HTTP; 0 picks a free one")
+DRAIN_GRACE_SECONDS = about(
+    seconds(0, MAX_SECONDS), "seconds that running requests get to finish after SIGTERM"
+)
+LOG_LEVEL = about(OneOf(LOG_LEVELS), f"least severe of what is logged: {', '.join(LOG_LEVELS)}")

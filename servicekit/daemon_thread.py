@@ -1,0 +1,44 @@
+"""Blocking work that holds up nobody's exit."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+_Result = TypeVar("_Result")
+
+
+async def run_in_daemon_thread(work: Callable[[], _Result], name: str) -> _Result:
+    """Runs work in a thread of its own and returns its result, or raises its exception.
+
+    An event loop waits for the threads of `asyncio.to_thread` when it closes, however long they
+    take. For this one nobody waits: if the caller is cancelled, what comes of the work is dropped.
+
+    Args:
+        work: What to run.
+        name: Of the thread.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[_Result] = loop.create_future()
+
+    def fail(error: Exception) -> None:
+        if not future.done():
+            future.set_exception(error)
+
+    def succeed(result: _Result) -> None:
+        if not future.done():
+            future.set_result(result)
+
+    def run() -> None:
+        # The loop may have been closed meanwhile.
+        with contextlib.suppress(RuntimeError):
+            try:
+                result = work()
+            except Exception as error:
+                loop.call_soon_threadsafe(fail, error)
+            else:
+                loop.call_soon_threadsafe(succeed, result)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return await future

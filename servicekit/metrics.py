@@ -1,0 +1,29 @@
+"""What the metrics of all our services have in common: their registry and their histograms."""
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+REQUEST_BUCKETS = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0),
+)
+"""Seconds of a request or of its wait for something."""
+TOKEN_BUCKETS = (
+    *(0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03),
+    *(0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0),
+)
+"""Seconds between two tokens of a request."""
+WORK_BUCKETS = (
+    *(0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005),
+    *(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0),
+)
+"""Seconds that a service spends on something, such as a step or a placement."""
+
+
+def new_registry() -> CollectorRegistry:
+    """Returns a registry that shows the process and its Python, and nothing else yet."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    return registry

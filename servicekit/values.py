@@ -1,0 +1,190 @@
+"""Kinds of values that an option takes: how each is read from a text, and what it may be."""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from protos.wire.printable import NAME_RULE, is_name
+from servicekit.address import MAX_PORT, is_host
+
+_MAX_QUOTED_CHARACTERS = 100
+
+
+class Values(Protocol):
+    """A kind of values. Both methods raise ValueError with a text that follows the option's name.
+
+    `parse` may return a text that it cannot read as it is; `check` then refuses it.
+    """
+
+    def parse(self, text: str) -> object:
+        """Returns the value that a text stands for."""
+
+    def check(self, value: object) -> None:
+        """Refuses a value of another type or out of bounds."""
+
+
+def quoted(value: object) -> str:
+    """Returns a value as an error quotes it: as Python writes it, and cut."""
+    text = repr(value)
+    if len(text) > _MAX_QUOTED_CHARACTERS:
+        return f"{text[:_MAX_QUOTED_CHARACTERS]}…"
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class Integers:
+    """Whole numbers, both bounds included."""
+
+    minimum: int
+    maximum: int
+
+    def parse(self, text: str) -> object:
+        """Returns an integer, or the text."""
+        try:
+            return int(text)
+        except ValueError:
+            return text
+
+    def check(self, value: object) -> None:
+        """Refuses what is no integer or out of bounds."""
+        is_integer = isinstance(value, int) and not isinstance(value, bool)
+        if not is_integer or not self.minimum <= value <= self.maximum:  # type: ignore[operator]
+            raise ValueError(
+                f"is {quoted(value)}, must be an integer from {self.minimum} to {self.maximum}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """Integers and floats, both bounds included; `noun` says what they are."""
+
+    minimum: float
+    maximum: float
+    noun: str = "number"
+
+    def parse(self, text: str) -> object:
+        """Returns a float, or the text."""
+        try:
+            return float(text)
+        except ValueError:
+            return text
+
+    def check(self, value: object) -> None:
+        """Refuses what is no number or out of bounds."""
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if (
+            not is_number
+            or math.isnan(value)  # type: ignore[arg-type]
+            or not self.minimum <= value <= self.maximum  # type: ignore[operator]
+        ):
+            raise ValueError(
+                f"is {quoted(value)}, must be a {self.noun} from {self.minimum:g} "
+                f"to {self.maximum:g}"
+            )
+
+
+def seconds(minimum: float, maximum: float) -> Numbers:
+    """Returns the numbers of seconds within bounds."""
+    return Numbers(minimum, maximum, noun="number of seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """A few values, each of which is written as `str` writes it."""
+
+    choices: tuple[Any, ...]
+
+    def parse(self, text: str) -> object:
+        """Returns the choice, or the text."""
+        return next((choice for choice in self.choices if str(choice) == text), text)
+
+    def check(self, value: object) -> None:
+        """Refuses what is no choice."""
+        # 16.0 equals 16 and is none of the choices.
+        if not any(type(value) is type(choice) and value == choice for choice in self.choices):
+            raise ValueError(
+                f"is {quoted(value)}, must be one of {', '.join(map(str, self.choices))}"
+            )
+
+
+class _AsWritten:
+    """Values that are texts."""
+
+    __slots__ = ()
+
+    def parse(self, text: str) -> str:
+        """Returns the text."""
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class Texts(_AsWritten):
+    """Texts that match a pattern; `expected` describes them."""
+
+    pattern: str
+    expected: str
+
+    def check(self, value: object) -> None:
+        """Refuses what is no text or does not match."""
+        if not isinstance(value, str) or not re.fullmatch(self.pattern, value):
+            raise ValueError(f"is {quoted(value)}, must be {self.expected}")
+
+
+class Hosts(_AsWritten):
+    """Names and IP addresses of hosts."""
+
+    __slots__ = ()
+
+    def check(self, value: object) -> None:
+        """Refuses what cannot be a host."""
+        if not isinstance(value, str) or not is_host(value):
+            raise ValueError(
+                f"is {quoted(value)}, must be a name or an IP address, without brackets"
+            )
+
+
+class Names(_AsWritten):
+    """Names of models, and the empty text."""
+
+    __slots__ = ()
+
+    def check(self, value: object) -> None:
+        """Refuses what cannot be a name."""
+        if value != "" and (not isinstance(value, str) or not is_name(value)):
+            raise ValueError(f"is {quoted(value)}, must be {NAME_RULE}")
+
+
+class Paths:
+    """Paths of files or folders, which need not exist."""
+
+    __slots__ = ()
+
+    def parse(self, text: str) -> object:
+        """Returns a path, or the empty text."""
+        return Path(text) if text else text
+
+    def check(self, value: object) -> None:
+        """Refuses what is no path."""
+        if not isinstance(value, Path):
+            raise ValueError(f"is {quoted(value)}, must be a path")
+
+
+class Flags:
+    """On or off. Its option is `--x` and `--no-x`; its variable is true, false, 1 or 0."""
+
+    __slots__ = ()
+
+    def parse(self, text: str) -> object:
+        """Returns a boolean, or the text."""
+        return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
+
+    def check(self, value: object) -> None:
+        """Refuses what is no boolean."""
+        if not isinstance(value, bool):
+            raise ValueError(f"is {quoted(value)}, must be true or false")
+
+
+PORTS = Integers(0, MAX_PORT)
+"""0 stands for any port that is free."""
