@@ -22,7 +22,6 @@ from engine_service.core.types import (
     StepOutput,
     StepPlan,
     StepStats,
-    int32_array,
 )
 from engine_service.errors import InvalidRequest
 
@@ -154,7 +153,7 @@ class EngineCore(Generic[HandleT]):
         blocks = self.scheduler.pool.statistics()
         return StepOutput(
             request_ids=progress.request_ids,
-            token_counts=int32_array([1]) * len(progress.request_ids),
+            token_counts=progress.token_counts,
             token_ids=progress.token_ids,
             admissions=events.admissions,
             finishes=events.finishes,

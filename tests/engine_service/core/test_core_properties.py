@@ -1,5 +1,6 @@
 """Random schedules through the real scheduler and pool, and proof that the checks have teeth."""
 
+import random
 from collections import Counter
 
 import pytest
@@ -48,6 +49,68 @@ def test_equal_digests_of_all_blocks_mix_no_contexts(monkeypatch):
     counts = drive(range(NUM_ENGINES), caching=True)
 
     assert counts["hit_tokens"], "first blocks can still be hit"
+
+
+class UnevenExecutor(FakeExecutor):
+    """Sampled rows bring zero to four tokens."""
+
+    def __init__(self, info):
+        super().__init__(info)
+        self.rng = random.Random(info.num_blocks)
+        self.counts = Counter()
+        self.num_collected_tokens = 0
+
+    def count_tokens(self):
+        count = self.rng.choice([0, 1, 1, 2, 3, 4])
+        self.counts[count] += 1
+        return count
+
+    def collect(self, handle):
+        result = super().collect(handle)
+        self.num_collected_tokens += len(result.token_ids)
+        return result
+
+
+class UnevenDriver(CoreDriver):
+    """Checks besides that what a step tells of its tokens adds up."""
+
+    def __init__(self, seed, **changes):
+        super().__init__(seed, executor=UnevenExecutor, depth=1, **changes)
+
+    def step(self):
+        step = self.core.step
+
+        def step_and_check():
+            num_collected_before = self.executor.num_collected_tokens
+            output = step()
+            num_collected = self.executor.num_collected_tokens - num_collected_before
+            num_told = sum(output.token_counts)
+            assert all(output.token_counts)
+            assert output.stats.num_generated_tokens == num_told
+            assert num_told == num_collected or output.finishes, "only an end drops tokens"
+            self.counts["dropped"] += num_collected - num_told
+            return output
+
+        self.core.step = step_and_check
+        super().step()
+        self.core.step = step
+
+
+@pytest.mark.parametrize("caching", [True, False], ids=["caching", "no_caching"])
+def test_outputs_equal_the_oracle_however_many_tokens_a_row_brings(caching):
+    counts = Counter()
+    for seed in range(3 * NUM_ENGINES):
+        driver = UnevenDriver(seed, caching=caching)
+        try:
+            driver.run(NUM_REQUESTS)
+        except AssertionError as error:
+            error.add_note(f"{seed=} {caching=}")
+            raise
+        counts += driver.counts + driver.executor.counts
+
+    for event in 0, 1, 2, 3, 4, "stop", "length", "preempted", "cancelled", "dropped":
+        assert counts[event], f"nothing was ever {event}"
+    assert bool(counts["hit_tokens"]) == caching
 
 
 class InvalidExecutor(FakeExecutor):

@@ -184,9 +184,12 @@ def test_serve_turns_a_refusal_into_a_failure_and_goes_on():
 
 def test_serve_tells_refusals_and_failed_rows_together(monkeypatch):
     real_run = FakeExecutor._run
-    monkeypatch.setattr(
-        FakeExecutor, "_run", lambda self, plan: [NO_TOKEN] * len(real_run(self, plan))
-    )
+
+    def run_without_tokens(self, plan):
+        token_counts, token_ids = real_run(self, plan)
+        return token_counts, [NO_TOKEN] * len(token_ids)
+
+    monkeypatch.setattr(FakeExecutor, "_run", run_without_tokens)
     with served() as (connection, _):
         connection.send(CoreInput(requests=[make_request(1, [1], 4), make_request(2, [100], 4)]))
         output = connection.recv()
