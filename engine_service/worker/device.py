@@ -78,10 +78,10 @@ def _why_no_gpu() -> str | None:
     """Says why torch sees no GPU at all, or returns None if it sees one."""
     if torch.cuda.is_available():
         return None
-    if not torch.backends.cuda.is_built():
+    if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
         return f"torch {torch.__version__} is built without CUDA: install a build with it"
     try:
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call]
     except RuntimeError as error:
         # Such as that there is no driver, or one too old for this torch.
         return str(error).splitlines()[0].rstrip(".")
