@@ -65,6 +65,20 @@ def test_a_missing_package_is_named_in_one_line(name):
     assert code == 2
 
 
+def test_llm_names_a_missing_package_too():
+    code, errors = start(
+        "-c",
+        "import sys; sys.modules['torch'] = None\n"
+        "from engine_service.llm import LLM\n"
+        "LLM('./missing')",
+    )
+
+    assert errors.splitlines()[-1].startswith(
+        "engine_service.errors.StartupError: not installed: torch; the engine needs"
+    )
+    assert code == 1
+
+
 def test_kernels_of_another_distribution_before_ours_is_named(tmp_path):
     (tmp_path / "kernels").mkdir()
     (tmp_path / "kernels" / "__init__.py").write_text("raise ImportError('not to be imported')")
