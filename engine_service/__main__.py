@@ -5,6 +5,7 @@ import sys
 
 from engine_service.config import read_config
 from engine_service.errors import StartupError
+from engine_service.installation import check_installation
 from servicekit.log import print_error, set_up_logging
 from servicekit.process import exit_code_of
 
@@ -13,6 +14,7 @@ def main() -> int:
     """Serves until SIGTERM; returns the process's exit code."""
     try:
         config = read_config(sys.argv[1:])
+        check_installation()
         # Not before the options are checked: `--help` and a wrong option are answered at once.
         from engine_service.launch import run
 

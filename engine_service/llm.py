@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from tqdm import tqdm
 
@@ -21,9 +21,11 @@ from engine_service.core.types import (
     int32_array,
 )
 from engine_service.errors import InvalidRequest, StartupError
-from engine_service.worker.executor import start_executor
-from engine_service.worker.worker import PendingStep
+from engine_service.installation import check_installation
 from protos.wire.reason import Reason
+
+if TYPE_CHECKING:
+    from engine_service.worker.worker import PendingStep
 
 _OPTION_GROUPS = (ModelOptions, CacheOptions, SchedulerOptions)
 
@@ -62,8 +64,12 @@ class LLM:
             options: Fields of `ModelOptions`, `CacheOptions` and `SchedulerOptions`.
 
         Raises:
-            StartupError: An option is wrong, or the model cannot be served.
+            StartupError: An option is wrong, a package is missing, or the model cannot be served.
         """
+        check_installation()
+        # Imports torch, whose absence was just told in words that help.
+        from engine_service.worker.executor import start_executor
+
         model_options, cache, scheduler = _parse_options({"model": model, **options})
         executor, self.info = start_executor(model_options, cache, scheduler)
         self._core: EngineCore[PendingStep] | None = EngineCore(
@@ -162,7 +168,7 @@ class LLM:
         return requests
 
     def _run(
-        self, core: EngineCore[PendingStep], requests: list[Request], *, use_tqdm: bool
+        self, core: "EngineCore[PendingStep]", requests: list[Request], *, use_tqdm: bool
     ) -> list[Completion]:
         progress = {request.request_id: _Progress() for request in requests}
         num_tokens, started_at = 0, time.perf_counter()

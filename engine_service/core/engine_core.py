@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Generic
 from engine_service.config import SchedulerOptions
 from engine_service.core.executor import Executor, HandleT
 from engine_service.core.inbox import Inbox, ServerGone
-from engine_service.core.limits import Limits
 from engine_service.core.progress import StepProgress
 from engine_service.core.scheduler import Scheduler
 from engine_service.core.types import (
@@ -22,7 +21,6 @@ from engine_service.core.types import (
     StepOutput,
     StepPlan,
     StepStats,
-    int32_array,
 )
 from engine_service.errors import InvalidRequest
 from servicekit.garbage import collect_garbage_rarely
@@ -63,7 +61,6 @@ class EngineCore(Generic[HandleT]):
         enable_prefix_caching: bool = True,
     ) -> None:
         self.scheduler = Scheduler(info, options, enable_prefix_caching)
-        self._limits = Limits.from_info(info)
         self._executor = executor
         # A CPU computes while it launches: a second step would only hold the first one's tokens up.
         default = 1 if info.device == "cpu" else 2
@@ -79,15 +76,17 @@ class EngineCore(Generic[HandleT]):
     def add(self, request: Request) -> None:
         """Takes a request; its tokens and its end come out of `step`.
 
+        It was checked against `Limits` where it entered, in the server's `convert` or in `LLM`: the
+        step loop has no time to read prompts.
+
         Raises:
-            RequestError: The request can never be served here, or its ID is in use.
+            InvalidRequest: Its ID is in use.
         """
         if request.request_id in self.scheduler:
             raise InvalidRequest(
                 f"request_id {request.request_id} is in use",
                 {"field": "request_id", "value": str(request.request_id)},
             )
-        self._limits.check(request)
         if not request.arrival_time:
             request = dataclasses.replace(request, arrival_time=time.monotonic())
         self.scheduler.add(request)
@@ -155,7 +154,7 @@ class EngineCore(Generic[HandleT]):
         blocks = self.scheduler.pool.statistics()
         return StepOutput(
             request_ids=progress.request_ids,
-            token_counts=int32_array([1]) * len(progress.request_ids),
+            token_counts=progress.token_counts,
             token_ids=progress.token_ids,
             admissions=events.admissions,
             finishes=events.finishes,

@@ -17,7 +17,10 @@ class Executor(Protocol[HandleT]):
         """
 
     def collect(self, handle: HandleT) -> StepResult:
-        """Waits for a step's tokens. Steps are collected in the order of launch, each once."""
+        """Waits for a step's tokens. Steps are collected in the order of launch, each once.
+
+        `StepResult` says when a row may bring another number of tokens than one.
+        """
 
     def close(self) -> None:
         """Releases the device and stops all ranks. No step may be in flight."""

@@ -55,6 +55,9 @@ class Limits:
     def check(self, request: Request) -> None:
         """Refuses a request that this engine can never serve.
 
+        Called where a request enters, and nowhere after: `LLM` does, the server's `convert` has the
+        same checks of its own that do not hold its event loop.
+
         Takes time linear in the prompt, some 50 ms for a million tokens.
 
         Raises:

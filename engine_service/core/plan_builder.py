@@ -11,7 +11,8 @@ class PlanBuilder:
 
     Attributes:
         sequences: Sequence of each row.
-        num_decode_tokens: Rows of one token past all that the request came with.
+        num_decode_tokens: Tokens of rows past all that the request came with; rows of several
+            tokens with which a preempted sequence catches up are not counted.
     """
 
     __slots__ = (
@@ -61,17 +62,20 @@ class PlanBuilder:
         self._block_indices.extend(range(num_blocks))
         self._block_ids.extend(sequence.block_table)
 
-    def add_block(self, sequence: Sequence) -> None:
-        """Tells the ranks of the last block of a sequence's table."""
-        self._block_slots.append(sequence.slot)
-        self._block_indices.append(len(sequence.block_table) - 1)
-        self._block_ids.append(sequence.block_table[-1])
+    def add_blocks(self, sequence: Sequence, block_ids: list[int]) -> None:
+        """Tells the ranks of blocks by which a sequence's table grew."""
+        num_blocks = len(sequence.block_table)
+        self._block_slots.extend([sequence.slot] * len(block_ids))
+        self._block_indices.extend(range(num_blocks - len(block_ids), num_blocks))
+        self._block_ids.extend(block_ids)
 
     def add_row(self, sequence: Sequence, num_tokens: int) -> None:
         """Schedules the next tokens of a sequence and advances it past them."""
         num_computed_tokens = sequence.num_computed_tokens
-        if num_tokens == 1 and num_computed_tokens >= sequence.num_given_tokens:
-            self.num_decode_tokens += 1
+        if num_computed_tokens >= sequence.num_given_tokens and (
+            num_tokens == 1 or num_computed_tokens >= sequence.num_admitted_tokens
+        ):
+            self.num_decode_tokens += num_tokens
         is_sampled = num_tokens == sequence.num_uncomputed_tokens
         self.sequences.append(sequence)
         self._slots.append(sequence.slot)

@@ -25,9 +25,11 @@ class StepProgress:
     """What one step did for the requests that are still open."""
 
     request_ids: "array[int]" = field(default_factory=lambda: array("q"))
-    """[num_requests] requests with a new token."""
+    """[num_requests] requests with new tokens."""
+    token_counts: "array[int]" = field(default_factory=int32_array)
+    """[num_requests] new tokens of each, at least 1."""
     token_ids: "array[int]" = field(default_factory=int32_array)
-    """[num_requests] these tokens."""
+    """[sum(token_counts)] these tokens, request after request."""
     num_prefill_tokens: int = 0
     num_decode_tokens: int = 0
 
@@ -39,4 +41,4 @@ class SchedulerStatistics:
     num_running: int
     num_waiting: int
     num_waiting_prefill_tokens: int
-    """Uncomputed tokens, of waiting sequences and of running ones that lack more than one."""
+    """Uncomputed tokens, of waiting sequences and of running ones that have not caught up yet."""

@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from engine_service.config import SchedulerOptions
 from engine_service.core.block_pool import BlockPool
@@ -25,9 +26,13 @@ from engine_service.core.types import (
     Request,
     StepPlan,
     StepResult,
+    int32_array,
 )
 from engine_service.errors import invalid_logits
 from protos.wire.block_hash import root_digest
+
+if TYPE_CHECKING:
+    from array import array
 
 # Looking a member up on its enum, hundreds of times a step, is what costs most otherwise.
 _RUNNING = SequenceState.RUNNING
@@ -46,20 +51,22 @@ class _Retired:
 class Scheduler:
     """Shares one token budget a step among sequences; there are no prefill or decode phases.
 
-    Running sequences come first: one token for each that decodes, then chunks of those that are
-    still in their prompt. What is left goes to waiting ones, in the order of their importance
-    (larger priority, then earlier arrival); one that does not fit lets none behind it pass.
+    Running sequences come first: one token for each that lacks one, then chunks of those that lack
+    more, which are in their prompt or got several tokens from a step. What is left goes to waiting
+    ones, in the order of their importance (larger priority, then earlier arrival); one that does
+    not fit lets none behind it pass.
     At most `max_num_batched_tokens` sequences run, so that a step has a token for each.
 
     A sequence gets the blocks of all its known tokens when it is admitted, so that later only
-    decoding asks for blocks. If there is none, the least important sequence is preempted: it
+    generated tokens ask for blocks. If there is none, the least important sequence is preempted: it
     gives everything back, keeps its tokens, and starts over, mostly from its own cached blocks.
     Near a full pool engines were seen to preempt and resume the same sequences over and over
     (vLLM issue 25538). Here a sequence is admitted only if afterwards one block is free for each
     that already runs, and never in a step that was short of blocks.
 
     Positions advance when a step is planned, not when it is done, so several steps may be in
-    flight: the next row of a sequence may compute a token that only the ranks know. Whatever a
+    flight: the next row of a sequence may compute a token that only the ranks know. That row is
+    planned on one token of the row before it; `StepResult` says what follows from that. Whatever a
     step in flight uses, slot or block, is given to another only when that step was collected.
     """
 
@@ -162,22 +169,33 @@ class Scheduler:
         Blocks that its tokens filled become findable, sequences end, and what only this step
         still used becomes free.
 
+        A row's tokens count as if they had come one by one: the first that ends the request is its
+        last, and what follows it is dropped.
+
         Raises:
             RuntimeError: The result is not one of this plan: an executor is broken.
         """
         launched, builder = self._in_flight.popleft()
         assert launched is plan, "steps are collected in the order of their launch"
-        num_sampled = sum(plan.is_sampled)
-        if result.token_counts != plan.is_sampled or len(result.token_ids) != num_sampled:
-            raise RuntimeError(
-                f"step {plan.step_id} asked for {num_sampled} tokens of {len(plan.slots)} rows, "
-                f"got {len(result.token_ids)} of {len(result.token_counts)}"
-            )
+        has_one_each = result.token_counts == plan.is_sampled
+        if not has_one_each or len(result.token_ids) != sum(plan.is_sampled):
+            result.check(plan)
         self._collected_step_id = plan.step_id
         progress = StepProgress(
             num_prefill_tokens=sum(plan.num_scheduled_tokens) - builder.num_decode_tokens,
             num_decode_tokens=builder.num_decode_tokens,
         )
+        if has_one_each:
+            self._take_one_each(plan, builder, result, progress)
+        else:
+            self._take_counted(plan, builder, result, progress)
+        self._release_retired()
+        return progress
+
+    def _take_one_each(
+        self, plan: StepPlan, builder: PlanBuilder, result: StepResult, progress: StepProgress
+    ) -> None:
+        """Takes in one token of each sampled row: `_take_counted`, as fast as can be."""
         new_token_ids = iter(result.token_ids)
         size = self._block_size
         for sequence, start, count, is_sampled in zip(
@@ -206,8 +224,42 @@ class Scheduler:
                 len(sequence.token_ids) >= sequence.max_num_tokens
             ):
                 self._finish(sequence)
-        self._release_retired()
-        return progress
+        progress.token_counts.extend(int32_array([1]) * len(progress.request_ids))
+
+    def _take_counted(
+        self, plan: StepPlan, builder: PlanBuilder, result: StepResult, progress: StepProgress
+    ) -> None:
+        """Takes in any number of tokens of each sampled row."""
+        start = 0
+        for sequence, is_sampled, count in zip(
+            builder.sequences, plan.is_sampled, result.token_counts, strict=True
+        ):
+            token_ids = result.token_ids[start : start + count]
+            start += count
+            if sequence.state is _FINISHED:
+                continue
+            if is_sampled and count != 1:
+                if sequence.last_step_id > plan.step_id:
+                    raise RuntimeError(
+                        f"step {plan.step_id} brought {count} tokens of request "
+                        f"{sequence.request_id}, but step {sequence.last_step_id}, already in "
+                        "flight, is planned on one; the executor needs max_steps_in_flight 1"
+                    )
+                sequence.num_pending_tokens += count - 1
+            num_taken, is_valid = self._append_tokens(sequence, token_ids)
+            if num_taken:
+                progress.request_ids.append(sequence.request_id)
+                progress.token_counts.append(num_taken)
+                progress.token_ids.extend(token_ids[:num_taken])
+            if not is_valid:
+                self._fail(sequence)
+                continue
+            if is_sampled and not count:
+                self._compute_last_again(sequence)
+            if sequence.state is _RUNNING:
+                self._register_blocks(sequence)
+            if sequence.finish_reason is not None:
+                self._finish(sequence)
 
     def take_events(self) -> ScheduleEvents:
         """Returns what happened since the last call."""
@@ -220,7 +272,10 @@ class Scheduler:
         num_tokens = self._num_waiting_tokens
         for sequence in self._running:
             num_uncomputed_tokens = sequence.num_uncomputed_tokens
-            if num_uncomputed_tokens > 1:
+            if (
+                num_uncomputed_tokens > 1
+                and sequence.num_computed_tokens < sequence.num_admitted_tokens
+            ):
                 num_tokens += num_uncomputed_tokens
         return SchedulerStatistics(
             num_running=len(self._running),
@@ -232,37 +287,40 @@ class Scheduler:
         """Gives one token to each running sequence that lacks no more than that.
 
         Returns:
-            The running sequences that lack more, and whether blocks were short.
+            The running sequences that lack more and have the blocks for it, and whether blocks
+            were short.
         """
         prefills = []
         is_short = False
         # A victim is the last one, so it has not had its turn yet.
         for sequence in self._running:
             num_tokens = sequence.num_tokens
-            if num_tokens - sequence.num_computed_tokens > 1:
-                prefills.append(sequence)
-                continue
             if num_tokens >= sequence.max_num_tokens:
                 # Its last token is in flight.
                 continue
-            if sequence.num_computed_tokens == len(sequence.block_table) * self._block_size:
-                if not self.pool.num_free_blocks:
+            if num_tokens > len(sequence.block_table) * self._block_size:
+                num_blocks = -(-num_tokens // self._block_size) - len(sequence.block_table)
+                if num_blocks > self.pool.num_free_blocks:
                     is_short = True
-                    if not self._make_room(sequence):
+                    if not self._make_room(sequence, num_blocks):
                         continue
-                sequence.block_table += self.pool.allocate(1)
-                builder.add_block(sequence)
-            builder.add_row(sequence, 1)
+                block_ids = self.pool.allocate(num_blocks)
+                sequence.block_table += block_ids
+                builder.add_blocks(sequence, block_ids)
+            if num_tokens - sequence.num_computed_tokens > 1:
+                prefills.append(sequence)
+            else:
+                builder.add_row(sequence, 1)
         return prefills, is_short
 
-    def _make_room(self, sequence: Sequence) -> bool:
-        """Preempts until a block is free; returns False if the sequence must sit out this step.
+    def _make_room(self, sequence: Sequence, num_blocks: int) -> bool:
+        """Preempts until blocks are free; returns False if the sequence must sit out this step.
 
         It does so when blocks are on their way, or when it is the least important itself: then
         it is better to wait for a block, which preempts it anyway if one more important lacks
         one, than to compute everything again.
         """
-        while not self.pool.num_free_blocks:
+        while self.pool.num_free_blocks < num_blocks:
             victim = self._running.last
             if self._retired or victim is sequence:
                 return False
@@ -290,7 +348,7 @@ class Scheduler:
             budget -= self._add_prefill(builder, sequence, budget)
 
     def _add_prefill(self, builder: PlanBuilder, sequence: Sequence, budget: int) -> int:
-        """Schedules as much of a prompt as the budget allows; returns how many tokens.
+        """Schedules as many uncomputed tokens as the budget allows; returns how many.
 
         Its full blocks can be found at once, so that of equal prompts that come together the
         first one computes for all, even within this step.
@@ -335,6 +393,7 @@ class Scheduler:
         sequence.num_registered_blocks = len(match.block_ids)
         sequence.chain_parent = match.parent
         sequence.num_computed_tokens = len(match.block_ids) * self._block_size
+        sequence.num_admitted_tokens = len(sequence.token_ids)
         if not sequence.is_admitted:
             sequence.is_admitted = True
             self._report_admission(sequence)
@@ -345,6 +404,38 @@ class Scheduler:
         sequence.num_pending_tokens -= 1
         if sequence.state is SequenceState.WAITING:
             self._num_waiting_tokens += 1
+
+    def _append_tokens(self, sequence: Sequence, token_ids: "array[int]") -> tuple[int, bool]:
+        """Appends tokens up to the first that ends the sequence.
+
+        Returns:
+            How many were appended, and False if the next one of them is `NO_TOKEN`.
+        """
+        for num_taken, token_id in enumerate(token_ids):
+            if token_id == NO_TOKEN:
+                return num_taken, False
+            self._append_token(sequence, token_id)
+            if sequence.finish_reason is not None:
+                return num_taken + 1, True
+        return len(token_ids), True
+
+    def _compute_last_again(self, sequence: Sequence) -> None:
+        """Takes back that the last token is computed, since its row brought no token.
+
+        A block that others own, or may come to own, is not written again: then the sequence starts
+        over, from its own cached blocks.
+        """
+        if sequence.state is not _RUNNING:
+            return
+        num_tokens = len(sequence.token_ids)
+        last_block = sequence.block_table[(num_tokens - 1) // self._block_size]
+        if (
+            sequence.num_registered_blocks * self._block_size >= num_tokens
+            or self.pool.ref_count(last_block) > 1
+        ):
+            self._preempt(sequence)
+        else:
+            sequence.num_computed_tokens -= 1
 
     def _register_blocks(self, sequence: Sequence) -> None:
         """Makes the full blocks findable whose keys and values launched steps write."""

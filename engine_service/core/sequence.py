@@ -31,7 +31,9 @@ class Sequence:
             earlier arrival. Unique.
         token_ids: All known tokens: prompt, resumed and generated.
         num_given_tokens: Tokens that the request came with: prompt and resumed ones.
-        num_pending_tokens: Tokens that steps in flight will bring.
+        num_admitted_tokens: Tokens known when it was last given its slot: the prompt, and what a
+            preempted sequence must compute again.
+        num_pending_tokens: Tokens that steps in flight will bring, one for each sampled row.
         num_computed_tokens: Tokens whose keys and values are in the cache once all launched
             steps are done; advances when a step is planned.
         max_num_tokens: The length at which the sequence ends.
@@ -52,6 +54,7 @@ class Sequence:
         "is_admitted",
         "last_step_id",
         "max_num_tokens",
+        "num_admitted_tokens",
         "num_computed_tokens",
         "num_given_tokens",
         "num_pending_tokens",
@@ -101,6 +104,7 @@ class Sequence:
         self.token_ids = request.prompt_token_ids + request.resume_token_ids
         self.num_prompt_tokens = len(request.prompt_token_ids)
         self.num_given_tokens = len(self.token_ids)
+        self.num_admitted_tokens = self.num_given_tokens
         self.block_hashes = array("Q")
         self._last_digest = root
 

@@ -96,7 +96,8 @@ class StepPlan:
     Row r computes positions `num_computed_tokens[r]` up to, not including,
     `num_computed_tokens[r] + num_scheduled_tokens[r]` of its slot's tokens. If `is_sampled[r]`,
     the logits of the last of them give the token of the next position, which the rank writes into
-    the slot's tokens by itself: the core may not know it yet when it plans the next step.
+    the slot's tokens by itself: the core may not know it yet when it plans the next step, and
+    plans on exactly one (see `StepResult`).
     """
 
     step_id: int
@@ -131,10 +132,20 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """The tokens of one step."""
+    """The tokens of one step: one of each sampled row, unless the executor says otherwise.
+
+    A sampled row may also bring no token or several, which are the next ones in order. The rank
+    has then written just these into the slot's tokens. Whatever it computed on the way, keys and
+    values count as computed up to the end of the row alone: the next row of the sequence computes
+    those of all its new tokens, or, if there were none, those of its last token again.
+
+    A later step that was planned meanwhile is planned on one token. So a count other than one is
+    allowed only where no later step in flight has a row of the same sequence. An executor that
+    yields such counts needs `max_steps_in_flight` 1. `Scheduler.update` refuses what breaks this.
+    """
 
     token_counts: "array[int]"
-    """[num_rows] tokens generated per row of the plan: zero, one or several."""
+    """[num_rows] tokens generated per row of the plan; 0 where `is_sampled` is 0."""
     token_ids: "array[int]"
     """[sum(token_counts)] these tokens, row after row; `NO_TOKEN` where the logits gave none."""
     prepare_seconds: float = 0.0
@@ -145,6 +156,26 @@ class StepResult:
     """Time that the host then waited for the tokens."""
     device_seconds: float = 0.0
     """Time from the device's first kernel of the step to its last, gaps included."""
+
+    def check(self, plan: StepPlan) -> None:
+        """Checks that there is a count for each row of the plan, and a token for each counted one.
+
+        Raises:
+            RuntimeError: There is not, or a row that is not sampled has tokens.
+        """
+        counts = self.token_counts
+        if (
+            len(counts) != len(plan.slots)
+            or sum(counts) != len(self.token_ids)
+            or any(
+                count < 0 or (count and not is_sampled)
+                for count, is_sampled in zip(counts, plan.is_sampled, strict=True)
+            )
+        ):
+            raise RuntimeError(
+                f"step {plan.step_id} asked for {sum(plan.is_sampled)} tokens of "
+                f"{len(plan.slots)} rows, got {len(self.token_ids)} of {len(counts)}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,7 +234,7 @@ class StepStats:
     num_prefill_tokens: int = 0
     """Prompt tokens computed in the step."""
     num_decode_tokens: int = 0
-    """Single tokens computed in the step by sequences past their prompt."""
+    """Generated tokens computed in the step, except those of preempted sequences that catch up."""
     num_generated_tokens: int = 0
     num_invalid_logits: int = 0
     """Requests that ended in the step since their logits were no distribution."""

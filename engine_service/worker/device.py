@@ -1,27 +1,50 @@
 """The device that a worker computes on, and the dtype that it computes in."""
 
+import logging
+
 import torch
 
 from engine_service.config import ModelOptions
 from engine_service.errors import StartupError
 from engine_service.models.config import ModelConfig
+from engine_service.worker.toolchain import check_toolchain
 from kernels.checks import TRITON_HEAD_DIMS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+_MIN_CAPABILITY = (8, 0)
+"""Compute capability of the oldest GPUs that Triton supports, by its own word."""
+
+logger = logging.getLogger(__name__)
 
 
 def set_up_device(options: ModelOptions) -> torch.device:
     """Makes the device that the options name the current one.
 
+    Where `auto` finds no GPU that will do, a warning says why the CPU is used.
+
     Raises:
-        StartupError: There is no such device.
+        StartupError: There is no such device, or it lacks what kernels are built with.
     """
     if options.cpu_threads is not None:
         torch.set_num_threads(options.cpu_threads)
-    if options.device == "cpu" or (options.device == "auto" and not torch.cuda.is_available()):
+    if options.device == "cpu":
         return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise StartupError(f"device is {options.device!r}, but torch finds no CUDA GPU; use 'cpu'")
+    fault = _why_no_gpu()
+    if fault is not None and options.device != "auto":
+        raise StartupError(
+            f"device is {options.device!r}, but torch finds no CUDA GPU ({fault}); use 'cpu'"
+        )
+    if options.device == "auto":
+        fault = fault or _why_too_old(0)
+        if fault is not None:
+            logger.warning(
+                "gpu_unusable device=cpu dtype=%s: %s; the model is served on the CPU, many times "
+                "slower than on a GPU",
+                "float32" if options.dtype == "auto" else options.dtype,
+                fault,
+            )
+            return torch.device("cpu")
     index = 0 if options.device == "auto" else torch.device(options.device).index or 0
     if index >= torch.cuda.device_count():
         raise StartupError(
@@ -30,6 +53,7 @@ def set_up_device(options: ModelOptions) -> torch.device:
         )
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)
+    check_toolchain()
     return device
 
 
@@ -48,6 +72,35 @@ def choose_dtype(options: ModelOptions, config: ModelConfig, device: torch.devic
             f"choose one of: {', '.join(DTYPES)}"
         )
     return dtype
+
+
+def _why_no_gpu() -> str | None:
+    """Says why torch sees no GPU at all, or returns None if it sees one."""
+    if torch.cuda.is_available():
+        return None
+    if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
+        return f"torch {torch.__version__} is built without CUDA: install a build with it"
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        # Such as that there is no driver, or one too old for this torch.
+        return str(error).splitlines()[0].rstrip(".")
+    return "torch sees no GPU"
+
+
+def _why_too_old(index: int) -> str | None:
+    """Says why the kernels do not run on a GPU of this age, or returns None if they do."""
+    capability = torch.cuda.get_device_capability(index)
+    if capability >= _MIN_CAPABILITY:
+        return None
+    return (
+        f"{torch.cuda.get_device_name(index)} is too old a GPU: its compute capability is "
+        f"{_as_version(capability)}, Triton needs {_as_version(_MIN_CAPABILITY)} or more"
+    )
+
+
+def _as_version(capability: tuple[int, int]) -> str:
+    return "{}.{}".format(*capability)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

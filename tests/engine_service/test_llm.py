@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from engine_service.core.limits import Limits
 from engine_service.core.types import FinishReason, SamplingParams
 from engine_service.errors import InvalidRequest, StartupError
 from engine_service.llm import LLM
@@ -226,6 +227,21 @@ def test_bad_request_is_refused_before_any_work(tiny_model, cases, prompt, chang
 
         assert refusal.value.reason is reason
         assert generate(llm, cases.prompts[:1]) == cases.tokens[:1]
+
+
+def test_each_prompt_is_read_once(tiny_model, monkeypatch):
+    read = []
+    check_token_ids = Limits.check_token_ids
+
+    def note(self, field, token_ids):
+        read.append((field, list(token_ids)))
+        check_token_ids(self, field, token_ids)
+
+    monkeypatch.setattr(Limits, "check_token_ids", note)
+    with make_llm(tiny_model, num_blocks=4) as llm:
+        generate(llm, [[1, 2], [3]], params(max_tokens=2))
+
+    assert [ids for field, ids in read if field == "prompt_token_ids"] == [[1, 2], [3]]
 
 
 def test_parameters_must_be_as_many_as_prompts(tiny_model):

@@ -5,6 +5,7 @@ from collections import Counter
 
 from engine_service.config import SchedulerOptions
 from engine_service.core.engine_core import EngineCore
+from engine_service.core.limits import Limits
 from engine_service.core.sequence import SequenceState
 from engine_service.core.types import FinishReason, Request, SamplingParams, int32_array
 from engine_service.errors import InvalidRequest
@@ -37,6 +38,7 @@ class CoreDriver:
         self.depth = changes.pop("depth", choose([1, 2, 2, 3]))
         budget = changes.pop("budget", choose([1, 2, 5, 16, 64]))
         self.info = make_info(**{**values, **changes})
+        self.limits = Limits.from_info(self.info)
         self.executor = executor(self.info)
         self.core = EngineCore(
             self.info,
@@ -88,10 +90,11 @@ class CoreDriver:
     def add(self):
         request = self.make_request()
         try:
-            self.core.add(request)
+            self.limits.check(request)
         except InvalidRequest:
             self.counts["refused"] += 1
             return
+        self.core.add(request)
         self.requests[request.request_id] = request
         self.outputs[request.request_id] = []
 

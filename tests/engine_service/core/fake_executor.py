@@ -57,6 +57,8 @@ class _Slot:
 class FakeExecutor:
     """Runs plans in the order of launch, and refuses those that break the contract.
 
+    Each sampled row brings one token, unless a subclass says otherwise in `count_tokens`.
+
     Args:
         info: Size of the cache and of the vocabulary.
         shifted_slot: For mutants: every write of this position of a block goes one further.
@@ -76,12 +78,17 @@ class FakeExecutor:
         self.num_launched += 1
         self._apply_changes(plan)
         self._check(plan)
+        token_counts, token_ids = self._run(plan)
         result = StepResult(
-            token_counts=int32_array(list(plan.is_sampled)), token_ids=int32_array(self._run(plan))
+            token_counts=int32_array(token_counts), token_ids=int32_array(token_ids)
         )
         self.in_flight.append((plan.step_id, self._use_of(plan), result))
         self.max_in_flight = max(self.max_in_flight, len(self.in_flight))
         return plan.step_id
+
+    def count_tokens(self) -> int:
+        """Returns how many tokens the next sampled row brings."""
+        return 1
 
     def collect(self, handle: int) -> StepResult:
         step_id, _, result = self.in_flight.popleft()
@@ -138,7 +145,7 @@ class FakeExecutor:
                     )
 
     def _run(self, plan):
-        sampled = []
+        token_counts, token_ids = [], []
         for slot_id, start, count, is_sampled in zip(
             plan.slots,
             plan.num_computed_tokens,
@@ -157,12 +164,21 @@ class FakeExecutor:
                 if position % self.info.block_size == self._shifted_slot:
                     address = (address + 1) % len(self.cache)
                 self.cache[address] = _mix(before, slot.tokens[position])
-            if is_sampled:
-                values = [self.cache[self._address(slot, position)] for position in range(end)]
-                token_id = next_token(values, slot.seed, slot.temperature, self.info.vocab_size)
-                slot.tokens.append(token_id)
-                sampled.append(token_id)
-        return sampled
+            new_tokens = self._sample(slot) if is_sampled else []
+            slot.tokens += new_tokens
+            token_ids += new_tokens
+            token_counts.append(len(new_tokens))
+        return token_counts, token_ids
+
+    def _sample(self, slot):
+        values = [self.cache[self._address(slot, position)] for position in range(len(slot.tokens))]
+        token_ids = []
+        for _ in range(self.count_tokens()):
+            token_id = next_token(values, slot.seed, slot.temperature, self.info.vocab_size)
+            token_ids.append(token_id)
+            # Not into the cache: what a row brings is computed by the rows after it.
+            values.append(_mix(values[-1], token_id))
+        return token_ids
 
     def _address(self, slot, position):
         size = self.info.block_size

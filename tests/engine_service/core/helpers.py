@@ -74,6 +74,14 @@ def greedy(prompt, num_tokens, vocab_size=100):
     return oracle(list(prompt), num_tokens, 0, 0.0, vocab_size)
 
 
+def result_of_rows(*rows):
+    """Returns a result with these tokens of each row."""
+    return StepResult(
+        token_counts=int32_array([len(row) for row in rows]),
+        token_ids=int32_array([token_id for row in rows for token_id in row]),
+    )
+
+
 def result_of(plan, token_id=7):
     """Returns the result of an executor that always draws one token."""
     return StepResult(

@@ -1,5 +1,6 @@
 """Random schedules through the real scheduler and pool, and proof that the checks have teeth."""
 
+import random
 from collections import Counter
 
 import pytest
@@ -15,10 +16,10 @@ NUM_ENGINES = 60
 NUM_REQUESTS = 20
 
 
-def drive(seeds, **changes):
+def drive(seeds, driver_class=CoreDriver, **changes):
     counts = Counter()
     for seed in seeds:
-        driver = CoreDriver(seed, **changes)
+        driver = driver_class(seed, **changes)
         try:
             driver.run(NUM_REQUESTS)
         except AssertionError as error:
@@ -48,6 +49,61 @@ def test_equal_digests_of_all_blocks_mix_no_contexts(monkeypatch):
     counts = drive(range(NUM_ENGINES), caching=True)
 
     assert counts["hit_tokens"], "first blocks can still be hit"
+
+
+class UnevenExecutor(FakeExecutor):
+    """Sampled rows bring zero to four tokens."""
+
+    def __init__(self, info):
+        super().__init__(info)
+        self.rng = random.Random(info.num_blocks)
+        self.counts = Counter()
+        self.num_collected_tokens = 0
+
+    def count_tokens(self):
+        count = self.rng.choice([0, 1, 1, 2, 3, 4])
+        self.counts[count] += 1
+        return count
+
+    def collect(self, handle):
+        result = super().collect(handle)
+        self.num_collected_tokens += len(result.token_ids)
+        return result
+
+
+class UnevenDriver(CoreDriver):
+    """Checks besides that what a step tells of its tokens adds up."""
+
+    def __init__(self, seed, **changes):
+        super().__init__(seed, executor=UnevenExecutor, depth=1, **changes)
+        self.executor.counts = self.counts
+
+    def step(self):
+        step = self.core.step
+
+        def step_and_check():
+            num_collected_before = self.executor.num_collected_tokens
+            output = step()
+            num_collected = self.executor.num_collected_tokens - num_collected_before
+            num_told = sum(output.token_counts)
+            assert all(output.token_counts)
+            assert output.stats.num_generated_tokens == num_told
+            assert num_told == num_collected or output.finishes, "only an end drops tokens"
+            self.counts["dropped"] += num_collected - num_told
+            return output
+
+        self.core.step = step_and_check
+        super().step()
+        self.core.step = step
+
+
+@pytest.mark.parametrize("caching", [True, False], ids=["caching", "no_caching"])
+def test_outputs_equal_the_oracle_however_many_tokens_a_row_brings(caching):
+    counts = drive(range(3 * NUM_ENGINES), UnevenDriver, caching=caching)
+
+    for event in 0, 1, 2, 3, 4, "stop", "length", "preempted", "cancelled", "dropped":
+        assert counts[event], f"nothing was ever {event}"
+    assert bool(counts["hit_tokens"]) == caching
 
 
 class InvalidExecutor(FakeExecutor):
@@ -102,6 +158,13 @@ def test_rows_without_a_token_end_their_requests_and_no_others(depth):
 @pytest.mark.parametrize("batch", range(10))
 def test_outputs_equal_the_oracle_in_many_engines(batch):
     drive(range(1000 + 1000 * batch, 2000 + 1000 * batch))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("batch", range(2))
+def test_outputs_equal_the_oracle_however_many_tokens_a_row_brings_in_many_engines(batch):
+    drive(range(1000 + 1000 * batch, 2000 + 1000 * batch), UnevenDriver)
 
 
 class ShiftedExecutor(FakeExecutor):

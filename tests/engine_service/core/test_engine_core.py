@@ -1,3 +1,4 @@
+import dataclasses
 import gc
 import multiprocessing
 import threading
@@ -7,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from engine_service.core import inbox as inbox_module
-from engine_service.core.engine_core import serve
+from engine_service.core.engine_core import EngineCore, serve
 from engine_service.core.types import NO_TOKEN, CoreInput, FinishReason
 from engine_service.errors import InvalidRequest
 from protos.wire.reason import Reason
@@ -60,14 +61,22 @@ def test_steps_overlap_where_the_device_computes_by_itself(device, depth):
     assert executor.max_in_flight == depth
 
 
-def test_a_bad_request_is_refused_before_any_work():
+def test_no_prompt_is_read_token_by_token_in_the_step_loop():
+    class UnreadTokens(array):
+        def __iter__(self):
+            raise AssertionError("somebody reads them one by one")
+
+        def __contains__(self, value):
+            raise AssertionError("somebody searches them")
+
     core = make_core()
+    request = dataclasses.replace(
+        make_request(1, [1], 3), prompt_token_ids=UnreadTokens("i", [1, 2, 3, 4, 5])
+    )
 
-    with pytest.raises(InvalidRequest) as caught:
-        core.add(make_request(1, [1, 2, 500]))
+    core.add(request)
 
-    assert caught.value.reason is Reason.TOKEN_OUT_OF_RANGE
-    assert not core.has_work
+    assert run_until_idle(core).tokens == {1: greedy([1, 2, 3, 4, 5], 3)}
 
 
 def test_a_request_id_in_use_is_refused_and_the_first_goes_on():
@@ -169,32 +178,50 @@ def test_serve_answers_requests_over_a_connection():
     assert outcome.tokens == {1: greedy([1, 2], 5), 2: greedy([3], 4)}
 
 
-def test_serve_turns_a_refusal_into_a_failure_and_goes_on():
+@pytest.fixture
+def refused_id(monkeypatch):
+    """A request ID that every core refuses."""
+    add = EngineCore.add
+
+    def add_or_refuse(self, request):
+        if request.request_id == 17:
+            raise InvalidRequest("request_id 17 is in use")
+        add(self, request)
+
+    monkeypatch.setattr(EngineCore, "add", add_or_refuse)
+    return 17
+
+
+def test_serve_turns_a_refusal_into_a_failure_and_goes_on(refused_id):
     with served() as (connection, _):
-        connection.send(CoreInput(requests=[make_request(1, [])]))
+        connection.send(CoreInput(requests=[make_request(refused_id, [1])]))
         output = receive(connection)
         connection.send(CoreInput(requests=[make_request(2, [3], 4)]))
         outcome = receive_until_finished(connection, 2)
 
     (failure,) = output.failures
-    assert failure.request_id == 1
-    assert failure.error.reason is Reason.EMPTY_PROMPT
+    assert failure.request_id == refused_id
+    assert failure.error.reason is Reason.BAD_REQUEST
     assert outcome.tokens == {2: greedy([3], 4)}
 
 
-def test_serve_tells_refusals_and_failed_rows_together(monkeypatch):
+def test_serve_tells_refusals_and_failed_rows_together(monkeypatch, refused_id):
     real_run = FakeExecutor._run
-    monkeypatch.setattr(
-        FakeExecutor, "_run", lambda self, plan: [NO_TOKEN] * len(real_run(self, plan))
-    )
+
+    def run_without_tokens(self, plan):
+        token_counts, token_ids = real_run(self, plan)
+        return token_counts, [NO_TOKEN] * len(token_ids)
+
+    monkeypatch.setattr(FakeExecutor, "_run", run_without_tokens)
     with served() as (connection, _):
-        connection.send(CoreInput(requests=[make_request(1, [1], 4), make_request(2, [100], 4)]))
+        requests = [make_request(1, [1], 4), make_request(refused_id, [2], 4)]
+        connection.send(CoreInput(requests=requests))
         output = connection.recv()
 
     errors = {failure.request_id: failure.error for failure in output.failures}
     assert errors[1].reason is Reason.INTERNAL
     assert errors[1].metadata == {"position": "1"}
-    assert errors[2].reason is Reason.TOKEN_OUT_OF_RANGE
+    assert errors[refused_id].reason is Reason.BAD_REQUEST
     assert output.stats.num_invalid_logits == 1
     assert not output.token_ids
 

@@ -145,7 +145,7 @@ def whole_prompts_only(self, sequence, admit=Scheduler._admit):
     return len(sequence.token_ids) <= self._max_num_batched_tokens and admit(self, sequence)
 
 
-def append_without_asking(self, sequence):
+def append_without_asking(self, sequence, num_blocks):
     return True
 
 

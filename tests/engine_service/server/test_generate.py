@@ -5,8 +5,10 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from engine_service.core.types import Failure, FinishReason
+from engine_service.core.limits import Limits
+from engine_service.core.types import Failure, FinishReason, Request, SamplingParams, int32_array
 from engine_service.errors import InvalidRequest, NoTokenizer
+from engine_service.server import convert
 from protos.pagestream.engine.v1 import engine_pb2
 from tests.engine_service.core.fake_executor import make_info
 from tests.engine_service.server.harness import (
@@ -223,6 +225,54 @@ BAD_INPUTS = {
         ["sampling_params.logit_bias"],
     ),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: None,
+        lambda m: m.ClearField("prompt_token_ids"),
+        lambda m: m.prompt_token_ids.append(99),
+        lambda m: m.prompt_token_ids.append(100),
+        lambda m: m.resume_token_ids.extend([1, 2**31 - 1]),
+        lambda m: m.resume_token_ids.extend([1] * 61),
+        lambda m: m.sampling_params.stop_token_ids.extend([100]),
+        lambda m: setattr(m.sampling_params, "max_tokens", 61),
+        lambda m: setattr(m.sampling_params, "max_tokens", 62),
+        lambda m: setattr(m.sampling_params, "temperature", 101.0),
+        lambda m: setattr(m.sampling_params, "seed", -1),
+        lambda m: setattr(m, "cache_salt", "x" * 257),
+    ],
+)
+def test_what_enters_through_the_server_is_what_the_limits_let_in(change):
+    message = generate_request()
+    change(message)
+    limits = Limits.from_info(make_info())
+    params = message.sampling_params
+    request = Request(
+        request_id=1,
+        prompt_token_ids=int32_array(list(message.prompt_token_ids)),
+        resume_token_ids=int32_array(list(message.resume_token_ids)),
+        sampling_params=SamplingParams(
+            temperature=params.temperature if params.HasField("temperature") else 1.0,
+            max_tokens=params.max_tokens if params.HasField("max_tokens") else None,
+            stop_token_ids=frozenset(params.stop_token_ids),
+            seed=params.seed if params.HasField("seed") else None,
+        ),
+        cache_salt=message.cache_salt,
+    )
+
+    assert _refusal(lambda: convert.to_request(message, 1, limits)) == _refusal(
+        lambda: limits.check(request)
+    )
+
+
+def _refusal(check):
+    try:
+        check()
+    except InvalidRequest as error:
+        return error.message, error.reason, error.metadata
+    return None
 
 
 @pytest.fixture(scope="module")

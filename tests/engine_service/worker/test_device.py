@@ -5,6 +5,7 @@ import torch
 
 from engine_service.config import ModelOptions
 from engine_service.errors import StartupError
+from engine_service.worker import toolchain
 from engine_service.worker.device import check_head_dim, choose_dtype, set_up_device
 from tests.engine_service.worker.test_kv_cache import CONFIG
 
@@ -24,8 +25,88 @@ def test_cpu_is_what_there_is(device):
 
 @needs_no_gpu
 def test_cuda_that_is_not_there_is_refused():
-    with pytest.raises(StartupError, match=r"device is 'cuda:1', but torch finds no CUDA GPU"):
+    with pytest.raises(StartupError, match=r"device is 'cuda:1', but torch finds no CUDA GPU \("):
         set_up_device(ModelOptions(model="x", device="cuda:1"))
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """Sets what torch says of CUDA on this machine; nothing is asked of a real one."""
+
+    def simulate(*, is_built=True, error=None, capability=None):
+        def init():
+            if error is not None:
+                raise RuntimeError(error)
+
+        monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: is_built)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+        monkeypatch.setattr(torch.cuda, "init", init)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: int(capability is not None))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Tesla T4")
+        monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+
+    return simulate
+
+
+NO_GPU = [
+    ({"is_built": False}, f"torch {torch.__version__} is built without CUDA"),
+    (
+        {"error": "Found no NVIDIA driver on your system.\nMore words."},
+        "Found no NVIDIA driver on your system; ",
+    ),
+    ({}, "torch sees no GPU"),
+]
+TOO_OLD = (
+    {"capability": (7, 5)},
+    "Tesla T4 is too old a GPU: its compute capability is 7.5, Triton needs 8.0 or more",
+)
+
+
+@pytest.mark.parametrize(("machine", "why"), [*NO_GPU, TOO_OLD])
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+def test_auto_warns_in_one_line_that_it_serves_on_the_cpu_and_why(
+    cuda, caplog, machine, why, dtype
+):
+    cuda(**machine)
+
+    assert set_up_device(ModelOptions(model="x", device="auto", dtype=dtype)) == CPU
+
+    (record,) = caplog.records
+    served = {"auto": "float32"}.get(dtype, dtype)
+    assert record.levelname == "WARNING"
+    assert record.getMessage().startswith(f"gpu_unusable device=cpu dtype={served}: {why}")
+    assert "\n" not in record.getMessage()
+
+
+@pytest.mark.parametrize(("machine", "why"), NO_GPU)
+def test_cuda_that_is_asked_for_is_refused_with_the_same_reason(cuda, machine, why):
+    cuda(**machine)
+
+    with pytest.raises(StartupError, match="torch finds no CUDA GPU") as refusal:
+        set_up_device(ModelOptions(model="x", device="cuda"))
+
+    assert why.removesuffix("; ") in refusal.value.message
+
+
+def test_cpu_that_is_asked_for_is_no_reason_to_warn(cuda, caplog):
+    cuda()
+
+    assert set_up_device(ModelOptions(model="x", device="cpu")) == CPU
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_a_missing_compiler_is_named_on_cuda_only(cuda, monkeypatch, tmp_path, device):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    # Cannot build, nor find what an earlier start has built.
+    monkeypatch.setattr(toolchain, "driver", None)
+    set_up_device(ModelOptions(model="x", device="cpu"))
+    cuda(capability=(9, 0))
+
+    with pytest.raises(StartupError, match="there is no C compiler"):
+        set_up_device(ModelOptions(model="x", device=device))
 
 
 def test_cpu_threads_are_set():

@@ -1,0 +1,58 @@
+"""Whether the packages that an engine imports are there, and are the ones that it means."""
+
+import importlib.metadata
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import engine_service
+from engine_service.errors import StartupError
+
+EXTRA_MODULES = ("huggingface_hub", "numpy", "torch", "tqdm", "triton")
+"""What the packages of the extra `engine` are imported as."""
+
+
+def check_installation() -> None:
+    """Makes sure that the imports to come succeed, in about a millisecond; imports nothing itself.
+
+    Raises:
+        StartupError: Packages are missing, or `kernels` is somebody else's; says what to install.
+    """
+    missing = [name for name in EXTRA_MODULES if find_spec(name) is None]
+    if missing:
+        raise StartupError(
+            f"not installed: {', '.join(missing)}; the engine needs all packages of its extra: "
+            f"run {sys.executable} -m pip install 'pagestream[engine]'"
+        )
+    _check_kernels()
+
+
+def _check_kernels() -> None:
+    """Refuses the package `kernels` of PyPI, which has the name of ours."""
+    ours = Path(engine_service.__file__).parents[1] / "kernels"
+    spec = find_spec("kernels")
+    if spec is None or spec.origin is None:
+        raise StartupError(
+            f"the package kernels is not in {ours.parent}, beside engine_service; install "
+            f"pagestream again: run {sys.executable} -m pip install --force-reinstall --no-deps "
+            "pagestream"
+        )
+    found = Path(spec.origin).parent
+    try:
+        other = importlib.metadata.distribution("kernels")
+    except importlib.metadata.PackageNotFoundError:
+        other = None
+    # Installed into one folder, whichever came last has overwritten files of the other.
+    is_mixed = other is not None and _is_same(Path(str(other.locate_file("kernels"))), ours)
+    if _is_same(found, ours) and not is_mixed:
+        return
+    owner = f"of the distribution kernels {other.version}" if other else "not that of Pagestream"
+    raise StartupError(
+        f"the package kernels in {found} is {owner}, and the engine needs its own of this name: "
+        f"run {sys.executable} -m pip uninstall kernels, then {sys.executable} -m pip install "
+        "--force-reinstall --no-deps pagestream"
+    )
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()

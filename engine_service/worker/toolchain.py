@@ -1,0 +1,64 @@
+"""The C compiler and Python headers with which Triton builds what launches its kernels."""
+
+import logging
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
+from triton import knobs
+from triton.runtime import driver
+
+from engine_service.errors import StartupError
+
+_COMPILERS = ("gcc", "clang")
+
+logger = logging.getLogger(__name__)
+
+
+def check_toolchain() -> None:
+    """Makes sure, before the first kernel is launched, that Triton can launch it on this GPU.
+
+    A tool that is missing is no error as long as Triton finds what it would build in its cache,
+    from an earlier start; then a warning names it.
+
+    Raises:
+        StartupError: A tool is missing and needed; says what to install.
+    """
+    missing = missing_tool()
+    if missing is None:
+        return
+    try:
+        # Builds Triton's driver module, or takes it from the cache.
+        _ = driver.active.utils
+    except Exception as error:
+        raise StartupError(
+            f"{missing} (Triton cannot build what launches its kernels: {_first_line(error)})"
+        ) from error
+    logger.warning("toolchain_missing: %s; Triton's cache serves for now", missing)
+
+
+def missing_tool() -> str | None:
+    """Looks where Triton looks; returns what it lacks to build and what to install, or None."""
+    compiler = knobs.build.cc
+    if compiler is not None and shutil.which(compiler) is None:
+        return f"CC is {compiler!r}, and there is no such program; name a C compiler, or unset CC"
+    if compiler is None and not any(map(shutil.which, _COMPILERS)):
+        return (
+            "there is no C compiler, neither gcc nor clang, in PATH; install one where the engine "
+            "runs (Debian and Ubuntu: apt-get install gcc libc6-dev)"
+        )
+    scheme = sysconfig.get_default_scheme()
+    # Debian's own scheme names a folder that holds no headers.
+    include = sysconfig.get_path("include", "posix_prefix" if scheme == "posix_local" else scheme)
+    if not (Path(include) / "Python.h").is_file():
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        return (
+            f"there is no Python.h in {include}; install the headers of this Python where the "
+            f"engine runs (Debian and Ubuntu: apt-get install python{version}-dev)"
+        )
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
