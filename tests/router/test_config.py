@@ -8,7 +8,7 @@ from router import config
 from router.config import RouterConfig, read_config
 from router.engines.discovery import ServiceName
 from router.errors import StartupError
-from router.placement.policy import policy as placement
+from router.placement import policy as placement
 
 ENGINES = ["--engines", "127.0.0.1:50051"]
 OPTIONS = [option.name for option in dataclasses.fields(RouterConfig)]
