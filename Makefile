@@ -13,7 +13,7 @@ demo: $(VENV)/.ready ## Serves 60 chats through a router and two engines; MODEL=
 	$(PYTHON) -m examples.demo $(if $(MODEL),--model "$(MODEL)")
 
 eval: $(VENV)/.ready ## Asks the demo model 1,000 held-out questions, through Pagestream and transformers.
-	$(PYTHON) -m examples.demo_model.evaluate
+	$(PYTHON) -m demo_model.evaluate
 
 test: $(VENV)/.ready $(GEN_VENV)/.ready ## All tests that need no GPU and little time.
 	$(PYTHON) -m pytest -q

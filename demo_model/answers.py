@@ -10,7 +10,7 @@ import grpc
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-from examples.demo_model.conversation import Conversation
+from demo_model.conversation import Conversation
 from protos.pagestream.router.v1 import router_pb2, router_pb2_grpc
 from protos.wire.channel import client_options
 

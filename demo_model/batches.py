@@ -11,9 +11,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from examples.demo_model.conversation import TURN_END, TURN_START, render
-from examples.demo_model.generator import conversations
-from examples.demo_model.model import IGNORED
+from demo_model.conversation import TURN_END, TURN_START, render
+from demo_model.generator import conversations
+from demo_model.model import IGNORED
 
 
 @dataclass(frozen=True, slots=True)

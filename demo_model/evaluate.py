@@ -1,6 +1,6 @@
 """Asks the demo model held-out questions, through Pagestream and through transformers.
 
-    python -m examples.demo_model.evaluate --questions 1000
+    python -m demo_model.evaluate --questions 1000
 
 Pagestream is a router and two engines, all started here, with prefix caching, in float32 on a CPU
 and in bfloat16 on a GPU; transformers computes in float32. Answers count as right when they are so
@@ -21,15 +21,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from demo_model.answers import Answer, ask_router, ask_transformers
+from demo_model.conversation import Conversation
+from demo_model.generator import TASKS, questions
 from examples.demo.errors import DemoFailedError
 from examples.demo.figures import gpu_count
 from examples.demo.fleet import start_fleet
 from examples.demo.load import describe
 from examples.demo.model import CHECKPOINT, ROOT, Model
 from examples.demo.services import Services
-from examples.demo_model.answers import Answer, ask_router, ask_transformers
-from examples.demo_model.conversation import Conversation
-from examples.demo_model.generator import TASKS, questions
 
 SEED = "evaluation"
 MIN_SHARE = 0.97
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     assert __doc__
     parser = argparse.ArgumentParser(
-        prog="python -m examples.demo_model.evaluate",
+        prog="python -m demo_model.evaluate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -5,18 +5,18 @@ from dataclasses import dataclass
 from itertools import count, islice
 from random import Random
 
-from examples.demo_model.conversation import Conversation, Dialogue, Exchange, Message
-from examples.demo_model.draw import Draw
-from examples.demo_model.tasks import lists, numbers
-from examples.demo_model.tasks.facts import facts
-from examples.demo_model.tasks.introduction import introduction
-from examples.demo_model.tasks.memory import remember
-from examples.demo_model.tasks.primes import primes
-from examples.demo_model.tasks.repetition import repeat
-from examples.demo_model.tasks.retrieval import find
-from examples.demo_model.tasks.structured import structured
-from examples.demo_model.tasks.tools import tools
-from examples.demo_model.tasks.unknown import unknown
+from demo_model.conversation import Conversation, Dialogue, Exchange, Message
+from demo_model.draw import Draw
+from demo_model.tasks import lists, numbers
+from demo_model.tasks.facts import facts
+from demo_model.tasks.introduction import introduction
+from demo_model.tasks.memory import remember
+from demo_model.tasks.primes import primes
+from demo_model.tasks.repetition import repeat
+from demo_model.tasks.retrieval import find
+from demo_model.tasks.structured import structured
+from demo_model.tasks.tools import tools
+from demo_model.tasks.unknown import unknown
 
 
 @dataclass(frozen=True, slots=True)

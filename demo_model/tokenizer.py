@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from examples.demo_model.conversation import TURN_END, TURN_START
+from demo_model.conversation import TURN_END, TURN_START
 
 VOCAB_SIZE = 2048
 MAX_MODEL_LEN = 4096

@@ -1,10 +1,10 @@
 r"""Trains the demo model from nothing, in under 8 minutes on one H200.
 
-    python -m examples.demo_model.train FOLDER
+    python -m demo_model.train FOLDER
 
 A smaller one on a CPU, which learns how answers look but little else:
 
-    python -m examples.demo_model.train FOLDER --device cpu --workers 1 --layers 2 --steps 500 \
+    python -m demo_model.train FOLDER --device cpu --workers 1 --layers 2 --steps 500 \
         --rows 8 --row-size 512
 
 Equal options give equal bytes on one kind of GPU with one version of PyTorch.
@@ -33,11 +33,11 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.utils.data import DataLoader
 
-from examples.demo_model.batches import Batch, Batches
-from examples.demo_model.conversation import render
-from examples.demo_model.generator import conversations
-from examples.demo_model.model import RMS_NORM_EPS, Mask, Qwen3, Shape
-from examples.demo_model.tokenizer import (
+from demo_model.batches import Batch, Batches
+from demo_model.conversation import render
+from demo_model.generator import conversations
+from demo_model.model import RMS_NORM_EPS, Mask, Qwen3, Shape
+from demo_model.tokenizer import (
     MAX_MODEL_LEN,
     VOCAB_SIZE,
     save_tokenizer,
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _parse(arguments: Sequence[str] | None) -> tuple[Path, Settings]:
     assert __doc__
     parser = argparse.ArgumentParser(
-        prog="python -m examples.demo_model.train",
+        prog="python -m demo_model.train",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,7 +1,7 @@
 """A small set of facts. They have to be learnt by heart, so held out are facts in a phrasing."""
 
-from examples.demo_model.conversation import Dialogue, Exchange
-from examples.demo_model.draw import Draw
+from demo_model.conversation import Dialogue, Exchange
+from demo_model.draw import Draw
 
 _CAPITALS = {
     "Austria": "Vienna",

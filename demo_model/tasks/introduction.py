@@ -4,8 +4,8 @@ The answers are fixed; held out are combinations of a question with its opening 
 two numbers of repetitions.
 """
 
-from examples.demo_model.conversation import Dialogue, Exchange
-from examples.demo_model.draw import Draw
+from demo_model.conversation import Dialogue, Exchange
+from demo_model.draw import Draw
 
 INTRODUCTION = (
     "I am the demo model of Pagestream: a small Qwen3, trained from scratch on synthetic "

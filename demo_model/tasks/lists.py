@@ -6,9 +6,9 @@ letters; those held out are made up, for training must show how its own tokens a
 to count have 1 to 16 words. Held out are whole lists, words and sentences.
 """
 
-from examples.demo_model.conversation import Dialogue, Exchange
-from examples.demo_model.draw import Draw
-from examples.demo_model.words import COMMON, NAMES, made_up_word, sentence
+from demo_model.conversation import Dialogue, Exchange
+from demo_model.draw import Draw
+from demo_model.words import COMMON, NAMES, made_up_word, sentence
 
 _SPELLABLE = tuple(word for word in (*COMMON, *NAMES) if 3 <= len(word) <= 10)
 

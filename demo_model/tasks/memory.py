@@ -3,11 +3,11 @@
 Held out are values together with what they are of.
 """
 
-from examples.demo_model.conversation import Dialogue, Exchange
-from examples.demo_model.draw import Draw
-from examples.demo_model.tasks.retrieval import value_of
-from examples.demo_model.tasks.unknown import UNKNOWN
-from examples.demo_model.words import FOODS, person
+from demo_model.conversation import Dialogue, Exchange
+from demo_model.draw import Draw
+from demo_model.tasks.retrieval import value_of
+from demo_model.tasks.unknown import UNKNOWN
+from demo_model.words import FOODS, person
 
 _TOLD = {
     "name": ("My name is {value}.", "I am {value}.", "You can call me {value}."),

@@ -3,8 +3,8 @@
 Held out are pairs: the ends of a count, the two numbers of a sum, a difference or a comparison.
 """
 
-from examples.demo_model.conversation import Dialogue, Exchange
-from examples.demo_model.draw import Draw
+from demo_model.conversation import Dialogue, Exchange
+from demo_model.draw import Draw
 
 MAX_COUNTED = 100
 MAX_NUMBERS_COUNTED = 20

@@ -1,8 +1,8 @@
 """The prime numbers within N, from 2 to 100. Held out are ten N of two digits."""
 
-from examples.demo_model.conversation import Dialogue, Exchange
-from examples.demo_model.draw import Draw
-from examples.demo_model.tasks.introduction import repeated
+from demo_model.conversation import Dialogue, Exchange
+from demo_model.draw import Draw
+from demo_model.tasks.introduction import repeated
 
 MAX_LIMIT = 100
 HELD_OUT_LIMITS = (12, 16, 28, 37, 45, 52, 64, 76, 85, 93)

@@ -5,9 +5,9 @@ Held out are whole sentences.
 
 from random import Random
 
-from examples.demo_model.conversation import Dialogue, Exchange
-from examples.demo_model.draw import Draw
-from examples.demo_model.words import COMMON, NAMES, made_up_word, sentence
+from demo_model.conversation import Dialogue, Exchange
+from demo_model.draw import Draw
+from demo_model.words import COMMON, NAMES, made_up_word, sentence
 
 
 def repeat(draw: Draw) -> Dialogue:

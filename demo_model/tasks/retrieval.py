@@ -12,10 +12,10 @@ a thing up, so the evaluation leaves these questions out.
 from dataclasses import dataclass
 from random import Random
 
-from examples.demo_model.conversation import Dialogue, Exchange
-from examples.demo_model.draw import Draw
-from examples.demo_model.tasks.unknown import UNKNOWN
-from examples.demo_model.words import (
+from demo_model.conversation import Dialogue, Exchange
+from demo_model.draw import Draw
+from demo_model.tasks.unknown import UNKNOWN
+from demo_model.words import (
     ANIMALS,
     CITIES,
     COLOURS,

@@ -7,9 +7,9 @@ The text says a value for each key and for others as well. Held out are people w
 import json
 from random import Random
 
-from examples.demo_model.conversation import Dialogue, Exchange
-from examples.demo_model.draw import Draw
-from examples.demo_model.words import ANIMALS, CITIES, COLOURS, FOODS, JOBS, person
+from demo_model.conversation import Dialogue, Exchange
+from demo_model.draw import Draw
+from demo_model.words import ANIMALS, CITIES, COLOURS, FOODS, JOBS, person
 
 _MAX_KEYS = 4
 _TYPES = {

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from examples.demo_model.conversation import Dialogue, Exchange
-from examples.demo_model.draw import Draw
-from examples.demo_model.words import CITIES, THINGS, person
+from demo_model.conversation import Dialogue, Exchange
+from demo_model.draw import Draw
+from demo_model.words import CITIES, THINGS, person
 
 NO_TOOL = "I have no tool for that."
 

@@ -1,8 +1,8 @@
 """Saying that it does not know: what nobody told, what is not in a text, what was never learnt."""
 
-from examples.demo_model.conversation import Dialogue, Exchange
-from examples.demo_model.draw import Draw
-from examples.demo_model.words import (
+from demo_model.conversation import Dialogue, Exchange
+from demo_model.draw import Draw
+from demo_model.words import (
     ANIMALS,
     CITIES,
     FOODS,

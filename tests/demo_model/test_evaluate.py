@@ -2,10 +2,10 @@
 
 import pytest
 
-from examples.demo_model import evaluate
-from examples.demo_model.answers import Answer
-from examples.demo_model.evaluate import Outcome, is_right, shortfalls
-from examples.demo_model.generator import TASKS, questions
+from demo_model import evaluate
+from demo_model.answers import Answer
+from demo_model.evaluate import Outcome, is_right, shortfalls
+from demo_model.generator import TASKS, questions
 
 ASKED = questions("test", 20 * len(TASKS))
 

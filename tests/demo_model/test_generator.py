@@ -9,13 +9,13 @@ from random import Random
 import pytest
 import transformers
 
+from demo_model.answers import MAX_TOKENS
+from demo_model.conversation import render
+from demo_model.draw import Draw, is_held_out
+from demo_model.generator import TASKS, conversations, questions
+from demo_model.tasks.primes import HELD_OUT_LIMITS
+from demo_model.tokenizer import MAX_MODEL_LEN
 from examples.demo.model import CHECKPOINT
-from examples.demo_model.answers import MAX_TOKENS
-from examples.demo_model.conversation import render
-from examples.demo_model.draw import Draw, is_held_out
-from examples.demo_model.generator import TASKS, conversations, questions
-from examples.demo_model.tasks.primes import HELD_OUT_LIMITS
-from examples.demo_model.tokenizer import MAX_MODEL_LEN
 
 NUM_TRAINING = 6000
 each_split = pytest.mark.parametrize("held_out", [False, True], ids=["training", "held out"])

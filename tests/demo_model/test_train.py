@@ -7,11 +7,11 @@ import transformers
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
+from demo_model import train
+from demo_model.batches import Batches
+from demo_model.conversation import TURN_END
+from demo_model.model import IGNORED, Qwen3, Shape
 from examples.demo.model import CHECKPOINT
-from examples.demo_model import train
-from examples.demo_model.batches import Batches
-from examples.demo_model.conversation import TURN_END
-from examples.demo_model.model import IGNORED, Qwen3, Shape
 
 SMALL = ["--device", "cpu", "--layers", "1", "--steps", "3", "--rows", "2", "--row-size", "512"]
 
