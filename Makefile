@@ -1,19 +1,20 @@
 # The two commands to know: `make demo` and `make test`. Each sets itself up in .venv first.
 VENV := .venv
 GEN_VENV := .venv-gen
+LOCK_VENV := .venv-lock
 PYTHON := $(VENV)/bin/python
 PROTOS := $(wildcard protos/pagestream/*/v1/*.proto)
 CONTRACT := tests/golden/contract.binpb
 # A tool of the environment, not of the machine.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo eval test check gen slow soak gpu bench release-contract setup clean
+.PHONY: demo eval test check gen lock slow soak gpu bench release-contract setup clean
 
 demo: $(VENV)/.ready ## Serves 60 chats through a router and two engines; MODEL=<folder or hub ID>, or random.
 	$(PYTHON) -m examples.demo $(if $(MODEL),--model "$(MODEL)")
 
 eval: $(VENV)/.ready ## Asks the demo model 1,000 held-out questions, through Pagestream and transformers.
-	$(PYTHON) -m examples.demo_model.evaluate
+	$(PYTHON) -m demo_model.evaluate
 
 test: $(VENV)/.ready $(GEN_VENV)/.ready ## All tests that need no GPU and little time.
 	$(PYTHON) -m pytest -q
@@ -33,6 +34,13 @@ check: $(VENV)/.ready ## Style, types, import rules, wire contract, manifests.
 gen: $(GEN_VENV)/.ready ## Regenerates the Python code of the wire contract.
 	$(GEN_VENV)/bin/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)
 
+lock: ## Pins the newest versions that pyproject.toml allows, in constraints.txt.
+	python3 -m venv $(LOCK_VENV)
+	$(LOCK_VENV)/bin/python -m pip install --quiet --disable-pip-version-check 'uv==0.13.9'
+	$(LOCK_VENV)/bin/uv pip compile pyproject.toml --all-extras --universal --upgrade --quiet \
+		--python-version 3.11 --no-emit-package pagestream --no-emit-index-url \
+		--annotation-style line --custom-compile-command 'make lock' --output-file constraints.txt
+
 slow: $(VENV)/.ready ## Tests too long for every change.
 	$(PYTHON) -m pytest -q -m slow --timeout 600
 
@@ -51,9 +59,9 @@ release-contract: $(VENV)/.ready ## Makes today's protos the contract that `buf 
 
 setup: $(VENV)/.ready $(GEN_VENV)/.ready
 
-$(VENV)/.ready: pyproject.toml
+$(VENV)/.ready: pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 # grpcio-tools needs an older protobuf than the services run with, hence an environment of its own.
@@ -63,4 +71,4 @@ $(GEN_VENV)/.ready: Makefile
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(GEN_VENV) .demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(GEN_VENV) $(LOCK_VENV) .demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

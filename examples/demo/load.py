@@ -8,9 +8,9 @@ from itertools import cycle, islice
 
 import grpc
 
+from demo_model.tasks.introduction import INTRODUCTION
+from demo_model.tasks.primes import primes_within
 from examples.demo.errors import DemoFailedError
-from examples.demo_model.tasks.introduction import INTRODUCTION
-from examples.demo_model.tasks.primes import primes_within
 from protos.pagestream.router.v1 import router_pb2, router_pb2_grpc
 from protos.wire.channel import client_options
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Self
 
 ROOT = Path(__file__).resolve().parents[2]
-CHECKPOINT = ROOT / "examples" / "demo_model" / "checkpoint"
+CHECKPOINT = ROOT / "demo_model" / "checkpoint"
 RANDOM = "random"
 
 

@@ -10,7 +10,8 @@ COPY kernels kernels
 COPY engine_service engine_service
 # On Linux with an NVIDIA GPU, torch's default wheel brings the CUDA libraries; the host brings the
 # driver.
-RUN /opt/pagestream/bin/pip install --no-cache-dir '.[engine]'
+RUN --mount=type=bind,source=constraints.txt,target=constraints.txt \
+    /opt/pagestream/bin/pip install --no-cache-dir --constraint constraints.txt '.[engine]'
 
 FROM python:3.12.11-slim-bookworm
 # Triton compiles its launchers at run time: it needs a C compiler, the C library's headers and the

@@ -7,7 +7,8 @@ COPY pyproject.toml README.md LICENSE ./
 COPY protos protos
 COPY servicekit servicekit
 COPY router router
-RUN /opt/pagestream/bin/pip install --no-cache-dir '.[router]'
+RUN --mount=type=bind,source=constraints.txt,target=constraints.txt \
+    /opt/pagestream/bin/pip install --no-cache-dir --constraint constraints.txt '.[router]'
 
 FROM python:3.12.11-slim-bookworm
 RUN groupadd --gid 10001 pagestream \

@@ -8,14 +8,14 @@ import asyncio
 
 import pytest
 
+from demo_model.answers import ask_router, ask_transformers
+from demo_model.conversation import Conversation, Message
+from demo_model.evaluate import SEED, is_right
+from demo_model.generator import questions
 from examples.demo.fleet import start_fleet
 from examples.demo.load import RIGHT_ANSWERS
 from examples.demo.model import CHECKPOINT, Model
 from examples.demo.services import Services
-from examples.demo_model.answers import ask_router, ask_transformers
-from examples.demo_model.conversation import Conversation, Message
-from examples.demo_model.evaluate import SEED, is_right
-from examples.demo_model.generator import questions
 
 NUM_QUESTIONS = 100
 ASKED = questions(SEED, NUM_QUESTIONS)

@@ -53,6 +53,11 @@ def test_wheel_holds_every_package(installed):
     assert list(installed.glob("protos/pagestream/*/v1/*.proto"))
 
 
+@pytest.mark.parametrize("name", PACKAGES)
+def test_wheel_says_that_a_package_is_typed(installed, name):
+    assert (installed / name / "py.typed").is_file()
+
+
 async def test_installed_wheel_serves_a_request(installed, tmp_path):
     model = make_model(tmp_path / "model", SHAPE)
     small_tokenizer.save(model.folder)

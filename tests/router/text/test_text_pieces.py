@@ -15,7 +15,7 @@ from router.text import text_pieces
 from router.text.text_pieces import TextPieces
 from router.text.token_budget import Abandoned, TokenBudget
 
-CHECKPOINT = Path(__file__).parents[3] / "examples" / "demo_model" / "checkpoint"
+CHECKPOINT = Path(__file__).parents[3] / "demo_model" / "checkpoint"
 MODEL = json.loads((CHECKPOINT / "tokenizer.json").read_text(encoding="utf-8"))
 DEEPSEEK = next(pattern for pattern in text_pieces.PATTERNS if pattern.startswith("[!"))
 QWEN = (
