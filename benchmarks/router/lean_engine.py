@@ -3,8 +3,8 @@
     python -m benchmarks.router.lean_engine --port 9000 --tokenizer DIR --tokens-per-step 16
 
 Each step brings every running request its next tokens, which are drawn once and not from what went
-before. There is no prefix cache to speak of. Everything else is the fake engine's: the service, the
-admission, one message per step, merging for a reader that is behind.
+before. There is no prefix cache. Everything else is the fake engine's: the service, the checks of
+requests, one message per step, merging for a reader that is behind.
 """
 
 import argparse
@@ -12,14 +12,130 @@ import asyncio
 import random
 import signal
 import time
+from array import array
 from pathlib import Path
 
 from benchmarks.router.large_tokenizer import VOCAB_SIZE, WORD_IDS
-from protos.pagestream.engine.v1 import engine_pb2
-from tests.fakes.fake_core import RunningSequence
+from engine_service.core.limits import Limits
+from engine_service.core.progress import SchedulerStatistics
+from engine_service.core.types import (
+    Admission,
+    Finish,
+    FinishReason,
+    Request,
+    StepOutput,
+    int32_array,
+)
 from tests.fakes.fake_engine import FakeEngine, FakeEngineConfig
 
 _NUM_DRAWN = 1 << 16
+
+
+class LeanCore:
+    """Takes the place of the product's core: no blocks, no hashes, tokens that are drawn once.
+
+    Args:
+        config: Its blocks are always free.
+        tokens_per_step: Of each request; the last step of a request may bring fewer.
+    """
+
+    def __init__(self, config: FakeEngineConfig, tokens_per_step: int) -> None:
+        self._config = config
+        self._limits = Limits.from_info(config.info)
+        self._tokens_per_step = tokens_per_step
+        self._next_step = 0.0
+        self._waiting: dict[int, Request] = {}
+        self._missing: dict[int, int] = {}
+        """Tokens that each running request still gets."""
+        self._num_waiting_tokens = 0
+        self._drawn = int32_array(random.Random(0).choices(WORD_IDS, k=_NUM_DRAWN))
+        self._position = 0
+
+    def add(self, request: Request) -> None:
+        """Takes a request."""
+        self._waiting[request.request_id] = request
+        self._num_waiting_tokens += len(request.prompt_token_ids)
+
+    def cancel(self, request_id: int) -> None:
+        """Ends a request without a word; one that is not open is passed over."""
+        if self._missing.pop(request_id, None) is None and request_id in self._waiting:
+            self._take(request_id)
+
+    def step(self) -> StepOutput:
+        """Brings every running request its next tokens."""
+        admissions = self._admit()
+        missing = self._missing
+        per_step = self._tokens_per_step
+        request_ids = array("q", missing)
+        counts = int32_array([per_step]) * len(request_ids)
+        finishes = []
+        for index, (request_id, rest) in enumerate(missing.items()):
+            if rest > per_step:
+                missing[request_id] = rest - per_step
+            else:
+                counts[index] = rest
+                finishes.append(Finish(request_id=request_id, reason=FinishReason.LENGTH))
+        for finish in finishes:
+            del missing[finish.request_id]
+        return StepOutput(
+            request_ids=request_ids,
+            token_counts=counts,
+            token_ids=self._draw(sum(counts)),
+            admissions=admissions,
+            finishes=finishes,
+        )
+
+    def step_seconds(self) -> float:
+        """Returns how long to wait until the time of a step has passed since the last one."""
+        seconds = self._config.decode_step_seconds
+        now = time.monotonic()
+        self._next_step = max(self._next_step, now - seconds) + seconds
+        return self._next_step - now
+
+    def statistics(self) -> SchedulerStatistics:
+        """Returns what waits and what runs."""
+        return SchedulerStatistics(
+            num_running=len(self._missing),
+            num_waiting=len(self._waiting),
+            num_waiting_prefill_tokens=self._num_waiting_tokens,
+        )
+
+    def num_free_blocks(self) -> int:
+        """Returns that all of them are."""
+        return self._config.num_blocks
+
+    def forget_cache(self) -> None:
+        """Does nothing: there is no cache."""
+
+    def _take(self, request_id: int) -> Request:
+        request = self._waiting.pop(request_id)
+        self._num_waiting_tokens -= len(request.prompt_token_ids)
+        return request
+
+    def _admit(self) -> list[Admission]:
+        admissions = []
+        while self._waiting and len(self._missing) < self._config.max_num_seqs:
+            request = self._take(next(iter(self._waiting)))
+            num_known = len(request.prompt_token_ids) + len(request.resume_token_ids)
+            missing = self._limits.max_num_tokens(request) - num_known
+            self._missing[request.request_id] = missing
+            admissions.append(
+                Admission(
+                    request_id=request.request_id,
+                    num_cached_tokens=0,
+                    seed=request.sampling_params.seed or 0,
+                    queue_seconds=0.0,
+                )
+            )
+        return admissions
+
+    def _draw(self, count: int) -> "array[int]":
+        start = self._position
+        self._position = (start + count) % _NUM_DRAWN
+        token_ids = self._drawn[start : start + count]
+        while len(token_ids) < count:
+            token_ids += self._drawn[: count - len(token_ids)]
+        return token_ids
 
 
 class LeanEngine(FakeEngine):
@@ -35,48 +151,12 @@ class LeanEngine(FakeEngine):
         self, config: FakeEngineConfig, *, tokens_per_step: int = 1, address: str = "127.0.0.1:0"
     ) -> None:
         host, _, port = address.rpartition(":")
-        super().__init__(config, host=host, port=int(port))
         self._tokens_per_step = tokens_per_step
-        rng = random.Random(0)
-        self._drawn = rng.choices(WORD_IDS, k=_NUM_DRAWN + tokens_per_step)
-        self._position = 0
+        super().__init__(config, host=host, port=int(port))
 
-    async def _run(self) -> None:
-        seconds = self.config.decode_step_seconds
-        next_step = time.monotonic()
-        while True:
-            while not (self._running or self._waiting):
-                self._work.clear()
-                await self._work.wait()
-            while self._waiting and len(self._running) < self.config.max_num_seqs:
-                self._admit(self._waiting.popleft())
-            next_step = max(next_step, time.monotonic() - seconds) + seconds
-            await asyncio.sleep(next_step - time.monotonic())
-            for sequence in list(self._running):
-                if sequence.handle in sequence.sink.sequences:
-                    self._step(sequence)
-            self._publish()
-
-    def _step(self, sequence: RunningSequence) -> None:
-        sink, handle = sequence.sink, sequence.handle
-        # `num_computed` counts what the load and the end need: prompt and output.
-        sequence.num_computed = max(sequence.num_computed, sequence.num_prompt)
-        missing = sequence.num_prompt + sequence.max_tokens - sequence.num_computed
-        count = min(self._tokens_per_step, missing)
-        sequence.num_computed += count
-        start = self._position
-        self._position = (start + count) % _NUM_DRAWN
-        token_ids = self._drawn[start : start + count]
-        waiting = sink.tokens.get(handle)
-        if waiting is None:
-            sink.tokens[handle] = token_ids
-        else:
-            waiting += token_ids
-        if count == missing:
-            finish = engine_pb2.Finish(reason=engine_pb2.FINISH_REASON_LENGTH)
-            sink.message.finishes.add(handle=handle, finish=finish)
-            self._forget(sequence)
-        sink.wake()
+    def make_core(self) -> LeanCore:
+        """Returns a core without work."""
+        return LeanCore(self.config, self._tokens_per_step)
 
 
 def config_of(arguments: argparse.Namespace) -> FakeEngineConfig:

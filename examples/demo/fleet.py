@@ -38,8 +38,6 @@ async def start_fleet(
     model: Model,
     num_gpus: int,
     show: Callable[[Service, str], None] = lambda service, state: None,
-    *,
-    engine_module: str = "engine_service",
 ) -> Fleet:
     """Starts the engines and the router, and returns once the router sends to every engine.
 
@@ -48,7 +46,6 @@ async def start_fleet(
         model: What to serve.
         num_gpus: GPUs of this machine, for the engines to share; 0 serves on the CPU.
         show: Told the latest of each service that starts.
-        engine_module: What to start as an engine.
 
     Raises:
         ServiceFailedError: A service ended or did not become ready.
@@ -56,7 +53,7 @@ async def start_fleet(
     """
     engines = [
         services.start(
-            f"engine-{index}", [engine_module, *engine_arguments(model, index, num_gpus)]
+            f"engine-{index}", ["engine_service", *engine_arguments(model, index, num_gpus)]
         )
         for index in range(NUM_ENGINES)
     ]

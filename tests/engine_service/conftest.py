@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+import tests.triton_mode  # noqa: F401  before the kernels
 from tests.engine_service.tiny_models import SHAPES, TinyModel, make_model
 
 

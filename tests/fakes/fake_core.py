@@ -1,22 +1,42 @@
-"""What a fake engine does between its calls: admission, simulated steps, a prefix cache."""
+"""What a fake engine does between its calls: the product's core, with simulated steps."""
 
 import asyncio
+import itertools
 import math
-import secrets
 from array import array
-from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
-import xxhash
-
+from engine_service.config import SchedulerOptions
+from engine_service.core.engine_core import EngineCore
+from engine_service.core.limits import Limits
+from engine_service.core.progress import SchedulerStatistics
+from engine_service.core.types import (
+    Admission,
+    EngineInfo,
+    Finish,
+    FinishReason,
+    Request,
+    StepOutput,
+    StepResult,
+)
+from engine_service.errors import RequestError
+from engine_service.server.convert import to_request
+from engine_service.server.status import DOMAIN, to_error_status
 from protos.pagestream.engine.v1 import engine_pb2
 from protos.wire import block_hash, status
-from protos.wire.status import Reason
+from protos.wire.status import ErrorStatus, Reason
+from tests.fakes.hash_executor import HashExecutor, TokenStream
 
-DOMAIN = "pagestream.engine.v1"
 SUPPORTED = ("temperature", "max_tokens", "ignore_eos", "stop_token_ids", "seed")
+
+_FINISH_REASONS = {
+    FinishReason.STOP: engine_pb2.FINISH_REASON_STOP,
+    FinishReason.LENGTH: engine_pb2.FINISH_REASON_LENGTH,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +50,6 @@ class FakeEngineConfig:
     block_size: int = 16
     block_hash_scheme: str = block_hash.SCHEME
     num_blocks: int = 1024
-    """Blocks of the pool, and of the simulated prefix cache."""
     max_num_seqs: int = 64
     max_waiting: int = 1024
     max_num_batched_tokens: int = 2048
@@ -38,11 +57,29 @@ class FakeEngineConfig:
     """0: a prompt costs no time."""
     decode_step_seconds: float = 0.0
     eos_token_ids: tuple[int, ...] = ()
-    eos_after: int | None = None
-    """Generated tokens after which the first end-of-sequence token comes; None: never."""
+    """Tokens that end a request that names none; never generated."""
     tokenizer: Path | None = None
     delta_history: int = 1024
     """Cache changes kept for watchers that resume."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """What a start-up would have learnt."""
+        return EngineInfo(
+            model_name=self.model_name,
+            architecture="FakeForCausalLM",
+            model_fingerprint=self.fingerprint,
+            vocab_size=self.vocab_size,
+            max_model_len=self.max_model_len,
+            block_size=self.block_size,
+            num_blocks=self.num_blocks,
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            eos_token_ids=frozenset(self.eos_token_ids),
+            tensor_parallel_size=1,
+            dtype="none",
+            device="cpu",
+        )
 
 
 def expected_tokens(
@@ -54,23 +91,13 @@ def expected_tokens(
 ) -> list[int]:
     """Returns the tokens that a prompt yields; `seed` is 0 at temperature 0."""
     config = config or FakeEngineConfig()
-    hasher = _hasher(seed, prompt_token_ids)
-    return [_draw(hasher, config) for _ in range(count)]
-
-
-def _hasher(seed: int, token_ids: Sequence[int]) -> "xxhash.xxh3_64":
-    return xxhash.xxh3_64(array("q", [seed]).tobytes() + array("i", token_ids).tobytes())
-
-
-def _draw(hasher: "xxhash.xxh3_64", config: FakeEngineConfig) -> int:
-    token = hasher.intdigest() % config.vocab_size
-    while token in config.eos_token_ids:
-        token = (token + 1) % config.vocab_size
-    hasher.update(array("i", [token]).tobytes())
-    return token
+    stream = TokenStream(seed, prompt_token_ids)
+    return [stream.draw(config.vocab_size, config.eos_token_ids) for _ in range(count)]
 
 
 class Refused(Exception):
+    """A request, or a call, that the fake engine does not serve."""
+
     def __init__(self, reason: Reason, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.status = status.error_status(reason, message, domain=DOMAIN, retry_after=retry_after)
@@ -80,8 +107,9 @@ class Sink:
     """What one call has not sent yet; steps merge here while its reader is behind."""
 
     def __init__(self) -> None:
-        self.sequences: dict[int, RunningSequence] = {}
-        self.tokens: dict[int, list[int]] = {}
+        self.requests: dict[int, OpenRequest] = {}
+        """By handle."""
+        self.tokens: dict[int, array[int]] = {}
         self.message = engine_pb2.GenerateManyResponse()
         self.closed = False
         self.error: Refused | None = None
@@ -110,82 +138,128 @@ class Sink:
         return message
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
-class RunningSequence:
+@dataclass(slots=True, eq=False)
+class OpenRequest:
+    """A request whose end was not told yet, and who waits for it."""
+
+    request_id: int
     sink: Sink
     handle: int
-    seed: int
-    tokens: "array[int]"
-    num_prompt: int
-    max_tokens: int
-    stop: frozenset[int]
-    ignore_eos: bool
-    hasher: "xxhash.xxh3_64"
-    digests: list[bytes]
-    """Of the full blocks; a parent for those to come."""
-    root: bytes
-    num_blocks: int
-    num_computed: int = 0
-    num_stored: int = 0
     timer: asyncio.TimerHandle | None = None
 
 
 @dataclass(slots=True)
-class Cache:
-    """The prefix cache as its watchers see it: block hashes, oldest use first."""
+class CacheLog:
+    """The prefix cache as its watchers see it."""
 
-    capacity: int
     history: deque[tuple[int, list[int], list[int]]]
     epoch: int
     sequence_number: int = 0
-    blocks: OrderedDict[int, None] = field(default_factory=OrderedDict)
+    blocks: dict[int, None] = field(default_factory=dict)
+    """Hashes of the blocks that are held."""
 
-    def hit(self, hashes: Sequence[int]) -> int:
-        for index, value in enumerate(hashes):
-            if value not in self.blocks:
-                return index
-            self.blocks.move_to_end(value)
-        return len(hashes)
+    def store(self, hashes: Iterable[int]) -> None:
+        """Tells watchers of blocks, whether or not the pool holds them."""
+        self.change([value for value in hashes if value not in self.blocks], [])
 
-    def store(self, hashes: Sequence[int]) -> None:
-        stored = [value for value in hashes if value not in self.blocks]
-        self.blocks.update(dict.fromkeys(stored))
-        excess = max(0, len(self.blocks) - self.capacity)
-        removed = [self.blocks.popitem(last=False)[0] for _ in range(excess)]
-        self._log([value for value in stored if value in self.blocks], removed)
-
-    def evict(self, hashes: Sequence[int]) -> None:
-        for value in hashes:
-            del self.blocks[value]
-        self._log([], list(hashes))
-
-    def _log(self, stored: list[int], removed: list[int]) -> None:
+    def change(self, stored: list[int], removed: list[int]) -> None:
+        """Takes in a change."""
         if stored or removed:
+            self.blocks.update(dict.fromkeys(stored))
+            for value in removed:
+                self.blocks.pop(value, None)
             self.sequence_number += 1
             self.history.append((self.sequence_number, stored, removed))
+
+
+class Core(Protocol):
+    """What a fake engine steps: the product's core, or in a benchmark something leaner."""
+
+    def add(self, request: Request) -> None:
+        """Takes a request; raises RequestError if it can never be served."""
+
+    def cancel(self, request_id: int) -> None:
+        """Ends a request without a word; one that is not open is passed over."""
+
+    def step(self) -> StepOutput:
+        """Does a step; some request is open."""
+
+    def step_seconds(self) -> float:
+        """Returns how long to wait until the outcome of the last step is told."""
+
+    def statistics(self) -> SchedulerStatistics:
+        """Returns what waits and what runs."""
+
+    def num_free_blocks(self) -> int:
+        """Returns how many blocks nobody owns."""
+
+    def forget_cache(self) -> None:
+        """Makes no block findable, and tells nothing of it."""
+
+
+class SimulatedCore(EngineCore[StepResult]):
+    """The product's core, scheduler and pool; only the model and its time are made up."""
+
+    def __init__(self, config: FakeEngineConfig) -> None:
+        self._hash_executor = HashExecutor(
+            vocab_size=config.vocab_size,
+            eos_token_ids=config.eos_token_ids,
+            prefill_tokens_per_second=config.prefill_tokens_per_second,
+            decode_step_seconds=config.decode_step_seconds,
+        )
+        options = SchedulerOptions(
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_steps_in_flight=1,
+        )
+        super().__init__(config.info, options, self._hash_executor)
+
+    def step_seconds(self) -> float:
+        """Returns what the last step would have taken on a device."""
+        return self._hash_executor.step_seconds
+
+    def statistics(self) -> SchedulerStatistics:
+        """Returns what waits and what runs."""
+        return self.scheduler.statistics()
+
+    def num_free_blocks(self) -> int:
+        """Returns how many blocks nobody owns."""
+        return self.scheduler.pool.num_free_blocks
+
+    def forget_cache(self) -> None:
+        """Makes no block findable, and tells nothing of it."""
+        pool = self.scheduler.pool
+        pool.forget(array("Q", pool.findable_hashes()))
+        pool.take_delta()
 
 
 class FakeCore:
     """The engine below its calls.
 
     Attributes:
+        core: Made anew with each start.
         submissions: The newest submissions, for tests to look at.
-        cache: The simulated prefix cache; `cache.epoch` changes with each start.
+        cache: The prefix cache as told; `cache.epoch` changes with each start.
     """
 
     def __init__(self, config: FakeEngineConfig) -> None:
         self.config = config
         self.submissions: deque[engine_pb2.Submission] = deque(maxlen=1000)
         self._changed = asyncio.Event()
+        self._limits = Limits.from_info(config.info)
+        self._request_ids = itertools.count()
         self.reset(epoch=1)
+
+    def make_core(self) -> Core:
+        """Returns what a new process would step."""
+        return SimulatedCore(self.config)
 
     def reset(self, epoch: int) -> None:
         """Forgets all requests, the cache and every fault, as a new process would."""
-        history = deque(maxlen=self.config.delta_history)
-        self.cache = Cache(capacity=self.config.num_blocks, history=history, epoch=epoch)
+        self.core = self.make_core()
+        self.cache = CacheLog(history=deque(maxlen=self.config.delta_history), epoch=epoch)
         self.state = engine_pb2.ENGINE_STATE_SERVING
-        self._waiting: deque[RunningSequence] = deque()
-        self._running: list[RunningSequence] = []
+        self._requests: dict[int, OpenRequest] = {}
         self._sinks: set[Sink] = set()
         self._work = asyncio.Event()
         self._refusal: Refused | None = None
@@ -195,15 +269,15 @@ class FakeCore:
 
     @property
     def num_running(self) -> int:
-        return len(self._running)
+        return len(self._requests) - self.num_waiting
 
     @property
     def num_waiting(self) -> int:
-        return len(self._waiting)
+        return self.core.statistics().num_waiting
 
     @property
     def num_free_blocks(self) -> int:
-        return self.config.num_blocks - sum(seq.num_blocks for seq in self._running)
+        return self.core.num_free_blocks()
 
     async def wait_until(self, condition: Callable[[], bool], seconds: float = 10.0) -> None:
         """Waits until a condition on the engine holds; looks after each change of the engine."""
@@ -213,102 +287,60 @@ class FakeCore:
 
     def _submit(self, sink: Sink, submission: engine_pb2.Submission) -> None:
         self.submissions.append(submission)
+        request_id = next(self._request_ids)
         try:
-            sequence = self._sequence(sink, submission)
+            self._check()
+            self.core.add(to_request(submission.request, request_id, self._limits))
         except Refused as error:
-            self._fail(sink, submission.handle, error)
+            self._fail(sink, submission.handle, error.status)
             return
-        sink.sequences[submission.handle] = sequence
-        self._waiting.append(sequence)
-        if finish := self._finish(sequence):
-            # The tokens that it has end it.
-            sink.message.finishes.add(handle=submission.handle, finish=finish)
-            sink.wake()
-            self._forget(sequence)
+        except RequestError as error:
+            self._fail(sink, submission.handle, to_error_status(error))
             return
+        request = OpenRequest(request_id, sink, submission.handle)
+        self._requests[request_id] = sink.requests[submission.handle] = request
         if submission.HasField("timeout"):
             seconds = submission.timeout.ToTimedelta().total_seconds()
-            timer = asyncio.get_running_loop().call_later(seconds, self._expire, sequence, seconds)
-            sequence.timer = timer
+            loop = asyncio.get_running_loop()
+            request.timer = loop.call_later(seconds, self._expire, request, seconds)
         self._work.set()
         self._notify()
 
-    def _sequence(self, sink: Sink, submission: engine_pb2.Submission) -> RunningSequence:
-        request, config = submission.request, self.config
-        params = request.sampling_params
-        num_prompt = len(request.prompt_token_ids)
-        max_tokens = params.max_tokens or config.max_model_len - num_prompt
-        self._check(request, num_prompt + max_tokens)
-        seed = params.seed if params.HasField("seed") else secrets.randbits(32)
-        tokens = array("i", request.prompt_token_ids)
-        tokens.extend(request.resume_token_ids)
-        root = block_hash.root_digest(config.fingerprint, cache_salt=request.cache_salt)
-        is_greedy = params.HasField("temperature") and params.temperature == 0
-        return RunningSequence(
-            sink=sink,
-            handle=submission.handle,
-            seed=seed,
-            tokens=tokens,
-            num_prompt=num_prompt,
-            max_tokens=max_tokens,
-            stop=frozenset(params.stop_token_ids),
-            ignore_eos=params.ignore_eos,
-            hasher=_hasher(0 if is_greedy else seed, tokens),
-            digests=block_hash.block_digests(root, tokens, config.block_size),
-            root=root,
-            num_blocks=-(-(num_prompt + max_tokens) // config.block_size),
-        )
-
-    def _check(self, request: engine_pb2.GenerateRequest, length: int) -> None:
-        config, params = self.config, request.sampling_params
+    def _check(self) -> None:
         if self.state == engine_pb2.ENGINE_STATE_DRAINING:
             raise Refused(Reason.DRAINING, "the engine is draining")
         if self._refusal:
             raise self._refusal
-        if not request.prompt_token_ids:
-            raise Refused(Reason.EMPTY_PROMPT, "prompt_token_ids is empty")
-        if max(request.prompt_token_ids) >= config.vocab_size:
-            raise Refused(Reason.TOKEN_OUT_OF_RANGE, f"a token ID is >= {config.vocab_size}")
-        if length > min(config.max_model_len, config.num_blocks * config.block_size):
-            raise Refused(Reason.PROMPT_TOO_LONG, f"{length} tokens > {config.max_model_len}")
-        for descriptor, _ in params.ListFields():
-            if descriptor.name not in SUPPORTED:
-                message = f"{descriptor.name} is not supported"
-                raise Refused(Reason.UNSUPPORTED_PARAMETER, message)
-        if not 0 <= params.temperature <= 100:
-            message = f"temperature is {params.temperature}, not from 0 to 100"
-            raise Refused(Reason.BAD_SAMPLING_PARAMS, message)
-        if len(self._waiting) >= config.max_waiting:
-            raise Refused(Reason.QUEUE_FULL, f"{config.max_waiting} requests wait", 1.0)
+        if self.num_waiting >= self.config.max_waiting:
+            raise Refused(Reason.QUEUE_FULL, f"{self.config.max_waiting} requests wait", 1.0)
 
-    def _expire(self, sequence: RunningSequence, seconds: float) -> None:
-        self._forget(sequence)
+    def _expire(self, request: OpenRequest, seconds: float) -> None:
+        self._cancel(request)
         error = Refused(Reason.DEADLINE_EXCEEDED, f"timeout of {seconds} s passed")
-        self._fail(sequence.sink, sequence.handle, error)
+        self._fail(request.sink, request.handle, error.status)
 
-    def _fail(self, sink: Sink, handle: int, error: Refused) -> None:
+    def _fail(self, sink: Sink, handle: int, error: ErrorStatus) -> None:
         packed = engine_pb2.RequestError(
-            code=error.status.code,
-            message=error.status.message,
-            details=status.pack_details(error.status),
+            code=error.code, message=error.message, details=status.pack_details(error)
         )
         sink.message.failures.add(handle=handle, error=packed)
         sink.wake()
         self._notify()
 
-    def _forget(self, sequence: RunningSequence) -> None:
-        sequence.sink.sequences.pop(sequence.handle, None)
-        if sequence.timer:
-            sequence.timer.cancel()
-        if sequence in self._running:
-            self._running.remove(sequence)
-        elif sequence in self._waiting:
-            self._waiting.remove(sequence)
+    def _cancel(self, request: OpenRequest) -> None:
+        self.core.cancel(request.request_id)
+        self._forget(request)
+
+    def _forget(self, request: OpenRequest) -> None:
+        del self._requests[request.request_id]
+        request.sink.requests.pop(request.handle, None)
+        if request.timer:
+            request.timer.cancel()
 
     def _close(self, sink: Sink) -> None:
         self._sinks.discard(sink)
-        for sequence in list(sink.sequences.values()):
-            self._forget(sequence)
+        for request in list(sink.requests.values()):
+            self._cancel(request)
         self._notify()
 
     def _notify(self) -> None:
@@ -317,19 +349,18 @@ class FakeCore:
 
     def _publish(self) -> None:
         """Tells every router the load, and watchers that something changed."""
-        sequences = (*self._waiting, *self._running)
-        rate, step = self.config.prefill_tokens_per_second, self.config.decode_step_seconds
+        step = self.config.decode_step_seconds
+        statistics = self.core.statistics()
+        num_running = len(self._requests) - statistics.num_waiting
         load = engine_pb2.EngineLoad(
             state=self.state,
-            running_count=len(self._running),
-            waiting_count=len(self._waiting),
-            waiting_prefill_token_count=sum(
-                max(0, seq.num_prompt - seq.num_computed) for seq in sequences
-            ),
+            running_count=num_running,
+            waiting_count=statistics.num_waiting,
+            waiting_prefill_token_count=statistics.num_waiting_prefill_tokens,
             free_block_count=self.num_free_blocks,
             total_block_count=self.config.num_blocks,
-            prefill_tokens_per_second=rate,
-            decode_tokens_per_second=len(self._running) / step if step else 0.0,
+            prefill_tokens_per_second=self.config.prefill_tokens_per_second,
+            decode_tokens_per_second=num_running / step if step else 0.0,
         )
         for sink in self._sinks:
             sink.message.load.CopyFrom(load)
@@ -339,89 +370,50 @@ class FakeCore:
     async def _run(self) -> None:
         """Steps until the fault `die_after` strikes."""
         while True:
-            while self._stalled or not (self._running or self._waiting):
+            while self._stalled or not self._requests:
                 self._work.clear()
                 await self._work.wait()
-            plan = self._schedule()
-            await asyncio.sleep(self._seconds(plan))
+            output = self.core.step()
+            await asyncio.sleep(self.core.step_seconds())
             if self._tokens_to_live <= 0:
                 return
-            for sequence, num_tokens in plan:
-                if sequence.handle in sequence.sink.sequences:
-                    self._advance(sequence, num_tokens)
+            self._tell(output)
             self._publish()
 
-    def _seconds(self, plan: list[tuple[RunningSequence, int]]) -> float:
-        prefill = sum(count for seq, count in plan if seq.num_computed < seq.num_prompt)
-        rate = self.config.prefill_tokens_per_second
-        decodes = any(seq.num_computed >= seq.num_prompt for seq, _ in plan)
-        return (prefill / rate if rate else 0.0) + self.config.decode_step_seconds * decodes
+    def _tell(self, output: StepOutput) -> None:
+        """Brings a step's outcome to those who still wait for it."""
+        requests = self._requests
+        for admission in output.admissions:
+            if request := requests.get(admission.request_id):
+                request.sink.message.admissions.add(
+                    handle=request.handle, admission=_from_admission(admission)
+                )
+        end = 0
+        for request_id, count in zip(output.request_ids, output.token_counts, strict=True):
+            start, end = end, end + count
+            if request := requests.get(request_id):
+                waiting = request.sink.tokens.get(request.handle)
+                if waiting is None:
+                    request.sink.tokens[request.handle] = output.token_ids[start:end]
+                else:
+                    waiting += output.token_ids[start:end]
+                request.sink.wake()
+        self._tokens_to_live -= end
+        for finish in output.finishes:
+            if request := requests.get(finish.request_id):
+                request.sink.message.finishes.add(
+                    handle=request.handle, finish=_from_finish(finish)
+                )
+                request.sink.wake()
+                self._forget(request)
+        self.cache.change(list(output.cache_delta.stored), list(output.cache_delta.removed))
 
-    def _schedule(self) -> list[tuple[RunningSequence, int]]:
-        config = self.config
-        while self._waiting and len(self._running) < config.max_num_seqs:
-            if self._waiting[0].num_blocks > self.num_free_blocks:
-                break
-            self._admit(self._waiting.popleft())
-        budget = config.max_num_batched_tokens
-        plan = []
-        for sequence in self._running:
-            if count := min(budget, len(sequence.tokens) - sequence.num_computed):
-                plan.append((sequence, count))
-                budget -= count
-        return plan
 
-    def _admit(self, sequence: RunningSequence) -> None:
-        size = self.config.block_size
-        hashes = [block_hash.low_64_bits(digest) for digest in sequence.digests]
-        # The last token is always computed: its logits are needed.
-        num_hits = self.cache.hit(hashes[: (len(sequence.tokens) - 1) // size])
-        sequence.num_computed = num_hits * size
-        sequence.num_stored = num_hits
-        self._running.append(sequence)
-        admission = engine_pb2.Admission(
-            cached_token_count=sequence.num_computed, seed=sequence.seed
-        )
-        sequence.sink.message.admissions.add(handle=sequence.handle, admission=admission)
+def _from_admission(admission: Admission) -> engine_pb2.Admission:
+    return engine_pb2.Admission(cached_token_count=admission.num_cached_tokens, seed=admission.seed)
 
-    def _advance(self, sequence: RunningSequence, num_tokens: int) -> None:
-        config, sink = self.config, sequence.sink
-        sequence.num_computed += num_tokens
-        self._store(sequence)
-        if sequence.num_computed < len(sequence.tokens):
-            return
-        num_generated = len(sequence.tokens) - sequence.num_prompt
-        is_eos = num_generated == config.eos_after and not sequence.ignore_eos
-        token = config.eos_token_ids[0] if is_eos else _draw(sequence.hasher, config)
-        sequence.tokens.append(token)
-        sink.tokens.setdefault(sequence.handle, []).append(token)
-        sink.wake()
-        self._tokens_to_live -= 1
-        if finish := self._finish(sequence):
-            sink.message.finishes.add(handle=sequence.handle, finish=finish)
-            self._forget(sequence)
 
-    def _finish(self, sequence: RunningSequence) -> engine_pb2.Finish | None:
-        """Returns why a sequence ends after its last token, or None."""
-        num_generated = len(sequence.tokens) - sequence.num_prompt
-        if not num_generated:
-            return None
-        last, eos = sequence.tokens[-1], self.config.eos_token_ids
-        if last in sequence.stop or (last in eos and not sequence.ignore_eos):
-            return engine_pb2.Finish(reason=engine_pb2.FINISH_REASON_STOP, stop_token_id=last)
-        if num_generated >= sequence.max_tokens:
-            return engine_pb2.Finish(reason=engine_pb2.FINISH_REASON_LENGTH)
-        return None
-
-    def _store(self, sequence: RunningSequence) -> None:
-        size = self.config.block_size
-        num_full = sequence.num_computed // size
-        while len(sequence.digests) < num_full:
-            parent = sequence.digests[-1] if sequence.digests else sequence.root
-            start = len(sequence.digests) * size
-            block = sequence.tokens[start : start + size]
-            sequence.digests += block_hash.block_digests(parent, block, size)
-        if num_full > sequence.num_stored:
-            new = sequence.digests[sequence.num_stored : num_full]
-            self.cache.store([block_hash.low_64_bits(digest) for digest in new])
-            sequence.num_stored = num_full
+def _from_finish(finish: Finish) -> engine_pb2.Finish:
+    return engine_pb2.Finish(
+        reason=_FINISH_REASONS[finish.reason], stop_token_id=finish.stop_token_id
+    )

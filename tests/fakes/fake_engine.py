@@ -1,8 +1,8 @@
 """The real EngineService over real gRPC without a model: tokens are hashes, time is simulated.
 
 Each token is a hash of the seed and of all tokens before it, so that a lost, doubled or misplaced
-token, a wrong resume or a wrong seed changes everything after it (`expected_tokens`). Batching,
-chunked prefill and the prefix cache behave like an engine's; the methods under "faults" misbehave.
+token, a wrong resume or a wrong seed changes everything after it (`expected_tokens`). Scheduler,
+block pool and the checks of requests are the product's; the methods under "faults" misbehave.
 
 In a test:     `async with FakeEngine(FakeEngineConfig(block_size=4)) as engine: ... engine.address`
 As a process:  `python -m tests.fakes.fake_engine --port 9000 --model-name fake --tokenizer DIR`
@@ -120,14 +120,15 @@ class FakeEngine(FakeCore, engine_pb2_grpc.EngineServiceServicer):
 
     def hand_back(self) -> None:
         """Ends all that it has as an engine does whose time of grace is over."""
-        for sequence in [*self._running, *self._waiting]:
-            self._forget(sequence)
+        for request in list(self._requests.values()):
+            self._cancel(request)
             error = Refused(Reason.DRAINING, "the fake engine is exiting")
-            self._fail(sequence.sink, sequence.handle, error)
+            self._fail(request.sink, request.handle, error.status)
 
     def evict_all(self) -> None:
         """Empties the prefix cache."""
-        self.cache.evict(list(self.cache.blocks))
+        self.core.forget_cache()
+        self.cache.change([], list(self.cache.blocks))
         self._notify()
 
     def drop_deltas(self, count: int) -> None:
@@ -285,8 +286,8 @@ class FakeEngine(FakeCore, engine_pb2_grpc.EngineServiceServicer):
             for submission in message.submissions:
                 self._submit(sink, submission)
             for handle in message.cancelled_handles:
-                if sequence := sink.sequences.get(handle):
-                    self._forget(sequence)
+                if open_request := sink.requests.get(handle):
+                    self._cancel(open_request)
             self._publish()
         sink.closed = True
         sink.wake()

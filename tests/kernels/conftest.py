@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+import tests.triton_mode  # noqa: F401  before the kernels
+
 
 @pytest.fixture(autouse=True)
 def poisoned_empty(monkeypatch):

@@ -26,6 +26,7 @@ EPS = 1e-6
 DELAY = 500_000  # nanoseconds
 BLOCK = 1024
 WEIGHTS = {"weight", "norm_weight", "q_weight", "k_weight"}
+LOADS = {"ld.global", "cp.async"}
 READ_WEIGHTS_FIRST = {"_few_rows_kernel", "_qk_norm_rope_store_kernel"}
 COMPILED = READ_WEIGHTS_FIRST | {
     "_rms_norm_kernel",
@@ -257,14 +258,15 @@ def test_compiled_kernels_wait_before_they_write_or_read_what_is_no_weight(tmp_p
     launches = [json.loads(line) for line in written.splitlines()]
     assert {launch["kernel"] for launch in launches} == COMPILED
     for launch in launches:
-        events = launch["events"]
-        place = events.index("wait")
-        allowed = {"load"} if launch["kernel"] in READ_WEIGHTS_FIRST else set()
-        assert set(events[:place]) <= allowed, launch["kernel"]
-        assert events[place + 1] == "launch", launch["kernel"]
-        assert events.count("wait") == 1, launch["kernel"]
+        instructions = launch["instructions"]
+        place = instructions.index("griddepcontrol.wait")
+        reads_first = launch["kernel"] in READ_WEIGHTS_FIRST
+        assert set(instructions[:place]) <= LOADS, launch["kernel"]
+        assert (place > 0) == reads_first, launch["kernel"]
+        assert instructions[place + 1] == "griddepcontrol.launch_dependents", launch["kernel"]
+        assert instructions.count("griddepcontrol.wait") == 1, launch["kernel"]
         assert set(launch["read_early"]) <= WEIGHTS, launch["kernel"]
-        assert bool(launch["read_early"]) == (launch["kernel"] in READ_WEIGHTS_FIRST)
+        assert bool(launch["read_early"]) == reads_first, launch["kernel"]
 
 
 def test_kernels_without_such_a_gpu_are_launched_as_ever(monkeypatch):

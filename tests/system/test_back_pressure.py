@@ -18,7 +18,7 @@ from tests.system.fleets import check, check_nothing_left, metric, tasks_at_rest
 from tests.system.test_router import ROOT, Status, routing
 
 MAX_TOKENS = 30_000
-CONFIG = FakeEngineConfig(max_model_len=1 << 20, num_blocks=1 << 20, max_num_seqs=64)
+CONFIG = FakeEngineConfig(max_model_len=1 << 20, num_blocks=1 << 17, max_num_seqs=64)
 NARROW = [("grpc.http2.lookahead_bytes", 4096), ("grpc.http2.bdp_probe", 0)]
 """Options of a client that lets the router send it little more than it reads."""
 
@@ -130,7 +130,7 @@ async def test_clients_that_never_read_are_cut_off_while_others_are_served(
 async def test_tokens_beyond_the_bound_end_a_request_before_its_time(narrow_client):
     options = ("--slow-reader-seconds", "600", "--max-buffered-tokens", "1000")
     # Two minutes of tokens, of which a tenth of a second is too much.
-    config = FakeEngineConfig(max_model_len=1 << 20, num_blocks=1 << 20, decode_step_seconds=1e-4)
+    config = FakeEngineConfig(max_model_len=1 << 20, num_blocks=1 << 17, decode_step_seconds=1e-4)
     async with service(*options, config=config) as (engine, router, check_rest):
         slow = stream(1_000_000)
         engine.stall()

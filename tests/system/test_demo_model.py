@@ -1,7 +1,6 @@
 """The demo model answers through a router and two engines what it answers through transformers.
 
-Its score is a gate for every change of kernels, cache and scheduling: one keys' and values' slot
-off, and it falls to some 80 %.
+Its score is a gate for every change of kernels, cache and scheduling.
 """
 
 import asyncio
@@ -27,9 +26,9 @@ DEMO = [
 ]
 
 
-async def ask_fleet(folder, asked, engine_module="engine_service"):
+async def ask_fleet(folder, asked):
     async with Services(folder) as services:
-        fleet = await start_fleet(services, Model.named(""), 0, engine_module=engine_module)
+        fleet = await start_fleet(services, Model.named(""), 0)
         return await ask_router(fleet.router.address, asked)
 
 
@@ -45,13 +44,6 @@ def test_answers_are_those_of_transformers_and_right(tmp_path):
         assert answer == reference, conversation.question[-1].content
     assert num_right(answers[:NUM_QUESTIONS], ASKED) >= 97
     assert num_right(answers[NUM_QUESTIONS:], DEMO) == len(DEMO) == 4
-
-
-def test_one_kv_slot_off_drops_the_score(tmp_path):
-    asked = ASKED[:54]
-    answers = asyncio.run(ask_fleet(tmp_path, asked, "tests.fakes.mutant_engine"))
-    # Of 54, 97 % would be 53.
-    assert num_right(answers, asked) < 49
 
 
 @pytest.mark.slow

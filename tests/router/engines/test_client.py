@@ -237,15 +237,16 @@ async def test_large_cache_arrives_in_parts():
 
 async def test_load_of_the_engine_is_known():
     config = FakeEngineConfig(
-        block_size=4, prefill_tokens_per_second=5000.0, decode_step_seconds=0.001
+        block_size=1024, prefill_tokens_per_second=5000.0, decode_step_seconds=0.001
     )
     async with FakeEngine(config) as engine, connected(engine) as (client, listener):
+        # All of it fits into one block.
         stream = client.submit(request(range(10), 1000))
 
         await listener.wait_until(lambda: client.load.num_running == 1)
 
         assert client.load.prefill_tokens_per_second == 5000.0
-        assert client.load.num_free_blocks == 1024 - 253
+        assert client.load.num_free_blocks == 1024 - 1
         stream.close()
         await listener.wait_until(lambda: client.load.num_running == 0)
         assert client.load.num_free_blocks == 1024

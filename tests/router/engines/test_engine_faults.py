@@ -228,11 +228,13 @@ async def test_address_that_leads_to_another_model_after_the_description_serves_
 
 async def test_violation_counts_as_the_cause_of_a_failover():
     class Wrong(FakeEngine):
-        def _advance(self, sequence, num_tokens):
-            super()._advance(sequence, num_tokens)
-            for tokens in sequence.sink.tokens.values():
-                if len(sequence.tokens) > 12:
-                    tokens[-1] = self.config.vocab_size
+        async def GenerateMany(self, request_iterator, context):
+            num_tokens = 0
+            async for message in super().GenerateMany(request_iterator, context):
+                num_tokens += len(message.token_ids)
+                if message.token_ids and num_tokens > 4:
+                    message.token_ids[-1] = self.config.vocab_size
+                yield message
 
     causes = []
 
