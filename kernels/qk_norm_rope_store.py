@@ -1,6 +1,7 @@
 """Query and key norm, rotary embedding and the store into the KV cache, in one pass.
 
-A model without the norm takes the same kernel, compiled without it. The weights are read before the packed rows are there: what writes them must have ended before.
+A model without the norm takes the same kernel, compiled without it. The weights are read before the
+packed rows are there: what writes them must have ended before.
 """
 
 import torch
