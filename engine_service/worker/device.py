@@ -6,11 +6,10 @@ import torch
 
 from engine_service.config import ModelOptions
 from engine_service.errors import StartupError
-from engine_service.models.config import ModelConfig
+from engine_service.models.dtypes import COMPUTED
+from engine_service.models.model_config import ModelConfig
 from engine_service.worker.toolchain import check_toolchain
 from kernels.checks import TRITON_HEAD_DIMS
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 _MIN_CAPABILITY = (8, 0)
 """Compute capability of the oldest GPUs that Triton supports, by its own word."""
@@ -66,10 +65,10 @@ def choose_dtype(options: ModelOptions, config: ModelConfig, device: torch.devic
     if options.dtype != "auto":
         return options.dtype
     dtype = config.dtype if device.type == "cuda" else "float32"
-    if dtype not in DTYPES:
+    if dtype not in COMPUTED:
         raise StartupError(
             f"dtype is 'auto' and the checkpoint is stored in {dtype}, which is not supported; "
-            f"choose one of: {', '.join(DTYPES)}"
+            f"choose one of: {', '.join(COMPUTED)}"
         )
     return dtype
 

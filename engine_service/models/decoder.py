@@ -1,0 +1,178 @@
+"""A dense decoder: what Llama, Qwen2, Qwen3 and others have in common.
+
+Each layer is grouped-query attention with rotary positions, then a gated feed-forward block, both
+behind a root mean square norm. What differs is in the configuration.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+
+from engine_service.layers.attention import Attention, AttentionMetadata, HeadShape
+from engine_service.layers.embedding import Embedding
+from engine_service.layers.linear import Linear
+from engine_service.layers.norm import RMSNorm
+from engine_service.layers.rotary import rotary_table
+from engine_service.layers.weight_slot import WeightSlot
+from engine_service.models.decoder_config import DecoderConfig
+
+
+class DecoderAttention(nn.Module):
+    """The projections before and behind attention; the layer calls the three in turn."""
+
+    def __init__(self, config: DecoderConfig, table: torch.Tensor, dtype: torch.dtype) -> None:
+        super().__init__()
+        heads = HeadShape(
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+        )
+        self.qkv_proj = Linear(
+            config.hidden_size, sum(heads.packed_sizes), dtype, has_bias=config.has_qkv_bias
+        )
+        qk_norms = None
+        if config.has_qk_norm:
+            eps = config.rms_norm_eps
+            qk_norms = RMSNorm(heads.head_dim, eps, dtype), RMSNorm(heads.head_dim, eps, dtype)
+        self.attention = Attention(heads, table, qk_norms)
+        self.o_proj = Linear(config.num_heads * config.head_dim, config.hidden_size, dtype)
+
+
+class DecoderMLP(nn.Module):
+    """Gated feed-forward block."""
+
+    def __init__(self, config: DecoderConfig, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.gate_up_proj = Linear(config.hidden_size, 2 * config.intermediate_size, dtype)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, dtype)
+
+    def forward(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """Maps packed rows, which the layer projected, to [num_tokens, hidden_size]."""
+        return self.down_proj.silu_linear(gate_up)
+
+
+class DecoderLayer(nn.Module):
+    """One decoder layer. Each norm first adds what came before it to the residual stream."""
+
+    def __init__(self, config: DecoderConfig, table: torch.Tensor, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
+        self.self_attn = DecoderAttention(config, table, dtype)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
+        self.mlp = DecoderMLP(config, dtype)
+
+    def attention_block(
+        self,
+        hidden: torch.Tensor,
+        residual: torch.Tensor | None,
+        positions: torch.Tensor,
+        metadata: AttentionMetadata,
+        kv_cache: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Stores keys and values, and returns the attended rows and the residual stream."""
+        attention = self.self_attn
+        # [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim]
+        qkv, residual = attention.qkv_proj.norm_linear(self.input_layernorm, hidden, residual)
+        return attention.attention(qkv, positions, metadata, kv_cache), residual
+
+    def mlp_block(
+        self, attended: torch.Tensor, residual: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the layer's output, not yet added, and the residual stream to add it to.
+
+        Each row is for itself: this works on any of those that `attention_block` returns.
+        """
+        gate_up, residual = self.mlp.gate_up_proj.norm_linear(
+            self.post_attention_layernorm, self.self_attn.o_proj(attended), residual
+        )  # [num_tokens, 2 * intermediate_size]
+        return self.mlp(gate_up), residual
+
+    def weight_slots(self, prefix: str) -> Iterator[WeightSlot]:
+        """Yields the place of each tensor of a checkpoint, whose names begin with the prefix."""
+        attention, mlp = self.self_attn, self.mlp
+        yield from attention.qkv_proj.slots(
+            [f"{prefix}.self_attn.{name}_proj" for name in "qkv"],
+            attention.attention.heads.packed_sizes,
+        )
+        yield from attention.o_proj.slots([f"{prefix}.self_attn.o_proj"])
+        yield from mlp.gate_up_proj.slots(
+            [f"{prefix}.mlp.gate_proj", f"{prefix}.mlp.up_proj"],
+            [mlp.down_proj.in_features] * 2,
+        )
+        yield from mlp.down_proj.slots([f"{prefix}.mlp.down_proj"])
+        norms = {
+            "input_layernorm": self.input_layernorm,
+            "post_attention_layernorm": self.post_attention_layernorm,
+            "self_attn.q_norm": attention.attention.q_norm,
+            "self_attn.k_norm": attention.attention.k_norm,
+        }
+        for name, norm in norms.items():
+            if norm is not None:
+                yield WeightSlot(name=f"{prefix}.{name}.weight", parameter=norm.weight)
+
+
+class Decoder(nn.Module):
+    """The whole model, a `CausalLM`. Built on the current default device, weights not yet set."""
+
+    def __init__(self, config: DecoderConfig, max_model_len: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        table = rotary_table(config.head_dim, max_model_len, config.rope_theta)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtype)
+        self.layers = nn.ModuleList(
+            DecoderLayer(config, table, dtype) for _ in range(config.num_layers)
+        )
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
+        if config.tie_word_embeddings:
+            self.lm_head = self.embed_tokens
+        else:
+            self.lm_head = Embedding(config.vocab_size, config.hidden_size, dtype)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        metadata: AttentionMetadata,
+        kv_caches: Sequence[torch.Tensor],
+        output_indices: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Computes the last hidden states of tokens.
+
+        Args:
+            input_ids: [num_tokens] int32.
+            positions: [num_tokens] int64, position of each token in its sequence.
+            metadata: Where the tokens stand in the cache.
+            kv_caches: Per layer [2, num_blocks, num_kv_heads, block_size, head_dim], written in
+                place.
+            output_indices: [num_outputs] int64, the tokens whose states are wanted; None for all.
+                The last layer computes keys and values of all, and the rest only of these.
+
+        Returns:
+            [num_outputs, hidden_size].
+        """
+        hidden: torch.Tensor = self.embed_tokens(input_ids)
+        residual: torch.Tensor | None = None
+        for layer, kv_cache in zip(self.layers, kv_caches, strict=True):
+            assert isinstance(layer, DecoderLayer)
+            attended, residual = layer.attention_block(
+                hidden, residual, positions, metadata, kv_cache
+            )
+            if output_indices is not None and layer is self.layers[-1]:
+                attended, residual = attended[output_indices], residual[output_indices]
+            hidden, residual = layer.mlp_block(attended, residual)
+        hidden, _ = self.norm(hidden, residual)
+        return hidden
+
+    def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Scores the vocabulary: [num_tokens, hidden_size] to [num_tokens, vocab_size]."""
+        return self.lm_head.logits(hidden)
+
+    def weight_slots(self) -> Iterator[WeightSlot]:
+        """Yields the place of each tensor of a checkpoint."""
+        yield WeightSlot(name="model.embed_tokens.weight", parameter=self.embed_tokens.weight)
+        for index, layer in enumerate(self.layers):
+            assert isinstance(layer, DecoderLayer)
+            yield from layer.weight_slots(f"model.layers.{index}")
+        yield WeightSlot(name="model.norm.weight", parameter=self.norm.weight)
+        if self.lm_head is not self.embed_tokens:
+            yield WeightSlot(name="lm_head.weight", parameter=self.lm_head.weight)
