@@ -1,6 +1,7 @@
 """Query and key norm, rotary embedding and the store into the KV cache, in one pass.
 
-The weights are read before the packed rows are there: what writes them must have ended before.
+A model without the norm takes the same kernel, compiled without it. The weights are read before the
+packed rows are there: what writes them must have ended before.
 """
 
 import torch
@@ -24,8 +25,8 @@ _MANY_TOKENS = 1024
 
 def qk_norm_rope_store(
     qkv: torch.Tensor,
-    q_weight: torch.Tensor,
-    k_weight: torch.Tensor,
+    q_weight: torch.Tensor | None,
+    k_weight: torch.Tensor | None,
     eps: float,
     cos_sin: torch.Tensor,
     positions: torch.Tensor,
@@ -38,9 +39,9 @@ def qk_norm_rope_store(
     Args:
         qkv: [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim] queries, keys, values; rows
             may be strided
-        q_weight: [head_dim]
+        q_weight: [head_dim]; None, for both weights at once, leaves out the norm
         k_weight: [head_dim]
-        eps: added to the mean square
+        eps: added to the mean square; unused without the norm
         cos_sin: [max_position, head_dim] float32, head_dim / 2 cosines and then as many sines
         positions: [num_tokens] int64
         slot_mapping: [num_tokens] int64, block * block_size + offset; -1 stores nothing. Two equal
@@ -65,10 +66,13 @@ def qk_norm_rope_store(
     check_contiguous_rows("qkv", qkv)
     if head_dim % 2:
         raise ValueError(f"head_dim is {head_dim}; expected an even number")
-    for name, weight in (("q_weight", q_weight), ("k_weight", k_weight)):
-        check_dtype(name, weight, qkv.dtype)
-        check_shape(name, weight, head_dim)
-        check_contiguous_rows(name, weight)
+    if q_weight is not None and k_weight is not None:
+        for name, weight in (("q_weight", q_weight), ("k_weight", k_weight)):
+            check_dtype(name, weight, qkv.dtype)
+            check_shape(name, weight, head_dim)
+            check_contiguous_rows(name, weight)
+    elif q_weight is not k_weight:
+        raise ValueError("one of q_weight and k_weight is None; expected both or neither")
     check_dtype("cos_sin", cos_sin, torch.float32)
     check_shape("cos_sin", cos_sin, None, head_dim)
     check_contiguous_rows("cos_sin", cos_sin)
@@ -86,8 +90,8 @@ def qk_norm_rope_store(
 
 def _qk_norm_rope_store_triton(
     qkv: torch.Tensor,
-    q_weight: torch.Tensor,
-    k_weight: torch.Tensor,
+    q_weight: torch.Tensor | None,
+    k_weight: torch.Tensor | None,
     eps: float,
     cos_sin: torch.Tensor,
     positions: torch.Tensor,
@@ -159,8 +163,10 @@ def _qk_norm_rope_store_kernel(
     HALF: tl.constexpr = HEAD_DIM // 2
     dims = tl.arange(0, HALF)[None, :]
 
-    q_a, q_b = tl.load(q_weight + dims), tl.load(q_weight + HALF + dims)  # [1, HALF]
-    k_a, k_b = tl.load(k_weight + dims), tl.load(k_weight + HALF + dims)
+    # None is known when the kernel is compiled.
+    if q_weight is not None:
+        q_a, q_b = tl.load(q_weight + dims), tl.load(q_weight + HALF + dims)  # [1, HALF]
+        k_a, k_b = tl.load(k_weight + dims), tl.load(k_weight + HALF + dims)
     wait_for_inputs(IS_DEPENDENT)
     # First what other addresses are computed from.
     position = tl.load(positions + token)
@@ -171,10 +177,11 @@ def _qk_norm_rope_store_kernel(
     angles = cos_sin + position * cos_sin_stride + dims
     cos, sin = tl.load(angles), tl.load(angles + HALF)  # [1, HALF]
     a, b = raw_a.to(tl.float32), raw_b.to(tl.float32)
-    mean_square = tl.sum(a * a + b * b, axis=1) / HEAD_DIM
-    inverse_rms = tl.rsqrt(mean_square + eps)[:, None]
-    a = a * inverse_rms * tl.where(is_query[:, None], q_a, k_a).to(tl.float32)
-    b = b * inverse_rms * tl.where(is_query[:, None], q_b, k_b).to(tl.float32)
+    if q_weight is not None:
+        mean_square = tl.sum(a * a + b * b, axis=1) / HEAD_DIM
+        inverse_rms = tl.rsqrt(mean_square + eps)[:, None]
+        a = a * inverse_rms * tl.where(is_query[:, None], q_a, k_a).to(tl.float32)
+        b = b * inverse_rms * tl.where(is_query[:, None], q_b, k_b).to(tl.float32)
 
     rotated_a = (a * cos - b * sin).to(raw_a.dtype)
     rotated_b = (b * cos + a * sin).to(raw_b.dtype)

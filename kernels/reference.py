@@ -189,8 +189,8 @@ def silu_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 def qk_norm_rope_store(
     qkv: torch.Tensor,
-    q_weight: torch.Tensor,
-    k_weight: torch.Tensor,
+    q_weight: torch.Tensor | None,
+    k_weight: torch.Tensor | None,
     eps: float,
     cos_sin: torch.Tensor,
     positions: torch.Tensor,
@@ -206,9 +206,9 @@ def qk_norm_rope_store(
 
     Args:
         qkv: [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim] queries, keys, values
-        q_weight: [head_dim]
+        q_weight: [head_dim]; None, for both weights at once, leaves out the norm
         k_weight: [head_dim]
-        eps: added to the mean square
+        eps: added to the mean square; unused without the norm
         cos_sin: [max_position, head_dim] float32, head_dim / 2 cosines and then as many sines
         positions: [num_tokens] int64
         slot_mapping: [num_tokens] int64, block * block_size + offset; -1 stores nothing
@@ -223,11 +223,13 @@ def qk_norm_rope_store(
     heads = qkv.reshape(qkv.shape[0], num_packed, head_dim)  # [num_tokens, num_packed, head_dim]
     num_rotated = num_heads + num_kv_heads
     wide = heads[:, :num_rotated].float()
-    inverse_rms = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    weight = torch.cat(
-        (q_weight.expand(num_heads, head_dim), k_weight.expand(num_kv_heads, head_dim))
-    )
-    a, b = (wide * inverse_rms * weight).chunk(2, dim=-1)  # [num_tokens, num_rotated, head_dim / 2]
+    if q_weight is not None and k_weight is not None:
+        inverse_rms = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+        weight = torch.cat(
+            (q_weight.expand(num_heads, head_dim), k_weight.expand(num_kv_heads, head_dim))
+        )
+        wide = wide * inverse_rms * weight
+    a, b = wide.chunk(2, dim=-1)  # [num_tokens, num_rotated, head_dim / 2]
     cos, sin = cos_sin[positions].unsqueeze(1).chunk(2, dim=-1)  # [num_tokens, 1, head_dim / 2]
     rotated = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(qkv.dtype)
 

@@ -57,7 +57,8 @@ def expected_heads(args, shape):
     turn = torch.complex(cos, sin)[:, None]
 
     def norm_and_turn(x, weight):
-        x = x / (x.square().mean(-1, keepdim=True) + EPS).sqrt() * weight.double()
+        if weight is not None:
+            x = x / (x.square().mean(-1, keepdim=True) + EPS).sqrt() * weight.double()
         turned = torch.complex(*x.chunk(2, dim=-1)) * turn
         return torch.cat((turned.real, turned.imag), dim=-1)
 
@@ -70,8 +71,8 @@ def stored_at(kv_cache, slots, block_size):
     ]  # [num_tokens, 2, num_kv_heads, head_dim]
 
 
-def assert_stored_and_returned(target, store, shape, num_tokens):
-    args = arguments(target, shape, distinct_slots(num_tokens, shape))
+def assert_stored_and_returned(target, store, shape, num_tokens, **changes):
+    args = arguments(target, shape, distinct_slots(num_tokens, shape)) | changes
     queries = store(**args)
     expected_queries, expected_keys, expected_values = expected_heads(args, shape)
     keys, values = stored_at(args["kv_cache"], args["slot_mapping"], shape.block_size).unbind(1)
@@ -98,6 +99,15 @@ def test_queries_come_back_and_keys_and_values_lie_in_their_slots(
 def test_any_number_of_tokens_is_stored(target, num_tokens):
     for store in (_qk_norm_rope_store_triton, reference.qk_norm_rope_store):
         assert_stored_and_returned(target, store, Shape(), num_tokens)
+
+
+@on_each_target
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_without_weights_heads_are_rotated_only(target, head_dim):
+    for store in (_qk_norm_rope_store_triton, reference.qk_norm_rope_store):
+        assert_stored_and_returned(
+            target, store, Shape(head_dim=head_dim), 63, q_weight=None, k_weight=None
+        )
 
 
 @on_each_target
@@ -167,6 +177,7 @@ def test_wrong_tensors_are_refused_by_name_and_value():
         ("cos_sin has dtype torch.float16", {"cos_sin": args["cos_sin"].half()}),
         ("positions has dtype torch.int32", {"positions": args["positions"].int()}),
         (r"slot_mapping has shape \(1,\)", {"slot_mapping": args["slot_mapping"][:1]}),
+        ("one of q_weight and k_weight is None", {"k_weight": None}),
         ("num_heads is 3; expected a positive multiple", {"num_heads": 3}),
     ]:
         with pytest.raises(ValueError, match=message):
