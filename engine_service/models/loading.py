@@ -13,7 +13,7 @@ from tqdm import tqdm
 from engine_service.errors import StartupError
 from engine_service.models.checkpoint import Checkpoint
 from engine_service.models.config import ModelConfig
-from engine_service.models.qwen3 import Qwen3
+from engine_service.models.decoder import Qwen3
 from engine_service.models.stored_weights import EMBEDDING, HEAD, choose_tensors
 from engine_service.models.tensor_file import StoredTensor
 from engine_service.models.tensor_reader import DTYPES, Transfer, read_tensors

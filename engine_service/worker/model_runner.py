@@ -2,7 +2,7 @@
 
 import torch
 
-from engine_service.models.qwen3 import Qwen3
+from engine_service.models.decoder import Qwen3
 from engine_service.worker.input_batch import InputBatch, SamplingInputs, StepInputs
 from engine_service.worker.kv_cache import KVCache
 from engine_service.worker.sampler import sample_tokens

@@ -11,8 +11,8 @@ from engine_service.core.types import StepPlan, StepResult, int32_array
 from engine_service.errors import StartupError
 from engine_service.models.checkpoint import Checkpoint
 from engine_service.models.config import ModelConfig
+from engine_service.models.decoder import Qwen3
 from engine_service.models.loading import build_model, fill_randomly, load_weights
-from engine_service.models.qwen3 import Qwen3
 from engine_service.models.stored_weights import choose_tensors, tensor_shapes
 from engine_service.worker.cuda_graphs import StepGraphs, max_num_graphs
 from engine_service.worker.device import is_out_of_memory
