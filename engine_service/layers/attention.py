@@ -66,18 +66,21 @@ class HeadShape:
         return [self.num_heads * self.head_dim, num_kv_columns, num_kv_columns]
 
 
-class QKNormAttention(nn.Module):
-    """Grouped-query attention with normalised and rotated queries and keys."""
+class Attention(nn.Module):
+    """Grouped-query attention with rotated queries and keys, which may be normalised before."""
 
     def __init__(
-        self, heads: HeadShape, eps: float, rotary_table: torch.Tensor, dtype: torch.dtype
+        self,
+        heads: HeadShape,
+        rotary_table: torch.Tensor,
+        qk_norms: tuple[RMSNorm, RMSNorm] | None = None,
     ) -> None:
+        """Takes the norms of each head's queries and keys; None leaves them as projected."""
         super().__init__()
         self.heads = heads
         self.scale = heads.head_dim**-0.5
         self.rotary_table = rotary_table
-        self.q_norm = RMSNorm(heads.head_dim, eps, dtype)
-        self.k_norm = RMSNorm(heads.head_dim, eps, dtype)
+        self.q_norm, self.k_norm = qk_norms or (None, None)
 
     def forward(
         self,
@@ -97,11 +100,15 @@ class QKNormAttention(nn.Module):
         Returns:
             [num_tokens, num_heads * head_dim].
         """
+        q_norm, k_norm = self.q_norm, self.k_norm
+        q_weight, k_weight, eps = None, None, 0.0
+        if q_norm is not None and k_norm is not None:
+            q_weight, k_weight, eps = q_norm.weight, k_norm.weight, q_norm.eps
         queries = qk_norm_rope_store(
             qkv,
-            self.q_norm.weight,
-            self.k_norm.weight,
-            self.q_norm.eps,
+            q_weight,
+            k_weight,
+            eps,
             self.rotary_table,
             positions,
             metadata.slot_mapping,

@@ -1,29 +1,38 @@
 """The linear layer."""
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import nn
 
 from engine_service.layers.norm import RMSNorm
-from kernels.linear import linear, norm_linear, silu_linear
+from engine_service.layers.weight_scheme import Unquantised
+from engine_service.layers.weight_slot import WeightSlot
 
 
 class Linear(nn.Module):
-    """Multiplies by a weight matrix; there is no bias.
+    """Multiplies by a weight matrix, and adds a bias if there is one.
 
     Several projections of one input can share the matrix, one below the other: the packed product
-    is one kernel, and its output holds their outputs side by side.
+    is one kernel, and its output holds their outputs side by side. How the matrix is kept and
+    multiplied by is up to the weight scheme.
     """
 
-    def __init__(self, in_features: int, out_features: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, dtype: torch.dtype, *, has_bias: bool = False
+    ) -> None:
         super().__init__()
-        weight = torch.empty(out_features, in_features, dtype=dtype)
-        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.in_features = in_features
+        self.out_features = out_features
+        self.scheme = Unquantised(in_features, out_features, dtype, has_bias=has_bias)
+        for name, parameter in self.scheme.parameters().items():
+            self.register_parameter(name, parameter)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps [num_tokens, in_features] to [num_tokens, out_features]."""
-        return linear(x, self.weight)
+        return self.scheme.linear(x)
 
-    def of_normed(
+    def norm_linear(
         self, norm: RMSNorm, x: torch.Tensor, residual: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Adds x to the residual stream, normalises the sum and projects it.
@@ -36,8 +45,19 @@ class Linear(nn.Module):
         Returns:
             The projection, [num_tokens, out_features], and the new residual.
         """
-        return norm_linear(x, residual, norm.weight, norm.eps, self.weight)
+        return self.scheme.norm_linear(norm, x, residual)
 
-    def of_gated(self, gate_up: torch.Tensor) -> torch.Tensor:
+    def silu_linear(self, gate_up: torch.Tensor) -> torch.Tensor:
         """Projects silu(gate) * up of packed rows [num_tokens, 2 * in_features]."""
-        return silu_linear(gate_up, self.weight)
+        return self.scheme.silu_linear(gate_up)
+
+    def slots(
+        self, names: Sequence[str], sizes: Sequence[int] | None = None
+    ) -> Iterator[WeightSlot]:
+        """Yields the places of the stored tensors.
+
+        Args:
+            names: Of the projections in a checkpoint, in the order of their rows.
+            sizes: Rows of each; None where there is but one.
+        """
+        return self.scheme.slots(names, [self.out_features] if sizes is None else sizes)

@@ -1,57 +1,68 @@
-"""Qwen3, dense (Qwen3 Technical Report, section 2)."""
+"""A dense decoder: what Llama, Qwen2, Qwen3 and others have in common.
+
+Each layer is grouped-query attention with rotary positions, then a gated feed-forward block, both
+behind a root mean square norm. What differs is in the configuration.
+"""
 
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
 
-from engine_service.layers.attention import AttentionMetadata, HeadShape, QKNormAttention
+from engine_service.layers.attention import Attention, AttentionMetadata, HeadShape
 from engine_service.layers.embedding import Embedding
 from engine_service.layers.linear import Linear
 from engine_service.layers.norm import RMSNorm
 from engine_service.layers.rotary import rotary_table
-from engine_service.models.config import ModelConfig
+from engine_service.layers.weight_slot import WeightSlot
+from engine_service.models.decoder_config import DecoderConfig
 
 
-class Qwen3Attention(nn.Module):
+class DecoderAttention(nn.Module):
     """The projections before and behind attention; the layer calls the three in turn."""
 
-    def __init__(self, config: ModelConfig, table: torch.Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, config: DecoderConfig, table: torch.Tensor, dtype: torch.dtype) -> None:
         super().__init__()
         heads = HeadShape(
             num_heads=config.num_heads,
             num_kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
         )
-        self.qkv_proj = Linear(config.hidden_size, sum(heads.packed_sizes), dtype)
-        self.attention = QKNormAttention(heads, config.rms_norm_eps, table, dtype)
+        self.qkv_proj = Linear(
+            config.hidden_size, sum(heads.packed_sizes), dtype, has_bias=config.has_qkv_bias
+        )
+        qk_norms = None
+        if config.has_qk_norm:
+            eps = config.rms_norm_eps
+            qk_norms = RMSNorm(heads.head_dim, eps, dtype), RMSNorm(heads.head_dim, eps, dtype)
+        self.attention = Attention(heads, table, qk_norms)
         self.o_proj = Linear(config.num_heads * config.head_dim, config.hidden_size, dtype)
 
 
-class Qwen3MLP(nn.Module):
+class DecoderMLP(nn.Module):
     """Gated feed-forward block."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
+    def __init__(self, config: DecoderConfig, dtype: torch.dtype) -> None:
         super().__init__()
         self.gate_up_proj = Linear(config.hidden_size, 2 * config.intermediate_size, dtype)
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, dtype)
 
     def forward(self, gate_up: torch.Tensor) -> torch.Tensor:
         """Maps packed rows, which the layer projected, to [num_tokens, hidden_size]."""
-        return self.down_proj.of_gated(gate_up)
+        return self.down_proj.silu_linear(gate_up)
 
 
-class Qwen3Layer(nn.Module):
+class DecoderLayer(nn.Module):
     """One decoder layer. Each norm first adds what came before it to the residual stream."""
 
-    def __init__(self, config: ModelConfig, table: torch.Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, config: DecoderConfig, table: torch.Tensor, dtype: torch.dtype) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
-        self.self_attn = Qwen3Attention(config, table, dtype)
+        self.self_attn = DecoderAttention(config, table, dtype)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
-        self.mlp = Qwen3MLP(config, dtype)
+        self.mlp = DecoderMLP(config, dtype)
 
-    def attend(
+    def attention_block(
         self,
         hidden: torch.Tensor,
         residual: torch.Tensor | None,
@@ -62,49 +73,54 @@ class Qwen3Layer(nn.Module):
         """Stores keys and values, and returns the attended rows and the residual stream."""
         attention = self.self_attn
         # [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim]
-        qkv, residual = attention.qkv_proj.of_normed(self.input_layernorm, hidden, residual)
+        qkv, residual = attention.qkv_proj.norm_linear(self.input_layernorm, hidden, residual)
         return attention.attention(qkv, positions, metadata, kv_cache), residual
 
-    def transform(
+    def mlp_block(
         self, attended: torch.Tensor, residual: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the layer's output, not yet added, and the residual stream to add it to.
 
-        Each row is for itself: this works on any of those that `attend` returns.
+        Each row is for itself: this works on any of those that `attention_block` returns.
         """
-        gate_up, residual = self.mlp.gate_up_proj.of_normed(
+        gate_up, residual = self.mlp.gate_up_proj.norm_linear(
             self.post_attention_layernorm, self.self_attn.o_proj(attended), residual
         )  # [num_tokens, 2 * intermediate_size]
         return self.mlp(gate_up), residual
 
-    def checkpoint_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yields each tensor's name in a checkpoint, and the place for it."""
+    def weight_slots(self, prefix: str) -> Iterator[WeightSlot]:
+        """Yields the place of each tensor of a checkpoint, whose names begin with the prefix."""
         attention, mlp = self.self_attn, self.mlp
-        heads = attention.attention.heads
-        q, k, v = torch.split(attention.qkv_proj.weight, heads.packed_sizes)
-        gate, up = mlp.gate_up_proj.weight.chunk(2)
-        yield "input_layernorm.weight", self.input_layernorm.weight
-        yield "self_attn.q_proj.weight", q
-        yield "self_attn.k_proj.weight", k
-        yield "self_attn.v_proj.weight", v
-        yield "self_attn.q_norm.weight", attention.attention.q_norm.weight
-        yield "self_attn.k_norm.weight", attention.attention.k_norm.weight
-        yield "self_attn.o_proj.weight", attention.o_proj.weight
-        yield "post_attention_layernorm.weight", self.post_attention_layernorm.weight
-        yield "mlp.gate_proj.weight", gate
-        yield "mlp.up_proj.weight", up
-        yield "mlp.down_proj.weight", mlp.down_proj.weight
+        yield from attention.qkv_proj.slots(
+            [f"{prefix}.self_attn.{name}_proj" for name in "qkv"],
+            attention.attention.heads.packed_sizes,
+        )
+        yield from attention.o_proj.slots([f"{prefix}.self_attn.o_proj"])
+        yield from mlp.gate_up_proj.slots(
+            [f"{prefix}.mlp.gate_proj", f"{prefix}.mlp.up_proj"],
+            [mlp.down_proj.in_features] * 2,
+        )
+        yield from mlp.down_proj.slots([f"{prefix}.mlp.down_proj"])
+        norms = {
+            "input_layernorm": self.input_layernorm,
+            "post_attention_layernorm": self.post_attention_layernorm,
+            "self_attn.q_norm": attention.attention.q_norm,
+            "self_attn.k_norm": attention.attention.k_norm,
+        }
+        for name, norm in norms.items():
+            if norm is not None:
+                yield WeightSlot(name=f"{prefix}.{name}.weight", parameter=norm.weight)
 
 
-class Qwen3(nn.Module):
-    """The whole model, built on the current default device with its weights not yet set."""
+class Decoder(nn.Module):
+    """The whole model, a `CausalLM`. Built on the current default device, weights not yet set."""
 
-    def __init__(self, config: ModelConfig, max_model_len: int, dtype: torch.dtype) -> None:
+    def __init__(self, config: DecoderConfig, max_model_len: int, dtype: torch.dtype) -> None:
         super().__init__()
         table = rotary_table(config.head_dim, max_model_len, config.rope_theta)
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtype)
         self.layers = nn.ModuleList(
-            Qwen3Layer(config, table, dtype) for _ in range(config.num_layers)
+            DecoderLayer(config, table, dtype) for _ in range(config.num_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
         if config.tie_word_embeddings:
@@ -137,11 +153,13 @@ class Qwen3(nn.Module):
         hidden: torch.Tensor = self.embed_tokens(input_ids)
         residual: torch.Tensor | None = None
         for layer, kv_cache in zip(self.layers, kv_caches, strict=True):
-            assert isinstance(layer, Qwen3Layer)
-            attended, residual = layer.attend(hidden, residual, positions, metadata, kv_cache)
+            assert isinstance(layer, DecoderLayer)
+            attended, residual = layer.attention_block(
+                hidden, residual, positions, metadata, kv_cache
+            )
             if output_indices is not None and layer is self.layers[-1]:
                 attended, residual = attended[output_indices], residual[output_indices]
-            hidden, residual = layer.transform(attended, residual)
+            hidden, residual = layer.mlp_block(attended, residual)
         hidden, _ = self.norm(hidden, residual)
         return hidden
 
@@ -149,13 +167,12 @@ class Qwen3(nn.Module):
         """Scores the vocabulary: [num_tokens, hidden_size] to [num_tokens, vocab_size]."""
         return self.lm_head.logits(hidden)
 
-    def checkpoint_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yields each tensor's name in a checkpoint, and the place for it."""
-        yield "model.embed_tokens.weight", self.embed_tokens.weight
+    def weight_slots(self) -> Iterator[WeightSlot]:
+        """Yields the place of each tensor of a checkpoint."""
+        yield WeightSlot(name="model.embed_tokens.weight", parameter=self.embed_tokens.weight)
         for index, layer in enumerate(self.layers):
-            assert isinstance(layer, Qwen3Layer)
-            for name, target in layer.checkpoint_tensors():
-                yield f"model.layers.{index}.{name}", target
-        yield "model.norm.weight", self.norm.weight
+            assert isinstance(layer, DecoderLayer)
+            yield from layer.weight_slots(f"model.layers.{index}")
+        yield WeightSlot(name="model.norm.weight", parameter=self.norm.weight)
         if self.lm_head is not self.embed_tokens:
-            yield "lm_head.weight", self.lm_head.weight
+            yield WeightSlot(name="lm_head.weight", parameter=self.lm_head.weight)

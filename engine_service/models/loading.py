@@ -11,12 +11,14 @@ import xxhash
 from tqdm import tqdm
 
 from engine_service.errors import StartupError
+from engine_service.models.causal_lm import CausalLM
 from engine_service.models.checkpoint import Checkpoint
-from engine_service.models.config import ModelConfig
-from engine_service.models.decoder import Qwen3
+from engine_service.models.dtypes import STORED
+from engine_service.models.model_config import ModelConfig
+from engine_service.models.registry import ARCHITECTURES
 from engine_service.models.stored_weights import EMBEDDING, HEAD, choose_tensors
 from engine_service.models.tensor_file import StoredTensor
-from engine_service.models.tensor_reader import DTYPES, Transfer, read_tensors
+from engine_service.models.tensor_reader import Transfer, read_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -25,16 +27,26 @@ _DUMMY_CHUNK = 1 << 22
 
 def build_model(
     config: ModelConfig, max_model_len: int, dtype: torch.dtype, device: torch.device
-) -> Qwen3:
+) -> CausalLM:
     """Builds the model that the config names, its weights not yet set."""
     with device:
-        match config.architecture:
-            case "Qwen3ForCausalLM":
-                return Qwen3(config, max_model_len, dtype)
-    raise AssertionError(f"{config.architecture} passed the config's check but is not built here")
+        return ARCHITECTURES[config.architecture].build(config, max_model_len, dtype)
 
 
-def load_weights(model: Qwen3, checkpoint: Checkpoint) -> str:
+def check_weights(config: ModelConfig, checkpoint: Checkpoint) -> None:
+    """Compares the headers of the weights files with what the configuration makes of the model.
+
+    Allocates nothing, whatever sizes config.json claims.
+
+    Raises:
+        StartupError: As of `choose_tensors`.
+    """
+    # On torch's device "meta" a tensor is a shape and a dtype.
+    model = build_model(config, 1, torch.float32, torch.device("meta"))
+    choose_tensors(_shapes(_targets(model)), checkpoint)
+
+
+def load_weights(model: CausalLM, checkpoint: Checkpoint) -> str:
     """Reads each tensor of a checkpoint once, to its place on the model's device.
 
     A packed parameter is filled slice by slice; values are converted to the model's dtype. All
@@ -47,8 +59,8 @@ def load_weights(model: Qwen3, checkpoint: Checkpoint) -> str:
         StartupError: As of `choose_tensors`; or a tensor is not finite, or not equal to the one
             that it is tied to.
     """
-    targets = dict(model.checkpoint_tensors())
-    tensors = choose_tensors({name: target.shape for name, target in targets.items()}, checkpoint)
+    targets = _targets(model)
+    tensors = choose_tensors(_shapes(targets), checkpoint)
     transfers = _plan_transfers(targets, tensors)
     total = sum(transfer.stored.end - transfer.stored.begin for transfer in transfers)
     digests = {name: xxhash.xxh3_128() for name in tensors}
@@ -70,6 +82,15 @@ def load_weights(model: Qwen3, checkpoint: Checkpoint) -> str:
         _check_tied_head(transfers)
     logger.info("weights_loaded files=%d bytes=%d", len(checkpoint.weights_files), total)
     return _whole_digest(transfers, digests)
+
+
+def _targets(model: CausalLM) -> dict[str, torch.Tensor]:
+    """Returns the place of each tensor by its name in a checkpoint."""
+    return {slot.name: slot.target for slot in model.weight_slots()}
+
+
+def _shapes(targets: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
+    return {name: target.shape for name, target in targets.items()}
 
 
 def _plan_transfers(
@@ -100,7 +121,7 @@ def _check_values(transfers: Sequence[Transfer]) -> None:
         found = "NaN"
         if not any(map(math.isnan, values)):
             found = "infinite values"
-            if DTYPES[stored.dtype] != dtype:
+            if STORED[stored.dtype].torch_dtype != dtype:
                 limit = torch.finfo(dtype).max
                 found += f", or values over {limit:.3g}, the largest of {_name(dtype)}"
         raise StartupError(f"{stored}, stored as {stored.dtype}, holds {found}")
@@ -131,8 +152,8 @@ def _name(dtype: torch.dtype) -> str:
 
 
 @torch.inference_mode()
-def fill_randomly(model: Qwen3, seed: int, std: float) -> None:
-    """Sets norm weights to 1 and all others to random values of mean 0.
+def fill_randomly(model: CausalLM, seed: int, std: float) -> None:
+    """Sets norm weights to 1, biases to 0 and all others to random values of mean 0.
 
     A value depends on seed, tensor name and index alone, so it is the same on every device.
 
@@ -141,15 +162,18 @@ def fill_randomly(model: Qwen3, seed: int, std: float) -> None:
         seed: Chooses the values.
         std: Their standard deviation.
     """
-    for name, target in model.checkpoint_tensors():
+    for name, target in _targets(model).items():
         if target.dim() == 1:
-            target.fill_(1.0)
+            target.fill_(0.0 if name.endswith(".bias") else 1.0)
             continue
         key = xxhash.xxh3_64_intdigest(name.encode(), seed=seed) - (1 << 63)
-        flat = target.view(-1)
+        values = target.contiguous()
+        flat = values.view(-1)
         for begin in range(0, flat.numel(), _DUMMY_CHUNK):
             chunk = flat[begin : begin + _DUMMY_CHUNK]
             chunk.copy_(_noise(key, begin, chunk.numel(), chunk.device).mul_(std))
+        if values is not target:
+            target.copy_(values)
 
 
 def _noise(key: int, begin: int, count: int, device: torch.device) -> torch.Tensor:

@@ -4,13 +4,11 @@ from collections.abc import Mapping, Sequence
 
 from engine_service.errors import StartupError
 from engine_service.models.checkpoint import Checkpoint
-from engine_service.models.config import ModelConfig
+from engine_service.models.dtypes import READABLE, STORED
 from engine_service.models.tensor_file import StoredTensor
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
-STORED_DTYPES = ("BF16", "F16", "F32")
-"""Types that tensors are read in, by the format's names."""
 
 
 def choose_tensors(
@@ -55,41 +53,11 @@ def choose_tensors(
     return stored
 
 
-def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of a Qwen3's tensors, by their names in a checkpoint."""
-    hidden, head = config.hidden_size, config.head_dim
-    queries, keys = config.num_heads * head, config.num_kv_heads * head
-    of_layer: dict[str, tuple[int, ...]] = {
-        "input_layernorm.weight": (hidden,),
-        "self_attn.q_proj.weight": (queries, hidden),
-        "self_attn.k_proj.weight": (keys, hidden),
-        "self_attn.v_proj.weight": (keys, hidden),
-        "self_attn.q_norm.weight": (head,),
-        "self_attn.k_norm.weight": (head,),
-        "self_attn.o_proj.weight": (hidden, queries),
-        "post_attention_layernorm.weight": (hidden,),
-        "mlp.gate_proj.weight": (config.intermediate_size, hidden),
-        "mlp.up_proj.weight": (config.intermediate_size, hidden),
-        "mlp.down_proj.weight": (hidden, config.intermediate_size),
-    }
-    shapes = {
-        f"model.layers.{index}.{name}": shape
-        for index in range(config.num_layers)
-        for name, shape in of_layer.items()
-    }
-    shapes[EMBEDDING] = (config.vocab_size, hidden)
-    shapes["model.norm.weight"] = (hidden,)
-    if not config.tie_word_embeddings:
-        shapes[HEAD] = (config.vocab_size, hidden)
-    return shapes
-
-
 def _check_stored(stored: StoredTensor, shape: tuple[int, ...]) -> None:
     if stored.shape != shape:
         raise StartupError(
             f"{stored} is {list(stored.shape)}, but config.json makes it {list(shape)}"
         )
-    if stored.dtype not in STORED_DTYPES:
-        raise StartupError(
-            f"{stored} is stored as {stored.dtype}; supported are {', '.join(STORED_DTYPES)}"
-        )
+    if STORED[stored.dtype].name is None:
+        supported = ", ".join(dtype.stored_name for dtype in READABLE.values())
+        raise StartupError(f"{stored} is stored as {stored.dtype}; supported are {supported}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 from engine_service.errors import StartupError
+from engine_service.models.dtypes import STORED
 from engine_service.models.json_file import parse_json, shown
 from engine_service.models.plain_file import cannot_read, open_plain_file
 
@@ -19,32 +20,6 @@ _MAX_HEADER_BYTES = 16 << 20
 """Some 100,000 tensors. The format allows 100 MB, which may become gigabytes of objects."""
 
 _MAX_DIMENSIONS = 16
-
-_BITS = {
-    "F4": 4,
-    "F6_E2M3": 6,
-    "F6_E3M2": 6,
-    "F8_E5M2": 8,
-    "F8_E4M3": 8,
-    "F8_E8M0": 8,
-    "F8_E4M3FNUZ": 8,
-    "F8_E5M2FNUZ": 8,
-    "F16": 16,
-    "BF16": 16,
-    "F32": 32,
-    "F64": 64,
-    "C64": 64,
-    "BOOL": 8,
-    "U8": 8,
-    "I8": 8,
-    "U16": 16,
-    "I16": 16,
-    "U32": 32,
-    "I32": 32,
-    "U64": 64,
-    "I64": 64,
-}
-"""Bits of an element, by the format's names of types."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,14 +94,14 @@ def _tensors(path: Path, header: bytes, start: int, num_bytes: int) -> dict[str,
 def _tensor(path: Path, name: str, entry: object, start: int) -> StoredTensor:
     fields = entry if isinstance(entry, dict) else {}
     dtype, shape, offsets = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
-    if not isinstance(dtype, str) or dtype not in _BITS:
+    if not isinstance(dtype, str) or dtype not in STORED:
         raise ValueError(f"tensor {shown(name)} has the dtype {shown(dtype)}, which is unknown")
     if not _are_sizes(shape) or len(shape) > _MAX_DIMENSIONS:
         raise ValueError(f"tensor {shown(name)} has the shape {shown(shape)}, which is none")
     if not _are_sizes(offsets) or len(offsets) != 2:
         raise ValueError(f"tensor {shown(name)} has data_offsets {shown(offsets)}, no two sizes")
     begin, end = offsets
-    if (end - begin) * 8 != math.prod(shape) * _BITS[dtype]:
+    if (end - begin) * 8 != math.prod(shape) * STORED[dtype].num_bits:
         raise ValueError(
             f"tensor {shown(name)} has {end - begin} bytes, which is not the size of "
             f"{shown(shape)} {dtype}"

@@ -6,6 +6,7 @@ busy together and the host never holds more than the buffers. Compared with the 
 the page cache, and 0.3 instead of 6.5 GB of memory: the buffers, which torch keeps pinned.
 """
 
+import math
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -18,14 +19,12 @@ import torch
 import xxhash
 
 from engine_service.errors import StartupError
+from engine_service.models.dtypes import STORED
 from engine_service.models.plain_file import cannot_read, open_plain_file
 from engine_service.models.tensor_file import StoredTensor
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-"""Types that tensors are read in, by the format's names."""
 
 _NUM_THREADS = 8
 # Part of what a fingerprint means, as its digests are of pieces.
@@ -38,7 +37,8 @@ class Transfer:
 
     stored: StoredTensor
     target: torch.Tensor
-    """Contiguous, of the stored shape; values are converted to its type."""
+    """Of the stored shape; values are converted to its type. It may be columns of a wider matrix,
+    and is then read in whole rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +60,7 @@ class _Piece:
     """Of its first byte in the file."""
     dtype: torch.dtype
     target: torch.Tensor
-    """[num_elements]."""
+    """Contiguous and flat, or whole rows of a target that is not."""
 
     @property
     def num_bytes(self) -> int:
@@ -109,16 +109,19 @@ def _set_device(device: torch.device) -> None:
 
 
 def _pieces(transfer: Transfer, descriptor: int) -> Iterator[_Piece]:
-    dtype = DTYPES[transfer.stored.dtype]
-    flat = transfer.target.detach().view(-1)
-    size = _PIECE_BYTES // dtype.itemsize
-    for begin in range(0, flat.numel(), size):
+    dtype = STORED[transfer.stored.dtype].torch_dtype
+    target = transfer.target.detach()
+    rows = target.view(-1) if target.is_contiguous() else target
+    row_bytes = math.prod(rows.shape[1:]) * dtype.itemsize
+    assert row_bytes <= _PIECE_BYTES, f"a row of {transfer.stored} is larger than a buffer"
+    num_rows = _PIECE_BYTES // row_bytes
+    for begin in range(0, rows.shape[0], num_rows):
         yield _Piece(
             stored=transfer.stored,
             descriptor=descriptor,
-            offset=transfer.stored.begin + begin * dtype.itemsize,
+            offset=transfer.stored.begin + begin * row_bytes,
             dtype=dtype,
-            target=flat[begin : begin + size],
+            target=rows[begin : begin + num_rows],
         )
 
 
@@ -130,7 +133,7 @@ def _read(piece: _Piece, buffers: threading.local) -> ReadPiece:
     buffer: torch.Tensor = buffers.bytes[: piece.num_bytes]
     content = buffer.numpy().data
     _fill(content, piece)
-    values = buffer.view(piece.dtype)
+    values = buffer.view(piece.dtype).view(piece.target.shape)
     with torch.inference_mode():
         if buffers.stream is None:
             piece.target.copy_(values)

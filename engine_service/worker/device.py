@@ -4,10 +4,9 @@ import torch
 
 from engine_service.config import ModelOptions
 from engine_service.errors import StartupError
-from engine_service.models.config import ModelConfig
+from engine_service.models.dtypes import COMPUTED
+from engine_service.models.model_config import ModelConfig
 from kernels.checks import TRITON_HEAD_DIMS
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def set_up_device(options: ModelOptions) -> torch.device:
@@ -42,10 +41,10 @@ def choose_dtype(options: ModelOptions, config: ModelConfig, device: torch.devic
     if options.dtype != "auto":
         return options.dtype
     dtype = config.dtype if device.type == "cuda" else "float32"
-    if dtype not in DTYPES:
+    if dtype not in COMPUTED:
         raise StartupError(
             f"dtype is 'auto' and the checkpoint is stored in {dtype}, which is not supported; "
-            f"choose one of: {', '.join(DTYPES)}"
+            f"choose one of: {', '.join(COMPUTED)}"
         )
     return dtype
 

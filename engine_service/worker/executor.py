@@ -8,9 +8,11 @@ from engine_service.config import CacheOptions, ModelOptions, SchedulerOptions
 from engine_service.core.types import EngineInfo, StepPlan, StepResult
 from engine_service.errors import StartupError
 from engine_service.models.checkpoint import fingerprint, resolve_checkpoint
-from engine_service.models.config import ModelConfig, parse_config
+from engine_service.models.config import parse_config
+from engine_service.models.dtypes import COMPUTED
+from engine_service.models.model_config import ModelConfig
 from engine_service.models.name import served_name
-from engine_service.worker.device import DTYPES, check_head_dim, choose_dtype, set_up_device
+from engine_service.worker.device import check_head_dim, choose_dtype, set_up_device
 from engine_service.worker.worker import PendingStep, Worker, WorkerConfig, start_worker
 
 logger = logging.getLogger(__name__)
@@ -68,7 +70,7 @@ def start_executor(
             model_config=config,
             max_model_len=max_model_len,
             device=device,
-            dtype=DTYPES[dtype],
+            dtype=COMPUTED[dtype].torch_dtype,
         )
     )
     model_fingerprint = fingerprint(

@@ -6,7 +6,7 @@ import torch
 
 from engine_service.config import CacheOptions
 from engine_service.errors import StartupError
-from engine_service.models.config import ModelConfig
+from engine_service.models.model_config import ModelConfig
 from engine_service.worker.device import is_out_of_memory
 
 # What the driver, the loaded kernels and the libraries' handles take beside torch's allocator.

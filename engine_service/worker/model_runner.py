@@ -2,7 +2,7 @@
 
 import torch
 
-from engine_service.models.decoder import Qwen3
+from engine_service.models.causal_lm import CausalLM
 from engine_service.worker.input_batch import InputBatch, SamplingInputs, StepInputs
 from engine_service.worker.kv_cache import KVCache
 from engine_service.worker.sampler import sample_tokens
@@ -11,7 +11,7 @@ from engine_service.worker.sampler import sample_tokens
 class ModelRunner:
     """A model, its cache, and the state of the sequences that it runs. Nothing here waits."""
 
-    def __init__(self, model: Qwen3, kv_cache: KVCache, batch: InputBatch) -> None:
+    def __init__(self, model: CausalLM, kv_cache: KVCache, batch: InputBatch) -> None:
         self._model = model
         self._kv_cache = kv_cache
         self._batch = batch

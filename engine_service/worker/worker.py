@@ -9,11 +9,15 @@ import torch
 from engine_service.config import CacheOptions, ModelOptions, SchedulerOptions
 from engine_service.core.types import StepPlan, StepResult, int32_array
 from engine_service.errors import StartupError
+from engine_service.models.causal_lm import CausalLM
 from engine_service.models.checkpoint import Checkpoint
-from engine_service.models.config import ModelConfig
-from engine_service.models.decoder import Qwen3
-from engine_service.models.loading import build_model, fill_randomly, load_weights
-from engine_service.models.stored_weights import choose_tensors, tensor_shapes
+from engine_service.models.loading import (
+    build_model,
+    check_weights,
+    fill_randomly,
+    load_weights,
+)
+from engine_service.models.model_config import ModelConfig
 from engine_service.worker.cuda_graphs import StepGraphs, max_num_graphs
 from engine_service.worker.device import is_out_of_memory
 from engine_service.worker.input_batch import Bounds, InputBatch, Rows
@@ -227,12 +231,12 @@ def _graph_bytes(config: WorkerConfig) -> int:
     return num_graphs * config.model_config.num_layers * _GRAPH_BYTES_PER_LAYER
 
 
-def _load_model(config: WorkerConfig) -> tuple[Qwen3, str]:
+def _load_model(config: WorkerConfig) -> tuple[CausalLM, str]:
     """Returns the model and the digest of its weights."""
     is_random = config.model.load_format == "dummy"
     if not is_random:
         # Nothing is allocated for sizes that the files do not bear out.
-        choose_tensors(tensor_shapes(config.model_config), config.checkpoint)
+        check_weights(config.model_config, config.checkpoint)
     model = build_model(config.model_config, config.max_model_len, config.dtype, config.device)
     if is_random:
         fill_randomly(model, config.model.seed, config.model_config.initializer_range)

@@ -8,6 +8,8 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from transformers.utils import logging as transformers_logging
 
+from engine_service.models.causal_lm import CausalLM
+
 # With a standard deviation of 0.02 a model repeats one token whatever its cache holds.
 INITIALIZER_RANGE = 0.1
 
@@ -118,6 +120,11 @@ def make_model(
     # Read back, since the conversion rounds the rotary frequencies too, which no checkpoint holds.
     reference = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     return TinyModel(folder=folder, reference=reference)
+
+
+def tensors_of(model: CausalLM) -> dict[str, torch.Tensor]:
+    """Returns the tensors of a model of ours, as a checkpoint names them."""
+    return {slot.name: slot.target for slot in model.weight_slots()}
 
 
 def random_tokens(generator: random.Random, num_tokens: int, vocab_size: int) -> list[int]:

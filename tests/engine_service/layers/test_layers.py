@@ -41,7 +41,7 @@ def test_gate_comes_before_up():
     layer = Linear(5, 4, torch.float32)
     layer.weight.copy_(torch.randn(4, 5))
 
-    result = layer.of_gated(torch.cat((gate, up), dim=-1))
+    result = layer.silu_linear(torch.cat((gate, up), dim=-1))
 
     torch.testing.assert_close(result, (torch.nn.functional.silu(gate) * up) @ layer.weight.T)
 
@@ -52,8 +52,8 @@ def test_norm_before_a_projection_adds_to_the_residual_stream_first():
     layer.weight.copy_(torch.randn(4, 8))
     x, residual = torch.randn(2, 3, 8)
 
-    begun, begun_residual = layer.of_normed(norm, x, None)
-    added, added_residual = layer.of_normed(norm, x, residual)
+    begun, begun_residual = layer.norm_linear(norm, x, None)
+    added, added_residual = layer.norm_linear(norm, x, residual)
 
     torch.testing.assert_close(begun, layer(norm(x, torch.zeros_like(x))[0]))
     torch.testing.assert_close(begun_residual, x)

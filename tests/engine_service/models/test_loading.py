@@ -6,12 +6,15 @@ import safetensors.torch
 import torch
 
 from engine_service.errors import StartupError
+from engine_service.layers.weight_slot import WeightSlot
 from engine_service.models import tensor_reader
 from engine_service.models.checkpoint import resolve_checkpoint
 from engine_service.models.config import parse_config
-from engine_service.models.loading import build_model, fill_randomly, load_weights
-from engine_service.models.stored_weights import STORED_DTYPES, choose_tensors, tensor_shapes
-from tests.engine_service.tiny_models import SHAPES, make_model
+from engine_service.models.dtypes import READABLE, STORED
+from engine_service.models.loading import build_model, check_weights, fill_randomly, load_weights
+from engine_service.models.tensor_file import read_tensor_file
+from engine_service.models.tensor_reader import Transfer, read_tensors
+from tests.engine_service.tiny_models import SHAPES, make_model, tensors_of
 
 CPU = torch.device("cpu")
 
@@ -19,7 +22,7 @@ CPU = torch.device("cpu")
 def load(folder, dtype=torch.float32, device=CPU):
     checkpoint = resolve_checkpoint(str(folder))
     model = build_model(parse_config(checkpoint.read_config()), 64, dtype, device)
-    for _, target in model.checkpoint_tensors():
+    for target in tensors_of(model).values():
         target.fill_(torch.nan)
     load_weights(model, checkpoint)
     return model
@@ -29,7 +32,7 @@ def build_random(folder, seed, device=CPU, std=0.1):
     config = parse_config(resolve_checkpoint(str(folder), with_weights=False).read_config())
     model = build_model(config, 64, torch.float32, device)
     fill_randomly(model, seed, std)
-    return dict(model.checkpoint_tensors())
+    return tensors_of(model)
 
 
 @pytest.fixture
@@ -51,7 +54,7 @@ def test_every_tensor_arrives_in_its_place(tmp_path, shape, max_shard_size):
     tiny = make_model(tmp_path / "model", shape, max_shard_size=max_shard_size)
     expected = tiny.reference.state_dict()
 
-    loaded = dict(load(tiny.folder).checkpoint_tensors())
+    loaded = tensors_of(load(tiny.folder))
 
     assert set(loaded) == set(expected) - ({"lm_head.weight"} if shape.is_tied else set())
     for name, tensor in loaded.items():
@@ -65,7 +68,7 @@ def test_all_parameters_are_covered_by_the_checkpoint(tiny_model):
 
 
 def test_values_are_converted_to_the_dtype_of_the_model(tiny_model):
-    loaded = dict(load(tiny_model.folder, torch.bfloat16).checkpoint_tensors())
+    loaded = tensors_of(load(tiny_model.folder, torch.bfloat16))
 
     for name, tensor in tiny_model.reference.state_dict().items():
         assert loaded[name].dtype == torch.bfloat16
@@ -216,27 +219,45 @@ def test_files_are_compared_with_the_config_before_anything_is_allocated(folder)
     values = checkpoint.read_config() | {"hidden_size": 1 << 18, "num_hidden_layers": 512}
 
     with pytest.raises(StartupError, match=r"is \[300, 64\], but config\.json makes it"):
-        choose_tensors(tensor_shapes(parse_config(values)), checkpoint)
+        check_weights(parse_config(values), checkpoint)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_shapes_by_the_config_are_those_of_the_model(tmp_path, shape):
-    tiny = make_model(tmp_path / "model", shape)
-    config = parse_config(resolve_checkpoint(str(tiny.folder)).read_config())
+def test_sound_files_pass_the_comparison(tmp_path, shape):
+    checkpoint = resolve_checkpoint(str(make_model(tmp_path / "model", shape).folder))
 
-    tensors = dict(build_model(config, 64, torch.float32, CPU).checkpoint_tensors())
-
-    assert tensor_shapes(config) == {name: tensor.shape for name, tensor in tensors.items()}
+    check_weights(parse_config(checkpoint.read_config()), checkpoint)
 
 
-def test_types_that_headers_may_name_are_those_that_are_read():
-    assert set(STORED_DTYPES) == set(tensor_reader.DTYPES)
+@pytest.mark.parametrize("dtype", STORED.values(), ids=lambda dtype: dtype.stored_name)
+def test_types_are_as_wide_as_the_format_and_torch_say(dtype):
+    if dtype.stored_name in safetensors.torch._TYPES:
+        assert safetensors.torch._TYPES[dtype.stored_name].itemsize * 8 == dtype.num_bits
+    if dtype.name is not None:
+        assert READABLE[dtype.name] is dtype
+        assert dtype.torch_dtype == safetensors.torch._TYPES[dtype.stored_name]
+
+
+def test_tensor_may_belong_into_columns_of_a_parameter(tmp_path, monkeypatch):
+    monkeypatch.setattr(tensor_reader, "_PIECE_BYTES", 100)
+    path = tmp_path / "model.safetensors"
+    expected = torch.randn(13, 7)
+    safetensors.torch.save_file({"x": expected}, path)
+    parameter = torch.zeros(13, 20)
+    slot = WeightSlot(name="x", parameter=parameter, dim=1, offset=5, size=7)
+
+    pieces = list(read_tensors([Transfer(stored=read_tensor_file(path)["x"], target=slot.target)]))
+
+    assert len(pieces) == 5, "of three rows each"
+    assert torch.equal(parameter[:, 5:12], expected)
+    assert not parameter[:, :5].any()
+    assert not parameter[:, 12:].any()
 
 
 def test_tensors_larger_than_a_piece_are_whole(tiny_model, monkeypatch):
     monkeypatch.setattr(tensor_reader, "_PIECE_BYTES", 1000)
 
-    loaded = dict(load(tiny_model.folder, torch.bfloat16).checkpoint_tensors())
+    loaded = tensors_of(load(tiny_model.folder, torch.bfloat16))
 
     for name, tensor in tiny_model.reference.state_dict().items():
         assert torch.equal(loaded[name], tensor.bfloat16())
@@ -305,7 +326,7 @@ def test_random_weights_are_the_same_on_cuda(tiny_model):
 
 @pytest.mark.gpu
 def test_weights_are_read_straight_to_cuda(tiny_model):
-    loaded = dict(load(tiny_model.folder, device=torch.device("cuda")).checkpoint_tensors())
+    loaded = tensors_of(load(tiny_model.folder, device=torch.device("cuda")))
 
     for name, tensor in tiny_model.reference.state_dict().items():
         assert loaded[name].device.type == "cuda"
@@ -319,11 +340,11 @@ def test_work_enqueued_before_does_not_overwrite_what_is_read(tiny_model):
     model = build_model(config, 64, torch.float32, torch.device("cuda"))
     # About a second, as long as the copies' streams do not wait for it.
     torch.cuda._sleep(2_000_000_000)
-    for _, target in model.checkpoint_tensors():
+    for target in tensors_of(model).values():
         target.fill_(torch.nan)
 
     load_weights(model, checkpoint)
 
     torch.cuda.synchronize()
     for name, tensor in tiny_model.reference.state_dict().items():
-        assert torch.equal(dict(model.checkpoint_tensors())[name].cpu(), tensor)
+        assert torch.equal(tensors_of(model)[name].cpu(), tensor)

@@ -3,7 +3,7 @@ import torch
 
 from engine_service.config import CacheOptions
 from engine_service.errors import StartupError
-from engine_service.models.config import ModelConfig
+from engine_service.models.model_config import ModelConfig
 from engine_service.worker.kv_cache import (
     allocate_kv_cache,
     bytes_per_block,
@@ -15,16 +15,10 @@ CPU = torch.device("cpu")
 CONFIG = ModelConfig(
     architecture="Qwen3ForCausalLM",
     vocab_size=300,
-    hidden_size=64,
-    intermediate_size=128,
     num_layers=3,
-    num_heads=8,
     num_kv_heads=2,
     head_dim=16,
     max_position_embeddings=512,
-    rms_norm_eps=1e-6,
-    rope_theta=1e4,
-    tie_word_embeddings=True,
     initializer_range=0.02,
     dtype="float32",
 )

@@ -1,0 +1,60 @@
+"""How a linear layer keeps its weights, and how it multiplies by them."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+
+from engine_service.layers.norm import RMSNorm
+from engine_service.layers.weight_slot import WeightSlot, merged_slots
+from kernels.linear import linear, norm_linear, silu_linear
+
+
+class Unquantised:
+    """Weights in the dtype of the arithmetic. Another scheme would have these methods too.
+
+    No module, as a plain attribute is found several times quicker than a module's parameter, and
+    this one is read in each layer of each step.
+
+    Attributes:
+        weight: [out_features, in_features].
+        bias: [out_features], or None. Added to the rounded product, by a kernel of its own.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, dtype: torch.dtype, *, has_bias: bool
+    ) -> None:
+        """Creates the parameters on the current default device, not yet set."""
+        self.weight = _parameter(out_features, in_features, dtype=dtype)
+        self.bias = _parameter(out_features, dtype=dtype) if has_bias else None
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Returns the parameters by the names that they have in the layer."""
+        parameters = {"weight": self.weight}
+        return parameters if self.bias is None else parameters | {"bias": self.bias}
+
+    def slots(self, names: Sequence[str], sizes: Sequence[int]) -> Iterator[WeightSlot]:
+        """Yields the places of projections that lie one below the other."""
+        for kind, parameter in self.parameters().items():
+            yield from merged_slots([f"{name}.{kind}" for name in names], parameter, sizes)
+
+    def linear(self, x: torch.Tensor) -> torch.Tensor:
+        """As `Linear.forward`."""
+        out = linear(x, self.weight)
+        return out if self.bias is None else out.add_(self.bias)
+
+    def norm_linear(
+        self, norm: RMSNorm, x: torch.Tensor, residual: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `Linear.norm_linear`."""
+        out, residual = norm_linear(x, residual, norm.weight, norm.eps, self.weight)
+        return (out if self.bias is None else out.add_(self.bias)), residual
+
+    def silu_linear(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """As `Linear.silu_linear`."""
+        out = silu_linear(gate_up, self.weight)
+        return out if self.bias is None else out.add_(self.bias)
+
+
+def _parameter(*shape: int, dtype: torch.dtype) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False)

@@ -1,0 +1,38 @@
+"""What makes an architecture one that the engine can serve. Needs no torch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from engine_service.models.config_fields import ConfigFields
+from engine_service.models.decoder_config import DecoderConfig
+from engine_service.models.model_config import ModelConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from engine_service.models.causal_lm import CausalLM
+
+ConfigT = TypeVar("ConfigT", bound=ModelConfig)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture(Generic[ConfigT]):
+    """How an architecture's config.json is read, and how its model is built from it."""
+
+    read_config: Callable[[str, ConfigFields], ConfigT]
+    """Takes the architecture's name and config.json's fields. It checks each field that it knows,
+    and raises StartupError for what the model cannot compute."""
+    build: "Callable[[ConfigT, int, torch.dtype], CausalLM]"
+    """Takes the configuration, the longest sequence in tokens, and the dtype to compute in. The
+    model is built on the current default device, its weights not yet set.
+
+    The server's process reads configurations too, and has no torch: what builds a model imports
+    its modules when it is called, not before."""
+
+
+def build_decoder(config: DecoderConfig, max_model_len: int, dtype: "torch.dtype") -> "CausalLM":
+    """Builds a dense decoder, for architectures that are one."""
+    from engine_service.models.decoder import Decoder
+
+    return Decoder(config, max_model_len, dtype)

@@ -1,0 +1,51 @@
+"""What loading, runner and worker need of a model."""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import torch
+
+from engine_service.layers.attention import AttentionMetadata
+from engine_service.layers.weight_slot import WeightSlot
+
+
+class CausalLM(Protocol):
+    """A model that continues token sequences, whatever its layers are.
+
+    Calling it must enqueue the same kernels for the same sizes, and wait for nothing: steps are
+    captured as CUDA graphs.
+    """
+
+    def __call__(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        metadata: AttentionMetadata,
+        kv_caches: Sequence[torch.Tensor],
+        output_indices: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Computes the last hidden states of tokens.
+
+        Args:
+            input_ids: [num_tokens] int32.
+            positions: [num_tokens] int64, position of each token in its sequence.
+            metadata: Where the tokens stand in the cache.
+            kv_caches: Per layer [2, num_blocks, num_kv_heads, block_size, head_dim], written in
+                place.
+            output_indices: [num_outputs] int64, the tokens whose states are wanted; None for all.
+
+        Returns:
+            [num_outputs, hidden_size].
+        """
+        ...
+
+    def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Scores the vocabulary: [num_tokens, hidden_size] to [num_tokens, vocab_size]."""
+        ...
+
+    def weight_slots(self) -> Iterator[WeightSlot]:
+        """Yields the place of each tensor of a checkpoint; together they cover all parameters.
+
+        A tied model yields its embedding and no head.
+        """
+        ...

@@ -1,0 +1,76 @@
+"""The fields of a config.json, checked one by one. Needs no torch."""
+
+from collections.abc import Mapping
+
+from engine_service.errors import StartupError
+from engine_service.models.json_file import shown
+
+
+class ConfigFields:
+    """Reads one config.json field by field; each refusal names field, value and what is needed.
+
+    Args:
+        values: The JSON object. A field that is null counts as missing.
+        source: Name of the file, for messages.
+    """
+
+    def __init__(self, values: Mapping[str, object], source: str) -> None:
+        self._values = values
+        self._source = source
+
+    def get(self, name: str, default: object = None) -> object:
+        """Returns a field as it is, or the default if it is missing."""
+        value = self._values.get(name)
+        return default if value is None else value
+
+    def refuse(self, name: str, value: object, needed: str) -> StartupError:
+        """Returns the error to raise for a field; None as the value means that it is missing."""
+        found = "is missing" if value is None else f"is {shown(value)}"
+        return StartupError(f"{self._source}: {name} {found}; {needed}")
+
+    def positive_int(self, name: str, bound: int, default: int | None = None) -> int:
+        """Reads an integer from 1 to a bound.
+
+        Raises:
+            StartupError: It is something else.
+        """
+        value = self.get(name, default)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= bound:
+            raise self.refuse(name, value, f"needed is an integer from 1 to {bound}")
+        return value
+
+    def positive_float(self, name: str, default: float | None = None) -> float:
+        """Reads a finite number above 0.
+
+        Raises:
+            StartupError: It is something else.
+        """
+        value = self.get(name, default)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e30:
+            raise self.refuse(name, value, "needed is a positive number")
+        return float(value)
+
+    def boolean(self, name: str) -> bool:
+        """Reads true or false; false if it is missing.
+
+        Raises:
+            StartupError: It is something else.
+        """
+        value = self.get(name, False)
+        if not isinstance(value, bool):
+            raise self.refuse(name, value, "needed is true or false")
+        return value
+
+    def must_be(self, name: str, supported: object) -> None:
+        """Refuses a field whose value, if there is one, is not the single supported one.
+
+        Raises:
+            StartupError: It has another value.
+        """
+        value = self.get(name, supported)
+        if value != supported:
+            raise self.refuse(name, value, f"supported is only {shown(supported)}")
+
+    def nested(self, name: str, values: Mapping[str, object]) -> "ConfigFields":
+        """Returns the fields of an object that a field holds, for messages that name both."""
+        return ConfigFields(values, f"{self._source}: {name}")

@@ -1,0 +1,70 @@
+"""Types of numbers: what files, configurations and torch call them. Needs no torch.
+
+The one table of them. The kernels' own list stays theirs, as they import nothing of ours.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DType:
+    """One type."""
+
+    stored_name: str
+    """As safetensors headers name it."""
+    num_bits: int
+    """Of one element."""
+    name: str | None = None
+    """As config.json and torch name it; None for types whose tensors are not read."""
+    is_computed: bool = False
+    """Whether a model may run in it."""
+
+    @property
+    def torch_dtype(self) -> "torch.dtype":
+        """Torch's own object; only of types that are read."""
+        # The server's process uses this table too, and has no torch.
+        import torch
+
+        assert self.name is not None, f"{self.stored_name} is not read"
+        dtype = getattr(torch, self.name)
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+
+
+_TYPES = (
+    DType(stored_name="BF16", num_bits=16, name="bfloat16", is_computed=True),
+    DType(stored_name="F16", num_bits=16, name="float16"),
+    DType(stored_name="F32", num_bits=32, name="float32", is_computed=True),
+    DType(stored_name="F4", num_bits=4),
+    DType(stored_name="F6_E2M3", num_bits=6),
+    DType(stored_name="F6_E3M2", num_bits=6),
+    DType(stored_name="F8_E5M2", num_bits=8),
+    DType(stored_name="F8_E4M3", num_bits=8),
+    DType(stored_name="F8_E8M0", num_bits=8),
+    DType(stored_name="F8_E4M3FNUZ", num_bits=8),
+    DType(stored_name="F8_E5M2FNUZ", num_bits=8),
+    DType(stored_name="F64", num_bits=64),
+    DType(stored_name="C64", num_bits=64),
+    DType(stored_name="BOOL", num_bits=8),
+    DType(stored_name="U8", num_bits=8),
+    DType(stored_name="I8", num_bits=8),
+    DType(stored_name="U16", num_bits=16),
+    DType(stored_name="I16", num_bits=16),
+    DType(stored_name="U32", num_bits=32),
+    DType(stored_name="I32", num_bits=32),
+    DType(stored_name="U64", num_bits=64),
+    DType(stored_name="I64", num_bits=64),
+)
+
+STORED = {dtype.stored_name: dtype for dtype in _TYPES}
+"""All types that a safetensors header may name, by that name."""
+
+READABLE = {dtype.name: dtype for dtype in _TYPES if dtype.name is not None}
+"""The types in which weights may be stored, by torch's name."""
+
+COMPUTED = {name: dtype for name, dtype in READABLE.items() if dtype.is_computed}
+"""The types in which a model may run, by torch's name."""
