@@ -81,3 +81,41 @@ def test_layers_keep_the_dtype_and_need_no_gradient(dtype):
     assert result.shape == (2, 6)
     assert (result == 4).all()
     assert not result.requires_grad
+
+
+def test_bias_is_added_to_each_kind_of_product():
+    torch.manual_seed(0)
+    layer, norm = Linear(6, 4, torch.float32, has_bias=True), RMSNorm(6, 1e-6, torch.float32)
+    norm.weight.copy_(torch.rand(6))
+    layer.weight.copy_(torch.randn(4, 6))
+    layer.bias.copy_(torch.randn(4))
+    x, residual, gate_up = torch.randn(3, 6), torch.randn(3, 6), torch.randn(3, 12)
+    products = [layer, lambda x: layer.norm_linear(norm, x, residual)[0], layer.silu_linear]
+    inputs = [x, x, gate_up]
+    biased = [product(rows) for product, rows in zip(products, inputs, strict=True)]
+
+    bias = layer.bias.clone()
+    layer.bias.zero_()
+
+    for product, rows, result in zip(products, inputs, biased, strict=True):
+        torch.testing.assert_close(result, product(rows) + bias)
+
+
+def test_slots_of_a_merged_layer_are_rows_of_its_parameters():
+    layer = Linear(3, 10, torch.float32, has_bias=True)
+    layer.weight.copy_(torch.arange(30.0).view(10, 3))
+    layer.bias.copy_(torch.arange(10.0))
+
+    slots = {slot.name: slot for slot in layer.slots(["q", "k", "v"], [6, 2, 2])}
+
+    assert sorted(slots) == ["k.bias", "k.weight", "q.bias", "q.weight", "v.bias", "v.weight"]
+    assert (slots["k.weight"].dim, slots["k.weight"].offset, slots["k.weight"].size) == (0, 6, 2)
+    assert torch.equal(slots["k.weight"].target, layer.weight[6:8])
+    assert torch.equal(slots["v.bias"].target, layer.bias[8:])
+    slots["q.weight"].target.fill_(-1)
+    assert (layer.weight[:6] == -1).all()
+
+
+def test_slots_that_do_not_fill_a_layer_are_refused():
+    with pytest.raises(AssertionError, match="do not fill"):
+        list(Linear(3, 10, torch.float32).slots(["q", "k"], [6, 2]))

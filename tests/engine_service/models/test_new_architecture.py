@@ -1,0 +1,213 @@
+"""A model is added by one file and one line: two that the engine does not serve, against
+transformers. Neither has QK-norm, and one has a bias."""
+
+import random
+from dataclasses import dataclass
+
+import pytest
+import safetensors.torch
+import torch
+import transformers
+
+from engine_service.core.types import SamplingParams
+from engine_service.errors import StartupError
+from engine_service.llm import LLM
+from engine_service.models.architecture import Architecture
+from engine_service.models.checkpoint import resolve_checkpoint
+from engine_service.models.config import parse_config
+from engine_service.models.loading import build_model, check_weights, fill_randomly
+from engine_service.models.registry import ARCHITECTURES
+from tests.engine_service.models.llama import LLAMA
+from tests.engine_service.models.qwen2 import QWEN2
+from tests.engine_service.mutants import shift_one_kv_slot
+from tests.engine_service.tiny_models import (
+    INITIALIZER_RANGE,
+    TinyModel,
+    random_tokens,
+    tensors_of,
+)
+
+NUM_PROMPTS, NUM_TOKENS = 12, 24
+# Where transformers' two best logits come closer, rounding decides, and either token is right.
+MIN_GAP = 1e-3
+# Prompts are computed in chunks, decode beside others and share blocks.
+OPTIONS = {"block_size": 16, "num_blocks": 60, "max_num_seqs": 8, "max_num_batched_tokens": 24}
+
+
+@dataclass(frozen=True, slots=True)
+class New:
+    """An architecture that is registered for the time of a test only."""
+
+    name: str
+    architecture: Architecture
+    config: type[transformers.PretrainedConfig]
+    model: type[transformers.PreTrainedModel]
+
+
+NEW = (
+    New("Qwen2ForCausalLM", QWEN2, transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
+    New("LlamaForCausalLM", LLAMA, transformers.LlamaConfig, transformers.LlamaForCausalLM),
+)
+
+
+def make_model(folder, new):
+    """Writes a model folder whose norm weights and biases are random too."""
+    torch.manual_seed(3)
+    config = new.config(
+        vocab_size=300,
+        hidden_size=128,
+        intermediate_size=192,
+        num_hidden_layers=3,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        initializer_range=INITIALIZER_RANGE,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    model = new.model(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5)
+            elif name.endswith(".bias"):
+                parameter.normal_(std=0.5)
+    model.save_pretrained(folder)
+    reference = new.model.from_pretrained(folder, dtype=torch.float32).eval()
+    return TinyModel(folder=folder, reference=reference)
+
+
+@pytest.fixture(scope="module", params=NEW, ids=lambda new: new.name)
+def new(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def tiny(new, tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("new") / "model", new)
+
+
+@pytest.fixture(scope="module")
+def cases(tiny):
+    """Returns prompts, some of which begin alike, and what transformers makes of them."""
+    generator = random.Random(4)
+    shared = random_tokens(generator, 40, tiny.vocab_size)
+    prompts, tokens = [], []
+    while len(prompts) < NUM_PROMPTS:
+        begin = shared if generator.random() < 0.4 else []
+        prompt = begin + random_tokens(generator, generator.randint(1, 50), tiny.vocab_size)
+        expected, gap = tiny.greedy(prompt, NUM_TOKENS)
+        if gap >= MIN_GAP:
+            prompts.append(prompt)
+            tokens.append(expected)
+    return prompts, tokens
+
+
+@pytest.fixture
+def registered(new, monkeypatch):
+    """The one line."""
+    monkeypatch.setitem(ARCHITECTURES, new.name, new.architecture)
+
+
+def generate(folder, prompts, device="cpu", **options):
+    params = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS)
+    with LLM(str(folder), device=device, dtype="float32", **(OPTIONS | options)) as llm:
+        assert llm.info.architecture in ARCHITECTURES
+        return [each.token_ids for each in llm.generate(prompts, params, use_tqdm=False)]
+
+
+def parsed(folder):
+    checkpoint = resolve_checkpoint(str(folder))
+    return parse_config(checkpoint.read_config()), checkpoint
+
+
+@pytest.mark.usefixtures("registered")
+def test_greedy_tokens_equal_transformers(tiny, cases):
+    prompts, tokens = cases
+    assert len({tuple(each) for each in tokens}) > NUM_PROMPTS / 2
+
+    assert generate(tiny.folder, prompts) == tokens
+
+
+@pytest.mark.usefixtures("registered")
+def test_greedy_tokens_differ_if_one_kv_slot_is_shifted(tiny, cases, monkeypatch):
+    prompts, tokens = cases
+    shift_one_kv_slot(monkeypatch)
+
+    assert generate(tiny.folder, prompts) != tokens
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize("enforce_eager", [True, False])
+def test_greedy_tokens_on_cuda_equal_transformers(tiny, cases, enforce_eager):
+    prompts, tokens = cases
+
+    assert generate(tiny.folder, prompts, "cuda", enforce_eager=enforce_eager) == tokens
+
+
+def test_without_the_line_it_is_refused(tiny, new):
+    with pytest.raises(StartupError, match=rf"architectures is .*{new.name}.*one of: Qwen3"):
+        parsed(tiny.folder)
+
+
+@pytest.mark.usefixtures("registered")
+def test_every_stored_tensor_has_its_place(tiny):
+    config, checkpoint = parsed(tiny.folder)
+    check_weights(config, checkpoint)
+
+    tensors = tensors_of(build_model(config, 64, torch.float32, torch.device("cpu")))
+
+    expected = tiny.reference.state_dict()
+    assert {name: tensor.shape for name, tensor in tensors.items()} == {
+        name: tensor.shape for name, tensor in expected.items()
+    }
+
+
+@pytest.fixture
+def qwen2(tmp_path, monkeypatch):
+    monkeypatch.setitem(ARCHITECTURES, NEW[0].name, NEW[0].architecture)
+    return make_model(tmp_path / "qwen2", NEW[0])
+
+
+def change_tensors(folder, change):
+    path = folder / "model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    change(tensors)
+    safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
+
+
+def test_every_bias_reaches_the_tokens(qwen2):
+    prompt = random_tokens(random.Random(9), 30, qwen2.vocab_size)
+    expected = generate(qwen2.folder, [prompt])
+    for projection in ("q_proj", "k_proj", "v_proj"):
+        name = f"model.layers.1.self_attn.{projection}.bias"
+        stored = safetensors.torch.load_file(qwen2.folder / "model.safetensors")[name]
+        change_tensors(qwen2.folder, lambda tensors, name=name: tensors[name].mul_(-8))
+
+        assert generate(qwen2.folder, [prompt]) != expected, projection
+
+        change_tensors(
+            qwen2.folder, lambda tensors, name=name, stored=stored: tensors.update({name: stored})
+        )
+
+
+def test_missing_bias_is_named_before_anything_is_allocated(qwen2):
+    name = "model.layers.2.self_attn.k_proj.bias"
+    change_tensors(qwen2.folder, lambda tensors: tensors.pop(name))
+
+    with pytest.raises(StartupError, match=r"layers\.2\.self_attn\.k_proj\.bias \[32\] is missing"):
+        check_weights(*parsed(qwen2.folder))
+
+
+def test_biases_of_a_random_model_are_zero(qwen2):
+    config, _ = parsed(qwen2.folder)
+    model = build_model(config, 64, torch.float32, torch.device("cpu"))
+
+    fill_randomly(model, 5, 0.1)
+
+    tensors = tensors_of(model)
+    assert not tensors["model.layers.0.self_attn.q_proj.bias"].any()
+    assert (tensors["model.norm.weight"] == 1).all()
+    assert tensors["model.layers.0.self_attn.q_proj.weight"].any()
