@@ -80,6 +80,8 @@ class Attention(nn.Module):
         self.heads = heads
         self.scale = heads.head_dim**-0.5
         self.rotary_table = rotary_table
+        self.q_norm: RMSNorm | None
+        self.k_norm: RMSNorm | None
         self.q_norm, self.k_norm = qk_norms or (None, None)
 
     def forward(
