@@ -23,12 +23,12 @@ from engine_service.core.types import (
     StepOutput,
     StepResult,
 )
-from engine_service.errors import RequestError
+from engine_service.errors import DOMAIN, RequestError
 from engine_service.server.convert import to_request
-from engine_service.server.status import DOMAIN, to_error_status
 from protos.pagestream.engine.v1 import engine_pb2
 from protos.wire import block_hash, status
 from protos.wire.status import ErrorStatus, Reason
+from servicekit.status import to_error_status
 from tests.fakes.hash_executor import HashExecutor, TokenStream
 
 SUPPORTED = ("temperature", "max_tokens", "ignore_eos", "stop_token_ids", "seed")

@@ -55,10 +55,10 @@ def make_model(folder, new):
     torch.manual_seed(3)
     config = new.config(
         vocab_size=300,
-        hidden_size=128,
+        hidden_size=256,
         intermediate_size=192,
         num_hidden_layers=3,
-        num_attention_heads=8,
+        num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=512,
         tie_word_embeddings=False,
@@ -197,7 +197,9 @@ def test_missing_bias_is_named_before_anything_is_allocated(qwen2):
     name = "model.layers.2.self_attn.k_proj.bias"
     change_tensors(qwen2.folder, lambda tensors: tensors.pop(name))
 
-    with pytest.raises(StartupError, match=r"layers\.2\.self_attn\.k_proj\.bias \[32\] is missing"):
+    with pytest.raises(
+        StartupError, match=r"layers\.2\.self_attn\.k_proj\.bias \[128\] is missing"
+    ):
         check_weights(*parsed(qwen2.folder))
 
 

@@ -5,6 +5,7 @@ import torch
 
 from engine_service.config import ModelOptions
 from engine_service.errors import StartupError
+from engine_service.models.dtypes import COMPUTED, READABLE
 from engine_service.worker import toolchain
 from engine_service.worker.device import check_head_dim, choose_dtype, set_up_device
 from tests.engine_service.worker.test_kv_cache import CONFIG
@@ -132,6 +133,15 @@ def test_chosen_dtype_wins():
 
     assert choose_dtype(options, config_of("float16"), CUDA) == "bfloat16"
     assert choose_dtype(options, config_of("float32"), CPU) == "bfloat16"
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_dtypes_that_the_option_takes_are_those_that_models_run_in(name):
+    if name in COMPUTED:
+        assert ModelOptions(model="x", dtype=name).dtype == name
+    else:
+        with pytest.raises(StartupError, match=f"dtype is '{name}'"):
+            ModelOptions(model="x", dtype=name)
 
 
 def test_auto_dtype_that_the_kernels_lack_is_refused():
