@@ -65,7 +65,7 @@ def violation(text: str) -> ConnectionLost:
 def checked(message: _Message | None) -> _Message:
     """Returns a received message; None stands for one that was refused."""
     if message is None:
-        raise violation("a message cannot be parsed or is too large; the log names the field")
+        raise violation("a message cannot be parsed or exceeds a bound; the log names the field")
     return message
 
 

@@ -78,8 +78,8 @@ class RequestContract:
             raise violation(f"tokens of request {handle} came before its admission")
         num_tokens = self._max_num_tokens - self.num_tokens_left + count
         raise violation(
-            f"request {handle} got {num_tokens} tokens; it and the model's length allow "
-            f"{self._max_num_tokens}"
+            f"request {handle} got {num_tokens} tokens, over {self._max_num_tokens}, "
+            "the limit of the request or of the model's length"
         )
 
     def check_finish(self, handle: int, finish: engine_pb2.Finish) -> None:

@@ -263,7 +263,7 @@ class ChatTemplate:
 
     def _describe(self, end: TemplateEnded) -> str:
         if end.cause == "time":
-            return f"the model's chat template exceeded {self._settings.cpu_seconds:g} s"
+            return f"the model's chat template took longer than {self._settings.cpu_seconds:g} s"
         return f"the model's chat template broke its worker process ({end!s:.200})"
 
     def _end_idle(self) -> None:

@@ -286,7 +286,7 @@ class Contradictory(FakeEngine):
 @pytest.mark.parametrize(
     ("kind", "detail"),
     [
-        (Silent, "brought nothing within 0.05 s"),
+        (Silent, "sent nothing within 0.05 s"),
         (Loadless, "did not begin with its load"),
         (Miscounting, "token counts do not add up"),
         (Contradictory, "ABORTED: torn"),
