@@ -233,7 +233,7 @@ async def test_name_that_stops_resolving_leaves_the_engines_known(caplog):
     unresolved = f"{kept}does not resolve: Temporary failure in name resolution"
     assert [record.getMessage() for record in caplog.records] == [
         "engines changed source=engine.test:9000 engines=10.0.0.1:9000",
-        f"{kept}resolves to nothing",
+        f"{kept}resolves to no address",
         unresolved,
         "engine discovery recovered source=engine.test:9000",
         unresolved,

@@ -259,7 +259,7 @@ async def test_empty_name_is_the_only_model():
     [
         ({"fingerprint": "0" * 32}, "fingerprint"),
         ({"block_size": 8}, "block_size"),
-        ({"block_hash_scheme": "md5"}, 'hashes blocks by "md5"'),
+        ({"block_hash_scheme": "md5"}, 'block hash scheme is "md5"'),
     ],
 )
 async def test_engine_that_does_not_match_is_refused_loudly(difference, detail, caplog):

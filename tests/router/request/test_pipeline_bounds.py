@@ -28,7 +28,7 @@ async def test_requests_over_the_bound_are_refused_until_one_ends(pipeline, flee
     await anext(second)
 
     for refused in (collect(pipeline, request()), pipeline.tokenize("", TEXT)):
-        with pytest.raises(QueueFull, match="2 requests are under way") as caught:
+        with pytest.raises(QueueFull, match="2 requests are in progress") as caught:
             await refused
         assert caught.value.status.retry_after == 1.0
 
