@@ -22,7 +22,7 @@ SMALL_BYTES = 64 * 1024
 _TINY_BYTES = 64
 """A message in a list of at most this size, without lists of its own, is not inspected."""
 MAX_SURPLUS_FIELDS = 1024
-"""Fields of one message that are unknown, repeated without need, or not packed."""
+"""Fields of one message that are unknown, given more than once, or not packed."""
 
 _MAX_EXPLAINED_BYTES = 4096
 """In an invalid message of up to this size, the wrong field is searched for."""
@@ -197,8 +197,8 @@ def _field_of(one: FieldDescriptor) -> _Field:
 class _Counting:
     """Counts the fields of one message on the wire.
 
-    Counts are kept per message and field number. If a field with a message is repeated without
-    need, its counts continue, since such messages are merged.
+    Counts are kept per message and field number. If a field that is not repeated gives a message
+    more than once, its counts continue, since such messages are merged.
     """
 
     def __init__(self, data: bytes, *, checks_utf8: bool = False) -> None:

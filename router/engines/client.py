@@ -460,7 +460,7 @@ class EngineClient:
             level = logging.INFO if state is EngineState.SERVING else logging.WARNING
             _logger.log(
                 level,
-                "engine changed engine=%s state=%s detail=%s",
+                "engine state changed engine=%s state=%s detail=%s",
                 self.address,
                 state.value,
                 detail,

@@ -34,7 +34,7 @@ class TokenizerSource:
     """Asks engines for tokenizer files; one that hangs or sends wrong files delays no other."""
 
     def __init__(self, holders: Callable[[str], Mapping[str, Holder]]) -> None:
-        """Asks nobody yet.
+        """Does not ask an engine yet.
 
         Args:
             holders: Returns the connected engines that announce a digest, by address.

@@ -25,7 +25,7 @@ _CHECKED = frozenset({Reason.EMPTY_PROMPT, Reason.TOKEN_OUT_OF_RANGE, Reason.UNK
 """Reasons that the router rules out before any engine gets the request."""
 
 _HANDLE = "handle"
-"""The one field among those that an engine may name which the router fills in."""
+"""The only field in an engine's error that the router fills in by itself."""
 
 
 def judged(

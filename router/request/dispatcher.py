@@ -31,7 +31,7 @@ class DispatchObserver(Protocol):
     """Receives what the metrics need to know of each request."""
 
     def request_placed(self, placement: Placement, seconds: float) -> None:
-        """An engine was chosen in so many seconds; called again for each retry."""
+        """An engine was chosen within `seconds`; called again for each retry."""
 
     def request_admitted(self, placement: Placement, num_cached_tokens: int) -> None:
         """An engine started a request and found this many of its tokens in its cache."""

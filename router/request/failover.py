@@ -24,9 +24,9 @@ class Failover:
     """Keeps the tokens of a request, so that another engine can continue where one stopped.
 
     If the connection breaks before the engine admitted the request, the engine may never have
-    received it. That counts as a loss, not as a failure, and the request may wait and try again. A
-    request without tokens might still have caused two such losses itself. Then it waits until one
-    of those engines is back and its epoch shows that it has not restarted.
+    received it. That is a loss, not a failure: it costs one attempt within the request's waiting
+    time. But a request without tokens may have caused two such losses itself. Then it waits until
+    one of those engines is back and its epoch shows that it has not restarted.
 
     Attributes:
         request: The request for the next engine: with the tokens so far, and the seed of the first

@@ -94,10 +94,10 @@ class Observer(Protocol):
         """A text or a chat was tokenized."""
 
     def handed_over(self, num_prompt_tokens: int, seconds: float) -> None:
-        """The request goes to the dispatcher next, in the same task, after so long here."""
+        """The request goes to the dispatcher next, in the same task; it took `seconds` here."""
 
     def generated(self, num_tokens: int, seconds: float, *, is_first: bool) -> None:
-        """Tokens arrived, so long after the previous ones or the start of the request."""
+        """Tokens arrived, `seconds` after the previous ones or the start of the request."""
 
     def ended(self, outcome: str, seconds: float) -> None:
         """The request ended; the outcome is one of `OUTCOMES`."""

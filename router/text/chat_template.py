@@ -16,7 +16,7 @@ from router.types import ChatMessage
 
 _MIN_DEADLINE = 10.0
 _DEADLINE_FACTOR = 5
-"""Times the CPU time: the machine may be busy, and a template may have escaped its sandbox."""
+"""Times the CPU time: the machine may be busy, or the worker may have escaped its limit."""
 _MIN_MEMORY_BYTES = 64 << 20
 _MEMORY_FACTOR = 32
 """Per byte of the prompt: text takes up to four, and a template makes several copies."""

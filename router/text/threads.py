@@ -36,7 +36,7 @@ class Threads:
 
         def work() -> _Result:
             if has_failed:
-                raise RuntimeError("its caller was told that it would not run")
+                raise RuntimeError("the caller has already got an error")
             return function(*arguments)
 
         try:
@@ -52,7 +52,7 @@ class Threads:
 
     def _take_back(self, future: "asyncio.Future[Any]") -> None:
         self._free.release()
-        # Retrieve the error of an abandoned call, or asyncio logs that nobody did.
+        # Retrieve the error of an abandoned call, or asyncio logs that it was never retrieved.
         if not future.cancelled():
             future.exception()
 

@@ -51,7 +51,7 @@ def test_change_may_not_hold_more_than_the_engine_announced(num_stored, num_remo
 
 @pytest.mark.parametrize("is_first", [True, False])
 def test_empty_part_that_is_not_the_last_is_refused(is_first):
-    with pytest.raises(ConnectionLost, match="is empty"):
+    with pytest.raises(ConnectionLost, match="an empty part"):
         bounds().check(part(0, first=is_first))
 
 

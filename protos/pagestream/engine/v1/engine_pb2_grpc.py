@@ -35,8 +35,8 @@ class EngineServiceStub(object):
     Both sides check a message against the bounds of its fields before they read
     it. If a message of a client exceeds one, or cannot be parsed, the error is
     INVALID_ARGUMENT; if an engine's does, the connection ends. Lists of numbers
-    must be packed, as is the default in proto3. A message may have 1,024 fields
-    that are unknown, repeated or not packed, and 4 MiB if an engine sends it.
+    must be packed, as is the default in proto3; at most 1,024 fields may be
+    unknown, given again or not packed. An engine's messages have at most 4 MiB.
     """
 
     def __init__(self, channel):
@@ -82,8 +82,8 @@ class EngineServiceServicer(object):
     Both sides check a message against the bounds of its fields before they read
     it. If a message of a client exceeds one, or cannot be parsed, the error is
     INVALID_ARGUMENT; if an engine's does, the connection ends. Lists of numbers
-    must be packed, as is the default in proto3. A message may have 1,024 fields
-    that are unknown, repeated or not packed, and 4 MiB if an engine sends it.
+    must be packed, as is the default in proto3; at most 1,024 fields may be
+    unknown, given again or not packed. An engine's messages have at most 4 MiB.
     """
 
     def Generate(self, request, context):
@@ -147,8 +147,7 @@ class EngineServiceServicer(object):
 
     def GetTokenizer(self, request, context):
         """Streams the tokenizer and chat template files, so that a router needs only
-        an engine's address. Each file is one header followed by its
-        chunks.
+        an engine's address. Each file is one header followed by its chunks.
 
         Errors: NOT_FOUND (NO_TOKENIZER) when the model folder has none,
         UNAVAILABLE (STARTING, ENGINE_FAILED).
@@ -203,8 +202,8 @@ class EngineService(object):
     Both sides check a message against the bounds of its fields before they read
     it. If a message of a client exceeds one, or cannot be parsed, the error is
     INVALID_ARGUMENT; if an engine's does, the connection ends. Lists of numbers
-    must be packed, as is the default in proto3. A message may have 1,024 fields
-    that are unknown, repeated or not packed, and 4 MiB if an engine sends it.
+    must be packed, as is the default in proto3; at most 1,024 fields may be
+    unknown, given again or not packed. An engine's messages have at most 4 MiB.
     """
 
     @staticmethod

@@ -36,9 +36,9 @@ class RouterServiceStub(object):
     A message is checked against the bounds of its fields before it is read. If
     it exceeds one, or cannot be parsed, the error is INVALID_ARGUMENT with the
     field, the value and the bound. Lists of numbers must be packed, as is the
-    default in proto3. A message may have 1,024 fields that are unknown, repeated
-    or not packed. gRPC itself refuses a message larger than all bounds together,
-    also if only its decompressed size is, as RESOURCE_EXHAUSTED.
+    default in proto3; at most 1,024 fields may be unknown, given again or not
+    packed. gRPC itself refuses a message larger than all bounds together as
+    RESOURCE_EXHAUSTED, also if only its decompressed size is.
     """
 
     def __init__(self, channel):
@@ -85,9 +85,9 @@ class RouterServiceServicer(object):
     A message is checked against the bounds of its fields before it is read. If
     it exceeds one, or cannot be parsed, the error is INVALID_ARGUMENT with the
     field, the value and the bound. Lists of numbers must be packed, as is the
-    default in proto3. A message may have 1,024 fields that are unknown, repeated
-    or not packed. gRPC itself refuses a message larger than all bounds together,
-    also if only its decompressed size is, as RESOURCE_EXHAUSTED.
+    default in proto3; at most 1,024 fields may be unknown, given again or not
+    packed. gRPC itself refuses a message larger than all bounds together as
+    RESOURCE_EXHAUSTED, also if only its decompressed size is.
     """
 
     def Generate(self, request, context):
@@ -189,9 +189,9 @@ class RouterService(object):
     A message is checked against the bounds of its fields before it is read. If
     it exceeds one, or cannot be parsed, the error is INVALID_ARGUMENT with the
     field, the value and the bound. Lists of numbers must be packed, as is the
-    default in proto3. A message may have 1,024 fields that are unknown, repeated
-    or not packed. gRPC itself refuses a message larger than all bounds together,
-    also if only its decompressed size is, as RESOURCE_EXHAUSTED.
+    default in proto3; at most 1,024 fields may be unknown, given again or not
+    packed. gRPC itself refuses a message larger than all bounds together as
+    RESOURCE_EXHAUSTED, also if only its decompressed size is.
     """
 
     @staticmethod
