@@ -336,7 +336,7 @@ def sampling(**params):
         (
             {"prompt": chat(("tool", "a"))},
             "BAD_CHAT",
-            "chat.messages with roles tool: .* refuses them: tools are not supported",
+            "chat.messages with roles tool: .* rejected them: tools are not supported",
         ),
     ],
 )
