@@ -422,7 +422,7 @@ class EngineClient:
         try:
             async for message in call:
                 if checked(message).epoch != model.epoch:
-                    # Open streams survive when an address moves to another engine; new ones do not.
+                    # Open streams stay with the old engine if the address moves; new ones do not.
                     raise ConnectionLost(
                         f"its cache has epoch {message.epoch}, its model {model.epoch}",
                         Fault.MISMATCH,
