@@ -1,4 +1,4 @@
-"""What one tile of keys and values needs in both attention kernels.
+"""Code for one tile of keys and values, shared by both attention kernels.
 
 A tile is TILE consecutive tokens of a sequence, starting at a multiple of TILE.
 """
@@ -18,9 +18,9 @@ def slot_offsets(
     TILE: tl.constexpr,
     IS_WHOLE: tl.constexpr,
 ) -> tl.tensor:
-    """Returns [TILE] int64, where in a half of the cache the tokens from start on lie.
+    """Returns [TILE] int64, the offsets within a half of the cache of the tokens from start on.
 
-    table is the sequence's row of the block table. It is not read for tokens from end on, unless
+    table is the sequence's row of the block table. For tokens from end on it is not read, unless
     IS_WHOLE says that there are none.
     """
     tokens = start + tl.arange(0, TILE)
@@ -40,10 +40,10 @@ def slot_offsets(
 def accumulate(
     scores, values, maximum, total, mixed, scale
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """Takes one more tile into the softmax: source, FlashAttention-2 (Dao, 2023), section 3.1.
+    """Adds one more tile to the softmax. Source: FlashAttention-2 (Dao, 2023), section 3.1.
 
     scores [rows, TILE] are before scaling, -inf where a row does not see a key; each row must see a
-    key in its first tile. scale is positive and holds log2(e), as the powers are of 2. maximum
+    key in its first tile. scale is positive and includes log2(e), as the powers are of 2. maximum
     [rows] is the largest scaled score so far, total [rows] the sum of weights and mixed
     [rows, head_dim] the weighted sum of values, both relative to it.
     """

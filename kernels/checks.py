@@ -1,4 +1,4 @@
-"""The checks that the public functions share: a wrong tensor is refused by name, with its value."""
+"""Checks shared by the public functions: the error names the wrong tensor and its value."""
 
 import torch
 
@@ -44,7 +44,7 @@ def check_triton_head_dim(head_dim: int) -> None:
 
 
 def check_out(queries: torch.Tensor, out: torch.Tensor | None) -> None:
-    """Raises ValueError unless the attention of the queries can be written there."""
+    """Raises ValueError unless `out` can hold the attention of the queries."""
     if out is None:
         return
     check_dtype("out", out, queries.dtype)
@@ -56,7 +56,7 @@ def check_out(queries: torch.Tensor, out: torch.Tensor | None) -> None:
 def check_paged_attention(
     queries: torch.Tensor, kv_cache: torch.Tensor, block_table: torch.Tensor, scale: float
 ) -> None:
-    """Raises ValueError unless these can be attended: what prefill and decode have in common."""
+    """Raises ValueError on invalid arguments, of those common to prefill and decode."""
     check_dtype("queries", queries)
     check_shape("queries", queries, None, None, None)
     _, num_heads, head_dim = queries.shape

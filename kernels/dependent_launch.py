@@ -1,7 +1,7 @@
-"""Kernels that start before the one in front of them has ended: programmatic dependent launch.
+"""Programmatic dependent launch: a kernel starts before the previous one has ended.
 
-Source: CUDA programming guide, "Programmatic Dependent Launch and Synchronization". What a kernel
-does before it waits, such as reading its weights, then costs no time of its own. Hopper and later.
+Source: CUDA programming guide, "Programmatic Dependent Launch and Synchronization". Work before
+the kernel waits, such as reading its weights, then takes no extra time. Hopper and later.
 """
 
 import functools
@@ -14,7 +14,7 @@ _MIN_CAPABILITY = (9, 0)
 
 
 def dependent_launch(tensor: torch.Tensor) -> dict[str, bool]:
-    """Returns what to pass to a kernel that calls `wait_for_inputs`, on the device of a tensor."""
+    """Returns the launch arguments of a kernel that calls `wait_for_inputs`, on this device."""
     if tensor.device.type == "cpu" or not _is_supported(tensor.device):
         return {"IS_DEPENDENT": False}
     return {"IS_DEPENDENT": True, "launch_pdl": True}
@@ -27,11 +27,11 @@ def _is_supported(device: torch.device) -> bool:
 
 @triton.jit
 def wait_for_inputs(IS_DEPENDENT: tl.constexpr) -> None:
-    """Waits for all that was launched before, then lets the next kernel start.
+    """Waits for all earlier kernels, then lets the next kernel start.
 
-    Every program calls it, once. Before that it writes nothing, and reads nothing that a kernel
-    still under way may write. Where the kernel in front waits like this itself, as it lets the next
-    one start only then, no other than that one is.
+    Every program calls it once. Before the call it writes nothing, and reads nothing that a running
+    kernel may write. If the previous kernel waits in the same way, it is the only one that may be
+    running, since it lets the next one start only after its own wait.
     """
     if IS_DEPENDENT:
         tl.extra.cuda.gdc_wait()

@@ -1,9 +1,9 @@
-"""Linear projections, alone and behind what comes before them in a layer.
+"""Linear projections, alone and fused with the operation before them in a layer.
 
-With few rows the time is that of reading the weights, and a launch takes as long as a small product
-does. So each kernel takes in what its rows come from, the norm or the gated activation, which every
-program computes anew, and reads its first weights before its rows are there: what writes a weight
-must have ended before. With more rows the products are torch's (cuBLAS).
+With few rows, the time is that of reading the weights, and a launch takes as long as a small
+product. So each kernel also computes its input rows, by the norm or the gated activation, again in
+every program. It reads its first weights before its rows are ready: whatever writes a weight must
+have ended before. With more rows, torch (cuBLAS) computes the products.
 """
 
 import torch
@@ -21,7 +21,7 @@ _MAX_ROWS = 4
 # Measured on an H200, bfloat16, with the shapes of Qwen3-0.6B and 8B, as are the warps below.
 _BLOCK_OUT = 4
 _MAX_TILE = 4096
-# With more multiplications than this cuBLAS is quicker.
+# With more multiplications than this, cuBLAS is faster.
 _MAX_PRODUCTS = (1 << 24) - 1
 _MAX_PRODUCTS_OF_ONE_TILE = (1 << 25) - 1
 
@@ -31,7 +31,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
     Args:
         x: [num_tokens, in_features], rows may be strided
-        weight: [out_features, in_features], of the same type; likewise
+        weight: [out_features, in_features] of the same type, rows may be strided
 
     Returns:
         [num_tokens, out_features]
@@ -235,7 +235,7 @@ def _few_rows_kernel(
     x_rows = rows.to(tl.int64) * x_stride
     residual_rows = rows.to(tl.int64) * residual_stride
     weights = weight + outs.to(tl.int64)[:, None] * weight_stride
-    # Under way while the kernel in front still computes the rows.
+    # These loads run while the previous kernel still computes the rows.
     tile = tl.load(
         weights + ins[None, :], mask=is_out[:, None] & (ins < IN_FEATURES)[None, :], other=0.0
     )  # [BLOCK_OUT, BLOCK_IN]

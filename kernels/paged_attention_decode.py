@@ -1,7 +1,7 @@
 """Attention of one query per sequence over its blocks, split along the keys.
 
-A program takes the query heads of one key-value head, as the rows of one tile, over one split of
-one sequence. Splits are combined by a second kernel, which is left out where there is one split.
+A program handles the query heads of one key-value head, as the rows of one tile, over one split of
+one sequence. A second kernel combines the splits, unless there is only one.
 """
 
 import math
@@ -44,14 +44,14 @@ def paged_attention_decode(
     Args:
         queries: [num_seqs, num_heads, head_dim], the queries at positions seq_lens - 1; any strides
             with the last dimension contiguous
-        kv_cache: [2, num_blocks, num_kv_heads, block_size, head_dim]; likewise
+        kv_cache: [2, num_blocks, num_kv_heads, block_size, head_dim]; strides as for queries
         block_table: [num_seqs, max_blocks_per_seq] int32, rows may be strided; not read past a
             sequence's end
         seq_lens: [num_seqs] int32; a sequence of length 0 reads nothing and gives zeros
-        max_seq_len: a bound of seq_lens, by which the work is split
+        max_seq_len: an upper bound of seq_lens, by which the work is split
         scale: multiplies the scores, positive
-        out: [num_seqs, num_heads, head_dim] contiguous, where the result goes, but for sequences of
-            length 0, whose rows stay; None makes a new tensor
+        out: [num_seqs, num_heads, head_dim] contiguous, receives the result; rows of sequences of
+            length 0 stay unchanged; None allocates a tensor
 
     Returns:
         [num_seqs, num_heads, head_dim]
@@ -77,9 +77,9 @@ def paged_attention_decode(
 
 
 def _num_splits(num_pairs: int, max_seq_len: int, num_multiprocessors: int) -> int:
-    """Returns into how many parts the keys of each of num_pairs (sequence, head) are cut.
+    """Returns the number of splits of the keys of each of num_pairs (sequence, head).
 
-    As many as occupy the GPU, where each still has enough to read to be worth its start.
+    As many as occupy the GPU, while each split still has enough to read to be worth its start.
     """
     wanted = _PROGRAMS_PER_MULTIPROCESSOR * num_multiprocessors // max(num_pairs, 1)
     return max(1, min(wanted, -(-max_seq_len // _MIN_SPLIT_TOKENS), _MAX_SPLITS))
@@ -103,7 +103,7 @@ def _paged_attention_decode_triton(
     if num_seqs == 0:
         return out
     group = num_heads // num_kv_heads
-    # The mixed values and the logarithm of the weights' sum, of each split.
+    # Of each split: the mixed values, and the logarithm of the sum of the weights.
     partial, log_totals = out, None
     if num_splits > 1:
         shape = (num_seqs, num_heads, num_splits)
@@ -148,7 +148,7 @@ def _paged_attention_decode_triton(
     return out
 
 
-# What changes with the batch must not compile a kernel anew in the middle of serving.
+# Values that change with the batch must not trigger a compilation while serving.
 @triton.jit(do_not_specialize_on_alignment=["block_table", "seq_lens"])
 def _split_kernel(
     queries,
@@ -221,7 +221,7 @@ def _split_kernel(
         scores = tl.where(is_token[None, :], scores, float("-inf"))
         maximum, total, mixed = accumulate(scores, value, maximum, total, mixed, scale)
 
-    # Without any token the total is 0 and the result zeros.
+    # Without any token, the total is 0 and the result is zero.
     mixed = mixed / tl.where(total > 0.0, total, 1.0)[:, None]
     num_heads = tl.num_programs(1) * GROUP
     if IS_SPLIT:
@@ -231,7 +231,7 @@ def _split_kernel(
             mixed,
             mask=is_row[:, None] & (start < end),
         )
-        # An empty split has the maximum -inf, and so the logarithm.
+        # An empty split has the maximum -inf, and so is the logarithm.
         log_total = maximum + tl.log2(tl.where(total > 0.0, total, 1.0))
         tl.store(log_totals + places, log_total, mask=is_row)
     else:
@@ -261,7 +261,7 @@ def _combine_kernel(
     place = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
     splits = tl.arange(0, SPLITS)
     dims = tl.arange(0, HEAD_DIM)
-    # All of it at once: a split without tokens leaves what it finds, and is masked out below.
+    # Loads all parts: a split without tokens leaves garbage, which is masked out below.
     parts = tl.load(
         partial + (place * num_splits + splits[:, None]) * HEAD_DIM + dims[None, :],
         mask=(splits < num_splits)[:, None],
@@ -272,7 +272,7 @@ def _combine_kernel(
     )
     is_used = logs > float("-inf")
     maximum = tl.max(logs, axis=0)
-    # -inf - -inf is NaN, so that an empty split must not meet an empty sequence.
+    # -inf - -inf is NaN, which must not arise in an empty sequence.
     weights = tl.where(
         is_used, tl.exp2(logs - tl.where(maximum > float("-inf"), maximum, 0.0)), 0.0
     )

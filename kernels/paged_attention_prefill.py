@@ -1,8 +1,8 @@
 """Causal attention of the last tokens of each sequence over its blocks.
 
-A program takes a run of query tokens of one sequence with all query heads of one key-value head, as
-the rows of one tile, and walks the keys from the first to the last that any of them sees. The tiles
-that all rows see whole come first and need no mask.
+A program handles a run of query tokens of one sequence with all query heads of one key-value head,
+as the rows of one tile. It goes through the keys from the first to the last that any row sees. The
+tiles of keys that all rows see entirely come first and need no mask.
 """
 
 import math
@@ -25,8 +25,8 @@ from kernels.checks import (
 from kernels.paged_attention_prefill_hopper import can_attend, paged_attention_prefill_hopper
 
 _MIN_DESCRIPTOR_TOKENS = 512
-"""With fewer, kernels that use the bulk copy engine start too slowly: for 128 tokens in 10 us
-against 8, and with 17 to 21 us more of the host."""
+"""With fewer tokens, kernels that use the bulk copy engine start too slowly: 128 tokens take 10 us
+instead of 8, and 17 to 21 us more on the host."""
 
 
 def paged_attention_prefill(
@@ -43,18 +43,18 @@ def paged_attention_prefill(
 
     Sequence i's queries are rows query_start_loc[i] to query_start_loc[i + 1], and are the last of
     its seq_lens[i] tokens, whose keys and values are all in the cache. Rows before the first
-    sequence and behind the last are nobody's.
+    sequence and after the last one belong to no sequence.
 
     Args:
         queries: [num_tokens, num_heads, head_dim], any strides with the last dimension contiguous
-        kv_cache: [2, num_blocks, num_kv_heads, block_size, head_dim]; likewise
+        kv_cache: [2, num_blocks, num_kv_heads, block_size, head_dim]; strides as for queries
         block_table: [num_seqs, max_blocks_per_seq] int32, rows may be strided; not read past a
             sequence's end
         query_start_loc: [num_seqs + 1] int32
         seq_lens: [num_seqs] int32
-        max_query_len: the largest query length, or a bound of it; tiles need not be larger
+        max_query_len: the largest query length, or an upper bound; tiles need not be larger
         scale: multiplies the scores, positive
-        out: [num_tokens, num_heads, head_dim] contiguous, where the result goes; None makes a new
+        out: [num_tokens, num_heads, head_dim] contiguous, receives the result; None allocates a
             tensor
 
     Returns:
@@ -92,14 +92,14 @@ def paged_attention_prefill(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Tiling:
-    """How the work is cut, and how a program runs its part."""
+    """How the work is divided, and the launch options of a program."""
 
     rows: int
     """Rows of a query tile: tokens times the query heads of a key-value head."""
     tile: int
     """Tokens of a tile of keys and values."""
     has_descriptors: bool
-    """Reads keys and values by the bulk copy engine; a tile then lies in one block."""
+    """Reads keys and values with the bulk copy engine; a tile is then within one block."""
     num_warps: int
     num_stages: int
 
@@ -107,7 +107,7 @@ class _Tiling:
 def _choose_tiling(
     queries: torch.Tensor, kv_cache: torch.Tensor, max_query_len: int, has_descriptors: bool
 ) -> _Tiling:
-    """Chooses for these sizes; descriptors only where asked for and where they are possible."""
+    """Chooses the tiling; uses descriptors only where requested and possible."""
     _, num_heads, head_dim = queries.shape
     _, _, num_kv_heads, block_size, _ = kv_cache.shape
     group = num_heads // num_kv_heads
@@ -116,11 +116,11 @@ def _choose_tiling(
     wanted_rows = max(16, triton.next_power_of_2(max_query_len * group))
     rows = max(min(wanted_rows, max_rows), triton.next_power_of_2(group))
     tile = 32 if is_wide else 64
-    # The copy engine wants all addresses on multiples of 16 bytes.
+    # The copy engine needs all addresses to be multiples of 16 bytes.
     is_aligned = kv_cache.data_ptr() % 16 == 0 and all(
         stride * kv_cache.element_size() % 16 == 0 for stride in kv_cache.stride()[:4]
     )
-    # Short queries go without, so that not each size of their tiles comes in two variants.
+    # Short queries use no descriptors, or each of their tile sizes would have two variants.
     has_descriptors &= rows == max_rows and not is_wide and is_aligned and block_size % tile == 0
     # Measured on an H200, bfloat16, head_dim 128.
     is_large = rows == 128 and not has_descriptors
@@ -157,7 +157,7 @@ def _paged_attention_prefill_triton(
         box = [1, 1, tiling.tile, head_dim]
         keys = TensorDescriptor.from_tensor(keys, box)
         values = TensorDescriptor.from_tensor(values, box)
-    # Each sequence starts a tile: a bound of their number that needs no value from the device.
+    # Each sequence starts a new tile: this upper bound needs no value from the device.
     num_query_tiles = triton.cdiv(num_tokens, tiling.rows // group) + num_seqs
     _prefill_kernel[(num_query_tiles * num_kv_heads,)](
         queries,
@@ -190,7 +190,7 @@ def _paged_attention_prefill_triton(
 def _find_sequence(query_start_loc, num_seqs, query_tile, TOKENS: tl.constexpr):
     """Returns the sequence that owns a query tile, or -1 for a tile before the first.
 
-    Sequence i's tiles start at query_start_loc[i] // TOKENS + i, which leaves each room enough.
+    Sequence i's tiles start at query_start_loc[i] // TOKENS + i, which leaves room for all of them.
     """
     CHUNK: tl.constexpr = 256
     num_started = 0
@@ -203,7 +203,7 @@ def _find_sequence(query_start_loc, num_seqs, query_tile, TOKENS: tl.constexpr):
     return num_started - 1
 
 
-# What changes with the batch must not compile the kernel anew in the middle of serving.
+# Values that change with the batch must not trigger a compilation while serving.
 @triton.jit(
     do_not_specialize=["num_seqs"],
     do_not_specialize_on_alignment=["block_table", "query_start_loc", "seq_lens"],
@@ -233,7 +233,7 @@ def _prefill_kernel(
     HAS_DESCRIPTORS: tl.constexpr,
 ):
     TOKENS: tl.constexpr = ROWS // GROUP
-    # The last tiles of a sequence see most keys and go first, so that no long one ends alone.
+    # The last tiles of a sequence see most keys and go first, so that no long one runs alone last.
     query_tile = (tl.num_programs(0) - 1 - tl.program_id(0)) // NUM_KV_HEADS
     kv_head = tl.program_id(0) % NUM_KV_HEADS
     seq = _find_sequence(query_start_loc, num_seqs, query_tile, TOKENS)
@@ -315,7 +315,7 @@ def _load_tile(
         key = keys.load(place).reshape(TILE, HEAD_DIM)
         value = values.load(place).reshape(TILE, HEAD_DIM)
         if not IS_WHOLE:
-            # What no token has written may be anything, and 0 * NaN is NaN.
+            # Unwritten entries may hold anything, and 0 * NaN is NaN.
             value = tl.where(is_token, value, 0.0)
     else:
         offsets = slot_offsets(

@@ -1,13 +1,13 @@
-"""Prefill attention for Hopper: one warp copies while eight attend.
+"""Prefill attention for Hopper: one warp copies while eight warps compute.
 
-Source: FlashAttention-3 (Shah et al., 2024), sections 3.1 and 3.2. A producer warp fetches tiles by
-the bulk copy engine for two consumers of four warps, each with half the rows of a query tile.
-A consumer starts the scores of a tile of keys together with the values of the tile before, so that
-the softmax of one runs beside the products of the other.
+Source: FlashAttention-3 (Shah et al., 2024), sections 3.1 and 3.2. A producer warp fetches tiles
+with the bulk copy engine for two consumers of four warps, each with half the rows of a query tile.
+A consumer starts the scores of a tile of keys together with the products of the previous tile's
+values, so that the softmax of one tile overlaps with the products of the other.
 
-A program takes two query tiles of one sequence, one from its end and one from its start. As late
-tokens see more keys than early ones, each such pair is as much work as any other of the sequence;
-a tile in the middle, where their number is odd, is half as much.
+A program handles two query tiles of one sequence, one from its end and one from its start. Late
+tokens see more keys than early ones, so that all pairs of a sequence take equal work. If the number
+of tiles is odd, the middle tile takes half as much.
 
 Written in Gluon, Triton's language for kernels that place registers and barriers themselves.
 """
@@ -30,25 +30,25 @@ from triton.language.core import _aggregate as aggregate
 
 from kernels.tile_ring import make_ring
 
-# Measured on an H200, bfloat16, head_dim 128, blocks of 64 tokens. Tiles of 64 tokens reach 91 % as
-# much; barriers that let the consumers take turns at the matrix units change nothing.
+# Measured on an H200, bfloat16, head_dim 128, blocks of 64 tokens. Tiles of 64 tokens reach 91 % of
+# the speed; barriers that make the consumers take turns at the matrix units change nothing.
 _TILE = gl.constexpr(128)
 """Tokens of a tile of keys and values."""
 _HEAD_DIM = gl.constexpr(128)
 _STAGES = gl.constexpr(2)
-"""Tiles of keys, and of values, in shared memory."""
+"""Tiles of keys, and as many of values, in shared memory."""
 _ROWS = gl.constexpr(64)
 """Rows of a consumer: tokens times the query heads of a key-value head."""
 _PIECE = gl.constexpr(64)
-"""Tokens, and dimensions, of what is copied at once: a swizzled row of shared memory is as wide."""
+"""Tokens, and dimensions, of one copy: a swizzled row of shared memory is that wide."""
 _LAYOUT = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 16]))
-"""Of a consumer's scores, [rows, tile], and of its mixed values, [rows, head_dim]."""
+"""Layout of a consumer's scores, [rows, tile], and of its mixed values, [rows, head_dim]."""
 _CONSUMER_REGISTERS = gl.constexpr(232)
 _PRODUCER_REGISTERS = gl.constexpr(40)
 
 
 def can_attend(queries: torch.Tensor, kv_cache: torch.Tensor) -> bool:
-    """Returns whether the kernel takes these, as `paged_attention_prefill` describes them."""
+    """Returns whether the kernel supports these arguments of `paged_attention_prefill`."""
     _, num_heads, head_dim = queries.shape
     _, _, num_kv_heads, block_size, _ = kv_cache.shape
     group = num_heads // num_kv_heads
@@ -62,7 +62,7 @@ def can_attend(queries: torch.Tensor, kv_cache: torch.Tensor) -> bool:
         and block_size % _PIECE.value == 0
         and group in (1, 2, 4, 8, 16, 32, 64)
         and slot_stride >= head_dim
-        # The copy engine sees the cache as rows, and wants addresses on multiples of 16 bytes.
+        # The copy engine sees the cache as rows, and needs addresses at multiples of 16 bytes.
         and all(stride % slot_stride == 0 for stride in kv_cache.stride()[:3])
         and all(stride % 8 == 0 for stride in strides)
         and queries.data_ptr() % 16 == 0
@@ -79,7 +79,7 @@ def paged_attention_prefill_hopper(
     scale: float,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Computes `paged_attention_prefill` of what `can_attend` accepts."""
+    """Computes `paged_attention_prefill` for arguments that `can_attend` accepts."""
     if out is None:
         out = torch.empty(queries.shape, dtype=queries.dtype, device=queries.device)
     num_tokens, num_heads, head_dim = queries.shape
@@ -91,7 +91,7 @@ def paged_attention_prefill_hopper(
     half_rows, block_rows, head_rows = (stride // slot_stride for stride in outer_strides)
     num_rows = half_rows + (num_blocks - 1) * block_rows + (num_kv_heads - 1) * head_rows
     num_rows += block_size
-    # Each sequence starts a pair: a bound of their number that needs no value from the device.
+    # Each sequence starts a new pair: this upper bound needs no value from the device.
     num_pairs = triton.cdiv(num_tokens, 4 * tokens) + num_seqs
     _prefill_kernel[(num_pairs * num_kv_heads,)](
         _describe(queries, queries.shape, queries.stride(), [tokens, group, head_dim]),
@@ -122,7 +122,7 @@ def _describe(tensor, shape, strides, box) -> TensorDescriptor:
 
 @aggregate
 class _Work:
-    """What a program computes, for one key-value head of one sequence."""
+    """The work of one program: part of one key-value head of one sequence."""
 
     pair: gl.tensor
     """Number of the pair of query tiles in the sequence."""
@@ -149,19 +149,19 @@ class _Work:
 
     @gluon.jit
     def num_tiles(self):
-        """Returns the number of query tiles to compute: 2, or 1 in the sequence's middle, or 0."""
+        """Returns the number of query tiles to compute: 2, 1 in the sequence's middle, or 0."""
         return gl.minimum(2, gl.cdiv(self.query_len, self.TOKENS) - 2 * self.pair)
 
     @gluon.jit
     def tile(self, number):
-        """Returns the first token of a query tile, and the number of tiles of keys that it sees."""
+        """Returns the first token of a query tile, and how many tiles of keys it sees."""
         last = gl.cdiv(self.query_len, self.TOKENS) - 1
         first_token = gl.where(number == 0, last - self.pair, self.pair) * self.TOKENS
         num_tokens = gl.minimum(first_token + self.TOKENS, self.query_len)
         return first_token, gl.cdiv(self.seq_len - self.query_len + num_tokens, _TILE)
 
 
-# What changes with the batch must not compile the kernel anew in the middle of serving.
+# Values that change with the batch must not trigger a compilation while serving.
 @gluon.jit(
     do_not_specialize=["num_seqs"],
     do_not_specialize_on_alignment=["block_table", "query_start_loc", "seq_lens"],
@@ -218,15 +218,15 @@ def _prefill_kernel(
 def _find_work(
     query_start_loc, seq_lens, num_seqs, NUM_KV_HEADS: gl.constexpr, GROUP: gl.constexpr
 ):
-    """Returns what this program computes; a pair of no sequence gets one without queries.
+    """Returns this program's work; a pair that belongs to no sequence gets no queries.
 
-    Sequence i's pairs start at query_start_loc[i] // tokens + i, which leaves each room enough.
+    Sequence i's pairs start at query_start_loc[i] // tokens + i, which leaves room for all of them.
     """
     CHUNK: gl.constexpr = 256
     TOKENS: gl.constexpr = 4 * _ROWS // GROUP
     # Each warp holds all values, so that none needs another's.
     layout: gl.constexpr = gl.BlockedLayout([8], [32], [gl.num_warps()], [0])
-    # The first slots are of sequences that decode, which have nothing to do here: they come last.
+    # The first slots belong to decoding sequences, which have nothing to do here: they come last.
     slot = (gl.num_programs(0) - 1 - gl.program_id(0)) // NUM_KV_HEADS
     seq = 0
     query_start = 0
@@ -255,7 +255,7 @@ def _find_work(
 def _consume(
     NUMBER: gl.constexpr, work, queries, keys, values, scale, out, NUM_KV_HEADS: gl.constexpr
 ):
-    """Attends with one half of the rows of each query tile, 0 or 1."""
+    """Attends with one half of the rows of each query tile, NUMBER 0 or 1."""
     layout: gl.constexpr = gl.SliceLayout(1, _LAYOUT)
     query_rows = gl.arange(0, _ROWS, layout) // work.GROUP
     count = 0
@@ -300,7 +300,7 @@ def _step(
     query, keys, values, count, weights, maximum, total, mixed, positions, scale,
     IS_MASKED: gl.constexpr,
 ):  # fmt: skip
-    """Takes the count-th tile of keys into the softmax, and the values of the tile before it."""
+    """Adds tile `count` of keys to the softmax, and the values of the tile before it."""
     keys.wait_full(count)
     scores = _start_scores(query, keys.tile(count))
     values.wait_full(count - 1)
@@ -326,10 +326,10 @@ def _start_scores(query, key):
 
 @gluon.jit
 def _softmax(scores, maximum, total, positions, scale, IS_MASKED: gl.constexpr):
-    """Takes scores [rows, tile] into maximum and total, as `attention_tile.accumulate` does.
+    """Adds scores [rows, tile] to maximum and total, as `attention_tile.accumulate` does.
 
-    Returns the weights, [rows, tile], and what earlier ones must be multiplied with. Positions are
-    relative to the tile's first key.
+    Returns the weights, [rows, tile], and the factor for earlier results. Positions are relative to
+    the tile's first key.
     """
     if IS_MASKED:
         keys = gl.arange(0, _TILE, gl.SliceLayout(0, _LAYOUT))
@@ -342,14 +342,14 @@ def _softmax(scores, maximum, total, positions, scale, IS_MASKED: gl.constexpr):
 
 @gluon.jit
 def _as_operand(weights, dtype: gl.constexpr):
-    """Makes weights the left side of a product, for which they lie in the right registers."""
+    """Makes weights the left operand of a product; they are in the right registers already."""
     layout: gl.constexpr = gl.DotOperandLayout(0, _LAYOUT, 2)
     return gl.convert_layout(weights.to(dtype), layout, assert_trivial=True)
 
 
 @gluon.jit
 def _store(mixed, work, first_token, out, NUM_KV_HEADS: gl.constexpr):
-    """Writes [rows, head_dim] to its place, 16 bytes a thread."""
+    """Stores [rows, head_dim] to the output, 16 bytes per thread."""
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [4, 1], [1, 0])
     result = gl.convert_layout(mixed.to(out.dtype.element_ty), layout)
     rows = gl.arange(0, _ROWS, gl.SliceLayout(1, layout))
@@ -367,7 +367,7 @@ def _produce(
     work, query_ring, keys, values, tail_full, queries, kv, table,
     first_row, half_rows, block_rows, BLOCK_SIZE: gl.constexpr,
 ):  # fmt: skip
-    """Fetches the query tiles, and for each all keys and values that it sees."""
+    """Fetches the query tiles and, for each, all keys and values that it sees."""
     count = 0
     for number in range(work.num_tiles()):
         first_token, num_key_tiles = work.tile(number)
@@ -387,7 +387,7 @@ def _produce(
             start = i * _TILE
             row = first_row + block * block_rows + start % BLOCK_SIZE
             second_row = first_row + second_block * block_rows + (start + _PIECE) % BLOCK_SIZE
-            # The next blocks' numbers are on their way while this tile waits for room.
+            # Load the next block numbers while this tile waits for room.
             block, second_block = _load_blocks(table, start + _TILE, work.seq_len, BLOCK_SIZE)
 
             keys.wait_empty(count + i)
@@ -400,7 +400,7 @@ def _produce(
             if num_written >= _TILE:
                 _start_copy(kv, value_row, second_value_row, values, count + i, full)
             else:
-                # What no token has written may be anything, and 0 * NaN is NaN.
+                # Unwritten entries may hold anything, and 0 * NaN is NaN.
                 _start_copy(kv, value_row, second_value_row, values, count + i, tail_full)
                 mbarrier.wait(tail_full, number & 1)
                 _clear_rows(values.tile(count + i), num_written)
@@ -411,7 +411,7 @@ def _produce(
 
 @gluon.jit
 def _load_blocks(table, start, seq_len, BLOCK_SIZE: gl.constexpr):
-    """Returns the blocks of the two pieces of a tile, or the sequence's last behind its end."""
+    """Returns the blocks of a tile's two pieces; past the sequence's end, its last block."""
     first = gl.load(table + gl.minimum(start, seq_len - 1) // BLOCK_SIZE)
     second = gl.load(table + gl.minimum(start + _PIECE, seq_len - 1) // BLOCK_SIZE)
     return first, second
@@ -419,9 +419,9 @@ def _load_blocks(table, start, seq_len, BLOCK_SIZE: gl.constexpr):
 
 @gluon.jit
 def _start_copy(kv, row, second_row, ring, count, barrier):
-    """Starts the copies of a tile's pieces, which lie in shared memory as the tile's layout says.
+    """Starts the copies of a tile's pieces, placed in shared memory by the tile's layout.
 
-    That is the first dimensions of all tokens, as many as a piece has, then the next ones.
+    The layout holds the first dimensions of all tokens, one piece wide, then the next dimensions.
     """
     NUM_PARTS: gl.constexpr = _HEAD_DIM // _PIECE
     tile = ring.tile(count)
@@ -436,7 +436,7 @@ def _start_copy(kv, row, second_row, ring, count, barrier):
 
 @gluon.jit
 def _clear_rows(tile, first):
-    """Sets the rows of a tile from the first on to 0, a few at a time, as registers are few."""
+    """Sets the rows of a tile from `first` on to 0, a few at a time, since registers are few."""
     STEP: gl.constexpr = 8
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [1, 1], [1, 0])
     for start in gl.static_range(0, _TILE, STEP):

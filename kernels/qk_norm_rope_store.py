@@ -1,7 +1,7 @@
 """Query and key norm, rotary embedding and the store into the KV cache, in one pass.
 
 A model without the norm takes the same kernel, compiled without it. The weights are read before the
-packed rows are there: what writes them must have ended before.
+packed rows are ready: whatever writes them must have ended before.
 """
 
 import torch
@@ -19,7 +19,7 @@ from kernels.checks import (
 from kernels.dependent_launch import dependent_launch, wait_for_inputs
 
 _HEADS_PER_PROGRAM = 8
-# Measured on an H200: with many tokens there are programs enough for small ones.
+# Measured on an H200: with many tokens there are enough programs to make them small.
 _MANY_TOKENS = 1024
 
 
@@ -44,8 +44,8 @@ def qk_norm_rope_store(
         eps: added to the mean square; unused without the norm
         cos_sin: [max_position, head_dim] float32, head_dim / 2 cosines and then as many sines
         positions: [num_tokens] int64
-        slot_mapping: [num_tokens] int64, block * block_size + offset; -1 stores nothing. Two equal
-            slots leave either token's
+        slot_mapping: [num_tokens] int64, block * block_size + offset; -1 stores nothing. Of two
+            tokens with equal slots, either is stored
         kv_cache: [2, num_blocks, num_kv_heads, block_size, head_dim], written in place; any strides
             with the last dimension contiguous
         num_heads: query heads
@@ -168,7 +168,7 @@ def _qk_norm_rope_store_kernel(
         q_a, q_b = tl.load(q_weight + dims), tl.load(q_weight + HALF + dims)  # [1, HALF]
         k_a, k_b = tl.load(k_weight + dims), tl.load(k_weight + HALF + dims)
     wait_for_inputs(IS_DEPENDENT)
-    # First what other addresses are computed from.
+    # Load first what other addresses depend on.
     position = tl.load(positions + token)
     slot = tl.load(slot_mapping + token)
     source = qkv + token * qkv_stride + heads[:, None] * HEAD_DIM + dims

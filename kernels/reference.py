@@ -1,8 +1,8 @@
-"""The mathematics: every operation of this package as plain torch.
+"""The mathematics: every operation of this package in plain torch.
 
-Each function is the specification of the Triton kernel of the same name and signature, and what
-runs on a CPU. Read from top to bottom, the file tells what a layer of the model computes, and how a
-token is drawn. Arithmetic is in float32 whatever the tensors' type.
+Each function specifies the Triton kernel with the same name and signature, and runs in its place on
+a CPU. Read from top to bottom, the file shows what a layer of the model computes and how a token is
+drawn. Arithmetic is in float32, whatever the type of the tensors.
 
 `num_heads` is a multiple of `num_kv_heads`: a group of num_heads / num_kv_heads query heads reads
 one key-value head.
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 MIN_TEMPERATURE = 1e-5
-"""Below it a row is greedy: the logits divided by it would drown the noise."""
+"""A row with a lower temperature is greedy: the divided logits would drown out the noise."""
 
 _PHILOX_ROUNDS = 10
 _PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -32,7 +32,7 @@ def read_slots(
     max_query_len: int,
     block_size: int,
 ) -> tuple[torch.Tensor, ...]:
-    """Gathers the inputs of a step's rows from the state that is kept by slot.
+    """Gathers the inputs of a step's rows from the state kept by slot.
 
     A row whose num_computed_tokens is -1 is padding, which reads and stores nothing.
 
@@ -44,8 +44,8 @@ def read_slots(
         slots: [num_rows] int64
         num_computed_tokens: [num_rows] int64, the first position that a row computes
         query_start_loc: [num_rows + 1] int64, where each row's tokens begin in the step
-        num_tokens: the last of query_start_loc
-        max_query_len: a bound of the tokens of a row, unused here
+        num_tokens: the last value of query_start_loc
+        max_query_len: an upper bound of the tokens of a row, unused here
         block_size: tokens of one block
 
     Returns:
@@ -74,13 +74,13 @@ def read_slots(
 def append_tokens(
     tokens: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor, token_ids: torch.Tensor
 ) -> None:
-    """Writes each row's new token into its slot; position 0 is padding, and nothing is written.
+    """Writes each row's new token into its slot; position 0 is padding and writes nothing.
 
     Args:
         tokens: [num_slots, max_model_len] int32, written in place
         slots: [num_rows] int64
         positions: [num_rows] int64
-        token_ids: [num_rows] int64; -1, no token, is written as 0, which can be looked up
+        token_ids: [num_rows] int64; -1, no token, is written as 0, a valid input ID
     """
     is_written = positions > 0
     tokens[slots[is_written], positions[is_written]] = token_ids[is_written].clamp(min=0).int()
@@ -89,7 +89,7 @@ def append_tokens(
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """Divides each row by its root mean square and multiplies by the weight.
 
-    The quotient is rounded to the type of x before the weight comes, as transformers' Qwen3 does.
+    The quotient is rounded to the type of x before the multiplication, as in transformers' Qwen3.
 
     Args:
         x: [num_tokens, hidden]
@@ -263,9 +263,9 @@ def paged_attention_prefill(
         block_table: [num_seqs, max_blocks_per_seq] int32; not read past a sequence's end
         query_start_loc: [num_seqs + 1] int32
         seq_lens: [num_seqs] int32
-        max_query_len: the largest query length, or a bound of it; the kernel sizes its tiles by it
+        max_query_len: the largest query length, or an upper bound; the kernel sizes its tiles by it
         scale: multiplies the scores
-        out: [num_tokens, num_heads, head_dim], where the result goes; None makes a new tensor
+        out: [num_tokens, num_heads, head_dim], receives the result; None allocates a tensor
 
     Returns:
         [num_tokens, num_heads, head_dim]; rows that belong to no sequence are not set
@@ -320,10 +320,10 @@ def paged_attention_decode(
         kv_cache: [2, num_blocks, num_kv_heads, block_size, head_dim]
         block_table: [num_seqs, max_blocks_per_seq] int32; not read past a sequence's end
         seq_lens: [num_seqs] int32; a sequence of length 0 reads nothing and gives zeros
-        max_seq_len: a bound of seq_lens; the kernel splits its work by it
+        max_seq_len: an upper bound of seq_lens; the kernel splits its work by it
         scale: multiplies the scores
-        out: [num_seqs, num_heads, head_dim], where the result goes, but for sequences of length 0,
-            whose rows stay; None makes a new tensor
+        out: [num_seqs, num_heads, head_dim], receives the result; rows of sequences of length 0
+            stay unchanged; None allocates a tensor
 
     Returns:
         [num_seqs, num_heads, head_dim]
@@ -346,13 +346,13 @@ def paged_attention_decode(
         .float()
         for half in kv_cache
     )  # [num_seqs, num_kv_heads, length, head_dim] each
-    # What no token has written may be anything, and 0 * NaN is NaN.
+    # Unwritten entries may hold anything, and 0 * NaN is NaN.
     values = values.masked_fill_(is_hidden.transpose(2, 3), 0.0)
     group = num_heads // num_kv_heads
     grouped = queries.float().reshape(num_seqs, num_kv_heads, group, head_dim)
     scores = (grouped @ keys.transpose(2, 3)).mul_(scale)
     weights = torch.softmax(scores.masked_fill_(is_hidden, -torch.inf), dim=-1)
-    # A sequence of length 0 has the softmax of nothing, NaN.
+    # The softmax of a sequence of length 0 is NaN.
     weights = weights.masked_fill_(is_hidden, 0.0)
     mixed: torch.Tensor = weights @ values  # [num_seqs, num_kv_heads, group, head_dim]
     mixed = mixed.flatten(1, 2).to(queries.dtype)  # [num_seqs, num_heads, head_dim]
@@ -368,19 +368,19 @@ def sample(
 
     Takes argmax(logits / temperature + gumbel), which has that distribution. The noise of a
     vocabulary entry is a function of (seed, position, entry) alone, so that a draw depends neither
-    on the rows beside it nor on how the vocabulary is cut.
+    on other rows nor on how the vocabulary is divided.
     Source: Gumbel-max (Gumbel, 1954); Philox 4x32-10 (Salmon et al., 2011).
 
     Args:
         logits: [num_rows, vocab_size]; -inf hides an entry
         temperatures: [num_rows] float32; 0 (below `MIN_TEMPERATURE`) takes the largest logit, the
-            first of equals
+            first of several equal ones
         seeds: [num_rows] int64
         positions: [num_rows] int64
 
     Returns:
-        [num_rows] int64; -1 where the row is no distribution: it holds a NaN or +inf, or nothing
-        but -inf, or the division overflows
+        [num_rows] int64; -1 if the row is not a distribution: it holds a NaN or +inf, only -inf, or
+        the division overflows
     """
     is_greedy = temperatures < MIN_TEMPERATURE
     scores = logits
@@ -388,7 +388,7 @@ def sample(
         noise = gumbel(random_bits(seeds, positions, logits.shape[-1]))
         wide = logits.float()
         scores = torch.where(is_greedy[:, None], wide, wide / temperatures[:, None] + noise)
-    # A NaN is the largest to `max`.
+    # `max` treats NaN as the largest value.
     best, token_ids = scores.max(-1)
     return torch.where(best.isfinite(), token_ids, -1)
 
@@ -430,7 +430,7 @@ def philox(
     a, b, c, d = counter
     key_low, key_high = key & _LOW_32_BITS, key >> 32 & _LOW_32_BITS
     for _ in range(_PHILOX_ROUNDS):
-        # A product of two words wraps around in int64, which keeps all its bits.
+        # A product of two words wraps around in int64, but keeps all its bits.
         product_a, product_c = a * _PHILOX_MULTIPLIERS[0], c * _PHILOX_MULTIPLIERS[1]
         a = (product_c >> 32 & _LOW_32_BITS) ^ b ^ key_low
         c = (product_a >> 32 & _LOW_32_BITS) ^ d ^ key_high
@@ -441,10 +441,10 @@ def philox(
 
 
 def gumbel(bits: torch.Tensor) -> torch.Tensor:
-    """Turns 32 random bits into a standard Gumbel variable, -log(-log(1 - u)).
+    """Converts 32 random bits to a standard Gumbel variable, -log(-log(1 - u)).
 
     u = (bits + 0.5) / 2^32, so that the large values, which decide, are exact up to probabilities
-    of 2^-33. For u below 2^-8 the inner logarithm is its series, as 1 - u would lose u's low bits.
+    of 2^-33. For u below 2^-8, the inner logarithm is its series, as 1 - u would lose u's low bits.
 
     Args:
         bits: int64, from 0 to 2^32 - 1
@@ -453,7 +453,7 @@ def gumbel(bits: torch.Tensor) -> torch.Tensor:
         float32 of the same shape, finite
     """
     u = (bits.float() + 0.5) * 2.0**-32
-    # The largest u round to 1.
+    # The largest values of u round to 1.
     exact = -torch.log((1.0 - u).clamp_(min=2.0**-25))
     series = u * (1.0 + u * (0.5 + u * (1.0 / 3.0)))
     return -torch.log(torch.where(u < 2.0**-8, series, exact))

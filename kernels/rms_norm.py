@@ -1,4 +1,4 @@
-"""RMSNorm, alone and fused with the residual's addition."""
+"""RMSNorm, alone and fused with the addition of the residual."""
 
 import torch
 import triton
@@ -95,7 +95,7 @@ def _launch(
     if num_tokens == 0:
         return
     columns = triton.next_power_of_2(hidden)
-    # Warps are not tuned: a plain choice, timed on an H200 as it stands (README.md).
+    # The number of warps is not tuned: a plain choice, timed on an H200 (README.md).
     _rms_norm_kernel[(num_tokens,)](
         x,
         residual,
@@ -138,7 +138,7 @@ def _rms_norm_kernel(
         added = tl.load(residual + row * residual_stride + columns, mask=is_inside, other=0.0)
         total = (wide + added.to(tl.float32)).to(dtype)
         tl.store(new_residual + row * hidden + columns, total, mask=is_inside)
-        # The norm is of the sum as it was rounded and stored.
+        # The norm uses the sum as rounded and stored.
         wide = total.to(tl.float32)
     inverse_rms = tl.rsqrt(tl.sum(wide * wide, axis=0) / hidden + eps)
     normed = (wide * inverse_rms).to(dtype).to(tl.float32)

@@ -21,13 +21,13 @@ def sample(
     Args:
         logits: [num_rows, vocab_size], rows may be strided; -inf hides an entry
         temperatures: [num_rows] float32; 0 (below `reference.MIN_TEMPERATURE`) takes the largest
-            logit, the first of equals
+            logit, the first of several equal ones
         seeds: [num_rows] int64
         positions: [num_rows] int64, the positions of the tokens drawn
 
     Returns:
-        [num_rows] int64; -1 where the row is no distribution: it holds a NaN or +inf, or nothing
-        but -inf, or the division overflows
+        [num_rows] int64; -1 if the row is not a distribution: it holds a NaN or +inf, only -inf, or
+        the division overflows
 
     Raises:
         ValueError: an unsupported shape or type
@@ -57,8 +57,8 @@ def _sample_triton(
     token_ids = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
     if num_rows == 0:
         return token_ids
-    # Few rows are cut finely, to occupy the whole GPU. Sizes and warps are not tuned: plain
-    # choices, timed on an H200 as they stand (README.md).
+    # Few rows are divided finely, to occupy the whole GPU. Sizes and warps are not tuned: plain
+    # choices, timed on an H200 (README.md).
     tile = 1024 if num_rows <= _FEW_ROWS else 4096
     num_tiles = triton.cdiv(vocab_size, tile)
     best_scores = torch.empty((num_rows, num_tiles), dtype=torch.float32, device=logits.device)
@@ -114,8 +114,8 @@ def _tile_kernel(
     if temperature >= MIN_TEMPERATURE:
         bits = random_bits(tl.load(seeds + row), tl.load(positions + row), tile * TILE, TILE)
         scores = scores / temperature + gumbel(bits)
-    # A NaN would win or lose by chance of the reduction's order. As +inf, which finite logits
-    # never reach, it wins for certain and marks the row, at no further pass.
+    # Whether a NaN wins would depend on the order of the reduction. As +inf, which finite logits
+    # never reach, it always wins and marks the row, without a further pass.
     scores = tl.where(scores == scores, scores, float("inf"))
     best, index = tl.max(scores, axis=0, return_indices=True)
     num_tiles = tl.num_programs(1)
@@ -146,7 +146,7 @@ def _best_tile_kernel(
 
 @triton.jit
 def random_bits(seed, position, first_id, COUNT: tl.constexpr) -> tl.tensor:
-    """Returns [COUNT] uint32, the bits of the entries from first_id, a multiple of 4, on."""
+    """Returns [COUNT] uint32, the bits of the entries from first_id (a multiple of 4) on."""
     groups = (first_id // 4 + tl.arange(0, COUNT // 4)).to(tl.uint32)
     zeros = tl.zeros_like(groups)
     low = zeros + (position & 0xFFFFFFFF).to(tl.uint32)
@@ -157,7 +157,7 @@ def random_bits(seed, position, first_id, COUNT: tl.constexpr) -> tl.tensor:
 
 @triton.jit
 def gumbel(bits) -> tl.tensor:
-    """Turns 32 random bits into a standard Gumbel variable, as its twin explains."""
+    """Converts 32 random bits to a standard Gumbel variable; see `reference.gumbel`."""
     u = (bits.to(tl.float32) + 0.5) * (2.0**-32)
     exact = -tl.log(tl.maximum(1.0 - u, 2.0**-25))
     series = u * (1.0 + u * (0.5 + u * (1.0 / 3.0)))

@@ -8,7 +8,7 @@ from kernels import reference
 from kernels.checks import check_contiguous_rows, check_dtype, check_shape
 from kernels.dependent_launch import dependent_launch, wait_for_inputs
 
-# Not tuned: a plain choice, timed on an H200 as it stands (README.md).
+# Not tuned: a plain choice, timed on an H200 (README.md).
 _COLUMNS = 1024
 
 

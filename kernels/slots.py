@@ -1,4 +1,4 @@
-"""The state of running sequences, kept by slot: what a step reads of it, and what it adds."""
+"""The state of running sequences, kept by slot: what a step reads and what it adds."""
 
 from typing import NamedTuple
 
@@ -10,12 +10,12 @@ from kernels import reference
 from kernels.checks import check_contiguous_rows, check_dtype, check_shape
 from kernels.dependent_launch import dependent_launch, wait_for_inputs
 
-# Not tuned: one program has at most this many tokens of a row, or entries of its block table.
+# Not tuned: one program handles at most this many tokens of a row, or block table entries.
 _CHUNK = 256
 
 
 class SlotRows(NamedTuple):
-    """What a step reads of its rows. Tokens lie row after row."""
+    """The inputs of a step's rows. Tokens are stored row after row."""
 
     input_ids: torch.Tensor
     """[num_tokens] int32."""
@@ -24,11 +24,11 @@ class SlotRows(NamedTuple):
     slot_mapping: torch.Tensor
     """[num_tokens] int64, block * block_size + offset; -1 in padding."""
     block_table: torch.Tensor
-    """[num_rows, max_blocks_per_seq] int32; set up to the end of each row's sequence."""
+    """[num_rows, max_blocks_per_seq] int32; valid up to the end of each row's sequence."""
     seq_lens: torch.Tensor
-    """[num_rows] int32, tokens in the cache once the step has stored its own; 0 in padding."""
+    """[num_rows] int32, tokens in the cache after the step has stored its own; 0 in padding."""
     next_positions: torch.Tensor
-    """[num_rows] int64, where the row's new token goes; 0 in padding."""
+    """[num_rows] int64, position of the row's new token; 0 in padding."""
     temperatures: torch.Tensor
     """[num_rows] float32."""
     seeds: torch.Tensor
@@ -49,8 +49,8 @@ def read_slots(
 ) -> SlotRows:
     """Gathers the inputs of a step's rows.
 
-    Row r computes the positions from num_computed_tokens[r] on of its slot's sequence, as many as
-    query_start_loc says. A row whose num_computed_tokens is -1 is padding.
+    Row r computes the positions of its slot's sequence from num_computed_tokens[r] on, as many as
+    query_start_loc gives. A row whose num_computed_tokens is -1 is padding.
 
     Args:
         tokens: [num_slots, max_model_len] int32
@@ -60,8 +60,8 @@ def read_slots(
         slots: [num_rows] int64
         num_computed_tokens: [num_rows] int64
         query_start_loc: [num_rows + 1] int64, where each row's tokens begin in the step
-        num_tokens: the last of query_start_loc
-        max_query_len: the most tokens of a row, or a bound of it
+        num_tokens: the last value of query_start_loc
+        max_query_len: the most tokens of a row, or an upper bound
         block_size: tokens of one block
 
     Raises:
@@ -97,13 +97,13 @@ def read_slots(
 def append_tokens(
     tokens: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor, token_ids: torch.Tensor
 ) -> None:
-    """Writes each row's new token into its slot; position 0 is padding, and nothing is written.
+    """Writes each row's new token into its slot; position 0 is padding and writes nothing.
 
     Args:
         tokens: [num_slots, max_model_len] int32, written in place
         slots: [num_rows] int64
         positions: [num_rows] int64
-        token_ids: [num_rows] int64; -1, no token, is written as 0, which can be looked up
+        token_ids: [num_rows] int64; -1, no token, is written as 0, a valid input ID
 
     Raises:
         ValueError: an unsupported shape or type
@@ -145,7 +145,7 @@ def _read_slots_triton(
         input_ids=torch.empty(num_tokens, dtype=torch.int32, device=device),
         positions=torch.empty(num_tokens, dtype=torch.int64, device=device),
         slot_mapping=torch.empty(num_tokens, dtype=torch.int64, device=device),
-        # Not only the entries in use: a kernel then sees one stride in all steps.
+        # The full width, so that a kernel sees the same stride in all steps.
         block_table=torch.empty((num_rows, block_table.shape[1]), dtype=torch.int32, device=device),
         seq_lens=torch.empty(num_rows, dtype=torch.int32, device=device),
         next_positions=torch.empty(num_rows, dtype=torch.int64, device=device),
@@ -192,7 +192,7 @@ def _append_tokens_triton(
     )
 
 
-# What changes with the batch must not compile a kernel anew in the middle of serving.
+# Values that change with the batch must not trigger a compilation while serving.
 @triton.jit(
     do_not_specialize_on_alignment=[
         "slots", "num_computed_tokens", "query_start_loc", "out_input_ids", "out_positions",

@@ -1,4 +1,4 @@
-"""Tiles in shared memory that one warp of a program fills and others empty, in turn."""
+"""Tiles in shared memory that one warp of a program fills and other warps empty, in turn."""
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -8,9 +8,9 @@ from triton.language.core import _aggregate as aggregate
 
 @aggregate
 class TileRing:
-    """A few tiles, each with a barrier that says it is full and one that says it is empty.
+    """A few tiles, each with a barrier for "full" and one for "empty".
 
-    Tiles are counted over the program's whole life: the count-th lies in tiles[count % stages].
+    Tiles are counted over the program's whole life: tile `count` is tiles[count % stages].
     """
 
     tiles: gl.shared_memory_descriptor
@@ -28,36 +28,36 @@ class TileRing:
 
     @gluon.jit
     def tile(self, count) -> gl.shared_memory_descriptor:
-        """Returns where the count-th tile lies."""
+        """Returns the memory of tile `count`."""
         return self.tiles.index(count % self.tiles.shape[0])
 
     @gluon.jit
     def full_barrier(self, count) -> gl.shared_memory_descriptor:
-        """Returns what a copy into the count-th tile must signal."""
+        """Returns the barrier that a copy into tile `count` must signal."""
         return self.full.index(count % self.tiles.shape[0])
 
     @gluon.jit
     def wait_full(self, count) -> None:
-        """Waits until the count-th tile is there."""
+        """Waits until tile `count` is filled."""
         stages: gl.constexpr = self.tiles.shape[0]
         mbarrier.wait(self.full.index(count % stages), count // stages & 1)
 
     @gluon.jit
     def wait_empty(self, count) -> None:
-        """Waits until there is room for the count-th tile."""
+        """Waits until there is room for tile `count`."""
         stages: gl.constexpr = self.tiles.shape[0]
-        # A barrier that nobody has used yet counts as passed in the phase before its first.
+        # An unused barrier counts as passed in the phase before its first.
         mbarrier.wait(self.empty.index(count % stages), (count // stages & 1) ^ 1)
 
     @gluon.jit
     def release(self, count) -> None:
-        """Says that this consumer needs the count-th tile no more."""
+        """Signals that this consumer no longer needs tile `count`."""
         mbarrier.arrive(self.empty.index(count % self.tiles.shape[0]))
 
 
 @gluon.jit
 def make_ring(tiles, NUM_CONSUMERS: gl.constexpr) -> TileRing:
-    """Makes a ring of tiles [stages, ...], each of which so many consumers read."""
+    """Makes a ring of tiles [stages, ...], each read by NUM_CONSUMERS consumers."""
     stages: gl.constexpr = tiles.shape[0]
     full = gl.allocate_shared_memory(gl.int64, [stages, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [stages, 1], mbarrier.MBarrierLayout())

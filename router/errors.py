@@ -1,17 +1,17 @@
-"""Everything that a router says no with.
+"""The errors of the router.
 
 ServiceError                base of all, in servicekit, as is StartupError
 ├── StartupError            the process cannot serve; exit code 2
 └── RequestError            one request ends with it; `status` is what the client gets
     ├── InvalidRequest      the client must change the request
-    ├── UnknownModel        no engine that was ever reached serves a model of this name
-    ├── NoTokenizer         the model takes and gives token IDs only
+    ├── UnknownModel        no engine reached so far serves a model of this name
+    ├── NoTokenizer         the model accepts and returns token IDs only
     ├── NoEngine            no engine can take the request now
-    ├── QueueFull           too many requests are under way in this router or on its engines
-    ├── SlowReader          the client does not read what it asked for
-    ├── Draining            the router is about to exit
-    ├── TokenizerFailed     the library fails on a text or on tokens, where it must not
-    └── EngineError       an engine's own error, passed through unchanged
+    ├── QueueFull           too many requests are in progress in this router or on its engines
+    ├── SlowReader          the client does not read its stream fast enough
+    ├── Draining            the router is shutting down
+    ├── TokenizerFailed     the tokenizer library failed on valid text or tokens
+    └── EngineError         an engine's own error, passed through unchanged
         └── EngineLost      the connection to the engine broke, or there was none
 """
 
@@ -46,7 +46,7 @@ class InvalidRequest(RequestError):
 
 
 class UnknownModel(RequestError):
-    """No engine that was ever reached serves a model of this name."""
+    """No engine reached so far serves a model of this name."""
 
     reason = Reason.UNKNOWN_MODEL
 
@@ -64,25 +64,25 @@ class NoEngine(RequestError):
 
 
 class QueueFull(RequestError):
-    """Too many requests are under way in this router, or on every engine of the model."""
+    """Too many requests are in progress in this router, or on every engine of the model."""
 
     reason = Reason.QUEUE_FULL
 
 
 class SlowReader(RequestError):
-    """The client reads too slowly and its buffer is full."""
+    """The client reads too slowly, and its buffer is full."""
 
     reason = Reason.SLOW_READER
 
 
 class Draining(RequestError):
-    """The router finishes what it has and takes nothing new."""
+    """The router finishes the requests in progress and accepts no new ones."""
 
     reason = Reason.DRAINING
 
 
 class TokenizerFailed(RequestError):
-    """The tokenizer's library fails on a text or on tokens, where it must not."""
+    """The tokenizer library failed on text or tokens that it must accept."""
 
 
 class EngineError(RequestError):
@@ -94,4 +94,4 @@ class EngineError(RequestError):
 
 
 class EngineLost(EngineError):
-    """There is no connection to the engine: it may know nothing of the request."""
+    """There is no connection to the engine; it may never have received the request."""

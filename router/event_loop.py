@@ -1,9 +1,9 @@
-"""An asyncio loop on which an event of gRPC costs far less when many come at once.
+"""An asyncio loop that handles many gRPC events at once at a far lower cost.
 
-grpc.aio has a thread of its own that waits for events, such as the end of a write. For each one it
-writes a byte to a socket that wakes the loop. Woken, the loop takes all events there are, but reads
-one byte: after a step that wrote to 256 streams it turns 255 times for nothing. And on a core that
-the two share, the thread interrupts the loop for each event, so that it never finds two.
+grpc.aio has a thread that waits for events, such as the end of a write. For each event it writes
+one byte to a socket, which wakes the loop. The loop then takes all pending events but reads only
+one byte, so after a step that wrote to 256 streams it wakes up 255 times for nothing. If both share
+a core, the thread also preempts the loop at each event, so that the loop never finds two at once.
 """
 
 import asyncio
@@ -26,9 +26,9 @@ _Arguments = TypeVarTuple("_Arguments")
 
 
 class GrpcEventLoop(asyncio.SelectorEventLoop):
-    """Reads all bytes that wake it at once, and leaves gRPC the one that it expects.
+    """Reads all pending wake-up bytes at once, and leaves gRPC the one that it expects.
 
-    Its end waits for no thread: one that asks a silent DNS server takes minutes.
+    Shutdown does not wait for threads: one that asks a silent DNS server can take minutes.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class GrpcEventLoop(asyncio.SelectorEventLoop):
         self.set_default_executor(self._threads)
 
     async def shutdown_default_executor(self, seconds: float | None = None) -> None:
-        """Begins nothing more in the threads of `to_thread`, and leaves them to their work."""
+        """Starts no further calls in the threads of `to_thread`; running ones continue."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def add_reader(
@@ -46,10 +46,10 @@ class GrpcEventLoop(asyncio.SelectorEventLoop):
         callback: Callable[[*_Arguments], object],
         *args: *_Arguments,
     ) -> None:
-        """Calls back when a file can be read; a socket is gRPC's, for asyncio's own come not here.
+        """Watches a file. A Unix socket is gRPC's, since asyncio's own do not come through here.
 
-        A byte is written after its event was queued, so one that is read early loses nothing: the
-        callback, which comes next, finds the event.
+        gRPC queues an event before it writes the byte, so reading a byte early loses nothing: the
+        callback runs next and finds the event.
         """
         if not (isinstance(fd, socket.socket) and fd.family == socket.AF_UNIX):
             super().add_reader(fd, callback, *args)
@@ -66,11 +66,11 @@ class GrpcEventLoop(asyncio.SelectorEventLoop):
 
 
 def let_loop_run_on() -> None:
-    """Keeps all other threads from interrupting the main one on a core that they share.
+    """Keeps all other threads from preempting the main thread on a core that they share.
 
-    To be called when the server has started, so that gRPC's threads are there; those that they
-    start later do as they do. They wait until the main thread has nothing to do, or its time slice
-    ends. A system that does not allow it, or has no /proc, is left as it is.
+    Call it after the server has started, when gRPC's threads exist; threads that these start later
+    inherit the setting. The threads then wait until the main thread is idle or its time slice ends.
+    Does nothing where the system does not allow it or has no /proc.
     """
     if not hasattr(os, "SCHED_BATCH"):
         return
@@ -78,13 +78,13 @@ def let_loop_run_on() -> None:
     with suppress(OSError):
         for entry in list(Path("/proc/self/task").iterdir()):
             if int(entry.name) != main:
-                # It may have ended since, and a sandbox may not allow it.
+                # The thread may have ended, or a sandbox may not allow the call.
                 with suppress(OSError):
                     os.sched_setscheduler(int(entry.name), os.SCHED_BATCH, os.sched_param(0))
 
 
 def let_loop_go_first() -> None:
-    """Keeps the calling thread from interrupting the main one, as `let_loop_run_on` does others."""
+    """Keeps the calling thread from preempting the main one, as `let_loop_run_on` does others."""
     if hasattr(os, "SCHED_BATCH"):
         with suppress(OSError):  # a sandbox may not allow it
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

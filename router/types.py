@@ -1,6 +1,6 @@
-"""The vocabulary of the router: a request in token IDs, what an engine sends back, what is known.
+"""The data types of the router: prompts, requests in token IDs, engine events and engine state.
 
-Counts are of tokens, requests or blocks as the name says; times are seconds.
+Counts are of tokens, requests or blocks, as the name says. Times are in seconds.
 """
 
 import enum
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 class FinishReason(enum.Enum):
-    """Why a request ended well."""
+    """Why a request finished successfully."""
 
     STOP = "stop"
     LENGTH = "length"
 
 
 class EngineState(enum.Enum):
-    """Whether requests are sent to an engine."""
+    """Whether the router sends requests to an engine."""
 
     CONNECTING = "connecting"
     SERVING = "serving"
@@ -38,9 +38,9 @@ class LogitBias:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How tokens are chosen and when a request ends; None means unset, the engine's default.
+    """How tokens are chosen and when a request ends; None means unset: the engine's default.
 
-    The router hands these on as they are: the engine refuses what it does not support, by name.
+    The router passes these on unchanged. The engine refuses by name what it does not support.
     """
 
     temperature: float | None = None
@@ -68,20 +68,20 @@ class TokenRequest:
     prompt_token_ids: "array[int]"
     """Typecode "i"."""
     model_info: "ModelInfo | None" = None
-    """The model as the prompt was made for it; None takes whatever bears the name."""
+    """The model that the prompt was tokenized for; None means any model of that name."""
     sampling_params: SamplingParams = field(default_factory=SamplingParams)
     resume_token_ids: "array[int]" = field(default_factory=lambda: array("i"))
-    """Tokens that another engine generated before; typecode "i"."""
+    """Tokens that another engine has already generated; typecode "i"."""
     priority: int = 0
     cache_salt: str = ""
     timeout: float | None = None
-    """What is left of the client's deadline, or None."""
+    """Seconds left of the client's deadline, or None."""
     traceparent: str = ""
     tracestate: str = ""
 
     @property
     def num_known_tokens(self) -> int:
-        """Tokens of the prompt and those generated before."""
+        """Tokens of the prompt plus those already generated."""
         return len(self.prompt_token_ids) + len(self.resume_token_ids)
 
 
@@ -104,7 +104,7 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """The request ended well; nothing follows."""
+    """The request finished successfully; nothing follows."""
 
     reason: FinishReason
     stop_token_id: int | None = None
@@ -115,7 +115,7 @@ EngineEvent = Admitted | Tokens | Finished
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """What an engine says of the model it serves."""
+    """What an engine reports about the model it serves."""
 
     name: str
     architecture: str
@@ -131,11 +131,11 @@ class ModelInfo:
     num_blocks: int
     max_num_seqs: int
     max_num_batched_tokens: int
-    """The most tokens of one step; 0 is unknown."""
+    """The most tokens of one step; 0 means unknown."""
 
     @property
     def identity(self) -> tuple[str, str, str, int, int]:
-        """What engines have in common that may serve the same request."""
+        """Engines with equal identities can serve the same requests."""
         return (
             self.name,
             self.fingerprint,
@@ -145,20 +145,20 @@ class ModelInfo:
         )
 
     def with_length(self, max_model_len: int) -> "ModelInfo":
-        """Returns the same with another length."""
+        """Returns a copy with another `max_model_len`."""
         if max_model_len == self.max_model_len:
             return self
         return replace(self, max_model_len=max_model_len)
 
     @property
     def max_sequence_len(self) -> int:
-        """The most tokens of prompt and output that the engine takes, by its own rule."""
+        """The most tokens of prompt and output that the engine accepts, by its own rule."""
         return min(self.max_model_len, self.num_blocks * self.block_size + 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineLoad:
-    """How busy an engine says it is."""
+    """The load that an engine reports."""
 
     state: EngineState = EngineState.CONNECTING
     num_running: int = 0
@@ -167,52 +167,52 @@ class EngineLoad:
     num_free_blocks: int = 0
     num_blocks: int = 0
     prefill_tokens_per_second: float = 0.0
-    """Measured; 0 before any measurement."""
+    """Measured; 0 before the first measurement."""
     decode_tokens_per_second: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheUpdate:
-    """One message of an engine's WatchCache: a part of a snapshot, or a delta."""
+    """One message of an engine's WatchCache: part of a snapshot, or a delta."""
 
     epoch: int
-    """Tells one start of the engine from the next; never 0."""
+    """Tells restarts of the engine apart; never 0."""
     sequence_number: int
-    """Of the last change contained; equal in all parts of a snapshot."""
+    """Number of the last change included; equal in all parts of a snapshot."""
     stored: "Sequence[int]"
     """Low 64 bits of block hashes."""
     removed: "Sequence[int]" = ()
     is_snapshot: bool = False
     is_first: bool = False
-    """The snapshot begins: what was known before is void."""
+    """A snapshot begins: discard all earlier state."""
     is_last: bool = False
     """The snapshot is complete."""
     part_number: int = 0
-    """Place of the part in its snapshot, from 1 on; 0 from an engine that does not number them."""
+    """Position of the part in its snapshot, from 1; 0 if the engine does not number parts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSnapshot:
-    """All that is known of one engine, frozen for one decision or one listing."""
+    """The state of one engine, frozen for one placement or one listing."""
 
     address: str
     state: EngineState
     model: ModelInfo | None
     load: EngineLoad
     num_in_flight: int
-    """This router's requests under way on it."""
+    """Requests of this router in progress on it."""
     num_in_flight_prefill_tokens: int
     """Uncached prompt tokens that this router sent and the engine has not yet reported."""
     num_indexed_blocks: int
     cache_event_age: float | None = None
-    """Seconds since it last told of its cache; None before it did."""
+    """Seconds since its last cache event; None before the first."""
     detail: str = ""
-    """Why it is not serving, for a person."""
+    """Why it is not serving, for people to read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSnapshot:
-    """One model that can be asked for."""
+    """One model that requests can name."""
 
     info: ModelInfo
     num_serving_engines: int
@@ -220,14 +220,14 @@ class ModelSnapshot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextPrompt:
-    """Text, tokenized as it stands."""
+    """Text to tokenize as it is."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatMessage:
-    """What one side said."""
+    """One message of a conversation."""
 
     role: str
     content: str
@@ -235,14 +235,14 @@ class ChatMessage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatPrompt:
-    """A conversation, laid out by the model's chat template."""
+    """A conversation, rendered by the model's chat template."""
 
     messages: tuple[ChatMessage, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenPrompt:
-    """Token IDs as they came in, not yet checked."""
+    """Token IDs as received, not yet checked."""
 
     token_ids: "array[int]"
     """Typecode "I"."""
@@ -253,11 +253,11 @@ Prompt = TextPrompt | ChatPrompt | TokenPrompt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
-    """One request of a client, as it came in."""
+    """One request of a client, as received."""
 
     request_id: str
     model: str
-    """Empty means the only one served."""
+    """Empty means the only model served."""
     prompt: Prompt
     sampling_params: SamplingParams = field(default_factory=SamplingParams)
     stop: tuple[str, ...] = ()
@@ -265,16 +265,16 @@ class GenerationRequest:
     priority: int = 0
     cache_salt: str = ""
     timeout: float | None = None
-    """What is left of the client's deadline, or None."""
+    """Seconds left of the client's deadline, or None."""
     traceparent: str = ""
     tracestate: str = ""
     num_bytes: int = 0
-    """Of the message that it came in, which is kept until the request ends."""
+    """Size of the request message, which stays in memory until the request ends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admission:
-    """Where and how a request started."""
+    """Where a request started, and with which seed and cached tokens."""
 
     request_id: str
     model: str
@@ -287,7 +287,7 @@ class Admission:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finish:
-    """Why a request ended well, and what it used."""
+    """Why a request finished successfully, and its token counts."""
 
     reason: FinishReason
     stop_token_id: int | None
@@ -297,7 +297,7 @@ class Finish:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationDelta:
-    """What is new of one request; `admission` comes with the first, `finish` with the last."""
+    """New output of one request; the first has `admission`, the last has `finish`."""
 
     text: str = ""
     token_ids: tuple[int, ...] = ()

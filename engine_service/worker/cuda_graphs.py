@@ -1,9 +1,9 @@
-"""Whole steps as CUDA graphs of fixed sizes, which a step is padded to.
+"""Whole steps as CUDA graphs of fixed sizes; a step is padded to the next size.
 
-Padding has no tokens of a sequence: it neither reads nor writes the cache, and what it draws is
-dropped. Decode steps have graphs for 1, 2, 4 and multiples of 8 rows, steps with prompts for many
-numbers of tokens, up to about where the device takes longer to run a step than the host to launch
-its kernels.
+Padding has no tokens of a sequence: it neither reads nor writes the cache, and its draws are
+dropped. Decode steps have graphs for 1, 2, 4 and multiples of 8 rows. Steps with prompts have
+graphs for many numbers of tokens, up to about where running a step on the device takes longer than
+launching its kernels on the host.
 """
 
 import logging
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SPARE_ROWS = 8
-"""Rows for padding beside those of the largest batch, to a multiple of 8."""
+"""Rows for padding beyond those of the largest batch, up to a multiple of 8."""
 _ROW_CLASSES = (8, 64)
-"""Rows of the graphs for steps with prompts, beside those for the largest batch. Those of the
-fewest rows come twice: also for steps in which nothing decodes."""
+"""Rows of the graphs for steps with prompts, besides those for the largest batch. The graphs with
+the fewest rows exist twice: also for steps in which nothing decodes."""
 _MIDDLE_MAX_TOKENS = 1024
-"""Above it, the graphs of most rows cost hardly more than those of 64, in short contexts. Those of
-the fewest rows go on: their decodes are split along the keys, which long contexts need."""
+"""Above it, graphs with the most rows cost hardly more than those with 64, in short contexts. Those
+with the fewest rows go on: their decodes are split along the keys, which long contexts need."""
 _SIZES_PER_DOUBLING = 4
 _MIN_TOKENS = 16
-# Above this ratio of the device's time to that of the host's launches, padding is dearer.
+# Above this ratio of device time to launch time on the host, padding costs more than it saves.
 _WORTHWHILE_RATIO = 1.25
 _NUM_TIMED_RUNS = 3
 
@@ -43,8 +43,8 @@ _NUM_TIMED_RUNS = 3
 def decode_sizes(max_num_seqs: int) -> list[int]:
     """Returns the numbers of rows of decode graphs, in rising order, up to `max_num_seqs`.
 
-    Matrix products work in tiles of at least 8 rows, so finer steps would save nothing; later ones
-    pad by at most a sixteenth.
+    Matrix products work in tiles of at least 8 rows, so finer steps would save nothing. Larger
+    sizes pad by at most a sixteenth.
     """
     sizes = [1, 2, 4]
     while sizes[-1] < max_num_seqs:
@@ -77,7 +77,7 @@ class TokenSize:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Captured:
-    """The graphs of a step, and where the second leaves its tokens."""
+    """The graphs of a step, and the output of the second one."""
 
     forward: torch.cuda.CUDAGraph
     sampler: torch.cuda.CUDAGraph
@@ -86,9 +86,9 @@ class _Captured:
 
 @contextmanager
 def _capture(pool: "_POOL_HANDLE | None") -> Iterator[torch.cuda.CUDAGraph]:
-    """Captures what the block enqueues.
+    """Captures the work that the block enqueues.
 
-    `torch.cuda.graph` would also give all cached memory back to the driver, each time anew.
+    `torch.cuda.graph` would also return all cached memory to the driver, every time.
     """
     graph = torch.cuda.CUDAGraph()
     torch.cuda.synchronize()
@@ -102,19 +102,19 @@ def _capture(pool: "_POOL_HANDLE | None") -> Iterator[torch.cuda.CUDAGraph]:
 
 @cache
 def _capture_stream() -> torch.cuda.Stream:
-    # One for all: the libraries keep some memory for each stream that they ever saw.
+    # One for all captures: the libraries keep memory for each stream that they have seen.
     return torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
 
 class StepGraph:
-    """A step of fixed sizes: a graph up to the logits, and one that samples.
+    """A step of fixed sizes: one graph up to the logits, and one that samples.
 
-    Between the two there is a place for what must wait for the tokens of the step before, such as
-    the mask of a grammar.
+    Work that must wait for the previous step's tokens, such as the mask of a grammar, fits between
+    the two.
 
     Attributes:
-        num_rows: Rows, padding included.
-        num_tokens: Tokens, padding included.
+        num_rows: Rows, including padding.
+        num_tokens: Tokens, including padding.
     """
 
     def __init__(
@@ -123,9 +123,9 @@ class StepGraph:
         """Prepares the step; `capture` makes the graphs.
 
         Args:
-            bounds: What the kernels are launched for.
+            bounds: The bounds for which the kernels are launched.
             num_rows: Rows.
-            runner: What is captured.
+            runner: The model runner to capture.
             batch: The state that the step reads and writes.
         """
         self.num_rows = num_rows
@@ -146,7 +146,7 @@ class StepGraph:
         """Prepares a step whose rows all compute one token."""
         bounds = Bounds(
             num_tokens=num_rows,
-            # The padding's tokens are one row's.
+            # All padding tokens belong to one row.
             max_query_len=num_rows,
             max_decode_seq_len=batch.max_model_len,
             has_prefills=False,
@@ -165,23 +165,23 @@ class StepGraph:
         return cls(bounds, size.num_rows, runner, batch)
 
     def run_eagerly(self) -> None:
-        """Runs the step on nothing but padding, kernel by kernel."""
+        """Runs the step on padding only, kernel by kernel."""
         self._runner.run(self._batch.read(self._rows, self._bounds))
 
     def capture(self, other: "StepGraph | None") -> None:
-        """Makes the graphs.
+        """Captures the graphs.
 
         Args:
-            other: A captured graph whose memory these use too: no two run at once.
+            other: A captured graph whose memory is shared: no two graphs run at once.
         """
-        # Kernels are compiled and libraries set up outside of a capture.
+        # Kernels are compiled and libraries initialised outside the capture.
         self.run_eagerly()
         pool = other._captured.forward.pool() if other and other._captured else None
         with _capture(pool) as forward:
             inputs = self._batch.read(self._rows, self._bounds)
             logits = self._runner.compute_logits(inputs)
         assert logits is not None, "every row of a graph yields a token"
-        assert inputs.sampling is not None, "likewise"
+        assert inputs.sampling is not None, "every row of a graph yields a token"
         with _capture(forward.pool()) as sampler:
             token_ids = self._runner.sample(logits, inputs.sampling)
         self._captured = _Captured(forward=forward, sampler=sampler, token_ids=token_ids)
@@ -200,19 +200,19 @@ class StepGraph:
 
 
 class StepGraphs:
-    """The graphs of all sizes, from one pool of memory."""
+    """The graphs of all sizes, in one memory pool."""
 
     def __init__(self, decodes: list[StepGraph], others: dict[TokenSize, StepGraph]) -> None:
         self._decodes = sorted(decodes, key=lambda graph: graph.num_rows)
         self._decode_sizes = [graph.num_rows for graph in self._decodes]
-        # Those without decodes first, then those of few rows; of each, by number of tokens.
+        # Graphs without decodes first, then by number of rows; within these, by number of tokens.
         self._others: dict[tuple[bool, int], list[StepGraph]] = {}
         for size in sorted(others):
             self._others.setdefault((size.has_decodes, size.num_rows), []).append(others[size])
 
     @classmethod
     def capture(cls, runner: ModelRunner, batch: InputBatch, max_num_batched_tokens: int) -> Self:
-        """Captures all sizes; takes some hundredths of a second for each."""
+        """Captures all sizes; each takes some hundredths of a second."""
         max_num_rows = min(batch.max_num_seqs, max_num_batched_tokens)
         started_at = time.perf_counter()
         free_before, _ = torch.cuda.mem_get_info(batch.device)
@@ -235,7 +235,7 @@ class StepGraphs:
         torch.cuda.synchronize(batch.device)
         free, _ = torch.cuda.mem_get_info(batch.device)
         logger.info(
-            "cuda_graphs_captured num_decode_graphs=%d num_other_graphs=%d max_tokens=%d bytes=%d "
+            "cuda graphs captured num_decode_graphs=%d num_other_graphs=%d max_tokens=%d bytes=%d "
             "seconds=%.1f",
             len(decodes),
             len(others),
@@ -259,7 +259,7 @@ class StepGraphs:
 
 
 def max_num_graphs(max_num_seqs: int, max_num_batched_tokens: int) -> int:
-    """Returns how many graphs are captured at most."""
+    """Returns the largest number of graphs that may be captured."""
     # Each row of a step has a token.
     max_num_rows = min(max_num_seqs, max_num_batched_tokens)
     with_prompts = _sizes_with_prompts(max_num_rows, max_num_batched_tokens)
@@ -284,13 +284,13 @@ def max_worthwhile_tokens(
 ) -> int:
     """Returns the tokens of the largest graph for steps with prompts.
 
-    Sizes are doubled until the device clearly takes longer to run a step than the host to launch
-    it. Measured at the start, as it depends on the model, on both processors, and on what else
-    they do; another start may find the next size.
+    Doubles the size until running a step on the device clearly takes longer than launching it on
+    the host. This is measured at each start, as it depends on the model, on both processors, and on
+    their other load. Another start may stop one size earlier or later.
 
     Args:
         max_num_batched_tokens: The most tokens of a step.
-        time_step: Returns, for a number of tokens, the seconds of the host and of the device.
+        time_step: Returns the seconds of host and device for a number of tokens.
     """
     size = min(256, max_num_batched_tokens)
     while size < max_num_batched_tokens:
@@ -302,7 +302,7 @@ def max_worthwhile_tokens(
 
 
 def _time_eagerly(graph: StepGraph, device: torch.device) -> tuple[float, float]:
-    """Returns what the quickest of several runs took, on the host and in all."""
+    """Returns the fastest of several runs, in seconds: launch on the host, and in all."""
     graph.run_eagerly()
     times = []
     for _ in range(_NUM_TIMED_RUNS):

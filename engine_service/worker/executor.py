@@ -36,7 +36,7 @@ class LocalExecutor:
         return self._worker.collect(handle)
 
     def close(self) -> None:
-        """Gives model and cache back. A second call does nothing."""
+        """Frees model and cache. A second call does nothing."""
         self._worker = None
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
@@ -50,8 +50,8 @@ def start_executor(
     Sets torch's number of threads for the whole process if `cpu_threads` is given.
 
     Raises:
-        StartupError: The model is missing, broken or unsupported, there is no such device, or its
-            memory does not suffice.
+        StartupError: The model is missing, broken or unsupported, the device does not exist, or its
+            memory is too small.
     """
     device = set_up_device(model)
     is_dummy = model.load_format == "dummy"
@@ -96,7 +96,7 @@ def start_executor(
         device=str(device),
     )
     logger.info(
-        "model_ready model=%s architecture=%s dtype=%s device=%s max_model_len=%d fingerprint=%s",
+        "model ready model=%s architecture=%s dtype=%s device=%s max_model_len=%d fingerprint=%s",
         info.model_name,
         info.architecture,
         dtype,
@@ -112,7 +112,7 @@ def _max_model_len(options: ModelOptions, config: ModelConfig) -> int:
         return config.max_position_embeddings
     if options.max_model_len > config.max_position_embeddings:
         raise StartupError(
-            f"max_model_len is {options.max_model_len}, but the model's max_position_embeddings "
-            f"is {config.max_position_embeddings}"
+            f"max_model_len is {options.max_model_len}, over the model's max_position_embeddings "
+            f"{config.max_position_embeddings}; lower max_model_len"
         )
     return options.max_model_len

@@ -1,4 +1,4 @@
-"""What a worker keeps of each running sequence, and a step's inputs made of it.
+"""The worker's state of each running sequence, and the inputs of a step built from it.
 
 One copy per step brings the plan to the device; everything else happens there.
 """
@@ -17,7 +17,7 @@ from kernels.slots import SlotRows, append_tokens, read_slots
 _Integers = npt.NDArray[np.int64]
 
 PADDING = -1
-"""Stands for the number of computed tokens in a row that is no sequence's."""
+"""Number of computed tokens in a row that belongs to no sequence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,9 +27,9 @@ class SamplingInputs:
     slots: torch.Tensor
     """[num_sampled] int64."""
     token_indices: torch.Tensor | None
-    """[num_sampled] int64: which of the step's tokens is the row's last. None: all, in order."""
+    """[num_sampled] int64: index of the row's last token in the step. None: all, in order."""
     positions: torch.Tensor
-    """[num_sampled] int64: where in its sequence the new token goes; 0 where none is wanted."""
+    """[num_sampled] int64: position of the new token in its sequence; 0 if none is wanted."""
     temperatures: torch.Tensor
     """[num_sampled] float32."""
     seeds: torch.Tensor
@@ -51,13 +51,13 @@ class StepInputs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """The rows of a plan on the host, those of one token first."""
+    """The rows of a plan on the host, rows of one token first."""
 
     slots: _Integers
     num_computed: _Integers
     query_start_loc: _Integers
     sampled_rows: _Integers
-    """Which rows yield a token, in the order of the plan."""
+    """The rows that yield a token, in the order of the plan."""
     num_decodes: int
     """Rows of one token."""
 
@@ -73,12 +73,12 @@ class Rows:
 
     @property
     def is_decode(self) -> bool:
-        """Whether every row computes one token and yields one; they are then as in the plan."""
+        """Whether every row computes and yields one token; rows are then in the plan's order."""
         return self.num_decodes == len(self.sampled_rows) == len(self.slots)
 
     @classmethod
     def none(cls) -> Self:
-        """Returns the rows of a step of nothing but padding."""
+        """Returns the rows of a step of padding only."""
         nothing = np.zeros(0, dtype=np.int64)
         return cls(
             slots=nothing,
@@ -106,10 +106,10 @@ class Rows:
         )
 
     def packed(self, num_rows: int, num_tokens: int) -> _Integers:
-        """Returns what `DeviceRows.packed` holds, with padding up to these sizes.
+        """Returns the content of `DeviceRows.packed`, with padding up to these sizes.
 
-        The tokens of the padding all belong to the last row. Without a row to spare there must be
-        no tokens to spare.
+        All padding tokens belong to the last row. Without padding rows there must be no padding
+        tokens.
         """
         count = self.num_rows
         packed = np.zeros(6 * num_rows + 2, dtype=np.int64)
@@ -134,9 +134,9 @@ class DeviceRows:
     packed: torch.Tensor
     """[6 * num_rows + 2] int64: the properties below, one after the other."""
     num_rows: int
-    """Rows, padding included."""
+    """Rows, including padding."""
     sampled_rows: torch.Tensor | None
-    """[num_sampled] int64, in the order of the plan. None: all rows, in their order."""
+    """[num_sampled] int64, in the order of the plan. None: all rows, in order."""
 
     @property
     def slots(self) -> torch.Tensor:
@@ -145,7 +145,7 @@ class DeviceRows:
 
     @property
     def num_computed(self) -> torch.Tensor:
-        """[num_rows] int64; `PADDING` in rows that are no sequence's."""
+        """[num_rows] int64; `PADDING` in rows that belong to no sequence."""
         return self.packed[self.num_rows : 2 * self.num_rows]
 
     @property
@@ -165,19 +165,19 @@ class DeviceRows:
 
     @property
     def prefill_start_loc(self) -> torch.Tensor:
-        """[num_rows + 1] int64: the same with no tokens in rows of one token, and in padding."""
+        """[num_rows + 1] int64: the same, but rows of one token and padding have no tokens."""
         return self.packed[5 * self.num_rows + 1 :]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """What the host must know of a step to launch its kernels."""
+    """What the host must know about a step to launch its kernels."""
 
     num_tokens: int
     max_query_len: int
     """Upper bound of the tokens of a row."""
     max_decode_seq_len: int
-    """Upper bound of the lengths of sequences that compute one token; 0 if there is none."""
+    """Upper bound of the lengths of sequences that compute one token; 0 if there are none."""
     has_prefills: bool
     """Whether sequences may compute several tokens."""
 
@@ -211,7 +211,7 @@ class InputBatch:
             self._seeds = torch.zeros(max_num_seqs, dtype=torch.int64)
 
     def apply(self, plan: StepPlan, rows: Rows, num_rows: int, num_tokens: int) -> DeviceRows:
-        """Takes a plan's changes in and brings its rows to the device. Waits for nothing.
+        """Applies a plan's changes and copies its rows to the device. Does not wait.
 
         Args:
             plan: The plan.
@@ -227,7 +227,7 @@ class InputBatch:
         return DeviceRows(packed=sent.rows, num_rows=num_rows, sampled_rows=sent.sampled_rows)
 
     def read(self, rows: DeviceRows, bounds: Bounds) -> StepInputs:
-        """Builds the inputs of a step whose changes were taken in. Waits for nothing."""
+        """Builds the inputs of a step whose changes were applied. Does not wait."""
         read = read_slots(
             self._tokens,
             self._block_table,
@@ -265,7 +265,7 @@ class InputBatch:
         )
 
     def append_sampled(self, sampling: SamplingInputs, token_ids: torch.Tensor) -> None:
-        """Writes each new token, [num_sampled] int64, behind its slot's tokens."""
+        """Appends each new token, [num_sampled] int64, to its slot's tokens."""
         append_tokens(self._tokens, sampling.slots, sampling.positions, token_ids)
 
     def _fill_slots(self, sent: "_SentPlan") -> None:
@@ -308,7 +308,7 @@ class _SentPlan:
     new_num_tokens: torch.Tensor
     new_token_ids: torch.Tensor
     new_temperatures: torch.Tensor
-    """float64, for it is packed among int64."""
+    """float64, since it is packed as int64."""
     new_seeds: torch.Tensor
     block_slots: torch.Tensor
     block_indices: torch.Tensor
@@ -329,7 +329,7 @@ class _SentPlan:
             "block_ids": np.asarray(plan.block_ids),
         }
         sizes = [len(array) for array in arrays.values()]
-        # Pinned memory comes from torch's cache, which gives it out again only after the copy.
+        # Torch's cache of pinned memory reuses it only after the copy has ended.
         staging = torch.empty(sum(sizes), dtype=torch.int64, pin_memory=device.type == "cuda")
         np.concatenate(list(arrays.values()), out=staging.numpy())
         packed = staging.to(device, non_blocking=True)
@@ -339,14 +339,14 @@ class _SentPlan:
 
 
 def _spread(lengths: torch.Tensor, total: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Enumerates the elements of rows that lie one after another.
+    """Enumerates the elements of rows stored one after another.
 
     Args:
         lengths: [num_rows] int64, elements of each row.
-        total: Their sum, known without asking the device.
+        total: Their sum, known without reading the device.
 
     Returns:
-        Of each element its row and its index in the row, each [total] int64.
+        The row of each element and its index in the row, each [total] int64.
     """
     rows = torch.repeat_interleave(lengths, output_size=total)
     starts = lengths.cumsum(0) - lengths

@@ -1,4 +1,4 @@
-"""The pool of key and value blocks: how large one is, how many fit, where they lie."""
+"""The pool of key and value blocks: block size in bytes, number of blocks, memory layout."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from engine_service.errors import StartupError
 from engine_service.models.model_config import ModelConfig
 from engine_service.worker.device import is_out_of_memory
 
-# What the driver, the loaded kernels and the libraries' handles take beside torch's allocator.
+# Memory of the driver, the loaded kernels and the libraries' handles, outside torch's allocator.
 _CONTEXT_BYTES = 768 << 20
 
 
@@ -17,14 +17,14 @@ _CONTEXT_BYTES = 768 << 20
 class KVCache:
     """The keys and values of all layers.
 
-    Block 0 is the null block: it takes what nobody reads. A block's layers lie together, so that a
-    block is one piece of memory.
+    Block 0 is the null block, a target for writes that nothing reads. The layers of a block are
+    adjacent, so that a block is one piece of memory.
     """
 
     blocks: torch.Tensor
     """[num_blocks + 1, num_layers, 2, num_kv_heads, block_size, head_dim]."""
     layers: tuple[torch.Tensor, ...]
-    """Per layer a view [2, num_blocks + 1, num_kv_heads, block_size, head_dim]."""
+    """Per layer, a view [2, num_blocks + 1, num_kv_heads, block_size, head_dim]."""
 
     @property
     def num_blocks(self) -> int:
@@ -45,10 +45,10 @@ def allocate_kv_cache(
     dtype: torch.dtype,
     device: torch.device,
 ) -> KVCache:
-    """Allocates the pool, and one null block more. All but that one stays uninitialised.
+    """Allocates the pool plus one null block. Only the null block is initialised.
 
     Raises:
-        StartupError: The device has not enough memory.
+        StartupError: The device does not have enough memory.
     """
     shape = (
         num_blocks + 1,
@@ -65,8 +65,8 @@ def allocate_kv_cache(
             raise
         size = (num_blocks + 1) * bytes_per_block(config, block_size, dtype)
         raise StartupError(
-            f"the KV cache of {num_blocks} blocks needs {size} bytes, which {device} does not "
-            "have; lower num_blocks, cpu_cache_bytes or gpu_memory_utilization"
+            f"the KV cache of {num_blocks} blocks needs {size} bytes, more than {device} has; "
+            "lower num_blocks, cpu_cache_bytes or gpu_memory_utilization"
         ) from error
     blocks[0].zero_()
     layers = tuple(blocks[:, index].transpose(0, 1) for index in range(config.num_layers))
@@ -80,10 +80,10 @@ def bytes_per_block(config: ModelConfig, block_size: int, dtype: torch.dtype) ->
 
 
 def num_blocks_on_cpu(options: CacheOptions, block_bytes: int) -> int:
-    """Returns the size of the pool that the options ask for on the CPU.
+    """Returns the number of blocks that the options allow on the CPU.
 
     Raises:
-        StartupError: Not one block fits.
+        StartupError: Not even one block fits.
     """
     if options.num_blocks is not None:
         return options.num_blocks
@@ -99,20 +99,20 @@ def num_blocks_on_cpu(options: CacheOptions, block_bytes: int) -> int:
 def num_blocks_on_cuda(
     options: CacheOptions, block_bytes: int, graph_bytes: int, device: torch.device
 ) -> int:
-    """Returns the size of the pool that fits, once the largest step has been run.
+    """Returns the number of blocks that fit on the GPU; call it after the largest step has run.
 
-    The process may take `gpu_memory_utilization` of the GPU: what it holds now, what the largest
-    step took on top, the CUDA graphs, and the pool. Others on the same GPU count only if they leave
-    less than that.
+    The process may use `gpu_memory_utilization` of the GPU: for what it holds now, what the largest
+    step took on top, the CUDA graphs, and the pool. Other processes on the GPU count only if they
+    leave less than that.
 
     Args:
         options: The limits.
         block_bytes: Bytes of one block.
-        graph_bytes: What the driver will keep for CUDA graphs; 0 if none are captured.
+        graph_bytes: Memory that the driver will keep for CUDA graphs; 0 if none are captured.
         device: The GPU.
 
     Raises:
-        StartupError: Not one block fits.
+        StartupError: Not even one block fits.
     """
     if options.num_blocks is not None:
         return options.num_blocks
@@ -121,7 +121,7 @@ def num_blocks_on_cuda(
     held = torch.cuda.memory_reserved(device)
     activations = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
     if graph_bytes:
-        # The graphs have memory of their own for a step's activations, one for all of them.
+        # The graphs have their own memory for a step's activations, one for all of them.
         activations = 2 * activations + graph_bytes
     share = int(total * options.gpu_memory_utilization)
     # The null block is part of the pool.

@@ -1,4 +1,4 @@
-"""From logits to tokens."""
+"""Samples tokens from logits."""
 
 import torch
 
@@ -16,6 +16,6 @@ def sample_tokens(logits: torch.Tensor, sampling: SamplingInputs) -> torch.Tenso
         sampling: How to draw in each row.
 
     Returns:
-        [num_sampled] int64 token IDs, -1 where the logits are no distribution.
+        [num_sampled] int64 token IDs, -1 where the logits are not a distribution.
     """
     return sample(logits, sampling.temperatures, sampling.seeds, sampling.positions)

@@ -1,4 +1,4 @@
-"""Steps to run before the first request: they compile kernels and show what memory is needed."""
+"""Steps run before the first request: they compile kernels and show how much memory is needed."""
 
 from array import array
 
@@ -14,12 +14,12 @@ def warm_up_plans(
     Args:
         options: The limits of a step.
         max_model_len: The limit of a sequence.
-        is_largest: Whether to reach those limits; else the steps are as small as can be.
+        is_largest: Whether to reach those limits; otherwise the steps are as small as possible.
 
     Returns:
-        Plans with rows of many tokens, of one token, and of both; then, of ever more tokens.
+        Plans with rows of many tokens, of one token, and of both; then with ever more tokens.
     """
-    # Each row yields a token, which must have a place behind those that it computes.
+    # Each row yields a token, which must fit after those that the row computes.
     max_num_tokens = max_model_len - 1
     num_seqs = min(options.max_num_seqs, options.max_num_batched_tokens)
     small = min(2, max_num_tokens, options.max_num_batched_tokens)

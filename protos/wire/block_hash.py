@@ -1,7 +1,7 @@
-"""The chained block hash, which engines and routers must compute alike.
+"""The chained block hash, which engines and routers must compute identically.
 
 A block's digest is xxh3-128 over its parent's digest and its token IDs as little-endian int32.
-The first block's parent is the root, which keeps models, adapters and salts apart. On the wire a
+The first block's parent is the root, which separates models, adapters and salts. On the wire, a
 digest is its low 64 bits. Golden vectors: `tests/contract/test_block_hash.py`.
 """
 
@@ -22,12 +22,12 @@ def root_digest(model_fingerprint: str, adapter: str = "", cache_salt: str = "")
     Args:
         model_fingerprint: The fingerprint that the engine reports.
         adapter: The adapter's name, empty for the base model.
-        cache_salt: Keeps the blocks of those who do not know it apart.
+        cache_salt: Only requests with an equal salt share blocks.
     """
     root = xxhash.xxh3_128(SCHEME.encode())
     for part in (model_fingerprint, adapter, cache_salt):
         encoded = part.encode()
-        # The length keeps ("ab", "c") and ("a", "bc") apart.
+        # The length makes ("ab", "c") and ("a", "bc") differ.
         root.update(struct.pack("<I", len(encoded)))
         root.update(encoded)
     return root.digest()
@@ -57,7 +57,7 @@ def block_digests(parent: bytes, token_ids: "array[int]", block_size: int) -> li
 
 
 def low_64_bits(digest: bytes) -> int:
-    """Returns what stands for the digest on the wire, from 0 to 2^64 - 1."""
+    """Returns the form of the digest on the wire, from 0 to 2^64 - 1."""
     return int.from_bytes(digest[8:], "big")
 
 

@@ -8,18 +8,18 @@ from protos.wire.message_parser import max_bytes
 _SPARE_BYTES = 64 * 1024
 """For fields that a newer peer may send."""
 _CHAT_MESSAGE_BYTES = 64
-"""Of one message of a chat beside its content."""
+"""Size of one chat message, without its content."""
 
 MAX_SUBMISSION_BYTES = max_bytes(engine_pb2.Submission)
 """The largest submission whose fields are within their bounds."""
 ENGINE_REQUEST_BYTES = MAX_SUBMISSION_BYTES + _SPARE_BYTES
-"""The largest message that an engine receives; a router sends none larger than the largest
+"""The largest message that an engine accepts; a router sends none larger than the largest
 submission."""
 ENGINE_RESPONSE_BYTES = 4 * 1024 * 1024
-"""The largest message that an engine sends, and a router receives of it."""
+"""The largest message that an engine sends and a router accepts from it."""
 
 _MAX_BACKLOG = 65_536
-"""Calls that wait for the server to look at them; past it they end as CANCELLED without a word."""
+"""Calls that wait for the server to accept them; any beyond end as CANCELLED without a message."""
 
 _KEEPALIVE_TIME_MS = 10_000
 _KEEPALIVE_TIMEOUT_MS = 5_000
@@ -28,7 +28,7 @@ ChannelOptions = list[tuple[str, int]]
 
 
 def router_request_bytes(max_prompt_bytes: int) -> int:
-    """Returns the largest message that a router receives, if it takes prompts of such a size."""
+    """Returns the largest message that a router accepts, given the largest prompt."""
     prompt = max(max_prompt_bytes, max_bytes(router_pb2.TokenIds))
     messages = MAX_CHAT_MESSAGES * _CHAT_MESSAGE_BYTES
     params = max_bytes(router_pb2.SamplingParams)
@@ -36,26 +36,26 @@ def router_request_bytes(max_prompt_bytes: int) -> int:
 
 
 def server_options(max_request_bytes: int = ENGINE_REQUEST_BYTES) -> ChannelOptions:
-    """Returns the options of a server: message limit, and pings both ways.
+    """Returns the options of a server: message limit, and pings in both directions.
 
-    The server's own notice a client whose machine is gone, so that its requests are cancelled.
+    The server's pings detect a client whose machine is gone, so that its requests are cancelled.
 
     Args:
-        max_request_bytes: The largest message that it receives. gRPC holds compressed messages to
-            it before and after they are decompressed.
+        max_request_bytes: The largest message that it accepts. gRPC applies it to compressed
+            messages both before and after decompression.
     """
     return [
         ("grpc.max_receive_message_length", max_request_bytes),
         ("grpc.max_send_message_length", -1),
-        # A burst is refused by our own bounds, which say why. By default the backlog is cut at
-        # random from 1,000 on.
+        # Our own bounds refuse a burst, and say why. The default backlog drops calls at random
+        # from 1,000 on.
         ("grpc.server.max_pending_requests", _MAX_BACKLOG),
         ("grpc.server.max_pending_requests_hard_limit", _MAX_BACKLOG),
-        # Without this a second server on a port shares it silently instead of failing.
+        # Without this, a second server on a port shares it silently instead of failing.
         ("grpc.so_reuseport", 0),
         ("grpc.keepalive_time_ms", _KEEPALIVE_TIME_MS),
         ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
-        # Else a ping without an answer is waited for a minute, whatever the line above says.
+        # Otherwise an unanswered ping is waited for a minute, despite the line above.
         ("grpc.http2.ping_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
@@ -65,18 +65,18 @@ def server_options(max_request_bytes: int = ENGINE_REQUEST_BYTES) -> ChannelOpti
 
 
 def client_options() -> ChannelOptions:
-    """Returns the options of a long-lived channel: message limit, and pings that notice a loss."""
+    """Returns the options of a long-lived channel: message limit, and pings that detect a loss."""
     return [
         ("grpc.max_receive_message_length", ENGINE_RESPONSE_BYTES),
         ("grpc.max_send_message_length", -1),
         ("grpc.keepalive_time_ms", _KEEPALIVE_TIME_MS),
         ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
-        # Else a ping without an answer is waited for a minute, whatever the line above says.
+        # Otherwise an unanswered ping is waited for a minute, despite the line above.
         ("grpc.http2.ping_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 5_000),
-        # Services find each other by address; a proxy of the environment must not come between.
+        # Services connect by address; a proxy from the environment must not be used.
         ("grpc.enable_http_proxy", 0),
     ]

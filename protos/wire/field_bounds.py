@@ -1,7 +1,7 @@
-"""How much each field may hold of the messages that our services receive: the one place.
+"""The bound of each field in the messages that our services receive; defined only here.
 
-The contracts' comments state the same numbers, and `message_parser` holds messages to them before
-anything is built from them. A field without an entry must be one that cannot grow.
+The contracts' comments state the same numbers, and `message_parser` checks messages against them
+before it builds anything from them. A field without an entry must be unable to grow.
 """
 
 from collections.abc import Mapping
@@ -33,12 +33,12 @@ from protos.wire.reason import Reason
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FieldBound:
-    """The most that one field holds.
+    """The bound of one field.
 
     Attributes:
-        entries: Of a repeated field.
-        bytes: Of a text, or of each entry of a repeated one.
-        reason: Why a message that has more is refused.
+        entries: The most entries of a repeated field.
+        bytes: The most bytes of a string, or of each entry of a repeated one.
+        reason: The error reason for a message that exceeds the bound.
     """
 
     entries: int = 1
@@ -141,4 +141,4 @@ FIELD_BOUNDS: Mapping[str, FieldBound] = {
         },
     ),
 }
-"""By the field's full name."""
+"""Bounds by the field's full name."""

@@ -1,9 +1,9 @@
-"""Bounds of a request that engines and routers hold alike; the contracts' comments state them."""
+"""Bounds of requests, common to engines and routers; the contracts' comments state them."""
 
 MAX_LABEL_CHARACTERS = 256
-"""Of a request's ID, of its cache salt, and of a name."""
+"""Of a request ID, a cache salt or a model name."""
 MAX_LABEL_BYTES = 4 * MAX_LABEL_CHARACTERS
-"""Of the same in UTF-8."""
+"""The same in UTF-8 bytes."""
 
 MAX_TEMPERATURE = 100.0
 
@@ -14,10 +14,10 @@ MAX_LOGIT_BIASES = 1024
 MAX_STOP_TEXTS = 1024
 
 MAX_SEQUENCE_TOKENS = 1 << 20
-"""Of a prompt, and of what was generated for it, whatever the model's own length."""
+"""Of a prompt, and of the tokens generated for it, whatever the model's own length."""
 
 MAX_PROMPT_BYTES = 8 * 1024 * 1024
-"""Of a text, or of all messages of a chat together; a router takes less unless it is told to."""
+"""Of a text, or of all messages of a chat together; a router's default limit is lower."""
 MAX_CHAT_MESSAGES = 4096
 
 MAX_TRACEPARENT_BYTES = 256
@@ -25,17 +25,17 @@ MAX_TRACESTATE_BYTES = 1024
 
 MAX_SUBMISSIONS = 1024
 MAX_CANCELLED_HANDLES = 4096
-"""Of one message of a router."""
+"""Per message of a router."""
 
 MAX_STEP_REQUESTS = 8192
 MAX_STEP_TOKENS = 131_072
 MAX_STEP_EVENTS = 1024
 MAX_STEP_FAILURES = 256
-"""Of one message of an engine, which spreads a larger step over several: taking one in holds a
-router's event loop for some 20 ms at most."""
+"""Per message of an engine, which splits a larger step into several: handling one message blocks a
+router's event loop for at most some 20 ms."""
 
 MAX_ERROR_DETAILS = 8
 MAX_BLOCK_HASHES = 1 << 14
-"""128 KiB of hashes: parsing them does not add up when many engines send theirs at once."""
+"""128 KiB of hashes, so that parsing stays short when many engines send theirs at once."""
 MAX_CHUNK_BYTES = 1 << 20
 MAX_EOS_TOKEN_IDS = 1024

@@ -1,9 +1,8 @@
-"""Messages of a peer, held to `FIELD_BOUNDS` before anything is built from them.
+"""Parses a peer's messages, and checks them against `FIELD_BOUNDS` before building from them.
 
-A small message is parsed first and counted then, since its size bounds what it can become (and
-the texts in its lists, which are not looked at one by one). In a large one the fields are counted
-on the wire, up to the first bound that is passed, so that the work is that of the bounds, whatever
-was sent.
+A small message is parsed first and counted afterwards, since its size bounds the result. (Strings
+inside its lists are not checked one by one.) In a large message, the fields are counted on the wire
+up to the first exceeded bound, so that the work depends on the bounds and not on what was sent.
 """
 
 import functools
@@ -19,14 +18,14 @@ from protos.wire.reason import Reason
 from protos.wire.wire_format import BYTES, FIXED32, FIXED64, BadWireFormat, read_fields
 
 SMALL_BYTES = 64 * 1024
-"""Parsing as much takes half a millisecond at worst."""
+"""Parsing this much takes half a millisecond at worst."""
 _TINY_BYTES = 64
-"""Of a message in a list: it is not looked into if it holds no list itself."""
+"""A message in a list of at most this size, without lists of its own, is not inspected."""
 MAX_SURPLUS_FIELDS = 1024
-"""Fields of one message that are unknown, given once more than once, or not packed."""
+"""Fields of one message that are unknown, given more than once, or not packed."""
 
 _MAX_EXPLAINED_BYTES = 4096
-"""A message that is no larger is searched for what is wrong with it."""
+"""In an invalid message of up to this size, the wrong field is searched for."""
 _WIDTHS = {
     FieldDescriptor.TYPE_FIXED32: 4,
     FieldDescriptor.TYPE_SFIXED32: 4,
@@ -41,12 +40,12 @@ _Message = TypeVar("_Message", bound=Message)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Malformed:
-    """Stands for a message that cannot be taken, and says why.
+    """Replaces a refused message, and says why.
 
     Attributes:
         text: Names the field, the value and the bound.
         metadata: The same for programs.
-        reason: What the call ends with.
+        reason: The error reason of the call.
     """
 
     text: str
@@ -55,7 +54,7 @@ class Malformed:
 
 
 class MessageParser(Generic[_Message]):
-    """Parses messages of one type; a deserializer for gRPC, which never raises."""
+    """Parses messages of one type; a gRPC deserializer that never raises."""
 
     def __init__(self, message_class: type[_Message]) -> None:
         self._class = message_class
@@ -63,7 +62,7 @@ class MessageParser(Generic[_Message]):
         self._least_excess = self._schema.least_excess
 
     def __call__(self, data: bytes) -> _Message | Malformed:
-        """Returns the message, or why there is none."""
+        """Returns the message, or why it was refused."""
         is_small = len(data) <= SMALL_BYTES
         try:
             if not is_small:
@@ -118,29 +117,29 @@ class _Refused(Exception):
 
 @dataclass(kw_only=True)
 class _Field:
-    """What is known of one field of a message type."""
+    """Properties of one field of a message type."""
 
     name: str
     number: int
     is_repeated: bool
     bound: FieldBound
     width: int
-    """Bytes of one number on the wire, at least; 0 if it is no number."""
+    """The fewest bytes of one number on the wire; 0 if it is not a number."""
     is_text: bool = False
     is_bytes: bool = False
     schema: "_Schema | None" = None
-    """Of the messages that it holds."""
+    """The type of the messages that it contains."""
 
     @functools.cached_property
     def has_lists(self) -> bool:
-        """Whether the messages that it holds have lists; their texts are bounded by the whole."""
+        """Whether its messages contain lists; their strings are bounded by the message size."""
         return self.schema is not None and not self.schema.is_flat
 
     @functools.cached_property
     def least_excess(self) -> int:
-        """Bytes of the smallest value that is too much."""
+        """Bytes of the smallest value that exceeds the bound."""
         least = self.bound.bytes + 1 if self.is_bytes else SMALL_BYTES
-        # The texts of messages in a list are looked at only if these hold lists.
+        # Strings in messages of a list are checked only if these contain lists.
         if self.schema is not None and (self.has_lists or not self.is_repeated):
             least = self.schema.least_excess
         if self.is_repeated:
@@ -150,13 +149,13 @@ class _Field:
 
 @dataclass(slots=True)
 class _Schema:
-    """What is known of a message type.
+    """Properties of a message type.
 
     Attributes:
-        fields: By number.
-        bounded: Those of which a small message can hold too much.
-        is_flat: Whether it holds no list, and no message that does.
-        least_excess: Bytes of the smallest message that has too much of anything.
+        fields: Fields by number.
+        bounded: Fields whose bound a small message can exceed.
+        is_flat: Whether it contains no list, and no message that does.
+        least_excess: Bytes of the smallest message that exceeds any bound.
     """
 
     fields: dict[int, _Field]
@@ -196,10 +195,10 @@ def _field_of(one: FieldDescriptor) -> _Field:
 
 
 class _Counting:
-    """Goes over the fields of one message on the wire.
+    """Counts the fields of one message on the wire.
 
-    The counts of a message are kept by field number; those of a message in a field that is not
-    repeated go on when the field is given again, since such messages are merged.
+    Counts are kept per message and field number. If a field that is not repeated gives a message
+    more than once, its counts continue, since such messages are merged.
     """
 
     def __init__(self, data: bytes, *, checks_utf8: bool = False) -> None:
@@ -210,7 +209,7 @@ class _Counting:
     def count(
         self, start: int, end: int, schema: _Schema, counts: dict[int, Any], prefix: str
     ) -> None:
-        """Raises what is wrong with the fields between two places in the data."""
+        """Raises on the first excess among the fields between two positions in the data."""
         fields = schema.fields
         for number, wire_type, begin, finish in read_fields(self._data, start, end):
             one = fields.get(number)
@@ -299,7 +298,7 @@ class _Counting:
 
 
 def _find_excess(message: Message, schema: _Schema, prefix: str, size: int) -> Malformed | None:
-    """Returns what a message has too much of that came in so many bytes."""
+    """Returns which bound a parsed message of this size on the wire exceeds, if any."""
     for one in schema.bounded:
         found = None
         if size < one.least_excess:

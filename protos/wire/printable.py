@@ -1,7 +1,7 @@
-"""Texts of others, as a line of a log or of a terminal may show them.
+"""Makes foreign text safe to show on one line of a log or a terminal.
 
-Printable is what `str.isprintable` says: no control characters, line separators, unpaired
-surrogates or invisible marks such as those that turn the direction of writing.
+Printable is what `str.isprintable` accepts: no control characters, line separators, unpaired
+surrogates or invisible marks such as those that change the direction of writing.
 """
 
 from protos.wire.limits import MAX_LABEL_CHARACTERS
@@ -10,7 +10,7 @@ NAME_RULE = f"1 to {MAX_LABEL_CHARACTERS} printable characters without spaces"
 
 
 def escape(text: str) -> str:
-    r"""Returns a text with all that is not printable written as `repr` does, such as `\n`."""
+    r"""Returns a text with all unprintable characters written as in `repr`, such as `\n`."""
     if text.isprintable():
         return text
     return "".join(
@@ -19,17 +19,17 @@ def escape(text: str) -> str:
 
 
 def shown(text: str, max_characters: int = 100) -> str:
-    """Returns a text as an error quotes it: cut, and escaped."""
+    """Returns a text as quoted in errors: cut and escaped."""
     if len(text) > max_characters:
         text = f"{text[:max_characters]}…"
     return escape(text)
 
 
 def is_name(text: str) -> bool:
-    """Whether a text can be the name of a model, by `NAME_RULE`."""
+    """Whether a text is valid as the name of a model, by `NAME_RULE`."""
     return 1 <= len(text) <= MAX_LABEL_CHARACTERS and text.isprintable() and " " not in text
 
 
 def first_unprintable(text: str) -> str:
-    """Returns the first character that is not printable, escaped, or an empty text."""
+    """Returns the first unprintable character, escaped, or an empty string."""
     return next((escape(character) for character in text if not character.isprintable()), "")

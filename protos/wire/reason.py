@@ -1,4 +1,4 @@
-"""The error reasons, apart from gRPC so that the engine core can name them too."""
+"""The error reasons, in a module without gRPC so that the engine core can import it."""
 
 import enum
 

@@ -1,7 +1,7 @@
-"""The error reasons and the one table from reason to gRPC status code.
+"""Error statuses, and the one table from error reason to gRPC status code.
 
-A reason travels in a google.rpc.ErrorInfo, beside a RetryInfo where waiting helps, so that a
-client of any language can tell errors of one code apart.
+A google.rpc.ErrorInfo carries the reason, with a RetryInfo if waiting helps. So a client in any
+language can tell apart errors with the same code.
 """
 
 import re
@@ -39,8 +39,8 @@ STATUS_CODES: Mapping[Reason, grpc.StatusCode] = {
     Reason.INTERNAL: grpc.StatusCode.INTERNAL,
 }
 
-# A client drops a status of more than 8 KiB, and with it code and reason. The message travels in
-# it twice, up to three and 4/3 times as long as it is; a value of the metadata once.
+# A client drops a status of more than 8 KiB, and with it code and reason. The status contains the
+# message twice, up to three and 4/3 times as long as it is, and each metadata value once.
 _MAX_MESSAGE_BYTES = 1024
 _MAX_VALUE_BYTES = 512
 _MAX_METADATA_BYTES = 2048
@@ -50,9 +50,9 @@ _MAX_DOMAIN_BYTES = 128
 _REASON = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 _MAX_DETAILS = 16
-"""Details of a status that are looked at; ours has two."""
+"""Details of a status that are examined; ours has two."""
 _MAX_DETAIL_BYTES = 64 * 1024
-"""Of one detail that is parsed; its texts would be cut anyway."""
+"""Largest detail that is parsed; its strings would be cut anyway."""
 _MAX_RETRY_SECONDS = 3600.0
 
 _UNKNOWN: int = grpc.StatusCode.UNKNOWN.value[0]
@@ -63,13 +63,13 @@ _ERROR_CODES = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorStatus:
-    """What a google.rpc.Status of ours says.
+    """The content of a google.rpc.Status.
 
     Attributes:
         code: The number of a google.rpc.Code.
         message: For a developer.
-        reason: One of `Reason`, or another text from a newer or foreign server, or empty.
-        domain: Whose reason it is, such as "pagestream.engine.v1".
+        reason: One of `Reason`, another name from a newer or foreign server, or empty.
+        domain: The domain of the reason, such as "pagestream.engine.v1".
         metadata: Every number and name of the message.
         retry_after: Seconds after which the same call may succeed, or None.
     """
@@ -96,9 +96,9 @@ def error_status(
     metadata: Mapping[str, str] | None = None,
     retry_after: float | None = None,
 ) -> ErrorStatus:
-    """Builds the status of a reason with the code that the table gives it.
+    """Builds the status for a reason, with the code from the table.
 
-    Texts that a call's trailers could not carry are cut: they may quote what a client sent.
+    Strings too long for a call's trailers are cut: they may quote what a client sent.
     """
     return _bounded(
         ErrorStatus(
@@ -113,8 +113,8 @@ def error_status(
 
 
 def cut(text: str, max_bytes: int = _MAX_MESSAGE_BYTES) -> str:
-    """Returns a text of at most so many bytes of UTF-8, and an ellipsis if there was more."""
-    # No character is shorter than a byte: no more than what may stay is ever encoded.
+    """Returns a text cut to so many bytes of UTF-8, with an ellipsis if it was longer."""
+    # A character has at least one byte, so never encode more characters than bytes may stay.
     content = text[: max_bytes + 1].encode(errors="replace")
     if len(content) <= max_bytes:
         return content.decode()
@@ -133,7 +133,7 @@ def _bounded(status: ErrorStatus) -> ErrorStatus:
     return ErrorStatus(
         code=status.code if status.code in _ERROR_CODES else _UNKNOWN,
         message=cut(status.message),
-        # A part of a name would be another name.
+        # Part of a name would be another name.
         reason=status.reason if _REASON.fullmatch(status.reason) else "",
         domain=cut(status.domain, _MAX_DOMAIN_BYTES),
         metadata=metadata,
@@ -161,11 +161,11 @@ def pack_details(error: ErrorStatus) -> list[any_pb2.Any]:
 
 
 def unpack(code: int, message: str, details: Iterable[any_pb2.Any]) -> ErrorStatus:
-    """Reads a status back, whatever a peer put into it; never raises.
+    """Reads a status from a peer, whatever it contains; never raises.
 
-    Texts are cut as in a status of ours. A code that is none, or OK, becomes UNKNOWN. Details that
-    are of other kinds, cannot be parsed, are over 64 KiB or come after the first 16 are passed
-    over, as are a reason that is no name and a delay below zero; one above an hour is an hour.
+    Strings are cut as in our own statuses. An invalid code, or OK, becomes UNKNOWN. Ignored are
+    details of other kinds, unparsable, over 64 KiB or after the first 16, and also invalid reasons
+    and delays below zero. A delay above an hour becomes an hour.
     """
     info = ErrorInfo()
     retry = RetryInfo()
@@ -190,7 +190,7 @@ def unpack(code: int, message: str, details: Iterable[any_pb2.Any]) -> ErrorStat
 
 
 def _parse(detail: any_pb2.Any, into: "ErrorInfo | RetryInfo") -> bool:
-    """Reads a detail into a message of its kind; returns whether it is one of that kind."""
+    """Parses a detail into a message; returns whether the detail is of that message's type."""
     if not detail.Is(into.DESCRIPTOR):
         return False
     if len(detail.value) <= _MAX_DETAIL_BYTES:
@@ -204,5 +204,5 @@ def _parse(detail: any_pb2.Any, into: "ErrorInfo | RetryInfo") -> bool:
 
 
 def to_rpc_status(error: ErrorStatus) -> status_pb2.Status:
-    """Returns the google.rpc.Status that a call ends with (`grpc_status.rpc_status`)."""
+    """Returns the google.rpc.Status that ends a call (`grpc_status.rpc_status`)."""
     return status_pb2.Status(code=error.code, message=error.message, details=pack_details(error))

@@ -1,7 +1,7 @@
-"""Long lists of token IDs between messages and arrays, without a Python object for each.
+"""Copies long lists of token IDs between messages and arrays, without a Python object for each.
 
-An element of a repeated field costs some 80 ns to read or write by iteration, which for a million
-is longer than an event loop may be held; on the wire the list is what an array holds.
+Reading or writing a repeated field by iteration takes some 80 ns per element. For a million that
+would block an event loop for too long. On the wire, the list has the same bytes as an array.
 """
 
 import sys
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _MIN_COUNT = 512
-"""Below this, iteration is quicker."""
+"""Below this, iteration is faster."""
 
 _Message = TypeVar("_Message", bound=Message)
 
 
 def read_token_ids(message: Message, name: str) -> "array[int]":
-    """Returns what a `repeated fixed32` field holds, as an array of typecode "I"."""
+    """Returns the content of a `repeated fixed32` field, as an array of typecode "I"."""
     values: Sequence[int] = getattr(message, name)
     if len(values) < _MIN_COUNT or sys.byteorder != "little":
         return array("I", values)
@@ -43,9 +43,9 @@ def add_token_ids(message: _Message, name: str, token_ids: "array[int]") -> _Mes
     """Appends an array to a `repeated fixed32` field, and returns the message.
 
     Args:
-        message: What to append to.
-        name: The field's.
-        token_ids: Typecode "I", or "i" without IDs below 0.
+        message: The message to append to.
+        name: Name of the field.
+        token_ids: Typecode "I", or "i" without negative IDs.
     """
     if len(token_ids) < _MIN_COUNT or sys.byteorder != "little":
         getattr(message, name).extend(token_ids)

@@ -1,7 +1,7 @@
-"""What names a set of tokenizer files: `tokenizer_sha256` of the engine's GetModelInfo.
+"""The digest that identifies a set of tokenizer files: `tokenizer_sha256` of GetModelInfo.
 
-Engines announce it and routers compute it again over what they were sent, since they keep a loaded
-tokenizer by this name for all engines that announce it.
+Engines announce it. Routers recompute it over the files received, since they share one loaded
+tokenizer among all engines that announce the same digest.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ def tokenizer_digest(files: Mapping[str, bytes]) -> str:
     """Returns the digest of names and contents, 64 hexadecimal digits; "" if there are no files.
 
     Args:
-        files: By name, the SHA-256 of each content, as 32 bytes. Their order does not matter.
+        files: The SHA-256 of each content (32 bytes), by name. The order does not matter.
     """
     whole = hashlib.sha256()
     for name in sorted(files):

@@ -1,22 +1,22 @@
-"""The fields of a serialized message, without a word of what they mean."""
+"""Reads the fields of a serialized message without knowing their meaning."""
 
 from collections.abc import Iterator
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
-"""Wire types; those of groups, which no contract of ours has, are refused."""
+"""Wire types; those of groups are refused, since our contracts have none."""
 
 _MAX_VARINT_BYTES = 10
 
 
 class BadWireFormat(Exception):
-    """The bytes are no fields of a message."""
+    """The bytes are not a valid list of fields."""
 
 
 def read_fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """Yields number, wire type, begin and end of the value of each field between two places.
+    """Yields number, wire type, begin and end of each field's value between two positions.
 
     Raises:
-        BadWireFormat: The bytes are no fields, or there is a group.
+        BadWireFormat: The bytes are not valid fields, or contain a group.
     """
     position = start
     while position < end:
@@ -46,7 +46,7 @@ def read_fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, i
 
 
 def packed(number: int, values: bytes) -> bytes:
-    """Returns a field that holds these bytes, such as a packed list of numbers."""
+    """Returns a length-delimited field with these bytes, such as a packed list of numbers."""
     return _varint(number << 3 | BYTES) + _varint(len(values)) + values
 
 

@@ -1,1 +1,1 @@
-"""The engines: who is there, the connection to each, and what each may say."""
+"""The engines: the fleet, the connection to each, and the contract that each must keep."""

@@ -1,20 +1,20 @@
-"""What an engine may tell of its prefix cache, and how fast, by what it announced of itself."""
+"""Bounds on the amount and rate of an engine's cache messages, based on its model information."""
 
 from router.engines.connection_loss import ConnectionLost
 from router.types import CacheUpdate, ModelInfo
 
 MAX_BLOCKS = 1 << 21
-"""Of one engine, whatever it announces: 33 million tokens in blocks of 16, and 300 MB here."""
+"""The most blocks of one engine: 33 million tokens in blocks of 16, and 300 MB of memory here."""
 
-# A busy engine computes 10,000 blocks a second in some hundred steps, each with a message.
+# A busy engine computes 10,000 blocks a second in about a hundred steps, with a message for each.
 _BLOCKS_PER_SECOND = 100_000.0
 _MESSAGE_COST = 32
-"""In blocks: so much dearer is a message than one of its blocks."""
+"""In blocks: a message costs this much more than one of its blocks."""
 _SPARE_BLOCKS = 1 << 16
 
 
 class CacheBounds:
-    """The bounds of one engine from the check of its model on."""
+    """The bounds of one engine, from the check of its model on."""
 
     def __init__(self, model: ModelInfo) -> None:
         self.num_blocks = min(max(0, model.num_blocks), MAX_BLOCKS)
@@ -22,32 +22,32 @@ class CacheBounds:
         self._num_in_snapshot = 0
 
     def check(self, update: CacheUpdate) -> None:
-        """Takes note of a message before it is worked on.
+        """Checks a message before it is applied.
 
         Raises:
-            ConnectionLost: It is of another start of the engine, tells more blocks than the engine
-                has, or is a part of a snapshot that brings it no further.
+            ConnectionLost: The message has another epoch, more blocks than the engine has, or is an
+                empty part of a snapshot.
         """
         if update.epoch != self._epoch:
-            raise ConnectionLost(f"its cache is of epoch {update.epoch}, it is of {self._epoch}")
+            raise ConnectionLost(f"its cache has epoch {update.epoch}, its model {self._epoch}")
         if update.is_snapshot:
             if update.is_first:
                 self._num_in_snapshot = 0
             if not update.stored and not update.is_last:
-                raise ConnectionLost("a part of a snapshot of its cache is empty")
+                raise ConnectionLost("it sent an empty part of a snapshot of its cache")
             self._num_in_snapshot += len(update.stored)
             num_told = self._num_in_snapshot
         else:
             num_told = max(len(update.stored), len(update.removed))
         if num_told > self.num_blocks:
-            raise ConnectionLost(f"it tells of more than its {self.num_blocks} blocks at once")
+            raise ConnectionLost(f"it reports more than its {self.num_blocks} blocks at once")
 
 
 class CachePace:
-    """Holds up an engine that tells more of its cache than one has to tell.
+    """Slows down an engine that sends more cache messages than it needs to.
 
-    It may send two whole snapshots at once; beyond that its messages are taken no faster than
-    100,000 blocks a second, which is a tenth of a core.
+    It may send two whole snapshots at once. Beyond that, its messages are accepted at no more than
+    100,000 blocks a second, which takes a tenth of a core.
     """
 
     def __init__(self) -> None:
@@ -55,12 +55,12 @@ class CachePace:
         self._time = 0.0
 
     def wait(self, update: CacheUpdate, num_blocks: int, now: float) -> float:
-        """Returns how many seconds a message must wait.
+        """Returns how many seconds to delay a message.
 
         Args:
             update: The message.
-            num_blocks: What the engine has.
-            now: A clock, in seconds.
+            num_blocks: The engine's number of blocks.
+            now: Time of a monotonic clock, in seconds.
         """
         paid = (now - self._time) * _BLOCKS_PER_SECOND
         cost = len(update.stored) + len(update.removed) + _MESSAGE_COST

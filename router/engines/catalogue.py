@@ -8,14 +8,14 @@ from router.errors import NoEngine, UnknownModel
 from router.types import ModelInfo, ModelSnapshot, TokenRequest
 
 RETRY_SECONDS = 1.0
-"""After which a client may try again that found no engine."""
+"""Seconds after which a client that found no engine may try again."""
 
 
 def models(members: Collection[FleetMember]) -> list[ModelSnapshot]:
     """Returns the models of all connected engines, by name, with their longest length.
 
-    All else is what the engine says that is connected longest: none that comes later changes what
-    requests are made of.
+    All else comes from the engine that has been connected longest, so that a new engine does not
+    change how requests are made.
     """
     infos: dict[str, ModelInfo] = {}
     counts: dict[str, int] = {}
@@ -34,11 +34,11 @@ def models(members: Collection[FleetMember]) -> list[ModelSnapshot]:
 
 
 def find(name: str, members: Collection[FleetMember]) -> ModelInfo:
-    """Returns what is served under a name; an empty name means the only model.
+    """Returns the model served under a name; an empty name means the only model.
 
     Raises:
-        UnknownModel: Engines are connected, but none serves it, or a name is needed.
-        NoEngine: No engine is connected that could.
+        UnknownModel: Engines are connected, but none serves this model, or a name is needed.
+        NoEngine: No engine that could serve it is connected.
     """
     served = [(member.accepted_at, info) for member in members if (info := member.served_model)]
     names = {info.name for _, info in served}
@@ -54,22 +54,22 @@ def find(name: str, members: Collection[FleetMember]) -> ModelInfo:
         )
     known = ", ".join(f'"{served_name}"' for served_name in sorted(names))
     problem = f'model "{name:.128}" is not served' if name else "model is empty"
-    raise UnknownModel(f"{problem}; served are: {known}", {"model": name})
+    raise UnknownModel(f"{problem}; models served: {known}", {"model": name})
 
 
 def find_for(request: TokenRequest, members: Collection[FleetMember]) -> ModelInfo:
-    """Returns the model of a request, which must be the one that its prompt was made for.
+    """Returns the model of a request, which must be the one that its prompt was tokenized for.
 
-    Tokens of one tokenizer mean nothing to an engine of another.
+    Token IDs of one tokenizer mean nothing to a model with another.
 
     Raises:
-        UnknownModel, NoEngine: As `find`; NoEngine also when the name has another model by now.
+        UnknownModel, NoEngine: As `find`; NoEngine also if the name now stands for another model.
     """
     info = find(request.model, members)
     made_for = request.model_info
     if made_for is not None and made_for.identity != info.identity:
         raise NoEngine(
-            f'model "{info.name}" has changed since the request came; send it again',
+            f'model "{info.name}" has changed since the request arrived; send the request again',
             {"model": info.name},
             retry_after=RETRY_SECONDS,
         )
@@ -77,7 +77,7 @@ def find_for(request: TokenRequest, members: Collection[FleetMember]) -> ModelIn
 
 
 def difference(newcomer: FleetMember, info: ModelInfo, members: Collection[FleetMember]) -> str:
-    """Returns how an engine differs from those that serve a model of the same name, or ""."""
+    """Returns how an engine differs from others that serve a model of the same name, or ""."""
     for member in members:
         known = member.accepted_model
         if member is newcomer or known is None or known.name != info.name:

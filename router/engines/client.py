@@ -1,8 +1,8 @@
-"""The router's end of one engine: a channel and a long-lived pair of streams.
+"""The router's connection to one engine: a channel and two long-lived streams.
 
-GenerateMany carries all requests of this router, WatchCache the engine's prefix cache. `run`
-keeps both up for ever, and believes nothing that comes: whatever goes wrong with one engine, this
-router's own faults included, makes that engine unavailable and nothing else.
+GenerateMany carries all requests of this router, WatchCache the changes of the engine's prefix
+cache. `run` keeps both open and trusts nothing that it receives: any fault with one engine, even a
+bug in this router, makes only that engine unavailable.
 """
 
 import asyncio
@@ -50,10 +50,10 @@ _logger = logging.getLogger(__name__)
 _SERVICE = engine_pb2.DESCRIPTOR.services_by_name["EngineService"]
 _SERVICE_NAME = _SERVICE.full_name
 
-_DETAILS = {EngineState.SERVING: "", EngineState.DRAINING: "it finishes what it has"}
+_DETAILS = {EngineState.SERVING: "", EngineState.DRAINING: "it finishes its requests"}
 
 _WATCH_FACTOR = 15
-"""The longest wait before the cache is watched again, by that before a connection: 30 s."""
+"""The longest wait before watching the cache again, in units of `max_backoff`: 30 s."""
 
 _GenerateManyCall = grpc.aio.StreamStreamCall[
     engine_pb2.GenerateManyRequest, engine_pb2.GenerateManyResponse
@@ -62,18 +62,18 @@ _GenerateManyCall = grpc.aio.StreamStreamCall[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientSettings:
-    """Bounds and waits of an engine client; times are seconds.
+    """Bounds and waits of an engine client; times are in seconds.
 
     Attributes:
-        call_timeout: For the model's description, for the first message of a stream and for each
-            message of the tokenizer files.
+        call_timeout: For the model information, the first message of a stream and each message of
+            the tokenizer files.
         tokenizer_timeout: For the whole transfer of the tokenizer files.
         min_backoff: Wait before the first attempt to reconnect; doubles up to `max_backoff`. Each
-            wait is drawn from half to all of it, so that routers do not return in step.
+            wait is a random half to all of it, so that routers do not reconnect in step.
         max_backoff: The longest wait between attempts.
-        max_open_requests: Requests under way on the engine; more are refused.
-        max_buffered_tokens: Tokens of one request that wait for its reader; more fail it.
-        refusals: Hears of messages of the engine that cannot be taken.
+        max_open_requests: Requests in progress on the engine; more are refused.
+        max_buffered_tokens: Tokens of one request that wait for its reader; with more it fails.
+        refusals: Records messages of the engine that were refused.
     """
 
     call_timeout: float = 5.0
@@ -86,19 +86,19 @@ class ClientSettings:
 
 
 class EngineListener(Protocol):
-    """What the owner of a client learns from it; called from the client's task."""
+    """Callbacks to the owner of a client, made from the client's task."""
 
     def check_model(self, model: ModelInfo) -> str:
-        """Returns why the engine may not serve, or an empty text."""
+        """Returns why the engine may not serve, or an empty string."""
 
     def cache_position(self) -> tuple[int, int]:
-        """Returns epoch and sequence number of the cache as it is known, (0, 0) for none."""
+        """Returns epoch and sequence number of the known cache state, (0, 0) for none."""
 
     async def cache_changed(self, update: CacheUpdate) -> bool:
-        """Takes in a change; False asks for a new snapshot."""
+        """Applies a change; False asks for a new snapshot."""
 
     def state_changed(self) -> None:
-        """The client has another state, or failed once more to leave the one it has."""
+        """The client's state changed, or another attempt to leave it failed."""
 
     def load_reported(self) -> None:
         """The engine sent its load."""
@@ -109,12 +109,12 @@ class EngineClient:
 
     Attributes:
         address: "host:port" of the engine.
-        state: SERVING only while GenerateMany is up and the engine takes requests.
-        detail: Why the engine is not serving, for a person; empty when it is.
-        model: What the engine said of its model when last connected.
-        load: What the engine last said of its load.
-        num_connections: How often GenerateMany came up.
-        num_faults: What the engine did that it must not, by kind.
+        state: SERVING only while GenerateMany is open and the engine takes requests.
+        detail: Why the engine is not serving, for people to read; empty if it is.
+        model: The engine's model information from the last connection.
+        load: The engine's last load report.
+        num_connections: How often GenerateMany was opened.
+        num_faults: Faults of the engine, by kind.
     """
 
     def __init__(
@@ -143,18 +143,18 @@ class EngineClient:
 
     @property
     def is_connected(self) -> bool:
-        """Whether the connection stands, whatever the engine says of its state."""
+        """Whether the engine is connected, whatever state it reports."""
         return self._stub is not None
 
     @property
     def is_quarantined(self) -> bool:
-        """Whether the engine stalled or misbehaved, and is left alone until it is well."""
+        """Whether the engine stalled or misbehaved, and gets no requests until it is healthy."""
         return self._quarantine.is_on
 
     async def run(self) -> None:
-        """Keeps the engine connected until cancelled; never returns by itself.
+        """Keeps the engine connected until cancelled; never returns otherwise.
 
-        From then on it takes no more requests.
+        After that, it accepts no more requests.
         """
         try:
             await self._keep_connected()
@@ -166,23 +166,23 @@ class EngineClient:
         async with asyncio.TaskGroup() as tasks:
             while True:
                 num_connections = self.num_connections
-                # A task of its own: a group that is failing, as a connection does when it is lost,
-                # forgets a cancellation that comes meanwhile (before Python 3.13).
+                # A separate task: a group that is failing, as on a lost connection, drops a
+                # cancellation that arrives meanwhile (before Python 3.13).
                 await asyncio.wait([tasks.create_task(self._connect())])
                 if self.num_connections > num_connections:
                     backoff = self._settings.min_backoff
-                # An engine that stalled may accept a connection all the same, and requests.
+                # An engine that stalled may still accept a connection and requests.
                 wait = max(backoff, self._quarantine.take_wait())
                 await asyncio.sleep(wait * random.uniform(0.5, 1.0))
                 backoff = min(2 * backoff, self._settings.max_backoff)
 
     def submit(self, request: TokenRequest) -> RequestStream:
-        """Sends a request with the next message; returns its events at once.
+        """Sends a request with the next message; returns its event stream at once.
 
         Raises:
             EngineLost: The engine is not connected (ENGINE_FAILED).
-            QueueFull: Too many requests are under way on the engine.
-            InvalidRequest: It is larger than an engine takes.
+            QueueFull: Too many requests are in progress on the engine.
+            InvalidRequest: The request is larger than an engine accepts.
         """
         is_connected = self.state in (EngineState.SERVING, EngineState.DRAINING)
         if self._requests is None or not is_connected:
@@ -195,12 +195,12 @@ class EngineClient:
             self._requests.end_all(error)
 
     async def get_tokenizer(self, sha256: str) -> dict[str, bytes]:
-        """Returns the engine's tokenizer files by name, which together have this digest.
+        """Returns the engine's tokenizer files by name; together they have the given digest.
 
         Raises:
             EngineLost: The engine is not connected.
-            EngineError: It has none (NO_TOKENIZER), sent files that do not match what it
-                announced (INTERNAL), or none for too long (ENGINE_FAILED).
+            EngineError: It has none (NO_TOKENIZER), sent files other than announced (INTERNAL), or
+                sent nothing for too long (ENGINE_FAILED).
         """
         if self._stub is None:
             raise EngineLost(self._lost_status())
@@ -221,17 +221,17 @@ class EngineClient:
         except asyncio.CancelledError as error:
             if _num_cancellations() > before:
                 raise
-            # Not this task was cancelled but the channel closed, which grpc reports alike.
+            # The channel was closed, not this task cancelled; grpc reports both alike.
             raise EngineLost(self._lost_status()) from error
         finally:
             call.cancel()
 
     async def _connect(self) -> None:
-        """Serves one connection from its beginning to its loss; raises nothing else."""
+        """Serves one connection until it is lost; raises only when this task must end."""
         self._is_exiting = False
         try:
             await self._serve_once()
-        # Also what is no Exception: a panic of a library in Rust is none.
+        # Also non-Exceptions: a panic of a Rust library is a BaseException.
         except BaseException as error:
             if ends_task(error):
                 raise
@@ -245,7 +245,7 @@ class EngineClient:
         if loss.fault is not None:
             self.num_faults[loss.fault] += 1
         if loss.fault is Fault.UNEXPECTED:
-            _logger.debug("engine met a fault engine=%s", self.address, exc_info=error)
+            _logger.debug("engine fault caught engine=%s", self.address, exc_info=error)
         if loss.fault not in (None, Fault.MISMATCH):
             self._quarantine.begin()
         forget_frames(error)
@@ -253,7 +253,7 @@ class EngineClient:
         self._set_state(loss.state, loss.detail)
 
     async def _serve_once(self) -> None:
-        # A channel of its own per attempt: its waits are ours, not hidden in the transport.
+        # One channel per attempt, so that the waits are ours, not hidden in the transport.
         options = [*channel.client_options(), ("grpc.use_local_subchannel_pool", 1)]
         async with grpc.aio.insecure_channel(self.address, options=options) as connection:
             if self._quarantine.is_on:
@@ -270,7 +270,7 @@ class EngineClient:
                 self._stub = None
 
     async def _probe(self, connection: grpc.aio.Channel) -> None:
-        """Asks an engine that was left alone whether it is well, rather than trying a request."""
+        """Asks a quarantined engine for its health, rather than risking a request."""
         stub = health_pb2_grpc.HealthStub(connection)
         try:
             answer = await stub.Check(
@@ -285,7 +285,7 @@ class EngineClient:
                 return
             names = health_pb2.HealthCheckResponse.ServingStatus
             said = names.Name(status) if status in names.values() else str(status)
-        raise ConnectionLost(f"it was left alone, and its health check says {said}")
+        raise ConnectionLost(f"it is quarantined, and its health check says {said}")
 
     async def _get_model(self, stub: engine_pb2_grpc.EngineServiceStub) -> ModelInfo:
         response = checked(
@@ -328,9 +328,9 @@ class EngineClient:
     async def _open(
         self, call: _GenerateManyCall, model: ModelInfo
     ) -> engine_pb2.GenerateManyResponse:
-        """Begins a stream; returns its first message, once both ends mean the same engine.
+        """Opens a stream and returns its first message, after both ends agree on the engine.
 
-        The channel connects again by itself, and the address may lead to another engine by then.
+        The channel reconnects by itself, and its address may then lead to another engine.
         """
         seconds = self._settings.call_timeout
         try:
@@ -339,13 +339,13 @@ class EngineClient:
                     await call.write(engine_pb2.GenerateManyRequest(epoch=model.epoch))
                 first = await _read(call)
         except TimeoutError as error:
-            raise ConnectionLost(f"its stream brought nothing within {seconds} s") from error
+            raise ConnectionLost(f"its stream sent nothing within {seconds} s") from error
         if first is None or not first.HasField("load"):
             raise ConnectionLost("its stream did not begin with its load")
         if (first.epoch, first.model_fingerprint) != (model.epoch, model.fingerprint):
             raise ConnectionLost(
-                f"its stream is of epoch {first.epoch} and fingerprint "
-                f'"{first.model_fingerprint:.64}", its model of epoch {model.epoch} and '
+                f"its stream has epoch {first.epoch} and fingerprint "
+                f'"{first.model_fingerprint:.64}", its model epoch {model.epoch} and '
                 f'fingerprint "{model.fingerprint}": it is another engine, or older than this '
                 "router",
                 Fault.MISMATCH,
@@ -363,12 +363,12 @@ class EngineClient:
     async def _receive(self, call: _GenerateManyCall, requests: OpenRequests) -> None:
         while (message := await _read(call)) is not None:
             self._deliver(requests, message)
-            # Else it would stay, of whatever size, until the next one comes.
+            # Otherwise it would stay in memory, however large, until the next one arrives.
             del message
         raise ConnectionLost("it ended its stream")
 
     async def _watch_steps(self, requests: OpenRequests) -> None:
-        """Ends the connection when the engine, though it has work, makes no step for too long."""
+        """Ends the connection if the engine has work but makes no step for too long."""
         detector = self._stall_detector = StallDetector()
         while True:
             await asyncio.sleep(TICK_SECONDS)
@@ -376,7 +376,7 @@ class EngineClient:
             if detector.is_stalled(self.model, self.load):
                 raise ConnectionLost(
                     f"stalled: no step for {detector.silence:.1f} s "
-                    f"with {len(requests)} requests under way",
+                    f"with {len(requests)} requests in progress",
                     Fault.STALLED,
                 )
 
@@ -391,7 +391,7 @@ class EngineClient:
         self._listener.load_reported()
         state = self.load.state
         if state is not self.state:
-            self._set_state(state, _DETAILS.get(state, "it reports no known state"))
+            self._set_state(state, _DETAILS.get(state, "it reports an unknown state"))
 
     async def _watch_cache(self, stub: engine_pb2_grpc.EngineServiceStub, model: ModelInfo) -> None:
         loop = asyncio.get_running_loop()
@@ -401,13 +401,13 @@ class EngineClient:
             try:
                 await self._watch_once(stub, model)
             except (ConnectionLost, grpc.aio.AioRpcError) as error:
-                # The requests do not suffer: what is known of the cache is a hint.
+                # Requests are not affected: the known cache state is only a hint.
                 loss = loss_of(error)
                 if loss.fault is not None:
                     self.num_faults[loss.fault] += 1
                 _logger.warning("cache watch lost engine=%s detail=%s", self.address, loss.detail)
             longest = _WATCH_FACTOR * self._settings.max_backoff
-            # That something came says nothing: it may be the same nonsense each time.
+            # Receiving messages proves nothing: they may be the same nonsense each time.
             if loop.time() - started > longest:
                 backoff = self._settings.min_backoff
             await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
@@ -422,14 +422,14 @@ class EngineClient:
         try:
             async for message in call:
                 if checked(message).epoch != model.epoch:
-                    # Streams under way outlive a change of the address; new ones do not.
+                    # Open streams stay with the old engine if the address moves; new ones do not.
                     raise ConnectionLost(
-                        f"its cache is of epoch {message.epoch}, its model of {model.epoch}",
+                        f"its cache has epoch {message.epoch}, its model {model.epoch}",
                         Fault.MISMATCH,
                     )
                 if not await self._listener.cache_changed(to_cache_update(message)):
                     _logger.warning(
-                        "cache watch has a gap engine=%s epoch=%d sequence_number=%d held=%d",
+                        "cache gap found engine=%s epoch=%d sequence_number=%d held=%d",
                         self.address,
                         message.epoch,
                         message.sequence_number,
@@ -442,7 +442,7 @@ class EngineClient:
 
     def _lost_status(self) -> ErrorStatus:
         return error_status(
-            # One whose time of grace is over has failed nobody.
+            # An engine that exits after its grace period has not failed.
             Reason.DRAINING if self._is_exiting else Reason.ENGINE_FAILED,
             f"engine {self.address} is not connected: {self.detail}",
             domain=DOMAIN,
@@ -459,7 +459,11 @@ class EngineClient:
         if (state, detail) != (self.state, self.detail):
             level = logging.INFO if state is EngineState.SERVING else logging.WARNING
             _logger.log(
-                level, "engine engine=%s state=%s detail=%s", self.address, state.value, detail
+                level,
+                "engine state changed engine=%s state=%s detail=%s",
+                self.address,
+                state.value,
+                detail,
             )
         self.state, self.detail = state, detail
         if state in (EngineState.CONNECTING, EngineState.UNAVAILABLE):
@@ -474,6 +478,6 @@ async def _read(call: _GenerateManyCall) -> engine_pb2.GenerateManyResponse | No
 
 
 def _num_cancellations() -> int:
-    """Returns how often the running task was asked to end; only a rise says anything."""
+    """Returns how many cancellations of the running task are pending; only a rise matters."""
     task = asyncio.current_task()
     return task.cancelling() if task else 0

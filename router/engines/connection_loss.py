@@ -16,23 +16,23 @@ _Message = TypeVar("_Message")
 
 
 class Fault(enum.StrEnum):
-    """What an engine did that no engine should; the metric counts by these names."""
+    """The kinds of engine faults; the metric uses these names."""
 
     STALLED = "stalled"
-    """It had work and made no step."""
+    """The engine had work and made no step."""
     VIOLATION = "violation"
-    """It said what the contract forbids."""
+    """The engine sent something that the contract forbids."""
     MISMATCH = "mismatch"
-    """It is another start, or another engine, than the one that described its model."""
+    """The engine is not the one, or not the start of it, that described its model."""
     UNEXPECTED = "unexpected"
-    """What came from it met a fault of this router."""
+    """A message from the engine led to an error in this router."""
 
 
 class ConnectionLost(Exception):
     """The engine cannot be used for now; the text says why.
 
     Attributes:
-        fault: What the engine did, None if nothing is wrong with it but that it cannot be used.
+        fault: The engine's fault; None if it is merely unavailable.
     """
 
     def __init__(self, text: str, fault: Fault | None = None) -> None:
@@ -45,9 +45,9 @@ class Loss:
     """How a connection ended.
 
     Attributes:
-        state: The engine's from now on.
-        detail: Why, for a person; of bounded length.
-        fault: What the engine did, or None.
+        state: The engine's new state.
+        detail: Why, for people to read; of bounded length.
+        fault: The engine's fault, or None.
         is_draining: Whether the engine ended the connection to drain.
     """
 
@@ -58,21 +58,21 @@ class Loss:
 
 
 def violation(text: str) -> ConnectionLost:
-    """Returns the error of an engine that breaks the contract; the text says how."""
+    """Returns the error for an engine that breaks the contract; the text says how."""
     return ConnectionLost(f"it broke the contract: {text}", Fault.VIOLATION)
 
 
 def checked(message: _Message | None) -> _Message:
-    """Returns a message that came; one that cannot be taken arrives as None."""
+    """Returns a received message; None stands for one that was refused."""
     if message is None:
-        raise violation("a message cannot be parsed or holds too much; the log says which field")
+        raise violation("a message cannot be parsed or exceeds a bound; the log names the field")
     return message
 
 
 def ends_task(error: BaseException) -> bool:
-    """Tells whether an error is no fault of anyone, but asks the running task to end.
+    """Tells whether an error only asks the running task to end.
 
-    gRPC reports as a cancellation also that a call was cancelled; the task was not, then.
+    gRPC also reports a cancelled call as a cancellation; the task itself was not cancelled then.
     """
     if isinstance(error, asyncio.CancelledError):
         task = asyncio.current_task()
@@ -82,7 +82,7 @@ def ends_task(error: BaseException) -> bool:
 
 
 def loss_of(error: BaseException) -> Loss:
-    """Returns what an error, or a group of them, says of the connection that ended with it."""
+    """Returns how a connection ended, from the error or group of errors that ended it."""
     leaves = _leaves(error)
     losses = [leaf for leaf in leaves if isinstance(leaf, ConnectionLost)]
     for loss in losses:
@@ -92,7 +92,7 @@ def loss_of(error: BaseException) -> Loss:
         if not isinstance(leaf, ConnectionLost | grpc.aio.AioRpcError):
             detail = cut(f"unexpected {type(leaf).__name__}: {leaf}")
             return Loss(state=EngineState.UNAVAILABLE, detail=detail, fault=Fault.UNEXPECTED)
-    # A broken stream also fails the writer, in words that say less.
+    # A broken stream also fails the writer, with a less useful text.
     calls = [leaf for leaf in leaves if isinstance(leaf, grpc.aio.AioRpcError)]
     if calls:
         return _ended_by(status_of(calls[0]))
@@ -100,16 +100,16 @@ def loss_of(error: BaseException) -> Loss:
 
 
 def forget_frames(error: BaseException) -> None:
-    """Lets go of what the frames of an error hold: the message that it was about, of any size.
+    """Frees what the frames of an error hold, such as the message that caused it, of any size.
 
-    Frames and error hold each other, so that they would stay until garbage is collected.
+    Frames and error reference each other, so that they would stay until garbage is collected.
     """
     for leaf in _leaves(error):
         traceback.clear_frames(leaf.__traceback__)
 
 
 def _ended_by(status: ErrorStatus) -> Loss:
-    """Returns the loss of a connection that the engine, or the way to it, ended so."""
+    """Returns the loss for a connection that the engine or the network ended with a status."""
     is_mismatch = status.reason == Reason.EPOCH_MISMATCH
     is_starting = status.reason == Reason.STARTING
     return Loss(

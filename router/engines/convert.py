@@ -1,4 +1,4 @@
-"""Between the messages of the engine's contract and the router's own types."""
+"""Converts between the messages of the engine's contract and the router's own types."""
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -20,12 +20,12 @@ from router.types import (
 )
 
 _MAX_COUNT = 2**20
-"""Requests of one engine: no engine has as many."""
+"""Upper bound of requests on one engine; no engine has as many."""
 _MAX_PREFILL_TOKENS = 2**40
 _MAX_BLOCKS = 2**31 - 1
 _MIN_RATE = 0.01
 _MAX_RATE = 1e9
-"""Tokens per second, of the slowest machine and the fastest."""
+"""Tokens per second of the slowest and the fastest machine."""
 
 _STATES = {
     engine_pb2.ENGINE_STATE_SERVING: EngineState.SERVING,
@@ -38,11 +38,11 @@ _REASONS = {
 
 
 def status_of(error: grpc.aio.AioRpcError) -> ErrorStatus:
-    """Returns what a failed call says; our own details are in its trailers. Never raises."""
+    """Returns the status of a failed call; our own details are in its trailers. Never raises."""
     try:
         rich = rpc_status.from_call(error)
     except (ValueError, DecodeError):
-        # The details are of another error, since the call was cut while it ended, or are none.
+        # The call was cut off while it ended, so that the details are missing or do not match.
         rich = None
     if rich is not None:
         return unpack(rich.code, rich.message, rich.details)
@@ -54,7 +54,7 @@ def status_of(error: grpc.aio.AioRpcError) -> ErrorStatus:
 
 
 def to_submission(handle: int, request: TokenRequest) -> engine_pb2.Submission:
-    """Returns the submission of a request; a value that no field can hold raises ValueError."""
+    """Returns the submission of a request; raises ValueError if a value does not fit its field."""
     message = engine_pb2.GenerateRequest(
         request_id=request.request_id,
         sampling_params=_to_sampling_params(request.sampling_params),
@@ -75,7 +75,7 @@ def to_submission(handle: int, request: TokenRequest) -> engine_pb2.Submission:
 
 
 def _to_sampling_params(params: SamplingParams) -> engine_pb2.SamplingParams:
-    # An argument of None leaves the field unset.
+    # Passing None leaves a field unset.
     return engine_pb2.SamplingParams(
         temperature=params.temperature,
         max_tokens=params.max_tokens,
@@ -98,7 +98,7 @@ def _to_sampling_params(params: SamplingParams) -> engine_pb2.SamplingParams:
 
 
 def to_model(response: engine_pb2.GetModelInfoResponse) -> ModelInfo:
-    """Returns what an engine says of its model."""
+    """Returns an engine's model information."""
     return ModelInfo(
         name=response.model_name,
         architecture=response.architecture,
@@ -117,9 +117,9 @@ def to_model(response: engine_pb2.GetModelInfoResponse) -> ModelInfo:
 
 
 def to_load(load: engine_pb2.EngineLoad) -> EngineLoad:
-    """Returns an engine's load; an unknown state counts as unavailable, nonsense as nothing.
+    """Returns an engine's load. An unknown state counts as unavailable, an absurd rate as 0.
 
-    Counts and rates are bounded, so that costs made of them stay finite.
+    Counts and rates are bounded, so that costs computed from them stay finite.
     """
     return EngineLoad(
         state=_STATES.get(load.state, EngineState.UNAVAILABLE),
@@ -138,7 +138,7 @@ def _count(value: int, most: int = _MAX_COUNT) -> int:
 
 
 def _rate(value: float) -> float:
-    """Returns a rate that costs can be computed with; what no engine reaches is unmeasured."""
+    """Returns a rate usable for costs; one that no engine reaches counts as unmeasured."""
     return value if _MIN_RATE <= value <= _MAX_RATE else 0.0
 
 
@@ -167,7 +167,7 @@ def to_outcome(address: str, finish: engine_pb2.Finish) -> Finished | EngineErro
     """Returns how a request ended."""
     reason = _REASONS.get(finish.reason)
     if reason is None:
-        message = f"engine {address} ended the request for an unknown reason: {finish.reason}"
+        message = f"engine {address} ended the request with the unknown reason {finish.reason}"
         return EngineError(error_status(Reason.INTERNAL, message, domain=DOMAIN))
     stop = finish.stop_token_id if finish.HasField("stop_token_id") else None
     return Finished(reason=reason, stop_token_id=stop)

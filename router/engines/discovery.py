@@ -1,7 +1,7 @@
-"""Where the engines are: a list, a file or a name in DNS, each as a source of all their addresses.
+"""Finds the engines: from a list, a file or a DNS name, each a source of all addresses.
 
-File and name are polled. A poll that fails changes nothing: engines that are there do not go away
-with the name server, and a slip in the file must not take them all out.
+File and name are polled. A failed poll changes nothing: running engines must not disappear with the
+name server, and a typing error in the file must not remove them all.
 """
 
 import asyncio
@@ -20,57 +20,57 @@ from servicekit.daemon_thread import run_in_daemon_thread
 _logger = logging.getLogger(__name__)
 
 _MAX_ENGINES = 4096
-"""Of one source; each has a connection and some tasks of its own."""
+"""The most engines of one source; each takes a connection and some tasks."""
 _MAX_FILE_BYTES = 1_048_576
 _FILE_INTERVAL_SECONDS = 1.0
 _LOOKUP_SECONDS = 10.0
-"""Deadline of a lookup. Resolvers ask again after 5 s, which makes up for a lost packet."""
+"""Deadline of a lookup. Resolvers retry after 5 s, which makes up for a lost packet."""
 _JITTER = 0.2
-"""How far the wait before a poll may lie from the interval, as a share of it."""
+"""How much the wait before a poll may deviate from the interval, as a share of it."""
 
 Addresses = tuple[str, ...]
 """All engines, each once, as "host:port"."""
 Resolver = Callable[[str, int], Awaitable[Iterable[str]]]
-"""Returns the IP addresses of a host, of which one may stand twice; raises OSError."""
+"""Returns the IP addresses of a host, possibly with duplicates; raises OSError."""
 Sleep = Callable[[float], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceName:
-    """A host whose IP addresses are those of all engines, and the port of each of them."""
+    """A host name whose IP addresses are those of all engines, and their common port."""
 
     host: str
     port: int
 
 
 class Discovery(Protocol):
-    """Knows all engines there are; has one reader."""
+    """Knows all engine addresses; has one reader."""
 
     @property
     def num_failures(self) -> int:
-        """How many polls gave no addresses that can be used."""
+        """How many polls gave no usable addresses."""
 
     def addresses(self) -> AsyncIterator[Addresses]:
-        """Yields all addresses as soon as they are known, and all of them again on a change.
+        """Yields all addresses as soon as they are known, and all of them again on each change.
 
         Never ends and never fails. Cancelling the wait for the next item ends the iteration at
-        once; of a poll under way, its system call ends by itself in a thread of the event loop.
+        once; the system call of a running poll ends later, in a thread.
         """
 
 
 class Source(Protocol):
-    """What a poll asks; its text names it in the log."""
+    """What is polled; its string names it in the log."""
 
     async def read(self) -> Addresses:
         """Returns all addresses, at least one; may be cancelled at any time.
 
         Raises:
-            Unusable: There are none, or not all can be told.
+            Unusable: There are no addresses, or not all can be read.
         """
 
 
 class Unusable(Exception):
-    """A source does not tell where the engines are; the text ends a sentence on the source."""
+    """A source gives no usable addresses; the text completes a sentence about the source."""
 
 
 def discover(
@@ -80,13 +80,13 @@ def discover(
     engine_dns: ServiceName | None,
     interval: float,
 ) -> Discovery:
-    """Returns where the engines are, by the one of the first three that is given.
+    """Returns the discovery for the one of the first three arguments that is given.
 
-    Reads a file at once, and blocks meanwhile; a name need not resolve yet.
+    Reads a file at once and blocks meanwhile; a name need not resolve yet.
 
     Args:
         engines: All addresses, or none.
-        engines_file: File with one address a line.
+        engines_file: File with one address per line.
         engine_dns: Name whose A and AAAA records are the engines'.
         interval: Seconds between two lookups of the name.
 
@@ -106,7 +106,7 @@ def discover(
 
 
 class StaticDiscovery:
-    """Engines that stay the same."""
+    """A fixed list of engines."""
 
     num_failures = 0
 
@@ -120,15 +120,15 @@ class StaticDiscovery:
 
 
 class PolledDiscovery:
-    """Engines of a source that is asked again and again.
+    """Engines from a source that is polled.
 
     Args:
-        source: Who is asked.
+        source: The source to poll.
         interval: Seconds between two polls; each wait is up to a fifth shorter or longer, so that
-            routers that started together do not ask together for ever.
-        known: What the source said already.
-        sleep: Waits; given by tests.
-        rng: Draws the waits; given by tests.
+            routers that started together do not keep polling together.
+        known: Addresses already read from the source.
+        sleep: Waits; tests set it.
+        rng: Draws the waits; tests set it.
     """
 
     def __init__(
@@ -150,15 +150,15 @@ class PolledDiscovery:
 
     @property
     def num_failures(self) -> int:
-        """How many polls gave no addresses that can be used."""
+        """How many polls gave no usable addresses."""
         return self._num_failures
 
     async def addresses(self) -> AsyncIterator[Addresses]:
-        """Yields all addresses as soon as they are known, and all of them again on a change.
+        """Yields all addresses as soon as they are known, and all of them again on each change.
 
-        A poll that fails is counted, and logged if the one before did not fail in the same way.
-        Never ends and never fails. Cancelling the wait for the next item ends the iteration at
-        once; of a poll under way, its system call ends by itself in a thread of the event loop.
+        A failed poll is counted, and logged unless the one before failed in the same way. Never
+        ends and never fails. Cancelling the wait for the next item ends the iteration at once; the
+        system call of a running poll ends later, in a thread.
         """
         if self._known:
             yield self._known
@@ -175,7 +175,7 @@ class PolledDiscovery:
         await self._sleep(self._interval * self._rng.uniform(1 - _JITTER, 1 + _JITTER))
 
     async def _poll(self) -> Addresses:
-        """Returns what the source says, or what is known where that cannot be used."""
+        """Returns the source's addresses, or the known ones if it gives none that can be used."""
         try:
             found = await self._source.read()
         except Unusable as error:
@@ -183,7 +183,7 @@ class PolledDiscovery:
             if str(error) != self._problem:
                 self._problem = str(error)
                 _logger.warning(
-                    "engines stay as known source=%s num_known=%d problem=%s",
+                    "engine discovery failed source=%s num_known=%d problem=%s",
                     self._source,
                     len(self._known),
                     error,
@@ -191,15 +191,15 @@ class PolledDiscovery:
             return self._known
         if self._problem:
             self._problem = ""
-            _logger.info("engines told again source=%s", self._source)
+            _logger.info("engine discovery recovered source=%s", self._source)
         return found
 
 
 class EnginesFile:
-    """A file with one address a line; "#" begins a comment.
+    """A file with one address per line; "#" starts a comment.
 
-    It is read whole each time. Its time, size and inode can all stay the same across a change, and
-    tell nothing of a read that failed for a moment.
+    Each poll reads the whole file. Its modification time, size and inode can all stay the same
+    across a change, and they do not show that a read failed for a moment.
     """
 
     def __init__(self, path: Path) -> None:
@@ -211,7 +211,7 @@ class EnginesFile:
     async def read(self) -> Addresses:
         """Returns the addresses in the order of the lines.
 
-        Cancelling ends the wait, and the thread that reads ends by itself.
+        Cancelling ends the wait; the reading thread ends later.
 
         Raises:
             Unusable: The file is missing, unreadable, empty or too large, or a line is wrong.
@@ -219,7 +219,7 @@ class EnginesFile:
         return await asyncio.to_thread(self.load)
 
     def load(self) -> Addresses:
-        """Does the same as `read`, blocking."""
+        """The same as `read`, but blocks."""
         try:
             with self._path.open("rb") as file:
                 content = file.read(_MAX_FILE_BYTES + 1)
@@ -237,7 +237,7 @@ class EnginesFile:
                 raise Unusable(f"line {number} is not UTF-8") from None
             except ValueError as error:
                 raise Unusable(f"line {number} {error}") from None
-        # Also what a reader meets while the file is written anew in place.
+        # A reader also sees this while the file is rewritten in place.
         if not addresses:
             raise Unusable("lists no address")
         return tuple(addresses)
@@ -253,12 +253,12 @@ async def _resolve(host: str, port: int) -> list[str]:
 
 
 class EngineDns:
-    """A name whose A and AAAA records are the engines', as a headless Service's are.
+    """A DNS name whose A and AAAA records are the engines', as for a headless Service.
 
     Args:
-        name: What is looked up.
-        resolve: Looks it up; given by tests.
-        timeout: Seconds that a lookup may take.
+        name: The name to look up.
+        resolve: Looks it up; tests set it.
+        timeout: The most seconds that a lookup may take.
     """
 
     def __init__(
@@ -272,10 +272,10 @@ class EngineDns:
         return join(self._name.host, self._name.port)
 
     async def read(self) -> Addresses:
-        """Returns the addresses, sorted: name servers give them in any order.
+        """Returns the addresses, sorted, since name servers return them in any order.
 
-        Cancelling ends the wait. The thread that looks up goes on for as long as the system's
-        resolver tries, and nothing waits for it.
+        Cancelling ends the wait. The lookup thread runs until the system's resolver gives up, and
+        nothing waits for it.
 
         Raises:
             Unusable: The lookup fails, takes too long or finds nothing.
@@ -290,21 +290,21 @@ class EngineDns:
             raise Unusable(f"does not resolve: {error.strerror}") from None
         addresses = {join(ip, port) for ip in found}
         if not addresses:
-            raise Unusable("resolves to nothing")
+            raise Unusable("resolves to no address")
         if len(addresses) > _MAX_ENGINES:
             raise Unusable(f"resolves to more than {_MAX_ENGINES} addresses")
         return tuple(sorted(addresses))
 
 
 def parse_addresses(text: str) -> Addresses:
-    """Returns the "host:port" addresses of a text, which commas separate, in their order.
+    """Returns the "host:port" addresses of a comma-separated text, in order.
 
-    An IPv6 address stands in brackets: "[::1]:9000". A host's name is one engine, however many
-    addresses it has: it is resolved with each connection.
+    An IPv6 address is written in brackets: "[::1]:9000". A host name is one engine, however many IP
+    addresses it has; it is resolved for each connection.
 
     Raises:
-        ValueError: An address is malformed or stands twice, or there are too many; ends a sentence
-            on the text.
+        ValueError: An address is malformed or listed twice, or there are too many; the message
+            completes a sentence about the text.
     """
     addresses: dict[str, None] = {}
     for part in text.split(","):
@@ -316,13 +316,13 @@ def parse_service_name(text: str) -> ServiceName:
     """Returns the name and the port of a text "name:port".
 
     Raises:
-        ValueError: The text is malformed; ends a sentence on it.
+        ValueError: The text is malformed; the message completes a sentence about it.
     """
     host, port = _split(text)
     try:
         host.encode("idna")
     except UnicodeError:
-        raise ValueError(f'has "{shown(text)}", whose name DNS cannot hold') from None
+        raise ValueError(f'has "{shown(text)}", whose host is not a valid DNS name') from None
     return ServiceName(host=host, port=port)
 
 

@@ -1,4 +1,4 @@
-"""All engines of a router: who is there, and what each serves.
+"""All engines of a router and the models that they serve.
 
 `run` keeps every engine connected. The fleet belongs to one event loop and needs no lock.
 """
@@ -34,13 +34,13 @@ _SWEEP_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetStatistics:
-    """What the fleet counts itself; of single requests, its observer learns."""
+    """Counts of the fleet as a whole; its observers count single requests."""
 
     index: IndexStatistics
     num_connections: int
-    """How often a connection to an engine came up, of all engines."""
+    """Connections opened, of all engines."""
     num_faults: Mapping[Fault, int]
-    """What engines did that they must not, by kind."""
+    """Faults of engines, by kind."""
 
 
 class Fleet:
@@ -61,26 +61,26 @@ class Fleet:
         self._members: dict[str, FleetMember] = {}
         self._newcomers: asyncio.Queue[FleetMember] = asyncio.Queue()
         self._addresses: dict[str, None] = {}
-        """Of all engines there are; members are also those that have not left yet."""
+        """All current addresses; members also include engines that are still leaving."""
         self._num_past_connections = 0
         self._num_past_faults: Counter[Fault] = Counter()
         self.set_addresses(addresses)
 
     def set_addresses(self, addresses: Iterable[str]) -> None:
-        """Makes these all engines there are.
+        """Replaces the list of engines.
 
-        One that is new is connected. One that is gone gets no new request, and is forgotten when
-        its last one has ended or its connection is lost.
+        New engines are connected. Removed engines get no new requests, and are forgotten when their
+        last request has ended or their connection is lost.
         """
         self._addresses = dict.fromkeys(addresses)
         for address in self._addresses:
             if address not in self._members:
                 self._join(address)
-        # Those that are gone first: an engine is not kept away by its own other name that leaves.
+        # Removed addresses first, so that one does not block another name of the same engine.
         for member in sorted(self._members.values(), key=lambda m: m.address in self._addresses):
             is_leaving = self._must_leave(member)
             if is_leaving != member.is_leaving:
-                verb = "leaves" if is_leaving else "is back"
+                verb = "leaves" if is_leaving else "returns"
                 _logger.info("engine %s engine=%s", verb, member.address)
                 member.is_leaving = is_leaving
         self._state_changed()
@@ -94,7 +94,7 @@ class Fleet:
                 tasks.create_task(self._run_member(member), name=f"engine {member.address}")
 
     async def _sweep(self) -> None:
-        """Gives the memory of engines that left back, in slices."""
+        """Frees the memory of engines that left, in slices."""
         while True:
             has_more = self._index.sweep()
             await asyncio.sleep(0 if has_more else _SWEEP_SECONDS)
@@ -109,18 +109,18 @@ class Fleet:
     def _must_leave(self, member: FleetMember) -> bool:
         if member.address not in self._addresses or member.is_closing:
             return True
-        # While it was leaving, another name of the same engine may have taken its place.
+        # While it was leaving, another name of the same engine may have replaced it.
         return member.is_leaving and self._twin(member, member.known_model) is not None
 
     async def _run_member(self, member: FleetMember) -> None:
         """Keeps an engine connected until it has left."""
         try:
             await self._keep_connected(member)
-        # A client survives what its engine does; a fault of it is not the other engines' end.
+        # A client survives all that its engine does; a bug in it must not end the other engines.
         except BaseException as error:
             if ends_task(error):
                 raise
-            _logger.exception("engine starts over engine=%s", member.address)
+            _logger.exception("engine client restarted engine=%s", member.address)
             self._num_past_faults[Fault.UNEXPECTED] += 1
             self._state_changed()
             await asyncio.sleep(RETRY_SECONDS)
@@ -128,7 +128,7 @@ class Fleet:
         self._index.remove_engine(member.address)
         self._num_past_connections += member.client.num_connections
         self._num_past_faults += member.client.num_faults
-        _logger.info("engine has left engine=%s", member.address)
+        _logger.info("engine left engine=%s", member.address)
         if member.address in self._addresses:
             self._join(member.address)
         self._state_changed()
@@ -136,14 +136,14 @@ class Fleet:
     async def _keep_connected(self, member: FleetMember) -> None:
         async with asyncio.TaskGroup() as tasks:
             connection = tasks.create_task(member.client.run())
-            # Nobody announces the end of a request.
+            # There is no event for the end of a request.
             while not member.is_done:  # noqa: ASYNC110
                 await asyncio.sleep(_LEAVE_POLL_SECONDS)
             member.is_closing = True
             connection.cancel()
 
     async def wait_ready(self) -> None:
-        """Waits until some engine takes requests."""
+        """Waits until at least one engine takes requests."""
         await self._ready.wait()
 
     async def wait_unready(self) -> None:
@@ -151,7 +151,7 @@ class Fleet:
         await self._unready.wait()
 
     def engines(self) -> list[EngineSnapshot]:
-        """Returns what is known of each engine, in the order of their addresses as given."""
+        """Returns the state of each engine, in the order of the given addresses."""
         return [member.snapshot() for member in self._members.values()]
 
     def models(self) -> list[ModelSnapshot]:
@@ -159,16 +159,16 @@ class Fleet:
         return catalogue.models(self._members.values())
 
     def model_info(self, name: str) -> ModelInfo:
-        """Returns what is served under a name; an empty name means the only model.
+        """Returns the model served under a name; an empty name means the only model.
 
         Raises:
-            UnknownModel: Engines are connected, but none serves it, or a name is needed.
-            NoEngine: No engine is connected that could.
+            UnknownModel: Engines are connected, but none serves this model, or a name is needed.
+            NoEngine: No engine that could serve it is connected.
         """
         return catalogue.find(name, self._members.values())
 
     async def fetch_tokenizer(self, model: ModelInfo) -> dict[str, bytes]:
-        """Returns a model's tokenizer files by name, which have the digest that the model names.
+        """Returns a model's tokenizer files by name; they have the digest that the model names.
 
         Raises:
             EngineError: No engine that announces this digest sent them.
@@ -187,11 +187,11 @@ class Fleet:
         }
 
     def model_of(self, request: TokenRequest) -> ModelInfo:
-        """Returns the model of a request, which must be the one that its prompt was made for.
+        """Returns the model of a request, which must be the one that its prompt was tokenized for.
 
         Raises:
-            UnknownModel, NoEngine: As `model_info`; NoEngine also when the name has another model
-                by now.
+            UnknownModel, NoEngine: As `model_info`; NoEngine also if the name now stands for
+                another model.
         """
         return catalogue.find_for(request, self._members.values())
 
@@ -204,14 +204,14 @@ class Fleet:
         return self._index.match(hashes)
 
     def epoch_of(self, address: str) -> int | None:
-        """Returns the epoch of an engine, None unless it takes requests."""
+        """Returns the epoch of an engine, or None if it takes no requests."""
         member = self._members.get(address)
         if member is None or not member.takes_requests or member.served_model is None:
             return None
         return member.served_model.epoch
 
     def end_requests(self, error: RequestError) -> None:
-        """Ends every request under way on an engine with an error."""
+        """Ends every request in progress on an engine with an error."""
         for member in self._members.values():
             member.client.end_requests(error)
 
@@ -227,15 +227,15 @@ class Fleet:
         )
 
     def served(self) -> list[ModelInfo]:
-        """Returns what the connected engines serve."""
+        """Returns the models of the connected engines."""
         served = [member.served_model for member in self._members.values()]
         return [info for info in served if info is not None]
 
     def _check_model(self, newcomer: FleetMember, info: ModelInfo) -> str:
-        """Returns how an engine differs from those that serve a model of the same name.
+        """Returns how an engine differs from others that serve a model of the same name.
 
-        An engine that is connected by another address too is refused: counted twice, it would get
-        twice its share, and a request that it failed could return to it.
+        An engine already connected by another address is refused: counted twice, it would get twice
+        its share of requests, and a request that it failed could return to it.
         """
         if twin := self._twin(newcomer, info):
             return f"it is the same engine as {twin.address} (epoch {info.epoch})"

@@ -20,22 +20,22 @@ from router.types import (
     Tokens,
 )
 
-# A load report that comes later than this after a submission contains it: engines report at least
+# A load report that arrives later than this after a submission includes it: engines report at least
 # every 100 ms while their load changes, and a report may have left before the submission arrived.
 _REPORT_SECONDS = 0.1
 
-# An engine stores a prompt's blocks before it sends the first token, and says so on another
-# stream; this much later the word has come, or the engine does not keep the blocks.
+# An engine stores a prompt's blocks before it sends the first token, and reports them on another
+# stream. After this time the report has arrived, or the engine does not keep the blocks.
 _CONFIRM_SECONDS = 2.0
 
 _TURN_SECONDS = 0.002
-"""Of a turn of the event loop that go into a large change of the index, to within one slice."""
+"""The most time per event loop iteration spent on a large index change, within one slice."""
 
 
 class Attempt:
     """One request on one engine, from its submission to its end.
 
-    Iterate for its events; `close` is owed once in any case.
+    Iterate over it for the events; `close` must be called once in any case.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Attempt:
         self._reservation: Reservation | None = reservation
 
     def close(self) -> None:
-        """Cancels the request on the engine, unless it ended, and withdraws all traces of it."""
+        """Cancels the request on the engine unless it ended, and removes all traces of it."""
         self._stream.close()
         self._member.report(self)
         if self._reservation is not None:
@@ -81,11 +81,11 @@ class FleetMember:
         address: "host:port" of the engine.
         client: The connection.
         index: The index of the whole fleet.
-        accepted_model: What the engine may serve, from the check of its model to the loss of the
-            connection: what others of the same model's name must agree with.
-        accepted_at: When that was, by `time.monotonic`.
-        is_leaving: Whether it is no longer among the engines there are, and gets no new request.
-        is_closing: Whether it has left for good: its connection ends. Comes after `is_leaving`.
+        accepted_model: The engine's model, from the check until the connection is lost; other
+            engines with a model of this name must agree with it.
+        accepted_at: When it was accepted, by `time.monotonic`.
+        is_leaving: Whether the engine was removed from the list and gets no new requests.
+        is_closing: Whether it has left for good and its connection ends. Follows `is_leaving`.
     """
 
     def __init__(
@@ -113,13 +113,13 @@ class FleetMember:
 
     @property
     def served_model(self) -> ModelInfo | None:
-        """What the engine serves, while it is connected."""
+        """The model that the engine serves, while it is connected."""
         is_connected = self.client.state in (EngineState.SERVING, EngineState.DRAINING)
         return self.accepted_model if is_connected else None
 
     @property
     def known_model(self) -> ModelInfo | None:
-        """What its address leads to, while it is connected, or left alone for what it did."""
+        """The model behind its address, while it is connected or quarantined."""
         is_known = self.accepted_model is not None or self.client.is_quarantined
         return self.client.model if is_known else None
 
@@ -130,7 +130,7 @@ class FleetMember:
 
     @property
     def is_done(self) -> bool:
-        """Whether it is leaving and has no request under way."""
+        """Whether it is leaving and has no requests in progress."""
         return self.is_leaving and not self.client.num_open_requests
 
     def is_of(self, model: ModelInfo) -> bool:
@@ -138,7 +138,7 @@ class FleetMember:
         return self.accepted_model is not None and self.accepted_model.identity == model.identity
 
     def snapshot(self) -> EngineSnapshot:
-        """Returns all that is known of the engine now."""
+        """Returns the current state of the engine."""
         client = self.client
         is_left = self.is_leaving and client.state is EngineState.SERVING
         return EngineSnapshot(
@@ -152,7 +152,7 @@ class FleetMember:
             cache_event_age=None
             if self._last_cache_event is None
             else time.monotonic() - self._last_cache_event,
-            detail="it is no longer among the engines" if is_left else client.detail,
+            detail="it was removed from the list of engines" if is_left else client.detail,
         )
 
     def submit(self, request: TokenRequest, hashes: Sequence[int], placement: Placement) -> Attempt:
@@ -160,12 +160,12 @@ class FleetMember:
 
         Args:
             request: The request.
-            hashes: Of the full blocks of its tokens; the engine will hold them soon.
-            placement: Why this engine.
+            hashes: Hashes of the full blocks of its tokens; the engine will hold them soon.
+            placement: Why this engine was chosen.
 
         Raises:
             EngineError: The engine is not connected.
-            QueueFull: This router has too many requests under way on the engine.
+            QueueFull: This router has too many requests in progress on the engine.
         """
         stream = self.client.submit(request)
         num_uncached = request.num_known_tokens - placement.num_predicted_cached_tokens
@@ -175,15 +175,15 @@ class FleetMember:
         return attempt
 
     def report(self, attempt: Attempt) -> None:
-        """Notes that the engine's own load contains the request from now on, or that it ended."""
+        """Notes that the engine's load reports now include the request, or that it ended."""
         if attempt in self._unreported:
             del self._unreported[attempt]
             self._num_unreported_tokens -= attempt.num_prefill_tokens
 
-    # What the client tells.
+    # Callbacks of the client.
 
     def check_model(self, model: ModelInfo) -> str:
-        """Returns why the engine may not serve, or an empty text; makes room in the index."""
+        """Returns why the engine may not serve, or an empty string; makes room in the index."""
         refusal = self._check_model(self, model)
         if not refusal:
             self.accepted_model = model
@@ -193,14 +193,14 @@ class FleetMember:
         return refusal
 
     def cache_position(self) -> tuple[int, int]:
-        """Returns what the index holds of the engine's cache."""
+        """Returns the position of the index in the engine's cache changes."""
         return self.index.position(self.address)
 
     async def cache_changed(self, update: CacheUpdate) -> bool:
-        """Enters a change into the index, in slices; False asks for a new snapshot.
+        """Applies a change to the index, in slices; False asks for a new snapshot.
 
         Raises:
-            ConnectionLost: It is not one that the engine may send.
+            ConnectionLost: The engine may not send this change.
         """
         if self._bounds is None:
             return False
@@ -216,20 +216,20 @@ class FleetMember:
             for follows in self.index.apply_in_slices(self.address, update):
                 if not follows:
                     return False
-                # Others that share the loop may need far longer for a turn than a slice does.
+                # Other tasks in the loop may need far longer for their turn than a slice does.
                 if time.perf_counter() > turn_ends:
                     await asyncio.sleep(0)
                     turn_ends = time.perf_counter() + _TURN_SECONDS
         return True
 
     def state_changed(self) -> None:
-        """Passes it on."""
+        """Passes the change on."""
         if not self.client.is_connected:
             self.accepted_model = None
         self._state_changed()
 
     def load_reported(self) -> None:
-        """Drops requests from the count of the unreported that the report must contain."""
+        """Stops counting as unreported the requests that the report must include."""
         latest = asyncio.get_running_loop().time() - _REPORT_SECONDS
         while self._unreported:
             oldest = next(iter(self._unreported))

@@ -1,4 +1,4 @@
-"""What an engine may say of its model."""
+"""Checks the model information of an engine."""
 
 import re
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ _MAX_EOS_TOKEN_IDS = 1024
 _MAX_VOCABULARY_SIZE = 2**24
 _MAX_BLOCK_SIZE = 2**16
 
-# Of bounded length each: a longer text is not looked at.
+# Each bounds the length of its text.
 _FINGERPRINT = re.compile(r"[0-9a-f]{32}")
 _DIGEST = re.compile(r"(?:[0-9a-f]{64})?")
 
@@ -27,13 +27,13 @@ _BOUNDS: Mapping[str, tuple[int, int]] = {
 
 
 def model_fault(response: engine_pb2.GetModelInfoResponse) -> str:
-    """Returns what is wrong with the description of a model, or an empty text.
+    """Returns what is wrong with the model information, or an empty string.
 
-    The text names the field, its value, cut to a bounded length, and the bound.
+    The text names the field, its value (cut to a bounded length) and the bound.
     """
     if response.block_hash_scheme != block_hash.SCHEME:
         theirs = response.block_hash_scheme[:_MAX_NAME_CHARACTERS]
-        return f'it hashes blocks by "{theirs}"; this router knows "{block_hash.SCHEME}"'
+        return f'its block hash scheme is "{theirs}"; this router knows "{block_hash.SCHEME}"'
     for field, (least, most) in _BOUNDS.items():
         value = getattr(response, field)
         if not least <= value <= most:
@@ -47,7 +47,7 @@ def _text_fault(response: engine_pb2.GetModelInfoResponse) -> str:
         if not least <= len(text) <= _MAX_NAME_CHARACTERS:
             return f"{field} has {len(text)} characters, outside {least} to {_MAX_NAME_CHARACTERS}"
         if not text.isprintable():
-            return f"{field} is {text!r}, with characters that cannot be printed"
+            return f"{field} is {text!r}, with unprintable characters"
     for field, pattern, form in (
         ("model_fingerprint", _FINGERPRINT, "32 hexadecimal digits"),
         ("tokenizer_sha256", _DIGEST, "64 hexadecimal digits or empty"),
@@ -64,5 +64,5 @@ def _eos_fault(response: engine_pb2.GetModelInfoResponse) -> str:
         return f"eos_token_ids has {len(token_ids)} entries, over {_MAX_EOS_TOKEN_IDS}"
     largest = max(token_ids, default=0)
     if largest >= response.vocabulary_size:
-        return f"eos_token_ids holds {largest}, outside 0 to {response.vocabulary_size - 1}"
+        return f"eos_token_ids contains {largest}, outside 0 to {response.vocabulary_size - 1}"
     return ""

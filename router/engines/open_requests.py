@@ -1,7 +1,7 @@
-"""This router's requests on one connection to an engine, and what the engine says of them.
+"""This router's requests on one connection to an engine, and the engine's messages about them.
 
-One message is one engine step, so that the cost per token is a slice and a list append; tokens of a
-reader that is behind merge into one event. Every message is checked against the contract.
+One message is one engine step, so that a token costs a slice and a list append. Tokens for a slow
+reader merge into one event. Every message is checked against the contract.
 """
 
 from protos.pagestream.engine.v1 import engine_pb2
@@ -17,7 +17,7 @@ from router.types import ModelInfo, TokenRequest
 _MAX_HANDLE = 2**32 - 1
 
 _LARGE_STEP_TOKENS = 65_536
-"""From here on it is worth counting how many there can be, before any is looked at."""
+"""From this many tokens on, the possible number is counted before any token is read."""
 
 
 class OpenRequests:
@@ -25,9 +25,9 @@ class OpenRequests:
 
     Args:
         address: "host:port" of the engine.
-        model: What the engine said of its model.
-        max_open: Requests under way; more are refused.
-        max_buffered_tokens: Tokens of one request that wait for its reader; more fail it.
+        model: The engine's model information.
+        max_open: Requests in progress; more are refused.
+        max_buffered_tokens: Tokens of one request that wait for its reader; with more it fails.
 
     Attributes:
         outbox: What is to be sent.
@@ -50,15 +50,16 @@ class OpenRequests:
         return len(self._requests)
 
     def submit(self, request: TokenRequest) -> RequestStream:
-        """Puts a request into the outbox; returns its events at once.
+        """Puts a request into the outbox; returns its event stream at once.
 
         Raises:
-            InvalidRequest: It is larger than an engine takes.
-            QueueFull: Too many requests are under way.
+            InvalidRequest: The request is larger than an engine accepts.
+            QueueFull: Too many requests are in progress.
         """
         if len(self._requests) >= self._max_open:
             raise QueueFull(
-                f"{self._max_open} requests of this router are under way on engine {self._address}",
+                f"{self._max_open} requests of this router are in progress on engine "
+                f"{self._address}, the limit of max_open_requests",
                 {"engine": self._address, "max_open_requests": str(self._max_open)},
                 retry_after=1.0,
             )
@@ -77,17 +78,17 @@ class OpenRequests:
             self._cancel(handle)
 
     def lose_all(self, status: ErrorStatus) -> None:
-        """Ends every open request as lost with its engine."""
+        """Ends every open request with EngineLost."""
         requests, self._requests = self._requests, {}
         for request in requests.values():
             request.stream.end(EngineLost(status))
 
     def deliver(self, message: engine_pb2.GenerateManyResponse) -> None:
-        """Passes a step on to those whom it concerns.
+        """Passes a step's events to the streams of their requests.
 
         Raises:
-            ConnectionLost: It breaks the contract (VIOLATION). Nothing of it that is beyond the
-                contract has been passed on.
+            ConnectionLost: The step breaks the contract (VIOLATION). Nothing beyond the contract
+                has been passed on.
         """
         requests = self._requests
         for admission in message.admissions:
@@ -117,18 +118,16 @@ class OpenRequests:
         num_tokens = len(message.token_ids)
         handles = message.handles
         if num_tokens > _LARGE_STEP_TOKENS and num_tokens > self._num_possible_tokens():
-            raise violation(f"{num_tokens} tokens came in one step")
+            raise violation(f"{num_tokens} tokens in one step are more than its requests can get")
         if len(handles) != len(message.token_counts) or len(handles) > num_tokens:
-            raise violation("a step's token counts do not add up, or hold zeros")
+            raise violation("a step's token counts do not match its tokens, or contain zeros")
         token_counts = message.token_counts[:]
-        # A slice is made faster than a list.
+        # Slicing is faster than making a list.
         token_ids = message.token_ids[:]
         if sum(token_counts) != num_tokens or 0 in token_counts:
-            raise violation("a step's token counts do not add up, or hold zeros")
+            raise violation("a step's token counts do not match its tokens, or contain zeros")
         if max(token_ids) >= self._model.vocab_size:
-            raise violation(
-                f"token {max(token_ids)} came, outside 0 to {self._model.vocab_size - 1}"
-            )
+            raise violation(f"token {max(token_ids)} is outside 0 to {self._model.vocab_size - 1}")
         requests = self._requests
         start = 0
         for handle, count in zip(handles, token_counts, strict=True):
@@ -145,21 +144,21 @@ class OpenRequests:
             start = end
 
     def _num_possible_tokens(self) -> int:
-        """Returns how many tokens one step can bring, those of cancelled requests included.
+        """Returns how many tokens one step can bring, including those of cancelled requests.
 
-        A request with more than may wait for its reader would be cut off.
+        Each request counts at most `max_buffered_tokens`: with more, it would be cut off.
         """
         bound = self._max_buffered_tokens
         open_ones = self._requests.values()
         return _LARGE_STEP_TOKENS + sum(min(one.num_tokens_left, bound) for one in open_ones)
 
     def _take_late(self, handle: int, count: int) -> None:
-        """Lets tokens or events pass by that were under way when their request was cancelled."""
+        """Accepts tokens or events that were in transit when their request was cancelled."""
         if not handle or (handle >= self._next_handle and not self._have_all_been_issued):
-            raise violation(f"it speaks of request {handle}, which was never sent")
+            raise violation(f"it names request {handle}, which was never sent")
         self._num_late -= count
         if self._num_late < 0:
-            raise violation(f"it goes on with request {handle}, which has ended")
+            raise violation(f"it continues request {handle}, which has ended")
 
     def _cancel(self, handle: int) -> None:
         request = self._requests.pop(handle, None)

@@ -1,4 +1,4 @@
-"""What a router has to say to an engine, until its stream takes it."""
+"""What a router has to send to an engine, until the stream takes it."""
 
 import asyncio
 
@@ -8,11 +8,11 @@ from protos.wire.limits import MAX_CANCELLED_HANDLES, MAX_SUBMISSIONS
 from router.errors import InvalidRequest
 
 _MAX_BATCH_BYTES = 1024 * 1024
-"""Size of one message up that has more than one submission."""
+"""The largest message to an engine that has more than one submission."""
 
 
 class Outbox:
-    """What the next messages of a GenerateMany stream will carry.
+    """The contents of the next messages of a GenerateMany stream.
 
     Attributes:
         filled: Set while there is something to send.
@@ -24,16 +24,16 @@ class Outbox:
         self._cancelled: list[int] = []
 
     def submit(self, submission: engine_pb2.Submission) -> None:
-        """Takes a submission in.
+        """Adds a submission.
 
         Raises:
-            InvalidRequest: It is larger than an engine receives, so that the stream of all would
-                end with it.
+            InvalidRequest: It is larger than an engine accepts; sending it would end the stream of
+                all requests.
         """
         num_bytes = submission.ByteSize()
         if num_bytes > MAX_SUBMISSION_BYTES:
             raise InvalidRequest(
-                f"the request has {num_bytes} bytes for an engine, the most allowed is "
+                f"the request takes {num_bytes} bytes in a message to an engine, over the limit of "
                 f"{MAX_SUBMISSION_BYTES}",
                 {
                     "field": "request",
@@ -45,7 +45,7 @@ class Outbox:
         self.filled.set()
 
     def cancel(self, handle: int) -> bool:
-        """Cancels a request on the engine, and returns whether it was sent; else it never is."""
+        """Cancels a request on the engine. Returns whether it was sent; if not, it never is."""
         if self._submissions.pop(handle, None) is not None:
             return False
         self._cancelled.append(handle)
@@ -53,7 +53,7 @@ class Outbox:
         return True
 
     def take(self) -> engine_pb2.GenerateManyRequest:
-        """Returns the next message, within the bounds of what an engine receives."""
+        """Returns the next message, within the bounds of what an engine accepts."""
         message = engine_pb2.GenerateManyRequest(
             cancelled_handles=self._cancelled[:MAX_CANCELLED_HANDLES]
         )

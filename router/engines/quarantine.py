@@ -1,4 +1,4 @@
-"""For how long an engine that misbehaved is left alone."""
+"""How long a misbehaving engine gets no requests."""
 
 import time
 
@@ -7,10 +7,10 @@ _MAX_SECONDS = 60.0
 
 
 class Quarantine:
-    """5 s without requests, and twice as long each time it is for within a minute of the last end.
+    """Lasts 5 s at first, and twice as long each time it begins within a minute of the last end.
 
     Attributes:
-        is_on: Whether the engine is left alone, until `end`: time alone makes none well.
+        is_on: Whether the engine is quarantined, until `end`: time alone does not end it.
     """
 
     def __init__(self) -> None:
@@ -27,13 +27,13 @@ class Quarantine:
         self.is_on, self._is_waited = True, False
 
     def take_wait(self) -> float:
-        """Returns the seconds to wait before the engine is asked how it is; 0 from then on."""
+        """Returns the seconds to wait before the engine's health check; 0 on further calls."""
         if self._is_waited:
             return 0.0
         self._is_waited = True
         return self._seconds
 
     def end(self) -> None:
-        """Notes that the engine says that it is well."""
+        """Notes that the engine reports that it is healthy."""
         self.is_on = False
         self._ended_at = time.monotonic()

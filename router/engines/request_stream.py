@@ -1,4 +1,4 @@
-"""The events of one request on their way from an engine's step messages to their reader."""
+"""The events of one request, between an engine's step messages and their reader."""
 
 import asyncio
 from collections.abc import Callable
@@ -7,16 +7,16 @@ from router.errors import SlowReader
 from router.types import Admitted, EngineEvent, Finished, FinishReason, Tokens
 
 _MAX_EVENT_TOKENS = 2048
-"""Of one event, so that what is made of it for its reader is of bounded size."""
+"""The most tokens of one event, so that the message made of it has a bounded size."""
 
 
 class RequestStream:
-    """The events of one request, at most one of each kind waiting: tokens merge.
+    """The events of one request; at most one of each kind waits, since tokens merge.
 
-    A waiting token takes about 40 bytes, hence `max_buffered_tokens` 40 times as many.
+    A waiting token takes about 40 bytes, so all of them take 40 * `max_buffered_tokens` at most.
 
-    An async iterator. It ends after `Finished`; an engine's error is raised as `EngineError`.
-    Leaving early needs `close`, which cancels the request on the engine.
+    An async iterator. It ends after `Finished`; an engine's error is raised as `EngineError`. A
+    reader that leaves early must call `close`, which cancels the request on the engine.
     """
 
     def __init__(self, address: str, cancel: Callable[[], None], max_buffered_tokens: int) -> None:
@@ -28,18 +28,18 @@ class RequestStream:
         self._end: Finished | Exception | None = None
         self._is_read_to_end = False
         self._waiter: asyncio.Future[None] | None = None
-        # Asking for it costs a system call each time (before Python 3.12).
+        # Getting it costs a system call each time (before Python 3.12).
         self._loop = asyncio.get_running_loop()
 
     def __aiter__(self) -> "RequestStream":
         return self
 
     async def __anext__(self) -> EngineEvent:
-        """Returns the next event, waiting for it; one reader at a time.
+        """Waits for the next event and returns it; one reader at a time.
 
         Raises:
             EngineError: The engine refused or failed the request, or was lost.
-            SlowReader: More tokens waited than may; the request is cancelled.
+            SlowReader: Too many tokens waited; the request was cancelled.
         """
         while True:
             if self._admitted is not None:
@@ -72,14 +72,14 @@ class RequestStream:
             self._cancel()
 
     def admit(self, num_cached_tokens: int, seed: int) -> None:
-        """Takes in the admission."""
+        """Adds the admission."""
         self._admitted = Admitted(
             engine=self._address, num_cached_tokens=num_cached_tokens, seed=seed
         )
         self._wake()
 
     def add_tokens(self, token_ids: list[int]) -> None:
-        """Takes in new tokens, merging them with those that wait; none after the end."""
+        """Adds new tokens, merged with those waiting; none after the end."""
         if self._end is not None:
             return
         if self._tokens:
@@ -93,7 +93,7 @@ class RequestStream:
             waiter.set_result(None)
 
     def end(self, outcome: Finished | Exception) -> None:
-        """Takes in the last event; later ones are ignored."""
+        """Adds the last event; later ones are ignored."""
         if self._end is None:
             self._end = outcome
             self._wake()
@@ -103,7 +103,7 @@ class RequestStream:
         self._tokens = []
         self.end(
             SlowReader(
-                f"more than {bound} tokens wait for the reader",
+                f"more than {bound} tokens wait for the reader; read faster",
                 {"max_buffered_tokens": str(bound)},
             )
         )

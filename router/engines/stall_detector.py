@@ -1,28 +1,28 @@
-"""Tells when an engine that has work makes no step for too long."""
+"""Detects that an engine has work but makes no step for too long."""
 
 from router.types import EngineLoad, ModelInfo
 
 TICK_SECONDS = 0.25
-"""How often the owner asks."""
+"""How often the owner calls `tick`."""
 
 _LEAST_SECONDS = 3.0
 _MAX_SECONDS = 120.0
-"""Also before the engine's prefill rate is known: its first step may have to compile kernels."""
+"""Also used until the prefill rate is known: an engine's first step may have to compile kernels."""
 _GAP_FACTOR = 10.0
 _PREFILL_FACTOR = 5.0
 _GAP_DECAY = 0.99
-"""By a gap with each message, so that one long step is forgotten after some hundred."""
+"""Factor per message, so that one long step is forgotten after some hundred messages."""
 
 
 class StallDetector:
     """Measures how long an engine with work has been silent.
 
-    Engines send a message with each step. One is stalled when it has been silent for more than 3 s,
-    ten times the longest gap of late, and five times what a step full of prompt tokens takes at the
-    rate that it reports; or for two minutes, whatever it reports.
+    Engines send a message with each step. An engine is stalled if it has been silent for more than
+    3 s, ten times the longest recent gap, and five times the duration of a step full of prompt
+    tokens at its reported rate; or for two minutes in any case.
 
-    Time is counted in ticks of the owner, each of at most `TICK_SECONDS`: when this process itself
-    stood still, its engines are not to blame.
+    Time is counted in ticks of at most `TICK_SECONDS`: if this process itself was stopped, its
+    engines are not to blame.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What an engine may still say of a request; one that says more has broken the contract."""
+"""What an engine may still send for a request; anything more breaks the contract."""
 
 from protos.pagestream.engine.v1 import engine_pb2
 from protos.wire.limits import MAX_SEED
@@ -7,16 +7,16 @@ from router.engines.request_stream import RequestStream
 from router.types import ModelInfo, TokenRequest
 
 _NUM_EVENTS = 2
-"""Of a request besides its tokens: its admission and its end."""
+"""Events of a request besides its tokens: its admission and its end."""
 
 
 class RequestContract:
-    """One open request, as its engine may answer it.
+    """One open request, and which answers the engine may still give.
 
-    Each method that checks raises `ConnectionLost` (VIOLATION), whose text says what was wrong.
+    Each method that checks raises `ConnectionLost` (VIOLATION); the text says what was wrong.
 
     Attributes:
-        stream: Where the request's events go.
+        stream: The stream that receives the request's events.
         num_tokens_left: Tokens that may still come; 0 before the admission.
     """
 
@@ -50,7 +50,7 @@ class RequestContract:
 
     @property
     def num_late(self) -> int:
-        """Tokens and events that may be under way when it is cancelled."""
+        """Tokens and events that may be in transit when the request is cancelled."""
         num_tokens = self.num_tokens_left if self._is_admitted else self._max_num_tokens
         return num_tokens + _NUM_EVENTS
 
@@ -61,47 +61,45 @@ class RequestContract:
             raise violation(f"request {handle} was admitted twice")
         if not 0 <= num_cached <= self._num_known_tokens:
             raise violation(
-                f"{num_cached} tokens of request {handle} were cached, "
+                f"request {handle} has {num_cached} cached tokens, "
                 f"outside 0 to {self._num_known_tokens}"
             )
         if not 0 <= seed <= MAX_SEED:
             raise violation(f"the seed of request {handle} is {seed}, outside 0 to {MAX_SEED}")
         if self._seed is not None and seed != self._seed:
-            raise violation(f"the seed of request {handle} is {seed}; {self._seed} was asked for")
+            raise violation(f"the seed of request {handle} is {seed}; {self._seed} was requested")
         self._is_admitted = True
         self.num_tokens_left = self._max_num_tokens
         self.stream.admit(num_cached, seed)
 
     def refuse_tokens(self, handle: int, count: int) -> None:
-        """Says what is wrong with more tokens than `num_tokens_left`; always raises."""
+        """Raises the error for more tokens than `num_tokens_left`."""
         if not self._is_admitted:
             raise violation(f"tokens of request {handle} came before its admission")
         num_tokens = self._max_num_tokens - self.num_tokens_left + count
         raise violation(
             f"request {handle} got {num_tokens} tokens, over {self._max_num_tokens}, "
-            "the most that it or the model's length allows"
+            "the limit of the request or of the model's length"
         )
 
     def check_finish(self, handle: int, finish: engine_pb2.Finish) -> None:
         """Checks a finish for a known reason."""
-        # Tokens of another engine may end a request before it is admitted.
+        # Resumed tokens may end a request before it is admitted.
         if not self._is_admitted and self._last_resumed is None:
             raise violation(f"request {handle} finished before its admission")
         if finish.reason == engine_pb2.FINISH_REASON_LENGTH:
             num_left = self.num_tokens_left if self._is_admitted else self._max_num_tokens
             if num_left:
-                raise violation(
-                    f"request {handle} finished by its length {num_left} tokens too early"
-                )
+                raise violation(f"request {handle} finished by length, {num_left} tokens too early")
         elif finish.reason == engine_pb2.FINISH_REASON_STOP:
             self._check_stop(handle, finish)
 
     def _check_stop(self, handle: int, finish: engine_pb2.Finish) -> None:
         if not finish.HasField("stop_token_id"):
-            raise violation(f"request {handle} stopped at no token")
+            raise violation(f"request {handle} stopped without a stop token")
         token_id = finish.stop_token_id
         if token_id not in self._stop_token_ids and token_id not in self._eos_token_ids:
-            raise violation(f"request {handle} stopped at token {token_id}, which ends it not")
+            raise violation(f"request {handle} stopped at token {token_id}, which does not end it")
         has_new = self._is_admitted and self.num_tokens_left < self._max_num_tokens
         if not has_new and token_id != self._last_resumed:
-            raise violation(f"request {handle} stopped at token {token_id}, which never came")
+            raise violation(f"request {handle} stopped at token {token_id}, which was never sent")

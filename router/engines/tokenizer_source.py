@@ -1,4 +1,4 @@
-"""The tokenizer files of a model, from whichever of its engines sends them first."""
+"""The tokenizer files of a model, from the first of its engines that sends them."""
 
 import asyncio
 import logging
@@ -10,9 +10,9 @@ from router.errors import DOMAIN, EngineError, EngineLost
 from router.types import ModelInfo
 
 _HEDGE_SECONDS = 2.0
-"""After so long without an answer of one engine, another one is asked beside it."""
+"""After this time without an answer of one engine, another one is asked as well."""
 _REST_SECONDS = 10.0
-"""So long an engine is not asked again that sent none, or not those that it announced."""
+"""How long an engine is not asked again if it sent no files, or not the ones it announced."""
 
 _Answer = dict[str, bytes] | EngineError
 
@@ -23,7 +23,7 @@ class Holder(Protocol):
     """An engine that has tokenizer files."""
 
     async def get_tokenizer(self, sha256: str) -> dict[str, bytes]:
-        """Returns the files, which have this digest.
+        """Returns the files, which together have this digest.
 
         Raises:
             EngineError: It did not send them.
@@ -31,10 +31,10 @@ class Holder(Protocol):
 
 
 class TokenizerSource:
-    """Asks engines for tokenizer files; one that hangs or lies holds up none of the others."""
+    """Asks engines for tokenizer files; one that hangs or sends wrong files delays no other."""
 
     def __init__(self, holders: Callable[[str], Mapping[str, Holder]]) -> None:
-        """Remembers whom to ask.
+        """Does not ask an engine yet.
 
         Args:
             holders: Returns the connected engines that announce a digest, by address.
@@ -48,10 +48,10 @@ class TokenizerSource:
     async def fetch(self, model: ModelInfo) -> dict[str, bytes]:
         """Returns the files that have the model's digest, by name.
 
-        Engines are asked one after the other, the next when one failed or is late.
+        Engines are asked in turn: the next one when an engine failed or is late.
 
         Raises:
-            EngineError: What was wrong with the last of them; ENGINE_FAILED if there is none.
+            EngineError: The last engine's error; ENGINE_FAILED if there is no engine.
         """
         asked: dict[asyncio.Task[_Answer], str] = {}
         pending: set[asyncio.Task[_Answer]] = set()
@@ -86,7 +86,7 @@ class TokenizerSource:
         return min(addresses, key=lambda a: (a in self._late, a), default=None)
 
     def _why_none(self, model: ModelInfo) -> EngineError:
-        """Returns what to say when nobody can be asked."""
+        """Returns the error for the case that no engine can be asked."""
         for address in self._holders(model.tokenizer_sha256):
             if address in self._resting:
                 return self._resting[address][1]
@@ -104,7 +104,7 @@ class TokenizerSource:
             return error
         except EngineError as error:
             refusal = _of_engine(address, error)
-        # Whatever one engine's answer does to us, another may have a good one.
+        # Whatever goes wrong with one engine's answer, another engine may have a good one.
         except Exception as error:
             _logger.exception("tokenizer transfer failed engine=%s", address)
             message = f"tokenizer files of engine {address}: {error!r:.200}"
@@ -125,7 +125,7 @@ class TokenizerSource:
 
 
 def _of_engine(address: str, error: EngineError) -> EngineError:
-    """Returns an engine's own error as one that no client takes for the answer to its request."""
+    """Returns an engine's error as one that clients do not mistake for the answer to a request."""
     if error.status.domain == DOMAIN or error.status.reason == Reason.NO_TOKENIZER:
         return error
     message = f"engine {address} did not send its tokenizer: {error}"

@@ -1,4 +1,4 @@
-"""The tokenizer files of one engine as they come: bounded before they are kept, then checked."""
+"""The tokenizer files of one engine during transfer: first bounded, then stored, then checked."""
 
 import asyncio
 import hashlib
@@ -11,18 +11,18 @@ from protos.wire.tokenizer_digest import tokenizer_digest
 from router.errors import DOMAIN, EngineError
 
 MAX_BYTES = 256 * 1024 * 1024
-"""Of all files, by their headers, so that no more than this is ever kept."""
+"""The most bytes of all files, by their headers, so that no more is ever kept."""
 MAX_FILES = 64
 MAX_NAME_BYTES = 255
 _MAX_EMPTY_MESSAGES = 64
-"""Messages that bring neither a file nor a byte of one; a newer engine may send some."""
+"""Messages with neither a file nor content; a newer engine may send some."""
 
 
 @dataclass(slots=True, kw_only=True)
 class _File:
     header: engine_pb2.TokenizerFile
     content: bytearray = field(default_factory=bytearray)
-    # Of a content at once it would hold the event loop up.
+    # Hashed per chunk: hashing a whole file at once would block the event loop.
     digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
 
     @property
@@ -44,13 +44,13 @@ async def read_files(
 
     Args:
         address: "host:port" of the engine, for errors.
-        call: Its answer.
-        expected_sha256: What names all files together, as the engine announced it.
+        call: The response stream.
+        expected_sha256: The digest of all files together, as announced by the engine.
         silence: The longest wait for one message, in seconds.
 
     Raises:
-        EngineError: They are not what was announced or break a bound (INTERNAL), or nothing came
-            for too long (ENGINE_FAILED).
+        EngineError: The files do not match the announcement or exceed a bound (INTERNAL), or
+            nothing came for too long (ENGINE_FAILED).
     """
     transfer = _Transfer(address)
     messages = aiter(call)
@@ -64,13 +64,13 @@ async def read_files(
             raise transfer.fault(
                 "all", f"stopped coming for {silence:g} s", Reason.ENGINE_FAILED
             ) from error
-        if message is None:  # what cannot be parsed
-            raise transfer.fault("all", "cannot be read: a message is not of the contract")
+        if message is None:  # it could not be parsed
+            raise transfer.fault("all", "cannot be read: a message could not be parsed")
         transfer.take(message)
 
 
 class _Transfer:
-    """What came so far."""
+    """The files received so far."""
 
     def __init__(self, address: str) -> None:
         self._address = address
@@ -87,14 +87,14 @@ class _Transfer:
         else:
             self._num_empty_messages += 1
             if self._num_empty_messages > _MAX_EMPTY_MESSAGES:
-                raise self.fault("all", f"come with over {_MAX_EMPTY_MESSAGES} empty messages")
+                raise self.fault("all", f"came with over {_MAX_EMPTY_MESSAGES} empty messages")
 
     def files(self, expected_sha256: str) -> dict[str, bytes]:
         self._end_latest()
         digest = tokenizer_digest({n: file.digest.digest() for n, file in self._files.items()})
         if digest != expected_sha256:
             raise self.fault(
-                "all", f'have the digest "{digest}", announced was "{expected_sha256:.64}"'
+                "all", f'have the digest "{digest}"; announced was "{expected_sha256:.64}"'
             )
         return {name: bytes(file.content) for name, file in self._files.items()}
 
@@ -106,25 +106,25 @@ class _Transfer:
         self._end_latest()
         name, shown = header.name, f"{header.name[:MAX_NAME_BYTES]!r}"
         if not name or name.startswith(".") or set(name) & set("/\\"):
-            raise self.fault(shown, "has a name with a folder")
+            raise self.fault(shown, "has a name that is not a plain file name")
         if len(name.encode()) > MAX_NAME_BYTES or not name.isprintable():
             raise self.fault(shown, f"has a name of over {MAX_NAME_BYTES} bytes or not printable")
         if name in self._files:
-            raise self.fault(shown, "comes twice")
+            raise self.fault(shown, "was sent twice")
         if len(self._files) >= MAX_FILES:
             raise self.fault("all", f"are more than {MAX_FILES}")
         self._num_announced_bytes += header.size_bytes
         if header.size_bytes < 0 or self._num_announced_bytes > MAX_BYTES:
             raise self.fault(
                 shown,
-                f"is announced with {header.size_bytes} bytes; all together may have {MAX_BYTES}",
+                f"is announced with {header.size_bytes} bytes; all files may have {MAX_BYTES}",
             )
         self._latest = self._files[name] = _File(header=header)
 
     def _continue(self, chunk: bytes) -> None:
         file = self._latest
         if file is None:
-            raise self.fault("all", "begin without a header")
+            raise self.fault("all", "started without a header")
         if len(file.content) + len(chunk) > file.header.size_bytes:
             raise self._mismatch(file)
         file.content += chunk

@@ -1,1 +1,1 @@
-"""Which engine a request goes to: costs, policies, and what each engine has cached."""
+"""Chooses the engine of a request: costs, policies, and what each engine has cached."""

@@ -1,28 +1,28 @@
-"""A dict by block hash in many parts, since one of 5 M entries stands still when it grows."""
+"""A dict by block hash, split into shards: one dict of 5 M entries blocks for long as it grows."""
 
 import sys
 from dataclasses import dataclass
 from typing import Self
 
 _MIN_WIDTH = 16
-"""A shard takes so many values of the top bits, or up to twice as many."""
+"""A shard covers this many values of the top bits of a hash, or up to twice as many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class BlockTable:
-    """A dict in shards, none of which grows for long."""
+    """A dict in shards, each small enough to grow quickly."""
 
     shards: list[dict[int, int]]
     shard_of: list[dict[int, int]]
-    """By the top bits of a hash."""
+    """Shards by the top bits of a hash."""
 
     shift: int
 
     @classmethod
     def empty(cls, shift: int) -> Self:
-        """Returns a table whose shards are chosen by a hash without its low `shift` bits.
+        """Returns a table that chooses shards by a hash without its low `shift` bits.
 
-        Shards have a share of the hashes from 1 to 2: equal ones would all grow at the same time.
+        Shard sizes vary by up to a factor of two: shards of equal size would all grow at once.
         """
         num_tops = 1 << (64 - shift)
         shards: list[dict[int, int]] = []
@@ -41,5 +41,5 @@ class BlockTable:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the dicts, without keys and values."""
+        """Memory of the dicts, without their keys and values."""
         return sum(map(sys.getsizeof, self.shards))

@@ -1,17 +1,17 @@
-"""Where a request goes: filter, cost, pick; pure functions over frozen snapshots of the fleet.
+"""Chooses the engine of a request: filter, cost, pick; pure functions over frozen snapshots.
 
-The default policy has one measure, the seconds that a request costs on an engine, so that cache and
-load need no switch between them:
+The default policy has one measure, the seconds that a request costs on an engine, so that no switch
+between cache and load is needed:
 
-    wait      prompt tokens ahead of this one over the engine's prefill rate; and when its batch or
+    wait      prompt tokens ahead of this one over the engine's prefill rate, and, if its batch or
               its KV pool has no room, the time until enough of its requests end
     prefill   this prompt's uncached tokens over the prefill rate, counted twice: they delay this
-              request and whoever comes after it
-    decode    the time of its answer's tokens at the engine's decode rate, shared with the requests
-              that are there; counted as a twentieth, since most of it passes after the first token
+              request and those after it
+    decode    the time of the answer's tokens at the engine's decode rate, shared with the requests
+              already there; weighted 1/20, since most of it passes after the first token
 
-Rates are what the engine measured; for one that has measured nothing, what the others of the model
-measured on average. docs/placement.md shows what each term is worth.
+An engine measures its rates. Until it has measured any, the mean of the model's other engines is
+used. docs/placement.md shows the effect of each term.
 """
 
 import random
@@ -20,54 +20,54 @@ from dataclasses import dataclass, field
 
 from router.types import EngineSnapshot, EngineState
 
-# When no engine has measured anything: a small model on a good GPU, within a factor of ten.
+# Used while no engine has measured anything: a small model on a good GPU, within a factor of ten.
 # Only the ratio of the terms matters, and the first request brings real figures.
 _PRIOR_PREFILL_TOKENS_PER_SECOND = 20_000.0
 _PRIOR_DECODE_TOKENS_PER_SECOND = 2_000.0
 
-# The least part of the typical prefill rate that an engine is taken for. Its first steps may be far
-# below what it reaches: rated by them alone, it would get no request that could show better.
+# An engine's prefill rate counts as at least this share of the typical one. Its first steps may be
+# far below its real rate; judged by them alone, it would get no request to show better.
 _LEAST_PREFILL_RATIO = 1 / 8
 
-# What no engine tells, hence assumed of all: the length of an answer, if the request allows it.
+# Engines do not report answer lengths, so this one is assumed, if the request allows it.
 _PRIOR_OUTPUT_TOKENS = 128
 
-# How often a prefill counts: for this request, and for those that it delays.
+# Weight of a prefill: it delays this request and those after it.
 _CROWDING = 2.0
 
-# What a second of decoding counts, measured in seconds to the first token.
+# Weight of a second of decoding, relative to a second before the first token.
 _DECODE_WEIGHT = 0.05
 
 _REFERENCE_PROMPT_TOKENS = 1024
 
-# Costs this close to the least are equal: the figures behind them are no more exact.
+# Costs this close to the least count as equal: the figures behind them are no more precise.
 _TIE_RATIO = 0.05
 _TIE_SECONDS = 0.0005
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
-    """What placement needs to know of a request."""
+    """What placement needs to know about a request."""
 
     model: str
     fingerprint: str
-    """Of the model: an engine that serves another one under the same name is none."""
+    """Of the model: an engine with another fingerprint under the same name is no candidate."""
     num_prompt_tokens: int
     num_sequence_tokens: int = 0
     """Tokens of prompt and output that an engine must be able to hold."""
     max_tokens: int | None = None
-    """The longest answer that the request allows; None is no bound."""
+    """The longest answer that the request allows; None means no bound."""
     num_cached_tokens: Mapping[str, int] = field(default_factory=dict)
-    """Tokens of the prompt that each engine holds; absent is 0."""
+    """Tokens of the prompt that each engine holds; 0 if absent."""
     excluded: frozenset[str] = frozenset()
     """Engines that refused or failed this request."""
     turn: int = 0
-    """Number of the request, which `round_robin` counts by."""
+    """Number of the request, which `round_robin` uses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """The terms of one engine's cost, in seconds, weighted: their sum is the cost."""
+    """The weighted terms of one engine's cost, in seconds; their sum is the cost."""
 
     wait: float
     prefill: float
@@ -75,7 +75,7 @@ class Cost:
 
     @property
     def total(self) -> float:
-        """The expected time to the first token, with the delay that the request puts on others."""
+        """The expected time to the first token, plus the delay that the request causes others."""
         return self.wait + self.prefill + self.decode
 
     def __str__(self) -> str:
@@ -95,18 +95,18 @@ class Rates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """A choice and its terms, for logs and metrics."""
+    """A choice and its cost, for logs and metrics."""
 
     engine: str
     num_predicted_cached_tokens: int
     """At the chosen engine."""
     num_best_cached_tokens: int
-    """At the engine that holds most of the prompt, among those that could have been chosen."""
+    """At the candidate that holds the most of the prompt."""
     cost: Cost
 
 
 Policy = Callable[[Sequence[EngineSnapshot], Query, random.Random], EngineSnapshot]
-"""Picks one of the candidates, of which there is at least one."""
+"""Picks one of the candidates; there is at least one."""
 
 
 def candidates(engines: Sequence[EngineSnapshot], query: Query) -> list[EngineSnapshot]:
@@ -124,7 +124,7 @@ def candidates(engines: Sequence[EngineSnapshot], query: Query) -> list[EngineSn
 
 
 def typical_rates(engines: Sequence[EngineSnapshot]) -> Rates:
-    """Returns the means of the rates that engines have measured."""
+    """Returns the mean of the rates that engines have measured."""
     prefill = [rate for e in engines if (rate := e.load.prefill_tokens_per_second)]
     decode = [rate for e in engines if (rate := e.load.decode_tokens_per_second)]
     return Rates(
@@ -139,15 +139,15 @@ def cost(engine: EngineSnapshot, query: Query, typical: Rates) -> Cost:
     Args:
         engine: The engine.
         query: The request.
-        typical: Rates in place of those that the engine has not measured. An eighth of the
-            typical prefill rate is also the least that it is taken for.
+        typical: Replaces rates that the engine has not measured. The engine's prefill rate counts
+            as at least an eighth of the typical one.
     """
     wait, prefill, decode = _terms(engine, query, typical)
     return Cost(wait=wait, prefill=prefill, decode=decode)
 
 
 def costs(engines: Sequence[EngineSnapshot], query: Query) -> dict[str, Cost]:
-    """Returns the costs of all candidates, by their addresses."""
+    """Returns the costs of all candidates by address."""
     available = candidates(engines, query)
     typical = typical_rates(available)
     return {engine.address: cost(engine, query, typical) for engine in available}
@@ -156,7 +156,7 @@ def costs(engines: Sequence[EngineSnapshot], query: Query) -> dict[str, Cost]:
 def reference_costs(engines: Sequence[EngineSnapshot]) -> dict[str, Cost]:
     """Returns what a prompt of 1,024 tokens would cost on each engine that takes requests.
 
-    None of them is cached, so that engines compare by their load and their rates alone.
+    No token is assumed cached, so that only load and rates matter.
     """
     found: dict[str, Cost] = {}
     models = {(e.model.name, e.model.fingerprint) for e in engines if e.model is not None}
@@ -171,7 +171,7 @@ def reference_costs(engines: Sequence[EngineSnapshot]) -> dict[str, Cost]:
 def place(
     policy: Policy, engines: Sequence[EngineSnapshot], query: Query, rng: random.Random
 ) -> Placement | None:
-    """Chooses an engine for a request; None when no engine can take it."""
+    """Chooses an engine for a request; None if no engine can take it."""
     available = candidates(engines, query)
     if not available:
         return None
@@ -188,7 +188,7 @@ def place(
 def by_prefix(
     available: Sequence[EngineSnapshot], query: Query, rng: random.Random
 ) -> EngineSnapshot:
-    """Picks the least cost in seconds; of engines about as good, the less busy of a random two."""
+    """Picks the lowest cost; among nearly equal ones, the less loaded of two random engines."""
     typical = typical_rates(available)
     totals = [sum(_terms(engine, query, typical)) for engine in available]
     limit = min(totals) * (1 + _TIE_RATIO) + _TIE_SECONDS
@@ -199,7 +199,7 @@ def by_prefix(
 def by_load(
     available: Sequence[EngineSnapshot], query: Query, rng: random.Random
 ) -> EngineSnapshot:
-    """Picks the engine with the fewest requests, at random among equals."""
+    """Picks the engine with the fewest requests, at random if several have as few."""
     least = min(map(_num_requests, available))
     return rng.choice([engine for engine in available if _num_requests(engine) == least])
 
@@ -207,14 +207,14 @@ def by_load(
 def round_robin(
     available: Sequence[EngineSnapshot], query: Query, rng: random.Random
 ) -> EngineSnapshot:
-    """Picks one engine after the other, in the order of their addresses."""
+    """Picks the engines in turn, in the order of their addresses."""
     return sorted(available, key=lambda engine: engine.address)[query.turn % len(available)]
 
 
 def at_random(
     available: Sequence[EngineSnapshot], query: Query, rng: random.Random
 ) -> EngineSnapshot:
-    """Picks any engine."""
+    """Picks an engine at random."""
     return rng.choice(available)
 
 
@@ -224,16 +224,16 @@ POLICIES: Mapping[str, Policy] = {
     "random": at_random,
     "least_loaded": by_load,
 }
-"""Policies by the name that an operator gives; the first is the default."""
+"""Policies by the name that an operator sets; the first is the default."""
 
 
 def _num_requests(engine: EngineSnapshot) -> int:
-    """Requests on the engine: its own count of all routers' lags behind ours of this one's."""
+    """Requests on the engine. Its own count covers all routers, but lags behind ours."""
     return max(engine.load.num_running + engine.load.num_waiting, engine.num_in_flight)
 
 
 def _terms(engine: EngineSnapshot, query: Query, typical: Rates) -> tuple[float, float, float]:
-    """Returns the terms of `cost`: 64 objects would cost more than their arithmetic."""
+    """Returns the terms of `cost`, without objects: 64 of them would cost more than the sums."""
     load = engine.load
     prefill_rate = max(
         load.prefill_tokens_per_second or typical.prefill, typical.prefill * _LEAST_PREFILL_RATIO
@@ -241,7 +241,7 @@ def _terms(engine: EngineSnapshot, query: Query, typical: Rates) -> tuple[float,
     num_ahead = load.num_waiting_prefill_tokens + engine.num_in_flight_prefill_tokens
     num_uncached = query.num_prompt_tokens - query.num_cached_tokens.get(engine.address, 0)
     num_requests = _num_requests(engine)
-    # One token of each request that is there.
+    # Time for one token of each request there.
     step = num_requests / (load.decode_tokens_per_second or typical.decode)
     wait = num_ahead / prefill_rate
     share = _share_to_end(engine, num_requests, num_ahead + num_uncached)
@@ -260,9 +260,9 @@ def _num_output_tokens(query: Query) -> int:
 
 
 def _share_to_end(engine: EngineSnapshot, num_requests: int, num_prefill_tokens: int) -> float:
-    """Returns which share of an engine's requests must end before one more finds room.
+    """Returns the share of an engine's requests that must end before there is room for one more.
 
-    In the time of one answer all of them end, and give back all places and blocks.
+    In the time of one answer all of them end and free all slots and blocks.
 
     Args:
         engine: The engine.

@@ -1,12 +1,12 @@
-"""Which engine holds which blocks: one table for the fleet, fed by every engine's WatchCache.
+"""Records which engine holds which blocks: one table, fed by every engine's WatchCache.
 
 A block is the low 64 bits of its chained hash, so that equal values mean equal whole prefixes.
-Each block maps to a bit mask of engines; what every engine holds of a prompt is found by one walk
-down its hashes. A hash collision costs one bad placement and nothing more: engines compare tokens.
+Each block maps to a bit mask of engines; one walk along the hashes of a prompt finds what every
+engine holds of it. A hash collision costs one bad placement at most: engines compare tokens.
 
-No call holds the event loop up. The table is many dicts, since one of 5 M entries stands still for
-a second when it grows. An engine that leaves, or begins a snapshot, loses its bit at once; `sweep`
-takes the bit out of the table in slices, and only then is it given away again.
+No call blocks the event loop for long. The table is split into many dicts, since one of 5 M entries
+blocks for a second when it grows. An engine that leaves, or starts a snapshot, loses its bit at
+once; `sweep` clears the bit from the table in slices, and only then may it be used again.
 """
 
 import asyncio
@@ -18,31 +18,31 @@ from router.placement.block_table import BlockTable
 from router.types import CacheUpdate
 
 SLICE_BLOCKS = 2048
-"""Blocks taken in at a time: a millisecond or two."""
+"""Blocks applied at a time, in a millisecond or two."""
 
 _SWEEP_BLOCKS = 512
 
 # Shards are chosen by the top bits of a hash, since a dict spreads its keys by the low ones. Fewer
-# would grow for too long, more would cost a lookup more cache misses.
+# shards would block for too long as they grow; more would cost more cache misses per lookup.
 _SHIFT = 64 - 14
 _RESERVED_SHIFT = 64 - 8
 
 _MAX_SHARED_MASKS = 1 << 14
 
 _NUM_SCANNED_AS_ONE = 8
-"""To see whether a block must be swept costs this much less than to do so."""
+"""Checking whether a block must be swept is this many times cheaper than sweeping it."""
 
-# Python rounds 36 bytes of an integer of 64 bits up.
+# Size of a 64-bit integer in Python: 36 bytes, rounded up.
 _HASH_BYTES = 48
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Reservation:
-    """Blocks entered for a request under way: its engine has them, or will have them soon."""
+    """Blocks reserved for a request in progress: its engine has them, or will have them soon."""
 
     hashes: Sequence[int]
     entry: "_Engine"
-    """The engine's entry in the index; after a restart it has another, which knows of nothing."""
+    """The engine's entry in the index; after a restart it has a new entry without reservations."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,19 +52,19 @@ class IndexStatistics:
     num_blocks: int
     """Distinct blocks that engines hold; those of an engine that left count until swept."""
     num_entries: int
-    """Pairs of engine and block that it holds."""
+    """Pairs of an engine and a block that it holds."""
     num_speculative_entries: int
-    """Pairs of engine and block that requests under way reserve and the engine does not hold."""
+    """Pairs of an engine and a block that is reserved for a request but not held."""
     num_gaps: int
-    """Messages that did not follow what was held, each repaired by a snapshot."""
+    """Messages that did not follow the known state; a snapshot repairs each."""
     num_snapshots: int
-    """Snapshots begun; more than one per engine start means repairs or long disconnections."""
+    """Snapshots started; more than one per engine start means repairs or long disconnections."""
     num_rejected_entries: int
     """Blocks not entered because an engine reported more than it has."""
     num_bytes: int = 0
-    """Memory of the index: its dicts as Python tells their sizes, and the hashes of blocks held.
-    Left out are the hashes reserved, which belong to the requests, and masks: blocks that the same
-    engines hold share one. At worst, with no two alike, masks take as much as the hashes."""
+    """Memory of the index: its dicts as Python reports their sizes, and the hashes of held blocks.
+    It excludes reserved hashes, which belong to the requests, and masks, since blocks held by the
+    same engines share one. At worst, if no two are equal, masks take as much as the hashes."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -77,23 +77,22 @@ class _Engine:
     is_complete: bool = False
     is_in_snapshot: bool = False
     part_number: int = 0
-    """Of the snapshot's latest part; 0 if the engine does not number them."""
+    """The latest part of the snapshot; 0 if the engine does not number its parts."""
     reserved: BlockTable = field(default_factory=lambda: BlockTable.empty(_RESERVED_SHIFT))
-    """Block to number of reservations."""
+    """Number of reservations by block."""
     num_unconfirmed: int = 0
-    """Blocks reserved and not held."""
+    """Blocks that are reserved but not held."""
 
 
 class PrefixIndex:
     """Maps block hashes to the engines that hold them.
 
-    Bounded by what the engines say they can hold plus the prompts under way. One asyncio task at a
-    time may call it.
+    Its size is bounded by what the engines report they can hold, plus the prompts in progress. Only
+    one asyncio task at a time may call it.
 
     Attributes:
-        large_updates: Held by a task while it takes in a message of more than one slice. The slices
-            of many engines' snapshots would otherwise all have their turn in one of the event
-            loop's.
+        large_updates: A task holds it while it applies a message of more than one slice. Otherwise
+            the slices of many engines' snapshots could all run in one iteration of the event loop.
     """
 
     def __init__(self) -> None:
@@ -102,18 +101,18 @@ class PrefixIndex:
         self._engines: dict[str, _Engine] = {}
         self._names: dict[int, str] = {}
         self._live = 0
-        """The bits of all engines; others in a mask mean nothing."""
+        """The bits of all current engines; ignore all others in a mask."""
         self._dead = 0
-        """Bits that some masks still contain although their engines lost them."""
+        """Bits of former engines that some masks still contain."""
         self._sweeper = self._sweep_forever()
         self._masks: dict[int, int] = {}
-        """Masks to themselves, so that equal ones are one object."""
+        """Maps each mask to itself, so that equal masks share one object."""
         self._num_gaps = 0
         self._num_snapshots = 0
         self._num_rejected = 0
 
     def add_engine(self, engine: str, max_blocks: int, epoch: int) -> None:
-        """Makes room for an engine; what is held of an earlier epoch of it is forgotten."""
+        """Adds an engine, and forgets the state of an earlier epoch of it."""
         known = self._engines.get(engine)
         if known is not None and known.epoch == epoch:
             known.max_blocks = max_blocks
@@ -122,35 +121,35 @@ class PrefixIndex:
         self._enter(engine, max_blocks, epoch)
 
     def remove_engine(self, engine: str) -> None:
-        """Forgets an engine, what it holds and its reservations; an unknown one is ignored."""
+        """Forgets an engine, its blocks and its reservations; an unknown one is ignored."""
         known = self._engines.pop(engine, None)
         if known is not None:
             self._take_bit(known)
 
     def position(self, engine: str) -> tuple[int, int]:
-        """Returns epoch and sequence number of what is held, (0, 0) if a snapshot is needed."""
+        """Returns epoch and sequence number of the known state, (0, 0) if a snapshot is needed."""
         known = self._engines[engine]
         return (known.epoch, known.sequence_number) if known.is_complete else (0, 0)
 
     def apply(self, engine: str, update: CacheUpdate) -> bool:
-        """Takes in one message of an engine's WatchCache.
+        """Applies one message of an engine's WatchCache.
 
         Returns:
-            False when the message does not follow what is held, by a gap in the sequence numbers,
-            another epoch or a part of a snapshot that is not the next one: the caller must ask for
-            a new snapshot.
-            What is held stays until then, as a hint. A repeated delta is ignored.
+            False if the message does not follow the known state, because of a gap in the sequence
+            numbers, another epoch, or a snapshot part out of order. The caller must then ask for a
+            new snapshot; until it comes, the known state stays as a hint. A repeated delta is
+            ignored.
         """
         return all(self.apply_in_slices(engine, update))
 
     def apply_in_slices(self, engine: str, update: CacheUpdate) -> Iterator[bool]:
-        """Takes in one message of an engine's WatchCache, some thousand blocks at each iteration.
+        """Applies one message of an engine's WatchCache, some thousand blocks per iteration.
 
-        Between iterations the caller may call anything else, but for another message of this
-        engine. A message that is not taken to its end is owed again: `position` stands before it.
+        Between iterations the caller may call anything else, except for another message of this
+        engine. If iteration stops early, the message must be sent again: `position` is before it.
 
         Yields:
-            True after each slice; False, and nothing more, when `apply` returns that.
+            True after each slice; False, as the last item, where `apply` would return False.
         """
         known = self._engines[engine]
         if self._is_repeated(known, update):
@@ -176,13 +175,13 @@ class PrefixIndex:
             known.is_complete, known.is_in_snapshot = True, False
 
     def sweep(self, max_blocks: int = _SWEEP_BLOCKS) -> bool:
-        """Takes bits of engines that left out of a part of the table.
+        """Clears the bits of former engines from a part of the table.
 
-        Each slice of a message does so too; to call it is needed only to have the memory back when
-        no messages come.
+        Each slice of a message does this too. Calling it is needed only to free memory while no
+        messages come.
 
         Args:
-            max_blocks: About so many are swept, or several times as many are looked at.
+            max_blocks: Roughly how many blocks to sweep; several times as many are checked.
 
         Returns:
             Whether there is more to do.
@@ -192,9 +191,9 @@ class PrefixIndex:
         return self._dead != 0
 
     def match(self, hashes: Sequence[int]) -> dict[str, int]:
-        """Returns, per engine that has any, how many leading blocks of a prompt it has.
+        """Returns how many leading blocks of a prompt each engine has, if any.
 
-        An engine has what it holds and what is reserved on it.
+        An engine has the blocks that it holds and those reserved on it.
         """
         found = self._match_held(hashes)
         for engine, known in self._engines.items():
@@ -204,14 +203,14 @@ class PrefixIndex:
         return found
 
     def reserve(self, engine: str, hashes: Sequence[int]) -> Reservation:
-        """Enters the blocks of a prompt just sent, so that equal prompts follow it.
+        """Reserves the blocks of a prompt just sent, so that equal prompts follow it.
 
-        Until `release`, the engine counts as having them, even if it loses some that it held: it
-        will compute them again.
+        Until `release`, the engine counts as having them, even if it loses some: it will compute
+        them again.
 
         Args:
-            engine: Its name.
-            hashes: Of the prompt's blocks, from the first on. They must not change.
+            engine: The engine's name.
+            hashes: Hashes of the prompt's blocks, from the first on. They must not change.
         """
         known = self._engines[engine]
         shard_of = known.reserved.shard_of
@@ -224,7 +223,7 @@ class PrefixIndex:
         return Reservation(hashes=hashes, entry=known)
 
     def release(self, reservation: Reservation) -> None:
-        """Ends a reservation; owed once. What the engine holds of it stays."""
+        """Ends a reservation; call it exactly once. Blocks that the engine holds stay."""
         known = reservation.entry
         shard_of = known.reserved.shard_of
         for block in reservation.hashes:
@@ -237,7 +236,7 @@ class PrefixIndex:
                 known.num_unconfirmed -= not self._holds(known, block)
 
     def num_blocks(self, engine: str) -> int:
-        """Returns how many blocks an engine is known to hold, 0 for an unknown engine."""
+        """Returns how many blocks an engine is known to hold; 0 for an unknown engine."""
         known = self._engines.get(engine)
         return known.num_held if known else 0
 
@@ -269,7 +268,7 @@ class PrefixIndex:
         self._names[known.bit] = engine
 
     def _take_bit(self, known: _Engine) -> None:
-        """Voids at once all that an engine holds; its reservations stay."""
+        """Drops all that an engine holds at once; its reservations stay."""
         self._live &= ~known.bit
         del self._names[known.bit]
         if known.num_held:
@@ -348,14 +347,14 @@ class PrefixIndex:
                 del shard[block]
 
     def _sweep_forever(self) -> Iterator[int]:
-        """Sweeps the whole table round after round; yields the cost of each step, in blocks."""
+        """Sweeps the whole table in an endless loop; yields the cost of each step, in blocks."""
         while True:
             dead = self._dead
             for shard in self._table.shards:
                 stale = _keys_of(shard, dead)
                 yield 1 + len(shard) // _NUM_SCANNED_AS_ONE
                 while stale:
-                    # Dropped in parts too: these are the last references to the hashes.
+                    # Deleted in parts too: these are the last references to the hashes.
                     self._sweep(shard, stale[-_SWEEP_BLOCKS:])
                     del stale[-_SWEEP_BLOCKS:]
                     yield _SWEEP_BLOCKS
@@ -363,7 +362,7 @@ class PrefixIndex:
             yield 1
 
     def _sweep(self, shard: dict[int, int], blocks: Sequence[int]) -> None:
-        # What was found stale may be gone, or entered again, when its turn comes.
+        # Meanwhile a stale block may have been removed or stored again.
         masks, live = self._masks, self._live
         for block in blocks:
             mask = shard.get(block, 0)
@@ -373,7 +372,7 @@ class PrefixIndex:
             elif mask:
                 del shard[block]
         if not shard:
-            # Only this gives back the memory of a dict.
+            # Only `clear` frees the memory of a dict.
             shard.clear()
 
     def _match_held(self, hashes: Sequence[int]) -> dict[str, int]:
@@ -393,7 +392,7 @@ class PrefixIndex:
         return found
 
     def _extend(self, known: _Engine, hashes: Sequence[int], depth: int) -> int:
-        """Returns how many leading blocks an engine has that has `depth` of them anyhow."""
+        """Returns how many leading blocks an engine has, given that it has the first `depth`."""
         while depth < len(hashes) and self._holds(known, hashes[depth]):
             depth += 1
         return depth
@@ -413,7 +412,7 @@ def _keys_of(shard: dict[int, int], bits: int) -> list[int]:
     places = [place for place, mask in enumerate(shard.values()) if mask & bits]
     if not places:
         return []
-    # A list of all is quicker than to walk the items: it does not wait for each key.
+    # Faster than iterating over the items: only the keys found are touched.
     blocks = list(shard)
     return [blocks[place] for place in places]
 
@@ -421,8 +420,8 @@ def _keys_of(shard: dict[int, int], bits: int) -> list[int]:
 def _num_leading(reserved: BlockTable, hashes: Sequence[int]) -> int:
     """Returns how many leading blocks are reserved.
 
-    A block is reserved with all before it, and its hash says which they are: none after the first
-    that is missing needs to be looked up.
+    A block is reserved together with all blocks before it, and its hash determines these. So no
+    block after the first missing one needs to be looked up.
     """
     if not hashes or hashes[0] not in reserved:
         return 0

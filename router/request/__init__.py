@@ -1,1 +1,1 @@
-"""The way of one request through the router: checks, bounds, dispatch, failover."""
+"""One request in the router: checks, bounds, dispatch, failover."""

@@ -1,4 +1,4 @@
-"""Whose fault an engine's refusal of a request is: the client's only for what the client sent."""
+"""Decides who is to blame when an engine refuses a request: the client or the engine."""
 
 import grpc
 
@@ -19,25 +19,25 @@ _BLAMING = frozenset(
         grpc.StatusCode.UNIMPLEMENTED,
     )
 )
-"""Codes that tell a client that a call is wrong as it is."""
+"""Codes that tell a client that its call is wrong as it is."""
 
 _CHECKED = frozenset({Reason.EMPTY_PROMPT, Reason.TOKEN_OUT_OF_RANGE, Reason.UNKNOWN_MODEL})
-"""What the router has made sure of before any engine gets the request."""
+"""Reasons that the router rules out before any engine gets the request."""
 
 _HANDLE = "handle"
-"""The field, of those that an engine may name, that the router fills."""
+"""The only field in an engine's error that the router fills in by itself."""
 
 
 def judged(
     error: EngineError, request: TokenRequest, engine: str, model: ModelInfo | None
 ) -> EngineError:
-    """Returns an engine's refusal as it is, or as its failure if the client is not to blame.
+    """Returns an engine's refusal unchanged, or as ENGINE_FAILED if the client is not to blame.
 
     Args:
-        error: What the engine answered.
-        request: What it was asked, with the tokens of others and their seed if there are any.
-        engine: Its address.
-        model: What it serves.
+        error: The engine's answer.
+        request: The request sent, including resumed tokens and their seed, if any.
+        engine: The engine's address.
+        model: The engine's model.
     """
     if not _is_unjust(error, request, model):
         return error

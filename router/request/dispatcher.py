@@ -1,4 +1,4 @@
-"""A request's way from engine to engine: who gets it, what comes back, who goes on with it."""
+"""Sends each request to an engine, and on to another one if that engine fails."""
 
 import asyncio
 import logging
@@ -23,39 +23,39 @@ from router.types import Admitted, EngineEvent, ModelInfo, TokenRequest, Tokens
 _logger = logging.getLogger(__name__)
 
 _PATIENCE_SECONDS = 10.0
-"""What a request with tokens waits for an engine that goes on with it."""
+"""How long a request with tokens waits for an engine that can continue it."""
 _PATIENCE_STEP_SECONDS = 0.1
 
 
 class DispatchObserver(Protocol):
-    """Learns of each request what metrics want to know."""
+    """Receives what the metrics need to know of each request."""
 
     def request_placed(self, placement: Placement, seconds: float) -> None:
-        """An engine was chosen, which took this long; again for each retry."""
+        """An engine was chosen within `seconds`; called again for each retry."""
 
     def request_admitted(self, placement: Placement, num_cached_tokens: int) -> None:
-        """An engine began with a request and found this many of its tokens in its cache."""
+        """An engine started a request and found this many of its tokens in its cache."""
 
     def request_retried(self, engine: str, error: RequestError) -> None:
-        """A request leaves an engine that refused or lost it before a token."""
+        """A request leaves an engine that refused or lost it before its first token."""
 
     def request_resumed(self, error: RequestError, num_tokens: int) -> None:
-        """A request leaves an engine that failed or handed it back after tokens of it.
+        """A request with tokens leaves an engine that failed or handed it back.
 
-        Another is to go on with all that it has, which are so many tokens.
+        Another engine continues it from all of its tokens, `num_tokens` of them.
         """
 
 
 class Dispatcher:
     """Sends each request to the engine where it costs least, and on to another if that one fails.
 
-    It belongs to the fleet's event loop and needs no lock.
+    Belongs to the fleet's event loop and needs no lock.
 
     Args:
         fleet: The engines.
         placement: Name of the policy, one of `policy.POLICIES`.
-        observer: Told of each request.
-        rng: Breaks ties; given by tests.
+        observer: Called for each request.
+        rng: Breaks ties; tests set it.
     """
 
     def __init__(
@@ -73,30 +73,30 @@ class Dispatcher:
         self._budget = RetryBudget()
         self._num_placements = 0
         self._ending: RequestError | None = None
-        """What every request ends with from now on."""
+        """The error with which every request ends from now on."""
 
     def model_info(self, name: str) -> ModelInfo:
-        """Describes a model; an empty name is the only one. Raises as `Fleet.model_info`."""
+        """Describes a model; an empty name means the only one. Raises as `Fleet.model_info`."""
         return self._fleet.model_info(name)
 
     def end_requests(self, error: RequestError) -> None:
-        """Ends every request under way, on an engine or not, and those that come, with an error."""
+        """Ends all requests with an error: those on engines, those waiting, and new ones."""
         self._ending = error
         self._fleet.end_requests(error)
 
     async def generate(self, request: TokenRequest) -> AsyncGenerator[EngineEvent, None]:
-        """Streams the events of one request from the engine that suits it best.
+        """Streams the events of one request from the engine where it costs least.
 
-        Yields `Admitted` once, then `Tokens`, then `Finished`. A request that its engine refuses,
-        loses or hands back goes on at another engine with the tokens that it has, so that a reader
-        sees each token once: as often as there are engines that say they are full or about to
-        exit, and after failures as `Failover` allows. Closing the generator cancels the request on
-        its engine at once.
+        Yields `Admitted` once, then `Tokens`, then `Finished`. If an engine refuses, loses or hands
+        back the request, another engine continues from the tokens so far, so that a reader sees
+        each token once. This repeats for every engine that is full or shutting down, and after
+        failures as often as `Failover` allows. Closing the generator cancels the request on its
+        engine at once.
 
         Raises:
-            UnknownModel, NoEngine: As `model_info`; NoEngine also when no engine takes requests.
+            UnknownModel, NoEngine: As `model_info`; NoEngine also if no engine takes requests.
             QueueFull: Every engine of the model is full.
-            EngineError: An engine refused the request for its content, or failed it.
+            EngineError: An engine refused the request for its content, or failed.
         """
         loop = asyncio.get_running_loop()
         deadline = None if request.timeout is None else loop.time() + request.timeout
@@ -119,7 +119,7 @@ class Dispatcher:
                             self._admit(failover, placement, event)
                             admitted = event
                             continue
-                        # Until an engine brings more than that, another may be the first.
+                        # Until an engine sends more than that, another may still replace it.
                         if admitted is not None and not is_announced:
                             is_announced = True
                             yield admitted
@@ -133,17 +133,17 @@ class Dispatcher:
                 )
 
     def place(self, info: ModelInfo, failover: Failover, hashes: Sequence[int]) -> Placement | None:
-        """Chooses the engine that suits a request best now, or none.
+        """Chooses the engine where a request costs least now; None if there is none.
 
         Args:
-            info: The model that its prompt was made for.
-            failover: The request, and where it may not go.
-            hashes: Of the full blocks of its tokens, as `block_hashes` returns them.
+            info: The model that the prompt was tokenized for.
+            failover: The request, and the engines that it may not go to.
+            hashes: Hashes of the full blocks of its tokens, from `block_hashes`.
         """
         start = time.perf_counter()
         request = failover.request
         num_tokens = request.num_known_tokens
-        # An engine always computes the last token, so its block is no hit even when it is held.
+        # An engine always computes the last token, so its block is never a cache hit.
         usable = hashes[: max(0, num_tokens - 1) // info.block_size]
         query = Query(
             model=info.name,
@@ -181,9 +181,9 @@ class Dispatcher:
     async def _find_place(
         self, info: ModelInfo, failover: Failover, hashes: Sequence[int]
     ) -> Placement:
-        """Chooses an engine; for a request that has tokens already, waits for one if it must.
+        """Chooses an engine; a request that already has tokens waits for one if it must.
 
-        Engines that are restarted one after the other can all be away for a moment.
+        During a rolling restart, all engines can be away for a moment.
         """
         while True:
             if self._ending is not None:
@@ -192,15 +192,15 @@ class Dispatcher:
             if placement is not None:
                 return placement
             if not failover.may_wait or failover.waited >= _PATIENCE_SECONDS:
-                # A client that got tokens is told why they ended, not that others are full.
+                # A client that already has tokens needs the reason why they stopped.
                 raise failover.loss or _no_place(info.name, failover.refused)
             await asyncio.sleep(_PATIENCE_STEP_SECONDS)
             failover.wait(_PATIENCE_STEP_SECONDS, self._fleet.epoch_of)
 
     def _num_sequence_tokens(self, model: str, request: TokenRequest) -> int:
-        """Returns the length that the request's engine must be able to hold.
+        """Returns the sequence length that the request's engine must be able to hold.
 
-        One that is too long for all goes to an engine that can hold the most, which refuses it.
+        A request too long for all engines goes to one with the longest limit, which refuses it.
         """
         lengths = [i.max_sequence_len for i in self._fleet.served() if i.name == model]
         longest = max(lengths, default=0)
@@ -221,7 +221,7 @@ class Dispatcher:
         *,
         is_admitted: bool,
     ) -> None:
-        """Notes that a request leaves an engine; raises the error if it must end with it."""
+        """Notes that a request leaves an engine; raises the error if the request ends with it."""
         if isinstance(error, EngineError):
             error = judged(error, failover.request, engine, model)
         num_resumed_before = len(failover.request.resume_token_ids)
@@ -234,7 +234,7 @@ class Dispatcher:
             else:
                 self._observer.request_retried(engine, error)
         _logger.info(
-            "request goes elsewhere request_id=%s engine=%s reason=%s resumed_tokens=%d",
+            "request moved request_id=%s engine=%s reason=%s resumed_tokens=%d",
             failover.request.request_id,
             engine,
             error.status.reason,
@@ -248,7 +248,7 @@ def _num_tokens_left(request: TokenRequest) -> int | None:
 
 
 def block_hashes(request: TokenRequest, info: ModelInfo) -> list[int]:
-    """Returns the hashes by which engines know the full blocks of a request's tokens."""
+    """Returns the hashes by which engines identify the full blocks of a request's tokens."""
     root = block_hash.root_digest(info.fingerprint, cache_salt=request.cache_salt)
     token_ids = request.prompt_token_ids + request.resume_token_ids
     digests = block_hash.block_digests(root, token_ids, info.block_size)
@@ -256,12 +256,12 @@ def block_hashes(request: TokenRequest, info: ModelInfo) -> list[int]:
 
 
 def _no_place(model: str, refused: Mapping[str, RequestError]) -> RequestError:
-    """Returns what a client gets when no engine is left to try."""
+    """Returns the error for a client when no engine is left to try."""
     statuses = [error.status for error in refused.values()]
     full = [status for status in statuses if status.reason == Reason.QUEUE_FULL]
     if full:
         return QueueFull(
-            f'{len(full)} engines of model "{model}" are full, and no other takes requests',
+            f'{len(full)} engines of model "{model}" are full, and no other engine takes requests',
             {"model": model, "full_engines": str(len(full))},
             retry_after=min(status.retry_after or RETRY_SECONDS for status in full),
         )

@@ -1,4 +1,4 @@
-"""One request on its way from engine to engine: what it has, and where it may not go."""
+"""The state of one request across engines: its tokens, and the engines that it may not go to."""
 
 from array import array
 from collections.abc import Callable
@@ -10,32 +10,32 @@ from router.request.retry_budget import RetryBudget
 from router.types import Admitted, TokenRequest
 
 _MAX_FAILURES = 8
-"""Engines that may fail under one request."""
+"""The most engine failures of one request."""
 _MAX_FAILURES_IN_A_ROW = 2
-"""Without a token of it in between: it may be what breaks them."""
+"""Failures without a new token in between: the request itself may be breaking the engines."""
 _FIRST_PAUSE_SECONDS = 0.25
-"""Before the attempt that follows the second loss in a row; doubles with each more."""
+"""Pause before the attempt after the second loss in a row; doubles with each further loss."""
 
-# An engine that refuses for these reasons has done no harm to the request and none to itself.
+# Refusals for these reasons mean no fault, neither of the request nor of the engine.
 _REFUSALS = frozenset({Reason.QUEUE_FULL, Reason.DRAINING, Reason.STARTING})
 
 
 class Failover:
-    """Keeps the tokens of a request, so that another engine can go on where one stopped.
+    """Keeps the tokens of a request, so that another engine can continue where one stopped.
 
-    An engine whose connection breaks before it admitted the request may never have received it:
-    that is no failure, but one attempt less in the time that the request waits. Where the request
-    has no token yet, two such engines could also be its victims. Then it waits until one of them is
-    back and shows by its epoch that it has not restarted.
+    If the connection breaks before the engine admitted the request, the engine may never have
+    received it. That is a loss, not a failure: it costs one attempt within the request's waiting
+    time. But a request without tokens may have caused two such losses itself. Then it waits until
+    one of those engines is back and its epoch shows that it has not restarted.
 
     Attributes:
-        request: What an engine is to be asked now: with the tokens so far and the seed that the
-            first engine drew them with.
-        refused: Engines out of question, and why.
-        loss: Why the last engine was left after it had sent tokens, or None.
-        waited: Seconds that it has waited for an engine since one last failed it, or was left after
-            it had sent tokens. They are counted, not measured: while this process stands still, no
-            engine can come back.
+        request: The request for the next engine: with the tokens so far, and the seed of the first
+            engine's draws.
+        refused: Engines that may not be tried, and why.
+        loss: Why the last engine that sent tokens was left, or None.
+        waited: Seconds spent waiting for an engine since the last failure, or since leaving an
+            engine that had sent tokens. They are counted, not measured: while this process is
+            stopped, no engine can come back.
     """
 
     def __init__(self, request: TokenRequest, budget: RetryBudget) -> None:
@@ -52,26 +52,26 @@ class Failover:
         self._num_losses_in_a_row = 0
         self._pause = 0.0
         self._lost: dict[str, int] = {}
-        """Epochs of the engines whose connections broke before they admitted the request."""
+        """Epochs of the engines whose connection broke before they admitted the request."""
         budget.add_request()
 
     @property
     def must_wait(self) -> bool:
-        """Whether no engine should get the request now."""
+        """Whether no engine may get the request now."""
         return self._pause > 0 or self._num_suspected >= _MAX_FAILURES_IN_A_ROW
 
     @property
     def may_wait(self) -> bool:
-        """Whether it waits if there is no engine for it: it has tokens, or all were lost."""
+        """Whether the request may wait for an engine: it has tokens, or all engines were lost."""
         are_all_lost = self._num_losses_in_a_row > 0 and self.refused.keys() <= self._lost.keys()
         return self.loss is not None or are_all_lost
 
     def wait(self, seconds: float, epoch_of: Callable[[str], int | None]) -> None:
-        """Notes that it has waited, and lets it go where it could not.
+        """Adds to the time waited, and allows engines again where that is safe.
 
         Args:
-            seconds: How long.
-            epoch_of: Returns the epoch of an engine, None unless it takes requests.
+            seconds: The time waited.
+            epoch_of: Returns the epoch of an engine, or None if it takes no requests.
         """
         self.waited += seconds
         self._pause = max(0.0, self._pause - seconds)
@@ -86,7 +86,7 @@ class Failover:
                 self.refused.pop(engine, None)
 
     def admit(self, admitted: Admitted) -> None:
-        """Keeps the seed, which an engine draws when the client gives none."""
+        """Keeps the seed, which the engine draws if the client gives none."""
         self._seed = admitted.seed
 
     def add_tokens(self, token_ids: list[int]) -> None:
@@ -102,17 +102,17 @@ class Failover:
         epoch: int = 0,
         is_admitted: bool = True,
     ) -> None:
-        """Prepares to go on at another engine than this one, which ended the request so.
+        """Prepares to continue on another engine.
 
         Args:
-            engine: Its address.
-            error: How.
-            epoch: The engine's, when it was sent the request.
+            engine: Address of the engine that ended the request.
+            error: How it ended the request.
+            epoch: The engine's epoch when the request was sent.
             is_admitted: Whether the engine had admitted the request.
 
         Raises:
-            EngineError, QueueFull: The error, if no other engine should be tried: it lies in the
-                request, or engines failed too often.
+            EngineError, QueueFull: The given error, if no other engine should be tried: the request
+                is at fault, or engines failed too often.
         """
         is_new = self._num_new_tokens > 0
         if is_new:
@@ -127,7 +127,7 @@ class Failover:
             elif not self._may_fail_again():
                 raise error
         if is_new:
-            # It got on, so those that could not take it before may now.
+            # It made progress, so engines that refused it before may take it now.
             self.refused.clear()
             self.loss = error
             self.waited = 0.0
@@ -141,7 +141,7 @@ class Failover:
     @property
     def _num_suspected(self) -> int:
         """Engines in a row that the request may have broken."""
-        # One whose tokens are computed already has broken none of those that never had it.
+        # Its tokens prove that it can be computed, so it did not break engines that never got it.
         num_lost = 0 if self.request.resume_token_ids else len(self._lost)
         return self._num_failures_in_a_row + num_lost
 

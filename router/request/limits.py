@@ -1,7 +1,7 @@
-"""What one request may ask, checked before any work is done for it.
+"""Checks the limits of one request before any work is done for it.
 
-The engine checks again, for those who speak to it alone, and it alone knows which of the other
-sampling parameters it supports: it refuses the rest by name.
+The engine checks again, for clients that call it directly. Only the engine knows which of the other
+sampling parameters it supports; it refuses the rest by name.
 """
 
 import math
@@ -32,22 +32,22 @@ from router.types import (
 ROLES = ("system", "user", "assistant", "tool")
 
 _MAX_FEW = 1024
-"""Token IDs of which the greatest is found sooner than numpy has begun."""
+"""Up to this many token IDs, `max` is faster than numpy."""
 
 
 def check_request(request: GenerationRequest, model: ModelInfo, max_prompt_bytes: int) -> None:
-    """Refuses what can be told to be wrong before tokenization.
+    """Refuses everything that can be found wrong before tokenization.
 
     Raises:
-        InvalidRequest: Its reason says which part is wrong; its message names field, value and
-            bound, and its metadata holds them.
+        InvalidRequest: The reason says which part is wrong; message and metadata give field, value
+            and bound.
     """
     for field, label in (("request_id", request.request_id), ("cache_salt", request.cache_salt)):
         if len(label) > MAX_LABEL_CHARACTERS:
             raise _outside(f"length of {field}", len(label), f"0 to {MAX_LABEL_CHARACTERS}")
     if not request.request_id.isprintable():
         raise InvalidRequest(
-            f"request_id holds {first_unprintable(request.request_id)}, must be printable",
+            f"request_id contains {first_unprintable(request.request_id)}; it must be printable",
             {
                 "field": "request_id",
                 "value": shown(request.request_id),
@@ -60,7 +60,7 @@ def check_request(request: GenerationRequest, model: ModelInfo, max_prompt_bytes
 
 
 def check_prompt(prompt: Prompt, model: ModelInfo, max_prompt_bytes: int) -> None:
-    """Refuses an empty prompt, one that is too long, and one that makes no sense.
+    """Refuses a prompt that is empty, too long or invalid.
 
     Raises:
         InvalidRequest: As `check_request`.
@@ -76,7 +76,7 @@ def check_prompt(prompt: Prompt, model: ModelInfo, max_prompt_bytes: int) -> Non
 
 
 def check_length(num_prompt_tokens: int, max_tokens: int | None, model: ModelInfo) -> None:
-    """Refuses a prompt without tokens, and one that leaves no room for the tokens asked for.
+    """Refuses a prompt without tokens, or one that leaves no room for the requested tokens.
 
     Raises:
         InvalidRequest: As `check_request`.
@@ -99,7 +99,7 @@ def check_length(num_prompt_tokens: int, max_tokens: int | None, model: ModelInf
 
 
 def check_num_tokens(num_tokens: int, model: ModelInfo) -> None:
-    """Refuses a text of more tokens than the model's length.
+    """Refuses a text with more tokens than the model's length.
 
     Raises:
         InvalidRequest: As `check_request`.
@@ -113,11 +113,11 @@ def check_token_ids(field: str, token_ids: Sequence[int], model: ModelInfo) -> N
     """Refuses token IDs outside the vocabulary.
 
     Raises:
-        InvalidRequest: Names the first of them.
+        InvalidRequest: The message names the first of them.
     """
     if len(token_ids) <= _MAX_FEW and (not token_ids or max(token_ids) < model.vocab_size):
         return
-    # To look at each takes 20 ns for it, too long for a million.
+    # Checking each in Python takes 20 ns, too long for a million.
     are_outside = np.asarray(token_ids) >= model.vocab_size
     if are_outside.any():
         index = int(are_outside.argmax())
@@ -134,7 +134,7 @@ def _check_unsupported(request: GenerationRequest) -> None:
         )
     if request.stop:
         raise InvalidRequest(
-            f"stop has {len(request.stop)} texts; it is not supported, use stop_token_ids",
+            f"stop has {len(request.stop)} texts; it is not supported, use stop_token_ids instead",
             {"field": "stop", "value": str(len(request.stop)), "bounds": "0"},
             reason=Reason.UNSUPPORTED_PARAMETER,
         )

@@ -1,4 +1,4 @@
-"""The way of a request through the router, as one function from top to bottom."""
+"""One request through the router, as one function from top to bottom."""
 
 import asyncio
 import threading
@@ -39,18 +39,18 @@ from router.types import (
 )
 
 _MAX_SHORT_CHAT = 1 << 13
-"""Characters that are tokenized where they were laid out, in some 12 ms at worst: the next chat of
-the model waits, but in another thread this one would wait for that thread to wake up."""
+"""Characters up to which a chat is tokenized in the thread that rendered it, in some 12 ms at
+worst: the model's next chat waits that long, but a switch of threads would delay this one."""
 _UNFINISHED = "internal"
-"""The outcome of a request of which nothing else is known: an error of ours."""
+"""The outcome of a request when nothing else is known: an error of the router itself."""
 
 OUTCOMES = ("stop", "length", "cancelled", "other", *(reason.value.lower() for reason in Reason))
-"""How a request can end: well, by its client, for a reason of ours, or for a foreign one."""
+"""How a request can end: finished, cancelled by its client, for one of our reasons, or another."""
 
 
 @dataclass(slots=True, kw_only=True)
 class _Progress:
-    """Times of one request, in seconds of `time.monotonic`, and how it ended."""
+    """Times of one request, in seconds of `time.monotonic`, and its outcome."""
 
     started: float
     last_tokens: float
@@ -59,13 +59,13 @@ class _Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """What the requests of one router may hold.
+    """Bounds on the requests of one router.
 
     Attributes:
-        max_concurrent_requests: Requests under way.
-        max_prompt_bytes: Text of one prompt, in UTF-8.
-        max_request_bytes: Messages of all requests under way.
-        max_queued_prompt_tokens: Prompts that no engine has begun with, all together.
+        max_concurrent_requests: Requests in progress.
+        max_prompt_bytes: UTF-8 bytes of one prompt.
+        max_request_bytes: Bytes of the messages of all requests in progress.
+        max_queued_prompt_tokens: Tokens of all prompts that no engine has started.
     """
 
     max_concurrent_requests: int
@@ -75,40 +75,40 @@ class Bounds:
 
 
 class Engines(Protocol):
-    """What the pipeline needs of the fleet."""
+    """The part of the dispatcher that the pipeline uses."""
 
     def model_info(self, name: str) -> ModelInfo:
-        """Describes a model; an empty name is the only one."""
+        """Describes a model; an empty name means the only one."""
 
     def generate(self, request: TokenRequest) -> AsyncGenerator[EngineEvent, None]:
         """Streams a request's events; closing it cancels the request on its engine."""
 
 
 class Observer(Protocol):
-    """Hears what happens to each request. Spans are in seconds."""
+    """Is notified of the stages of each request. Times are in seconds."""
 
     def started(self) -> None:
-        """A request came in."""
+        """A request arrived."""
 
     def tokenized(self, seconds: float) -> None:
-        """A text or a chat became tokens."""
+        """A text or a chat was tokenized."""
 
     def handed_over(self, num_prompt_tokens: int, seconds: float) -> None:
-        """The fleet gets it next, in the same task, after this time in the pipeline."""
+        """The request goes to the dispatcher next, in the same task; it took `seconds` here."""
 
     def generated(self, num_tokens: int, seconds: float, *, is_first: bool) -> None:
-        """Tokens came, this long after those before them, or after the request."""
+        """Tokens arrived, `seconds` after the previous ones or the start of the request."""
 
     def ended(self, outcome: str, seconds: float) -> None:
-        """It is over; the outcome is one of `OUTCOMES`."""
+        """The request ended; the outcome is one of `OUTCOMES`."""
 
 
 class Pipeline:
-    """Takes requests of clients, in text, chats or tokens, to engines and back.
+    """Passes requests of clients, as text, chats or tokens, to engines and their output back.
 
     Attributes:
-        request_bytes: What the messages of all requests under way hold.
-        queued_prompt_tokens: What the prompts hold that no engine has begun with.
+        request_bytes: Bytes of the messages of all requests in progress.
+        queued_prompt_tokens: Tokens of the prompts that no engine has started.
     """
 
     def __init__(
@@ -137,12 +137,12 @@ class Pipeline:
         self._idle.set()
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
-        """Streams the continuation of one prompt; closing the generator cancels it at its engine.
+        """Streams the continuation of one prompt; closing the generator cancels the request.
 
-        A model without a tokenizer takes tokens and gives them, without text.
+        A model without a tokenizer takes token IDs and returns them without text.
 
         Raises:
-            RequestError: The request is refused or failed; its `status` is for the client.
+            RequestError: The request was refused or failed; `status` is for the client.
         """
         with self._recorded(request) as progress, self._slot(request.num_bytes):
             model = self._fleet.model_info(request.model)
@@ -175,8 +175,8 @@ class Pipeline:
 
         Args:
             model_name: The model; empty means the only one served.
-            prompt: What to tokenize.
-            num_bytes: Size of the message that it came in.
+            prompt: The prompt to tokenize.
+            num_bytes: Size of the request message.
 
         Raises:
             RequestError: As `generate`.
@@ -196,13 +196,13 @@ class Pipeline:
         skip_special_tokens: bool,
         num_bytes: int = 0,
     ) -> str:
-        """Returns the text of at most as many tokens as the model's length.
+        """Returns the text of token IDs, at most as many as the model's length.
 
         Args:
             model_name: The model; empty means the only one served.
-            token_ids: What to turn into text.
-            skip_special_tokens: Whether special tokens yield no text.
-            num_bytes: Size of the message that they came in.
+            token_ids: The tokens to decode.
+            skip_special_tokens: Whether special tokens produce no text.
+            num_bytes: Size of the request message.
 
         Raises:
             RequestError: As `generate`.
@@ -225,21 +225,21 @@ class Pipeline:
             )
 
     def drain(self) -> None:
-        """Refuses everything new from now on."""
+        """Refuses all new requests from now on."""
         self._is_draining = True
 
     async def wait_idle(self) -> None:
-        """Waits until no request is under way."""
+        """Waits until no request is in progress."""
         await self._idle.wait()
 
     @contextmanager
     def _slot(self, num_bytes: int) -> Iterator[None]:
         if self._is_draining:
-            raise Draining("the router is about to exit; call another")
+            raise Draining("the router is shutting down; send the request to another router")
         bound = self._bounds.max_concurrent_requests
         if self._num_under_way >= bound:
             raise QueueFull(
-                f"{bound} requests are under way, as many as max_concurrent_requests allows",
+                f"{bound} requests are in progress, the limit of max_concurrent_requests",
                 {"max_concurrent_requests": str(bound)},
                 retry_after=1.0,
             )
@@ -266,7 +266,7 @@ class Pipeline:
             progress.outcome = reason if reason in OUTCOMES else "other"
             raise
         except (asyncio.CancelledError, GeneratorExit):
-            # After the last message the client may leave as it likes.
+            # After the last message the client may leave in any way.
             if progress.outcome == _UNFINISHED:
                 elapsed = time.monotonic() - progress.started
                 is_late = request.timeout is not None and elapsed >= request.timeout
@@ -292,7 +292,7 @@ class Pipeline:
         try:
             return await self._tokenizers.get(model)
         except RequestError:
-            # Whoever sends tokens does not need it: without one, the answer has no text.
+            # A prompt of token IDs needs no tokenizer: without one, the answer has no text.
             if isinstance(prompt, TokenPrompt):
                 return None
             raise
@@ -312,7 +312,7 @@ class Pipeline:
             else:
                 token_ids = await self._encode_chat(tokenizer, prompt.messages, *bounds)
         finally:
-            # A client that left stops what its thread would go on with.
+            # Stops the thread's work if the client has left.
             is_over.set()
         self._observer.tokenized(time.monotonic() - started)
         return token_ids
@@ -344,7 +344,7 @@ class Pipeline:
 
 
 class _Answer:
-    """Turns the events of one request into what its client gets."""
+    """Converts the events of one request to the messages for its client."""
 
     def __init__(
         self,
@@ -372,7 +372,7 @@ class _Answer:
         self._stop_token_ids = eos_token_ids.union(params.stop_token_ids)
 
     def delta(self, event: EngineEvent) -> GenerationDelta:
-        """Returns what is new with an event."""
+        """Returns what an event adds to the client's output."""
         match event:
             case Tokens(token_ids=token_ids):
                 self._num_completion_tokens += len(token_ids)
@@ -386,7 +386,7 @@ class _Answer:
     def _text(self, token_ids: list[int]) -> str:
         if self._detokenizer is None:
             return ""
-        # Only the last token of a request can be one that ends it; it is not part of the text.
+        # Only the last token of a request can be a stop token; it is not part of the text.
         if token_ids[-1] in self._stop_token_ids:
             token_ids = token_ids[:-1]
         return contained(self._detokenizer.push, token_ids)

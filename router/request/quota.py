@@ -1,4 +1,4 @@
-"""An amount of one thing that requests may hold together."""
+"""Bounds the total amount of one resource that requests hold together."""
 
 from router.errors import QueueFull
 
@@ -6,19 +6,19 @@ _RETRY_SECONDS = 1.0
 
 
 class Quota:
-    """Counts what requests hold, and refuses what would be too much.
+    """Counts what requests hold, and refuses what would exceed the bound.
 
-    An amount larger than the bound is let in when nothing else is held, so that it can be served.
+    An amount above the bound is accepted if nothing else is held, so that it can be served at all.
 
     Attributes:
-        held: How much is held now.
+        held: The amount held now.
     """
 
     def __init__(self, option: str, bound: int, unit: str) -> None:
-        """Holds nothing yet.
+        """Starts with nothing held.
 
         Args:
-            option: Name of the bound, for errors.
+            option: Name of the option that sets the bound, for errors.
             bound: The most that may be held.
             unit: What is counted, for errors, such as "bytes of requests".
         """
@@ -28,14 +28,14 @@ class Quota:
         self._unit = unit
 
     def take(self, amount: int) -> None:
-        """Holds an amount; `give_back` is owed.
+        """Takes an amount; the caller must call `give_back` later.
 
         Raises:
-            QueueFull: It is too much beside what others hold.
+            QueueFull: The total would exceed the bound.
         """
         if self.held and self.held + amount > self._bound:
             raise QueueFull(
-                f"{amount} more {self._unit} beside {self.held} are {self.held + amount}, "
+                f"{amount} more {self._unit} on top of {self.held} are {self.held + amount}, "
                 f"over {self._option} {self._bound}",
                 {"value": str(amount), "held": str(self.held), self._option: str(self._bound)},
                 retry_after=_RETRY_SECONDS,
@@ -43,5 +43,5 @@ class Quota:
         self.held += amount
 
     def give_back(self, amount: int) -> None:
-        """Holds an amount no more."""
+        """Gives an amount back."""
         self.held -= amount

@@ -1,1 +1,1 @@
-"""Text to token IDs and back: tokenizers, chat templates, text that never splits a character."""
+"""Text to token IDs and back: tokenizers, chat templates, detokenizers that split no character."""

@@ -16,32 +16,32 @@ from router.types import ChatMessage
 
 _MIN_DEADLINE = 10.0
 _DEADLINE_FACTOR = 5
-"""Of the CPU time: the machine may have other things to do, and a worker may have escaped."""
+"""Times the CPU time: the machine may be busy, or the worker may have escaped its limit."""
 _MIN_MEMORY_BYTES = 64 << 20
 _MEMORY_FACTOR = 32
-"""Bytes for each of a prompt: text takes up to four, and a template copies it some times."""
+"""Per byte of the prompt: text takes up to four, and a template makes several copies."""
 _LAYOUT_FACTOR = 2
 _MIN_LAYOUT_BYTES = 1 << 20
 _FIRST_PAUSE, _MAX_PAUSE = 1.0, 60.0
 _MAX_SHOWN_ROLES = 16
 _LOOP_REAP_SECONDS = 0.02
-"""That the event loop waits for a killed worker; Python looks after those that take longer."""
+"""How long the event loop waits for a killed worker; Python reaps the slower ones later."""
 _MAX_CHARACTERS = 1 << 20
-"""Of a template; the longest that people write have a tenth of it."""
-_LEAVING = "the router is about to exit; call another"
+"""Longest template; the longest in real use have a tenth of it."""
+_LEAVING = "the router is shutting down; send the request to another router"
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TemplateSettings:
-    """What a chat template may take for one chat, and who hears of one that takes more.
+    """The limits of a chat template for one chat, and the callback for workers that end.
 
     Attributes:
-        model: Its name, for the log.
+        model: The model's name, for the log.
         cpu_seconds: CPU time.
-        max_prompt_bytes: UTF-8 of the messages; memory and layout are bounded by multiples of it.
-        on_end: Hears why a worker ended, one of `template_process.END_CAUSES`.
+        max_prompt_bytes: UTF-8 bytes of the messages; bounds of memory and output are multiples.
+        on_end: Called with the reason why a worker ended, one of `template_process.END_CAUSES`.
     """
 
     model: str = ""
@@ -51,12 +51,12 @@ class TemplateSettings:
 
     @property
     def memory_bytes(self) -> int:
-        """What a worker may allocate beyond what it has at its start."""
+        """Bytes that a worker may allocate beyond what it has at its start."""
         return _MIN_MEMORY_BYTES + _MEMORY_FACTOR * self.max_prompt_bytes
 
     @property
     def max_layout_bytes(self) -> int:
-        """UTF-8 of a conversation laid out."""
+        """The most UTF-8 bytes of a rendered conversation."""
         return _MIN_LAYOUT_BYTES + _LAYOUT_FACTOR * self.max_prompt_bytes
 
     @property
@@ -66,21 +66,21 @@ class TemplateSettings:
 
 
 class ChatTemplate:
-    """Lays out conversations, one after the other, in a worker that is kept and replaced.
+    """Renders conversations one at a time, in a worker process that is reused and replaced.
 
-    `start` and `render` block, and are for one thread; `retire` and `close` are for any. A template
-    that ends its worker again and again is left alone for a growing while.
+    `start` and `render` block, and one thread may use them; `retire` and `close` may be called from
+    any thread. After a template ends its worker repeatedly, retries wait for growing pauses.
     """
 
     def __init__(
         self, source: object, special_tokens: Mapping[str, str], settings: TemplateSettings
     ) -> None:
-        """Starts no worker yet.
+        """Does not start a worker yet.
 
         Args:
-            source: The template as a tokenizer's files have it; None if they have none.
-            special_tokens: The tokens that the template sees, by name.
-            settings: What it may take.
+            source: The template as found in the tokenizer's files; None if there is none.
+            special_tokens: The special tokens that the template sees, by name.
+            settings: Its limits.
         """
         self._source = source
         self._special_tokens = dict(special_tokens)
@@ -88,21 +88,21 @@ class ChatTemplate:
         self._turn = threading.Lock()
         self._process: TemplateProcess | None = None
         self._fault: str | None = None
-        """Why it can never be used."""
+        """Why the template can never be used."""
         if source is not None and not isinstance(source, str):
-            self._fault = f"it is of type {type(source).__name__}, not a text"
+            self._fault = f"it is of type {type(source).__name__}, not a string"
         elif source and len(source) > _MAX_CHARACTERS:
-            self._fault = f"it has {len(source)} characters, over {_MAX_CHARACTERS}"
+            self._fault = f"it has {len(source)} characters, over the limit of {_MAX_CHARACTERS}"
         self._is_retired = self._is_closed = False
         self._num_ends = 0
-        """Of workers since one answered."""
+        """Workers that ended since one last answered."""
         self._resumes_at = 0.0
         self._last_end = ""
 
     def start(self) -> None:
         """Starts the worker, so that the first chat need not wait for it.
 
-        A template that cannot be used is the error of each chat, and not of this.
+        An unusable template is logged here; each chat then gets the error.
         """
         if self._source:
             try:
@@ -115,11 +115,11 @@ class ChatTemplate:
                 _logger.warning(message, self._settings.model, error)
 
     def render(self, messages: Sequence[ChatMessage]) -> str:
-        """Returns the text of a conversation up to where the assistant speaks.
+        """Returns the text of a conversation, up to where the assistant's answer begins.
 
         Raises:
-            InvalidRequest: There is no chat template, it raises, or it takes more than it may.
-            RequestError: Its worker cannot be started, or the router is about to exit.
+            InvalidRequest: There is no chat template, it raises, or it exceeds its limits.
+            RequestError: The worker cannot be started, or the router is shutting down.
         """
         if not self._source:
             raise InvalidRequest(
@@ -131,7 +131,7 @@ class ChatTemplate:
         try:
             return self._ask(messages)
         except TemplateRefused as error:
-            why = f"the model's chat template refuses them: {error!s:.500}"
+            why = f"the model's chat template rejected them: {error!s:.500}"
         except TemplateEnded as error:
             why = self._describe(error)
         except _Paused as error:
@@ -145,12 +145,12 @@ class ChatTemplate:
         )
 
     def retire(self) -> None:
-        """Ends the worker as soon as no chat needs it; later ones get one for themselves."""
+        """Ends the worker as soon as no chat needs it; each later chat gets its own."""
         self._is_retired = True
         self._end_idle()
 
     def close(self) -> None:
-        """Kills the worker, whatever it does, and lets none start."""
+        """Kills the worker, even if busy, and prevents further starts."""
         self._is_closed = True
         process = self._process
         if process is not None:
@@ -181,7 +181,7 @@ class ChatTemplate:
             try:
                 self._process.check()
             except TemplateEnded as end:
-                # It ended while nobody asked it anything, which is no fault of this chat.
+                # The worker ended while idle, so this chat did not cause it.
                 self._note_end(end)
         if self._process is not None:
             return self._process
@@ -202,9 +202,9 @@ class ChatTemplate:
             process = self._process = TemplateProcess(self._settings.max_layout_bytes)
         except OSError as error:
             raise RequestError(
-                f"the worker of the model's chat template cannot be started: {error}"
+                f"the worker process of the model's chat template cannot be started: {error}"
             ) from error
-        # Seen here, or else `close` sees the process.
+        # Either this check sees that it is closed, or `close` sees the process.
         if self._is_closed:
             process.kill()
         return process
@@ -240,7 +240,7 @@ class ChatTemplate:
         self._num_ends += 1
         self._last_end = self._describe(end)
         pause = 0.0
-        # The first is no habit yet: those who wait go on with the next worker.
+        # One end is not a pattern yet: the waiting chats go on with the next worker.
         if self._num_ends > 1:
             pause = min(_FIRST_PAUSE * 2 ** min(self._num_ends - 2, 16), _MAX_PAUSE)
         self._resumes_at = time.monotonic() + pause
@@ -257,18 +257,17 @@ class ChatTemplate:
         seconds = self._resumes_at - time.monotonic()
         if seconds > 0:
             raise _Paused(
-                f"{self._last_end}, {self._num_ends} times in a row; it is tried again in "
-                f"{seconds:.1f} s",
+                f"{self._last_end}, {self._num_ends} times in a row; retry in {seconds:.1f} s",
                 seconds,
             )
 
     def _describe(self, end: TemplateEnded) -> str:
         if end.cause == "time":
-            return f"the model's chat template did not end within {self._settings.cpu_seconds:g} s"
-        return f"the model's chat template broke its worker ({end!s:.200})"
+            return f"the model's chat template took longer than {self._settings.cpu_seconds:g} s"
+        return f"the model's chat template broke its worker process ({end!s:.200})"
 
     def _end_idle(self) -> None:
-        """Ends a worker that is not needed any more, unless somebody has it, who then does."""
+        """Ends an unneeded worker; if it is in use, its user ends it afterwards."""
         if self._turn.acquire(blocking=False):
             try:
                 if self._process is not None:
@@ -279,10 +278,10 @@ class ChatTemplate:
 
 
 class _Paused(Exception):
-    """The template has ended its workers too often.
+    """The template has ended too many workers in a row.
 
     Attributes:
-        seconds: Until it is tried again.
+        seconds: Seconds until the next try.
     """
 
     def __init__(self, text: str, seconds: float) -> None:

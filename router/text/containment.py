@@ -1,7 +1,7 @@
-"""A fault of the tokenizers library ends one call, whatever it is raised as.
+"""A fault in the tokenizers library ends one call, whatever exception it raises.
 
 A panic of its Rust code arrives as a BaseException: `except Exception` lets it pass, and it would
-end the task that it comes up in.
+end the task in which it occurs.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ _NO_FAULTS = (ServiceError, Abandoned, asyncio.CancelledError, KeyboardInterrupt
 
 
 def contained(function: Callable[[*_Arguments], _Result], *arguments: *_Arguments) -> _Result:
-    """Calls a function that may run the library.
+    """Calls a function that may use the library.
 
     Raises:
         TokenizerFailed: The library failed.

@@ -1,10 +1,10 @@
-"""Tokens to text as they come, without ever splitting a character.
+"""Converts a stream of tokens to text without splitting a character.
 
-The pieces of a request, joined, are what decoding all of its tokens at once gives: a character is
-held back until its last byte is there, and what stays incomplete becomes U+FFFD at the end. Behind
-a prompt of text or tokens they are what decoding both adds to decoding the prompt, as in vLLM and
-TGI: an answer that begins with a word then begins with its space. A chat's answer is a text of its
-own.
+All pieces of a request, joined, equal the result of decoding all of its tokens at once: a character
+is held back until its last byte arrives, and an incomplete one becomes U+FFFD at the end. After a
+prompt of text or tokens, the output is what decoding prompt and output adds to decoding the prompt,
+as in vLLM and TGI: an answer that begins with a word begins with its space. The answer of a chat is
+decoded separately from its prompt.
 """
 
 import codecs
@@ -18,33 +18,33 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _MAX_HELD_BACK = 16
-"""Tokens after which text that still looks incomplete is taken for broken."""
+"""Tokens after which text that still looks incomplete is considered invalid."""
 
 _MAX_RUN = 64
-"""Byte tokens in a row after which characters are given out as they come."""
+"""Byte tokens in a row after which characters are emitted as they are completed."""
 
 _MAX_PROMPT_TAIL = 64
-"""Tokens of a prompt among which one with text is looked for."""
+"""Tokens at the end of a prompt that are searched for one with text."""
 
 
 class Detokenizer(Protocol):
-    """Turns the tokens of one request into text; special tokens yield none."""
+    """Converts the tokens of one request to text; special tokens produce no text."""
 
     def push(self, token_ids: Sequence[int]) -> str:
         """Returns the text that the next tokens complete."""
 
     def flush(self) -> str:
-        """Returns what is left when no more tokens come."""
+        """Returns the remaining text when no more tokens come."""
 
 
 class ByteLevelDetokenizer:
-    """For byte-level vocabularies, in constant time per token whatever the bytes are."""
+    """For byte-level vocabularies; constant time per token whatever the bytes are."""
 
     def __init__(self, token_bytes: Mapping[int, bytes]) -> None:
         """Starts a request.
 
         Args:
-            token_bytes: The bytes of each token, b"" for those that yield no text.
+            token_bytes: The bytes of each token; b"" for those without text.
         """
         self._token_bytes = token_bytes
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -55,31 +55,31 @@ class ByteLevelDetokenizer:
         return self._decoder.decode(b"".join([token_bytes[token_id] for token_id in token_ids]))
 
     def flush(self) -> str:
-        """Returns what is left when no more tokens come."""
+        """Returns the remaining text when no more tokens come."""
         return self._decoder.decode(b"", final=True)
 
 
 class _Run(enum.Enum):
-    """What is known of the byte tokens that came last."""
+    """State of the current run of byte tokens."""
 
     WHOLE = enum.auto()
     """All of them are held back, and may be text."""
     GIVEN_OUT = enum.auto()
-    """They are so many that their characters are given out as they come."""
+    """The run is so long that its characters are emitted as they are completed."""
     BROKEN = enum.auto()
-    """They are no text: each is given out as U+FFFD."""
+    """The run is not UTF-8: each byte is emitted as U+FFFD."""
 
 
 class StreamDetokenizer:
     """For all other vocabularies.
 
-    New tokens are decoded behind a short context of tokens whose text was given out, since a
-    decoder may treat the beginning of a text otherwise: that of Llama 2 drops a space there.
+    New tokens are decoded after a short context of tokens whose text has been emitted, since a
+    decoder may treat the beginning of a text differently: Llama 2's drops a space there.
 
-    With byte fallback, a run of byte tokens becomes text if all of it is UTF-8, and U+FFFD for each
-    byte if not. So a run is held back until a token of another kind ends it, or until it can be no
-    UTF-8 any more, or until it is longer than `_MAX_RUN`. Only a run that breaks after that differs
-    from decoding all at once: its characters that were given out stay.
+    With byte fallback, a run of byte tokens becomes text if all of it is UTF-8, and otherwise
+    U+FFFD for each byte. So a run is held back until another kind of token ends it, until it cannot
+    be UTF-8 any more, or until it is longer than `_MAX_RUN`. The result differs from decoding all
+    at once only if a run becomes invalid after that: characters already emitted stay.
     """
 
     def __init__(
@@ -89,8 +89,8 @@ class StreamDetokenizer:
 
         Args:
             backend: The model's tokenizer.
-            pieces: Those of the tokenizer; None finds them out anew.
-            prompt: The tokens that the text goes on from; none for a text of its own.
+            pieces: The tokenizer's pieces; None computes them.
+            prompt: The tokens before the text; none for a text of its own.
         """
         self._backend = backend
         self._pieces = pieces = Pieces(backend) if pieces is None else pieces
@@ -121,7 +121,7 @@ class StreamDetokenizer:
         return self._take(start) + self._push_run(bytes(run))
 
     def flush(self) -> str:
-        """Returns what is left when no more tokens come."""
+        """Returns the remaining text when no more tokens come."""
         text = self._take(len(self._held_back))
         self._context, self._context_text, self._run = [], "", _Run.WHOLE
         return text
@@ -131,7 +131,7 @@ class StreamDetokenizer:
         return None if piece is None else piece.byte
 
     def _push_run(self, run: bytes) -> str:
-        """Gives out what is certain of the byte tokens at the end, which are all held back."""
+        """Emits the certain part of the byte tokens at the end, all of which are held back."""
         if not run:
             return ""
         if self._run is _Run.BROKEN:
@@ -139,18 +139,18 @@ class StreamDetokenizer:
         try:
             _, num_complete = codecs.utf_8_decode(run, "strict", False)
         except UnicodeDecodeError as error:
-            # No run that begins with these bytes is text, whatever follows them.
+            # No run that begins with these bytes is UTF-8, whatever follows.
             self._run = _Run.BROKEN
             return self._take(len(run), context=self._held_back[error.start : error.start + 4])
         if len(run) > _MAX_RUN:
             self._run = _Run.GIVEN_OUT
         if self._run is _Run.GIVEN_OUT:
-            # Not these bytes: what follows could make them broken. Any word does as well.
+            # These bytes cannot be the context: later bytes could make them invalid. Any word can.
             return self._take(num_complete, context=self._context or self._pieces.a_word)
         return ""
 
     def _push_text(self) -> str:
-        """Gives out all, unless it ends in what may be the beginning of a character."""
+        """Emits all held-back tokens, unless they may end in the middle of a character."""
         if len(self._held_back) < _MAX_HELD_BACK:
             whole = self._decode(self._context + self._held_back)
             if whole.endswith("\N{REPLACEMENT CHARACTER}"):
@@ -158,11 +158,11 @@ class StreamDetokenizer:
         return self._take(len(self._held_back))
 
     def _take(self, count: int, context: list[int] | None = None) -> str:
-        """Gives out the first tokens that are held back.
+        """Emits the first held-back tokens.
 
         Args:
             count: How many.
-            context: What tokens to come are decoded behind; None finds it among these.
+            context: The context for decoding later tokens; None takes it from these tokens.
         """
         taken = self._held_back[:count]
         if not taken:
@@ -177,7 +177,7 @@ class StreamDetokenizer:
         return text
 
     def _renew_context(self, taken: list[int]) -> None:
-        """Finds the shortest context with a text of its own that ends in the last token taken."""
+        """Finds the shortest context that has text of its own and ends in the last token taken."""
         pieces = self._pieces
         last = pieces[taken[-1]]
         if last is not None and last.text:
@@ -211,9 +211,9 @@ def start(
     Args:
         backend: The model's tokenizer.
         token_bytes: The bytes of each of its tokens, or None if it is not byte-level.
-        pieces: Its pieces if it is not byte-level; None finds them out anew.
-        prompt: The tokens that the text goes on from, with the space that its first word then has;
-            none for a text of its own.
+        pieces: Its pieces if it is not byte-level; None computes them.
+        prompt: The tokens before the text, so that its first word keeps its space; none for a text
+            of its own.
     """
     if token_bytes is None:
         return StreamDetokenizer(backend, pieces, prompt)

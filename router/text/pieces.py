@@ -1,4 +1,4 @@
-"""What a stream of text must know of each token of a vocabulary that is not byte-level."""
+"""What streaming detokenization needs to know of each token, if not byte-level."""
 
 import re
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Piece:
 
     Attributes:
         byte: The byte that it stands for, or None if it is text.
-        text: What it decodes to by itself: at the beginning of a text, that is.
+        text: Its text when decoded alone, that is, at the beginning of a text.
         is_empty: Whether its content is the empty string.
     """
 
@@ -26,12 +26,12 @@ class Piece:
 
 
 class Pieces(dict[int, Piece | None]):
-    """The pieces by token ID, None for special and unknown tokens; filled as used.
+    """Pieces by token ID, None for special and unknown tokens; filled on demand.
 
     Attributes:
         has_byte_fallback: Whether a run of byte tokens is decoded as UTF-8, as in Llama 2, Mistral
             and Gemma.
-        a_word: A token that is text by itself, if there is one.
+        a_word: A token that has text of its own, if there is one.
     """
 
     def __init__(self, backend: "Tokenizer") -> None:
@@ -56,7 +56,7 @@ class Pieces(dict[int, Piece | None]):
     def __missing__(self, token_id: int) -> Piece | None:
         content = self._backend.id_to_token(token_id)
         if content is None:
-            # Not kept: there are as many of them as an engine likes to send.
+            # Not cached: an engine can send any number of unknown IDs.
             return None
         piece = None
         if token_id not in self._special_ids:

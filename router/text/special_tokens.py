@@ -1,8 +1,8 @@
-"""Keeps what people say from becoming special tokens, such as one that ends a turn.
+"""Keeps message contents from producing special tokens, such as one that ends a turn.
 
-Before a template renders the messages, a marker goes in front of each place in them where a special
-token begins. In the rendered text the special tokens without a marker are the template's own;
-between them the text is tokenized as if there were no special ones, and without the markers.
+Before a template renders the messages, a marker is put before each place where a special token
+begins in them. In the rendered text, the special tokens without a marker are the template's own.
+The text between them is tokenized as if there were no special tokens, and without the markers.
 """
 
 import re
@@ -22,9 +22,9 @@ from router.text.token_pattern import TokenPattern
 from router.types import ChatMessage
 
 _FIRST_MARKER, _LAST_MARKER = 0xE000, 0xF8FF
-"""Private-use characters: no letters, no white space, left alone by templates."""
+"""Private-use characters: neither letters nor white space, and unchanged by templates."""
 _STRIDE = 1 << 16
-"""Characters looked at while no other thread of the interpreter runs."""
+"""Characters per search: the search holds the interpreter lock, so other threads wait."""
 _ESCAPE = re.compile(r"\\u[ef][0-9a-f]{3}")
 
 
@@ -36,8 +36,8 @@ class SpecialTokens:
 
         Args:
             backend: The tokenizer; it has no post-processor.
-            cutting: Those of its special tokens that cut any text in two.
-            chat_template: A text in which no marker may occur.
+            cutting: Those of its special tokens that cut every text in two.
+            chat_template: A text that may not contain the marker.
         """
         tokens = added_tokens(backend)
         special = [token for token in tokens if token.special]
@@ -48,10 +48,10 @@ class SpecialTokens:
         plain = twin(backend)
         plain.encode_special_tokens = True
         self._plain = TextPieces(plain)
-        # What stands for an unknown character may be special, and is no forgery.
+        # The token for unknown characters may be special, and is not a forgery.
         unknown = set(plain.encode("\U0010fffd", add_special_tokens=False).ids)
         self._forged = {self._ids[token.content] for token in special} - unknown
-        # Conditions and normalization are left to the tokenizer's own search.
+        # The tokenizer's own search handles conditions and normalization.
         self._finder = None if len(cutting) == len(special) else _Finder(backend, tokens)
         self._content_finders: list[_Finder] = []
         if backend.normalizer is not None and (
@@ -61,13 +61,13 @@ class SpecialTokens:
             self._content_finders = [_Finder(backend, tokens), _Finder(backend, literal)]
 
     def protect(self, messages: Sequence[ChatMessage]) -> tuple[Sequence[ChatMessage], str]:
-        """Marks the special tokens in what is said; takes no time where there are none.
+        """Marks the special tokens in message contents; costs little where there are none.
 
         Returns:
-            The messages for the template, and the marker; without one they are those given.
+            The messages for the template, and the marker: "" if they are the given ones unchanged.
 
         Raises:
-            InvalidRequest: Every character that could be the marker is in the messages.
+            InvalidRequest: The messages contain every character that could be the marker.
         """
         if not any(self._is_in(message.content) for message in messages):
             return messages, ""
@@ -76,8 +76,8 @@ class SpecialTokens:
         marker = next((chr(code) for code in codes if chr(code) not in used), None)
         if marker is None:
             raise InvalidRequest(
-                "chat.messages hold a special token and all characters from U+E000 to U+F8FF; "
-                "leave one of them out",
+                "chat.messages contain a special token and all characters from U+E000 to U+F8FF; "
+                "remove one of these",
                 {"field": "chat.messages"},
                 reason=Reason.BAD_CHAT,
             )
@@ -85,11 +85,11 @@ class SpecialTokens:
         return marked, marker
 
     def encode(self, text: str, marker: str, budget: TokenBudget) -> "array[int]":
-        """Returns the token IDs of a rendered text in which content is marked, typecode "i".
+        """Returns the token IDs of a rendered text with marked contents, typecode "i".
 
         Raises:
-            InvalidRequest: They are more than the budget.
-            Abandoned: The budget is cancelled.
+            InvalidRequest: There are more tokens than the budget allows.
+            Abandoned: The budget was cancelled.
         """
         token_ids = array("i")
         for segment, token_id in self._segments(text, marker):
@@ -101,7 +101,7 @@ class SpecialTokens:
         return token_ids
 
     def _is_vocabulary(self, special: Sequence[AddedToken]) -> bool:
-        """Whether the model makes special tokens of their texts all by itself."""
+        """Whether the model itself produces special tokens from their texts."""
         texts = [self._plain.encode(token.content) for token in special]
         return any(not self._forged.isdisjoint(token_ids) for token_ids in texts)
 
@@ -125,13 +125,13 @@ class SpecialTokens:
         position = 0
         parts: list[str] = []
         while (start := is_start.find(1, position)) >= 0:
-            # The character behind the marker comes along, so that the search goes on.
+            # Skip the character after the marker, so that the search moves on.
             parts += (content[position:start], marker, content[start])
             position = start + 1
         return "".join((*parts, content[position:]))
 
     def _segments(self, text: str, marker: str) -> Iterator[tuple[str, int | None]]:
-        """Yields the texts between the template's special tokens, each with the one behind it."""
+        """Yields each text between the template's special tokens, with the token after it."""
         position = 0
         if self._finder is None:
             for start, end in self._cutting.spans(text, marker):
@@ -139,7 +139,7 @@ class SpecialTokens:
                 yield text[position:start].replace(marker, ""), token_id
                 position = end
         else:
-            # The marker in place of the character behind it: as long as the text without markers.
+            # Replace marker and next character by the marker: same length as the unmarked text.
             mask = re.compile(f"{marker}+([^{marker}]?)")
             masked = mask.sub(lambda found: marker if found[1] else "", text)
             text = text.replace(marker, "")
@@ -152,7 +152,7 @@ class SpecialTokens:
         token_ids = self._plain.encode(text, budget)
         if self._forged.isdisjoint(token_ids):
             return token_ids
-        # The model knows them as words: split behind their first characters, they are none.
+        # The model knows them as words: split after their first characters, they are not matched.
         token_ids = array("i")
         position = 0
         while span := self._pattern.find(text, position):
@@ -163,7 +163,7 @@ class SpecialTokens:
 
 
 class _Finder:
-    """Finds special tokens with all their conditions, as the tokenizer itself does."""
+    """Finds special tokens under all their conditions, as the tokenizer itself does."""
 
     def __init__(self, backend: Tokenizer, tokens: Sequence[AddedToken]) -> None:
         unknown = "?" * (1 + max(len(token.content) for token in tokens))
@@ -187,7 +187,7 @@ class _Finder:
 
 
 def _markers_in(texts: Sequence[str]) -> set[str]:
-    """Returns the private-use characters in texts, those written as escapes of JSON included."""
+    """Returns the private-use characters in texts, including those written as JSON escapes."""
     found: set[str] = set()
     for text in texts:
         for start in range(0, len(text), _STRIDE):

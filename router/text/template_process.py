@@ -1,4 +1,4 @@
-"""A worker process of a chat template, and the exchanges with it."""
+"""A worker process of a chat template, and the protocol with it."""
 
 import os
 import signal
@@ -11,21 +11,21 @@ import time
 from router.text import template_worker
 
 END_CAUSES = ("time", "died", "protocol")
-"""Why a worker ends that nobody ended: its limits, by itself, or for what it answered."""
+"""Why a worker ended unexpectedly: its time limit, its own exit, or an invalid answer."""
 
 _MAX_ERROR_BYTES = 4 * template_worker.MAX_ERROR_CHARACTERS
 _CHUNK_BYTES = 64 << 10
 _REAP_SECONDS = 1.0
-"""That a killed worker gets to be gone. One that another process traces may never be."""
+"""How long to wait for a killed worker. One that another process traces may never end."""
 _MIN_POLL_SECONDS, _MAX_POLL_SECONDS = 0.0005, 0.01
 
 
 class TemplateRefused(Exception):
-    """The template lays out no such conversation; the text is its own."""
+    """The template rejects the conversation; the text is the template's own message."""
 
 
 class TemplateEnded(Exception):
-    """The worker ended before it answered, or had to be.
+    """The worker ended before it answered, or had to be ended.
 
     Attributes:
         cause: One of `END_CAUSES`.
@@ -37,20 +37,20 @@ class TemplateEnded(Exception):
 
 
 class TemplateProcess:
-    """A worker that runs. One thread at a time uses it; any may kill it.
+    """A running worker. One thread at a time may use it; any thread may kill it.
 
-    What it answers is bounded before it is read, and believed in nothing: a template may have
-    escaped its sandbox. It is ended with whatever `check` and `ask` raise but `TemplateRefused`.
+    Its answers are bounded before they are read, and never trusted: a template may have escaped its
+    sandbox. `check` and `ask` end the worker on any exception except `TemplateRefused`.
     """
 
     def __init__(self, max_bytes: int) -> None:
-        """Starts the worker, in a millisecond or so; it is ready some 0.1 s later.
+        """Starts the worker, in about a millisecond; it is ready some 0.1 s later.
 
         Args:
-            max_bytes: UTF-8 of the longest text that it may answer.
+            max_bytes: UTF-8 bytes of the longest text that it may return.
 
         Raises:
-            OSError: The system has no room for a process.
+            OSError: The system cannot start another process.
         """
         self._max_bytes = {template_worker.LAID_OUT: max_bytes}
         self._max_bytes[template_worker.REFUSED] = _MAX_ERROR_BYTES
@@ -58,8 +58,8 @@ class TemplateProcess:
         self._socket, theirs = socket.socketpair()
         try:
             with theirs:
-                # Of its own session, so that it hears of no Ctrl-C, and that all that a template
-                # may have started can be killed. Nothing holds on to the router's log or ports.
+                # A session of its own: Ctrl-C does not reach it, and everything that a template
+                # starts can be killed with it. It inherits neither the router's log nor its ports.
                 self._process = subprocess.Popen(
                     [sys.executable, "-P", template_worker.__file__],
                     stdin=theirs.fileno(),
@@ -77,10 +77,10 @@ class TemplateProcess:
         return self._process.pid
 
     def check(self) -> None:
-        """Makes sure that the worker is there, and waits to be asked.
+        """Checks that the worker is running and idle.
 
         Raises:
-            TemplateEnded: It has ended since, or speaks unasked.
+            TemplateEnded: It has ended, or has sent something unasked.
         """
         try:
             self._socket.settimeout(0)
@@ -90,7 +90,7 @@ class TemplateProcess:
         except OSError:
             unasked = b""
         if unasked:
-            raise self._ended("protocol", "it answers what nobody asked")
+            raise self._ended("protocol", "it sent an answer without a request")
         raise self._ended("died")
 
     def ask(self, request: tuple[bytes, bytes], seconds: float) -> str:
@@ -101,27 +101,27 @@ class TemplateProcess:
             seconds: Wall time after which the worker is killed.
 
         Raises:
-            TemplateRefused: It answers so.
-            TemplateEnded: It ended, or answered what is no answer.
+            TemplateRefused: The worker reports it.
+            TemplateEnded: It ended, or its answer is invalid.
         """
         try:
             return self._ask(request, time.monotonic() + seconds)
         except (TemplateRefused, TemplateEnded):
             raise
         except BaseException:
-            # Its answer may still come, and would be taken for that to the next request.
+            # Its late answer would be taken for the answer to the next request.
             self.end()
             raise
 
     def kill(self) -> None:
-        """Kills the worker and all that it started; whoever asks it hears of its end."""
-        # Until it is waited for, its number is its own.
+        """Kills the worker and all that it started; a pending `ask` raises TemplateEnded."""
+        # The system does not reuse its process ID before it is reaped.
         with self._reaping:
             if self._process.poll() is None:
                 os.killpg(self._process.pid, signal.SIGKILL)
 
     def end(self, seconds: float = _REAP_SECONDS) -> None:
-        """Kills the worker, waits so long for its end at most (milliseconds do), and forgets it."""
+        """Kills the worker, waits up to `seconds` for its end (usually milliseconds), closes."""
         self.kill()
         deadline = time.monotonic() + seconds
         pause = _MIN_POLL_SECONDS
@@ -142,13 +142,13 @@ class TemplateProcess:
             self._socket.sendall(b"".join((sizes, head, body)))
             kind, answer = self._receive(deadline)
         except TimeoutError:
-            raise self._ended("time", "its time is over") from None
+            raise self._ended("time", "it exceeded its time limit") from None
         except OSError:
             raise self._ended("died") from None
         try:
             text = answer.decode()
         except UnicodeDecodeError:
-            raise self._ended("protocol", "it answers with bytes that are no UTF-8") from None
+            raise self._ended("protocol", "its answer is not UTF-8") from None
         if kind == template_worker.REFUSED:
             raise TemplateRefused(text)
         return text
@@ -163,10 +163,10 @@ class TemplateProcess:
             kind, size = header.unpack_from(received)
             max_bytes = self._max_bytes.get(kind)
             if max_bytes is None:
-                raise self._ended("protocol", f"it answers with the kind {kind!r}")
+                raise self._ended("protocol", f"its answer has the unknown kind {kind!r}")
             if size > max_bytes or len(received) > header.size + size:
                 raise self._ended(
-                    "protocol", f"it answers with {size} bytes or more, over {max_bytes}"
+                    "protocol", f"its answer has {size} bytes or more, over the limit {max_bytes}"
                 )
             if len(received) == header.size + size:
                 with memoryview(received) as view:
@@ -176,18 +176,18 @@ class TemplateProcess:
         self._socket.settimeout(_seconds_until(deadline))
         data = self._socket.recv(_CHUNK_BYTES)
         if not data:
-            # Its exit code says more.
+            # The exit code says more.
             raise self._ended("died")
         return data
 
     def _ended(self, cause: str, text: str = "") -> TemplateEnded:
-        """Ends the worker; returns what that is to be told as."""
+        """Ends the worker and returns the exception for it."""
         self.end()
         code = self._process.returncode
         if cause != "died":
             return TemplateEnded(cause, text)
         if code == -signal.SIGPROF:
-            return TemplateEnded("time", "its time is over")
+            return TemplateEnded("time", "it exceeded its time limit")
         return TemplateEnded("died", _meaning_of(code))
 
 
@@ -200,11 +200,11 @@ def _seconds_until(deadline: float) -> float:
 
 def _meaning_of(code: int | None) -> str:
     if code is None:
-        return "it is killed and does not end"
+        return "it was killed and does not end"
     if code >= 0:
         return f"exit code {code}"
     try:
         return f"signal {signal.Signals(-code).name}"
     except ValueError:
-        # Those from 35 on have no names.
+        # Signals from 35 on have no names.
         return f"signal {-code}"

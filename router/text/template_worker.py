@@ -1,14 +1,14 @@
-"""Lays out conversations with one model's chat template, in a process that can be killed.
+"""Renders conversations with one model's chat template, in a process that can be killed.
 
-A template is a program that a stranger wrote. The router starts this file by its path, which brings
-in nothing of the router: jinja2 alone is a third of what transformers takes. It reads requests from
-its input and answers them in order; each ends by itself, or by the limits that the process sets for
-itself. The environment is that of `transformers.utils.chat_template_utils`; a test compares both.
+A template is a program that a stranger wrote. The router starts this file by its path, so that it
+imports nothing of the router: jinja2 alone needs a third of the memory of transformers. It answers
+requests from its input in order; each is bounded by the limits that the process sets for itself.
+The environment is that of `transformers.utils.chat_template_utils`; a test compares both.
 
-Integers are big-endian. A request is the length of its head, that of its body (4 bytes each), the
-head in JSON and the body. The head of the first is a `Load`, that of others `[role, bytes of
-content]` for each message, whose contents are the body. An answer is its kind (1 byte), its length
-(4 bytes) and a text in UTF-8: the conversation laid out, or why it cannot be.
+Integers are big-endian. A request is the length of its head, the length of its body (4 bytes each),
+the head in JSON and the body. The first head is a `Load`; later heads hold `[role, bytes of
+content]` for each message, and the body holds the contents. An answer is its kind (1 byte), its
+length (4 bytes) and UTF-8 text: the rendered conversation, or why it cannot be rendered.
 """
 
 import json
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import BinaryIO, TypedDict
 
 import jinja2
-import jinja2.debug  # Not when a template first raises: its time is measured.
+import jinja2.debug  # Imported now, not when a template first raises: that time is measured.
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
@@ -34,18 +34,18 @@ ANSWER = struct.Struct(">cI")
 LAID_OUT, REFUSED = b"T", b"E"
 MAX_ERROR_CHARACTERS = 500
 ENCODING_ERRORS = "surrogatepass"
-"""What clients send cannot hold surrogates; what holds them shall fail here, not in the router."""
+"""Clients cannot send surrogates; a content with some must fail here, not in the router."""
 
 
 class Load(TypedDict):
-    """What a worker is told first.
+    """The first request to a worker.
 
     Attributes:
         source: The template.
-        variables: What it sees beside the messages: the special tokens by name.
-        cpu_seconds: Of one request; past it, the kernel ends the process by SIGPROF.
-        memory_bytes: What the process may allocate on top of what it has at its start.
-        max_bytes: UTF-8 of one layout.
+        variables: What it sees besides the messages: the special tokens by name.
+        cpu_seconds: CPU time per request; after it, the kernel ends the process by SIGPROF.
+        memory_bytes: What the process may allocate beyond what it has at its start.
+        max_bytes: UTF-8 bytes of one rendered conversation.
     """
 
     source: str
@@ -56,13 +56,13 @@ class Load(TypedDict):
 
 
 def main() -> None:
-    """Answers requests until the router closes its end."""
-    # The router ends it, and nobody else who signals to all processes of a terminal or a service.
+    """Answers requests until the router closes its end of the socket."""
+    # Only the router ends it, not a signal to all processes of a terminal or a service.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # One socket. Of sys.stdout, PYTHONUNBUFFERED makes a file that sends an answer in two pieces.
+    # One socket. With PYTHONUNBUFFERED, sys.stdout would send an answer in two pieces.
     with open(0, "rb") as source, open(1, "wb") as sink:
         _serve(source, sink)
 
@@ -74,7 +74,7 @@ def _serve(source: BinaryIO, sink: BinaryIO) -> None:
         if layout is None:
             load: Load = json.loads(head)
             _limit_memory(load["memory_bytes"])
-        # It stands still while the process waits for the next request, which begins it anew.
+        # CPU time does not pass while the process waits; the next request restarts the timer.
         signal.setitimer(signal.ITIMER_PROF, load["cpu_seconds"])
         try:
             if layout is None:
@@ -108,7 +108,7 @@ def _limit_memory(num_bytes: int) -> None:
 
 
 class _Layout:
-    """A compiled template and what it sees beside the messages."""
+    """A compiled template and the variables that it sees besides the messages."""
 
     def __init__(self, load: Load) -> None:
         self._variables = load["variables"]
@@ -116,7 +116,7 @@ class _Layout:
         self._template = make_environment().from_string(load["source"])
 
     def render(self, head: bytes, body: bytes) -> bytes:
-        """Returns a conversation laid out up to where the assistant speaks, in UTF-8."""
+        """Returns a conversation rendered up to where the assistant's answer begins, in UTF-8."""
         messages, start = [], 0
         for role, num_bytes in json.loads(head):
             content = body[start : start + num_bytes].decode(errors=ENCODING_ERRORS)
@@ -139,11 +139,11 @@ class _Layout:
 
     def _check_size(self, size: int) -> None:
         if size > self._max_bytes:
-            raise ValueError(f"its layout is over {self._max_bytes} bytes")
+            raise ValueError(f"its output is over {self._max_bytes} bytes")
 
 
 def make_environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
-    """Returns what transformers compiles chat templates in."""
+    """Returns an environment equal to the one in which transformers compiles chat templates."""
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
@@ -156,7 +156,7 @@ def make_environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
 
 
 class _Generation(jinja2.ext.Extension):
-    """Knows the block `generation`, which marks for training what an assistant has said."""
+    """Accepts the block `generation`, which marks an assistant's messages for training."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -180,9 +180,9 @@ class _Dict:
 
 
 class _Namespace(jinja2.utils.Namespace):
-    """A namespace without attributes of Python's own."""
+    """A namespace without Python's own attributes."""
 
-    # Both named as jinja2 does it, so that a template may use any name.
+    # Positional parameters, as in jinja2, so that a template may use any name.
     def __init__(*args: object, **values: object) -> None:
         self, *rest = args
         assert isinstance(self, _Namespace)

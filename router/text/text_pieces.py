@@ -1,10 +1,10 @@
-"""Tokenizes a text in pieces, so that a long one takes no more memory than a short one.
+"""Tokenizes a text in pieces, so that a long text needs no more memory than a short one.
 
-A piece ends where the tokenizer surely splits: before a space that follows a letter or sign. Where
-there is none, of a window on the text those words are kept whose end nothing behind the window can
-move, and the next window begins with the first word not kept. Both are right where a tokenizer
-splits from left to right without looking back, which is known of the configurations below; with any
-other, a text is tokenized in one go.
+A piece ends where the tokenizer is certain to split: before a space that follows a letter or sign.
+Without such a space, a window of the text is tokenized. Words whose end cannot be moved by text
+after the window are kept, and the next window begins with the first word not kept. Both are right
+if the tokenizer splits from left to right without looking back, which is known of the
+configurations below. With any other tokenizer, a text is tokenized in one go.
 """
 
 import unicodedata
@@ -24,16 +24,16 @@ from router.text.token_length import max_characters, part_settings
 _WINDOW = 1 << 15
 """Characters tokenized at once."""
 _MAX_WORD = 1 << 17
-"""Characters of one word, such as a run of letters or of spaces, which cannot be cut."""
+"""Characters of the longest word, such as a run of letters or spaces, which cannot be cut."""
 _MARGIN = 16
-"""Characters behind a word that can move its end, and more: a contraction's three are the most."""
+"""Characters after a word that can move its end, and more: a contraction's three are the most."""
 _MAX_TRIES = 64
 _MAX_SEARCH = 1024
-"""Characters at the end of a window among which a space is looked for."""
+"""Characters at the end of a window that are searched for a space."""
 
-# Each of these splits a text into words from left to right. None goes on with a space behind
-# anything but white space, and what it reads behind the end of a word is at most a contraction or
-# one run of white space.
+# Each of these splits a text into words from left to right. None continues a word with a space
+# after anything but white space. Past the end of a word, each reads at most a contraction or one
+# run of white space.
 _LETTERS_OF_CASES = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+%s"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*%s"
@@ -56,19 +56,19 @@ PATTERNS = frozenset(
         # GPT-4o and gpt-oss; Mistral's Tekken
         _LETTERS_OF_CASES.replace("%s", _CONTRACTION + "?") + r"|\p{N}{1,3}" + _PATHS_AND_SPACES,
         _LETTERS_OF_CASES.replace("%s", "") + r"|\p{N}" + _PATHS_AND_SPACES,
-        # DeepSeek V3, behind those below
+        # DeepSeek V3, after those below
         r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
         r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
         # The demo model
         r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     }
 )
-# These take something out, and leave the rest to one of the others.
+# These split off some parts, and leave the rest to one of the others.
 PARTIAL_PATTERNS = frozenset({r"\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"})
 
 
 class TextPieces:
-    """Turns texts into tokens, none added. It may be called from several threads."""
+    """Converts texts to tokens, adding none. May be called from several threads."""
 
     def __init__(self, backend: tokenizers.Tokenizer, window: int = _WINDOW) -> None:
         """Tokenizes up to `window` characters at once."""
@@ -78,7 +78,7 @@ class TextPieces:
         if self._margin is not None and 4 * self._margin > window:
             self._margin = None
         self._max_characters = None if self.is_cut else max_characters(backend)
-        # Where a space in an added token may stand, no piece ends before it.
+        # No piece ends before a space that may be inside an added token.
         contents = [token.content for token in added_tokens(backend)]
         self._in_tokens = {
             before for content in contents for before, behind in pairwise(content) if behind == " "
@@ -93,10 +93,10 @@ class TextPieces:
         """Returns the token IDs of a text, typecode "i".
 
         Raises:
-            InvalidRequest: They are more than the budget, or a word is too long.
-            Abandoned: The budget is cancelled.
+            InvalidRequest: There are more tokens than the budget allows, or a word is too long.
+            Abandoned: The budget was cancelled.
         """
-        # One that cannot be cut is at least not begun if it must be too long.
+        # A text that cannot be cut is not started if it is certainly too long.
         budget.check(len(text) // self._max_characters if self._max_characters else 0)
         token_ids = array("i")
         position, size = 0, self._window
@@ -122,16 +122,16 @@ class TextPieces:
         return token_ids
 
     def _encode(self, text: str) -> list[int]:
-        # Of a single text, `encode` keeps the interpreter to itself, and records what nobody reads.
+        # For a single text, `encode` holds the interpreter lock and records unused data.
         (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=False)
         return encoding.ids
 
     def _last_space(self, text: str, start: int, stop: int) -> int | None:
-        """Returns where the last space stands that follows anything but white space."""
+        """Returns the position of the last space that follows anything but white space."""
         start = max(start, stop - _MAX_SEARCH)
         while (place := text.rfind(" ", start + 1, stop)) >= 0:
             before = text[place - 1]
-            # Of other than ASCII, normalization may make a character of a token.
+            # Normalization may turn a non-ASCII character into one of a token.
             is_in_token = before in self._in_tokens or (self._in_tokens and not before.isascii())
             if not is_in_token and not before.isspace():
                 return place
@@ -139,7 +139,7 @@ class TextPieces:
         return None
 
     def _joint(self, encoding: tokenizers.Encoding, piece: str) -> tuple[int, int] | None:
-        """Returns how many tokens of a piece are sure and where, in characters, they end."""
+        """Returns how many tokens of a piece are certain, and the character where they end."""
         assert self._margin is not None
         stop = len(piece) - self._margin
         token = next(
@@ -158,7 +158,7 @@ class TextPieces:
             if characters is None or tokens is None:
                 continue
             start = characters[0]
-            # White space alone says nothing: what follows may move where it is split.
+            # White space alone proves nothing: what follows may move the split.
             shown = piece[start : min(characters[1], stop)]
             if start and shown and not shown.isspace() and _begins_anew(shown[0]):
                 return tokens[0], start
@@ -166,7 +166,7 @@ class TextPieces:
 
 
 def _margin(backend: tokenizers.Tokenizer) -> int | None:
-    """Returns the characters behind a word that may move its end; None if nobody knows."""
+    """Returns how many characters after a word may move its end; None if unknown."""
     if not _commutes(part_settings(backend.normalizer)):
         return None
     if not _splits_all(part_settings(backend.pre_tokenizer)):
@@ -174,12 +174,12 @@ def _margin(backend: tokenizers.Tokenizer) -> int | None:
     tokens = added_tokens(backend)
     if backend.post_processor is not None or any(map(has_condition, tokens)):
         return None
-    # Four characters at the most are normalized to one.
+    # Normalization turns at most four characters into one.
     return _MARGIN + 4 * max((len(token.content) for token in tokens), default=0)
 
 
 def _commutes(normalizer: Mapping[str, Any]) -> bool:
-    """Whether texts can be normalized in pieces, cut where one character begins anew."""
+    """Whether texts can be normalized in pieces, if cut where `_begins_anew` holds."""
     match normalizer:
         case {"type": "NFC"} | {"type": "Sequence", "normalizers": []}:
             return True
@@ -187,7 +187,7 @@ def _commutes(normalizer: Mapping[str, Any]) -> bool:
 
 
 def _begins_anew(character: str) -> bool:
-    """Whether a character is composed with none before it, nor put in another order with any."""
+    """Whether normalization neither composes nor reorders a character with those before it."""
     if character.isascii():
         return True
     is_inner_jamo = "\u1160" <= character <= "\u11ff"
@@ -195,9 +195,9 @@ def _begins_anew(character: str) -> bool:
 
 
 def _splits_all(pre_tokenizer: Mapping[str, Any]) -> bool:
-    """Whether a pre-tokenizer is known, and splits every text into words."""
+    """Whether a pre-tokenizer is known and splits every text into words."""
     parts = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
-    # Behind bytes written as letters, a space is one, too.
+    # ByteLevel writes bytes as letters, spaces too, so it must be the last part.
     is_text = all(part.get("type") != "ByteLevel" for part in parts[:-1])
     return is_text and all(map(_is_known, parts)) and any(map(_makes_words, parts))
 
@@ -227,8 +227,8 @@ def _makes_words(known: Mapping[str, Any]) -> bool:
 
 def _too_long(position: int, size: int) -> InvalidRequest:
     return InvalidRequest(
-        f"the prompt has {size} characters from character {position} on that are one word to the "
-        "tokenizer, such as a run of letters or spaces; it takes no longer ones",
+        f"the prompt has {size} characters in a row from character {position} on that are one word "
+        "to the tokenizer, such as letters or spaces only; that is too long, break it up",
         {"field": "prompt", "value": f"{size}", "bounds": f"0 to {_MAX_WORD}"},
         reason=Reason.PROMPT_TOO_LONG,
     )

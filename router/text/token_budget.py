@@ -1,4 +1,4 @@
-"""How far a tokenization may go: up to as many tokens as can be used, for as long as one waits."""
+"""The bound of a tokenization: a number of tokens, and until the caller is cancelled."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,27 +8,27 @@ from router.errors import InvalidRequest
 
 
 class Abandoned(Exception):
-    """Nobody waits for the tokens any more."""
+    """The caller was cancelled: the tokens are not needed any more."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenBudget:
-    """Asked between two pieces of a text whether to go on.
+    """Checked between two pieces of a text.
 
     Attributes:
-        max_tokens: Tokens that the model can hold; None is no bound.
-        is_cancelled: Tells that nobody waits any more; None is that somebody does.
+        max_tokens: The most tokens that the model can hold; None means no bound.
+        is_cancelled: Tells whether the caller was cancelled; None means never.
     """
 
     max_tokens: int | None = None
     is_cancelled: Callable[[], bool] | None = None
 
     def check(self, num_tokens: int) -> None:
-        """Returns if a text that has at least so many tokens is worth more work.
+        """Checks whether to go on with a text that has at least so many tokens.
 
         Raises:
-            InvalidRequest: They are more than the model can hold.
-            Abandoned: Nobody waits for them.
+            InvalidRequest: There are more tokens than the model can hold.
+            Abandoned: The caller was cancelled.
         """
         if self.is_cancelled is not None and self.is_cancelled():
             raise Abandoned
@@ -37,7 +37,7 @@ class TokenBudget:
 
 
 def too_many_tokens(max_model_len: int) -> InvalidRequest:
-    """Returns the error of a prompt whose tokens were not counted to the end."""
+    """Returns the error for a prompt whose tokens were not counted to the end."""
     return InvalidRequest(
         f"prompt of more than {max_model_len} tokens, over max_model_len {max_model_len}",
         {

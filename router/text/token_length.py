@@ -1,4 +1,4 @@
-"""How much text one token can stand for, which bounds the tokens of a text beforehand."""
+"""How many characters one token can stand for, which bounds the tokens of a text in advance."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from tokenizers.pre_tokenizers import ByteLevel, PreTokenizer
 from router.text.added_tokens import added_tokens
 
 _MOST_COMPOSED = 4
-"""Characters that NFC makes one of, at the most."""
+"""The most characters that NFC composes into one."""
 
 
 def part_settings(part: Normalizer | PreTokenizer | None) -> Mapping[str, Any]:
@@ -21,7 +21,7 @@ def part_settings(part: Normalizer | PreTokenizer | None) -> Mapping[str, Any]:
 
 
 def max_characters(backend: Tokenizer) -> int | None:
-    """Returns the most characters of a text that become one token; None if they have no bound."""
+    """Returns the most characters of a text that become one token; None if there is no bound."""
     tokens = added_tokens(backend)
     composed = _composed(part_settings(backend.normalizer))
     pre_tokenizer = part_settings(backend.pre_tokenizer)
@@ -35,7 +35,7 @@ def max_characters(backend: Tokenizer) -> int | None:
 
 
 def _composed(normalizer: Mapping[str, Any]) -> int | None:
-    """Returns the most characters that become one; None if some may be left out."""
+    """Returns the most characters that become one; None if some may be dropped."""
     match normalizer:
         case {"type": "NFC"}:
             return _MOST_COMPOSED
@@ -54,7 +54,7 @@ def _composed(normalizer: Mapping[str, Any]) -> int | None:
 
 
 def _keeps_all(pre_tokenizer: Mapping[str, Any]) -> bool:
-    """Whether a pre-tokenizer only splits, and leaves nothing out."""
+    """Whether a pre-tokenizer only splits and drops nothing."""
     match pre_tokenizer:
         case {"type": "Sequence", "pretokenizers": [*parts]}:
             return all(map(_keeps_all, parts))
@@ -64,7 +64,7 @@ def _keeps_all(pre_tokenizer: Mapping[str, Any]) -> bool:
 
 
 def _knows_all(model: object, vocabulary: Mapping[str, int], is_byte_level: bool) -> bool:
-    """Whether every character becomes a token, and unknown ones one each."""
+    """Whether every character becomes a token, and each unknown one a token of its own."""
     if not isinstance(model, BPE) or model.continuing_subword_prefix or model.end_of_word_suffix:
         return False
     if is_byte_level:

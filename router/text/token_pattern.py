@@ -1,22 +1,22 @@
-"""Finds the texts of tokens in a text as the tokenizer does: the leftmost, there the longest."""
+"""Finds token texts as a tokenizer does: the leftmost match, and there the longest."""
 
 import re
 from collections.abc import Collection, Iterator
 from itertools import groupby, takewhile
 
 _STRIDE = 1 << 16
-"""Characters of one search, during which no other thread of the interpreter runs."""
+"""Characters per search: the search holds the interpreter lock, so other threads wait."""
 
 
 class TokenPattern:
-    """The texts of some tokens. Its methods may be called from several threads."""
+    """Searches for the texts of tokens. Its methods may be called from several threads."""
 
     def __init__(self, tokens: Collection[str]) -> None:
         self._longest = max(map(len, tokens), default=0)
         self._search = re.compile(_expression(sorted(set(tokens)))).search if tokens else None
 
     def spans(self, text: str, marker: str = "") -> Iterator[tuple[int, int]]:
-        """Yields start and end of each token in a text that does not stand behind a marker."""
+        """Yields start and end of each token in a text that has no marker before it."""
         position = 0
         while span := self.find(text, position):
             start, position = span
@@ -26,7 +26,7 @@ class TokenPattern:
                 yield span
 
     def find(self, text: str, position: int = 0) -> tuple[int, int] | None:
-        """Returns start and end of the first token from a position on."""
+        """Returns start and end of the first token at or after a position."""
         if self._search is None:
             return None
         while position < len(text):
@@ -39,11 +39,11 @@ class TokenPattern:
 
 
 def _expression(texts: list[str]) -> str:
-    """Returns a regular expression of sorted texts that never tries two of them at one place."""
+    """Returns a regular expression of sorted texts that never tries two at one position."""
     branches = []
     for _, group in groupby((text for text in texts if text), key=lambda text: text[0]):
         alike = list(group)
-        # Of sorted texts, what the first and the last begin with all do.
+        # The texts are sorted: a prefix of the first and the last is a prefix of all.
         both = zip(alike[0], alike[-1], strict=False)
         length = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both))
         rest = _expression([text[length:] for text in alike])

@@ -1,4 +1,4 @@
-"""Token IDs of the beginnings of conversations, so that one that grows is not tokenized anew."""
+"""Caches the token IDs of beginnings of conversations, so that a longer one reuses them."""
 
 import threading
 from array import array
@@ -13,25 +13,25 @@ from router.text.token_pattern import TokenPattern
 
 _MAX_BYTES = 64 << 20
 _ENTRY_BYTES = 200
-"""Of an entry without its tokens: key, array and place in the order."""
+"""Size of an entry without its tokens: key, array and place in the order."""
 
 
 Encode: TypeAlias = Callable[[str, str, TokenBudget], "array[int]"]
-"""Returns the token IDs of a text in which a marker keeps special tokens from being found."""
+"""Returns the token IDs of a text; a marker before a special token makes it plain text."""
 
 
 class TokenizationCache:
-    """Keeps the tokens of texts up to their last special token, the latest of them.
+    """Keeps the most recent token IDs of texts up to their last special token.
 
-    A special token cuts a text before anything else is done with it, so the tokens of a whole text
-    are those of its parts: what stands before the cut is looked up, what stands behind is encoded.
-    Its methods may be called from several threads.
+    A special token cuts a text before any other step, so the tokens of a text are those of its
+    parts: the part before the cut is looked up, the part after it is encoded. The methods may be
+    called from several threads.
     """
 
     def __init__(
         self, encode: Encode, cutting_tokens: Collection[str], max_bytes: int = _MAX_BYTES
     ) -> None:
-        """Keeps no more than `max_bytes`; each of the special tokens given cuts every text."""
+        """Keeps at most `max_bytes`; each of the special tokens given cuts every text."""
         self._encode = encode
         self._max_bytes = max_bytes
         self._cut = TokenPattern(cutting_tokens)
@@ -41,7 +41,7 @@ class TokenizationCache:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes in use, to within the interpreter's own."""
+        """Bytes in use, apart from the interpreter's own overhead."""
         return self._num_bytes
 
     def encode(self, text: str, marker: str, budget: TokenBudget) -> "array[int]":
@@ -49,12 +49,12 @@ class TokenizationCache:
 
         Args:
             text: What to encode.
-            marker: Stands before each special token that is none; "" if there is no such token.
-            budget: How far to go.
+            marker: Stands before each special token that is plain text; "" if there is none.
+            budget: The bound of the work.
 
         Raises:
-            InvalidRequest: There are more tokens than the budget has.
-            Abandoned: The budget is cancelled.
+            InvalidRequest: There are more tokens than the budget allows.
+            Abandoned: The budget was cancelled.
         """
         cuts = self._cuts_of(text, marker, budget)
         if not cuts:
@@ -67,8 +67,8 @@ class TokenizationCache:
         return head + self._encode(text[end:], marker, budget) if end < len(text) else head[:]
 
     def _cuts_of(self, text: str, marker: str, budget: TokenBudget) -> list[tuple[int, bytes]]:
-        """Returns where special tokens end, with a digest of all that stands before."""
-        # Marks in a text make it another: what is marked has other tokens.
+        """Returns the end of each special token, with a digest of all text up to it."""
+        # The marker is part of the digest: marked texts have other tokens.
         hasher = xxhash.xxh3_128(marker.encode())
         cuts = []
         start = 0

@@ -1,10 +1,10 @@
-"""Text and conversations to token IDs, with the tokenizer that the model's engine holds.
+"""Converts text and conversations to token IDs, with the tokenizer that the engine holds.
 
 Text becomes `tokenizer(text).input_ids` of transformers: special tokens written in the text are
-recognised, and those are added that the tokenizer itself adds (Qwen's adds none). A conversation
-becomes `apply_chat_template(messages, add_generation_prompt=True)`, which another process lays out,
-with one difference: what people say holds no special tokens, only the letters of their names. None
-are added to what the template lays out.
+recognised, and the tokenizer adds its usual ones (Qwen's adds none). A conversation becomes
+`apply_chat_template(messages, add_generation_prompt=True)`, rendered in another process, with one
+difference: message contents never become special tokens, only the letters of their names. No tokens
+are added to the rendered text.
 """
 
 import logging
@@ -17,7 +17,7 @@ from typing import Self
 
 import tokenizers
 
-# The router needs no torch, which transformers warns about.
+# The router needs no torch; transformers warns that it is missing.
 logging.getLogger("transformers").addFilter(
     lambda record: "PyTorch was not found" not in record.getMessage()
 )
@@ -36,7 +36,7 @@ from router.types import ChatMessage  # noqa: E402
 
 
 class TokenBytes(dict[int, bytes]):
-    """Bytes of each token of a byte-level vocabulary, special tokens as b""; filled as used."""
+    """Bytes of each token of a byte-level vocabulary, b"" for special ones; filled on demand."""
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class TokenBytes(dict[int, bytes]):
             try:
                 value = bytes(_BYTE_OF_CHARACTER[character] for character in token)
             except KeyError:
-                # An added token holds text as it is.
+                # An added token holds plain text.
                 value = token.encode()
         self[token_id] = value
         return value
@@ -75,23 +75,23 @@ _BYTE_OF_CHARACTER = _byte_of_character()
 
 
 class Tokenizer:
-    """One model's tokenizer and chat template. Its own methods block, and are safe in threads.
+    """One model's tokenizer and chat template. Its own methods block and are thread-safe.
 
     Attributes:
-        backend: The tokenizer proper.
-        token_bytes: Bytes of each token, or None when the vocabulary is not byte-level.
-        pieces: What each token is, or None when the vocabulary is byte-level.
-        chat_template: Lays out conversations, one after the other; not started.
-        chat_thread: Where that is waited for.
+        backend: The tokenizer of the tokenizers library.
+        token_bytes: Bytes of each token, or None if the vocabulary is not byte-level.
+        pieces: The pieces of all tokens, or None if the vocabulary is byte-level.
+        chat_template: Renders conversations, one at a time; not yet started.
+        chat_thread: The thread that waits for it.
     """
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerFast, settings: TemplateSettings | None = None
     ) -> None:
-        # The wrapper keeps vocabulary and merges a second time as Python objects, 60 MB of them
-        # for Qwen3, so nothing may hold on to it.
+        # The wrapper holds vocabulary and merges a second time as Python objects, 60 MB for Qwen3,
+        # so keep no reference to it.
         self.backend: tokenizers.Tokenizer = tokenizer.backend_tokenizer
-        # Of several, transformers takes the default, too, for chats without tools.
+        # Of several templates, transformers also takes the default for chats without tools.
         templates = tokenizer.chat_template
         self.chat_template = ChatTemplate(
             templates.get("default", templates) if isinstance(templates, dict) else templates,
@@ -109,8 +109,8 @@ class Tokenizer:
         self._text_pieces = TextPieces(self.backend)
         cutting = cutting_tokens(self.backend)
         self._special_tokens = SpecialTokens(self.backend, cutting, str(tokenizer.chat_template))
-        # Without a method of its own, which would leave it, its thread and its cache to the
-        # collector of cycles, which comes rarely.
+        # A bound method would make a reference cycle, and keep this object, its thread and its
+        # cache alive until the next garbage collection, which is rare.
         encode = partial(_encode_part, self._special_tokens, self._text_pieces)
         self._conversations = TokenizationCache(encode, cutting)
 
@@ -122,11 +122,11 @@ class Tokenizer:
 
         Args:
             files: The contents.
-            settings: What its chat template may take; None means the defaults.
+            settings: Limits of its chat template; None means the defaults.
 
         Raises:
-            NoTokenizer: The files hold none that transformers can load without foreign code.
-            RequestError: There is no temporary folder to put them in.
+            NoTokenizer: The files hold no tokenizer that transformers loads without remote code.
+            RequestError: The files cannot be written to a temporary folder.
         """
         try:
             with tempfile.TemporaryDirectory(prefix="pagestream-tokenizer-") as folder:
@@ -134,8 +134,8 @@ class Tokenizer:
         except OSError as error:
             num_bytes = sum(map(len, files.values()))
             raise RequestError(
-                f"the tokenizer's {num_bytes} bytes cannot be put into a temporary folder "
-                f"({error}); set TMPDIR to one that has room"
+                f"the tokenizer's {num_bytes} bytes cannot be written to a temporary folder "
+                f"({error}); set TMPDIR to a folder with enough space"
             ) from error
 
     @classmethod
@@ -153,7 +153,7 @@ class Tokenizer:
             if not isinstance(tokenizer, PreTrainedTokenizerFast):
                 raise TypeError(f"{type(tokenizer).__name__} has no fast backend")
             return cls(tokenizer, settings)
-        # Whatever is wrong with files from elsewhere, the router goes on.
+        # Files from elsewhere may fail in any way; the router must go on.
         except Exception as error:
             message = f"the files {sorted(files)} hold no usable tokenizer: {error!r:.500}"
             raise NoTokenizer(message) from error
@@ -169,10 +169,10 @@ class Tokenizer:
         Args:
             text: What to encode.
             max_tokens: A long text is given up once it has more; a short one is encoded whole.
-            is_cancelled: Asked between the pieces of a long text whether to give it up.
+            is_cancelled: Called between the pieces of a long text; true gives it up.
 
         Raises:
-            InvalidRequest: There are more tokens, or a word is too long to be encoded.
+            InvalidRequest: There are more tokens, or a word is too long.
             Abandoned: It was cancelled.
         """
         budget = TokenBudget(max_tokens, is_cancelled)
@@ -183,10 +183,10 @@ class Tokenizer:
         return before + self._text_pieces.encode(text, budget) + behind
 
     def protect(self, messages: Sequence[ChatMessage]) -> tuple[Sequence[ChatMessage], str]:
-        """Marks the special tokens in what was said, so that `encode_rendered` makes none of them.
+        """Marks the special tokens in message contents, so that `encode_rendered` makes none.
 
         Returns:
-            Messages for the chat template, and the marker: "" if they are those given.
+            Messages for the chat template, and the marker: "" if they are the given ones unchanged.
 
         Raises:
             InvalidRequest: No character is left to mark with.
@@ -200,11 +200,11 @@ class Tokenizer:
         max_tokens: int | None = None,
         is_cancelled: Callable[[], bool] | None = None,
     ) -> "array[int]":
-        """Returns the token IDs of what a chat template made of protected messages.
+        """Returns the token IDs of what a chat template rendered from protected messages.
 
         Args:
             text: The template's output.
-            marker: As `protect` returned it; "" lets special tokens be found everywhere.
+            marker: As returned by `protect`; "" recognises special tokens everywhere.
             max_tokens: As in `encode_text`.
             is_cancelled: As in `encode_text`.
 
@@ -213,7 +213,7 @@ class Tokenizer:
             Abandoned: It was cancelled.
         """
         if marker:
-            # Where a template writes messages as JSON with escapes.
+            # A template may write messages as JSON with escapes.
             text = text.replace(f"\\u{ord(marker):04x}", marker)
         return self._conversations.encode(text, marker, TokenBudget(max_tokens, is_cancelled))
 
@@ -222,7 +222,7 @@ class Tokenizer:
         return self.backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
 
     def close(self) -> None:
-        """Ends the chat template, whatever it does; the rest can be used on."""
+        """Ends the chat template, even if it is busy; all else can still be used."""
         self.chat_thread.shut_down()
         self.chat_template.close()
 
@@ -240,9 +240,9 @@ def _encode_part(
 
 
 def _take_ends(backend: tokenizers.Tokenizer) -> "tuple[array[int], array[int]] | None":
-    """Takes off a tokenizer what it puts around a text, and returns that: before, and behind.
+    """Removes what a tokenizer adds around a text, and returns it: tokens before and after.
 
-    It stays, and None is returned, if it does more than that.
+    Returns None, and removes nothing, if the tokenizer does more than that.
     """
     outer, nothing = (encoding.ids for encoding in backend.encode_batch_fast(["word", ""]))
     processor, backend.post_processor = backend.post_processor, None

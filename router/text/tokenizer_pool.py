@@ -18,11 +18,11 @@ from router.text.tokenizer import Tokenizer
 from router.types import ModelInfo
 
 _MAX_LOADED = 8
-"""Tokenizers kept, and beyond that only what connected engines announce."""
+"""Tokenizers kept; beyond that, only those that connected engines announce."""
 _MAX_LOADS = 4
-"""Loads at once, in threads of their own: a slow one keeps no text of other models waiting."""
+"""Loads at once, in their own threads, so that a slow load delays no text of other models."""
 _SECONDS_PER_LINE = 60.0
-"""Between log lines about failed tokenizations, of which a client may cause any number."""
+"""Seconds between log lines on failed tokenizations; a client may cause any number of them."""
 
 _Result = TypeVar("_Result")
 _Arguments = TypeVarTuple("_Arguments")
@@ -33,8 +33,7 @@ _logger = logging.getLogger(__name__)
 class TokenizerPool:
     """Loads each tokenizer once and runs all of them in a few threads.
 
-    Besides, each has a thread for its chats: a template that takes its time keeps no other model
-    waiting.
+    Each tokenizer also has a thread for its chats, so that a slow template delays no other model.
     """
 
     def __init__(
@@ -44,14 +43,14 @@ class TokenizerPool:
         in_use: Callable[[], Container[str]] = frozenset,
         settings: TemplateSettings | None = None,
     ) -> None:
-        """Starts no thread yet.
+        """Does not start a thread yet.
 
         Args:
-            fetch: Returns the tokenizer files of a model, which must have the digest that the model
-                names: they are kept for every model that names it.
-            num_threads: Tokenizations at once, of texts and of long chats.
-            in_use: Returns the digests of tokenizers that are not dropped for newer ones.
-            settings: What each chat template may take; None means the defaults.
+            fetch: Returns the tokenizer files of a model. They must have the digest that the model
+                names, since they are kept for every model that names it.
+            num_threads: Concurrent tokenizations of texts and of long chats.
+            in_use: Returns the digests of tokenizers that may not be dropped for newer ones.
+            settings: The limits of each chat template; None means the defaults.
         """
         self._fetch = fetch
         self._in_use = in_use
@@ -59,10 +58,10 @@ class TokenizerPool:
         self._threads = Threads(num_threads, "tokenizer")
         self._loaders = Threads(_MAX_LOADS, "tokenizer-load")
         self._loaded: OrderedDict[str, Tokenizer | str] = OrderedDict()
-        """By SHA-256 of its files; a text says why it cannot be used."""
+        """By the SHA-256 of the files; a string says why they cannot be used."""
         self._loading: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._dropped: WeakSet[Tokenizer] = WeakSet()
-        """That requests may still use."""
+        """Dropped tokenizers that requests may still use."""
         self._next_line = 0.0
 
     def __enter__(self) -> Self:
@@ -81,10 +80,10 @@ class TokenizerPool:
                 tokenizer.close()
 
     async def get(self, model: ModelInfo) -> Tokenizer:
-        """Returns the model's tokenizer, loaded by the first that asks.
+        """Returns the model's tokenizer; the first caller loads it.
 
         Raises:
-            NoTokenizer: The model has none, or none that can be used.
+            NoTokenizer: The model has no tokenizer, or an unusable one.
         """
         if not model.tokenizer_sha256:
             raise NoTokenizer(
@@ -93,7 +92,7 @@ class TokenizerPool:
         key = model.tokenizer_sha256
         found = self._loaded.get(key)
         if found is None:
-            # Others wait for the first; if that one is cancelled, the next loads.
+            # Other callers wait for the first; if that one is cancelled, the next loads it.
             async with self._loading.setdefault(key, asyncio.Lock()):
                 found = self._loaded.get(key)
                 if found is None:
@@ -107,7 +106,7 @@ class TokenizerPool:
 
     def _drop_oldest(self) -> None:
         in_use = self._in_use()
-        # An engine that announces one tokenizer after the other must not cost others theirs.
+        # An engine that announces many tokenizers must not displace those of others.
         old = [key for key in self._loaded if key not in in_use]
         for key in old[: max(0, len(self._loaded) - _MAX_LOADED)]:
             dropped = self._loaded.pop(key)
@@ -121,8 +120,8 @@ class TokenizerPool:
             settings = dataclasses.replace(self._settings, model=model.name)
             tokenizer = await self._loaders.run(contained, _load, files, settings)
         except (NoTokenizer, TokenizerFailed) as error:
-            # Kept like the others, since the files are those that the digest names: trying again
-            # costs a second and yields the same.
+            # Kept like a usable one, since the digest names exactly these files: trying again
+            # costs a second and gives the same result.
             _logger.error("tokenizer unusable model=%s error=%s", model.name, error)
             return str(error)
         _logger.info(
@@ -134,7 +133,7 @@ class TokenizerPool:
         try:
             await tokenizer.chat_thread.run(tokenizer.chat_template.start)
         except RequestError as error:
-            # Chats will say so; texts and token IDs need no template.
+            # Chats will get the error; texts and token IDs need no template.
             _logger.warning("chat template not started model=%s error=%s", model.name, error)
         except BaseException:
             tokenizer.close()
@@ -144,10 +143,10 @@ class TokenizerPool:
     async def run(
         self, function: Callable[[*_Arguments], _Result], *arguments: *_Arguments
     ) -> _Result:
-        """Runs a function in one of the threads; if cancelled, its result is dropped.
+        """Runs a function in one of the threads; drops its result if cancelled.
 
         Raises:
-            TokenizerFailed: The tokenizer's library failed, by a panic or otherwise.
+            TokenizerFailed: The tokenizer library failed, by a panic or otherwise.
         """
         return await self._run_in(self._threads, function, *arguments)
 
@@ -181,6 +180,6 @@ class TokenizerPool:
 
 def _load(files: Mapping[str, bytes], settings: TemplateSettings) -> Tokenizer:
     tokenizer = Tokenizer.from_files(files, settings)
-    # There are some that load and then fail on every text: that is better known now.
+    # Some tokenizers load and then fail on every text; find out now.
     tokenizer.decode(tokenizer.encode_text("a"), skip_special_tokens=False)
     return tokenizer

@@ -105,10 +105,10 @@ def _violations() -> Iterator[Mode]:
     for name, detail, answer in (
         (
             "token-out-of-range",
-            "token 1000 came",
+            "token 1000 is outside",
             lambda h, t: [admission(h), tokens_of(h, [1000])],
         ),
-        ("token-largest", "came, outside", lambda h, t: [admission(h), tokens_of(h, [2**32 - 1])]),
+        ("token-largest", "is outside", lambda h, t: [admission(h), tokens_of(h, [2**32 - 1])]),
         ("tokens-too-many", "over 12", lambda h, t: [admission(h), tokens_of(h, t * 50)]),
         (
             "tokens-one-too-many",
@@ -122,7 +122,7 @@ def _violations() -> Iterator[Mode]:
         ),
         (
             "tokens-of-one-step",
-            "cannot be parsed or holds too much",
+            "cannot be parsed or exceeds a bound",
             lambda h, t: [admission(h), tokens_of(h, [1] * 500_000)],
         ),
         (
@@ -132,17 +132,17 @@ def _violations() -> Iterator[Mode]:
         ),
         (
             "tokens-of-zero",
-            "hold zeros",
+            "contain zeros",
             lambda h, t: [admission(h), STEP(handles=[h] * 9, token_counts=[0] * 9)],
         ),
         ("tokens-of-strangers", "never sent", lambda h, t: [tokens_of(10**6 + h, [5])]),
-        ("tokens-of-many-strangers", "cannot be parsed or holds too much", _strangers),
+        ("tokens-of-many-strangers", "cannot be parsed or exceeds a bound", _strangers),
         (
             "tokens-miscounted",
-            "do not add up",
+            "do not match",
             lambda h, t: [STEP(handles=[h, h], token_counts=[2**32 - 1, 1], token_ids=[1])],
         ),
-        ("tokens-uncounted", "do not add up", lambda h, t: [STEP(token_ids=[1] * 10)]),
+        ("tokens-uncounted", "do not match", lambda h, t: [STEP(token_ids=[1] * 10)]),
         ("no-admission", "before its admission", lambda h, t: [tokens_of(h, t), finish(h)]),
         (
             "admission-twice",
@@ -150,8 +150,8 @@ def _violations() -> Iterator[Mode]:
             lambda h, t: [admission(h), tokens_of(h, t[:1]), admission(h)],
         ),
         ("admission-of-a-stranger", "never sent", lambda h, t: [admission(0)]),
-        ("admission-cached-negative", "-5 tokens", lambda h, t: [admission(h, -5)]),
-        ("admission-cached-too-many", "1000 tokens", lambda h, t: [admission(h, 1000)]),
+        ("admission-cached-negative", "-5 cached tokens", lambda h, t: [admission(h, -5)]),
+        ("admission-cached-too-many", "1000 cached tokens", lambda h, t: [admission(h, 1000)]),
         (
             "admission-seed-negative",
             "seed of request",
@@ -167,12 +167,12 @@ def _violations() -> Iterator[Mode]:
         ),
         (
             "finish-stop-at-none",
-            "stopped at no token",
+            "without a stop token",
             lambda h, t: [admission(h), tokens_of(h, t[:1]), finish(h, STOP)],
         ),
         (
             "finish-stop-at-another",
-            "which ends it not",
+            "which does not end it",
             lambda h, t: [
                 admission(h),
                 tokens_of(h, t[:1]),
@@ -223,8 +223,8 @@ def _descriptions() -> Iterator[Mode]:
         ("model-fingerprint", {"model_fingerprint": "f" * 31 + "\n"}, "model_fingerprint is"),
         ("model-tokenizer", {"tokenizer_sha256": "../../etc"}, "tokenizer_sha256 is"),
         ("model-epoch", {"epoch": 0}, "epoch is 0"),
-        ("model-eos-beyond", {"eos_token_ids": [2**31]}, "eos_token_ids holds 2147483648"),
-        ("model-hashes", {"block_hash_scheme": "m" * 900}, "it hashes blocks by"),
+        ("model-eos-beyond", {"eos_token_ids": [2**31]}, "eos_token_ids contains 2147483648"),
+        ("model-hashes", {"block_hash_scheme": "m" * 900}, "its block hash scheme is"),
     ):
         yield Mode(name=name, describe=setting(**fields), detail=f"refused: {detail}")
     for name, fields in (
@@ -233,7 +233,7 @@ def _descriptions() -> Iterator[Mode]:
         ("model-hashes-huge", {"block_hash_scheme": "m" * 9000}),
     ):
         # Refused before it is parsed; the log says which bound was passed.
-        detail = "a message cannot be parsed or holds too much"
+        detail = "a message cannot be parsed or exceeds a bound"
         yield Mode(name=name, describe=setting(**fields), detail=detail)
 
 

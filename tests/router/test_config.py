@@ -162,7 +162,10 @@ def test_variables_of_others_are_left_alone():
         (["--engines", "a:1,a:1"], r"--engines lists \"a:1\" twice"),
         (["--engines-file", ""], r"--engines-file is '', must be a path"),
         (["--engine-dns", "e"], r"--engine-dns has \"e\", which is not \"host:port\""),
-        (["--engine-dns", "e..f:1"], r"--engine-dns has \"e..f:1\", whose name DNS cannot hold"),
+        (
+            ["--engine-dns", "e..f:1"],
+            r"--engine-dns has \"e..f:1\", whose host is not a valid DNS name",
+        ),
         (["--discovery-interval", "0"], r"--discovery-interval is 0.0, must be .* 0.1 to 3600"),
         (["--discovery-interval", "nan"], r"--discovery-interval is nan, must be .* 0.1 to"),
         (["--prot", "1"], r"unrecognized arguments: --prot 1"),

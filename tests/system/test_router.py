@@ -161,7 +161,7 @@ async def test_engines_of_a_file_come_and_go_with_it(config, tmp_path):
 
         file.write_text(f"# the old one is away\n{second}\n")
 
-        await router.wait_for_log(f"engine has left engine={first}")
+        await router.wait_for_log(f"engine left engine={first}")
         await router.watch_health(Status.SERVING)
         [m async for m in router.stub.Generate(greedy(), timeout=10)]
         assert (len(old.submissions), len(new.submissions)) == (1, 1)

@@ -152,7 +152,7 @@ def test_model_that_is_not_what_its_config_says_is_refused_in_one_line(folder, c
 
 
 def test_length_beyond_the_model_is_refused(tiny_model):
-    with pytest.raises(StartupError, match=r"max_model_len is 513, .* is 512"):
+    with pytest.raises(StartupError, match=r"max_model_len is 513, .* max_position_embeddings 512"):
         start(tiny_model.folder, max_model_len=513)
 
 

@@ -51,13 +51,13 @@ def test_change_may_not_hold_more_than_the_engine_announced(num_stored, num_remo
 
 @pytest.mark.parametrize("is_first", [True, False])
 def test_empty_part_that_is_not_the_last_is_refused(is_first):
-    with pytest.raises(ConnectionLost, match="is empty"):
+    with pytest.raises(ConnectionLost, match="an empty part"):
         bounds().check(part(0, first=is_first))
 
 
 @pytest.mark.parametrize("update", [part(1, first=True, epoch=8), delta(1, epoch=8)])
 def test_cache_of_another_start_of_the_engine_is_refused(update):
-    with pytest.raises(ConnectionLost, match="epoch 8, it is of 7"):
+    with pytest.raises(ConnectionLost, match="epoch 8, its model 7"):
         bounds().check(update)
 
 

@@ -287,9 +287,9 @@ class Contradictory(FakeEngine):
 @pytest.mark.parametrize(
     ("kind", "detail"),
     [
-        (Silent, "brought nothing within 0.05 s"),
+        (Silent, "sent nothing within 0.05 s"),
         (Loadless, "did not begin with its load"),
-        (Miscounting, "token counts do not add up"),
+        (Miscounting, "token counts do not match"),
         (Contradictory, "ABORTED: torn"),
     ],
 )
@@ -325,8 +325,8 @@ async def test_request_for_an_unknown_reason_of_the_end_is_internal():
     [
         ({"name": "a.json", "size_bytes": 3, "sha256": "0" * 64}, "SHA-256"),
         ({"name": "a.json", "size_bytes": 4}, "SHA-256"),
-        ({"name": "../a.json", "size_bytes": 3}, "a name with a folder"),
-        ({"name": "b/a.json", "size_bytes": 3}, "a name with a folder"),
+        ({"name": "../a.json", "size_bytes": 3}, "a name that is not a plain file name"),
+        ({"name": "b/a.json", "size_bytes": 3}, "a name that is not a plain file name"),
     ],
 )
 async def test_tokenizer_file_that_is_not_what_it_says_is_refused(header, fault):

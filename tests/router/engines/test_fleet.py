@@ -235,9 +235,11 @@ async def test_models_are_found_by_name():
             ("fake", 2),
         ]
         assert fleet.model_info("big").block_size == 4
-        with pytest.raises(UnknownModel, match=r'"x{128}" is not served; served are: "big"'):
+        with pytest.raises(UnknownModel, match=r'"x{128}" is not served; models served: "big"'):
             fleet.model_info("x" * 1_000_000)
-        with pytest.raises(UnknownModel, match='"none" is not served; served are: "big", "fake"'):
+        with pytest.raises(
+            UnknownModel, match='"none" is not served; models served: "big", "fake"'
+        ):
             fleet.model_info("none")
         with pytest.raises(UnknownModel, match="model is empty"):
             fleet.model_info("")
@@ -257,7 +259,7 @@ async def test_empty_name_is_the_only_model():
     [
         ({"fingerprint": "0" * 32}, "fingerprint"),
         ({"block_size": 8}, "block_size"),
-        ({"block_hash_scheme": "md5"}, 'hashes blocks by "md5"'),
+        ({"block_hash_scheme": "md5"}, 'block hash scheme is "md5"'),
     ],
 )
 async def test_engine_that_does_not_match_is_refused_loudly(difference, detail, caplog):

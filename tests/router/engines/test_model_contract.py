@@ -50,14 +50,14 @@ def test_good_description_has_no_fault(fields):
     [
         ({"model_name": ""}, "model_name has 0 characters, outside 1 to 256"),
         ({"model_name": "n" * 257}, "model_name has 257 characters"),
-        ({"model_name": "a\nb"}, "model_name is 'a\\nb', with characters"),
+        ({"model_name": "a\nb"}, "model_name is 'a\\nb', with unprintable characters"),
         ({"architecture": "\x1b[31m"}, "architecture is"),
         ({"architecture": "\u202e"}, "architecture is"),
         ({"model_fingerprint": ""}, "model_fingerprint is '', not 32 hexadecimal digits"),
         ({"model_fingerprint": "F" * 32}, "model_fingerprint is"),
         ({"model_fingerprint": "f" * 33}, "model_fingerprint is"),
         ({"tokenizer_sha256": "a" * 63}, "tokenizer_sha256 is"),
-        ({"block_hash_scheme": "md5"}, 'hashes blocks by "md5"'),
+        ({"block_hash_scheme": "md5"}, 'block hash scheme is "md5"'),
         ({"vocabulary_size": 0}, "vocabulary_size is 0, outside 1 to"),
         ({"vocabulary_size": 2**31 - 1}, "vocabulary_size is 2147483647"),
         ({"max_model_length_tokens": -1}, "max_model_length_tokens is -1"),
@@ -67,7 +67,7 @@ def test_good_description_has_no_fault(fields):
         ({"max_batched_token_count": -9}, "max_batched_token_count is -9"),
         ({"epoch": 0}, "epoch is 0"),
         ({"eos_token_ids": [1] * 1025}, "eos_token_ids has 1025 entries, over 1024"),
-        ({"eos_token_ids": [1000]}, "eos_token_ids holds 1000, outside 0 to 999"),
+        ({"eos_token_ids": [1000]}, "eos_token_ids contains 1000, outside 0 to 999"),
     ],
 )
 def test_fault_names_the_field_the_value_and_the_bound(fields, fault):

@@ -80,7 +80,7 @@ async def test_length_is_the_request_s_or_the_model_s(fields, num_possible):
     say(requests, admission(1), admission(2), admission(3))
     if num_possible:
         say(requests, tokens_of(1, [5] * num_possible), tokens_of(3, [5] * (num_possible - 1)))
-        check_violation(requests, finish(3), "finished by its length 1 tokens too early")
+        check_violation(requests, finish(3), "finished by length, 1 tokens too early")
     say(requests, finish(1))
 
     check_violation(requests, tokens_of(2, [5] * (num_possible + 1)), f"over {num_possible},")
@@ -126,7 +126,7 @@ async def test_request_that_its_resumed_tokens_end_needs_no_admission():
     assert await rest_of(full) == [Finished(reason=FinishReason.LENGTH)]
     assert [event.stop_token_id for event in await rest_of(stopped)] == [1]
     sent(requests, resumed=[9, 1], stop_token_ids=(3,))
-    check_violation(requests, finish(3, STOP, stop_token_id=3), "which never came")
+    check_violation(requests, finish(3, STOP, stop_token_id=3), "which was never sent")
 
 
 @pytest.mark.parametrize("seed", [0, 5, 2**63 - 1])
@@ -135,7 +135,7 @@ async def test_seed_is_the_one_asked_for(seed):
     sent(requests, seed=seed)
     sent(requests, seed=seed)
     say(requests, admission(1, 0, seed))
-    check_violation(requests, admission(2, 0, seed ^ 1), "was asked for")
+    check_violation(requests, admission(2, 0, seed ^ 1), "was requested")
 
 
 async def test_late_words_of_a_cancelled_request_are_passed_over():
@@ -180,7 +180,7 @@ async def test_one_token_out_of_range_keeps_the_whole_step_back():
     step = engine_pb2.GenerateManyResponse(
         handles=[1, 2], token_counts=[1, 1], token_ids=[5, MODEL.vocab_size]
     )
-    check_violation(requests, step, "token 600 came, outside 0 to 599")
+    check_violation(requests, step, "token 600 is outside 0 to 599")
     requests.lose_all(error_status(Reason.ENGINE_FAILED, "lost", domain="d"))
 
     for stream in streams:
@@ -199,4 +199,4 @@ async def test_large_step_is_counted_before_it_is_unpacked():
         handles=[1, 2, 3, 4], token_counts=[20_000] * 4, token_ids=[5] * 80_000
     )
     say(requests, most)
-    check_violation(requests, tokens_of(1, [5] * 150_000), "150000 tokens came in one step")
+    check_violation(requests, tokens_of(1, [5] * 150_000), "150000 tokens in one step")

@@ -94,8 +94,8 @@ def endless(message):
         (endless(chunk(b"")), "empty messages", 100),
         (endless(GetTokenizerResponse()), "empty messages", 100),
         (endless(chunk(b"ab")), "announced size", 3),
-        ([chunk(b"abc")], "begin without a header", 1),
-        ([header("a"), header("a")], "comes twice", 2),
+        ([chunk(b"abc")], "started without a header", 1),
+        ([header("a"), header("a")], "was sent twice", 2),
         ([header("a", size_bytes=MAX_BYTES + 1)], "announced with", 1),
         ([header("a", size_bytes=-1)], "announced with", 1),
         ([header("a", size_bytes=2**63 - 1)], "announced with", 1),
@@ -103,12 +103,12 @@ def endless(message):
         ([header("ü" * 200)], "over 255 bytes", 1),
         ([header("a\nb")], "not printable", 1),
         ([header("a\0b")], "not printable", 1),
-        ([header("")], "name with a folder", 1),
-        ([header("..")], "name with a folder", 1),
-        ([header("a\\b")], "name with a folder", 1),
+        ([header("")], "not a plain file name", 1),
+        ([header("..")], "not a plain file name", 1),
+        ([header("a\\b")], "not a plain file name", 1),
         ([header("a", b"abc"), header("b")], "announced size", 2),
         ([header("a", b"abc", sha256="0" * 64), chunk(b"abc")], "announced size", 2),
-        ([None], "not of the contract", 1),
+        ([None], "could not be parsed", 1),
     ],
 )
 async def test_what_breaks_a_bound_is_given_up_at_once(messages, fault, most_taken):
@@ -124,7 +124,7 @@ async def test_sizes_are_summed_before_any_content_is_taken(monkeypatch):
 
     error, num_taken = await read([header("a", b"123456"), chunk(b"123456"), header("b", b"12345")])
 
-    assert "'b' is announced with 5 bytes; all together may have 10" in str(error)
+    assert "'b' is announced with 5 bytes; all files may have 10" in str(error)
     assert num_taken == 3
 
 

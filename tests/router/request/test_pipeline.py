@@ -306,9 +306,17 @@ def sampling(**params):
         ({"n": 0}, "UNSUPPORTED_PARAMETER", "n is 0; only 1 is supported"),
         ({"stop": ("a", "b")}, "UNSUPPORTED_PARAMETER", "stop has 2 texts; it is not supported"),
         ({"request_id": "x" * 257}, "BAD_REQUEST", "length of request_id is 257, outside 0 to 256"),
-        ({"request_id": "a\nb"}, "BAD_REQUEST", r"request_id holds \\n, must be printable"),
-        ({"request_id": "a\x9bb\x1b"}, "BAD_REQUEST", r"request_id holds \\x9b, must be printable"),
-        ({"request_id": "\u2028"}, "BAD_REQUEST", r"request_id holds \\u2028, must be printable"),
+        ({"request_id": "a\nb"}, "BAD_REQUEST", r"request_id contains \\n; it must be printable"),
+        (
+            {"request_id": "a\x9bb\x1b"},
+            "BAD_REQUEST",
+            r"request_id contains \\x9b; it must be printable",
+        ),
+        (
+            {"request_id": "\u2028"},
+            "BAD_REQUEST",
+            r"request_id contains \\u2028; it must be printable",
+        ),
         ({"cache_salt": "x" * 257}, "BAD_REQUEST", "length of cache_salt is 257, outside 0 to 256"),
         (
             {"prompt": chat()},
@@ -328,7 +336,7 @@ def sampling(**params):
         (
             {"prompt": chat(("tool", "a"))},
             "BAD_CHAT",
-            "chat.messages with roles tool: .* refuses them: tools are not supported",
+            "chat.messages with roles tool: .* rejected them: tools are not supported",
         ),
     ],
 )

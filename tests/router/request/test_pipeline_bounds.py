@@ -28,7 +28,7 @@ async def test_requests_over_the_bound_are_refused_until_one_ends(pipeline, flee
     await anext(second)
 
     for refused in (collect(pipeline, request()), pipeline.tokenize("", TEXT)):
-        with pytest.raises(QueueFull, match="2 requests are under way") as caught:
+        with pytest.raises(QueueFull, match="2 requests are in progress") as caught:
             await refused
         assert caught.value.status.retry_after == 1.0
 
@@ -48,7 +48,7 @@ async def test_queued_prompt_tokens_are_bounded_until_an_engine_begins(pipeline,
         await collect(pipeline, request(tokens(*[1] * 81)))
 
     assert caught.value.status.message == (
-        "81 more queued prompt tokens beside 120 are 201, over max_queued_prompt_tokens 200"
+        "81 more queued prompt tokens on top of 120 are 201, over max_queued_prompt_tokens 200"
     )
     assert caught.value.status.retry_after == 1.0
     fleet.put(Admitted(engine=ENGINE, num_cached_tokens=0, seed=1))
@@ -80,7 +80,7 @@ async def test_bytes_of_requests_are_bounded_until_they_end(pipeline, fleet):
     fleet.put(Admitted(engine=ENGINE, num_cached_tokens=0, seed=1))
     running = pipeline.generate(request(num_bytes=1500))
     await anext(running)
-    message = "501 more bytes of requests beside 1500 are 2001, over max_request_bytes 2000"
+    message = "501 more bytes of requests on top of 1500 are 2001, over max_request_bytes 2000"
 
     for refused in (
         collect(pipeline, request(num_bytes=501)),

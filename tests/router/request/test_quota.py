@@ -28,7 +28,7 @@ def test_refusal_names_value_and_bound_and_says_when_to_come_back(quota):
         quota.take(41)
 
     status = raised.value.status
-    assert status.message == "41 more things of requests beside 60 are 101, over max_things 100"
+    assert status.message == "41 more things of requests on top of 60 are 101, over max_things 100"
     assert status.metadata == {"value": "41", "held": "60", "max_things": "100"}
     assert status.retry_after == 1.0
     assert quota.held == 60

@@ -74,38 +74,41 @@ FAITHFUL = {
     "range": "{% for i in range(10**9) %}x{% endfor %}",
 }
 HOSTILE = {
-    "loops": (FOREVER, "did not end within 0.2 s"),
-    "power": ("{{ (7 ** (10 ** 7)) % 10 }}", "did not end within 0.2 s"),
-    "large power": ("{{ (7 ** (10 ** 9)) % 10 }}", "did not end within 0.2 s"),
+    "loops": (FOREVER, "took longer than 0.2 s"),
+    "power": ("{{ (7 ** (10 ** 7)) % 10 }}", "took longer than 0.2 s"),
+    "large power": ("{{ (7 ** (10 ** 9)) % 10 }}", "took longer than 0.2 s"),
     "power of content": (
         "{{ (messages|length + 6) ** (10 ** 7) % 10 }}",
-        "did not end within 0.2 s",
+        "took longer than 0.2 s",
     ),
-    "memory": ("{{ ('a' * 300000000)|length }}", "refuses them: it takes over 72351744 bytes"),
-    "list": ("{{ ([messages] * 99999999)|length }}", "refuses them: it takes over 72351744 bytes"),
+    "memory": ("{{ ('a' * 300000000)|length }}", "rejected them: it takes over 72351744 bytes"),
+    "list": ("{{ ([messages] * 99999999)|length }}", "rejected them: it takes over 72351744 bytes"),
     "layout": (
         "{{ 'a' * (messages|length * 20000000) }}",
-        "refuses them: its layout is over 1376256 bytes",
+        "rejected them: its output is over 1376256 bytes",
     ),
     "many pieces": (
         "{% for i in range(99999) %}{{ 'é' * 1000 }}{% endfor %}",
-        "refuses them: its layout is over 1376256 bytes",
+        "rejected them: its output is over 1376256 bytes",
     ),
     "layout of wide characters": (
         "{{ 'é' * 1000000 }}",
-        "refuses them: its layout is over 1376256 bytes",
+        "rejected them: its output is over 1376256 bytes",
     ),
     "recursion": (
         "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
-        "refuses them: maximum recursion depth",
+        "rejected them: maximum recursion depth",
     ),
-    "long error": ("{{ raise_exception('x' * 100000) }}", f"refuses them: {'x' * 500}$"),
-    "surrogates": ("{{ '\\ud800' }}", "refuses them: .*surrogates not allowed"),
-    "surrogates in an error": ("{{ raise_exception('\\ud800') }}", r"refuses them: \?$"),
-    "deep": ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "refuses them: "),
-    "long": (" " * (1 << 20) + "x", "refuses them: it has 1048577 characters, over 1048576"),
-    "number": (5, "refuses them: it is of type int, not a text"),
-    "several": ({"tool_use": "x"}, "refuses them: it is of type dict, not a text"),
+    "long error": ("{{ raise_exception('x' * 100000) }}", f"rejected them: {'x' * 500}$"),
+    "surrogates": ("{{ '\\ud800' }}", "rejected them: .*surrogates not allowed"),
+    "surrogates in an error": ("{{ raise_exception('\\ud800') }}", r"rejected them: \?$"),
+    "deep": ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "rejected them: "),
+    "long": (
+        " " * (1 << 20) + "x",
+        "rejected them: it has 1048577 characters, over the limit of 1048576",
+    ),
+    "number": (5, "rejected them: it is of type int, not a string"),
+    "several": ({"tool_use": "x"}, "rejected them: it is of type dict, not a string"),
 }
 DEFAULTS = TemplateSettings()
 # Enough for the hostile not to last, and bounds that they pass soon.
@@ -213,7 +216,7 @@ def test_layout_or_error_is_that_of_transformers(templates, name):
                 template.render(messages)
             roles = ", ".join(m.role for m in messages)
             assert str(caught.value) == (
-                f"chat.messages with roles {roles}: the model's chat template refuses them: "
+                f"chat.messages with roles {roles}: the model's chat template rejected them: "
                 f"{expected}"
             )
             assert caught.value.status.reason == Reason.BAD_CHAT
@@ -289,7 +292,7 @@ def test_hostile_template_leaves_the_start_to_others(templates):
 
     template.start()
 
-    with pytest.raises(InvalidRequest, match=r"did not end within 0\.2 s"):
+    with pytest.raises(InvalidRequest, match=r"took longer than 0\.2 s"):
         template.render(HI)
 
 
@@ -309,10 +312,10 @@ def test_those_who_wait_go_on_with_the_next_worker(templates):
 def test_template_that_ends_every_worker_is_left_alone_for_a_while(templates):
     template = templates(LOOPS_IF_TOLD, HASTY, cpu_seconds=0.05)
     for _ in range(2):
-        with pytest.raises(InvalidRequest, match="did not end within"):
+        with pytest.raises(InvalidRequest, match="took longer than"):
             template.render(says("loop"))
 
-    with pytest.raises(InvalidRequest, match="2 times in a row; it is tried again in") as caught:
+    with pytest.raises(InvalidRequest, match="2 times in a row; retry in") as caught:
         template.render(says("a"))
 
     assert templates.ends == ["time"] * 2
@@ -320,7 +323,7 @@ def test_template_that_ends_every_worker_is_left_alone_for_a_while(templates):
     time.sleep(caught.value.status.retry_after)
     assert template.render(says("a")) == "a"
     # What answers once is not broken.
-    with pytest.raises(InvalidRequest, match="did not end within"):
+    with pytest.raises(InvalidRequest, match="took longer than"):
         template.render(says("loop"))
     assert template.render(says("b")) == "b"
 
@@ -488,7 +491,7 @@ def test_worker_that_dies_of_a_signal_without_a_name_is_replaced(templates, monk
     monkeypatch.setattr(template_worker, "__file__", str(liar))
     template = templates("{{ messages[0].content }}")
 
-    with pytest.raises(InvalidRequest, match="broke its worker \\(signal 36\\)"):
+    with pytest.raises(InvalidRequest, match="broke its worker process \\(signal 36\\)"):
         template.render(HI)
 
     monkeypatch.undo()
@@ -512,7 +515,7 @@ def test_worker_that_drips_is_ended_by_the_clock(templates, monkeypatch, tmp_pat
     template = templates("{{ messages[0].content }}", max_prompt_bytes=1 << 29)
 
     # All that it announces would take it hours.
-    with pytest.raises(InvalidRequest, match="did not end"):
+    with pytest.raises(InvalidRequest, match="took longer than"):
         template.render(HI)
 
 
@@ -538,7 +541,7 @@ def test_worker_that_is_silent_is_ended_by_the_clock(templates, monkeypatch):
     monkeypatch.setattr(TemplateSettings, "deadline", 0.5)
     template = templates(LOOPS_IF_TOLD, cpu_seconds=60)
 
-    with pytest.raises(InvalidRequest, match="did not end within 60 s"):
+    with pytest.raises(InvalidRequest, match="took longer than 60 s"):
         template.render(says("loop"))
 
     assert templates.ends == ["time"]

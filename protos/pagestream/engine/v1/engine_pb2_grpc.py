@@ -32,11 +32,11 @@ class EngineServiceStub(object):
     readiness. Errors are google.rpc.Status with an ErrorInfo whose domain is
     "pagestream.engine.v1" and whose metadata holds every number of the message.
 
-    Both sides hold a message to the bounds of its fields before they read it. One
-    of a client that passes any, or cannot be parsed, is INVALID_ARGUMENT; one of
-    an engine ends the connection. Lists of numbers are to be packed, as proto3
-    does by itself; of fields that are unknown, given again or not packed there
-    may be 1,024. An engine sends no message of more than 4 MiB.
+    Both sides check a message against the bounds of its fields before they read
+    it. If a message of a client exceeds one, or cannot be parsed, the error is
+    INVALID_ARGUMENT; if an engine's does, the connection ends. Lists of numbers
+    must be packed, as is the default in proto3; at most 1,024 fields may be
+    unknown, given again or not packed. An engine's messages have at most 4 MiB.
     """
 
     def __init__(self, channel):
@@ -79,11 +79,11 @@ class EngineServiceServicer(object):
     readiness. Errors are google.rpc.Status with an ErrorInfo whose domain is
     "pagestream.engine.v1" and whose metadata holds every number of the message.
 
-    Both sides hold a message to the bounds of its fields before they read it. One
-    of a client that passes any, or cannot be parsed, is INVALID_ARGUMENT; one of
-    an engine ends the connection. Lists of numbers are to be packed, as proto3
-    does by itself; of fields that are unknown, given again or not packed there
-    may be 1,024. An engine sends no message of more than 4 MiB.
+    Both sides check a message against the bounds of its fields before they read
+    it. If a message of a client exceeds one, or cannot be parsed, the error is
+    INVALID_ARGUMENT; if an engine's does, the connection ends. Lists of numbers
+    must be packed, as is the default in proto3; at most 1,024 fields may be
+    unknown, given again or not packed. An engine's messages have at most 4 MiB.
     """
 
     def Generate(self, request, context):
@@ -110,13 +110,13 @@ class EngineServiceServicer(object):
         Errors of one request: those of Generate, and INVALID_ARGUMENT
         (BAD_REQUEST) for a handle in use; DEADLINE_EXCEEDED past its timeout.
 
-        A submission that passes a bound or cannot be parsed is refused alone where
-        its handle can be read, so that the handle is best written first.
+        A submission that exceeds a bound or cannot be parsed is refused alone if
+        its handle can be read, so write the handle first.
 
         Errors of the whole stream: RESOURCE_EXHAUSTED (SLOW_READER) when the
         router does not read, INVALID_ARGUMENT (BAD_REQUEST) for a message that
-        cannot be parsed or holds too much, FAILED_PRECONDITION (EPOCH_MISMATCH)
-        when the router means another start of an engine, UNAVAILABLE (STARTING,
+        cannot be parsed or exceeds a bound, FAILED_PRECONDITION (EPOCH_MISMATCH)
+        when the router expects another start of an engine, UNAVAILABLE (STARTING,
         DRAINING, ENGINE_FAILED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -124,10 +124,10 @@ class EngineServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchCache(self, request, context):
-        """Streams the changes of the prefix cache: a snapshot in chunks, then deltas.
-        A watcher that names the epoch and the sequence number it holds gets only
-        what it lacks, when the engine still has it, else a new snapshot.
-        Cancelling ends the stream and changes nothing.
+        """Streams the changes of the prefix cache: a snapshot in parts, then deltas.
+        A watcher that sends the epoch and sequence number of its state gets only
+        the changes after it if the engine still has them, else a new snapshot.
+        Cancelling ends the stream and has no other effect.
 
         Errors: RESOURCE_EXHAUSTED (SLOW_READER), UNAVAILABLE (STARTING, DRAINING
         when the engine exits, ENGINE_FAILED).
@@ -146,11 +146,10 @@ class EngineServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetTokenizer(self, request, context):
-        """Streams the tokenizer and chat template files, so that a router needs
-        nothing but an engine's address. Each file is one header followed by its
-        chunks.
+        """Streams the tokenizer and chat template files, so that a router needs only
+        an engine's address. Each file is one header followed by its chunks.
 
-        Errors: NOT_FOUND (NO_TOKENIZER) when the model folder holds none,
+        Errors: NOT_FOUND (NO_TOKENIZER) when the model folder has none,
         UNAVAILABLE (STARTING, ENGINE_FAILED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -200,11 +199,11 @@ class EngineService(object):
     readiness. Errors are google.rpc.Status with an ErrorInfo whose domain is
     "pagestream.engine.v1" and whose metadata holds every number of the message.
 
-    Both sides hold a message to the bounds of its fields before they read it. One
-    of a client that passes any, or cannot be parsed, is INVALID_ARGUMENT; one of
-    an engine ends the connection. Lists of numbers are to be packed, as proto3
-    does by itself; of fields that are unknown, given again or not packed there
-    may be 1,024. An engine sends no message of more than 4 MiB.
+    Both sides check a message against the bounds of its fields before they read
+    it. If a message of a client exceeds one, or cannot be parsed, the error is
+    INVALID_ARGUMENT; if an engine's does, the connection ends. Lists of numbers
+    must be packed, as is the default in proto3; at most 1,024 fields may be
+    unknown, given again or not packed. An engine's messages have at most 4 MiB.
     """
 
     @staticmethod

@@ -33,12 +33,12 @@ class RouterServiceStub(object):
     readiness (some engine is ready). Errors are google.rpc.Status with an
     ErrorInfo; an engine's error passes through unchanged, with its own domain.
 
-    A message is held to the bounds of its fields before it is read: one that
-    passes any, or cannot be parsed, is INVALID_ARGUMENT with the field, the value
-    and the bound. Lists of numbers are to be packed, as proto3 does by itself; of
-    fields that are unknown, given again or not packed there may be 1,024. A
-    message larger than all of it is RESOURCE_EXHAUSTED by gRPC's own word, also
-    one that is only so large decompressed.
+    A message is checked against the bounds of its fields before it is read. If
+    it exceeds one, or cannot be parsed, the error is INVALID_ARGUMENT with the
+    field, the value and the bound. Lists of numbers must be packed, as is the
+    default in proto3; at most 1,024 fields may be unknown, given again or not
+    packed. gRPC itself refuses a message larger than all bounds together as
+    RESOURCE_EXHAUSTED, also if only its decompressed size is.
     """
 
     def __init__(self, channel):
@@ -82,17 +82,17 @@ class RouterServiceServicer(object):
     readiness (some engine is ready). Errors are google.rpc.Status with an
     ErrorInfo; an engine's error passes through unchanged, with its own domain.
 
-    A message is held to the bounds of its fields before it is read: one that
-    passes any, or cannot be parsed, is INVALID_ARGUMENT with the field, the value
-    and the bound. Lists of numbers are to be packed, as proto3 does by itself; of
-    fields that are unknown, given again or not packed there may be 1,024. A
-    message larger than all of it is RESOURCE_EXHAUSTED by gRPC's own word, also
-    one that is only so large decompressed.
+    A message is checked against the bounds of its fields before it is read. If
+    it exceeds one, or cannot be parsed, the error is INVALID_ARGUMENT with the
+    field, the value and the bound. Lists of numbers must be packed, as is the
+    default in proto3; at most 1,024 fields may be unknown, given again or not
+    packed. gRPC itself refuses a message larger than all bounds together as
+    RESOURCE_EXHAUSTED, also if only its decompressed size is.
     """
 
     def Generate(self, request, context):
         """Streams the continuation of one prompt. Cancelling the call aborts the
-        request on its engine. If that engine fails, another goes on where it
+        request on its engine. If that engine fails, another continues where it
         stopped.
 
         Errors: INVALID_ARGUMENT (EMPTY_PROMPT, PROMPT_TOO_LONG,
@@ -107,7 +107,7 @@ class RouterServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Tokenize(self, request, context):
-        """Turns text or chat messages into token IDs, as Generate would.
+        """Converts text or chat messages to token IDs, as Generate would.
 
         Errors: INVALID_ARGUMENT (EMPTY_PROMPT, PROMPT_TOO_LONG, BAD_REQUEST,
         BAD_CHAT), NOT_FOUND (UNKNOWN_MODEL, NO_TOKENIZER), RESOURCE_EXHAUSTED
@@ -118,7 +118,7 @@ class RouterServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Detokenize(self, request, context):
-        """Turns token IDs into text.
+        """Converts token IDs to text.
 
         Errors: INVALID_ARGUMENT (TOKEN_OUT_OF_RANGE, BAD_REQUEST), NOT_FOUND
         (UNKNOWN_MODEL, NO_TOKENIZER), RESOURCE_EXHAUSTED (QUEUE_FULL with
@@ -129,7 +129,7 @@ class RouterServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Lists the models that can be asked for.
+        """Lists the models that requests can name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -186,12 +186,12 @@ class RouterService(object):
     readiness (some engine is ready). Errors are google.rpc.Status with an
     ErrorInfo; an engine's error passes through unchanged, with its own domain.
 
-    A message is held to the bounds of its fields before it is read: one that
-    passes any, or cannot be parsed, is INVALID_ARGUMENT with the field, the value
-    and the bound. Lists of numbers are to be packed, as proto3 does by itself; of
-    fields that are unknown, given again or not packed there may be 1,024. A
-    message larger than all of it is RESOURCE_EXHAUSTED by gRPC's own word, also
-    one that is only so large decompressed.
+    A message is checked against the bounds of its fields before it is read. If
+    it exceeds one, or cannot be parsed, the error is INVALID_ARGUMENT with the
+    field, the value and the bound. Lists of numbers must be packed, as is the
+    default in proto3; at most 1,024 fields may be unknown, given again or not
+    packed. gRPC itself refuses a message larger than all bounds together as
+    RESOURCE_EXHAUSTED, also if only its decompressed size is.
     """
 
     @staticmethod
