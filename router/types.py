@@ -78,6 +78,8 @@ class TokenRequest:
     """Seconds left of the client's deadline, or None."""
     traceparent: str = ""
     tracestate: str = ""
+    pipeline_seconds: float = 0.0
+    """What the router has spent on the request before an engine is chosen."""
 
     @property
     def num_known_tokens(self) -> int:

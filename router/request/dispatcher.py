@@ -30,8 +30,15 @@ _PATIENCE_STEP_SECONDS = 0.1
 class DispatchObserver(Protocol):
     """Receives what the metrics need to know of each request."""
 
-    def request_placed(self, placement: Placement, seconds: float) -> None:
-        """An engine was chosen within `seconds`; called again for each retry."""
+    def request_placed(self, placement: Placement, seconds: float, added: float | None) -> None:
+        """An engine was chosen, which took this long; again for each retry.
+
+        Args:
+            placement: The choice.
+            seconds: What it took.
+            added: All that the router has added to the request's time by then, in seconds; None
+                for a retry.
+        """
 
     def request_admitted(self, placement: Placement, num_cached_tokens: int) -> None:
         """An engine started a request and found this many of its tokens in its cache."""
@@ -166,7 +173,9 @@ class Dispatcher:
         seconds = time.perf_counter() - start
         self._num_placements += 1
         if self._observer is not None:
-            self._observer.request_placed(placement, seconds)
+            added = None if failover.is_placed else request.pipeline_seconds + seconds
+            self._observer.request_placed(placement, seconds, added)
+        failover.is_placed = True
         if _logger.isEnabledFor(logging.DEBUG):
             _logger.debug(
                 "request placed request_id=%s engine=%s predicted=%d best=%d costs_ms=%s",

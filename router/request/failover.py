@@ -33,6 +33,7 @@ class Failover:
             engine's draws.
         refused: Engines that may not be tried, and why.
         loss: Why the last engine that sent tokens was left, or None.
+        is_placed: Whether an engine was ever chosen.
         waited: Seconds spent waiting for an engine since the last failure, or since leaving an
             engine that had sent tokens. They are counted, not measured: while this process is
             stopped, no engine can come back.
@@ -42,6 +43,7 @@ class Failover:
         self.request = request
         self.refused: dict[str, RequestError] = {}
         self.loss: RequestError | None = None
+        self.is_placed = False
         self.waited = 0.0
         self._budget = budget
         self._token_ids = array("i")

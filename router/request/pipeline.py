@@ -93,8 +93,8 @@ class Observer(Protocol):
     def tokenized(self, seconds: float) -> None:
         """A text or a chat was tokenized."""
 
-    def handed_over(self, num_prompt_tokens: int, seconds: float) -> None:
-        """The request goes to the dispatcher next, in the same task; it took `seconds` here."""
+    def handed_over(self, num_prompt_tokens: int) -> None:
+        """A request goes to the dispatcher."""
 
     def generated(self, num_tokens: int, seconds: float, *, is_first: bool) -> None:
         """Tokens arrived, `seconds` after the previous ones or the start of the request."""
@@ -154,7 +154,7 @@ class Pipeline:
             self.queued_prompt_tokens.take(num_queued)
             try:
                 elapsed = time.monotonic() - progress.started
-                self._observer.handed_over(len(prompt), elapsed)
+                self._observer.handed_over(len(prompt))
                 token_request = _to_token_request(request, model, prompt, elapsed)
                 is_chat = isinstance(request.prompt, ChatPrompt)
                 answer = _Answer(token_request, model, tokenizer, is_chat=is_chat)
@@ -423,6 +423,7 @@ def _to_token_request(
         priority=request.priority,
         cache_salt=request.cache_salt,
         timeout=None if timeout is None else max(0.0, timeout - elapsed),
+        pipeline_seconds=elapsed,
         traceparent=request.traceparent,
         tracestate=request.tracestate,
     )

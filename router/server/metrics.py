@@ -1,7 +1,6 @@
 """Every Prometheus series of the router; `docs/metrics.md` says what each is for."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -21,9 +20,6 @@ _PREFIX = "pagestream_router"
 
 FAILOVER_CAUSES = ("engine_failed", "stalled", "violation", "draining", "other")
 """Why requests leave an engine after tokens of them."""
-
-_elapsed: ContextVar[float | None] = ContextVar("elapsed", default=None)
-"""Of the request that this task serves, until it is placed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,10 +162,9 @@ class RouterMetrics:
         """A text or a chat became tokens."""
         self._tokenization_time.observe(seconds)
 
-    def handed_over(self, num_prompt_tokens: int, seconds: float) -> None:
-        """The fleet gets a request next, in the same task, after this time in the pipeline."""
+    def handed_over(self, num_prompt_tokens: int) -> None:
+        """A request goes to the dispatcher."""
         self._prompt_tokens.inc(num_prompt_tokens)
-        _elapsed.set(seconds)
 
     def generated(self, num_tokens: int, seconds: float, *, is_first: bool) -> None:
         """Tokens came, this long after those before them, or after the request."""
@@ -185,13 +180,11 @@ class RouterMetrics:
         self._requests.labels(outcome).inc()
         self._request_time.observe(seconds)
 
-    def request_placed(self, placement: Placement, seconds: float) -> None:
-        """An engine was chosen; again for each retry."""
+    def request_placed(self, placement: Placement, seconds: float, added: float | None) -> None:
+        """An engine was chosen; again for each retry, which adds no time of its own."""
         self._placement_time.observe(seconds)
-        elapsed = _elapsed.get()
-        if elapsed is not None:
-            self._time_added.observe(elapsed + seconds)
-            _elapsed.set(None)
+        if added is not None:
+            self._time_added.observe(added)
 
     def request_admitted(self, placement: Placement, num_cached_tokens: int) -> None:
         """An engine began with a request."""

@@ -119,9 +119,11 @@ class Observer:
 
     def __init__(self):
         self.placed, self.admitted, self.retried, self.resumed = [], [], [], []
+        self.added = []
 
-    def request_placed(self, placement, seconds):
+    def request_placed(self, placement, seconds, added):
         assert seconds >= 0
+        self.added.append(added)
         self.placed.append(placement)
 
     def request_admitted(self, placement, num_cached_tokens):

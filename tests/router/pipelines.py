@@ -43,7 +43,7 @@ class Recorder:
     def tokenized(self, seconds):
         self.calls.append(("tokenized",))
 
-    def handed_over(self, num_prompt_tokens, seconds):
+    def handed_over(self, num_prompt_tokens):
         self.calls.append(("handed_over", num_prompt_tokens))
 
     def generated(self, num_tokens, seconds, *, is_first):

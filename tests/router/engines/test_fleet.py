@@ -370,9 +370,12 @@ async def test_observer_learns_of_each_placement_and_admission():
         first, second = sorted(engine.address for engine in engines)
         next(e for e in engines if e.address == first).refuse(Reason.QUEUE_FULL)
 
-        await collect(fleet, request([1]))
+        await collect(fleet, replace(request([1]), pipeline_seconds=1.5))
 
     assert [placement.engine for placement in observer.placed] == [first, second]
+    added, *of_retries = observer.added
+    assert added > 1.5, "with what the request brought along"
+    assert of_retries == [None]
     assert observer.retried == [(first, "QUEUE_FULL")]
     assert observer.admitted == [(second, 0)]
 
