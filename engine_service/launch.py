@@ -113,7 +113,7 @@ async def _end(server: EngineServer, core: "_CoreProcess") -> int:
         core.kill()
         return EXIT_ENGINE_FAILED
     if server.is_core_lost:
-        _logger.error("core lost: %s", await core.epitaph())
+        _logger.error("core lost: %s", await core.exit_reason())
         return EXIT_ENGINE_FAILED
     _logger.info("drained")
     return 0
@@ -131,7 +131,7 @@ async def _load(config: EngineConfig, server: EngineServer, core: "_CoreProcess"
     try:
         return await server.serve(core.start(model), tokenizer)
     except EngineFailed:
-        raise StartupError(await core.epitaph()) from None
+        raise StartupError(await core.exit_reason()) from None
 
 
 def _log_ready(
@@ -191,7 +191,7 @@ class _CoreProcess:
     def exit_at_once(self, code: int) -> None:
         """Ends both processes at once, whatever is under way."""
         self.kill()
-        _logger.warning("ends with requests under way: second signal")
+        _logger.warning("engine ends with requests in progress reason=second signal")
         exit_at_once(code)
 
     @contextlib.asynccontextmanager
@@ -213,7 +213,7 @@ class _CoreProcess:
                     # An exit like any other would wait for it.
                     exit_at_once(EXIT_ENGINE_FAILED)
 
-    async def epitaph(self) -> str:
+    async def exit_reason(self) -> str:
         """Says how the process ended, once its pipe has."""
         assert self._process is not None, "not started"
         await asyncio.to_thread(self._process.join, _CORE_EXIT_SECONDS)

@@ -18,7 +18,7 @@ from router.request.dispatcher import Dispatcher
 from router.request.pipeline import Bounds, Pipeline
 from router.server.grpc_server import RouterServicer
 from router.server.health import Health, State
-from router.server.metrics import Holdings, RouterMetrics
+from router.server.metrics import ResourceUsage, RouterMetrics
 from router.server.slow_readers import SlowReaders
 from router.text.chat_template import TemplateSettings
 from router.text.tokenizer_pool import TokenizerPool
@@ -215,10 +215,10 @@ class _Router:
             await self._tokenizers.get(info)
         # Those who send token IDs need none, and the next request tries again.
         except RequestError as error:
-            _logger.warning("no tokenizer model=%s error=%s", info.name, error)
+            _logger.warning("tokenizer not loaded model=%s error=%s", info.name, error)
         # One engine's files must not end the router.
         except Exception:
-            _logger.exception("no tokenizer model=%s", info.name)
+            _logger.exception("tokenizer not loaded model=%s", info.name)
 
     async def _drain(self, signals: EndSignals) -> None:
         grace = self._config.drain_grace_seconds
@@ -235,7 +235,7 @@ class _Router:
                 task.cancel()
         if idle not in done:
             why = "second signal" if again in done else "grace is over"
-            _logger.warning("router ends with requests under way: %s", why)
+            _logger.warning("router ends with requests in progress reason=%s", why)
         if not done:
             over = Draining(
                 f"the router exits; its grace of {grace:g} s is over",
@@ -248,7 +248,7 @@ class _Router:
         self._metrics.update(
             self._fleet.engines(),
             self._fleet.statistics(),
-            Holdings(
+            ResourceUsage(
                 num_discovery_failures=self._discovery.num_failures,
                 num_request_bytes=self._pipeline.request_bytes.held,
                 num_queued_prompt_tokens=self._pipeline.queued_prompt_tokens.held,

@@ -205,7 +205,7 @@ def _serve_once(
     try:
         connection.send(output)
     except (BrokenPipeError, ConnectionResetError):
-        logger.info("server_gone")
+        logger.info("server gone")
         raise ServerGone from None
 
 

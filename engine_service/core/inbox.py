@@ -91,7 +91,7 @@ class Inbox:
         try:
             message = self._connection.recv()
         except (EOFError, ConnectionResetError):
-            logger.info("server_gone")
+            logger.info("server gone")
             raise ServerGone from None
         for request in message.requests:
             self._requests[request.request_id] = request

@@ -118,7 +118,7 @@ def resolve_checkpoint(model: str, *, with_weights: bool = True) -> Checkpoint:
         except StartupError:
             raise hub.refusal(model, str(failure)) from failure
         _logger.warning(
-            "hub_failed model=%s folder=%s: the cached files are used (%s)",
+            "hub failed model=%s folder=%s: the cached files are used (%s)",
             model,
             checkpoint.folder,
             failure,

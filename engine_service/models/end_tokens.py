@@ -36,7 +36,7 @@ def read_eos_token_ids(folder: Path, vocab_size: int) -> frozenset[int]:
     token_id = _find_id(folder, token)
     if token_id is None or token_id >= vocab_size:
         _logger.warning(
-            "eos_token_unknown token=%s: tokenizer_config.json names it, but the model has none",
+            "eos token unknown token=%s: tokenizer_config.json names it, but the model has none",
             shown(token),
         )
         return token_ids

@@ -75,12 +75,12 @@ def load_weights(model: CausalLM, checkpoint: Checkpoint) -> str:
             num_done += piece.num_bytes
             # Without a terminal there is no bar, and a log is told no more than it needs.
             if progress.disable and num_done * 4 >= total * next_quarter:
-                logger.info("weights_loading percent=%d", num_done * 100 // total)
+                logger.info("weights loading percent=%d", num_done * 100 // total)
                 next_quarter = num_done * 4 // total + 1
     _check_values(transfers)
     if HEAD not in targets:
         _check_tied_head(transfers)
-    logger.info("weights_loaded files=%d bytes=%d", len(checkpoint.weights_files), total)
+    logger.info("weights loaded files=%d bytes=%d", len(checkpoint.weights_files), total)
     return _whole_digest(transfers, digests)
 
 

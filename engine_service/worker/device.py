@@ -38,7 +38,7 @@ def set_up_device(options: ModelOptions) -> torch.device:
         fault = fault or _why_too_old(0)
         if fault is not None:
             logger.warning(
-                "gpu_unusable device=cpu dtype=%s: %s; the model is served on the CPU, many times "
+                "gpu unusable device=cpu dtype=%s: %s; the model is served on the CPU, many times "
                 "slower than on a GPU",
                 "float32" if options.dtype == "auto" else options.dtype,
                 fault,

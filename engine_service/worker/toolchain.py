@@ -35,7 +35,7 @@ def check_toolchain() -> None:
         raise StartupError(
             f"{missing} (Triton cannot build what launches its kernels: {_first_line(error)})"
         ) from error
-    logger.warning("toolchain_missing: %s; Triton's cache serves for now", missing)
+    logger.warning("toolchain missing: %s; Triton's cache serves for now", missing)
 
 
 def missing_tool() -> str | None:

@@ -208,7 +208,7 @@ def _start_worker(config: WorkerConfig) -> StartedWorker:
         num_blocks = num_blocks_on_cpu(config.cache, block_bytes)
     kv_cache = allocate(num_blocks)
     logger.info(
-        "kv_cache_allocated num_blocks=%d block_size=%d bytes=%d",
+        "kv cache allocated num_blocks=%d block_size=%d bytes=%d",
         num_blocks,
         block_size,
         kv_cache.blocks.nbytes,

@@ -23,7 +23,7 @@ FAILOVER_CAUSES = ("engine_failed", "stalled", "violation", "draining", "other")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Holdings:
+class ResourceUsage:
     """What the router holds besides its fleet, and how often its engines could not be found."""
 
     num_discovery_failures: int = 0
@@ -140,15 +140,15 @@ class RouterMetrics:
         self,
         engines: Sequence[EngineSnapshot],
         statistics: FleetStatistics,
-        holdings: Holdings,
+        usage: ResourceUsage,
     ) -> None:
         """Takes in what the next scrape shall say of the state of the router."""
-        self._request_bytes.set(holdings.num_request_bytes)
-        self._queued_prompt_tokens.set(holdings.num_queued_prompt_tokens)
-        self._tasks.set(holdings.num_tasks)
+        self._request_bytes.set(usage.num_request_bytes)
+        self._queued_prompt_tokens.set(usage.num_queued_prompt_tokens)
+        self._tasks.set(usage.num_tasks)
         self._fleet.engines = engines
         self._fleet.statistics = statistics
-        self._fleet.num_discovery_failures = holdings.num_discovery_failures
+        self._fleet.num_discovery_failures = usage.num_discovery_failures
 
     def count_malformed_message(self, method: str) -> None:
         """A message of a client, or of an engine (EngineService), was refused unread."""

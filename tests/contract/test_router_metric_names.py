@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from router.server.metrics import Holdings, RouterMetrics
+from router.server.metrics import ResourceUsage, RouterMetrics
 from tests.fakes.fake_fleet import FakeFleet
 from tests.router.server.test_metrics import STATISTICS
 
@@ -13,7 +13,7 @@ PREFIX = "pagestream_router_"
 
 def rows() -> list[str]:
     metrics = RouterMetrics()
-    metrics.update(FakeFleet().engines(), STATISTICS, Holdings())
+    metrics.update(FakeFleet().engines(), STATISTICS, ResourceUsage())
     found = []
     for family in metrics.registry.collect():
         if family.name.startswith(PREFIX):

@@ -122,7 +122,7 @@ def test_token_that_the_model_cannot_generate_is_told_and_passed_over(tmp_path, 
     )
     with caplog.at_level(logging.WARNING):
         assert read_eos_token_ids(tmp_path, VOCAB_SIZE) == {11}
-    assert 'eos_token_unknown token="<|im_end|>"' in caplog.text
+    assert 'eos token unknown token="<|im_end|>"' in caplog.text
 
 
 @pytest.mark.parametrize("value", [5, True, ["</s>"], {"content": 5}, {}])

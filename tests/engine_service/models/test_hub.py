@@ -115,8 +115,8 @@ def test_complete_snapshot_stands_in_for_a_hub_that_fails(
     assert checkpoint.folder == snapshot
     assert checkpoint.read_config()["vocab_size"] == 300
     assert len(checkpoint.stored_tensors()) > 10
-    warning = next(line for line in caplog.text.splitlines() if "hub_failed" in line)
-    assert f"hub_failed model=acme/demo folder={snapshot}" in warning
+    warning = next(line for line in caplog.text.splitlines() if "hub failed" in line)
+    assert f"hub failed model=acme/demo folder={snapshot}" in warning
 
 
 def test_snapshot_without_its_weights_stands_in_for_nothing(monkeypatch, tmp_path, snapshot):

@@ -76,7 +76,7 @@ def test_auto_warns_in_one_line_that_it_serves_on_the_cpu_and_why(
     (record,) = caplog.records
     served = {"auto": "float32"}.get(dtype, dtype)
     assert record.levelname == "WARNING"
-    assert record.getMessage().startswith(f"gpu_unusable device=cpu dtype={served}: {why}")
+    assert record.getMessage().startswith(f"gpu unusable device=cpu dtype={served}: {why}")
     assert "\n" not in record.getMessage()
 
 

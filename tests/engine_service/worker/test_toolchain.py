@@ -114,4 +114,4 @@ def test_what_is_missing_and_not_needed_is_a_warning(triton_driver, caplog):
     check_toolchain()
 
     (record,) = caplog.records
-    assert record.getMessage().startswith("toolchain_missing: there is no C compiler")
+    assert record.getMessage().startswith("toolchain missing: there is no C compiler")

@@ -6,7 +6,7 @@ from router.errors import QueueFull
 from router.placement.policy import Cost, Placement
 from router.placement.prefix_index import IndexStatistics
 from router.request.pipeline import OUTCOMES
-from router.server.metrics import Holdings, RouterMetrics
+from router.server.metrics import ResourceUsage, RouterMetrics
 from router.text.template_process import END_CAUSES
 from tests.fakes.fake_fleet import ENGINE, FakeFleet
 
@@ -90,31 +90,33 @@ def test_cached_tokens_are_counted_as_possible_predicted_and_found(metrics):
 def test_engine_that_is_gone_takes_its_series_along(metrics):
     engines = FakeFleet().engines()
 
-    metrics.update(engines, STATISTICS, Holdings())
+    metrics.update(engines, STATISTICS, ResourceUsage())
     assert value(metrics, "engine_serving", engine=ENGINE) == 1
     assert value(metrics, "engine_requests_in_flight", engine=ENGINE) == 0
     assert value(metrics, "engine_index_blocks", engine=ENGINE) == 5
 
-    metrics.update([], STATISTICS, Holdings())
+    metrics.update([], STATISTICS, ResourceUsage())
     assert value(metrics, "engine_serving", engine=ENGINE) is None
 
 
 def test_what_requests_hold_is_shown_as_of_the_scrape(metrics):
-    metrics.update([], STATISTICS, Holdings(num_request_bytes=4096, num_queued_prompt_tokens=300))
+    metrics.update(
+        [], STATISTICS, ResourceUsage(num_request_bytes=4096, num_queued_prompt_tokens=300)
+    )
 
     assert value(metrics, "request_bytes") == 4096
     assert value(metrics, "queued_prompt_tokens") == 300
 
 
 def test_tasks_are_those_of_the_last_update(metrics):
-    metrics.update([], STATISTICS, Holdings(num_tasks=12))
-    metrics.update([], STATISTICS, Holdings(num_tasks=7))
+    metrics.update([], STATISTICS, ResourceUsage(num_tasks=12))
+    metrics.update([], STATISTICS, ResourceUsage(num_tasks=7))
 
     assert value(metrics, "tasks") == 7
 
 
 def test_index_is_shown(metrics):
-    metrics.update([], STATISTICS, Holdings())
+    metrics.update([], STATISTICS, ResourceUsage())
 
     assert value(metrics, "index_blocks") == 10
     assert value(metrics, "index_speculative_entries") == STATISTICS.index.num_speculative_entries
