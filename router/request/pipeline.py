@@ -1,4 +1,4 @@
-"""One request through the router, as one function from top to bottom."""
+"""One request through the router: checks, bounds, tokens, and text on the way back."""
 
 import asyncio
 import threading
