@@ -169,9 +169,9 @@ class _CoreProcess:
         process = context.Process(
             target=_core_main, args=(self._entry, theirs, config), name=_CORE_NAME
         )
-        # A signal to the whole group, such as Ctrl-C, is the server's to handle. The core inherits
-        # the mask, so that it is deaf from its first instruction. (The tracker unblocks signals
-        # when it starts, hence before.)
+        # The server handles signals to the whole group, such as Ctrl-C. The core inherits the mask,
+        # so it blocks them from its first instruction. (The tracker unblocks signals when it
+        # starts, so start it first.)
         resource_tracker.ensure_running()
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:

@@ -53,7 +53,7 @@ class AttentionMetadata:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadShape:
-    """The heads of attention: their numbers and size."""
+    """The number and size of the attention heads."""
 
     num_heads: int
     num_kv_heads: int

@@ -72,8 +72,8 @@ class GenerateManySession:
                     self._client.cancel(self._stream, handle)
                 for number, submission in enumerate(batch.submissions):
                     if self._stream.has_failed:
-                        # A router that was cut off for not reading and goes on submitting would
-                        # fill the memory; nobody reads it from here on, and so it is held up.
+                        # A router that was cut off for not reading could fill the memory by
+                        # submitting more. Stop reading, so that flow control stops it.
                         return
                     self._submit(submission)
                     if number % _SUBMISSIONS_PER_TURN == _SUBMISSIONS_PER_TURN - 1:
