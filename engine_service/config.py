@@ -1,7 +1,7 @@
 """All settings of an engine. Nothing is read, checked or defaulted anywhere else.
 
-Each field of the option classes is an option of the command line and an environment variable; its
-metadata says what it means and which values it takes. Whoever constructs one has it checked.
+Each field of the option classes is a command line option and an environment variable. Its metadata
+gives its meaning and its allowed values. Constructing an option class checks its values.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ _COUNTS = Integers(1, _MAX_INT32)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelOptions(Options):
-    """Which model, in which arithmetic, on which device."""
+    """The model, its dtype and its device."""
 
     model: str = field(
         metadata=about(
@@ -118,7 +118,7 @@ class CacheOptions(Options):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerOptions(Options):
-    """How much one step may do."""
+    """Limits on one step."""
 
     max_num_seqs: int = field(
         default=256,
@@ -140,9 +140,10 @@ class SchedulerOptions(Options):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerOptions(Options):
-    """How the engine is reached, and what it holds for those who wait or read slowly."""
+    """The engine's addresses, and its limits for waiting requests and slow readers."""
 
-    # The wire is neither encrypted nor authenticated: whoever opens it to a network says so.
+    # The wire is neither encrypted nor authenticated, so opening it to a network is an explicit
+    # choice.
     host: str = field(default="127.0.0.1", metadata=common_options.HOST)
     port: int = field(default=50051, metadata=common_options.PORT)
     operations_port: int = field(default=9101, metadata=common_options.OPERATIONS_PORT)
@@ -195,7 +196,7 @@ class ServerOptions(Options):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """Settings of one engine; part of each goes to the process that needs it."""
+    """Settings of one engine; each process gets the parts that it needs."""
 
     model: ModelOptions
     cache: CacheOptions = field(default_factory=CacheOptions)
@@ -219,7 +220,7 @@ _READER = OptionReader(
 def read_config(
     arguments: Sequence[str], environment: Mapping[str, str] | None = None
 ) -> EngineConfig:
-    """Reads the settings from the command line and, where it is silent, from the environment.
+    """Reads the settings from the command line, else from the environment.
 
     `--help` prints the options and exits.
 

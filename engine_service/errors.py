@@ -1,6 +1,6 @@
-"""Everything that an engine says no with.
+"""The errors that an engine raises.
 
-ServiceError                base of all, in servicekit, as is StartupError
+ServiceError                base of all; it and StartupError are in servicekit
 ├── StartupError            the process cannot serve; exit code 2
 └── RequestError            one request (or stream) ends with it; `reason` names it on the wire
     ├── InvalidRequest      the client must change the request
@@ -22,7 +22,7 @@ DOMAIN = "pagestream.engine.v1"
 
 
 class RequestError(errors.RequestError):
-    """One request ends with this error. It crosses the boundary between core and server."""
+    """One request ends with this error. It is sent from the core to the server."""
 
     domain = DOMAIN
 
@@ -46,7 +46,7 @@ class SlowReader(RequestError):
 
 
 class DeadlineExceeded(RequestError):
-    """The time limit that the request brought along has passed."""
+    """The request's own time limit has passed."""
 
     reason = Reason.DEADLINE_EXCEEDED
 
@@ -58,7 +58,7 @@ class Starting(RequestError):
 
 
 class Draining(RequestError):
-    """The engine finishes what it has and takes nothing new."""
+    """The engine finishes its open requests and accepts no new ones."""
 
     reason = Reason.DRAINING
 
@@ -76,12 +76,12 @@ class EngineFailed(RequestError):
 
 
 def core_lost() -> EngineFailed:
-    """Returns what every call gets once the core's process is gone."""
+    """Returns the error for all calls once the core process is gone."""
     return EngineFailed("the engine's core process has ended; try another engine")
 
 
 def invalid_logits(position: int) -> RequestError:
-    """Returns what a request gets whose next token, at this position, cannot be drawn."""
+    """Returns the error for a request whose next token, at this position, cannot be sampled."""
     return RequestError(
         f"the model's logits for position {position} are NaN or infinite, so that no token can be "
         "drawn; its weights or its dtype are at fault",
@@ -91,7 +91,7 @@ def invalid_logits(position: int) -> RequestError:
 
 
 def core_frozen() -> EngineFailed:
-    """Returns what every call gets while the core's process gives no sign of life."""
+    """Returns the error for all calls while the core process sends no heartbeat."""
     return EngineFailed("the engine's core process gives no sign of life; try another engine")
 
 

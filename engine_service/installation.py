@@ -1,4 +1,4 @@
-"""Whether the packages that an engine imports are there, and are the ones that it means."""
+"""Checks that the packages that an engine imports are installed and are the right ones."""
 
 import importlib.metadata
 import sys
@@ -9,14 +9,14 @@ import engine_service
 from engine_service.errors import StartupError
 
 EXTRA_MODULES = ("huggingface_hub", "numpy", "torch", "tqdm", "triton")
-"""What the packages of the extra `engine` are imported as."""
+"""Import names of the packages in the extra `engine`."""
 
 
 def check_installation() -> None:
-    """Makes sure that the imports to come succeed, in about a millisecond; imports nothing itself.
+    """Checks, in about a millisecond and without importing, that later imports will succeed.
 
     Raises:
-        StartupError: Packages are missing, or `kernels` is somebody else's; says what to install.
+        StartupError: Packages are missing, or `kernels` is not ours; says what to install.
     """
     missing = [name for name in EXTRA_MODULES if find_spec(name) is None]
     if missing:
@@ -28,7 +28,7 @@ def check_installation() -> None:
 
 
 def _check_kernels() -> None:
-    """Refuses the package `kernels` of PyPI, which has the name of ours."""
+    """Refuses the package `kernels` of PyPI, which has the same name as ours."""
     ours = Path(engine_service.__file__).parents[1] / "kernels"
     spec = find_spec("kernels")
     if spec is None or spec.origin is None:
@@ -42,7 +42,7 @@ def _check_kernels() -> None:
         other = importlib.metadata.distribution("kernels")
     except importlib.metadata.PackageNotFoundError:
         other = None
-    # Installed into one folder, whichever came last has overwritten files of the other.
+    # Both install into one folder; the later one has overwritten files of the other.
     is_mixed = other is not None and _is_same(Path(str(other.locate_file("kernels"))), ours)
     if _is_same(found, ours) and not is_mixed:
         return

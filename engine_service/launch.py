@@ -1,10 +1,10 @@
-"""Puts an engine together: its two processes, their signals and their end. It knows everyone.
+"""Assembles an engine from all its parts: its two processes, their signals and their shutdown.
 
     server  this process: asyncio and gRPC, no torch
-    core    scheduler, model and device; joined to the server by one pipe
+    core    scheduler, model and device; connected to the server by one pipe
 
-Neither outlives the other: the server notices the core's end by the end of the pipe, and the core
-the server's, even if it was killed.
+Neither process outlives the other: each sees the pipe close when the other ends, even if it was
+killed.
 """
 
 import asyncio
@@ -46,11 +46,11 @@ _logger = logging.getLogger("engine_service")
 
 
 def run(config: EngineConfig, core_entry: CoreEntry | None = None) -> int:
-    """Serves until SIGTERM or SIGINT, and returns the exit code of the process.
+    """Serves until SIGTERM or SIGINT and returns the process's exit code.
 
     Args:
         config: All settings.
-        core_entry: What the core's process runs; None is `run_core`.
+        core_entry: The function that the core process runs; None is `run_core`.
 
     Returns:
         0 after a drain or while it loads, `EXIT_ENGINE_FAILED` when the core was lost or stayed
@@ -64,8 +64,8 @@ def run(config: EngineConfig, core_entry: CoreEntry | None = None) -> int:
 
 
 def run_core(pipe: connection.Connection, config: EngineConfig) -> None:
-    """Runs in the core's process: loads the model, says so, and serves until the pipe ends."""
-    # Torch belongs to this process alone.
+    """Runs in the core process: loads the model, reports it, and serves until the pipe ends."""
+    # Only this process imports torch.
     from engine_service.core.engine_core import EngineCore, serve
     from engine_service.worker.executor import start_executor
 
@@ -84,7 +84,7 @@ def run_core(pipe: connection.Connection, config: EngineConfig) -> None:
 async def _serve(config: EngineConfig, core_entry: CoreEntry) -> int:
     started_at = time.monotonic()
     core = _CoreProcess(config, core_entry)
-    # The server leaves first, which ends the pipe and with it the core.
+    # The server exits first, which ends the pipe and so the core.
     with end_signals(core.exit_at_once) as signals:
         async with core.ended(), EngineServer.listening(config.server) as server:
             try:
@@ -93,7 +93,7 @@ async def _serve(config: EngineConfig, core_entry: CoreEntry) -> int:
                     _log_ready(info, config, server, time.monotonic() - started_at)
                     await server.wait_core_lost()
             except Stopped:
-                # A core that is lost or frozen is no good end, and has nothing left to drain.
+                # A lost or frozen core is a failure and leaves nothing to drain.
                 if not (server.is_core_lost or server.is_core_frozen):
                     if not server.is_ready:
                         core.kill()
@@ -154,7 +154,7 @@ def _log_ready(
 
 
 class _CoreProcess:
-    """The core's process, which is gone at the end of `ended`."""
+    """The core process; it has ended when the block of `ended` is left."""
 
     def __init__(self, config: EngineConfig, entry: CoreEntry) -> None:
         self._config = config
@@ -162,41 +162,41 @@ class _CoreProcess:
         self._process: SpawnProcess | None = None
 
     def start(self, model: ModelOptions) -> connection.Connection:
-        """Starts the process with this model and returns the server's end of the pipe."""
+        """Starts the process with this model; returns the server's end of the pipe."""
         config = dataclasses.replace(self._config, model=model)
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(
             target=_core_main, args=(self._entry, theirs, config), name=_CORE_NAME
         )
-        # A signal to the whole group, such as Ctrl-C, is the server's to handle. The core inherits
-        # the mask, so that it is deaf from its first instruction. (The tracker unblocks signals
-        # when it starts, hence before.)
+        # The server handles signals to the whole group, such as Ctrl-C. The core inherits the mask,
+        # so it blocks them from its first instruction. (The tracker unblocks signals when it
+        # starts, so start it first.)
         resource_tracker.ensure_running()
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        # Else the end of the core would not end the pipe.
+        # Otherwise the pipe would stay open when the core ends.
         theirs.close()
         self._process = process
         return ours
 
     def kill(self) -> None:
-        """Ends the process at once, if there is one."""
+        """Kills the process, if there is one."""
         if self._process is not None:
             self._process.kill()
 
     def exit_at_once(self, code: int) -> None:
-        """Ends both processes at once, whatever is under way."""
+        """Ends both processes at once, without waiting for anything."""
         self.kill()
         _logger.warning("engine ends with requests in progress reason=second signal")
         exit_at_once(code)
 
     @contextlib.asynccontextmanager
     async def ended(self) -> AsyncIterator[None]:
-        """Makes sure that the process is gone afterwards; inside, its pipe should be closed."""
+        """Ensures that the process has ended afterwards; the body should close its pipe."""
         try:
             yield
         finally:
@@ -210,11 +210,11 @@ class _CoreProcess:
                         "kernel, most likely in the device's driver; it is left behind",
                         self._process.pid,
                     )
-                    # An exit like any other would wait for it.
+                    # A normal exit would wait for it.
                     exit_at_once(EXIT_ENGINE_FAILED)
 
     async def exit_reason(self) -> str:
-        """Says how the process ended, once its pipe has."""
+        """Returns how the process ended, once its pipe has ended."""
         assert self._process is not None, "not started"
         await asyncio.to_thread(self._process.join, _CORE_EXIT_SECONDS)
         code = self._process.exitcode
@@ -234,14 +234,14 @@ def _core_main(entry: CoreEntry, pipe: connection.Connection, config: EngineConf
     except StartupError as error:
         with contextlib.suppress(OSError):
             pipe.send(error)
-    # Multiprocessing would write it on standard error by itself.
+    # Otherwise multiprocessing would write it to standard error.
     except Exception:
         _logger.critical("core failed", exc_info=True)
         raise SystemExit(EXIT_ENGINE_FAILED) from None
 
 
 def _exit_with_parent() -> None:
-    # The pipe tells a core that reads it; this tells one that loads a model or hangs.
+    # The pipe stops a core that reads it; this stops one that loads a model or hangs.
     parent = multiprocessing.parent_process()
     assert parent is not None, "runs in a child only"
     connection.wait([parent.sentinel])
@@ -249,20 +249,20 @@ def _exit_with_parent() -> None:
 
 
 def _check_model(options: ModelOptions) -> tuple[ModelOptions, TokenizerFiles]:
-    """Finds the model's folder, from the hub if need be, and refuses what cannot be served.
+    """Finds the model's folder, from the hub if needed, and refuses what cannot be served.
 
-    Checked here, before the core's process takes its seconds to start.
+    This runs before the core process starts, which takes seconds.
 
     Returns:
-        The options for the core, which name a folder: asked once more, the hub might give another
-        version, whose weights these tokenizer files do not fit. With them, these files.
+        The options for the core, and the tokenizer files. The options name a folder, because a
+        second request to the hub might give another version, whose weights do not fit these files.
     """
     checkpoint = resolve_checkpoint(options.model, with_weights=options.load_format != "dummy")
     served_name(options, checkpoint.folder)
     config_file = checkpoint.folder / "config.json"
     parse_config(checkpoint.read_config(), str(config_file))
     paths = list(checkpoint.tokenizer_files)
-    # AutoTokenizer finds the class of the tokenizer there when tokenizer_config.json is silent.
+    # AutoTokenizer reads the tokenizer class from there if tokenizer_config.json has none.
     tokenizer = TokenizerFiles.read([*paths, config_file] if paths else [])
     if checkpoint.folder != Path(options.model).expanduser():
         name = options.served_model_name or Path(options.model).name

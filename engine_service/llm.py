@@ -1,4 +1,4 @@
-"""In-process use: the same core as the service's, for offline batches and benchmarks."""
+"""In-process use of the service's core, for offline batches and benchmarks."""
 
 import dataclasses
 import itertools
@@ -32,18 +32,18 @@ _OPTION_GROUPS = (ModelOptions, CacheOptions, SchedulerOptions)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """What one prompt became."""
+    """The result of one prompt."""
 
     token_ids: list[int]
-    """The generated tokens, a stop token included."""
+    """The generated tokens, including a stop token."""
     finish_reason: FinishReason
     num_cached_tokens: int
-    """Prompt tokens that the prefix cache held."""
+    """Prompt tokens found in the prefix cache."""
 
 
 @dataclass(slots=True, kw_only=True)
 class _Progress:
-    """A request on its way."""
+    """A request in progress."""
 
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
@@ -53,7 +53,7 @@ class _Progress:
 class LLM:
     """One model in this process. Not thread-safe.
 
-    Use it as a context manager, or call `close`, to give the model's memory back.
+    Use it as a context manager, or call `close`, to release the model's memory.
     """
 
     def __init__(self, model: str, **options: Any) -> None:  # noqa: ANN401 (as the fields say)
@@ -67,7 +67,7 @@ class LLM:
             StartupError: An option is wrong, a package is missing, or the model cannot be served.
         """
         check_installation()
-        # Imports torch, whose absence was just told in words that help.
+        # Imports torch; the check above reports clearly if it is missing.
         from engine_service.worker.executor import start_executor
 
         model_options, cache, scheduler = _parse_options({"model": model, **options})
@@ -80,7 +80,7 @@ class LLM:
         )
         self._request_ids = itertools.count()
         self.num_preemptions = 0
-        """Times that a sequence gave its blocks back and started over, since the beginning."""
+        """Total preemptions: times that a sequence released its blocks and started over."""
 
     def __enter__(self) -> Self:
         return self
@@ -94,7 +94,7 @@ class LLM:
         self.close()
 
     def close(self) -> None:
-        """Gives the model's memory back. A second call does nothing."""
+        """Releases the model's memory. A second call does nothing."""
         core, self._core = self._core, None
         if core is not None:
             core.close()
@@ -108,19 +108,19 @@ class LLM:
     ) -> list[Completion]:
         """Continues prompts, all at once.
 
-        Blocks until the last one is done. Whatever interrupts it, such as KeyboardInterrupt, closes
-        this object.
+        Blocks until the last one is done. An exception that interrupts it, such as
+        KeyboardInterrupt, closes this object.
 
         Args:
             prompt_token_ids: Token IDs of each prompt.
-            sampling_params: For all prompts, or one for each.
+            sampling_params: One for all prompts, or one for each.
             use_tqdm: Whether to show a progress bar on stderr.
 
         Returns:
-            One completion for each prompt, in their order.
+            One completion per prompt, in the same order.
 
         Raises:
-            InvalidRequest: A prompt or parameter is not possible; nothing was computed then.
+            InvalidRequest: A prompt or parameter is invalid; nothing was computed.
             RequestError: The model's logits were NaN or infinite.
         """
         if self._core is None:

@@ -1,1 +1,1 @@
-"""What any of our services is made of; it knows neither text nor tensors."""
+"""Code that all our services share; it handles neither text nor tensors."""

@@ -1,11 +1,11 @@
-"""Addresses as people write them: "host:port", with an IPv6 address in brackets."""
+"""Addresses in text form: "host:port", with an IPv6 address in brackets."""
 
 import ipaddress
 import re
 
 MAX_PORT = 65_535
 
-# What a name is made of, beside letters of other alphabets; "%" begins a zone of an IPv6 address.
+# The ASCII characters of a name, which may also have other letters; "%" begins an IPv6 zone.
 _NAME = re.compile(r"(?:[A-Za-z0-9._-]|[^\x00-\x7f]){1,253}")
 _PORT = re.compile(r"[1-9][0-9]{0,4}")
 
@@ -19,7 +19,7 @@ def split(address: str) -> tuple[str, int]:
     """Returns host and port of an address; the host without brackets.
 
     Raises:
-        ValueError: It is no address; the text is a clause about it.
+        ValueError: It is not an address; the text is a clause about it.
     """
     host, separator, port = address.rpartition(":")
     is_bracketed = host.startswith("[") and host.endswith("]")
@@ -34,7 +34,7 @@ def split(address: str) -> tuple[str, int]:
 
 
 def is_host(text: str) -> bool:
-    """Whether a text is a name or an IP address, without brackets; nobody is asked for it."""
+    """Whether a text is a name or an IP address, without brackets; does not resolve it."""
     if not text.isprintable():
         return False
     if ":" not in text:
@@ -43,5 +43,5 @@ def is_host(text: str) -> bool:
         ipaddress.IPv6Address(text)
     except ValueError:
         return False
-    # A zone is the name of a network interface, and may hold anything.
+    # A zone is the name of a network interface and may contain any characters.
     return bool(_NAME.fullmatch(text.partition("%")[2] or "none"))

@@ -1,4 +1,4 @@
-"""How a client takes what a server sends: parsed within bounds, and refused in words of ours."""
+"""A client channel that parses responses within bounds and refuses them with our own errors."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,14 +15,14 @@ from servicekit.handlers import RefusalLog
 class CheckedChannel:
     """A channel for the generated stub of one service.
 
-    A message that cannot be taken reaches the caller as None, as one that gRPC cannot parse does;
-    it is counted and logged here.
+    A refused message reaches the caller as None, like one that gRPC cannot parse. It is counted
+    and logged here.
 
     Args:
         channel: The connection.
-        service: That the stub is of.
+        service: The stub's service.
         peer: The server's address.
-        refusals: Hears of the messages that cannot be taken.
+        refusals: Counts and logs the refused messages.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class CheckedChannel:
         self._service = service
         self._peer = peer
         self._refusals = refusals
-        # What a generated stub calls.
+        # The methods that a generated stub calls.
         self.unary_unary = self._checked(channel.unary_unary)
         self.unary_stream = self._checked(channel.unary_stream)
         self.stream_unary = self._checked(channel.stream_unary)

@@ -1,11 +1,11 @@
-"""What the options mean that all our services have; each service has its own defaults."""
+"""Options that all our services have; each service has its own defaults."""
 
 from servicekit.options import about
 from servicekit.values import PORTS, Hosts, OneOf, seconds
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 MAX_SECONDS = 86_400
-"""The longest that anything may be made to wait: a day."""
+"""The maximum of any configured wait: a day."""
 
 HOST = about(
     Hosts(),

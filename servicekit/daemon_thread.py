@@ -1,4 +1,4 @@
-"""Blocking work that holds up nobody's exit."""
+"""Runs blocking work that does not delay the process's exit."""
 
 import asyncio
 import contextlib
@@ -10,14 +10,14 @@ _Result = TypeVar("_Result")
 
 
 async def run_in_daemon_thread(work: Callable[[], _Result], name: str) -> _Result:
-    """Runs work in a thread of its own and returns its result, or raises its exception.
+    """Runs work in a separate thread and returns its result, or raises its exception.
 
     An event loop waits for the threads of `asyncio.to_thread` when it closes, however long they
-    take. For this one nobody waits: if the caller is cancelled, what comes of the work is dropped.
+    take. It does not wait for this one. If the caller is cancelled, the result is dropped.
 
     Args:
-        work: What to run.
-        name: Of the thread.
+        work: The function to run.
+        name: Name of the thread.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[_Result] = loop.create_future()
@@ -31,7 +31,7 @@ async def run_in_daemon_thread(work: Callable[[], _Result], name: str) -> _Resul
             future.set_result(result)
 
     def run() -> None:
-        # The loop may have been closed meanwhile.
+        # The loop may have been closed in the meantime.
         with contextlib.suppress(RuntimeError):
             try:
                 result = work()

@@ -1,4 +1,4 @@
-"""The errors that a service raises on purpose, whichever service it is.
+"""Base classes of the errors that our services raise on purpose.
 
 ServiceError            base of all
 ├── StartupError        the process cannot serve; exit code 2
@@ -31,7 +31,7 @@ class RequestError(ServiceError):
     """One request ends with this error. It can be pickled.
 
     Attributes:
-        domain: Of the reason, such as "pagestream.engine.v1"; each service sets its own.
+        domain: Domain of the reason, such as "pagestream.engine.v1"; each service sets its own.
         reason: Names the error on the wire and decides the gRPC status code.
         metadata: Every number and name of the message, for programs.
         retry_after: Seconds after which the same request may succeed, or None.
@@ -55,7 +55,7 @@ class RequestError(ServiceError):
             self.reason = reason
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickles what the constructor takes; an exception by itself would lose all but text."""
+        """Pickles the constructor's arguments; the default would keep only the text."""
         arguments = (self.message, self.metadata, self.reason, self.retry_after)
         return (type(self)._rebuild, arguments)
 

@@ -1,7 +1,7 @@
-"""How a server takes what peers send: parsed within bounds, refused in words of ours.
+"""Server handlers that parse requests within bounds and refuse them with our own errors.
 
-Handlers are built from a service's description. A message that cannot be taken ends its call, or
-its stream, with INVALID_ARGUMENT, and is counted and logged here, for all services alike.
+Handlers are built from a service's description. A refused message ends its call or stream with
+INVALID_ARGUMENT, and is counted and logged here for all services.
 """
 
 import inspect
@@ -22,7 +22,7 @@ from protos.wire.status import error_status, to_rpc_status
 from servicekit.health import HealthServicer
 
 _LOG_SECONDS = 5.0
-"""Between two lines about messages that were refused."""
+"""Time between two log lines about refused messages."""
 
 _logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class MalformedMessage(Exception):
-    """A stream brought a message that cannot be taken."""
+    """A stream received a message that was refused."""
 
     def __init__(self, malformed: Malformed) -> None:
         super().__init__(malformed.text)
@@ -38,10 +38,10 @@ class MalformedMessage(Exception):
 
 
 class RefusalLog:
-    """Counts the messages that were refused, and logs a few of them.
+    """Counts refused messages and logs a few of them.
 
     Args:
-        count: Called for each with its method, as "Service/Method".
+        count: Called for each message with its method, as "Service/Method".
     """
 
     def __init__(self, count: Callable[[str], None] = lambda _: None) -> None:
@@ -50,7 +50,7 @@ class RefusalLog:
         self._next_line = 0.0
 
     def add(self, method: str, peer: str, malformed: Malformed) -> None:
-        """Notes one message of a peer."""
+        """Records one message of a peer."""
         self._count(method)
         now = time.monotonic()
         if now < self._next_line:
@@ -71,8 +71,8 @@ class Handlers:
 
     Args:
         server: Not started yet.
-        domain: That of the ErrorInfo of refusals.
-        refusals: Hears of them.
+        domain: The domain in the ErrorInfo of refusals.
+        refusals: Counts and logs them.
     """
 
     def __init__(self, server: grpc.aio.Server, *, domain: str, refusals: RefusalLog) -> None:
@@ -92,7 +92,7 @@ class Handlers:
         Args:
             service: Its description.
             servicer: Has a coroutine function, or an async generator, for each method.
-            parsers: By method, where a request is not to be parsed as what it is.
+            parsers: Parsers by method, for requests that are not parsed as their own type.
         """
         handlers = {}
         for method in service.methods:
@@ -111,7 +111,7 @@ class Handlers:
         self.add(health_pb2.DESCRIPTOR.services_by_name["Health"], servicer)
 
     def add_reflection(self) -> None:
-        """Describes all services added so far to whoever asks."""
+        """Serves reflection for all services added so far."""
         names = (*self._names, reflection.SERVICE_NAME)
         service = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
         self.add(service, reflection.aio.ReflectionServicer(names))

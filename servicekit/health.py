@@ -1,4 +1,4 @@
-"""What a service says of itself to whoever probes it, over gRPC and HTTP alike."""
+"""A service's health state, reported over gRPC and HTTP."""
 
 import enum
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -12,7 +12,7 @@ _State = TypeVar("_State", bound=enum.Enum)
 
 
 class HealthServicer(health.aio.HealthServicer):  # type: ignore[misc]
-    """The library's, which lacks `List`; before 1.84.2 its contract lacks it, too."""
+    """The library's servicer plus `List`, which it lacks; before 1.84.2 its contract does, too."""
 
     async def List(
         self, request: "health_pb2.HealthListRequest", context: "grpc.aio.ServicerContext[Any, Any]"
@@ -27,20 +27,20 @@ class HealthServicer(health.aio.HealthServicer):  # type: ignore[misc]
 
 
 class Health(Generic[_State]):
-    """Where a service is in its life; `servicer` answers grpc.health.v1 with it.
+    """A service's lifecycle state; `servicer` reports it as grpc.health.v1.
 
-    The service "" is liveness: whether a restart would not help. The service by its name is
-    readiness: whether new requests are taken.
+    The service "" is liveness: false if a restart would help. The service by its name is
+    readiness: whether new requests are accepted.
 
     Args:
         service: Its full name.
-        initial: The state it begins with. The value of a state is a text for people.
+        initial: The first state. The value of a state is a text for people.
         serving: The state in which it is ready.
         dead: States in which it is not live.
 
     Attributes:
-        state: The present one.
-        servicer: For the server.
+        state: The current state.
+        servicer: The servicer to add to the server.
     """
 
     def __init__(
@@ -54,16 +54,16 @@ class Health(Generic[_State]):
 
     @property
     def is_live(self) -> bool:
-        """Whether a restart would not help."""
+        """Whether the service is live: false if a restart would help."""
         return self.state not in self._dead
 
     @property
     def is_ready(self) -> bool:
-        """Whether new requests are taken."""
+        """Whether new requests are accepted."""
         return self.state is self._serving
 
     async def enter(self, state: _State) -> None:
-        """Changes the state and tells all who watch it."""
+        """Changes the state and notifies all watchers."""
         self.state = state
         await self.servicer.set("", _serving_status(self.is_live))
         await self.servicer.set(self._service, _serving_status(self.is_ready))

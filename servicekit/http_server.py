@@ -1,8 +1,8 @@
-"""A small HTTP server for probes and scrapes, which answers whatever else its port is sent.
+"""A small HTTP server for probes and scrapes that stays responsive whatever its port is sent.
 
-A connection is for one request, and has a time to send it and a time to take the answer. Of too
-many connections, one's own first, the oldest that has sent no request yet is closed: whoever asks
-at once is always answered.
+A connection serves one request, with a time limit to send it and one to read the answer. If there
+are too many connections, the oldest that has sent no request is closed, first among those of the
+same peer. So a client that sends its request at once is always answered.
 """
 
 import asyncio
@@ -22,12 +22,12 @@ from servicekit.rate_limit import RateLimit
 _MAX_HEADER_BYTES = 16 * 1024
 _REQUEST_SECONDS = 5.0
 _ANSWER_SECONDS = 10.0
-"""Time to make an answer and have it read; what Prometheus itself waits."""
+"""Time limit to make an answer and have it read; the same as Prometheus's own timeout."""
 _STOP_SECONDS = 1.0
-"""What answers under way get at the end."""
+"""Time for pending answers to finish at shutdown."""
 _MAX_CONNECTIONS = 128
 _MAX_PEER_CONNECTIONS = 16
-"""Of one IP address."""
+"""Per IP address."""
 _ACCEPTS_AT_ONCE = 8
 _RETRY_SECONDS = 1.0
 _LOG_SECONDS = 10.0
@@ -39,7 +39,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What a handler answers; a text unless it says otherwise."""
+    """A handler's answer; plain text by default."""
 
     body: bytes
     status: http.HTTPStatus = http.HTTPStatus.OK
@@ -47,11 +47,11 @@ class Answer:
 
 
 Handler = Callable[[str], Awaitable[Answer]]
-"""Answers a GET or HEAD; gets the header Accept, or an empty text."""
+"""Answers a GET or HEAD; its argument is the header Accept, or an empty text."""
 
 
 class _Connection:
-    """One connection, with the time it has."""
+    """One connection and its deadlines."""
 
     def __init__(self, accepted: socket.socket, peer: str) -> None:
         self.socket = accepted
@@ -63,11 +63,11 @@ class _Connection:
 
     @property
     def is_leaving(self) -> bool:
-        """Whether it is closed in the next turn of the loop."""
+        """Whether it is closed in the next iteration of the loop."""
         return self.answering is not None and self.answering.cancelling() > 0
 
     def end_waiting(self) -> None:
-        """Takes the deadline of the request away."""
+        """Removes the deadline for the request."""
         if self.deadline is not None:
             self.deadline.cancel()
 
@@ -76,7 +76,7 @@ class HttpServer:
     """Answers GET and HEAD on some paths, one request per connection."""
 
     def __init__(self, handlers: Mapping[str, Handler]) -> None:
-        """Listens to nothing yet; `handlers` are by path."""
+        """Does not listen yet; `handlers` are by path."""
         self._handlers = handlers
         self._listeners: list[socket.socket] = []
         self._paused: set[socket.socket] = set()
@@ -99,7 +99,7 @@ class HttpServer:
         return chosen
 
     async def stop(self) -> None:
-        """Stops listening and closes all connections; answers under way get a second."""
+        """Stops listening and closes all connections; pending answers get a second."""
         loop = asyncio.get_running_loop()
         listeners, self._listeners = self._listeners, []
         for listener in listeners:
@@ -125,7 +125,7 @@ class HttpServer:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
-                # Without a file descriptor it is not even looked whether anybody waits.
+                # Without a free descriptor, `accept` fails before it checks for a waiting client.
                 if not _is_waited_for(listener):
                     return
                 self._tell(error)
@@ -139,7 +139,7 @@ class HttpServer:
                 self._take(accepted, peer)
 
     def _free_one(self) -> bool:
-        """Frees a file descriptor, if that is possible."""
+        """Frees a file descriptor, if possible."""
         return self._spare.empty() or self._evict(self._connections)
 
     def _tell(self, error: OSError) -> None:
@@ -164,17 +164,17 @@ class HttpServer:
         connection.deadline = loop.call_later(_REQUEST_SECONDS, self._close, connection)
         self._connections[connection] = None
         loop.add_reader(accepted, self._read, connection)
-        # Mostly the request is there by now, and then nobody who comes next can take its place.
+        # Usually the request has arrived by now, and then no later connection can evict this one.
         self._read(connection)
 
     def _make_room(self, connections: Collection[_Connection]) -> None:
-        """Ends one: the oldest without a request, or else the oldest that waits for its answer."""
+        """Closes the oldest connection without a request, else the oldest awaiting its answer."""
         if not self._evict(connections):
             oldest = next(one.answering for one in connections if one.answering)
             oldest.cancel()
 
     def _evict(self, connections: Collection[_Connection]) -> bool:
-        """Closes the oldest that has sent no request yet; returns whether there is one."""
+        """Closes the oldest that has sent no request yet; returns whether there was one."""
         for connection in connections:
             if connection.answering is None:
                 self._close(connection)
@@ -195,7 +195,7 @@ class HttpServer:
             loop = asyncio.get_running_loop()
             loop.remove_reader(connection.socket)
             answering = self._answer(connection, head.decode("latin-1"))
-            # Ends with its connection, which `stop` waits for.
+            # Ends with its connection; `stop` waits for that.
             connection.answering = loop.create_task(answering, name="operations request")
         elif not received or len(connection.received) > _MAX_HEADER_BYTES:
             self._close(connection)
@@ -218,7 +218,7 @@ class HttpServer:
         except (OSError, TimeoutError):
             _logger.debug("operations request was broken off")
         else:
-            # What is left unread would make the end a reset, which may overtake the answer.
+            # Unread input would turn the close into a reset, which may overtake the answer.
             with contextlib.suppress(OSError):
                 connection.socket.recv(_MAX_HEADER_BYTES)
         finally:
@@ -233,7 +233,7 @@ class HttpServer:
             return _encode(Answer(status=status, body=b"use GET or HEAD\n"))
         content = _encode(await self._call(path, header_lines))
         if method == "HEAD":
-            # The headers say what a GET would bring.
+            # The headers are those of a GET.
             content = content.partition(_END_OF_HEAD)[0] + _END_OF_HEAD
         return content
 
@@ -244,7 +244,7 @@ class HttpServer:
             return Answer(status=http.HTTPStatus.NOT_FOUND, body=known.encode())
         try:
             return await handler(_accepted(header_lines))
-        # One request's fault must not be the service's.
+        # A failing request must not fail the service.
         except Exception:
             _logger.exception("operations request failed path=%s", path)
             status = http.HTTPStatus.INTERNAL_SERVER_ERROR
@@ -252,19 +252,19 @@ class HttpServer:
 
 
 class _Spare:
-    """A file descriptor kept for when there is no other, so that a probe is answered even then."""
+    """A spare file descriptor, so that a probe is answered even when no other is left."""
 
     def __init__(self) -> None:
         self._descriptor: int | None = None
 
     def fill(self) -> None:
-        """Takes one, if there is one."""
+        """Reserves a descriptor, if one is free."""
         if self._descriptor is None:
             with contextlib.suppress(OSError):
                 self._descriptor = os.open(os.devnull, os.O_RDONLY)
 
     def empty(self) -> bool:
-        """Gives it back; returns whether there was one."""
+        """Releases it; returns whether there was one."""
         if self._descriptor is None:
             return False
         os.close(self._descriptor)

@@ -1,4 +1,4 @@
-"""Lines to a file descriptor that may block, from threads that must not."""
+"""Writes lines to a file descriptor that may block, without blocking the caller."""
 
 import contextlib
 import os
@@ -13,22 +13,22 @@ _starting = threading.Lock()
 
 
 class LineWriter:
-    """Writes lines in their order, in a thread of its own; drops and counts what is too much.
+    """Writes lines in order in a separate thread; drops and counts lines that do not fit.
 
-    It works on in a forked process, without the lines that its parent had not written yet.
+    It keeps working in a forked process, without the lines that its parent had not yet written.
 
     Args:
-        descriptor: Where to; None throws everything away. It stays open.
+        descriptor: Where to write; None discards everything. It stays open.
     """
 
     def __init__(self, descriptor: int | None) -> None:
         self._descriptor = descriptor
-        # A collection of garbage under the lock may have something to log, too.
+        # A garbage collection under the lock may log something, too.
         self._lock = threading.RLock()
         self._pid = 0
 
     def write(self, lines: str) -> None:
-        """Takes one or more whole lines, all of them or none; never waits for their reader."""
+        """Accepts one or more whole lines, all or none; never waits for the reader."""
         if self._descriptor is None:
             return
         if self._pid != os.getpid():
@@ -42,7 +42,7 @@ class LineWriter:
             self._put(content)
 
     def flush(self, seconds: float) -> bool:
-        """Waits until all is written, no longer than so many seconds; returns whether it is."""
+        """Waits up to `seconds` until everything is written; returns whether it is."""
         if self._pid != os.getpid():
             return True
         with self._lock:
@@ -92,7 +92,7 @@ class LineWriter:
             try:
                 line = line[os.write(self._descriptor, line) :]
             except BlockingIOError:
-                # Somebody who shares the descriptor does not want to wait for it.
+                # Something that shares the descriptor has made it non-blocking.
                 waiting = select.poll()
                 waiting.register(self._descriptor, select.POLLOUT)
                 waiting.poll()

@@ -1,11 +1,11 @@
-"""Where a service listens: one rule for all its ports.
+"""The addresses that a service listens on: one rule for all its ports.
 
     ::         all addresses of the machine, of both families where it has both
     0.0.0.0    all its IPv4 addresses
     a name     each of its addresses that this machine has
     otherwise  that address
 
-The number of a port is the same on all addresses, also where it was picked as a free one.
+The port number is the same on all addresses, even if it was picked as a free one.
 """
 
 import contextlib
@@ -19,13 +19,13 @@ from servicekit import address
 from servicekit.errors import StartupError
 
 _ATTEMPTS = 16
-"""Free ports that are tried: one that is free on one address may be taken on another."""
+"""How many free ports are tried: one that is free on one address may be in use on another."""
 _BACKLOG = 1024
 _NOT_OURS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
 class CannotListen(StartupError):
-    """A port cannot be listened on; the text says why, and which option to change."""
+    """Listening on a port failed; the text says why, and which option to change."""
 
 
 def listen(host: str, port: int, option: str) -> list[socket.socket]:
@@ -34,7 +34,7 @@ def listen(host: str, port: int, option: str) -> list[socket.socket]:
     Args:
         host: Name or address of this machine.
         port: The port, or 0 for a free one.
-        option: What chooses the port, such as "operations-port".
+        option: The option that sets the port, such as "operations-port".
 
     Raises:
         CannotListen: The port is in use, or the host is not this machine's.
@@ -56,7 +56,7 @@ def add_grpc_port(add_insecure_port: Callable[[str], int], host: str, port: int)
     Raises:
         CannotListen: The port is in use, or the host is not this machine's.
     """
-    # Of a port in use gRPC would log lines of its own, and not say why.
+    # For a port in use, gRPC would log its own lines without the reason.
     hosts = {}
     probes = listen(host, port, "port")
     chosen: int = probes[0].getsockname()[1]
@@ -64,7 +64,7 @@ def add_grpc_port(add_insecure_port: Callable[[str], int], host: str, port: int)
         hosts[_host_of(probe)] = chosen
         probe.close()
     try:
-        # One address by itself is better left to gRPC: nobody can take a port in between.
+        # A single address is better left to gRPC: no other process can take the port in between.
         if port == 0 and len(hosts) == 1 and "0.0.0.0" not in hosts:
             return add_insecure_port(address.join(next(iter(hosts)), 0))
         for numeric in hosts:
@@ -149,10 +149,10 @@ def _host_of(listener: socket.socket) -> str:
 
 @contextlib.contextmanager
 def _ipv4_alone(host: str, port: int) -> Iterator[None]:
-    """Keeps gRPC from taking 0.0.0.0 for all addresses of both families, as it does."""
+    """Keeps gRPC from treating 0.0.0.0 as all addresses of both families, its default."""
     with contextlib.ExitStack() as held:
         if host == "0.0.0.0" and socket.has_ipv6:
-            # Taken already, or no IPv6: gRPC then has no choice either.
+            # In use already, or no IPv6: gRPC then cannot bind it either.
             with contextlib.suppress(OSError):
                 holder = held.enter_context(socket.socket(socket.AF_INET6))
                 holder.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)

@@ -1,8 +1,8 @@
-"""The log of a service: lines on standard error that nobody can forge and nobody waits for.
+"""The log of a service: lines on standard error that cannot be forged and never block.
 
-Whatever a line quotes is escaped here, once, after the message was formatted. A traceback keeps
-its lines, indented, so that none of them looks like an entry. The thread that logs never waits for
-the reader of the log; what is not read in time is dropped, and counted in the log.
+Quoted content is escaped here, once, after the message is formatted. A traceback keeps its lines,
+indented, so that none looks like an entry. Logging never waits for the reader of the log. Lines
+that are not read in time are dropped, and the log says how many.
 """
 
 import atexit
@@ -17,7 +17,7 @@ from servicekit.line_writer import LineWriter
 from servicekit.rate_limit import RateLimit
 
 _MAX_LINE_BYTES = 4_000
-"""Of one line. A pipe takes 4,096 bytes at once, or else mixes lines of several processes."""
+"""Per line. A pipe takes 4,096 bytes at once; longer writes of several processes may mix."""
 _MAX_TRACEBACK_LINES = 200
 _FLUSH_SECONDS = 2.0
 _BURST = 100
@@ -29,10 +29,10 @@ _uncaught = logging.getLogger("uncaught")
 
 
 def set_up_logging(level: str) -> None:
-    """Sends what this process logs to standard error, tracebacks of its own end included.
+    """Sends this process's log to standard error, including the traceback of a crash.
 
     Args:
-        level: The least severe that is logged, such as "info".
+        level: The lowest level that is logged, such as "info".
     """
     _take_over_libraries()
     logging.basicConfig(level=level.upper(), handlers=[LogHandler(_stderr)], force=True)
@@ -42,14 +42,14 @@ def set_up_logging(level: str) -> None:
 
 
 def print_error(program: str, error: Exception) -> None:
-    """Writes one line on standard error, behind all that was logged."""
+    """Writes one line to standard error, after everything already logged."""
     _stderr.write(_line(f"{program}: {error}") + "\n")
 
 
 def flush_log(seconds: float = _FLUSH_SECONDS) -> None:
-    """Waits until all that was logged is written, but no longer than so many seconds.
+    """Waits up to `seconds` until everything logged is written.
 
-    An exit by `os._exit` needs it; any other does it by itself.
+    Call it before `os._exit`; any other exit does it automatically.
     """
     _stderr.flush(seconds)
 
@@ -58,10 +58,10 @@ atexit.register(flush_log)
 
 
 class LineFormatter(logging.Formatter):
-    """One line an entry, cut and escaped; a traceback follows on lines that are indented."""
+    """Formats an entry as one line, truncated and escaped; a traceback follows, indented."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Returns the lines of an entry, without the end of the last."""
+        """Returns the lines of an entry, without the final newline."""
         time_ = self.formatTime(record)
         lines = [_line(f"{time_} {record.levelname} {record.name} {record.getMessage()}")]
         if record.exc_info and record.exc_info[0]:
@@ -72,7 +72,7 @@ class LineFormatter(logging.Formatter):
 
 
 class LogHandler(logging.Handler):
-    """Gives entries to a writer; warnings that one place repeats without end are counted.
+    """Passes entries to a writer; warnings that one place keeps repeating are only counted.
 
     Args:
         writer: Takes the lines.
@@ -85,7 +85,7 @@ class LogHandler(logging.Handler):
         self._limits: dict[tuple[str, int], RateLimit] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Takes one entry."""
+        """Logs one entry."""
         try:
             num_held = self._num_held(record)
             if num_held is None:
@@ -93,7 +93,7 @@ class LogHandler(logging.Handler):
             if num_held:
                 self._writer.write(self._repeated(record, num_held))
             self._writer.write(self.format(record) + "\n")
-        # A mistake of whoever logs must not end what it was doing.
+        # An error in a logging call must not stop its caller.
         except Exception as error:
             where = f"{record.pathname}:{record.lineno}"
             print_error("log", ValueError(f"an entry of {where} cannot be written: {error!r}"))
@@ -112,7 +112,7 @@ class LogHandler(logging.Handler):
 
 
 def _take_over_libraries() -> None:
-    """Makes libraries that log by themselves do so through us."""
+    """Routes the logs of libraries through this one."""
     for logger in logging.root.manager.loggerDict.values():
         if isinstance(logger, logging.Logger):
             for handler in list(logger.handlers):
@@ -124,7 +124,7 @@ def _take_over_libraries() -> None:
 def _log_uncaught(
     kind: type[BaseException], error: BaseException | None, traceback: TracebackType | None
 ) -> None:
-    # A thread that exits says so with this.
+    # Raised by a thread that exits.
     if kind is not SystemExit:
         _uncaught.critical("%s", kind.__name__, exc_info=(kind, error or kind(), traceback))
 
@@ -142,7 +142,7 @@ def _indented(text: str) -> list[str]:
 
 
 def _line(text: str) -> str:
-    """Returns a text, cut and escaped."""
+    """Returns a text, truncated and escaped."""
     content = escape(text[:_MAX_LINE_BYTES]).encode()
     if len(content) <= _MAX_LINE_BYTES and len(text) <= _MAX_LINE_BYTES:
         return content.decode()

@@ -1,4 +1,4 @@
-"""What the metrics of all our services have in common: their registry and their histograms."""
+"""Metrics code that our services share: the registry and the histogram buckets."""
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.platform_collector import PlatformCollector
@@ -8,7 +8,7 @@ REQUEST_BUCKETS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0),
 )
-"""Seconds of a request or of its wait for something."""
+"""Seconds of a request or of one of its waits."""
 TOKEN_BUCKETS = (
     *(0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03),
     *(0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0),

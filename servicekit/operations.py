@@ -1,7 +1,7 @@
-"""What a service says over HTTP on its operations port: metrics for Prometheus, and probes.
+"""The HTTP endpoints of a service's operations port: Prometheus metrics and probes.
 
-It answers from the event loop that serves requests, so that a loop that hangs fails its liveness
-probe; the text of the metrics is made in a thread, one at a time.
+They run on the event loop that serves requests, so that a hanging loop fails its liveness probe.
+The text of the metrics is made in a thread, one at a time.
 """
 
 import asyncio
@@ -22,12 +22,12 @@ def operations_handlers(
     health: Health[Any],
     before_scrape: Callable[[], None] | None = None,
 ) -> dict[str, Handler]:
-    """Returns what a service answers on its operations port, by path.
+    """Returns the handlers of a service's operations port, by path.
 
     Args:
-        registry: What a scrape shows.
-        health: What the probes tell.
-        before_scrape: Called on the event loop ahead of each scrape.
+        registry: The metrics of a scrape.
+        health: The state that the probes report.
+        before_scrape: Called on the event loop before each scrape.
     """
     return {
         "/metrics": metrics_handler(registry, before_scrape),
@@ -42,10 +42,10 @@ def metrics_handler(
     """Returns the handler of a scrape.
 
     Args:
-        registry: What a scrape shows.
-        before_scrape: Called on the event loop ahead of each scrape.
+        registry: The metrics of a scrape.
+        before_scrape: Called on the event loop before each scrape.
     """
-    # Many at once would take the interpreter from the event loop.
+    # Many at once would keep the interpreter from the event loop.
     encoding = ThreadPoolExecutor(max_workers=1, thread_name_prefix="metrics")
 
     async def answer(accepted: str) -> Answer:
@@ -59,7 +59,7 @@ def metrics_handler(
 
 
 def probe_handler(check: Callable[[], tuple[bool, str]]) -> Handler:
-    """Returns the handler of a probe; `check` says whether all is well, and in which state."""
+    """Returns the handler of a probe; `check` returns whether it passes, and the state."""
 
     async def answer(_: str) -> Answer:
         is_well, state = check()
@@ -73,5 +73,5 @@ def _choose_encoder(accepted: str) -> tuple[Callable[[CollectorRegistry], bytes]
     try:
         return choose_encoder(accepted)
     except (TypeError, ValueError):
-        # The header asks for a version that is no number.
+        # The header asks for a version that is not a number.
         return choose_encoder("")

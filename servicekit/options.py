@@ -1,7 +1,7 @@
 """The settings of a service: each is a field of a class, a command line option and a variable.
 
-A service declares classes of `Options`, whose fields say in their metadata (`about`) what they mean
-and which values they take. An `OptionReader` reads them; nothing else reads the environment.
+A service declares subclasses of `Options`. The metadata of their fields (`about`) gives the meaning
+and the allowed values. An `OptionReader` reads them; nothing else reads the environment.
 """
 
 import argparse
@@ -22,25 +22,25 @@ def about(values: Values, help: str, *, unset: str = "") -> dict[str, Any]:
     """Returns the metadata of an option's field.
 
     Args:
-        values: Which values the option takes.
-        help: What it means.
-        unset: What a default such as None or "" stands for; shown in place of the default.
+        values: The values that the option accepts.
+        help: Its meaning.
+        unset: Meaning of a default such as None or ""; shown in place of the default.
     """
     return {"values": values, "help": help, "unset": unset}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """Base of a class whose fields are options. Whoever constructs one has its values checked.
+    """Base of a class whose fields are options. The constructor checks their values.
 
     Raises:
-        StartupError: A value is of another type or out of bounds; the message names its field.
+        StartupError: A value has the wrong type or is out of bounds; the message names its field.
     """
 
     def __post_init__(self) -> None:
         for option in dataclasses.fields(self):
             value = getattr(self, option.name)
-            # A default such as None need not be one of the values.
+            # A default such as None need not be an allowed value.
             if value is not option.default:
                 _check(option, value, option.name)
 
@@ -50,8 +50,8 @@ class GivenOptions:
     """The options that were given, all of them valid.
 
     Attributes:
-        values: By name.
-        sources: By name, the option or the variable that gave the value, such as "--port".
+        values: Values by name.
+        sources: By name, the option or variable that set the value, such as "--port".
     """
 
     values: Mapping[str, Any]
@@ -69,13 +69,13 @@ class _Parser(argparse.ArgumentParser):
 
 
 class OptionReader:
-    """Reads the options of a service from its command line and, where it is silent, its variables.
+    """Reads the options of a service from its command line, else from environment variables.
 
     Args:
-        program: How the service is started, for `--help`.
+        program: The command that starts the service, for `--help`.
         description: What it does, for `--help`.
-        prefix: Of its variables; one that begins with it and is no option is refused.
-        groups: Classes of its options by title. No two fields have one name.
+        prefix: Prefix of its variables; a variable with it that is not an option is refused.
+        groups: Its option classes by title. All field names are distinct.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class OptionReader:
         sources: dict[str, str] = {}
         for name, given in vars(self._parser().parse_args(arguments)).items():
             sources[name] = _flag(name)
-            # `--x` and `--no-x` bring no text.
+            # `--x` and `--no-x` have no text.
             is_text = isinstance(given, str)
             values[name] = _parse(self._fields[name], given, sources[name]) if is_text else given
         variables = os.environ if environment is None else environment
@@ -188,7 +188,7 @@ def _parse(option: _Field, text: str, source: str) -> object:
 
 
 def _hint(text: str) -> str:
-    # Kubernetes describes a Service that is named after ours in variables with our prefix.
+    # For a Service named after ours, Kubernetes sets variables with our prefix.
     if text.startswith("tcp://"):
         return "; Kubernetes sets it for a Service of this name: set enableServiceLinks to false"
     return ""

@@ -1,12 +1,12 @@
-"""How often one thing may be said."""
+"""A limit on how often something may be logged."""
 
 
 class RateLimit:
-    """Lets so many through in each stretch of time, and counts the others.
+    """Passes up to `burst` events per interval and counts the others.
 
     Args:
-        burst: How many in one stretch.
-        interval: Seconds of a stretch, which begins with the first that comes.
+        burst: Events per interval.
+        interval: Length in seconds; an interval begins with its first event.
     """
 
     def __init__(self, burst: int, interval: float) -> None:
@@ -17,10 +17,10 @@ class RateLimit:
         self._num_held = 0
 
     def take(self, now: float) -> int | None:
-        """Returns how many were held back since the last that passed, or None to hold this one.
+        """Returns how many events were suppressed since the last that passed, or None to suppress.
 
         Args:
-            now: Seconds of a clock that never goes back.
+            now: Seconds of a monotonic clock.
         """
         if now >= self._ends:
             self._ends = now + self._interval

@@ -1,4 +1,4 @@
-"""How a service is told to end: by SIGTERM or SIGINT, the first time gently, then at once."""
+"""Shutdown by SIGTERM or SIGINT: the first signal is graceful, the second immediate."""
 
 import asyncio
 import contextlib
@@ -11,14 +11,14 @@ _NUMBERS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(Exception):
-    """The first signal has come."""
+    """The first signal was received."""
 
 
 class EndSignals:
-    """The signals that have come; `end_signals` makes one.
+    """The signals received so far; created by `end_signals`.
 
     Attributes:
-        exit_code: Of the process: 0, or after the second signal 128 and its number.
+        exit_code: The process's exit code: 0, or after the second signal 128 plus its number.
     """
 
     def __init__(self, on_second: Callable[[int], None]) -> None:
@@ -30,16 +30,16 @@ class EndSignals:
         self._scope: asyncio.Timeout | None = None
 
     async def wait_first(self) -> None:
-        """Waits for the signal that asks for a good end."""
+        """Waits for the signal for a graceful shutdown."""
         await self._first.wait()
 
     async def wait_second(self) -> None:
-        """Waits for the signal that asks for an end at once."""
+        """Waits for the signal for an immediate shutdown."""
         await self._second.wait()
 
     @contextlib.asynccontextmanager
     async def interruption(self) -> AsyncIterator[None]:
-        """Leaves the block with `Stopped` at the first signal, also if that has come before."""
+        """Leaves the block with `Stopped` at the first signal, even if it came earlier."""
         has_come = self._first.is_set
         try:
             async with asyncio.timeout(0 if has_come() else None) as self._scope:
@@ -52,7 +52,7 @@ class EndSignals:
             self._scope = None
 
     def receive(self, number: int) -> None:
-        """Takes a signal; the third and later are none."""
+        """Handles a signal; ignores the third and later ones."""
         self._num_received += 1
         if self._num_received == 1:
             self._first.set()
@@ -66,11 +66,11 @@ class EndSignals:
 
 @contextlib.contextmanager
 def end_signals(on_second: Callable[[int], None]) -> Iterator[EndSignals]:
-    """Takes the signals to end, on the running event loop, while its body runs.
+    """Handles shutdown signals on the running event loop while its body runs.
 
     Args:
-        on_second: Called at the second signal with the exit code that is due. It sees to it that
-            the process ends soon, whatever its orderly end waits for.
+        on_second: Called at the second signal with the exit code. It must make the process end
+            soon, whatever the graceful shutdown waits for.
     """
     loop = asyncio.get_running_loop()
     signals = EndSignals(on_second)

@@ -1,4 +1,4 @@
-"""Errors to what a call ends with: the one way from an exception to a gRPC status."""
+"""Maps exceptions to gRPC statuses; all services use this one mapping."""
 
 import asyncio
 import contextlib
@@ -13,7 +13,7 @@ from protos.wire.status import ErrorStatus, error_status, to_rpc_status
 from servicekit.errors import RequestError
 
 _ABORT_SECONDS = 1.0
-"""What a client gets to take a status; it stands behind all that the client has not read."""
+"""Time for a client to read a status; it is queued behind everything the client has not read."""
 
 _UNKNOWN: int = grpc.StatusCode.UNKNOWN.value[0]
 _CODES = {code.value[0] for code in grpc.StatusCode if code is not grpc.StatusCode.OK}
@@ -45,13 +45,13 @@ async def errors_to_status(
     Cancellation passes through.
 
     Args:
-        context: Of the call.
+        context: The call's context.
         method: Its name, for the log.
-        to_status: Returns what the client may see of an error, also of one that nobody foresaw.
+        to_status: Returns the status that the client may see, also for an unexpected error.
     """
     try:
         yield
-    # One call's fault must not be the service's.
+    # A failing call must not fail the service.
     except Exception as error:
         status = to_status(error)
         if isinstance(error, RequestError):
@@ -74,5 +74,5 @@ async def _abort(context: Context, status: ErrorStatus) -> None:
         # gRPC keeps the status for the client; the handler may end.
         _logger.debug("status not taken yet reason=%s", status.reason)
     except grpc.aio.InternalError:
-        # The client is gone, or has left even the first message unread; more cannot be said.
+        # The client is gone, or has not read even the first message; nothing more can be sent.
         _logger.debug("status not sent reason=%s", status.reason)

@@ -1,4 +1,4 @@
-"""Kinds of values that an option takes: how each is read from a text, and what it may be."""
+"""Types of option values: how each is parsed from a text and checked."""
 
 import math
 import re
@@ -13,9 +13,9 @@ _MAX_QUOTED_CHARACTERS = 100
 
 
 class Values(Protocol):
-    """A kind of values. Both methods raise ValueError with a text that follows the option's name.
+    """A type of values. Both methods raise ValueError with a text that follows the option's name.
 
-    `parse` may return a text that it cannot read as it is; `check` then refuses it.
+    `parse` may return a text that it cannot parse unchanged; `check` then refuses it.
     """
 
     def parse(self, text: str) -> object:
@@ -26,7 +26,7 @@ class Values(Protocol):
 
 
 def quoted(value: object) -> str:
-    """Returns a value as an error quotes it: as Python writes it, and cut."""
+    """Returns a value as errors quote it: its `repr`, truncated."""
     text = repr(value)
     if len(text) > _MAX_QUOTED_CHARACTERS:
         return f"{text[:_MAX_QUOTED_CHARACTERS]}…"
@@ -92,7 +92,7 @@ def seconds(minimum: float, maximum: float) -> Numbers:
 
 @dataclass(frozen=True, slots=True)
 class OneOf:
-    """A few values, each of which is written as `str` writes it."""
+    """A few fixed values, each written as its `str`."""
 
     choices: tuple[Any, ...]
 
@@ -102,7 +102,7 @@ class OneOf:
 
     def check(self, value: object) -> None:
         """Refuses what is no choice."""
-        # 16.0 equals 16 and is none of the choices.
+        # 16.0 equals 16 but is not one of the choices.
         if not any(type(value) is type(choice) and value == choice for choice in self.choices):
             raise ValueError(
                 f"is {quoted(value)}, must be one of {', '.join(map(str, self.choices))}"

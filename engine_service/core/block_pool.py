@@ -1,4 +1,4 @@
-"""Who owns which KV block, and which blocks can be found by what they hold."""
+"""Ownership of KV blocks and lookup of cached blocks by content."""
 
 from array import array
 from collections.abc import Iterable, Sequence
@@ -15,17 +15,17 @@ class PrefixMatch:
 
     block_ids: list[int]
     parent: int | str
-    """What the next block of the chain names as its parent."""
+    """The parent of the next block in the chain."""
     num_unowned: int
-    """How many of the blocks nobody owns, so that taking them leaves fewer free."""
+    """Matched blocks without an owner; taking them reduces the number of free blocks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolStatistics:
-    """Where all blocks are; the three numbers add up to the size of the pool."""
+    """Number of blocks in each state; the three add up to the size of the pool."""
 
     num_empty_blocks: int
-    """Blocks without an owner that are not."""
+    """Blocks without an owner that are not registered."""
     num_cached_blocks: int
     """Blocks without an owner that are still registered."""
     num_used_blocks: int
@@ -33,18 +33,18 @@ class PoolStatistics:
 
 
 class BlockPool:
-    """Hands out blocks 1 to `num_blocks`, counts their owners and remembers what they hold.
+    """Allocates blocks 1 to `num_blocks`, counts their owners and indexes their contents.
 
-    A block without an owner waits in a list, in the order of reuse: first blocks that hold
-    nothing findable, then the least recently freed. It stays findable until it is handed out
+    Blocks without an owner are kept in a list in order of reuse: blocks that are not findable
+    come first, then the least recently freed. A block stays findable until it is allocated
     again. Every operation takes constant time per block.
 
-    A block becomes findable when it is registered under its hash, once the step that writes its
-    keys and values is planned: whoever finds it reads it in that step or later, and in each layer
-    all tokens are written before any is read. Each registration has a number that is never used
-    again, and names its parent: the number of the block before it, or the cache salt for a first
-    block. A hit must agree in tokens and in parent, so by induction the whole prefix and the salt
-    agree: equal hashes of different contexts cost a hit but never mix contexts.
+    A block is registered under its hash, and so becomes findable, once the step that writes its
+    keys and values is planned. This is safe: a sequence that finds it reads it in that step or
+    later, and each layer writes all tokens before it reads any. Each registration has a number
+    that is never reused and a parent: the number of the block before it, or the cache salt for a
+    first block. A hit must match in tokens and in parent, so by induction the whole prefix and the
+    salt match. Equal hashes of different contexts cost a hit but never mix contexts.
     """
 
     def __init__(self, num_blocks: int, block_size: int, enable_prefix_caching: bool) -> None:
@@ -63,7 +63,7 @@ class BlockPool:
         self._num_free = num_blocks
         self._num_cached = 0
 
-        # Of registered blocks: number (0 is not registered), parent, hash and tokens.
+        # Per block: registration number (0 if not registered), parent, hash and tokens.
         self._registrations = [0] * (num_blocks + 1)
         self._parents: list[int | str] = [0] * (num_blocks + 1)
         self._hashes = [0] * (num_blocks + 1)
@@ -72,12 +72,12 @@ class BlockPool:
         self._live_registrations: set[int] = set()
         self._last_registration = 0
 
-        # Hashes touched since the last delta, and whether they could be found before.
+        # Hashes changed since the last delta, and whether they were findable before.
         self._was_findable: dict[int, bool] = {}
 
     @property
     def num_free_blocks(self) -> int:
-        """Blocks that can be handed out, the cached ones among them."""
+        """Blocks that can be allocated, including cached ones."""
         return self._num_free
 
     def ref_count(self, block_id: int) -> int:
@@ -85,10 +85,10 @@ class BlockPool:
         return self._ref_counts[block_id]
 
     def allocate(self, count: int) -> list[int]:
-        """Hands out blocks with one owner each; what they held can no longer be found.
+        """Allocates blocks with one owner each; their old contents are no longer findable.
 
         Raises:
-            MemoryError: Fewer than `count` blocks are free. Nothing was handed out.
+            MemoryError: Fewer than `count` blocks are free. Nothing was allocated.
         """
         if count > self._num_free:
             raise MemoryError(f"{count} blocks asked for, {self._num_free} free")
@@ -110,7 +110,7 @@ class BlockPool:
             self._ref_counts[block_id] += 1
 
     def free(self, block_table: Sequence[int]) -> None:
-        """Takes one owner from each block of a table.
+        """Removes one owner from each block of a table.
 
         The end of the table is reused before its beginning: a prefix without its tail can
         still be hit, a tail without its prefix cannot.
@@ -128,14 +128,14 @@ class BlockPool:
     def match_prefix(
         self, token_ids: "array[int]", block_hashes: "array[int]", cache_salt: str
     ) -> PrefixMatch:
-        """Finds the longest contiguous prefix, of at most all tokens but the last.
+        """Finds the longest cached prefix, which never includes the last token.
 
-        The last token must be computed in any case, for its logits.
+        The last token must always be computed, for its logits.
 
         Args:
             token_ids: [num_tokens] typecode "i".
             block_hashes: [num_tokens // block_size] low 64 bits of the digests.
-            cache_salt: The salt that went into the digests.
+            cache_salt: The salt used in the digests.
         """
         block_ids: list[int] = []
         parent: int | str = cache_salt
@@ -154,15 +154,15 @@ class BlockPool:
         return PrefixMatch(block_ids=block_ids, parent=parent, num_unowned=num_unowned)
 
     def is_live(self, parent: int | str) -> bool:
-        """Returns whether a block with this parent could be found."""
+        """Returns whether a block with this parent is findable."""
         return isinstance(parent, str) or parent in self._live_registrations
 
     def register(
         self, block_id: int, block_hash: int, parent: int | str, token_ids: "array[int]"
     ) -> int | None:
-        """Makes a full block findable, unless another with the same content is already.
+        """Makes a full block findable, unless another block with the same content already is.
 
-        The first one registered wins and its duplicate stays unregistered, so that block tables
+        The first one registered wins and the duplicate stays unregistered, so that block tables
         only ever grow.
 
         Args:
@@ -172,8 +172,8 @@ class BlockPool:
             token_ids: [block_size] its tokens.
 
         Returns:
-            The number that the next block of the chain names as its parent, or None if the
-            hash belongs to another content.
+            The parent of the next block in the chain, or None if the hash belongs to different
+            content.
         """
         holder = self._block_of_hash.get(block_hash)
         if holder is not None:
@@ -181,7 +181,7 @@ class BlockPool:
                 return self._registrations[holder]
             if self.is_live(self._parents[holder]):
                 return None
-            # Its parent is gone, so nothing can find it: make room for one that can be found.
+            # Its parent is gone, so it can never be hit. Replace it with one that can.
             self._unregister(holder)
         start = block_id * self.block_size
         self._last_registration += 1
@@ -195,7 +195,7 @@ class BlockPool:
         return self._last_registration
 
     def forget(self, block_hashes: "array[int]") -> None:
-        """Makes blocks no longer findable, whoever owns them; unknown hashes are passed over."""
+        """Makes blocks unfindable, owned or not; unknown hashes are ignored."""
         for block_hash in block_hashes:
             block_id = self._block_of_hash.get(block_hash)
             if block_id is not None:
@@ -204,7 +204,7 @@ class BlockPool:
     def findable_hashes(self) -> frozenset[int]:
         """Returns the hashes of all registered blocks.
 
-        Some of them nothing can hit: a block whose parent is gone waits here for its own reuse.
+        Some can never be hit: a block whose parent is gone stays listed until it is reused.
         """
         return frozenset(self._block_of_hash)
 
@@ -222,7 +222,7 @@ class BlockPool:
         return delta
 
     def statistics(self) -> PoolStatistics:
-        """Returns where all blocks are."""
+        """Returns the number of blocks in each state."""
         return PoolStatistics(
             num_empty_blocks=self._num_free - self._num_cached,
             num_cached_blocks=self._num_cached,

@@ -1,4 +1,4 @@
-"""The engine's loop: requests in, one step after the other, tokens out."""
+"""The engine loop: takes requests, runs steps, returns tokens."""
 
 import dataclasses
 import gc
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# A step makes some thousand short-lived objects; the default of 700 would search them for cycles,
-# of which there are none, several times a step.
+# A step creates about a thousand short-lived objects and no reference cycles. The default threshold
+# of 700 would run the collector several times a step.
 _GC_THRESHOLD = 50_000
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _InFlight(Generic[HandleT]):
-    """A step that was launched and not yet collected."""
+    """A step that was launched but not yet collected."""
 
     plan: StepPlan
     handle: HandleT
@@ -47,9 +47,9 @@ class _InFlight(Generic[HandleT]):
 
 
 class EngineCore(Generic[HandleT]):
-    """Owns the scheduler and the executor, and moves both on, one step a call.
+    """Owns the scheduler and the executor and runs one step per call.
 
-    Not thread-safe: one thread calls it.
+    Not thread-safe: call it from one thread.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class EngineCore(Generic[HandleT]):
     ) -> None:
         self.scheduler = Scheduler(info, options, enable_prefix_caching)
         self._executor = executor
-        # A CPU computes while it launches: a second step would only hold the first one's tokens up.
+        # A CPU computes during launch, so a second step would only delay the first one's tokens.
         default = 1 if info.device == "cpu" else 2
         self._max_steps_in_flight = options.max_steps_in_flight or default
         self._in_flight: deque[_InFlight[HandleT]] = deque()
@@ -70,14 +70,14 @@ class EngineCore(Generic[HandleT]):
 
     @property
     def has_work(self) -> bool:
-        """Whether `step` has something to do or to tell."""
+        """Whether `step` has work to do or results to return."""
         return self.scheduler.has_work or bool(self._in_flight)
 
     def add(self, request: Request) -> None:
-        """Takes a request; its tokens and its end come out of `step`.
+        """Adds a request; `step` returns its tokens and its end.
 
-        It was checked against `Limits` where it entered, in the server's `convert` or in `LLM`: the
-        step loop has no time to read prompts.
+        The server's `convert` or `LLM` has already checked it against `Limits`, because reading
+        prompts would slow the step loop.
 
         Raises:
             InvalidRequest: Its ID is in use.
@@ -92,13 +92,13 @@ class EngineCore(Generic[HandleT]):
         self.scheduler.add(request)
 
     def cancel(self, request_id: int) -> None:
-        """Ends a request without a word; one that is not open is passed over."""
+        """Ends a request without reporting it; ignores one that is not open."""
         self.scheduler.cancel(request_id)
 
     def step(self) -> StepOutput:
         """Launches steps until enough are in flight, then collects the oldest one.
 
-        Blocks until that one's tokens are there. Without work it returns the present state.
+        Blocks until that step's tokens arrive. Without work it returns the current state.
         """
         self._launch()
         if not self._in_flight:
@@ -176,12 +176,12 @@ class EngineCore(Generic[HandleT]):
 
 
 def serve(core: EngineCore[HandleT], connection: "Connection[StepOutput, CoreInput]") -> None:
-    """Runs the core for a server in another process until that closes the connection.
+    """Runs the core for a server in another process until the server closes the connection.
 
-    Reads `CoreInput` from the connection, waiting only while there is no work, and writes one
-    `StepOutput` after each step, after each input and twice a second while there is neither: the
-    server takes them for the loop's signs of life. Does not close the core. The collector of cycles
-    leaves alone what exists at the start.
+    Reads `CoreInput` from the connection and waits for it only while there is no work. Writes one
+    `StepOutput` after each step, after each input, and twice a second when there is neither; the
+    server uses them as heartbeats. Does not close the core. Objects that exist at the start are
+    excluded from garbage collection.
     """
     inbox = Inbox(connection)
     with calm_garbage_collection():
@@ -195,7 +195,7 @@ def serve(core: EngineCore[HandleT], connection: "Connection[StepOutput, CoreInp
 def _serve_once(
     core: EngineCore[HandleT], inbox: Inbox, connection: "Connection[StepOutput, CoreInput]"
 ) -> None:
-    """Takes in what has come, does a step, tells its outcome."""
+    """Reads new input, runs a step and sends the output."""
     failures = inbox.deliver(core, must_wait=not core.has_work)
     output = core.step()
     if failures:
@@ -210,7 +210,7 @@ def _serve_once(
 
 
 def _with_inbox(stats: StepStats, inbox: Inbox) -> StepStats:
-    """Counts what was not taken in yet among what waits."""
+    """Adds the requests still in the inbox to the waiting ones."""
     return dataclasses.replace(
         stats,
         num_waiting=stats.num_waiting + len(inbox),
@@ -220,9 +220,9 @@ def _with_inbox(stats: StepStats, inbox: Inbox) -> StepStats:
 
 @contextmanager
 def calm_garbage_collection() -> Iterator[None]:
-    """Keeps the collector of cycles from what exists already, which takes it a tenth of a second.
+    """Excludes existing objects from garbage collection, as scanning them takes 0.1 seconds.
 
-    What comes is collected less often.
+    New objects are collected less often.
     """
     thresholds = gc.get_threshold()
     collect_garbage_rarely(_GC_THRESHOLD, *thresholds[1:])

@@ -1,4 +1,4 @@
-"""The port between the scheduler's world and the tensors' world."""
+"""The interface between the scheduler and the workers that run the model."""
 
 from typing import Protocol, TypeVar
 
@@ -8,19 +8,19 @@ HandleT = TypeVar("HandleT")
 
 
 class Executor(Protocol[HandleT]):
-    """Runs step plans on all ranks, in the order of their launch."""
+    """Runs step plans on all ranks, in launch order."""
 
     def launch(self, plan: StepPlan) -> HandleT:
         """Starts a step and returns without waiting for its tokens.
 
-        Several steps may be in flight; they read and write the cache in the order of launch.
+        Several steps may be in flight; they read and write the cache in launch order.
         """
 
     def collect(self, handle: HandleT) -> StepResult:
-        """Waits for a step's tokens. Steps are collected in the order of launch, each once.
+        """Waits for a step's tokens. Each step is collected once, in launch order.
 
-        `StepResult` says when a row may bring another number of tokens than one.
+        `StepResult` says when a row may yield a number of tokens other than one.
         """
 
     def close(self) -> None:
-        """Releases the device and stops all ranks. No step may be in flight."""
+        """Releases the device and stops all ranks. No step may be in flight when it is called."""

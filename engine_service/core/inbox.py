@@ -1,4 +1,4 @@
-"""What comes from the server, taken in a little at a time, so that a burst holds no step up."""
+"""Input from the server, read a little at a time so that a burst does not delay a step."""
 
 import logging
 import time
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SECONDS = 0.001
-"""What a step may be held up by what comes in, to within one message or request."""
+"""How long reading input may delay a step, to within one message or request."""
 
 _IDLE_SECONDS = 0.5
-"""How long nothing may come until the core says that it lives."""
+"""How long the core waits for input before it sends a heartbeat."""
 
 
 class ServerGone(Exception):
@@ -24,19 +24,19 @@ class ServerGone(Exception):
 
 
 class Recipient(Protocol):
-    """Who requests are for."""
+    """Receives requests."""
 
     def add(self, request: Request) -> None:
-        """Takes a request; raises RequestError if it can never be served."""
+        """Adds a request; raises RequestError if it can never be served."""
 
     def cancel(self, request_id: int) -> None:
-        """Ends a request; one that is not open is passed over."""
+        """Ends a request; ignores one that is not open."""
 
 
 class Inbox:
-    """Requests that have come and were not yet taken, each with an ID of its own.
+    """Requests that were received but not yet delivered, each with a unique ID.
 
-    Cancellations are passed on at once, as what they free may be needed for the next step.
+    Cancellations are delivered at once, because the next step may need the blocks they free.
     """
 
     def __init__(self, connection: "Connection[StepOutput, CoreInput]") -> None:
@@ -48,18 +48,18 @@ class Inbox:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the requests that were not taken yet, prompts and resumed ones."""
+        """Prompt and resumed tokens of the requests not yet delivered."""
         return sum(
             len(request.prompt_token_ids) + len(request.resume_token_ids)
             for request in self._requests.values()
         )
 
     def deliver(self, recipient: Recipient, *, must_wait: bool) -> list[Failure]:
-        """Passes on what has come, for about a millisecond; the rest waits for the next call.
+        """Delivers input for about a millisecond; the rest waits for the next call.
 
         Args:
-            recipient: Who gets it.
-            must_wait: Whether to wait half a second for something to come, if nothing is left.
+            recipient: Receives the requests and cancellations.
+            must_wait: Whether to wait up to half a second for input if nothing is left.
 
         Returns:
             The requests that were refused.

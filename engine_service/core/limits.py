@@ -1,4 +1,4 @@
-"""What one request may ask of this engine."""
+"""Limits on a single request to this engine."""
 
 import math
 from array import array
@@ -21,7 +21,7 @@ MAX_PRIORITY = 2**31 - 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The bounds of a request, checked before any work is done for it."""
+    """The bounds on a request, checked before any work is done for it."""
 
     vocab_size: int
     max_model_len: int
@@ -30,7 +30,7 @@ class Limits:
 
     @classmethod
     def from_info(cls, info: EngineInfo) -> Self:
-        """Takes the bounds from what start-up learnt."""
+        """Derives the bounds from what start-up found."""
         return cls(
             vocab_size=info.vocab_size,
             max_model_len=info.max_model_len,
@@ -39,9 +39,9 @@ class Limits:
 
     @property
     def max_sequence_len(self) -> int:
-        """The most tokens of a sequence, prompt and output together.
+        """The maximum number of tokens in a sequence, prompt and output together.
 
-        One more than the pool holds will do, since nothing reads the last token's keys and values.
+        May exceed the pool by one token, since nothing reads the last token's keys and values.
         """
         return min(self.max_model_len, self.num_cache_tokens + 1)
 
@@ -55,14 +55,14 @@ class Limits:
     def check(self, request: Request) -> None:
         """Refuses a request that this engine can never serve.
 
-        Called where a request enters, and nowhere after: `LLM` does, the server's `convert` has the
-        same checks of its own that do not hold its event loop.
+        Called only where a request enters. `LLM` calls it; the server's `convert` has its own
+        version of the same checks that does not block the event loop.
 
-        Takes time linear in the prompt, some 50 ms for a million tokens.
+        Takes time linear in the prompt, about 50 ms for a million tokens.
 
         Raises:
-            InvalidRequest: Its reason says which part is wrong, its message names field, value
-                and bound, its metadata holds the numbers.
+            InvalidRequest: Its reason says which part is wrong, its message names the field,
+                value and bound, and its metadata holds the numbers.
         """
         self.check_all_but_token_ids(request)
         self.check_token_ids("prompt_token_ids", request.prompt_token_ids)
@@ -71,7 +71,7 @@ class Limits:
         self.check_token_ids("stop_token_ids", stop_token_ids)
 
     def check_all_but_token_ids(self, request: Request) -> None:
-        """Does what `check` does in a time that does not depend on the prompt.
+        """Does the checks of `check` whose time does not depend on the prompt length.
 
         Raises:
             InvalidRequest: As `check`.
@@ -121,7 +121,7 @@ class Limits:
         """Refuses token IDs outside the vocabulary.
 
         Raises:
-            InvalidRequest: Names the first of them.
+            InvalidRequest: Names the first such ID.
         """
         if not token_ids or (min(token_ids) >= 0 and max(token_ids) < self.vocab_size):
             return
@@ -133,7 +133,7 @@ class Limits:
         raise self.token_out_of_range(field, index, value)
 
     def token_out_of_range(self, field: str, index: int, value: int) -> InvalidRequest:
-        """Returns the refusal of a token ID outside the vocabulary."""
+        """Returns the error for a token ID outside the vocabulary."""
         return InvalidRequest(
             f"{field}[{index}] is {value}, outside 0 to {self.vocab_size - 1}",
             {

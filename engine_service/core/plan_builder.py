@@ -1,4 +1,4 @@
-"""The making of one step plan."""
+"""Builds one step plan."""
 
 from array import array
 
@@ -7,12 +7,12 @@ from engine_service.core.types import StepPlan, int32_array
 
 
 class PlanBuilder:
-    """Collects the rows of a step and what changed before them.
+    """Collects the rows of a step and the slot and block changes that they need.
 
     Attributes:
         sequences: Sequence of each row.
-        num_decode_tokens: Tokens of rows past all that the request came with; rows of several
-            tokens with which a preempted sequence catches up are not counted.
+        num_decode_tokens: Tokens of rows past the tokens that the request came with. Rows of
+            several tokens, with which a preempted sequence catches up, are not counted.
     """
 
     __slots__ = (
@@ -63,14 +63,14 @@ class PlanBuilder:
         self._block_ids.extend(sequence.block_table)
 
     def add_blocks(self, sequence: Sequence, block_ids: list[int]) -> None:
-        """Tells the ranks of blocks by which a sequence's table grew."""
+        """Adds the blocks by which a sequence's table grew."""
         num_blocks = len(sequence.block_table)
         self._block_slots.extend([sequence.slot] * len(block_ids))
         self._block_indices.extend(range(num_blocks - len(block_ids), num_blocks))
         self._block_ids.extend(block_ids)
 
     def add_row(self, sequence: Sequence, num_tokens: int) -> None:
-        """Schedules the next tokens of a sequence and advances it past them."""
+        """Schedules a sequence's next tokens and advances its position past them."""
         num_computed_tokens = sequence.num_computed_tokens
         if num_computed_tokens >= sequence.num_given_tokens and (
             num_tokens == 1 or num_computed_tokens >= sequence.num_admitted_tokens

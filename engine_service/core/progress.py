@@ -1,4 +1,4 @@
-"""What the scheduler tells of its work."""
+"""What the scheduler reports."""
 
 from array import array
 from dataclasses import dataclass, field
@@ -12,9 +12,9 @@ class ScheduleEvents:
 
     admissions: list[Admission] = field(default_factory=list)
     finishes: list[Finish] = field(default_factory=list)
-    """Requests that had ended before they came, and those that ended by a step."""
+    """Requests already complete on arrival, and requests completed by a step."""
     failures: list[Failure] = field(default_factory=list)
-    """Requests that a step brought no token for."""
+    """Requests for which a step yielded no token."""
     num_preemptions: int = 0
     num_prefix_query_tokens: int = 0
     num_prefix_hit_tokens: int = 0
@@ -22,7 +22,7 @@ class ScheduleEvents:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepProgress:
-    """What one step did for the requests that are still open."""
+    """What one step generated for the requests that are still open."""
 
     request_ids: "array[int]" = field(default_factory=lambda: array("q"))
     """[num_requests] requests with new tokens."""
@@ -36,9 +36,9 @@ class StepProgress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerStatistics:
-    """What waits and what runs."""
+    """Waiting and running sequences."""
 
     num_running: int
     num_waiting: int
     num_waiting_prefill_tokens: int
-    """Uncomputed tokens, of waiting sequences and of running ones that have not caught up yet."""
+    """Uncomputed tokens of waiting sequences and of running ones that have not caught up."""

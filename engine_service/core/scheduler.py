@@ -1,4 +1,4 @@
-"""Who runs in the next step, how many tokens of each, and what a step's tokens change."""
+"""Chooses the sequences and token counts of each step, and applies the step's tokens."""
 
 import time
 from collections import deque
@@ -34,14 +34,14 @@ from protos.wire.block_hash import root_digest
 if TYPE_CHECKING:
     from array import array
 
-# Looking a member up on its enum, hundreds of times a step, is what costs most otherwise.
+# Looking up enum members hundreds of times a step would be the largest cost.
 _RUNNING = SequenceState.RUNNING
 _FINISHED = SequenceState.FINISHED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Retired:
-    """What a sequence gave back while a step in flight still used it."""
+    """The slot and blocks that a sequence released while a step in flight still used them."""
 
     step_id: int
     slot: int
@@ -49,25 +49,25 @@ class _Retired:
 
 
 class Scheduler:
-    """Shares one token budget a step among sequences; there are no prefill or decode phases.
+    """Divides each step's token budget among sequences; prefill and decode are not separate phases.
 
-    Running sequences come first: one token for each that lacks one, then chunks of those that lack
-    more, which are in their prompt or got several tokens from a step. What is left goes to waiting
-    ones, in the order of their importance (larger priority, then earlier arrival); one that does
-    not fit lets none behind it pass.
+    Running sequences come first. Those with one uncomputed token get that token. Then those with
+    more (in their prompt, or after a step that yielded several tokens) get chunks. The rest of the
+    budget goes to waiting sequences by importance: larger priority, then earlier arrival. A waiting
+    sequence that does not fit holds up all behind it.
     At most `max_num_batched_tokens` sequences run, so that a step has a token for each.
 
-    A sequence gets the blocks of all its known tokens when it is admitted, so that later only
-    generated tokens ask for blocks. If there is none, the least important sequence is preempted: it
-    gives everything back, keeps its tokens, and starts over, mostly from its own cached blocks.
-    Near a full pool engines were seen to preempt and resume the same sequences over and over
-    (vLLM issue 25538). Here a sequence is admitted only if afterwards one block is free for each
-    that already runs, and never in a step that was short of blocks.
+    On admission a sequence gets blocks for all its known tokens, so later only generated tokens
+    need new blocks. If none is free, the least important sequence is preempted: it releases its
+    slot and blocks, keeps its tokens, and starts over, mostly from its own cached blocks. Near a
+    full pool, engines can preempt and resume the same sequences over and over (vLLM issue 25538).
+    To prevent this, a sequence is admitted only if afterwards one block is free for each sequence
+    already running, and never in a step that was short of blocks.
 
     Positions advance when a step is planned, not when it is done, so several steps may be in
-    flight: the next row of a sequence may compute a token that only the ranks know. That row is
-    planned on one token of the row before it; `StepResult` says what follows from that. Whatever a
-    step in flight uses, slot or block, is given to another only when that step was collected.
+    flight. The next row of a sequence may compute a token that only the ranks know. Its plan
+    assumes one token from the row before it; see `StepResult` for the consequences. A slot or
+    block that a step in flight uses is reassigned only after that step is collected.
     """
 
     def __init__(
@@ -101,21 +101,21 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """Whether a request is open or the end of one was not told yet."""
+        """Whether a request is open, or has ended without being reported yet."""
         return bool(self._sequences or self._events.finishes)
 
     @property
     def has_unfinished(self) -> bool:
-        """Whether a request waits for its end."""
+        """Whether any request is unfinished."""
         return bool(self._sequences)
 
     def __contains__(self, request_id: int) -> bool:
         return request_id in self._sequences
 
     def add(self, request: Request) -> None:
-        """Takes a request, already checked against `Limits`, whose ID is not in use.
+        """Adds a request that was checked against `Limits` and whose ID is not in use.
 
-        If its resumed tokens end it, it finishes at once.
+        If its resumed tokens already end it, it finishes at once.
         """
         assert request.request_id not in self._sequences, f"{request.request_id=} is in use"
         sequence = Sequence(
@@ -132,9 +132,9 @@ class Scheduler:
             self._finish(sequence)
 
     def cancel(self, request_id: int) -> bool:
-        """Ends a request without an outcome; returns whether it was open.
+        """Ends a request without reporting it; returns whether it was open.
 
-        Its blocks are free at once, or as soon as the steps in flight that use them are done.
+        Its blocks become free at once, or when the steps in flight that use them are done.
         """
         sequence = self._sequences.get(request_id)
         if sequence is None:
@@ -143,9 +143,9 @@ class Scheduler:
         return True
 
     def schedule(self) -> StepPlan | None:
-        """Plans the next step, or returns None if no sequence can do anything now.
+        """Plans the next step, or returns None if no sequence can run now.
 
-        None with unfinished requests means that a step in flight must be collected first.
+        None while requests are unfinished means that a step in flight must be collected first.
         """
         builder = PlanBuilder(self._next_step_id)
         prefills, is_short = self._schedule_decodes(builder)
@@ -164,16 +164,16 @@ class Scheduler:
         return plan
 
     def update(self, plan: StepPlan, result: StepResult) -> StepProgress:
-        """Takes in the tokens of the oldest step in flight.
+        """Applies the tokens of the oldest step in flight.
 
-        Blocks that its tokens filled become findable, sequences end, and what only this step
-        still used becomes free.
+        Blocks that its tokens filled become findable, sequences end, and slots and blocks that
+        only this step still used become free.
 
-        A row's tokens count as if they had come one by one: the first that ends the request is its
-        last, and what follows it is dropped.
+        A row's tokens are applied one by one: the first that ends the request is its last, and
+        those after it are dropped.
 
         Raises:
-            RuntimeError: The result is not one of this plan: an executor is broken.
+            RuntimeError: The result does not match the plan: an executor is broken.
         """
         launched, builder = self._in_flight.popleft()
         assert launched is plan, "steps are collected in the order of their launch"
@@ -195,7 +195,7 @@ class Scheduler:
     def _take_one_each(
         self, plan: StepPlan, builder: PlanBuilder, result: StepResult, progress: StepProgress
     ) -> None:
-        """Takes in one token of each sampled row: `_take_counted`, as fast as can be."""
+        """Applies one token per sampled row: a faster `_take_counted`."""
         new_token_ids = iter(result.token_ids)
         size = self._block_size
         for sequence, start, count, is_sampled in zip(
@@ -219,7 +219,7 @@ class Scheduler:
                 (start + count) // size > sequence.num_registered_blocks
             ):
                 self._register_blocks(sequence)
-            # `finish_reason` in place: this is the loop over every row of every step.
+            # `finish_reason` is inlined: this loop runs over every row of every step.
             if token_id in sequence.stop_token_ids or (
                 len(sequence.token_ids) >= sequence.max_num_tokens
             ):
@@ -229,7 +229,7 @@ class Scheduler:
     def _take_counted(
         self, plan: StepPlan, builder: PlanBuilder, result: StepResult, progress: StepProgress
     ) -> None:
-        """Takes in any number of tokens of each sampled row."""
+        """Applies any number of tokens per sampled row."""
         start = 0
         for sequence, is_sampled, count in zip(
             builder.sequences, plan.is_sampled, result.token_counts, strict=True
@@ -268,7 +268,7 @@ class Scheduler:
         return events
 
     def statistics(self) -> SchedulerStatistics:
-        """Returns what waits and what runs."""
+        """Returns counts of waiting and running sequences."""
         num_tokens = self._num_waiting_tokens
         for sequence in self._running:
             num_uncomputed_tokens = sequence.num_uncomputed_tokens
@@ -284,11 +284,11 @@ class Scheduler:
         )
 
     def _schedule_decodes(self, builder: PlanBuilder) -> tuple[list[Sequence], bool]:
-        """Gives one token to each running sequence that lacks no more than that.
+        """Schedules one token for each running sequence with one uncomputed token.
 
         Returns:
-            The running sequences that lack more and have the blocks for it, and whether blocks
-            were short.
+            The running sequences that have more uncomputed tokens and the blocks for them, and
+            whether blocks were short.
         """
         prefills = []
         is_short = False
@@ -316,9 +316,9 @@ class Scheduler:
     def _make_room(self, sequence: Sequence, num_blocks: int) -> bool:
         """Preempts until blocks are free; returns False if the sequence must sit out this step.
 
-        It does so when blocks are on their way, or when it is the least important itself: then
-        it is better to wait for a block, which preempts it anyway if one more important lacks
-        one, than to compute everything again.
+        It sits out when blocks are about to become free, or when it is itself the least important.
+        In that case waiting for a block is better than computing everything again. A more important
+        sequence that needs a block can still preempt it.
         """
         while self.pool.num_free_blocks < num_blocks:
             victim = self._running.last
@@ -350,8 +350,8 @@ class Scheduler:
     def _add_prefill(self, builder: PlanBuilder, sequence: Sequence, budget: int) -> int:
         """Schedules as many uncomputed tokens as the budget allows; returns how many.
 
-        Its full blocks can be found at once, so that of equal prompts that come together the
-        first one computes for all, even within this step.
+        Its full blocks become findable at once. If equal prompts arrive together, the first one
+        computes for all, even within this step.
         """
         num_tokens = min(budget, sequence.num_uncomputed_tokens)
         builder.add_row(sequence, num_tokens)
@@ -409,7 +409,7 @@ class Scheduler:
         """Appends tokens up to the first that ends the sequence.
 
         Returns:
-            How many were appended, and False if the next one of them is `NO_TOKEN`.
+            How many were appended, and False if the token after them is `NO_TOKEN`.
         """
         for num_taken, token_id in enumerate(token_ids):
             if token_id == NO_TOKEN:
@@ -420,10 +420,10 @@ class Scheduler:
         return len(token_ids), True
 
     def _compute_last_again(self, sequence: Sequence) -> None:
-        """Takes back that the last token is computed, since its row brought no token.
+        """Marks the last token as uncomputed, since its row yielded no token.
 
-        A block that others own, or may come to own, is not written again: then the sequence starts
-        over, from its own cached blocks.
+        A block that others own, or may come to own, must not be rewritten. In that case the
+        sequence starts over from its own cached blocks.
         """
         if sequence.state is not _RUNNING:
             return
@@ -438,11 +438,11 @@ class Scheduler:
             sequence.num_computed_tokens -= 1
 
     def _register_blocks(self, sequence: Sequence) -> None:
-        """Makes the full blocks findable whose keys and values launched steps write."""
+        """Registers the full blocks whose keys and values are written by launched steps."""
         if not self.pool.enable_prefix_caching or sequence.chain_parent is None:
             return
         if not self.pool.is_live(sequence.chain_parent):
-            # The parent was another sequence's equal block, which is gone: use our own instead.
+            # The parent was another sequence's equal block, now gone. Use our own instead.
             sequence.forget_registered()
         sequence.extend_block_hashes(self._block_size)
         size = self._block_size
@@ -482,7 +482,7 @@ class Scheduler:
         self._events.failures.append(
             Failure(request_id=sequence.request_id, error=invalid_logits(len(sequence.token_ids)))
         )
-        # Whatever it read or wrote may be what spoilt it, and would spoil others.
+        # A block that it read or wrote may hold bad values, which would spoil other sequences.
         self.pool.forget(sequence.block_hashes)
         self._end(sequence)
 

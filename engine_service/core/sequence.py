@@ -1,4 +1,4 @@
-"""One request's state while the core knows it."""
+"""The state of one request in the core."""
 
 import enum
 import secrets
@@ -11,18 +11,18 @@ NO_SLOT = -1
 
 
 class SequenceState(enum.Enum):
-    """Where a sequence stands. It moves to and fro between the first two until it ends."""
+    """State of a sequence. It may switch between the first two until it ends."""
 
     WAITING = "waiting"
-    """It owns no blocks and no slot; it is new or was preempted."""
+    """It owns no blocks and no slot: it is new or was preempted."""
     RUNNING = "running"
     """It owns a slot and the blocks of all its known tokens."""
     FINISHED = "finished"
-    """It ended or was cancelled; tokens that steps in flight still bring are dropped."""
+    """It ended or was cancelled; tokens from steps in flight are dropped."""
 
 
 class Sequence:
-    """A request with its tokens, its blocks and how far they are computed.
+    """A request with its tokens, its blocks and its computed position.
 
     Only the scheduler changes it. Positions count from the first prompt token.
 
@@ -31,17 +31,17 @@ class Sequence:
             earlier arrival. Unique.
         token_ids: All known tokens: prompt, resumed and generated.
         num_given_tokens: Tokens that the request came with: prompt and resumed ones.
-        num_admitted_tokens: Tokens known when it was last given its slot: the prompt, and what a
-            preempted sequence must compute again.
-        num_pending_tokens: Tokens that steps in flight will bring, one for each sampled row.
+        num_admitted_tokens: Tokens known when it last got its slot: the prompt, and the tokens
+            that a preempted sequence must compute again.
+        num_pending_tokens: Tokens expected from steps in flight, one for each sampled row.
         num_computed_tokens: Tokens whose keys and values are in the cache once all launched
             steps are done; advances when a step is planned.
         max_num_tokens: The length at which the sequence ends.
         block_table: Physical block of each logical one.
         block_hashes: Low 64 bits of the digests of the first full blocks, typecode "Q".
         num_registered_blocks: Leading blocks whose hash the pool knows.
-        chain_parent: What the next block names as its parent in the pool; None when the chain
-            cannot go on.
+        chain_parent: The parent of the next block in the pool; None when the chain cannot
+            continue.
         last_step_id: The last step with a row of this sequence, or -1.
     """
 
@@ -80,14 +80,14 @@ class Sequence:
         eos_token_ids: frozenset[int],
         root: bytes,
     ) -> None:
-        """Makes a waiting sequence.
+        """Creates a waiting sequence.
 
         Args:
             request: Already checked against `Limits`.
-            number: Grows with each arrival.
+            number: Increases with each arrival.
             max_num_tokens: The length at which it ends.
             eos_token_ids: Tokens that end it unless the request ignores them.
-            root: Digest that stands before the first block.
+            root: Digest that precedes the first block.
         """
         params = request.sampling_params
         self.request_id = request.request_id
@@ -118,18 +118,18 @@ class Sequence:
         self.forget_computed()
 
     def forget_computed(self) -> None:
-        """Starts over with nothing computed; tokens and hashes stay."""
+        """Marks all tokens as uncomputed; tokens and hashes are kept."""
         self.num_computed_tokens = 0
         self.forget_registered()
 
     def forget_registered(self) -> None:
-        """Starts the chain of registered blocks over."""
+        """Restarts the chain of registered blocks."""
         self.num_registered_blocks = 0
         self.chain_parent = self.cache_salt
 
     @property
     def num_tokens(self) -> int:
-        """Known tokens and those that steps in flight will bring."""
+        """Known tokens and those expected from steps in flight."""
         return len(self.token_ids) + self.num_pending_tokens
 
     @property
@@ -139,12 +139,12 @@ class Sequence:
 
     @property
     def num_cacheable_tokens(self) -> int:
-        """Known tokens whose keys and values launched steps write."""
+        """Known tokens whose keys and values are written by launched steps."""
         return min(self.num_computed_tokens, len(self.token_ids))
 
     @property
     def num_output_tokens(self) -> int:
-        """Generated tokens, those generated elsewhere included."""
+        """Generated tokens, including those generated elsewhere."""
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property

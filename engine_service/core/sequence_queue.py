@@ -1,4 +1,4 @@
-"""Sequences in the order of their importance."""
+"""Sequences sorted by importance."""
 
 from bisect import bisect_left
 from collections.abc import Iterator
@@ -12,8 +12,8 @@ _order = attrgetter("order")
 class SequenceQueue:
     """A sorted list of sequences: larger priority first, then earlier arrival.
 
-    Adding and removing take a binary search and a move of pointers, which at the few thousand
-    sequences that admission lets in is below the cost of a heap with deletions.
+    Adding and removing take a binary search and a move of pointers. For the few thousand
+    sequences that admission allows, this is cheaper than a heap with deletions.
     """
 
     __slots__ = ("_sequences",)
@@ -25,7 +25,7 @@ class SequenceQueue:
         return len(self._sequences)
 
     def __iter__(self) -> Iterator[Sequence]:
-        """Goes from the first to the last; the last may be removed on the way."""
+        """Iterates from first to last; the last may be removed during iteration."""
         return iter(self._sequences)
 
     @property
@@ -35,16 +35,16 @@ class SequenceQueue:
 
     @property
     def last(self) -> Sequence:
-        """The least important sequence, and of equal ones the youngest."""
+        """The least important sequence; of equal priorities, the youngest."""
         return self._sequences[-1]
 
     def add(self, sequence: Sequence) -> None:
-        """Puts a sequence in its place."""
+        """Inserts a sequence in order."""
         index = bisect_left(self._sequences, sequence.order, key=_order)
         self._sequences.insert(index, sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        """Takes a sequence out.
+        """Removes a sequence.
 
         Raises:
             ValueError: It is not in the queue.

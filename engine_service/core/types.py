@@ -1,6 +1,6 @@
-"""The vocabulary of the engine core: what comes in, the plan of one step, what goes out.
+"""Types of the engine core: its input, the plan of one step, its output.
 
-Counts are of tokens, sequences or blocks as the name says; times are seconds of `time.monotonic`,
+Counts are of tokens, sequences or blocks as the name says. Times are seconds of `time.monotonic`,
 which is one clock for all processes of a host.
 """
 
@@ -9,11 +9,11 @@ from array import array
 from dataclasses import dataclass, field
 
 NO_TOKEN = -1
-"""Stands for the token of a row whose logits are no distribution: NaN, infinite or all hidden."""
+"""Token of a row whose logits are not a distribution: NaN, infinite or all masked."""
 
 
 class FinishReason(enum.Enum):
-    """Why a request ended well."""
+    """Why a request ended successfully."""
 
     STOP = "stop"
     """An end-of-sequence or stop token was generated."""
@@ -22,7 +22,7 @@ class FinishReason(enum.Enum):
 
 
 def int32_array(values: "list[int] | array[int] | tuple[int, ...]" = ()) -> "array[int]":
-    """Returns an array of typecode "i", the core's one form of token and block IDs."""
+    """Returns an array of typecode "i", which the core uses for all token and block IDs."""
     return array("i", values)
 
 
@@ -33,7 +33,7 @@ class SamplingParams:
     temperature: float = 1.0
     """Divides the logits; 0 is greedy."""
     max_tokens: int | None = None
-    """The most tokens to generate, resumed ones included; None is up to the model's length."""
+    """Maximum tokens to generate, including resumed ones; None is up to the model's length."""
     ignore_eos: bool = False
     stop_token_ids: frozenset[int] = frozenset()
     seed: int | None = None
@@ -45,21 +45,21 @@ class Request:
     """One request as the core receives it, already checked against `Limits`."""
 
     request_id: int
-    """Unique in the engine's life; chosen by whoever submits."""
+    """Unique in the engine's lifetime; chosen by the submitter."""
     prompt_token_ids: "array[int]"
     sampling_params: SamplingParams = field(default_factory=SamplingParams)
     resume_token_ids: "array[int]" = field(default_factory=int32_array)
-    """Tokens generated elsewhere, which count as output but are not sent again."""
+    """Tokens generated elsewhere. They count as output but are not sent again."""
     priority: int = 0
     """Larger is more urgent."""
     cache_salt: str = ""
     arrival_time: float = 0.0
-    """0 is the moment at which the core takes the request."""
+    """0 means the time at which the core receives the request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInfo:
-    """What start-up learnt of the model and its cache; never changes afterwards."""
+    """What start-up found about the model and its cache; never changes afterwards."""
 
     model_name: str
     architecture: str
@@ -90,22 +90,22 @@ class StepPlan:
     """What every rank needs to run one step: flat integer arrays over stable slots.
 
     A sequence keeps its slot while it runs. A rank keeps, per slot, the tokens, the block table
-    row and the sampling parameters, so that a plan carries only what changed. Apply in the order
-    of the fields: new slots, then block table entries, then run the rows.
+    row and the sampling parameters, so a plan carries only changes. Apply the fields in order:
+    new slots, then block table entries, then run the rows.
 
     Row r computes positions `num_computed_tokens[r]` up to, not including,
     `num_computed_tokens[r] + num_scheduled_tokens[r]` of its slot's tokens. If `is_sampled[r]`,
-    the logits of the last of them give the token of the next position, which the rank writes into
-    the slot's tokens by itself: the core may not know it yet when it plans the next step, and
-    plans on exactly one (see `StepResult`).
+    the logits of the last position give the next token, and the rank writes it into the slot's
+    tokens itself. The core may not know that token yet when it plans the next step; it assumes
+    exactly one (see `StepResult`).
     """
 
     step_id: int
 
     new_slots: "array[int]"
-    """[num_new] slots given to a sequence since the last plan; what they held is void."""
+    """[num_new] slots assigned since the last plan; their old contents are void."""
     new_num_tokens: "array[int]"
-    """[num_new] tokens known of each."""
+    """[num_new] known tokens of each."""
     new_token_ids: "array[int]"
     """[sum(new_num_tokens)] these tokens, from position 0."""
     new_temperatures: "array[float]"
@@ -132,16 +132,16 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """The tokens of one step: one of each sampled row, unless the executor says otherwise.
+    """The tokens of one step: one per sampled row, unless the executor says otherwise.
 
-    A sampled row may also bring no token or several, which are the next ones in order. The rank
-    has then written just these into the slot's tokens. Whatever it computed on the way, keys and
-    values count as computed up to the end of the row alone: the next row of the sequence computes
-    those of all its new tokens, or, if there were none, those of its last token again.
+    A sampled row may also yield no token, or several consecutive ones. The rank has then written
+    exactly these into the slot's tokens. Keys and values count as computed only up to the end of
+    the row, whatever else the rank computed. The next row of the sequence computes those of all
+    its new tokens, or, if there were none, those of its last token again.
 
-    A later step that was planned meanwhile is planned on one token. So a count other than one is
-    allowed only where no later step in flight has a row of the same sequence. An executor that
-    yields such counts needs `max_steps_in_flight` 1. `Scheduler.update` refuses what breaks this.
+    A later step planned in the meantime assumed one token. So a count other than one is allowed
+    only where no later step in flight has a row of the same sequence. An executor that yields such
+    counts needs `max_steps_in_flight` 1. `Scheduler.update` rejects results that break this rule.
     """
 
     token_counts: "array[int]"
@@ -149,19 +149,19 @@ class StepResult:
     token_ids: "array[int]"
     """[sum(token_counts)] these tokens, row after row; `NO_TOKEN` where the logits gave none."""
     prepare_seconds: float = 0.0
-    """Time that the host spent on bringing the plan to the device."""
+    """Time the host spent copying the plan to the device."""
     launch_seconds: float = 0.0
-    """Time that the host spent on starting the model; where it computes itself, on all of it."""
+    """Time the host spent launching the model; on a CPU, computing it."""
     wait_seconds: float = 0.0
-    """Time that the host then waited for the tokens."""
+    """Time the host then waited for the tokens."""
     device_seconds: float = 0.0
     """Time from the device's first kernel of the step to its last, gaps included."""
 
     def check(self, plan: StepPlan) -> None:
-        """Checks that there is a count for each row of the plan, and a token for each counted one.
+        """Checks that each row of the plan has a count and that the counts match the tokens.
 
         Raises:
-            RuntimeError: There is not, or a row that is not sampled has tokens.
+            RuntimeError: They do not match, or a row that is not sampled has tokens.
         """
         counts = self.token_counts
         if (
@@ -184,15 +184,15 @@ class Admission:
 
     request_id: int
     num_cached_tokens: int
-    """Tokens of prompt and resumed tokens found in the prefix cache."""
+    """Prompt and resumed tokens found in the prefix cache."""
     seed: int
     queue_seconds: float
-    """From arrival to this moment."""
+    """From arrival to this scheduling."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finish:
-    """A request ended well."""
+    """A request ended successfully."""
 
     request_id: int
     reason: FinishReason
@@ -201,7 +201,7 @@ class Finish:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """A request was refused by the core, or got no token from a step."""
+    """The core refused a request, or a step yielded no token for it."""
 
     request_id: int
     error: Exception
@@ -209,9 +209,9 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheDelta:
-    """Which blocks the cache now holds and which no longer, as the low 64 bits of their hashes.
+    """Blocks added to and removed from the cache, as the low 64 bits of their hashes.
 
-    A hash stands in at most one of the two.
+    A hash is in at most one of the two.
     """
 
     stored: "array[int]" = field(default_factory=lambda: array("Q"))
@@ -225,7 +225,7 @@ class StepStats:
     num_running: int = 0
     num_waiting: int = 0
     num_waiting_prefill_tokens: int = 0
-    """Prompt tokens still to be computed, of waiting and running sequences."""
+    """Uncomputed prompt tokens of waiting and running sequences."""
     num_free_blocks: int = 0
     """Blocks without an owner: free ones and cached ones that may be reused."""
     num_used_blocks: int = 0
@@ -237,13 +237,13 @@ class StepStats:
     """Generated tokens computed in the step, except those of preempted sequences that catch up."""
     num_generated_tokens: int = 0
     num_invalid_logits: int = 0
-    """Requests that ended in the step since their logits were no distribution."""
+    """Requests that ended in the step because their logits were not a distribution."""
     num_preemptions: int = 0
     num_prefix_query_tokens: int = 0
     """Tokens looked up in the prefix cache by requests admitted in the step."""
     num_prefix_hit_tokens: int = 0
     schedule_seconds: float = 0.0
-    """Time of the host, as the next four; those of overlapping steps overlap."""
+    """Host time, as are the next four; those of overlapping steps overlap."""
     prepare_seconds: float = 0.0
     launch_seconds: float = 0.0
     wait_seconds: float = 0.0
@@ -251,13 +251,13 @@ class StepStats:
     device_seconds: float = 0.0
     """Time from the device's first kernel of the step to its last, gaps included."""
     step_seconds: float = 0.0
-    """What the step added to the time of all: from the end of the step before, or from its own
-    beginning if that was later, to its end."""
+    """What the step added to the total time: from the end of the previous step, or from its own
+    start if that was later, to its end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepOutput:
-    """One message from the core: everything that one step brought; of an idle core, nothing."""
+    """One message from the core: everything that one step produced; empty when idle."""
 
     request_ids: "array[int]" = field(default_factory=lambda: array("q"))
     """[num_requests] requests with new tokens."""

@@ -1,4 +1,4 @@
-"""Attention over the paged KV cache, and what a step must tell it."""
+"""Attention over the paged KV cache, and its metadata for a step."""
 
 from dataclasses import dataclass
 
@@ -13,17 +13,17 @@ from kernels.qk_norm_rope_store import qk_norm_rope_store
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeMetadata:
-    """What the sequences that compute one token each need; the others are empty here."""
+    """Metadata of the sequences that compute one token each; the others are empty here."""
 
     seq_lens: torch.Tensor
-    """[num_seqs] int32: tokens in the cache after this step's write; 0 of other sequences."""
+    """[num_seqs] int32: tokens in the cache after this step's write; 0 for other sequences."""
     max_seq_len: int
-    """Upper bound of `seq_lens`, known without asking the device."""
+    """Upper bound of `seq_lens`, known without a device read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefillMetadata:
-    """What the sequences that compute several tokens each need; the others are empty here."""
+    """Metadata of the sequences that compute several tokens each; the others are empty here."""
 
     query_start_loc: torch.Tensor
     """[num_seqs + 1] int32: where each sequence's tokens begin; other sequences have none."""
@@ -35,10 +35,10 @@ class PrefillMetadata:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionMetadata:
-    """Where a step's tokens stand.
+    """The positions of a step's tokens in the cache.
 
-    Sequences that compute one token come first, so that sequence i's is token i. Both kernels see
-    all sequences, so that how many are whose need not be known to launch them.
+    Sequences that compute one token come first, so sequence i's token is token i. Both kernels see
+    all sequences, so they can be launched without knowing how many sequences are of each kind.
     """
 
     slot_mapping: torch.Tensor
@@ -53,7 +53,7 @@ class AttentionMetadata:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadShape:
-    """How attention is divided into heads."""
+    """The number and size of the attention heads."""
 
     num_heads: int
     num_kv_heads: int
@@ -67,7 +67,7 @@ class HeadShape:
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with rotated queries and keys, which may be normalised before."""
+    """Grouped-query attention with rotated queries and keys, optionally normalised first."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Attention(nn.Module):
         rotary_table: torch.Tensor,
         qk_norms: tuple[RMSNorm, RMSNorm] | None = None,
     ) -> None:
-        """Takes the norms of each head's queries and keys; None leaves them as projected."""
+        """Sets the norms of each head's queries and keys; None leaves them as projected."""
         super().__init__()
         self.heads = heads
         self.scale = heads.head_dim**-0.5
@@ -96,7 +96,7 @@ class Attention(nn.Module):
         Args:
             qkv: [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim], packed rows.
             positions: [num_tokens] int64, position of each token in its sequence.
-            metadata: Where the tokens stand.
+            metadata: The tokens' positions in the cache.
             kv_cache: [2, num_blocks, num_kv_heads, block_size, head_dim], written in place.
 
         Returns:

@@ -1,4 +1,4 @@
-"""The embedding matrix, as the first layer of a model and as its last."""
+"""The embedding matrix, used as the first and the last layer of a model."""
 
 import torch
 from torch import nn

@@ -13,9 +13,9 @@ from engine_service.layers.weight_slot import WeightSlot
 class Linear(nn.Module):
     """Multiplies by a weight matrix, and adds a bias if there is one.
 
-    Several projections of one input can share the matrix, one below the other: the packed product
-    is one kernel, and its output holds their outputs side by side. How the matrix is kept and
-    multiplied by is up to the weight scheme.
+    Several projections of one input can share the matrix, stacked by rows. The packed product is
+    one kernel, and its output holds their outputs side by side. The weight scheme decides how the
+    matrix is stored and multiplied.
     """
 
     def __init__(
@@ -38,9 +38,9 @@ class Linear(nn.Module):
         """Adds x to the residual stream, normalises the sum and projects it.
 
         Args:
-            norm: How to normalise.
+            norm: The norm to apply.
             x: [num_tokens, in_features].
-            residual: [num_tokens, in_features]; None where the stream begins, with x.
+            residual: [num_tokens, in_features]; None if the stream begins with x.
 
         Returns:
             The projection, [num_tokens, out_features], and the new residual.
@@ -54,10 +54,10 @@ class Linear(nn.Module):
     def slots(
         self, names: Sequence[str], sizes: Sequence[int] | None = None
     ) -> Iterator[WeightSlot]:
-        """Yields the places of the stored tensors.
+        """Yields the slots of the stored tensors.
 
         Args:
-            names: Of the projections in a checkpoint, in the order of their rows.
-            sizes: Rows of each; None where there is but one.
+            names: Names of the projections in a checkpoint, in row order.
+            sizes: Rows of each; None if there is only one.
         """
         return self.scheme.slots(names, [self.out_features] if sizes is None else sizes)

@@ -4,7 +4,7 @@ import torch
 
 
 def rotary_table(head_dim: int, max_position: int, theta: float) -> torch.Tensor:
-    """Tabulates the rotation of each position.
+    """Returns a table of the rotation of each position.
 
     Returns:
         [max_position, head_dim] float32 on the current default device: in each row the cosines of

@@ -1,4 +1,4 @@
-"""How a linear layer keeps its weights, and how it multiplies by them."""
+"""How a linear layer stores its weights and multiplies by them."""
 
 from collections.abc import Iterator, Sequence
 
@@ -11,14 +11,14 @@ from kernels.linear import linear, norm_linear, silu_linear
 
 
 class Unquantised:
-    """Weights in the dtype of the arithmetic. Another scheme would have these methods too.
+    """Weights in the dtype of the computation. Another scheme would have the same methods.
 
-    No module, as a plain attribute is found several times quicker than a module's parameter, and
-    this one is read in each layer of each step.
+    Not a module: a plain attribute is several times faster to look up than a module's parameter,
+    and this one is read in each layer of each step.
 
     Attributes:
         weight: [out_features, in_features].
-        bias: [out_features], or None. Added to the rounded product, by a kernel of its own.
+        bias: [out_features], or None. Added to the rounded product, in a separate kernel.
     """
 
     def __init__(
@@ -29,12 +29,12 @@ class Unquantised:
         self.bias = _parameter(out_features, dtype=dtype) if has_bias else None
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Returns the parameters by the names that they have in the layer."""
+        """Returns the parameters by their names in the layer."""
         parameters = {"weight": self.weight}
         return parameters if self.bias is None else parameters | {"bias": self.bias}
 
     def slots(self, names: Sequence[str], sizes: Sequence[int]) -> Iterator[WeightSlot]:
-        """Yields the places of projections that lie one below the other."""
+        """Yields the slots of projections that are stacked by rows."""
         for kind, parameter in self.parameters().items():
             yield from merged_slots([f"{name}.{kind}" for name in names], parameter, sizes)
 

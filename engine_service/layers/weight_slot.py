@@ -1,4 +1,4 @@
-"""Where a stored tensor belongs in a model."""
+"""The place of a stored tensor in a model."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,22 +8,22 @@ import torch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightSlot:
-    """The place of one stored tensor: a parameter, or its share of one that holds several.
+    """The place of one stored tensor: a parameter, or a slice of one that holds several.
 
-    The share is `size` entries from `offset` along dimension `dim`, whole along the others.
+    The slice has `size` entries from `offset` along dimension `dim`, and is full along the others.
     """
 
     name: str
-    """As a checkpoint names the tensor."""
+    """The tensor's name in a checkpoint."""
     parameter: torch.Tensor
     dim: int = 0
     offset: int = 0
     size: int | None = None
-    """None is all of it."""
+    """None is the whole dimension."""
 
     @property
     def target(self) -> torch.Tensor:
-        """The view of the parameter that the tensor is written to, of the tensor's shape."""
+        """The view of the parameter that receives the tensor; has the tensor's shape."""
         if self.size is None:
             return self.parameter
         return self.parameter.narrow(self.dim, self.offset, self.size)
@@ -32,10 +32,10 @@ class WeightSlot:
 def merged_slots(
     names: Iterable[str], parameter: torch.Tensor, sizes: Sequence[int]
 ) -> Iterator[WeightSlot]:
-    """Yields the slots of tensors that lie one below the other in a parameter.
+    """Yields the slots of tensors that are stacked by rows in a parameter.
 
     Args:
-        names: Of the tensors, from the top.
+        names: Names of the tensors, from the top.
         parameter: [sum(sizes), ...].
         sizes: Rows of each.
     """

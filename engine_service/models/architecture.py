@@ -1,4 +1,4 @@
-"""What makes an architecture one that the engine can serve. Needs no torch."""
+"""The interface of an architecture that the engine can serve. Needs no torch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ ConfigT = TypeVar("ConfigT", bound=ModelConfig)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture(Generic[ConfigT]):
-    """How an architecture's config.json is read, and how its model is built from it."""
+    """Reads an architecture's config.json and builds its model from it."""
 
     read_config: Callable[[str, ConfigFields], ConfigT]
     """Takes the architecture's name and config.json's fields. It checks each field that it knows,
@@ -27,12 +27,12 @@ class Architecture(Generic[ConfigT]):
     """Takes the configuration, the longest sequence in tokens, and the dtype to compute in. The
     model is built on the current default device, its weights not yet set.
 
-    The server's process reads configurations too, and has no torch: what builds a model imports
-    its modules when it is called, not before."""
+    The server process also reads configurations and has no torch, so this function must import
+    its modules only when it is called."""
 
 
 def build_decoder(config: DecoderConfig, max_model_len: int, dtype: "torch.dtype") -> "CausalLM":
-    """Builds a dense decoder, for architectures that are one."""
+    """Builds a dense decoder, for architectures of that kind."""
     from engine_service.models.decoder import Decoder
 
     return Decoder(config, max_model_len, dtype)

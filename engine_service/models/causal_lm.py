@@ -1,4 +1,4 @@
-"""What loading, runner and worker need of a model."""
+"""The interface of a model for loading, runner and worker."""
 
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -12,7 +12,7 @@ from engine_service.layers.weight_slot import WeightSlot
 class CausalLM(Protocol):
     """A model that continues token sequences, whatever its layers are.
 
-    Calling it must enqueue the same kernels for the same sizes, and wait for nothing: steps are
+    A call must enqueue the same kernels for the same sizes and must not wait, because steps are
     captured as CUDA graphs.
     """
 
@@ -44,7 +44,7 @@ class CausalLM(Protocol):
         ...
 
     def weight_slots(self) -> Iterator[WeightSlot]:
-        """Yields the place of each tensor of a checkpoint; together they cover all parameters.
+        """Yields the slot of each checkpoint tensor; together they cover all parameters.
 
         A tied model yields its embedding and no head.
         """

@@ -1,4 +1,4 @@
-"""A Hugging Face model folder: which files it holds, what identifies them. Needs no torch."""
+"""A Hugging Face model folder: its files and its fingerprint. Needs no torch."""
 
 import json
 import logging
@@ -29,7 +29,7 @@ _CONFIG_FILES = ("config.json", "generation_config.json")
 _INDEX_FILE = "model.safetensors.index.json"
 _SINGLE_FILE = "model.safetensors"
 _MAX_INDEX_BYTES = 64 << 20
-# Fields of config.json that say nothing about the tokens that come out.
+# Fields of config.json that do not affect the generated tokens.
 _IRRELEVANT_FIELDS = frozenset(
     {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"}
 )
@@ -45,11 +45,11 @@ class Checkpoint:
     weights_files: tuple[Path, ...]
     """The safetensors files, sorted by name; empty when only random weights are wanted."""
     weight_map: Mapping[str, str] = field(default_factory=dict)
-    """Which file's tensor of a name is the model's, by the index; empty without an index."""
+    """The file of each tensor by name, from the index; empty without an index."""
 
     @property
     def tokenizer_files(self) -> tuple[Path, ...]:
-        """The tokenizer and chat template files that the folder holds."""
+        """The tokenizer and chat template files in the folder."""
         paths = (self.folder / name for name in TOKENIZER_FILES)
         return tuple(path for path in paths if exists(path))
 
@@ -62,11 +62,11 @@ class Checkpoint:
         return read_eos_token_ids(self.folder, vocab_size)
 
     def stored_tensors(self) -> dict[str, StoredTensor]:
-        """Reads the headers of the weights files, and chooses one tensor of each name.
+        """Reads the headers of the weights files and chooses one tensor per name.
 
         Raises:
-            StartupError: A file is not whole, holds not what the index says, or two files hold a
-                tensor and the index does not say which is meant.
+            StartupError: A file is incomplete or contradicts the index, or two files hold a
+                tensor and the index does not say which to use.
         """
         tensors: dict[str, StoredTensor] = {}
         for path in self.weights_files:
@@ -89,16 +89,16 @@ class Checkpoint:
 
 
 def resolve_checkpoint(model: str, *, with_weights: bool = True) -> Checkpoint:
-    """Finds a model's files, from the hub if need be.
+    """Finds a model's files, from the hub if needed.
 
-    A hub that fails is stood in for by what its cache holds of the model, if that is complete.
+    If the hub fails, the hub's cache is used if it has the complete model.
 
     Args:
         model: A folder, or a hub ID such as `Qwen/Qwen3-0.6B`.
         with_weights: Whether the safetensors files are needed.
 
     Raises:
-        StartupError: There is no such model, or a file of it is missing.
+        StartupError: There is no such model, or one of its files is missing.
     """
     try:
         folder = Path(model).expanduser()
@@ -151,7 +151,7 @@ def _read_folder(folder: Path, *, with_weights: bool) -> Checkpoint:
 
 
 def _read_weight_map(folder: Path) -> dict[str, str]:
-    """Reads which file each tensor stands in; empty if there is no index."""
+    """Reads which file holds each tensor; empty if there is no index."""
     path = folder / _INDEX_FILE
     if not exists(path):
         return {}
@@ -180,10 +180,10 @@ def _is_file_name(value: object) -> bool:
 def fingerprint(
     checkpoint: Checkpoint, *, dtype: str, load_format: str, seed: int, weights: str
 ) -> str:
-    """Identifies what a model computes, whatever folder it lies in.
+    """Identifies what a model computes, independent of its folder.
 
-    Random weights are covered by their seed, others by what was read of them: engines with equal
-    fingerprints hold equal weights.
+    Random weights are identified by their seed, others by the digest of what was read. Engines
+    with equal fingerprints hold equal weights.
 
     Args:
         checkpoint: The model's files.

@@ -8,17 +8,17 @@ from engine_service.models.registry import ARCHITECTURES
 
 
 def parse_config(values: Mapping[str, object], source: str = "config.json") -> ModelConfig:
-    """Checks a config.json's content and keeps what the model needs.
+    """Checks the content of a config.json and keeps what the model needs.
 
     Args:
         values: The JSON object.
         source: Name of the file, for messages.
 
     Returns:
-        The configuration, of the type that the architecture reads it as.
+        The configuration, of the architecture's own type.
 
     Raises:
-        StartupError: A field is missing, makes no sense or asks for something unsupported.
+        StartupError: A field is missing, invalid or requires something unsupported.
     """
     fields = ConfigFields(values, source)
     name = _architecture(fields)

@@ -7,7 +7,7 @@ from engine_service.models.json_file import shown
 
 
 class ConfigFields:
-    """Reads one config.json field by field; each refusal names field, value and what is needed.
+    """Reads a config.json field by field; each error names the field, its value and the need.
 
     Args:
         values: The JSON object. A field that is null counts as missing.
@@ -19,12 +19,12 @@ class ConfigFields:
         self._source = source
 
     def get(self, name: str, default: object = None) -> object:
-        """Returns a field as it is, or the default if it is missing."""
+        """Returns a field unchanged, or the default if it is missing."""
         value = self._values.get(name)
         return default if value is None else value
 
     def refuse(self, name: str, value: object, needed: str) -> StartupError:
-        """Returns the error to raise for a field; None as the value means that it is missing."""
+        """Returns the error to raise for a field; the value None means that it is missing."""
         found = "is missing" if value is None else f"is {shown(value)}"
         return StartupError(f"{self._source}: {name} {found}; {needed}")
 
@@ -62,7 +62,7 @@ class ConfigFields:
         return value
 
     def must_be(self, name: str, supported: object) -> None:
-        """Refuses a field whose value, if there is one, is not the single supported one.
+        """Refuses a field that is present and does not have the one supported value.
 
         Raises:
             StartupError: It has another value.
@@ -72,5 +72,5 @@ class ConfigFields:
             raise self.refuse(name, value, f"supported is only {shown(supported)}")
 
     def nested(self, name: str, values: Mapping[str, object]) -> "ConfigFields":
-        """Returns the fields of an object that a field holds, for messages that name both."""
+        """Returns the fields of a nested object; error messages name both fields."""
         return ConfigFields(values, f"{self._source}: {name}")

@@ -1,7 +1,7 @@
-"""A dense decoder: what Llama, Qwen2, Qwen3 and others have in common.
+"""A dense decoder, the common structure of Llama, Qwen2, Qwen3 and others.
 
-Each layer is grouped-query attention with rotary positions, then a gated feed-forward block, both
-behind a root mean square norm. What differs is in the configuration.
+Each layer is grouped-query attention with rotary positions, then a gated feed-forward block, each
+preceded by a root mean square norm. The configuration covers the differences.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ from engine_service.models.decoder_config import DecoderConfig
 
 
 class DecoderAttention(nn.Module):
-    """The projections before and behind attention; the layer calls the three in turn."""
+    """Attention and the projections before and after it; the layer calls the three in turn."""
 
     def __init__(self, config: DecoderConfig, table: torch.Tensor, dtype: torch.dtype) -> None:
         super().__init__()
@@ -48,12 +48,12 @@ class DecoderMLP(nn.Module):
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, dtype)
 
     def forward(self, gate_up: torch.Tensor) -> torch.Tensor:
-        """Maps packed rows, which the layer projected, to [num_tokens, hidden_size]."""
+        """Maps packed rows, projected by the layer, to [num_tokens, hidden_size]."""
         return self.down_proj.silu_linear(gate_up)
 
 
 class DecoderLayer(nn.Module):
-    """One decoder layer. Each norm first adds what came before it to the residual stream."""
+    """One decoder layer. Each norm first adds its input to the residual stream."""
 
     def __init__(self, config: DecoderConfig, table: torch.Tensor, dtype: torch.dtype) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class DecoderLayer(nn.Module):
         metadata: AttentionMetadata,
         kv_cache: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Stores keys and values, and returns the attended rows and the residual stream."""
+        """Stores keys and values; returns the attention output and the residual stream."""
         attention = self.self_attn
         # [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim]
         qkv, residual = attention.qkv_proj.norm_linear(self.input_layernorm, hidden, residual)
@@ -81,7 +81,7 @@ class DecoderLayer(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the layer's output, not yet added, and the residual stream to add it to.
 
-        Each row is for itself: this works on any of those that `attention_block` returns.
+        Rows are independent, so any subset of the rows that `attention_block` returns is valid.
         """
         gate_up, residual = self.mlp.gate_up_proj.norm_linear(
             self.post_attention_layernorm, self.self_attn.o_proj(attended), residual
@@ -89,7 +89,7 @@ class DecoderLayer(nn.Module):
         return self.mlp(gate_up), residual
 
     def weight_slots(self, prefix: str) -> Iterator[WeightSlot]:
-        """Yields the place of each tensor of a checkpoint, whose names begin with the prefix."""
+        """Yields the slot of each checkpoint tensor; the names begin with the prefix."""
         attention, mlp = self.self_attn, self.mlp
         yield from attention.qkv_proj.slots(
             [f"{prefix}.self_attn.{name}_proj" for name in "qkv"],
@@ -145,7 +145,7 @@ class Decoder(nn.Module):
             kv_caches: Per layer [2, num_blocks, num_kv_heads, block_size, head_dim], written in
                 place.
             output_indices: [num_outputs] int64, the tokens whose states are wanted; None for all.
-                The last layer computes keys and values of all, and the rest only of these.
+                The last layer computes keys and values of all, and the rest only for these.
 
         Returns:
             [num_outputs, hidden_size].
@@ -168,7 +168,7 @@ class Decoder(nn.Module):
         return self.lm_head.logits(hidden)
 
     def weight_slots(self) -> Iterator[WeightSlot]:
-        """Yields the place of each tensor of a checkpoint."""
+        """Yields the slot of each checkpoint tensor."""
         yield WeightSlot(name="model.embed_tokens.weight", parameter=self.embed_tokens.weight)
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, DecoderLayer)

@@ -1,4 +1,4 @@
-"""The configuration of dense decoders: what `Decoder` is built from. Needs no torch."""
+"""The configuration from which `Decoder` is built. Needs no torch."""
 
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ class DecoderConfig(ModelConfig):
     hidden_size: int
     intermediate_size: int
     num_heads: int
-    """Of `head_dim` each, which is independent of `hidden_size / num_heads`."""
+    """Each has `head_dim` dimensions, independent of `hidden_size / num_heads`."""
     rms_norm_eps: float
     rope_theta: float
     tie_word_embeddings: bool
@@ -45,14 +45,14 @@ def read_decoder_config(
 
     Args:
         architecture: Its name.
-        fields: Of config.json.
+        fields: The fields of config.json.
         has_qk_norm: As in `DecoderConfig`.
         has_qkv_bias: Likewise.
         is_head_dim_given: Whether `head_dim` must be given; else a missing one is
             `hidden_size / num_attention_heads`.
 
     Raises:
-        StartupError: A field is missing, makes no sense or asks for something unsupported.
+        StartupError: A field is missing, invalid or requires something unsupported.
     """
     _refuse_unsupported(fields)
     hidden_size = fields.positive_int("hidden_size", _MAX_WIDTH)
@@ -99,7 +99,7 @@ def _refuse_unsupported(fields: ConfigFields) -> None:
 
 
 def _rope_theta(fields: ConfigFields) -> float:
-    """Reads the rotary base: in `rope_parameters` (transformers 5) or at the top (4)."""
+    """Reads the rotary base, in `rope_parameters` (transformers 5) or at the top level (4)."""
     for name in ("rope_parameters", "rope_scaling"):
         parameters = fields.get(name, {})
         if not isinstance(parameters, dict):

@@ -1,6 +1,7 @@
-"""Types of numbers: what files, configurations and torch call them. Needs no torch.
+"""Dtypes and their names in files, configurations and torch. Needs no torch.
 
-The one table of them. The kernels' own list stays theirs, as they import nothing of ours.
+This is the only table of dtypes here. The kernels keep their own list, as they import nothing
+of ours.
 """
 
 from dataclasses import dataclass
@@ -15,18 +16,18 @@ class DType:
     """One type."""
 
     stored_name: str
-    """As safetensors headers name it."""
+    """Its name in safetensors headers."""
     num_bits: int
-    """Of one element."""
+    """Bits per element."""
     name: str | None = None
-    """As config.json and torch name it; None for types whose tensors are not read."""
+    """Its name in config.json and torch; None for types whose tensors are not read."""
     is_computed: bool = False
     """Whether a model may run in it."""
 
     @property
     def torch_dtype(self) -> "torch.dtype":
-        """Torch's own object; only of types that are read."""
-        # The server's process uses this table too, and has no torch.
+        """The torch dtype; only for types that are read."""
+        # The server process uses this table too, and has no torch.
         import torch
 
         assert self.name is not None, f"{self.stored_name} is not read"

@@ -1,4 +1,4 @@
-"""The tokens that end a text, by what the model folder says of them. Needs no tokenizer."""
+"""The end-of-text tokens that the model folder names. Needs no tokenizer."""
 
 import logging
 from collections.abc import Iterator
@@ -18,16 +18,16 @@ _logger = logging.getLogger(__name__)
 def read_eos_token_ids(folder: Path, vocab_size: int) -> frozenset[int]:
     """Reads the IDs that end a text.
 
-    They are those of generation_config.json, else of config.json, and with them the one that the
-    tokenizer's configuration names, as in vLLM: of a chat model that is often the only one that
-    ends a turn.
+    They are the ones in generation_config.json, else config.json, plus the one that the tokenizer's
+    configuration names, as in vLLM. For a chat model the latter is often the only one that ends a
+    turn.
 
     Args:
         folder: The model folder.
         vocab_size: Each ID is below it.
 
     Raises:
-        StartupError: A file cannot be read, or names what is no token.
+        StartupError: A file cannot be read, or names something that is not a token.
     """
     token_ids = _configured_ids(folder, vocab_size)
     token = _tokenizer_token(folder)
@@ -62,7 +62,7 @@ def _configured_ids(folder: Path, vocab_size: int) -> frozenset[int]:
 
 
 def _tokenizer_token(folder: Path) -> str | None:
-    """Returns the text of the token that ends a text, by the tokenizer's configuration."""
+    """Returns the text of the end token named in the tokenizer's configuration."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         path = folder / name
         value = _read(path).get("eos_token")
@@ -82,7 +82,7 @@ def _find_id(folder: Path, token: str) -> int | None:
 
 
 def _known_tokens(folder: Path, token: str) -> Iterator[tuple[object, object]]:
-    """Yields tokens and their IDs as the files have them: added ones first, then the vocabulary."""
+    """Yields tokens and their IDs from the files: added tokens first, then the vocabulary."""
     tokenizer = _read(folder / "tokenizer.json")
     added = tokenizer.get("added_tokens")
     for entry in added if isinstance(added, list) else []:
@@ -107,5 +107,5 @@ def _read(path: Path) -> dict[str, object]:
 
 
 def _is_id(value: object) -> TypeGuard[int]:
-    # Not `true`, which Python takes for 1.
+    # Excludes `true`, which equals 1 in Python.
     return type(value) is int and value >= 0

@@ -1,4 +1,4 @@
-"""Models from the Hugging Face hub, which may be down, behind a proxy, or say anything."""
+"""Models from the Hugging Face hub, which may be down, behind a proxy, or return anything."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,19 +12,19 @@ _MAX_REASON_CHARACTERS = 300
 
 
 class HubFailed(Exception):
-    """The hub does not give the model, for this reason; what its cache holds may still do."""
+    """The hub did not provide the model, for this reason; its cache may still have it."""
 
 
 def download(model: str, patterns: Sequence[str]) -> Path:
-    """Fetches what is not in the cache yet, and returns the folder.
+    """Downloads what is not in the cache yet and returns the folder.
 
     Args:
         model: A hub ID such as `Qwen/Qwen3-0.6B`.
         patterns: Names of the files wanted.
 
     Raises:
-        HubFailed: The hub cannot be reached, cannot be understood, or has no such model for us.
-        StartupError: The model is not even an ID.
+        HubFailed: The hub cannot be reached, its answer is invalid, or it has no such model for us.
+        StartupError: The model is not a valid ID.
     """
     try:
         return Path(huggingface_hub.snapshot_download(model, allow_patterns=list(patterns)))
@@ -37,12 +37,12 @@ def download(model: str, patterns: Sequence[str]) -> Path:
 
 
 def cached(model: str, patterns: Sequence[str]) -> Path:
-    """Returns the folder of what the cache holds of a model.
+    """Returns the folder of a model in the cache.
 
-    It is known to be complete only where the cache holds a list of the model's files.
+    It is known to be complete only if the cache has a list of the model's files.
 
     Raises:
-        StartupError: It holds nothing, or not all.
+        StartupError: The cache has none or only some of the files.
     """
     try:
         return Path(
@@ -55,7 +55,7 @@ def cached(model: str, patterns: Sequence[str]) -> Path:
 
 
 def refusal(model: str, reason: str) -> StartupError:
-    """Returns what is said of a model that neither disk nor hub has."""
+    """Returns the error for a model that neither disk nor hub has."""
     return StartupError(
         f"model {model!r}: there is no such folder, and the hub does not give it: {reason}"
     )
@@ -64,7 +64,7 @@ def refusal(model: str, reason: str) -> StartupError:
 def _reason(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     reason = (lines[0] if lines else type(error).__name__)[:_MAX_REASON_CHARACTERS]
-    # Those of the connection are no OSError, but speak for themselves.
+    # Connection errors are not OSErrors, but their text is clear.
     if isinstance(error, OSError) or type(error).__module__.startswith("httpx"):
         return reason
     return f"its answer makes no sense ({type(error).__name__}: {reason})"

@@ -1,4 +1,4 @@
-"""JSON of a model folder, which may be a stranger's: bounded, and exactly JSON."""
+"""JSON files of a model folder, which may be untrusted: bounded in size, strict JSON."""
 
 import json
 from collections import Counter
@@ -17,8 +17,8 @@ def read_json(path: Path, max_bytes: int = _MAX_CONFIG_BYTES) -> dict[str, objec
     """Reads a JSON object.
 
     Args:
-        path: The file, which belongs to its folder.
-        max_bytes: The most that it may hold.
+        path: The file, which must belong to its folder.
+        max_bytes: Its maximum size.
 
     Raises:
         StartupError: The file cannot be read or does not hold an object.
@@ -37,7 +37,7 @@ def parse_json(content: bytes) -> object:
     """Parses UTF-8 JSON, without the NaN and Infinity that Python adds to it.
 
     Raises:
-        ValueError: It is no JSON, names a field of an object twice, or is nested too deeply.
+        ValueError: It is not JSON, repeats a field of an object, or is nested too deeply.
     """
     too_deep = ValueError(f"it is nested over {_MAX_DEPTH} levels deep")
     try:
@@ -52,7 +52,7 @@ def parse_json(content: bytes) -> object:
 
 
 def shown(value: object) -> str:
-    """Returns a value of a file as JSON for a message, cut to a length for one line."""
+    """Returns a value as JSON for a message, truncated to fit one line."""
     text = json.dumps(value, default=str)
     if len(text) <= _MAX_SHOWN_CHARACTERS:
         return text

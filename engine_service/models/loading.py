@@ -1,4 +1,4 @@
-"""Weights into a model: read from safetensors files, or made up."""
+"""Sets a model's weights: read from safetensors files, or random."""
 
 import json
 import logging
@@ -28,26 +28,26 @@ _DUMMY_CHUNK = 1 << 22
 def build_model(
     config: ModelConfig, max_model_len: int, dtype: torch.dtype, device: torch.device
 ) -> CausalLM:
-    """Builds the model that the config names, its weights not yet set."""
+    """Builds the configured model; its weights are not yet set."""
     with device:
         return ARCHITECTURES[config.architecture].build(config, max_model_len, dtype)
 
 
 def check_weights(config: ModelConfig, checkpoint: Checkpoint) -> None:
-    """Compares the headers of the weights files with what the configuration makes of the model.
+    """Compares the headers of the weights files with the model that the configuration describes.
 
     Allocates nothing, whatever sizes config.json claims.
 
     Raises:
         StartupError: As of `choose_tensors`.
     """
-    # On torch's device "meta" a tensor is a shape and a dtype.
+    # On torch's device "meta" a tensor has only a shape and a dtype.
     model = build_model(config, 1, torch.float32, torch.device("meta"))
     choose_tensors(_shapes(_targets(model)), checkpoint)
 
 
 def load_weights(model: CausalLM, checkpoint: Checkpoint) -> str:
-    """Reads each tensor of a checkpoint once, to its place on the model's device.
+    """Reads each tensor of a checkpoint once into its place on the model's device.
 
     A packed parameter is filled slice by slice; values are converted to the model's dtype. All
     files are checked before the first tensor is read.
@@ -73,7 +73,7 @@ def load_weights(model: CausalLM, checkpoint: Checkpoint) -> str:
             digests[piece.name].update(piece.digest)
             progress.update(piece.num_bytes)
             num_done += piece.num_bytes
-            # Without a terminal there is no bar, and a log is told no more than it needs.
+            # Without a terminal there is no progress bar; a log line per quarter replaces it.
             if progress.disable and num_done * 4 >= total * next_quarter:
                 logger.info("weights loading percent=%d", num_done * 100 // total)
                 next_quarter = num_done * 4 // total + 1
@@ -108,8 +108,8 @@ def _plan_transfers(
 def _check_values(transfers: Sequence[Transfer]) -> None:
     """Refuses weights that are not finite in the model's dtype.
 
-    A NaN passes through the least and the largest value, which take one pass and no memory; all
-    are fetched at once, so that a GPU is waited for once.
+    NaN propagates through minimum and maximum, which take one pass and no memory. All results are
+    fetched at once, so there is only one wait for a GPU.
     """
     extremes = torch.stack(
         [extreme for transfer in transfers for extreme in transfer.target.aminmax()]
@@ -128,7 +128,7 @@ def _check_values(transfers: Sequence[Transfer]) -> None:
 
 
 def _check_tied_head(transfers: Sequence[Transfer]) -> None:
-    """Refuses a tied model whose head is stored too, and is another."""
+    """Refuses a tied model whose stored head differs from its embedding."""
     by_name = {transfer.stored.name: transfer for transfer in transfers}
     head, embedding = by_name.get(HEAD), by_name.get(EMBEDDING)
     if head is None or embedding is None or torch.equal(head.target, embedding.target):
@@ -155,7 +155,7 @@ def _name(dtype: torch.dtype) -> str:
 def fill_randomly(model: CausalLM, seed: int, std: float) -> None:
     """Sets norm weights to 1, biases to 0 and all others to random values of mean 0.
 
-    A value depends on seed, tensor name and index alone, so it is the same on every device.
+    A value depends only on seed, tensor name and index, so it is the same on every device.
 
     Args:
         model: The model to fill.
@@ -177,10 +177,10 @@ def fill_randomly(model: CausalLM, seed: int, std: float) -> None:
 
 
 def _noise(key: int, begin: int, count: int, device: torch.device) -> torch.Tensor:
-    """Returns the values `begin` and following of a sequence of near-normal numbers.
+    """Returns `count` values, from index `begin`, of a sequence of near-normal numbers.
 
-    A 64-bit hash of the index (the finalizer of SplitMix64) is taken as four 16-bit integers,
-    whose sum is nearly normal and exact in float32.
+    A 64-bit hash of the index (the finalizer of SplitMix64) is split into four 16-bit integers.
+    Their sum is nearly normal and exact in float32.
 
     Returns:
         [count] float32 of mean 0 and standard deviation 1.
@@ -193,5 +193,5 @@ def _noise(key: int, begin: int, count: int, device: torch.device) -> torch.Tens
     x.bitwise_xor_((x >> 31).bitwise_and_((1 << 33) - 1))
     total = (x & 0xFFFF) + ((x >> 16) & 0xFFFF) + ((x >> 32) & 0xFFFF) + ((x >> 48) & 0xFFFF)
     mean, std = 2 * 65535.0, ((65536.0**2 - 1) / 3) ** 0.5
-    # Division by a number is not the same operation on every device; multiplication is.
+    # Division by a number differs between devices; multiplication does not.
     return total.float().sub_(mean).mul_(1 / std)

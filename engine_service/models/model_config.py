@@ -1,11 +1,11 @@
-"""What the engine must know of a model, whatever its architecture. Needs no torch."""
+"""What the engine must know about a model of any architecture. Needs no torch."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """The facts that sizes and limits come from. Architectures add what their layers need."""
+    """The values that determine sizes and limits. Architectures add what their layers need."""
 
     architecture: str
     vocab_size: int
@@ -16,4 +16,4 @@ class ModelConfig:
     initializer_range: float
     """Standard deviation of random weights."""
     dtype: str
-    """Name of the dtype that the checkpoint says it is stored in."""
+    """Name of the dtype in which the checkpoint claims to be stored."""

@@ -1,4 +1,4 @@
-"""The name that clients ask for a model by."""
+"""The name by which clients request a model."""
 
 from pathlib import Path
 
@@ -8,14 +8,14 @@ from protos.wire.printable import NAME_RULE, is_name, shown
 
 
 def served_name(options: ModelOptions, folder: Path) -> str:
-    """Returns the model's name: the one that was chosen, or else its folder's.
+    """Returns the model's name: the configured one, else the name of its folder.
 
     Args:
-        options: The model's.
-        folder: Where its files are.
+        options: The model's options.
+        folder: The folder of its files.
 
     Raises:
-        StartupError: The folder's name can be none of a model.
+        StartupError: The folder's name is not valid as a model name.
     """
     if options.served_model_name:
         return options.served_model_name

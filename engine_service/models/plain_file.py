@@ -1,4 +1,4 @@
-"""Files of a model folder, which may be a stranger's: opened only where they do no harm."""
+"""Files of a model folder, which may be untrusted: opened only if that is safe."""
 
 import os
 import stat
@@ -6,12 +6,12 @@ from pathlib import Path
 
 from engine_service.errors import StartupError
 
-# Opening a pipe would wait for its writer, for ever.
+# Opening a pipe would wait for its writer forever.
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 def exists(path: Path) -> bool:
-    """Returns whether there is anything of that name, a link that leads nowhere included.
+    """Returns whether anything has that name, including a broken link.
 
     Raises:
         StartupError: The folder cannot be searched.
@@ -26,7 +26,7 @@ def exists(path: Path) -> bool:
 
 
 def open_plain_file(path: Path) -> int:
-    """Opens a file, wherever a link leads, and returns its descriptor, which is the caller's.
+    """Opens a file, following any link, and returns its descriptor; the caller owns it.
 
     Raises:
         StartupError: It cannot be read, or is a folder, a pipe or a device.
@@ -42,17 +42,17 @@ def open_plain_file(path: Path) -> int:
 
 
 def read_own_file(path: Path, max_bytes: int) -> bytes:
-    """Reads a file that belongs to its folder; what it holds may be shown to others.
+    """Reads a file that belongs to its folder; its content may be shown to others.
 
-    A link may lead to another place in the folder, as volumes of Kubernetes have it, and from a
-    snapshot in the hub's cache to the blobs beside it.
+    A link may lead to another place in the folder, as in Kubernetes volumes, and from a snapshot
+    in the hub's cache to the blobs beside it.
 
     Args:
         path: The file.
-        max_bytes: The most that it may hold.
+        max_bytes: Its maximum size.
 
     Raises:
-        StartupError: It cannot be read, is too large or no plain file, or a link leads out.
+        StartupError: It cannot be read, is too large or not a plain file, or a link leads out.
     """
     try:
         folder, target = path.parent.resolve(), path.resolve(strict=True)
@@ -74,13 +74,13 @@ def read_own_file(path: Path, max_bytes: int) -> bytes:
 
 
 def cannot_read(path: Path, error: Exception) -> StartupError:
-    """Returns what is said of a file that the system does not give."""
+    """Returns the error for a file that cannot be read."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return StartupError(f"{path}: cannot be read: {reason}")
 
 
 def _homes(folder: Path) -> list[Path]:
-    """Returns the folders in which the files of a model folder may lie."""
+    """Returns the folders in which the files of a model folder may be."""
     # <cache>/models--<owner>--<name>/snapshots/<commit>/<file> -> ../../blobs/<hash>
     repository = folder.parent.parent
     if folder.parent.name == "snapshots" and repository.name.startswith("models--"):

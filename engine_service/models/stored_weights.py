@@ -1,4 +1,4 @@
-"""Which stored tensors make up a model, by their headers alone. Needs no torch."""
+"""Matches stored tensors to a model by their headers alone. Needs no torch."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,21 +17,21 @@ def choose_tensors(
     """Finds each tensor of a model; reads headers only, and allocates nothing.
 
     Args:
-        shapes: Of the model's tensors, by name; a tied model has no head.
+        shapes: Shapes of the model's tensors, by name; a tied model has no head.
         checkpoint: Where they are stored.
 
     Returns:
-        The tensors by name. A tied model's one matrix may be stored as the embedding, as the head,
-        or as both, which must then be equal.
+        The tensors by name. A tied model's one matrix may be stored as the embedding, the head,
+        or both; if both, they must be equal.
 
     Raises:
-        StartupError: A file is not whole, or a tensor is missing, unexpected, misshapen, or stored
-            in an unsupported way; the message names it.
+        StartupError: A file is incomplete, or a tensor is missing, unexpected, misshapen, or
+            stored in an unsupported way; the message names it.
     """
     stored = {
         name: tensor
         for name, tensor in checkpoint.stored_tensors().items()
-        # Which old checkpoints hold.
+        # Old checkpoints have these.
         if not name.endswith("rotary_emb.inv_freq")
     }
     wanted = {name: tuple(shape) for name, shape in shapes.items()}

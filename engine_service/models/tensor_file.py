@@ -1,4 +1,4 @@
-"""What a safetensors file says of its tensors. Needs no torch.
+"""Reads the header of a safetensors file. Needs no torch.
 
 Format: 8 bytes little-endian length of a JSON header, the header, the tensors' bytes.
 https://github.com/huggingface/safetensors#format
@@ -17,7 +17,7 @@ from engine_service.models.json_file import parse_json, shown
 from engine_service.models.plain_file import cannot_read, open_plain_file
 
 _MAX_HEADER_BYTES = 16 << 20
-"""Some 100,000 tensors. The format allows 100 MB, which may become gigabytes of objects."""
+"""About 100,000 tensors. The format allows 100 MB, which may become gigabytes of objects."""
 
 _MAX_DIMENSIONS = 16
 
@@ -29,26 +29,26 @@ class StoredTensor:
     path: Path
     name: str
     dtype: str
-    """As the format names it, such as "BF16"."""
+    """Its name in the format, such as "BF16"."""
     shape: tuple[int, ...]
     begin: int
     """Offset of its first byte in the file."""
     end: int
-    """Offset behind its last byte."""
+    """Offset just past its last byte."""
 
     def __str__(self) -> str:
-        """Names it in messages."""
+        """Returns its name for messages."""
         return f"{self.path}: tensor {shown(self.name)[1:-1]}"
 
 
 def read_tensor_file(path: Path) -> dict[str, StoredTensor]:
-    """Reads the header of a safetensors file, and holds it to all that the format demands.
+    """Reads the header of a safetensors file and checks every requirement of the format.
 
     Returns:
         The tensors by name, in the order of their bytes.
 
     Raises:
-        StartupError: The file cannot be read or is not whole.
+        StartupError: The file cannot be read or is incomplete.
     """
     try:
         with open(open_plain_file(path), "rb") as file:

@@ -1,9 +1,10 @@
-"""Brings the bytes of tensors from files to where they belong, on any device.
+"""Reads the bytes of tensors from files into their targets, on any device.
 
-Several threads read pieces into buffers of their own and copy them on, so that disk and device are
-busy together and the host never holds more than the buffers. Compared with the safetensors library,
-8B on an H200: 1.6 instead of 1.3 GB/s from a disk that gives 1.6 to 1.8, 18.8 instead of 3.6 from
-the page cache, and 0.3 instead of 6.5 GB of memory: the buffers, which torch keeps pinned.
+Several threads each read pieces into their own buffers and copy them to the device. So disk and
+device work in parallel, and the host never holds more than the buffers. Compared with the
+safetensors library, 8B on an H200: 1.6 instead of 1.3 GB/s from a disk that gives 1.6 to 1.8, 18.8
+instead of 3.6 GB/s from the page cache, and 0.3 instead of 6.5 GB of memory (the buffers, which
+torch keeps pinned).
 """
 
 import math
@@ -27,29 +28,29 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _NUM_THREADS = 8
-# Part of what a fingerprint means, as its digests are of pieces.
+# Changing this changes fingerprints, since their digests are per piece.
 _PIECE_BYTES = 32 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transfer:
-    """One tensor's way."""
+    """One tensor's source and target."""
 
     stored: StoredTensor
     target: torch.Tensor
-    """Of the stored shape; values are converted to its type. It may be columns of a wider matrix,
-    and is then read in whole rows."""
+    """Has the stored shape; values are converted to its dtype. It may be columns of a wider matrix;
+    it is then read in whole rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadPiece:
-    """A part of a tensor that has arrived."""
+    """A part of a tensor that has been read."""
 
     name: str
-    """The tensor's."""
+    """The tensor's name."""
     num_bytes: int
     digest: bytes
-    """xxh3-128 of its bytes as they are stored."""
+    """xxh3-128 of its stored bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +58,7 @@ class _Piece:
     stored: StoredTensor
     descriptor: int
     offset: int
-    """Of its first byte in the file."""
+    """Offset of its first byte in the file."""
     dtype: torch.dtype
     target: torch.Tensor
     """Contiguous and flat, or whole rows of a target that is not."""
@@ -68,10 +69,10 @@ class _Piece:
 
 
 def read_tensors(transfers: Sequence[Transfer]) -> Iterator[ReadPiece]:
-    """Reads tensors to their places, all on one device.
+    """Reads tensors into their targets, all on one device.
 
     Yields:
-        What has arrived, until all is there: the tensors in their order, each from its beginning.
+        The pieces as they are read: the tensors in order, each from its beginning.
 
     Raises:
         StartupError: A file cannot be read, or ends too early.
@@ -91,7 +92,7 @@ def read_tensors(transfers: Sequence[Transfer]) -> Iterator[ReadPiece]:
         threads = stack.enter_context(
             ThreadPoolExecutor(_NUM_THREADS, "weights", _set_device, (device,))
         )
-        # What has not begun need not, once a piece has failed.
+        # Once a piece has failed, the pending ones need not start.
         stack.callback(threads.shutdown, wait=True, cancel_futures=True)
         buffers = threading.local()
         pieces = [
@@ -140,10 +141,10 @@ def _read(piece: _Piece, buffers: threading.local) -> ReadPiece:
         else:
             with torch.cuda.stream(buffers.stream):
                 piece.target.copy_(values, non_blocking=True)
-    # While a GPU copies.
+    # Runs while a GPU copies.
     digest = xxhash.xxh3_128(content).digest()
     if buffers.stream is not None:
-        # Before the buffer is filled anew.
+        # Before the buffer is reused.
         buffers.stream.synchronize()
     return ReadPiece(name=piece.stored.name, num_bytes=piece.num_bytes, digest=digest)
 

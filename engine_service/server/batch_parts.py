@@ -1,4 +1,4 @@
-"""What happened to a stream's requests, in parts that one message of the contract may hold."""
+"""Splits a stream's output into parts that fit the contract's message limits."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ from protos.wire.limits import (
 
 
 def batch_parts(batch: OutputBatch) -> Iterator[OutputBatch]:
-    """Yields the batch as it is if it fits, else its parts: admissions, tokens, then ends."""
+    """Yields the batch unchanged if it fits, else its parts: admissions, tokens, then ends."""
     if (
         len(batch.handles) <= MAX_STEP_REQUESTS
         and len(batch.token_ids) <= MAX_STEP_TOKENS

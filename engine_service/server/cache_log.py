@@ -1,4 +1,4 @@
-"""The changes of the prefix cache, numbered, for watchers that follow it."""
+"""Numbered changes of the prefix cache, for watchers."""
 
 import asyncio
 import secrets
@@ -11,7 +11,7 @@ from engine_service.errors import RequestError, SlowReader
 from protos.wire.limits import MAX_BLOCK_HASHES
 
 _DELTA_COST = 32
-"""Hashes that a delta counts as in the history, beside its own."""
+"""Overhead of a delta in the history, counted in hashes and added to its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +21,7 @@ class SnapshotPart:
     sequence_number: int
     hashes: "array[int]"
     number: int
-    """Its place in the snapshot, from 1 on."""
+    """Its position in the snapshot, counted from 1."""
     is_first: bool
     is_last: bool
 
@@ -36,20 +36,20 @@ class NumberedDelta:
 
 @dataclass(slots=True)
 class _End:
-    """What the watches that began together end with, once they do."""
+    """The error that ends all watches of one generation, once it is set."""
 
     error: RequestError | None = None
 
 
 class CacheLog:
-    """The hashes of the blocks that the cache holds, and the newest changes that led there.
+    """The hashes of the cached blocks, and a history of the newest changes.
 
-    A watcher has no queue of its own: it reads the shared history at its own pace and is cut off
-    when the change that it needs next is no longer held.
+    Watchers have no queues: each reads the shared history at its own pace and is cut off when
+    the next change that it needs has been dropped.
 
     Attributes:
-        epoch: Tells this start of the engine from every other; never 0.
-        sequence_number: Of the newest change; 0 before any.
+        epoch: Identifies this start of the engine; never 0.
+        sequence_number: Number of the newest change; 0 before any.
     """
 
     def __init__(
@@ -68,11 +68,11 @@ class CacheLog:
 
     @property
     def num_hashes(self) -> int:
-        """Blocks that the cache holds, also those whose parent is gone."""
+        """Cached blocks, including those whose parent is gone."""
         return len(self._hashes)
 
     def append(self, delta: CacheDelta) -> None:
-        """Takes what one step changed, as one change, or more if it is too large for a message."""
+        """Adds the changes of one step as one change, or several if too large for a message."""
         size = self._max_hashes_per_message
         if not (delta.stored or delta.removed):
             return
@@ -85,30 +85,30 @@ class CacheLog:
             self._append(CacheDelta(removed=delta.removed[start : start + size]))
 
     def fail(self, error: RequestError) -> None:
-        """Ends all watches with an error once they have read the rest; the first one counts.
+        """Ends all watches with an error once they have read the rest; the first error counts.
 
-        So do those that begin later, unless `recover` comes before them.
+        Watches that begin later end the same way, unless `recover` is called first.
         """
         if self._end.error is None:
             self._end.error = error
             self._announce()
 
     def recover(self) -> None:
-        """Lets new watches begin, after `fail`."""
+        """Allows new watches again after `fail`."""
         self._end = _End()
 
     async def watch(
         self, epoch: int, sequence_number: int
     ) -> AsyncIterator[SnapshotPart | NumberedDelta]:
-        """Follows the changes after a known state, or after a snapshot if that is not held.
+        """Yields the changes after a known state, or a snapshot first if they are not held.
 
         Args:
-            epoch: Of the state that the watcher holds, 0 for none.
-            sequence_number: Of the newest change that the watcher holds.
+            epoch: Epoch of the watcher's state, 0 for none.
+            sequence_number: The newest change that the watcher has.
 
         Raises:
-            SlowReader: The change to come next has been dropped meanwhile.
-            RequestError: That of `fail`.
+            SlowReader: The next change was dropped before the watcher read it.
+            RequestError: The error passed to `fail`.
         """
         end = self._end
         if epoch != self.epoch or not (
@@ -142,12 +142,12 @@ class CacheLog:
         self._announce()
 
     def _announce(self) -> None:
-        # Who waits holds the old event; who comes later waits for the next change.
+        # Current waiters hold the old event; later ones wait for the next change.
         self._changed.set()
         self._changed = asyncio.Event()
 
     def _snapshot(self) -> Iterator[SnapshotPart]:
-        # All of it is copied now, before the first part is sent and the set changes.
+        # Copy all of it now, before the first part is sent and the set changes.
         hashes = array("Q", self._hashes)
         number = self.sequence_number
         size = self._max_hashes_per_message

@@ -1,4 +1,4 @@
-"""Protobuf messages from and to core types; what they hold is checked here and in `Limits`."""
+"""Converts between protobuf messages and core types; values are checked here and in `Limits`."""
 
 import time
 import uuid
@@ -49,10 +49,10 @@ _FINISH_REASONS = {
 
 
 def request_name(message: engine_pb2.GenerateRequest) -> str:
-    """Returns what the client calls the request, or a made-up name.
+    """Returns the client's name for the request, or a generated one.
 
     Raises:
-        InvalidRequest: The name is too long, or not printable.
+        InvalidRequest: The name is too long or not printable.
     """
     name = message.request_id
     _check_length("request_id", len(name), MAX_LABEL_CHARACTERS, "characters")
@@ -65,9 +65,9 @@ def request_name(message: engine_pb2.GenerateRequest) -> str:
 
 
 def to_request(message: engine_pb2.GenerateRequest, request_id: int, limits: Limits) -> Request:
-    """Returns the request as the core takes it, checked in every respect.
+    """Converts to a core request and checks it completely.
 
-    Lists are measured before they are copied, so that a huge one costs next to nothing.
+    List lengths are checked before the lists are copied, so rejecting a huge one is cheap.
 
     Raises:
         InvalidRequest: The message names the field, its value and the bound.
@@ -88,14 +88,14 @@ def to_request(message: engine_pb2.GenerateRequest, request_id: int, limits: Lim
 
 
 def timeout_seconds(message: engine_pb2.Submission) -> float | None:
-    """Returns how long the request may take, or None."""
+    """Returns the request's time limit in seconds, or None."""
     if not message.HasField("timeout"):
         return None
     return float(message.timeout.seconds + message.timeout.nanos / 1e9)
 
 
 def to_generate_responses(batch: OutputBatch) -> Iterator[engine_pb2.GenerateResponse]:
-    """Yields the next messages of a call with one request; most often one."""
+    """Yields the next messages of a call with one request, usually one message."""
     ids = batch.token_ids
     parts = [ids[start : start + MAX_STEP_TOKENS] for start in range(0, len(ids), MAX_STEP_TOKENS)]
     responses = [
@@ -111,7 +111,7 @@ def to_generate_responses(batch: OutputBatch) -> Iterator[engine_pb2.GenerateRes
 def to_generate_many_responses(
     batch: OutputBatch, load: Load
 ) -> Iterator[engine_pb2.GenerateManyResponse]:
-    """Yields the next messages of a stream; most often one."""
+    """Yields the next messages of a stream, usually one."""
     for part in batch_parts(batch):
         response = engine_pb2.GenerateManyResponse(
             handles=part.handles,
@@ -215,7 +215,7 @@ def _to_sampling_params(message: engine_pb2.SamplingParams, limits: Limits) -> S
             },
             reason=Reason.BAD_SAMPLING_PARAMS,
         )
-    # Here they still have their order, in which an error counts them.
+    # The IDs are still in order here; the error gives their index.
     limits.check_token_ids("stop_token_ids", array("q", message.stop_token_ids))
     return SamplingParams(
         temperature=message.temperature if message.HasField("temperature") else 1.0,
@@ -248,7 +248,7 @@ def _token_ids(message: engine_pb2.GenerateRequest, field: str, limits: Limits) 
 
 
 def _check_token_ids(field: str, token_ids: "array[int]", limits: Limits) -> None:
-    # As `Limits.check_token_ids`, which would hold the event loop for 80 ms for a million.
+    # Like `Limits.check_token_ids`, which would block the event loop for 80 ms per million.
     are_outside = np.frombuffer(token_ids or b"", np.uint32) >= limits.vocab_size
     if are_outside.any():
         index = int(are_outside.argmax())

@@ -1,4 +1,4 @@
-"""Moves messages between an event loop and the core's process, on two threads of its own."""
+"""Moves messages between an event loop and the core process, on two threads."""
 
 import asyncio
 import logging
@@ -14,18 +14,18 @@ from engine_service.core.types import CoreInput, Request
 _logger = logging.getLogger(__name__)
 
 _MAX_UNDELIVERED = 64
-"""Messages that may wait for the event loop; past it the core waits, as the server is behind."""
+"""Messages that may wait for the event loop; beyond this, the core waits for the server."""
 
 _MAX_REQUESTS = 32
-"""Of one message: the core reads so many prompts of a thousand tokens in a fraction of a step."""
+"""Per message: the core reads this many prompts of a thousand tokens in a fraction of a step."""
 
 
 class CoreChannel:
-    """Joins an event loop to the core; no call blocks.
+    """Connects an event loop to the core; only `join` blocks.
 
-    What is submitted and cancelled while the core is busy travels together. Messages from
-    the core reach `on_message` on the event loop, in order; `on_closed` is called once, on the
-    event loop, when the core is gone or `on_message` raised, and nothing follows it.
+    Submissions and cancellations made while the core is busy are sent together. `on_message` gets
+    the core's messages on the event loop, in order. `on_closed` is called once, on the event loop,
+    when the core is gone or `on_message` raised; no call follows it.
     """
 
     def __init__(
@@ -62,14 +62,14 @@ class CoreChannel:
             self._changed.notify()
 
     def cancel(self, request_id: int) -> None:
-        """Takes a request back, before the core sees it where possible."""
+        """Cancels a request, before the core sees it where possible."""
         with self._changed:
             if self._requests.pop(request_id, None) is None:
                 self._cancelled_ids.append(request_id)
                 self._changed.notify()
 
     def close(self) -> None:
-        """Ends the connection, which ends the core. `on_closed` is not called any more."""
+        """Ends the connection, which ends the core. `on_closed` is not called after this."""
         with self._changed:
             if self._is_closed:
                 return
@@ -104,7 +104,7 @@ class CoreChannel:
             try:
                 self._connection.send(message)
             except OSError:
-                # The reader sees the end of the connection too and reports it.
+                # The reader also sees the end of the connection and reports it.
                 return
 
     def _read(self) -> None:
@@ -122,7 +122,7 @@ class CoreChannel:
         try:
             self._loop.call_soon_threadsafe(callback, *arguments)
         except RuntimeError:
-            # The event loop has ended; nobody is left to be told.
+            # The event loop has ended; there is nothing left to notify.
             _logger.debug("message from the core after the end of the event loop")
 
     def _deliver(self, message: object) -> None:

@@ -1,4 +1,4 @@
-"""The asyncio side of the core: submit, cancel, and each reader's stream of outputs."""
+"""The asyncio client of the core: submit, cancel, and an output stream per reader."""
 
 import asyncio
 import itertools
@@ -25,10 +25,10 @@ from protos.wire.reason import Reason
 _logger = logging.getLogger(__name__)
 
 CANCELLED = "cancelled"
-"""The outcome of a request whose client no longer wants it."""
+"""The outcome of a request that its client cancelled."""
 
 _RETRY_AFTER_SECONDS = 1.0
-"""When a client who found the queue full may come back."""
+"""When a client that found the queue full may retry."""
 
 
 class RequestObserver(Protocol):
@@ -41,20 +41,20 @@ class RequestObserver(Protocol):
         """A request got tokens; `request` still holds the state before them."""
 
     def count_refusal(self, outcome: str) -> None:
-        """A request was refused before it opened, for a lower-case error reason."""
+        """A request was refused before it opened; `outcome` is the error reason in lower case."""
 
     def count_slow_reader(self) -> None:
-        """A stream was closed since its reader did not read."""
+        """A stream was closed because its reader did not read."""
 
     def count_end(self, request: OpenRequest, outcome: str, now: float) -> None:
         """A request ended: a finish reason, a lower-case error reason, or `CANCELLED`."""
 
 
 class CoreClient:
-    """Speaks for all requests of the server to the core, and sorts its answers by reader.
+    """Sends the server's requests to the core and routes its outputs to readers.
 
-    All of it runs on the event loop; nothing blocks. Every request ends in exactly one way: a
-    finish, a failure or the end of its stream, or the reader's own cancellation.
+    Runs on the event loop; only `join` blocks. Every request ends in exactly one way: a finish, a
+    failure, the end of its stream, or cancellation by the reader.
     """
 
     def __init__(
@@ -84,8 +84,8 @@ class CoreClient:
         """Waits until the core has loaded the model; cancelling leaves the client usable.
 
         Raises:
-            StartupError: The core cannot serve, by its own word.
-            EngineFailed: The core ended without a word.
+            StartupError: The core reported that it cannot serve.
+            EngineFailed: The core ended without a report.
         """
         self._channel.start()
         return await asyncio.shield(self._info)
@@ -97,7 +97,7 @@ class CoreClient:
 
     @property
     def num_waiting_tokens(self) -> int:
-        """Tokens of the requests that the core has not begun with, prompts and resumed ones."""
+        """Prompt and resumed tokens of the requests that the core has not started."""
         return self._num_waiting_tokens
 
     @property
@@ -106,11 +106,11 @@ class CoreClient:
         return self._lost.is_set()
 
     def next_request_id(self) -> int:
-        """Returns a number that no request has had."""
+        """Returns an unused request number."""
         return next(self._request_ids)
 
     def open_stream(self, max_buffered_tokens: int) -> OutputStream:
-        """Returns a stream for one reader, who must close it."""
+        """Returns a stream for one reader, which must close it."""
         stream = OutputStream(max_buffered_tokens)
         self._streams.add(stream)
         if self._failure is not None:
@@ -126,13 +126,13 @@ class CoreClient:
         name: str,
         timeout: float | None = None,
     ) -> None:
-        """Hands a request to the core; its outputs arrive in the stream.
+        """Sends a request to the core; its outputs arrive in the stream.
 
         Args:
-            stream: Of `open_stream`.
+            stream: From `open_stream`.
             handle: The request's number within the stream.
-            request: Checked, with a number of `next_request_id`.
-            name: What the client calls it.
+            request: Checked, with a number from `next_request_id`.
+            name: The client's name for it.
             timeout: Seconds until it fails with DeadlineExceeded, or None.
 
         Raises:
@@ -177,7 +177,7 @@ class CoreClient:
         self._cut_off_slow_readers()
 
     def cancel(self, stream: OutputStream, handle: int) -> None:
-        """Ends a request without an answer; an unknown or finished one is passed over."""
+        """Ends a request without an answer; ignores an unknown or finished one."""
         opened = stream.open_requests.get(handle)
         if opened is not None:
             stream.discard(handle)
@@ -191,12 +191,12 @@ class CoreClient:
             self.cancel(stream, handle)
 
     def fail_all(self, error: RequestError) -> None:
-        """Ends every stream, and with it every open request, with an error."""
+        """Ends every stream and every open request with an error."""
         for stream in list(self._streams):
             self._fail_stream(stream, error)
 
     def suspend(self, error: RequestError) -> None:
-        """Ends every stream with an error, and those to come, until `resume`.
+        """Ends current and new streams with an error until `resume` is called.
 
         The core gets the cancellations of their requests as soon as it reads again.
         """
@@ -204,7 +204,7 @@ class CoreClient:
         self.fail_all(error)
 
     def resume(self) -> None:
-        """Takes requests again, after `suspend`; does nothing if the core is gone meanwhile."""
+        """Accepts requests again after `suspend`; does nothing if the core is gone."""
         if not self.is_lost:
             self._failure = None
 
@@ -217,7 +217,7 @@ class CoreClient:
         await self._lost.wait()
 
     def close(self) -> None:
-        """Closes the connection, which ends the core; streams must have ended before."""
+        """Closes the connection, which ends the core; streams must already have ended."""
         self._channel.close()
 
     def join(self, timeout: float) -> None:
@@ -268,7 +268,7 @@ class CoreClient:
         start = 0
         for request_id, count in zip(output.request_ids, output.token_counts, strict=True):
             end = start + count
-            # A request cancelled meanwhile is unknown, and its last tokens fall away.
+            # A request cancelled in the meantime is unknown; its last tokens are dropped.
             opened = self._open_requests.get(request_id)
             if opened is not None:
                 self._observer.count_tokens(opened, count, now)
@@ -311,7 +311,7 @@ class CoreClient:
         self._num_waiting_tokens -= _num_tokens(opened.request)
 
     def _end(self, opened: OpenRequest, outcome: str) -> None:
-        """Forgets a request; the one place where a request that was open ends."""
+        """Removes a request; every open request ends here."""
         del self._open_requests[opened.request.request_id]
         del opened.stream.open_requests[opened.handle]
         if not opened.is_admitted:

@@ -1,28 +1,28 @@
-"""Tells when the core has given no sign of life for too long."""
+"""Detects a core that has sent no heartbeat for too long."""
 
 TICK_SECONDS = 0.25
-"""How often the owner calls `tick`, at most."""
+"""How often the owner calls `tick`; one tick counts for at most this time."""
 
 _FACTOR = 10.0
 """How much longer than expected a step may take."""
 _UNKNOWN_STEP_SECONDS = 12.0
-"""What a step with prompt tokens takes before one was measured; the first may compile kernels."""
+"""Assumed for a step with prompt tokens until one is measured; the first may compile kernels."""
 _INTAKE_SECONDS = 1.0
-"""By then a core that lives has begun with the work that was there, or said that there is none."""
+"""By then a live core has started the available work, or reported that there is none."""
 _DECAY = 0.999
-"""By a step, so that one long step is forgotten after some thousand."""
+"""Per step, so that one long step is forgotten after about a thousand."""
 
 
 class CoreWatch:
-    """Measures the silence of the core's loop, which says a word after each step and while idle.
+    """Measures the silence of the core loop, which sends a message after each step and while idle.
 
-    The core is frozen when it has been silent for longer than `min_seconds`, ten times its longest
-    step of late, and ten times what the work at hand takes at the rate that it has shown: a CPU may
-    compute for half a minute on one step full of prompt tokens. Work that came later than the step
-    under way can have begun does not count, so that requests sent to a frozen core buy it no time.
+    The core is frozen when its silence exceeds each of three times: `min_seconds`, ten times its
+    longest recent step, and ten times the expected time of the current work at its measured rate.
+    (A CPU may take half a minute for one step full of prompt tokens.) Work that arrived too late
+    for the current step does not count, so requests sent to a frozen core do not extend the limit.
 
-    Time is counted in ticks of the owner, each of at most `TICK_SECONDS`: when the server itself
-    stood still, or the clock jumped, the core is not to blame.
+    Time is counted in ticks of the owner, each of at most `TICK_SECONDS`. A stalled server or a
+    clock jump therefore does not count against the core.
     """
 
     def __init__(self, min_seconds: float) -> None:
@@ -33,12 +33,12 @@ class CoreWatch:
 
     @property
     def silence(self) -> float:
-        """Seconds since the last sign of life."""
+        """Seconds since the last heartbeat."""
         return self._silence
 
     @property
     def limit(self) -> float:
-        """The longest silence, in seconds, of a core that lives."""
+        """The longest silence, in seconds, of a live core."""
         return max(self._min_seconds, _FACTOR * max(self._longest_step, self._expected_step))
 
     @property
@@ -47,18 +47,18 @@ class CoreWatch:
         return self._silence > self.limit
 
     def heard(self, step_seconds: float) -> None:
-        """Notes a sign of life, with the time of the step behind it or 0."""
-        # A step during which the core stood still says nothing about the next.
+        """Records a heartbeat, with the duration of its step or 0."""
+        # A step during which the core was stopped does not predict the next.
         if step_seconds and not self.is_frozen:
             self._longest_step = max(step_seconds, self._longest_step * _DECAY)
         self._silence = 0.0
         self._expected_step = 0.0
 
     def tick(self, *, num_tokens: int, tokens_per_second: float) -> None:
-        """Notes that a tick passed.
+        """Records a tick.
 
         Args:
-            num_tokens: Prompt tokens that the core's next step may compute, at most.
+            num_tokens: Maximum prompt tokens in the core's next step.
             tokens_per_second: Rate at which it computes them, or 0 before any measurement.
         """
         self._silence += TICK_SECONDS

@@ -1,4 +1,4 @@
-"""The server's life: ports first, then the model, then requests, and in the end none."""
+"""The server's lifecycle: open ports, wait for the model, serve requests, drain."""
 
 import asyncio
 import contextlib
@@ -31,17 +31,17 @@ from servicekit.listening import add_grpc_port
 from servicekit.operations import operations_handlers
 
 _FAREWELL_SECONDS = 2.0
-"""Time that calls get to send their last status before they are cut."""
+"""Time for calls to send their final status before they are closed."""
 
 _logger = logging.getLogger(__name__)
 
 
 class EngineServer:
-    """Serves one core over gRPC, and says over HTTP how it does.
+    """Serves one core over gRPC, and its probes and metrics over HTTP.
 
     Attributes:
-        port: Of gRPC, once listening.
-        operations_port: Of HTTP, once listening.
+        port: The gRPC port, once listening.
+        operations_port: The HTTP port, once listening.
     """
 
     def __init__(self, options: ServerOptions) -> None:
@@ -62,7 +62,7 @@ class EngineServer:
     @classmethod
     @contextlib.asynccontextmanager
     async def listening(cls, options: ServerOptions) -> AsyncIterator[Self]:
-        """Listens on both ports, live but not ready, and closes everything in the end.
+        """Listens on both ports, live but not ready, and closes everything on exit.
 
         Raises:
             StartupError: A port is in use.
@@ -76,30 +76,30 @@ class EngineServer:
 
     @property
     def is_ready(self) -> bool:
-        """Whether new requests are taken."""
+        """Whether new requests are accepted."""
         return self._health.is_ready
 
     @property
     def is_core_lost(self) -> bool:
-        """Whether the core has ended without being told to."""
+        """Whether the core ended unexpectedly."""
         return self._client is not None and self._client.is_lost
 
     @property
     def is_core_frozen(self) -> bool:
-        """Whether the core gives no sign of life, and all who asked were told so."""
+        """Whether the core sends no heartbeat and its open requests were ended with an error."""
         return self._health.state is State.FROZEN
 
     @property
     def core_silence(self) -> float:
-        """Seconds since the core last gave a sign of life."""
+        """Seconds since the core's last heartbeat."""
         return self._watch.silence
 
     async def serve(self, connection: Connection, tokenizer: TokenizerFiles) -> EngineInfo:
-        """Waits for the core at the other end to be ready, then takes requests.
+        """Waits for the core at the other end to be ready, then accepts requests.
 
         Raises:
-            StartupError: The core cannot serve, by its own word.
-            EngineFailed: The core ended without a word.
+            StartupError: The core reported that it cannot serve.
+            EngineFailed: The core ended without a report.
         """
         client = CoreClient(
             connection,
@@ -127,8 +127,8 @@ class EngineServer:
     async def wait_core_lost(self) -> None:
         """Waits until the core is gone or frozen for too long, then refuses and ends everything.
 
-        While the core is frozen, its requests end and new ones are refused; once it gives a sign of
-        life again, the engine serves as before.
+        While the core is frozen, its requests end and new ones are refused. Once it sends a
+        heartbeat again, the engine serves as before.
         """
         assert self._client is not None, "serve comes first"
         await self._watch_core(self._client)
@@ -137,9 +137,9 @@ class EngineServer:
             self._cache_log.fail(core_lost())
 
     async def drain(self) -> None:
-        """Takes nothing new, lets running requests finish for the time of grace, ends the rest.
+        """Refuses new requests, lets running ones finish in the grace period, ends the rest.
 
-        A core that freezes meanwhile ends them at once.
+        If the core freezes in the meantime, they end at once.
         """
         assert self._client is not None, "serve comes first"
         _logger.info(
@@ -192,7 +192,7 @@ class EngineServer:
         self._metrics.ready.set(self._health.is_ready)
 
     async def _watch_core(self, client: CoreClient) -> None:
-        """Follows the core's signs of life until it is gone, or frozen for too long."""
+        """Follows the core's heartbeats until it is gone, or frozen for too long."""
         while not client.is_lost:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(TICK_SECONDS):
@@ -211,7 +211,7 @@ class EngineServer:
                 return
 
     async def _follow_watch(self, client: CoreClient) -> None:
-        """Changes the state when the core has frozen or woken up."""
+        """Changes the state when the core has frozen or recovered."""
         is_frozen = self._watch.is_frozen
         if is_frozen and not self.is_core_frozen:
             _logger.error(

@@ -1,4 +1,4 @@
-"""What the engine says of itself to whoever probes it, over gRPC and HTTP alike."""
+"""The engine's health state, reported over gRPC and HTTP."""
 
 import enum
 
@@ -9,7 +9,7 @@ SERVICE_NAME = "pagestream.engine.v1.EngineService"
 
 
 class State(enum.Enum):
-    """Where the engine is in its life."""
+    """The engine's lifecycle state."""
 
     STARTING = "starting: the model is being loaded"
     SERVING = "serving"
@@ -30,7 +30,7 @@ class Health(health.Health[State]):
         )
 
     def check_loaded(self) -> None:
-        """Refuses every call while there is no model to speak of, or no core that answers.
+        """Refuses every call while no model is loaded or the core does not answer.
 
         Raises:
             Starting or EngineFailed.
@@ -43,7 +43,7 @@ class Health(health.Health[State]):
             raise core_lost()
 
     def check_ready(self) -> None:
-        """Refuses a new request unless the engine takes any.
+        """Refuses a new request unless the engine accepts requests.
 
         Raises:
             Starting, Draining or EngineFailed.

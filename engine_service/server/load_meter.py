@@ -1,4 +1,4 @@
-"""How busy the engine is, and how fast it has proved to be."""
+"""The engine's load and its measured rates."""
 
 import asyncio
 import math
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from engine_service.core.types import EngineInfo, StepStats
 
 _NOTICE_SECONDS = 0.1
-"""A change is told to everyone at most this much later."""
+"""Subscribers learn of a change at most this much later."""
 
 _MEMORY_SECONDS = 10.0
-"""Busy time after which a measurement counts 1/e of a fresh one."""
+"""Busy time after which a measurement has 1/e of a new one's weight."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What routers are told; rates are tokens per second, 0 before any measurement."""
+    """The load reported to routers; rates are tokens per second, 0 before any measurement."""
 
     is_draining: bool = False
     num_running: int = 0
@@ -29,9 +29,9 @@ class Load:
 
 
 class _Rate:
-    """Amount over time, both summed with exponentially fading weights.
+    """Amount over time, both summed with exponentially decaying weights.
 
-    The quotient of the sums, unlike a mean of quotients, lets a large step count more than a
+    The quotient of the sums, unlike a mean of quotients, gives a large step more weight than a
     small one, whose duration is mostly overhead.
     """
 
@@ -50,13 +50,13 @@ class _Rate:
 
 
 class LoadMeter:
-    """Keeps the newest load, learns rates from steps and tells subscribers of changes.
+    """Keeps the newest load, measures rates from steps and notifies subscribers of changes.
 
-    A step without prompt tokens measures decoding, one without decoding measures prompts. A mixed
-    step is split: decoding gets the time that steps of pure decoding take on average, since that
-    time is spent reading weights and hardly depends on the batch; the rest is the prompts', but
-    at least half their share by token count, so that noise cannot make a small prompt look free.
-    The prefill rate is thus what prompts reach beside decoding, without being charged for it.
+    A step without prompt tokens measures decoding; one without decoding measures prefill. The time
+    of a mixed step is split. Decoding gets the average time of a pure decoding step, since that
+    time is spent reading weights and hardly depends on the batch. Prefill gets the rest, but at
+    least half its share by token count, so that noise cannot make a small prompt look free. The
+    prefill rate is thus the rate alongside decoding, without the cost of decoding.
     """
 
     def __init__(self) -> None:
@@ -72,38 +72,38 @@ class LoadMeter:
 
     @property
     def load(self) -> Load:
-        """The newest load; a changed load is another object."""
+        """The newest load; a changed load is a new object."""
         return self._load
 
     def start(self, info: EngineInfo) -> None:
-        """Takes the size of the pool, of which all is free."""
+        """Sets the size of the pool; all blocks are free."""
         self._num_blocks = info.num_blocks
         self._stats = StepStats(num_free_blocks=info.num_blocks)
         self._renew()
 
     def drain(self) -> None:
-        """Tells everyone at once that no new requests are taken."""
+        """Notifies subscribers at once that new requests are refused."""
         self._is_draining = True
         self._renew()
         self._tell()
 
     def update(self, stats: StepStats) -> None:
-        """Takes the outcome of a step; subscribers learn of it within 100 ms."""
+        """Records a step's statistics; subscribers learn of it within 100 ms."""
         self._stats = stats
         self._measure(stats)
         if self._renew() and self._notice is None:
             self._notice = asyncio.get_running_loop().call_later(_NOTICE_SECONDS, self._tell)
 
     def subscribe(self, callback: Callable[[], None]) -> None:
-        """Calls back when the load may have changed, at most every 100 ms."""
+        """Registers a callback for when the load may have changed, at most every 100 ms."""
         self._subscribers.add(callback)
 
     def unsubscribe(self, callback: Callable[[], None]) -> None:
-        """Stops calling back."""
+        """Removes a callback."""
         self._subscribers.discard(callback)
 
     def close(self) -> None:
-        """Drops a notice that has not gone out yet."""
+        """Cancels a notice that is still pending."""
         if self._notice is not None:
             self._notice.cancel()
 

@@ -32,16 +32,16 @@ OUTCOMES = (
         )
     ),
 )
-"""Every way in which a request ends."""
+"""All outcomes of a request."""
 
 PHASES = ("schedule", "prepare", "launch", "wait", "update", "device", "total")
-"""The host's parts of a step, then the device's time, and what the step added to that of all."""
+"""The host's phases of a step, then the device time and the time the step added to the total."""
 
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 class EngineMetrics:
-    """The series, in a registry of their own, and who sets them when."""
+    """The series, in their own registry, and the methods that update them."""
 
     def __init__(self) -> None:
         self.registry = new_registry()
@@ -153,7 +153,7 @@ class EngineMetrics:
         )
 
     def set_info(self, info: EngineInfo) -> None:
-        """Sets what start-up learnt."""
+        """Sets what start-up found."""
         self.model_info.labels(
             model_name=info.model_name,
             architecture=info.architecture,
@@ -214,7 +214,7 @@ class EngineMetrics:
         self._count_outcome(outcome)
 
     def count_slow_reader(self) -> None:
-        """Counts a stream that was closed since its client did not read."""
+        """Counts a stream that was closed because its client did not read."""
         self.slow_readers.inc()
 
     def count_malformed_message(self, method: str) -> None:
@@ -227,7 +227,7 @@ class EngineMetrics:
         self.request_time.observe(now - request.request.arrival_time)
 
     def _count_outcome(self, outcome: str) -> None:
-        # A reason that no request should end with is a bug, which must not fail the request.
+        # An unexpected reason is a bug, but must not fail the request.
         known = outcome if outcome in self._requests_by_outcome else Reason.INTERNAL.lower()
         self._requests_by_outcome[known].inc()
 

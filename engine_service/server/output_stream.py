@@ -1,4 +1,4 @@
-"""What one reader has yet to take: the outputs of its requests, merged while it is busy."""
+"""One reader's pending outputs, merged per request while the reader is busy."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -20,13 +20,13 @@ class OpenRequest:
     """A request that has not ended yet.
 
     Attributes:
-        request: As the core got it.
-        stream: Where its outputs go.
+        request: The request as sent to the core.
+        stream: Receives its outputs.
         handle: Its number within the stream.
-        name: What the client calls it, for logs.
+        name: The client's name for it, for logs.
         is_admitted: Whether the core has scheduled it once.
         num_generated_tokens: Tokens generated here so far.
-        last_token_time: When the newest of them came.
+        last_token_time: When the newest of them arrived.
     """
 
     request: Request
@@ -41,7 +41,7 @@ class OpenRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputBatch:
-    """Everything that happened to a stream's requests since the reader last took.
+    """The outputs of a stream's requests since the reader's last batch.
 
     Within a batch a request is admitted before its tokens, and ends after them. The first three
     fields are parallel as in `StepOutput`, with one entry per request.
@@ -61,8 +61,8 @@ class OutputBatch:
 class OutputStream:
     """A bounded buffer between the engine and one reader, used on the event loop only.
 
-    The engine never waits for the reader: outputs are merged per request, so that a reader who
-    falls behind gets fewer and larger batches. Whoever adds looks at `is_overfull` afterwards.
+    The engine never waits for the reader: outputs are merged per request, so a reader that falls
+    behind gets fewer and larger batches. Callers that add must check `is_overfull` afterwards.
     """
 
     def __init__(self, max_buffered_tokens: int) -> None:
@@ -79,7 +79,7 @@ class OutputStream:
 
     @property
     def is_overfull(self) -> bool:
-        """Whether the reader has let more pile up than the bound."""
+        """Whether the buffer exceeds its bound."""
         return self._num_buffered > self.max_buffered_tokens
 
     @property
@@ -89,12 +89,12 @@ class OutputStream:
 
     @property
     def has_more(self) -> bool:
-        """Whether the reader has anything left to take or to wait for."""
+        """Whether the reader has anything left to read or wait for."""
         return bool(self.open_requests) or self._num_buffered > 0
 
     @property
     def num_buffered(self) -> int:
-        """Tokens that wait for the reader; an event counts as some tokens."""
+        """Tokens in the buffer; an event counts as several tokens."""
         return self._num_buffered
 
     def add_tokens(self, handle: int, token_ids: "array[int]") -> None:
@@ -112,7 +112,7 @@ class OutputStream:
         self._add_cost(_EVENT_COST)
 
     def add_finish(self, handle: int, finish: Finish) -> None:
-        """Adds that a request ended well."""
+        """Adds that a request ended successfully."""
         self._finishes.append((handle, finish))
         self._add_cost(_EVENT_COST)
 
@@ -122,14 +122,14 @@ class OutputStream:
         self._add_cost(_EVENT_COST)
 
     def discard(self, handle: int) -> None:
-        """Drops what the reader has not taken of a cancelled request."""
+        """Drops the buffered outputs of a cancelled request."""
         self._num_buffered -= len(self._tokens.pop(handle, ()))
         kept = [entry for entry in self._admissions if entry[0] != handle]
         self._num_buffered -= _EVENT_COST * (len(self._admissions) - len(kept))
         self._admissions = kept
 
     def fail(self, error: RequestError, *, keep_outputs: bool = True) -> None:
-        """Ends the stream: the reader gets what is buffered, then the error. The first one counts.
+        """Ends the stream: the reader gets the buffer, then the error. The first error counts.
 
         Args:
             error: What `wait` raises at the end.
@@ -142,14 +142,14 @@ class OutputStream:
             self._changed.set()
 
     def wake(self) -> None:
-        """Makes `wait` return, with an empty batch if there is nothing."""
+        """Makes `wait` return, with an empty batch if nothing is buffered."""
         self._changed.set()
 
     async def wait(self) -> OutputBatch:
-        """Waits for outputs, or for `wake`, and takes everything there is.
+        """Waits for outputs or `wake`, and returns everything buffered.
 
         Raises:
-            RequestError: The stream has ended and everything was taken.
+            RequestError: The stream has ended and everything was read.
         """
         await self._changed.wait()
         self._changed.clear()

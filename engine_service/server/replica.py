@@ -1,4 +1,4 @@
-"""One loaded model, and everything that the RPCs need of it."""
+"""One loaded model and everything that the RPCs need from it."""
 
 import importlib.metadata
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from engine_service.server.tokenizer_files import TokenizerFiles
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replica:
-    """What serves requests once start-up is over."""
+    """The parts that serve requests after start-up."""
 
     info: EngineInfo
     limits: Limits

@@ -24,7 +24,7 @@ _logger = logging.getLogger(__name__)
 
 
 class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
-    """Answers from the replica, once there is one."""
+    """Serves calls from the replica, once it exists."""
 
     def __init__(self, health: Health, metrics: EngineMetrics) -> None:
         self._health = health

@@ -1,4 +1,4 @@
-"""One GenerateMany stream: a router's requests up, one message per step down."""
+"""One GenerateMany stream: requests from a router, one message per step back."""
 
 import asyncio
 import logging
@@ -19,15 +19,15 @@ from servicekit.handlers import MalformedMessage
 from servicekit.status import Context
 
 _SUBMISSIONS_PER_TURN = 32
-"""Submissions taken before the event loop sees to others again."""
+"""Submissions handled before yielding to the event loop."""
 
 _logger = logging.getLogger(__name__)
 
 
 class GenerateManySession:
-    """Reads a router's submissions and writes what becomes of them, each in a task of its own.
+    """Reads a router's submissions and writes their outputs, in two separate tasks.
 
-    The stream ends when the router has stopped submitting and nothing is open, or with an error.
+    The stream ends when the router has stopped submitting and no request is open, or with an error.
     Its unfinished requests are then cancelled.
     """
 
@@ -53,7 +53,7 @@ class GenerateManySession:
                 except RequestError as error:
                     return error
                 except grpc.aio.InternalError:
-                    # The router left in the middle of a message.
+                    # The router disconnected in the middle of a message.
                     _logger.debug("stream ended in a write")
                 finally:
                     reading.cancel()
@@ -72,8 +72,8 @@ class GenerateManySession:
                     self._client.cancel(self._stream, handle)
                 for number, submission in enumerate(batch.submissions):
                     if self._stream.has_failed:
-                        # A router that was cut off for not reading and goes on submitting would
-                        # fill the memory; nobody reads it from here on, and so it is held up.
+                        # A router that was cut off for not reading could fill the memory by
+                        # submitting more. Stop reading, so that flow control stops it.
                         return
                     self._submit(submission)
                     if number % _SUBMISSIONS_PER_TURN == _SUBMISSIONS_PER_TURN - 1:

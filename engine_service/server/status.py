@@ -1,4 +1,4 @@
-"""What a call of the engine ends with when something says no."""
+"""Maps exceptions to the gRPC status of a call."""
 
 import logging
 from contextlib import AbstractAsyncContextManager
@@ -17,7 +17,7 @@ def errors_to_status(context: Context, method: str) -> AbstractAsyncContextManag
 
 
 def as_request_error(error: Exception) -> RequestError:
-    """Returns an error that a client may see; logs one that nobody foresaw."""
+    """Returns an error that a client may see; logs an unexpected one."""
     if not isinstance(error, RequestError):
         _logger.error("request failed", exc_info=error)
     return _shown(error)

@@ -1,4 +1,4 @@
-"""What one message of a router holds: each submission taken, or refused, by itself."""
+"""Parses one message of a router; each submission is accepted or refused separately."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ _HANDLE = engine_pb2.Submission.DESCRIPTOR.fields_by_name["handle"].number
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefusedSubmission:
-    """A submission that cannot be taken, though it is known whose it is."""
+    """A submission that was refused but whose handle is known."""
 
     handle: int
     malformed: Malformed
@@ -33,10 +33,10 @@ class SubmissionBatch:
 
 
 class SubmissionBatchParser:
-    """Parses GenerateManyRequest; a deserializer for gRPC, which never raises.
+    """Parses GenerateManyRequest; a gRPC deserializer that never raises.
 
-    A submission that passes a bound must not end the stream of all, so that each is parsed as a
-    message of its own.
+    Each submission is parsed as a separate message, so that one that exceeds a bound does not end
+    the whole stream.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class SubmissionBatchParser:
         self._parse_rest = MessageParser(engine_pb2.GenerateManyRequest)
 
     def __call__(self, data: bytes) -> SubmissionBatch | Malformed:
-        """Returns what the message holds, or why it cannot be taken as a whole."""
+        """Returns the message's content, or why the whole message is refused."""
         try:
             submissions, rest = _split(data)
         except (BadWireFormat, _TooMany) as error:
@@ -99,7 +99,7 @@ def _split(data: bytes) -> tuple[list[bytes], bytes]:
 
 
 def _read_handle(content: bytes) -> int | None:
-    """Returns the number of a submission that cannot be parsed, if it stands near its beginning."""
+    """Returns the handle of a submission that cannot be parsed, if it is near its beginning."""
     try:
         fields = read_fields(content, 0, len(content))
         for number, wire_type, begin, end in islice(fields, _MAX_FIELDS_BEFORE_HANDLE):

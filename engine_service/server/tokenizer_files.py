@@ -37,8 +37,8 @@ class TokenizerFiles:
         """Reads the files, sorted by name; blocks for as long as the disk takes.
 
         Raises:
-            StartupError: A file cannot be read, is too large, or lies outside of its folder:
-                anyone may ask for what is read here.
+            StartupError: A file cannot be read, is too large, or lies outside its folder. (Any
+                client may fetch these files.)
         """
         files = []
         digests = {}

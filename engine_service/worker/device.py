@@ -1,4 +1,4 @@
-"""The device that a worker computes on, and the dtype that it computes in."""
+"""A worker's device and dtype."""
 
 import logging
 
@@ -12,7 +12,7 @@ from engine_service.worker.toolchain import check_toolchain
 from kernels.checks import TRITON_HEAD_DIMS
 
 _MIN_CAPABILITY = (8, 0)
-"""Compute capability of the oldest GPUs that Triton supports, by its own word."""
+"""Compute capability of the oldest GPUs that Triton supports, according to Triton."""
 
 logger = logging.getLogger(__name__)
 
@@ -20,10 +20,10 @@ logger = logging.getLogger(__name__)
 def set_up_device(options: ModelOptions) -> torch.device:
     """Makes the device that the options name the current one.
 
-    Where `auto` finds no GPU that will do, a warning says why the CPU is used.
+    If `auto` finds no suitable GPU, a warning says why the CPU is used.
 
     Raises:
-        StartupError: There is no such device, or it lacks what kernels are built with.
+        StartupError: There is no such device, or the tools to build its kernels are missing.
     """
     if options.cpu_threads is not None:
         torch.set_num_threads(options.cpu_threads)
@@ -60,7 +60,7 @@ def choose_dtype(options: ModelOptions, config: ModelConfig, device: torch.devic
     """Returns the name of the dtype to compute in.
 
     Raises:
-        StartupError: `auto` leads to a dtype that the kernels do not compute in.
+        StartupError: `auto` selects a dtype that the kernels do not support.
     """
     if options.dtype != "auto":
         return options.dtype
@@ -74,7 +74,7 @@ def choose_dtype(options: ModelOptions, config: ModelConfig, device: torch.devic
 
 
 def _why_no_gpu() -> str | None:
-    """Says why torch sees no GPU at all, or returns None if it sees one."""
+    """Returns why torch sees no GPU at all, or None if it sees one."""
     if torch.cuda.is_available():
         return None
     if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
@@ -82,13 +82,13 @@ def _why_no_gpu() -> str | None:
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]
     except RuntimeError as error:
-        # Such as that there is no driver, or one too old for this torch.
+        # For example: no driver, or one too old for this torch.
         return str(error).splitlines()[0].rstrip(".")
     return "torch sees no GPU"
 
 
 def _why_too_old(index: int) -> str | None:
-    """Says why the kernels do not run on a GPU of this age, or returns None if they do."""
+    """Returns why this GPU is too old for the kernels, or None if it is not."""
     capability = torch.cuda.get_device_capability(index)
     if capability >= _MIN_CAPABILITY:
         return None
@@ -103,15 +103,15 @@ def _as_version(capability: tuple[int, int]) -> str:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Tells whether torch failed for want of memory; on the CPU only the text says so."""
+    """Returns whether torch ran out of memory; on the CPU only the message shows it."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def check_head_dim(config: ModelConfig, device: torch.device) -> None:
-    """Refuses a model whose heads the GPU kernels do not handle.
+    """Refuses a model whose heads the GPU kernels do not support.
 
     Raises:
-        StartupError: Its `head_dim` is not one of theirs.
+        StartupError: They do not support its `head_dim`.
     """
     if device.type == "cuda" and config.head_dim not in TRITON_HEAD_DIMS:
         raise StartupError(

@@ -9,7 +9,7 @@ from engine_service.worker.sampler import sample_tokens
 
 
 class ModelRunner:
-    """A model, its cache, and the state of the sequences that it runs. Nothing here waits."""
+    """A model, its cache and the state of its sequences. No method waits for the device."""
 
     def __init__(self, model: CausalLM, kv_cache: KVCache, batch: InputBatch) -> None:
         self._model = model
@@ -20,8 +20,8 @@ class ModelRunner:
         """Runs a step and appends its tokens to their sequences.
 
         Returns:
-            [num_sampled] int64 token IDs, in the order of the plan, -1 where the logits give none;
-            None if no row yields one.
+            [num_sampled] int64 token IDs, in plan order, -1 where the logits give none; None if no
+            row yields one.
         """
         logits = self.compute_logits(inputs)
         if logits is None or inputs.sampling is None:

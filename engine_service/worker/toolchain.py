@@ -1,4 +1,4 @@
-"""The C compiler and Python headers with which Triton builds what launches its kernels."""
+"""The C compiler and Python headers that Triton needs to build its kernel launchers."""
 
 import logging
 import shutil
@@ -17,10 +17,10 @@ logger = logging.getLogger(__name__)
 
 
 def check_toolchain() -> None:
-    """Makes sure, before the first kernel is launched, that Triton can launch it on this GPU.
+    """Checks, before the first kernel is launched, that Triton can launch it on this GPU.
 
-    A tool that is missing is no error as long as Triton finds what it would build in its cache,
-    from an earlier start; then a warning names it.
+    A missing tool is no error if Triton's cache has what it would build, from an earlier start;
+    then a warning names the tool.
 
     Raises:
         StartupError: A tool is missing and needed; says what to install.
@@ -39,7 +39,7 @@ def check_toolchain() -> None:
 
 
 def missing_tool() -> str | None:
-    """Looks where Triton looks; returns what it lacks to build and what to install, or None."""
+    """Searches where Triton does; returns the missing tool and what to install, or None."""
     compiler = knobs.build.cc
     if compiler is not None and shutil.which(compiler) is None:
         return f"CC is {compiler!r}, and there is no such program; name a C compiler, or unset CC"

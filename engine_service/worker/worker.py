@@ -1,4 +1,4 @@
-"""One rank: its device, its share of the model and cache, and the steps that it runs."""
+"""One rank: its device, its share of the model and cache, and its steps."""
 
 import logging
 import time
@@ -33,13 +33,13 @@ from engine_service.worker.warm_up import warm_up_plans
 
 logger = logging.getLogger(__name__)
 
-# What the driver keeps for a graph of some ten kernels a layer: 0.2 MB seen on an H200.
+# Memory the driver keeps for a graph of about ten kernels per layer: 0.2 MB seen on an H200.
 _GRAPH_BYTES_PER_LAYER = 256 << 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerConfig:
-    """What a worker needs to know to start."""
+    """What a worker needs to start."""
 
     model: ModelOptions
     cache: CacheOptions
@@ -53,13 +53,13 @@ class WorkerConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingStep:
-    """A step on its way: its tokens arrive in `token_ids` when `ended` has happened."""
+    """A step in flight: its tokens are in `token_ids` once `ended` has happened."""
 
     plan: StepPlan
     token_ids: torch.Tensor | None
     """[num_sampled] int64 on the host."""
     started: torch.cuda.Event | None
-    """When the device began with it. None where the work is already done at launch."""
+    """When the device began the step. None where the work is already done at launch."""
     ended: torch.cuda.Event | None
     prepare_seconds: float
     launch_seconds: float
@@ -71,7 +71,7 @@ class Worker:
     Args:
         batch: The state of its sequences.
         runner: Runs steps of any kind.
-        graphs: Run the steps that fit into them; None leaves all to the runner.
+        graphs: Run the steps that fit into them; None runs all steps with the runner.
         device: The device.
     """
 
@@ -144,7 +144,7 @@ class Worker:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartedWorker:
-    """A worker that can run steps, and what its start brought to light."""
+    """A worker that can run steps, and what its start-up found."""
 
     worker: Worker
     num_blocks: int
@@ -225,7 +225,7 @@ def _start_worker(config: WorkerConfig) -> StartedWorker:
 
 
 def _graph_bytes(config: WorkerConfig) -> int:
-    """Returns what the driver keeps for the CUDA graphs at most."""
+    """Returns the maximum memory that the driver keeps for the CUDA graphs."""
     scheduler = config.scheduler
     num_graphs = max_num_graphs(scheduler.max_num_seqs, scheduler.max_num_batched_tokens)
     return num_graphs * config.model_config.num_layers * _GRAPH_BYTES_PER_LAYER
@@ -235,7 +235,7 @@ def _load_model(config: WorkerConfig) -> tuple[CausalLM, str]:
     """Returns the model and the digest of its weights."""
     is_random = config.model.load_format == "dummy"
     if not is_random:
-        # Nothing is allocated for sizes that the files do not bear out.
+        # Checked first, so that nothing is allocated for sizes that do not match the files.
         check_weights(config.model_config, config.checkpoint)
     model = build_model(config.model_config, config.max_model_len, config.dtype, config.device)
     if is_random:
