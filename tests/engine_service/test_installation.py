@@ -74,7 +74,7 @@ def test_llm_names_a_missing_package_too():
     )
 
     assert errors.splitlines()[-1].startswith(
-        "engine_service.errors.StartupError: not installed: torch; the engine needs"
+        "servicekit.errors.StartupError: not installed: torch; the engine needs"
     )
     assert code == 1
 

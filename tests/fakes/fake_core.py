@@ -332,7 +332,8 @@ class FakeCore:
         self._forget(request)
 
     def _forget(self, request: OpenRequest) -> None:
-        del self._requests[request.request_id]
+        # An engine that restarts has forgotten all of them already.
+        self._requests.pop(request.request_id, None)
         request.sink.requests.pop(request.handle, None)
         if request.timer:
             request.timer.cancel()
