@@ -1,6 +1,5 @@
 """Types of option values: how each is parsed from a text and checked."""
 
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,11 +73,8 @@ class Numbers:
     def check(self, value: object) -> None:
         """Refuses what is no number or out of bounds."""
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if (
-            not is_number
-            or math.isnan(value)  # type: ignore[arg-type]
-            or not self.minimum <= value <= self.maximum  # type: ignore[operator]
-        ):
+        # NaN is within no bounds.
+        if not is_number or not self.minimum <= value <= self.maximum:  # type: ignore[operator]
             raise ValueError(
                 f"is {quoted(value)}, must be a {self.noun} from {self.minimum:g} "
                 f"to {self.maximum:g}"

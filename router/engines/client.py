@@ -19,6 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from protos.pagestream.engine.v1 import engine_pb2, engine_pb2_grpc
 from protos.wire import channel
 from protos.wire.status import ErrorStatus, Reason, error_status
+from router.engines.cache_watch import CacheListener, CacheWatch
 from router.engines.connection_loss import (
     ConnectionLost,
     Fault,
@@ -27,7 +28,7 @@ from router.engines.connection_loss import (
     forget_frames,
     loss_of,
 )
-from router.engines.convert import status_of, to_cache_update, to_load, to_model
+from router.engines.convert import status_of, to_load, to_model
 from router.engines.model_contract import model_fault
 from router.engines.open_requests import OpenRequests
 from router.engines.quarantine import Quarantine
@@ -36,7 +37,6 @@ from router.engines.stall_detector import TICK_SECONDS, StallDetector
 from router.engines.tokenizer_transfer import read_files
 from router.errors import DOMAIN, EngineError, EngineLost, RequestError
 from router.types import (
-    CacheUpdate,
     EngineLoad,
     EngineState,
     ModelInfo,
@@ -85,17 +85,11 @@ class ClientSettings:
     refusals: RefusalLog = field(default_factory=RefusalLog)
 
 
-class EngineListener(Protocol):
+class EngineListener(CacheListener, Protocol):
     """Callbacks to the owner of a client, made from the client's task."""
 
     def check_model(self, model: ModelInfo) -> str:
         """Returns why the engine may not serve, or an empty string."""
-
-    def cache_position(self) -> tuple[int, int]:
-        """Returns epoch and sequence number of the known cache state, (0, 0) for none."""
-
-    async def cache_changed(self, update: CacheUpdate) -> bool:
-        """Applies a change; False asks for a new snapshot."""
 
     def state_changed(self) -> None:
         """The client's state changed, or another attempt to leave it failed."""
@@ -133,6 +127,13 @@ class EngineClient:
         self._stub: engine_pb2_grpc.EngineServiceStub | None = None
         self._stall_detector = StallDetector()
         self._quarantine = Quarantine()
+        self._cache_watch = CacheWatch(
+            address,
+            listener,
+            self.num_faults,
+            min_backoff=self._settings.min_backoff,
+            max_backoff=_WATCH_FACTOR * self._settings.max_backoff,
+        )
         self._fault: Fault | None = None
         self._is_exiting = False
 
@@ -265,7 +266,7 @@ class EngineClient:
                 model = self.model = await self._get_model(self._stub)
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(self._generate(self._stub, model))
-                    tasks.create_task(self._watch_cache(self._stub, model))
+                    tasks.create_task(self._cache_watch.run(self._stub, model))
             finally:
                 self._stub = None
 
@@ -392,53 +393,6 @@ class EngineClient:
         state = self.load.state
         if state is not self.state:
             self._set_state(state, _DETAILS.get(state, "it reports an unknown state"))
-
-    async def _watch_cache(self, stub: engine_pb2_grpc.EngineServiceStub, model: ModelInfo) -> None:
-        loop = asyncio.get_running_loop()
-        backoff = self._settings.min_backoff
-        while True:
-            started = loop.time()
-            try:
-                await self._watch_once(stub, model)
-            except (ConnectionLost, grpc.aio.AioRpcError) as error:
-                # Requests are not affected: the known cache state is only a hint.
-                loss = loss_of(error)
-                if loss.fault is not None:
-                    self.num_faults[loss.fault] += 1
-                _logger.warning("cache watch lost engine=%s detail=%s", self.address, loss.detail)
-            longest = _WATCH_FACTOR * self._settings.max_backoff
-            # Receiving messages proves nothing: they may be the same nonsense each time.
-            if loop.time() - started > longest:
-                backoff = self._settings.min_backoff
-            await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
-            backoff = min(2 * backoff, longest)
-
-    async def _watch_once(self, stub: engine_pb2_grpc.EngineServiceStub, model: ModelInfo) -> None:
-        """Follows one WatchCache call to its end."""
-        epoch, sequence_number = self._listener.cache_position()
-        call = stub.WatchCache(
-            engine_pb2.WatchCacheRequest(epoch=epoch, sequence_number=sequence_number)
-        )
-        try:
-            async for message in call:
-                if checked(message).epoch != model.epoch:
-                    # Open streams stay with the old engine if the address moves; new ones do not.
-                    raise ConnectionLost(
-                        f"its cache has epoch {message.epoch}, its model {model.epoch}",
-                        Fault.MISMATCH,
-                    )
-                if not await self._listener.cache_changed(to_cache_update(message)):
-                    _logger.warning(
-                        "cache gap found engine=%s epoch=%d sequence_number=%d held=%d",
-                        self.address,
-                        message.epoch,
-                        message.sequence_number,
-                        sequence_number,
-                    )
-                    break
-                sequence_number = message.sequence_number
-        finally:
-            call.cancel()
 
     def _lost_status(self) -> ErrorStatus:
         return error_status(

@@ -40,7 +40,7 @@ class TemplateProcess:
     """A running worker. One thread at a time may use it; any thread may kill it.
 
     Its answers are bounded before they are read, and never trusted: a template may have escaped its
-    sandbox. `check` and `ask` end the worker on any exception except `TemplateRefused`.
+    sandbox. `ask` ends the worker on any exception except `TemplateRefused`.
     """
 
     def __init__(self, max_bytes: int) -> None:

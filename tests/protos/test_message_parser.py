@@ -63,10 +63,15 @@ def test_every_field_that_can_grow_has_a_bound_and_no_other_has():
     assert listed == names
 
 
-@pytest.mark.parametrize("field", growing_fields(), ids=lambda field: field.full_name)
+LISTS = [
+    field
+    for field in growing_fields()
+    if field.is_repeated and field.full_name.startswith("pagestream.")
+]
+
+
+@pytest.mark.parametrize("field", LISTS, ids=lambda field: field.full_name)
 def test_contract_states_the_bound_of_each_list(field):
-    if not field.is_repeated or not field.full_name.startswith("pagestream."):
-        pytest.skip("a text; or a message of others")
     bound = field_bounds.FIELD_BOUNDS[field.full_name].entries
     service = field.full_name.split(".")[1]
     text = (PROTOS / service / "v1" / f"{service}.proto").read_text()

@@ -1,13 +1,6 @@
-import dataclasses
 import json
-import os
-import signal
-import subprocess
 import sys
-import textwrap
 import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -17,19 +10,22 @@ from transformers.utils import chat_template_utils
 from protos.wire.reason import Reason
 from router.errors import Draining, InvalidRequest, RequestError
 from router.text import template_worker
-from router.text.chat_template import ChatTemplate, TemplateSettings
-from router.text.template_process import TemplateProcess
 from router.text.tokenizer import Tokenizer
 from router.types import ChatMessage
 from tests.fakes import small_tokenizer
+from tests.router.text.templates import (
+    FOREVER,
+    HASTY,
+    HI,
+    LOOPS_IF_TOLD,
+    SPECIAL_TOKENS,
+    chats_of,
+    is_there,
+    pid_of,
+    says,
+)
 
 ROOT = Path(__file__).parents[3]
-SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
-HI = (ChatMessage(role="user", content="hi"),)
-FOREVER = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
-LOOPS_IF_TOLD = (
-    "{% if messages[0].content == 'loop' %}" + FOREVER + "{% endif %}{{ messages[0].content }}"
-)
 QWEN = """{%- set ns = namespace(last=messages|length - 1) %}
 {%- for message in messages[::-1] %}
   {%- if message.role == "user" and not message.content.startswith('<tool_response>') %}
@@ -110,78 +106,6 @@ HOSTILE = {
     "number": (5, "rejected them: it is of type int, not a string"),
     "several": ({"tool_use": "x"}, "rejected them: it is of type dict, not a string"),
 }
-DEFAULTS = TemplateSettings()
-# Enough for the hostile not to last, and bounds that they pass soon.
-HASTY = TemplateSettings(cpu_seconds=0.2, max_prompt_bytes=160 << 10)
-
-
-class Templates:
-    """Chat templates that are closed in the end, and why their workers ended."""
-
-    def __init__(self):
-        self.ends = []
-        self._made = []
-
-    def __call__(self, source, settings=DEFAULTS, **changes):
-        settings = dataclasses.replace(settings, on_end=self.ends.append, **changes)
-        template = ChatTemplate(source, SPECIAL_TOKENS, settings)
-        self._made.append(template)
-        return template
-
-    def close(self):
-        for template in self._made:
-            template.close()
-
-
-@pytest.fixture
-def templates():
-    made = Templates()
-    yield made
-    made.close()
-
-
-def says(text):
-    return (ChatMessage(role="user", content=text),)
-
-
-def pid_of(template):
-    return template._process.pid
-
-
-def is_there(pid):
-    """Whether there is such a process, be it a zombie."""
-    return Path(f"/proc/{pid}").exists()
-
-
-def files_of(pid):
-    folder = Path(f"/proc/{pid}/fd")
-    return {entry.name: str(entry.readlink()) for entry in folder.iterdir()}
-
-
-def is_running(pid):
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
-
-
-def until(condition):
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-@contextmanager
-def chats_of(template, *texts):
-    """The futures of chats that begin one after the other, in threads of their own."""
-    with ThreadPoolExecutor(len(texts)) as threads:
-        futures = []
-        for text in texts:
-            futures.append(threads.submit(template.render, says(text)))
-            until(lambda: template._turn.locked() or futures[-1].done())
-        yield futures
 
 
 def outcome_of_transformers(source, messages):
@@ -348,37 +272,6 @@ def test_surrogates_of_a_message_are_refused(templates):
         templates(small_tokenizer.CHAT_TEMPLATE).render(says("\ud800"))
 
 
-def test_worker_that_dies_is_replaced(templates):
-    template = templates("{{ messages[0].content }}")
-    template.start()
-    worker = pid_of(template)
-
-    os.kill(worker, signal.SIGKILL)
-    until(lambda: not is_running(worker))
-
-    assert template.render(HI) == "hi", "it is no fault of this chat"
-    assert templates.ends == ["died"]
-    assert pid_of(template) != worker
-
-
-def test_worker_hears_of_no_signal_to_the_service_and_holds_nothing_of_it(templates):
-    template = templates("{{ messages[0].content }}")
-    template.start()
-    worker = pid_of(template)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        os.kill(worker, number)
-
-    assert template.render(HI) == "hi"
-    assert pid_of(template) == worker
-    assert os.getpgid(worker) == os.getsid(worker) == worker
-    held = files_of(worker)
-    assert held.keys() == {"0", "1", "2"}
-    assert held["0"] == held["1"]
-    assert held["0"].startswith("socket:")
-    assert held["2"] == "/dev/null"
-
-
 def test_retired_template_serves_those_who_have_it_and_keeps_no_worker(templates):
     template = templates("{{ messages[0].content }}")
     template.start()
@@ -420,154 +313,3 @@ def test_system_without_room_for_a_process_is_no_fault_of_the_client(templates, 
     assert caught.value.status.reason == Reason.INTERNAL
     monkeypatch.undo()
     assert template.render(HI) == "hi"
-
-
-@pytest.mark.parametrize(
-    ("answer", "cause"),
-    [
-        ("b'T' + b'\\xff' * 4", "protocol"),
-        ("b'E' + (3000).to_bytes(4, 'big')", "protocol"),
-        ("b'X' + bytes(4)", "protocol"),
-        ("b'T' + (2).to_bytes(4, 'big') + b'\\xff\\xff'", "protocol"),
-        ("b'T' + bytes(4) + b'more'", "protocol"),
-        ("b''", "died"),
-        ("b'T'", "died"),
-    ],
-)
-def test_worker_that_lies_is_ended(templates, monkeypatch, tmp_path, answer, cause):
-    liar = tmp_path / "liar.py"
-    # What a template could do that escaped its sandbox.
-    liar.write_text(
-        "import os\n"
-        "os.read(0, 1 << 16)\n"
-        "os.write(1, b'T' + bytes(4))\n"
-        "os.read(0, 1 << 16)\n"
-        f"os.write(1, {answer})\n"
-        f"{'os.read(0, 1)' if cause == 'protocol' else ''}\n"
-    )
-    monkeypatch.setattr(template_worker, "__file__", str(liar))
-    template = templates("{{ messages[0].content }}")
-    template.start()
-    worker = pid_of(template)
-
-    with pytest.raises(InvalidRequest, match="broke its worker"):
-        template.render(HI)
-
-    assert templates.ends == [cause]
-    assert not is_there(worker)
-    monkeypatch.undo()
-    assert template.render(HI) == "hi"
-
-
-def test_worker_that_speaks_unasked_is_ended(templates, monkeypatch, tmp_path):
-    liar = tmp_path / "liar.py"
-    liar.write_text(
-        "import os, time\n"
-        "os.read(0, 1 << 16)\n"
-        "os.write(1, b'T' + bytes(4))\n"
-        "time.sleep(0.2)\n"
-        "os.write(1, bytes(1000))\n"
-        "os.read(0, 1)\n"
-    )
-    monkeypatch.setattr(template_worker, "__file__", str(liar))
-    template = templates("{{ messages[0].content }}")
-    template.start()
-    time.sleep(0.5)
-    monkeypatch.undo()
-
-    assert template.render(HI) == "hi", "by the next worker"
-    assert templates.ends == ["protocol"]
-
-
-def test_worker_that_dies_of_a_signal_without_a_name_is_replaced(templates, monkeypatch, tmp_path):
-    liar = tmp_path / "liar.py"
-    liar.write_text(
-        "import os\n"
-        "os.read(0, 1 << 16)\n"
-        "os.write(1, b'T' + bytes(4))\n"
-        "os.read(0, 1 << 16)\n"
-        "os.kill(os.getpid(), 36)\n"
-    )
-    monkeypatch.setattr(template_worker, "__file__", str(liar))
-    template = templates("{{ messages[0].content }}")
-
-    with pytest.raises(InvalidRequest, match="broke its worker process \\(signal 36\\)"):
-        template.render(HI)
-
-    monkeypatch.undo()
-    assert template.render(HI) == "hi"
-
-
-def test_worker_that_drips_is_ended_by_the_clock(templates, monkeypatch, tmp_path):
-    liar = tmp_path / "liar.py"
-    # Several, so that there is always a byte to read.
-    liar.write_text(
-        "import os\n"
-        "os.read(0, 1 << 16)\n"
-        "os.write(1, b'T' + bytes(4))\n"
-        "os.read(0, 1 << 16)\n"
-        "os.write(1, b'T' + (1 << 29).to_bytes(4, 'big'))\n"
-        "for _ in range(3): os.fork()\n"
-        "while True: os.write(1, b'x')\n"
-    )
-    monkeypatch.setattr(template_worker, "__file__", str(liar))
-    monkeypatch.setattr(TemplateSettings, "deadline", 0.2)
-    template = templates("{{ messages[0].content }}", max_prompt_bytes=1 << 29)
-
-    # All that it announces would take it hours.
-    with pytest.raises(InvalidRequest, match="took longer than"):
-        template.render(HI)
-
-
-@pytest.mark.parametrize("number", [1, 2])
-def test_error_in_an_exchange_mixes_no_answers_up(templates, monkeypatch, number):
-    template = templates("{{ messages[0].content }}")
-    read, calls = TemplateProcess._read, []
-
-    def fails(process, deadline):
-        calls.append(process)
-        if len(calls) == number:
-            raise MemoryError
-        return read(process, deadline)
-
-    monkeypatch.setattr(TemplateProcess, "_read", fails)
-    with pytest.raises(MemoryError):
-        template.render(says("secret"))
-
-    assert [template.render(says(text)) for text in "abc"] == ["a", "b", "c"]
-
-
-def test_worker_that_is_silent_is_ended_by_the_clock(templates, monkeypatch):
-    monkeypatch.setattr(TemplateSettings, "deadline", 0.5)
-    template = templates(LOOPS_IF_TOLD, cpu_seconds=60)
-
-    with pytest.raises(InvalidRequest, match="took longer than 60 s"):
-        template.render(says("loop"))
-
-    assert templates.ends == ["time"]
-
-
-@pytest.mark.parametrize("text", ["idle", "loop"])
-def test_worker_ends_with_a_router_that_is_killed(text):
-    script = f"""
-        import time
-        from router.text.chat_template import ChatTemplate, TemplateSettings
-        from router.types import ChatMessage
-
-        template = ChatTemplate({LOOPS_IF_TOLD!r}, {{}}, TemplateSettings(cpu_seconds=1))
-        template.start()
-        print(template._process.pid, flush=True)
-        if {text!r} == "loop":
-            template.render([ChatMessage(role="user", content="loop")])
-        time.sleep(60)
-    """
-    command = [sys.executable, "-c", textwrap.dedent(script)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as router:
-        worker = int(router.stdout.readline())
-        assert is_running(worker)
-        router.kill()
-    try:
-        until(lambda: not is_running(worker))
-    finally:
-        with suppress(ProcessLookupError):
-            os.kill(worker, signal.SIGKILL)

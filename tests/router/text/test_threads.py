@@ -99,15 +99,14 @@ async def test_error_of_work_that_nobody_waits_for_is_not_complained_of(threads)
         work()
         raise ValueError
 
-    task = await begun(threads, work)
-    failing = asyncio.ensure_future(threads.run(fails))
+    task = asyncio.ensure_future(threads.run(fails))
+    assert await asyncio.to_thread(work.began.wait, 10)
     task.cancel()
+    await asyncio.wait([task])
     work.may_end.set()
-    await asyncio.sleep(0.05)
-    failing.cancel()
-    await asyncio.wait([task, failing])
+    # In the same thread, so it comes after the error.
     await threads.run(divmod, 7, 2)
-    del task, failing
+    del task
     gc.collect()
 
     assert complaints == []
