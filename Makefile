@@ -6,6 +6,7 @@ PYTHON := $(VENV)/bin/python
 INSTALL := $(PYTHON) -m pip install --quiet --disable-pip-version-check
 PROTOS := $(wildcard protos/pagestream/*/v1/*.proto)
 CONTRACT := tests/golden/contract.binpb
+SYSTEM_PYTHON := $(shell command -v python3)
 # A tool of the environment, not of the machine.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
@@ -36,7 +37,7 @@ gen: $(GEN_VENV)/.ready ## Regenerates the Python code of the wire contract.
 	$(GEN_VENV)/bin/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)
 
 lock: ## Pins the newest versions that pyproject.toml allows, in constraints.txt.
-	python3 -m venv $(LOCK_VENV)
+	$(SYSTEM_PYTHON) -m venv $(LOCK_VENV)
 	$(LOCK_VENV)/bin/python -m pip install --quiet --disable-pip-version-check 'uv==0.13.9'
 	$(LOCK_VENV)/bin/uv pip compile pyproject.toml --all-extras --universal --upgrade --quiet \
 		--python-version 3.11 --no-emit-package pagestream --no-emit-index-url \
@@ -49,11 +50,11 @@ soak: $(VENV)/.ready ## 200 streams for 10 minutes while engines are killed, sto
 	$(PYTHON) -m benchmarks.router.soak
 
 gpu: ## Tests for a machine with a CUDA GPU, with the python3 that is there.
-	python3 -m pytest -q -m gpu tests/kernels tests/engine_service tests/mutants
+	$(SYSTEM_PYTHON) -m pytest -q -m gpu tests/kernels tests/engine_service tests/mutants
 
 bench: ## Kernels and engine on a CUDA GPU, with the python3 that is there.
-	python3 -m benchmarks.kernels
-	python3 -m benchmarks.engine --profile
+	$(SYSTEM_PYTHON) -m benchmarks.kernels
+	$(SYSTEM_PYTHON) -m benchmarks.engine --profile
 
 release-contract: $(VENV)/.ready ## Makes today's protos the contract that `buf breaking` defends.
 	buf build -o $(CONTRACT)
@@ -61,14 +62,14 @@ release-contract: $(VENV)/.ready ## Makes today's protos the contract that `buf 
 setup: $(VENV)/.ready $(GEN_VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
-	python3 -m venv $(VENV)
+	$(SYSTEM_PYTHON) -m venv $(VENV)
 	$(INSTALL) --constraint constraints.txt --editable '.[dev]' \
 		|| { echo "constraints.txt cannot be installed here: taking the newest versions in range"; $(INSTALL) --editable '.[dev]'; }
 	touch $@
 
 # grpcio-tools needs an older protobuf than the services run with, hence an environment of its own.
 $(GEN_VENV)/.ready: Makefile
-	python3 -m venv $(GEN_VENV)
+	$(SYSTEM_PYTHON) -m venv $(GEN_VENV)
 	$(GEN_VENV)/bin/python -m pip install --quiet --disable-pip-version-check 'grpcio-tools==1.80.0'
 	touch $@
 

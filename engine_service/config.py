@@ -52,7 +52,7 @@ class ModelOptions(Options):
     device: str = field(
         default="auto",
         metadata=about(
-            Texts(r"auto|cpu|cuda(:\d{1,3})?", "auto, cpu, cuda or cuda:N"),
+            Texts(r"auto|cpu|cuda(:[0-9]{1,3})?", "auto, cpu, cuda or cuda:N"),
             "where to compute: auto (cuda if there is one, else cpu), cpu, cuda or cuda:N",
         ),
     )

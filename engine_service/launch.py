@@ -85,21 +85,21 @@ async def _serve(config: EngineConfig, core_entry: CoreEntry) -> int:
     started_at = time.monotonic()
     core = _CoreProcess(config, core_entry)
     # The server exits first, which ends the pipe and so the core.
-    with end_signals(core.exit_at_once) as signals:
-        async with core.ended(), EngineServer.listening(config.server) as server:
-            try:
-                async with signals.interruption():
-                    info = await _load(config, server, core)
-                    _log_ready(info, config, server, time.monotonic() - started_at)
-                    await server.wait_core_lost()
-            except Stopped:
-                # A lost or frozen core is a failure and leaves nothing to drain.
-                if not (server.is_core_lost or server.is_core_frozen):
-                    if not server.is_ready:
-                        core.kill()
-                        return 0
-                    await server.drain()
-            return await _end(server, core)
+    signals = end_signals(core.exit_at_once)
+    async with core.ended(), EngineServer.listening(config.server) as server:
+        try:
+            async with signals.interruption():
+                info = await _load(config, server, core)
+                _log_ready(info, config, server, time.monotonic() - started_at)
+                await server.wait_core_lost()
+        except Stopped:
+            # A lost or frozen core is a failure and leaves nothing to drain.
+            if not (server.is_core_lost or server.is_core_frozen):
+                if not server.is_ready:
+                    core.kill()
+                    return 0
+                await server.drain()
+        return await _end(server, core)
 
 
 async def _end(server: EngineServer, core: "_CoreProcess") -> int:

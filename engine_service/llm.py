@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from tqdm import tqdm
-
 from engine_service.config import CacheOptions, ModelOptions, SchedulerOptions
 from engine_service.core.engine_core import EngineCore
 from engine_service.core.limits import Limits
@@ -174,6 +172,9 @@ class LLM:
         num_tokens, started_at = 0, time.perf_counter()
         for request in requests:
             core.add(request)
+        # Not before the installation is checked.
+        from tqdm import tqdm
+
         with tqdm(
             total=len(requests), desc="Generating", unit="prompt", disable=not use_tqdm
         ) as bar:

@@ -31,7 +31,8 @@ class _Addresses:
     def check(self, value: object) -> None:
         if not isinstance(value, tuple) or not all(isinstance(one, str) for one in value):
             raise ValueError(f"is {quoted(value)}, must be a tuple of addresses, host:port")
-        parse_addresses(",".join(value))
+        if parse_addresses(",".join(value)) != value:
+            raise ValueError(f"is {quoted(value)}, must have one address, host:port, in each item")
 
 
 class _ServiceNames:

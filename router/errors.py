@@ -89,8 +89,13 @@ class EngineError(RequestError):
     """An engine's own error, passed through unchanged."""
 
     def __init__(self, status: ErrorStatus) -> None:
-        super().__init__(status.message)
+        super().__init__(status.message, status.metadata, retry_after=status.retry_after)
+        # Its reason may be one that this router does not know.
         self.status = status
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickles the status, which is all that it is made of."""
+        return (type(self), (self.status,))
 
 
 class EngineLost(EngineError):

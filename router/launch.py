@@ -128,7 +128,8 @@ class _Router:
     async def serve(self) -> int:
         """Serves until told to end; returns the exit code."""
         end_soon = functools.partial(exit_within, _LAST_SECONDS)
-        with end_signals(end_soon) as signals, self._tokenizers:
+        signals = end_signals(end_soon)
+        with self._tokenizers:
             try:
                 await self._listen()
                 async with asyncio.TaskGroup() as tasks:

@@ -22,7 +22,10 @@ async def run_in_daemon_thread(work: Callable[[], _Result], name: str) -> _Resul
     loop = asyncio.get_running_loop()
     future: asyncio.Future[_Result] = loop.create_future()
 
-    def fail(error: Exception) -> None:
+    def fail(error: BaseException) -> None:
+        # A future takes no StopIteration.
+        if isinstance(error, StopIteration):
+            error = RuntimeError(f"{name} raised StopIteration")
         if not future.done():
             future.set_exception(error)
 
@@ -35,7 +38,8 @@ async def run_in_daemon_thread(work: Callable[[], _Result], name: str) -> _Resul
         with contextlib.suppress(RuntimeError):
             try:
                 result = work()
-            except Exception as error:
+            # A library in Rust panics with what is no Exception.
+            except BaseException as error:
                 loop.call_soon_threadsafe(fail, error)
             else:
                 loop.call_soon_threadsafe(succeed, result)

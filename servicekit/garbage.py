@@ -10,7 +10,7 @@ def collect_garbage_rarely(*thresholds: int) -> None:
     free almost all short-lived ones.
 
     Args:
-        thresholds: Up to three, as `gc.set_threshold` takes them.
+        thresholds: One to three, as `gc.set_threshold` takes them.
     """
     gc.collect()
     gc.freeze()

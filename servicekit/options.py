@@ -65,7 +65,7 @@ class GivenOptions:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise StartupError(f"{message}; --help lists the options")
+        raise StartupError(f"{message:.500}; --help lists the options")
 
 
 class OptionReader:
@@ -120,7 +120,9 @@ class OptionReader:
                 continue
             name = variable.removeprefix(self._prefix).lower()
             if name not in self._fields:
-                raise StartupError(f"environment variable {variable} is no option{_hint(text)}")
+                raise StartupError(
+                    f"environment variable {variable:.200} is no option{_hint(text)}"
+                )
             if name not in values:
                 values[name] = _parse(self._fields[name], text, variable)
                 sources[name] = variable

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 
 from servicekit.process import exit_code_of
 
@@ -64,9 +64,10 @@ class EndSignals:
             self._on_second(self.exit_code)
 
 
-@contextlib.contextmanager
-def end_signals(on_second: Callable[[int], None]) -> Iterator[EndSignals]:
-    """Handles shutdown signals on the running event loop while its body runs.
+def end_signals(on_second: Callable[[int], None]) -> EndSignals:
+    """Handles shutdown signals on the running event loop until it is closed.
+
+    A signal during the last moments of a shutdown must not end the process in its own way.
 
     Args:
         on_second: Called at the second signal with the exit code. It must make the process end
@@ -76,8 +77,4 @@ def end_signals(on_second: Callable[[int], None]) -> Iterator[EndSignals]:
     signals = EndSignals(on_second)
     for number in _NUMBERS:
         loop.add_signal_handler(number, signals.receive, number)
-    try:
-        yield signals
-    finally:
-        for number in _NUMBERS:
-            loop.remove_signal_handler(number)
+    return signals

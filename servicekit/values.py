@@ -26,7 +26,11 @@ class Values(Protocol):
 
 def quoted(value: object) -> str:
     """Returns a value as errors quote it: its `repr`, truncated."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:
+        # Python writes no integer of more than some thousand digits.
+        text = f"a {type(value).__name__} too long to write"
     if len(text) > _MAX_QUOTED_CHARACTERS:
         return f"{text[:_MAX_QUOTED_CHARACTERS]}…"
     return text

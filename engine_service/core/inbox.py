@@ -27,7 +27,7 @@ class Recipient(Protocol):
     """Receives requests."""
 
     def add(self, request: Request) -> None:
-        """Adds a request; raises RequestError if it can never be served."""
+        """Adds a request; raises RequestError if its ID is in use."""
 
     def cancel(self, request_id: int) -> None:
         """Ends a request; ignores one that is not open."""

@@ -12,7 +12,8 @@ class PlanBuilder:
     Attributes:
         sequences: Sequence of each row.
         num_decode_tokens: Tokens of rows past the tokens that the request came with. Rows of
-            several tokens, with which a preempted sequence catches up, are not counted.
+            several tokens with which a preempted sequence catches up are not counted; a last one of
+            a single token is.
     """
 
     __slots__ = (

@@ -2,7 +2,6 @@
 
 import time
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine_service.config import SchedulerOptions
@@ -16,6 +15,7 @@ from engine_service.core.progress import (
 )
 from engine_service.core.sequence import NO_SLOT, Sequence, SequenceState
 from engine_service.core.sequence_queue import SequenceQueue
+from engine_service.core.slot_pool import SlotPool
 from engine_service.core.types import (
     NO_TOKEN,
     Admission,
@@ -39,15 +39,6 @@ _RUNNING = SequenceState.RUNNING
 _FINISHED = SequenceState.FINISHED
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Retired:
-    """The slot and blocks that a sequence released while a step in flight still used them."""
-
-    step_id: int
-    slot: int
-    block_table: list[int]
-
-
 class Scheduler:
     """Divides each step's token budget among sequences; prefill and decode are not separate phases.
 
@@ -55,10 +46,10 @@ class Scheduler:
     more (in their prompt, or after a step that yielded several tokens) get chunks. The rest of the
     budget goes to waiting sequences by importance: larger priority, then earlier arrival. A waiting
     sequence that does not fit holds up all behind it.
-    At most `max_num_batched_tokens` sequences run, so that a step has a token for each.
+    At most `max_num_batched_tokens` sequences run, so that a step has a decode token for each.
 
     On admission a sequence gets blocks for all its known tokens, so later only generated tokens
-    need new blocks. If none is free, the least important sequence is preempted: it releases its
+    need new blocks. If too few are free, the least important sequence is preempted: it releases its
     slot and blocks, keeps its tokens, and starts over, mostly from its own cached blocks. Near a
     full pool, engines can preempt and resume the same sequences over and over (vLLM issue 25538).
     To prevent this, a sequence is admitted only if afterwards one block is free for each sequence
@@ -90,9 +81,7 @@ class Scheduler:
 
         self._in_flight: deque[tuple[StepPlan, PlanBuilder]] = deque()
         self._next_step_id = 0
-        self._collected_step_id = -1
-        self._retired: list[_Retired] = []
-        self._free_slots = list(reversed(range(info.max_num_seqs)))
+        self._slots = SlotPool(info.max_num_seqs, self.pool)
         # Order of the sequence that did not fit; free blocks and running sequences at that time:
         # while neither bettered, there is no need to look its prefix up again. It may have grown,
         # but each block that a running sequence adds to it takes a free one.
@@ -180,7 +169,7 @@ class Scheduler:
         has_one_each = result.token_counts == plan.is_sampled
         if not has_one_each or len(result.token_ids) != sum(plan.is_sampled):
             result.check(plan)
-        self._collected_step_id = plan.step_id
+        self._slots.collected_step_id = plan.step_id
         progress = StepProgress(
             num_prefill_tokens=sum(plan.num_scheduled_tokens) - builder.num_decode_tokens,
             num_decode_tokens=builder.num_decode_tokens,
@@ -189,7 +178,7 @@ class Scheduler:
             self._take_one_each(plan, builder, result, progress)
         else:
             self._take_counted(plan, builder, result, progress)
-        self._release_retired()
+        self._slots.free_retired()
         return progress
 
     def _take_one_each(
@@ -286,6 +275,9 @@ class Scheduler:
     def _schedule_decodes(self, builder: PlanBuilder) -> tuple[list[Sequence], bool]:
         """Schedules one token for each running sequence with one uncomputed token.
 
+        Those with more get their blocks too, although the budget may not reach them in this step:
+        later, a victim could already have a row.
+
         Returns:
             The running sequences that have more uncomputed tokens and the blocks for them, and
             whether blocks were short.
@@ -322,7 +314,7 @@ class Scheduler:
         """
         while self.pool.num_free_blocks < num_blocks:
             victim = self._running.last
-            if self._retired or victim is sequence:
+            if self._slots.has_retired or victim is sequence:
                 return False
             self._preempt(victim)
         return True
@@ -338,7 +330,7 @@ class Scheduler:
         while (
             budget
             and self._waiting
-            and self._free_slots
+            and self._slots.has_free
             and len(self._running) < self._max_num_running
         ):
             sequence = self._waiting.first
@@ -361,7 +353,7 @@ class Scheduler:
 
     def _admit(self, sequence: Sequence) -> bool:
         """Gives a waiting sequence its slot and blocks; returns False if it does not fit yet."""
-        if sequence.last_step_id > self._collected_step_id:
+        if sequence.last_step_id > self._slots.collected_step_id:
             # Preempted, and a step in flight still brings it a token.
             return False
         num_free_blocks = self.pool.num_free_blocks
@@ -387,7 +379,7 @@ class Scheduler:
         self._dequeue(sequence)
         self._running.add(sequence)
         sequence.state = SequenceState.RUNNING
-        sequence.slot = self._free_slots.pop()
+        sequence.slot = self._slots.take()
         self.pool.touch(match.block_ids)
         sequence.block_table = match.block_ids + self.pool.allocate(num_new_blocks)
         sequence.num_registered_blocks = len(match.block_ids)
@@ -488,24 +480,9 @@ class Scheduler:
 
     def _release(self, sequence: Sequence) -> None:
         """Gives back slot and blocks, at once or when the last step that uses them is done."""
-        retired = _Retired(
-            step_id=sequence.last_step_id, slot=sequence.slot, block_table=sequence.block_table
-        )
+        self._slots.release(sequence.last_step_id, sequence.slot, sequence.block_table)
         sequence.slot = NO_SLOT
         sequence.block_table = []
-        self._retired.append(retired)
-        if retired.step_id <= self._collected_step_id:
-            self._release_retired()
-
-    def _release_retired(self) -> None:
-        still_used = []
-        for retired in self._retired:
-            if retired.step_id > self._collected_step_id:
-                still_used.append(retired)
-                continue
-            self.pool.free(retired.block_table)
-            self._free_slots.append(retired.slot)
-        self._retired = still_used
 
     def _enqueue(self, sequence: Sequence) -> None:
         sequence.state = SequenceState.WAITING

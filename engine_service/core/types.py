@@ -234,7 +234,8 @@ class StepStats:
     num_prefill_tokens: int = 0
     """Prompt tokens computed in the step."""
     num_decode_tokens: int = 0
-    """Generated tokens computed in the step, except those of preempted sequences that catch up."""
+    """Generated tokens computed in the step, except in chunks of preempted sequences that catch up;
+    a chunk of one token counts."""
     num_generated_tokens: int = 0
     num_invalid_logits: int = 0
     """Requests that ended in the step because their logits were not a distribution."""

@@ -136,19 +136,9 @@ class Decoder(nn.Module):
         kv_caches: Sequence[torch.Tensor],
         output_indices: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Computes the last hidden states of tokens.
+        """As `CausalLM.__call__`.
 
-        Args:
-            input_ids: [num_tokens] int32.
-            positions: [num_tokens] int64, position of each token in its sequence.
-            metadata: Where the tokens stand in the cache.
-            kv_caches: Per layer [2, num_blocks, num_kv_heads, block_size, head_dim], written in
-                place.
-            output_indices: [num_outputs] int64, the tokens whose states are wanted; None for all.
-                The last layer computes keys and values of all, and the rest only for these.
-
-        Returns:
-            [num_outputs, hidden_size].
+        The last layer computes keys and values of all tokens, and the rest only for the outputs.
         """
         hidden: torch.Tensor = self.embed_tokens(input_ids)
         residual: torch.Tensor | None = None
@@ -164,11 +154,11 @@ class Decoder(nn.Module):
         return hidden
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Scores the vocabulary: [num_tokens, hidden_size] to [num_tokens, vocab_size]."""
+        """As `CausalLM.compute_logits`."""
         return self.lm_head.logits(hidden)
 
     def weight_slots(self) -> Iterator[WeightSlot]:
-        """Yields the slot of each checkpoint tensor."""
+        """As `CausalLM.weight_slots`."""
         yield WeightSlot(name="model.embed_tokens.weight", parameter=self.embed_tokens.weight)
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, DecoderLayer)

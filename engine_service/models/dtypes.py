@@ -1,7 +1,7 @@
 """Dtypes and their names in files, configurations and torch. Needs no torch.
 
-This is the only table of dtypes here. The kernels keep their own list, as they import nothing
-of ours.
+This is the only table of dtypes here. `config.py` lists the choices of `--dtype`, which a test
+compares with it. The kernels keep their own list, as they import nothing of ours.
 """
 
 from dataclasses import dataclass

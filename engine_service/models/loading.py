@@ -78,6 +78,7 @@ def load_weights(model: CausalLM, checkpoint: Checkpoint) -> str:
                 logger.info("weights loading percent=%d", num_done * 100 // total)
                 next_quarter = num_done * 4 // total + 1
     _check_values(transfers)
+    _fill_columns(targets, transfers)
     if HEAD not in targets:
         _check_tied_head(transfers)
     logger.info("weights loaded files=%d bytes=%d", len(checkpoint.weights_files), total)
@@ -102,7 +103,26 @@ def _plan_transfers(
         # Read into the embedding's place, or beside it to be compared.
         embedding = targets[EMBEDDING]
         places[HEAD] = torch.empty_like(embedding) if EMBEDDING in tensors else embedding
-    return [Transfer(stored=tensor, target=places[name]) for name, tensor in tensors.items()]
+    return [
+        Transfer(stored=tensor, target=_contiguous(places[name]))
+        for name, tensor in tensors.items()
+    ]
+
+
+def _contiguous(place: torch.Tensor) -> torch.Tensor:
+    """Returns where to read a tensor: its place, or memory beside it if that has gaps."""
+    if place.is_contiguous():
+        return place
+    return torch.empty_like(place, memory_format=torch.contiguous_format)
+
+
+@torch.inference_mode()
+def _fill_columns(targets: Mapping[str, torch.Tensor], transfers: Sequence[Transfer]) -> None:
+    """Copies what was read beside its place, as the columns of a packed parameter are."""
+    for transfer in transfers:
+        place = targets.get(transfer.stored.name, transfer.target)
+        if place is not transfer.target:
+            place.copy_(transfer.target)
 
 
 def _check_values(transfers: Sequence[Transfer]) -> None:

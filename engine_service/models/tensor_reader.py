@@ -7,7 +7,6 @@ instead of 3.6 GB/s from the page cache, and 0.3 instead of 6.5 GB of memory (th
 torch keeps pinned).
 """
 
-import math
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -38,8 +37,7 @@ class Transfer:
 
     stored: StoredTensor
     target: torch.Tensor
-    """Has the stored shape; values are converted to its dtype. It may be columns of a wider matrix;
-    it is then read in whole rows."""
+    """Has the stored shape and is contiguous; values are converted to its dtype."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +59,7 @@ class _Piece:
     """Offset of its first byte in the file."""
     dtype: torch.dtype
     target: torch.Tensor
-    """Contiguous and flat, or whole rows of a target that is not."""
+    """Contiguous and flat."""
 
     @property
     def num_bytes(self) -> int:
@@ -111,18 +109,15 @@ def _set_device(device: torch.device) -> None:
 
 def _pieces(transfer: Transfer, descriptor: int) -> Iterator[_Piece]:
     dtype = STORED[transfer.stored.dtype].torch_dtype
-    target = transfer.target.detach()
-    rows = target.view(-1) if target.is_contiguous() else target
-    row_bytes = math.prod(rows.shape[1:]) * dtype.itemsize
-    assert row_bytes <= _PIECE_BYTES, f"a row of {transfer.stored} is larger than a buffer"
-    num_rows = _PIECE_BYTES // row_bytes
-    for begin in range(0, rows.shape[0], num_rows):
+    target = transfer.target.detach().view(-1)
+    num_elements = _PIECE_BYTES // dtype.itemsize
+    for begin in range(0, target.numel(), num_elements):
         yield _Piece(
             stored=transfer.stored,
             descriptor=descriptor,
-            offset=transfer.stored.begin + begin * row_bytes,
+            offset=transfer.stored.begin + begin * dtype.itemsize,
             dtype=dtype,
-            target=rows[begin : begin + num_rows],
+            target=target[begin : begin + num_elements],
         )
 
 
@@ -134,7 +129,7 @@ def _read(piece: _Piece, buffers: threading.local) -> ReadPiece:
     buffer: torch.Tensor = buffers.bytes[: piece.num_bytes]
     content = buffer.numpy().data
     _fill(content, piece)
-    values = buffer.view(piece.dtype).view(piece.target.shape)
+    values = buffer.view(piece.dtype)
     with torch.inference_mode():
         if buffers.stream is None:
             piece.target.copy_(values)

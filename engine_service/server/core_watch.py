@@ -1,7 +1,7 @@
 """Detects a core that has sent no heartbeat for too long."""
 
 TICK_SECONDS = 0.25
-"""How often the owner calls `tick`; one tick counts for at most this time."""
+"""The owner calls `tick` at most this often; each call counts as this much silence."""
 
 _FACTOR = 10.0
 """How much longer than expected a step may take."""
@@ -21,7 +21,7 @@ class CoreWatch:
     (A CPU may take half a minute for one step full of prompt tokens.) Work that arrived too late
     for the current step does not count, so requests sent to a frozen core do not extend the limit.
 
-    Time is counted in ticks of the owner, each of at most `TICK_SECONDS`. A stalled server or a
+    Time is counted in ticks of the owner, each as `TICK_SECONDS`. A stalled server or a
     clock jump therefore does not count against the core.
     """
 

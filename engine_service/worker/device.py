@@ -8,7 +8,7 @@ from engine_service.config import ModelOptions
 from engine_service.errors import StartupError
 from engine_service.models.dtypes import COMPUTED
 from engine_service.models.model_config import ModelConfig
-from engine_service.worker.toolchain import check_toolchain
+from engine_service.worker.toolchain import check_toolchain, first_line
 from kernels.checks import TRITON_HEAD_DIMS
 
 _MIN_CAPABILITY = (8, 0)
@@ -23,7 +23,8 @@ def set_up_device(options: ModelOptions) -> torch.device:
     If `auto` finds no suitable GPU, a warning says why the CPU is used.
 
     Raises:
-        StartupError: There is no such device, or the tools to build its kernels are missing.
+        StartupError: There is no such device, it is too old, or the tools to build its kernels are
+            missing.
     """
     if options.cpu_threads is not None:
         torch.set_num_threads(options.cpu_threads)
@@ -50,6 +51,8 @@ def set_up_device(options: ModelOptions) -> torch.device:
             f"device is {options.device!r}, but there are {torch.cuda.device_count()} CUDA GPUs, "
             "counted from 0"
         )
+    if fault := _why_too_old(index):
+        raise StartupError(f"device is {options.device!r}, but {fault}; use 'cpu'")
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)
     check_toolchain()
@@ -83,7 +86,7 @@ def _why_no_gpu() -> str | None:
         torch.cuda.init()  # type: ignore[no-untyped-call]
     except RuntimeError as error:
         # For example: no driver, or one too old for this torch.
-        return str(error).splitlines()[0].rstrip(".")
+        return first_line(error).rstrip(".")
     return "torch sees no GPU"
 
 

@@ -33,7 +33,7 @@ def check_toolchain() -> None:
         _ = driver.active.utils
     except Exception as error:
         raise StartupError(
-            f"{missing} (Triton cannot build what launches its kernels: {_first_line(error)})"
+            f"{missing} (Triton cannot build what launches its kernels: {first_line(error)})"
         ) from error
     logger.warning("toolchain missing: %s; Triton's cache serves for now", missing)
 
@@ -60,5 +60,6 @@ def missing_tool() -> str | None:
     return None
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Returns the first line of an error's text, or its type if it has none."""
     return (str(error) or type(error).__name__).splitlines()[0]

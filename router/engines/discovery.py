@@ -288,6 +288,9 @@ class EngineDns:
             raise Unusable(f"does not resolve within {self._timeout:g} s") from None
         except OSError as error:
             raise Unusable(f"does not resolve: {error.strerror}") from None
+        # A name that the resolver cannot encode, or no room for a thread.
+        except (UnicodeError, RuntimeError) as error:
+            raise Unusable(f"does not resolve: {error}") from None
         addresses = {join(ip, port) for ip in found}
         if not addresses:
             raise Unusable("resolves to no address")

@@ -34,7 +34,7 @@ _SWEEP_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetStatistics:
-    """Counts of the fleet as a whole; its observers count single requests."""
+    """Counts of the fleet as a whole; the dispatcher's observer counts single requests."""
 
     index: IndexStatistics
     num_connections: int

@@ -31,7 +31,7 @@ class Quota:
         """Takes an amount; the caller must call `give_back` later.
 
         Raises:
-            QueueFull: The total would exceed the bound.
+            QueueFull: The total would exceed the bound, and others hold some of it.
         """
         if self.held and self.held + amount > self._bound:
             raise QueueFull(

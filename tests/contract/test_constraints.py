@@ -1,6 +1,7 @@
 """constraints.txt pins what pyproject.toml asks for, so that no image or machine differs."""
 
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,36 @@ def test_requirement_is_pinned_in_its_range(requirement):
         (version,) = pin.specifier
         assert version.operator == "=="
         assert version.version in requirement.specifier, f"{pin} is stale: run `make lock`"
+
+
+def test_installed_packages_require_nothing_that_the_pins_forbid():
+    pins = {canonicalize_name(pin.name): pin for pin in PINS if _applies(pin)}
+    conflicts = [
+        f"{name} requires {required}, pinned is {pins[wanted]}"
+        for name in pins
+        for required in _requirements_of(name)
+        if (wanted := canonicalize_name(required.name)) in pins
+        and _applies(required)
+        and not required.specifier.contains(_version(pins[wanted]), prereleases=True)
+    ]
+    assert not conflicts, f"run `make lock`: {conflicts}"
+
+
+def _applies(requirement):
+    return requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+
+
+def _requirements_of(name):
+    """Those of the version that is installed, which is the pinned one unless a mirror lacks it."""
+    try:
+        return [Requirement(text) for text in metadata.requires(name) or ()]
+    except metadata.PackageNotFoundError:
+        return []
+
+
+def _version(pin):
+    (version,) = pin.specifier
+    return version.version
 
 
 def test_no_pin_names_a_place_or_a_build():

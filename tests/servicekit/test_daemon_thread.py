@@ -25,6 +25,18 @@ async def test_error_of_the_work_is_raised(kind):
         await run_in_daemon_thread(work, "work")
 
 
+@pytest.mark.parametrize(
+    ("error", "raised"), [(StopIteration(), RuntimeError), (BaseException("panic"), BaseException)]
+)
+async def test_error_of_any_kind_is_answered(error, raised):
+    def work():
+        raise error
+
+    async with asyncio.timeout(10):
+        with pytest.raises(raised):
+            await run_in_daemon_thread(work, "work")
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_loop_that_ends_waits_for_no_work_and_the_work_for_no_loop(fails, recwarn):
     goes_on, threads = threading.Event(), []

@@ -209,10 +209,10 @@ class CoreDriver:
         for queue in running, waiting:
             assert queue == sorted(queue, key=lambda sequence: sequence.order)
         slots = [sequence.slot for sequence in running]
-        slots += [retired.slot for retired in scheduler._retired] + scheduler._free_slots
+        slots += [retired.slot for retired in scheduler._slots._retired] + scheduler._slots._free
         assert sorted(slots) == list(range(self.info.max_num_seqs))
         tables = [sequence.block_table for sequence in running]
-        tables += [retired.block_table for retired in scheduler._retired]
+        tables += [retired.block_table for retired in scheduler._slots._retired]
         self.check_pool(scheduler.pool, tables)
         for sequence in running:
             for block_id in sequence.block_table[
@@ -249,7 +249,7 @@ class CoreDriver:
             output = self.outputs[request_id]
             assert output == tokens[: len(output)]
         scheduler = self.core.scheduler
-        assert not scheduler._retired
+        assert not scheduler._slots.has_retired
         assert not scheduler._in_flight
         assert not self.executor.in_flight
         assert scheduler.pool.num_free_blocks == self.info.num_blocks

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from engine_service.config import SchedulerOptions
 from engine_service.core.engine_core import EngineCore
+from engine_service.core.scheduler import Scheduler
 from engine_service.core.types import Request, SamplingParams, StepResult, int32_array
 from tests.engine_service.core.fake_executor import FakeExecutor, make_info, oracle
 
@@ -88,3 +89,22 @@ def result_of(plan, token_id=7):
         token_counts=int32_array(list(plan.is_sampled)),
         token_ids=int32_array([token_id] * sum(plan.is_sampled)),
     )
+
+
+def make_scheduler(max_num_batched_tokens=64, *, caching=True, **changes):
+    info = make_info(**changes)
+    options = SchedulerOptions(
+        max_num_seqs=info.max_num_seqs, max_num_batched_tokens=max_num_batched_tokens
+    )
+    return Scheduler(info, options, caching)
+
+
+def do_step(scheduler, token_id=7):
+    """Plans and collects one step; returns the plan."""
+    plan = scheduler.schedule()
+    scheduler.update(plan, result_of(plan, token_id))
+    return plan
+
+
+def running_ids(scheduler):
+    return [sequence.request_id for sequence in scheduler._running]

@@ -1,5 +1,6 @@
 import os
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -12,8 +13,6 @@ from engine_service.models.checkpoint import resolve_checkpoint
 from engine_service.models.config import parse_config
 from engine_service.models.dtypes import READABLE, STORED
 from engine_service.models.loading import build_model, check_weights, fill_randomly, load_weights
-from engine_service.models.tensor_file import read_tensor_file
-from engine_service.models.tensor_reader import Transfer, read_tensors
 from tests.engine_service.tiny_models import SHAPES, make_model, tensors_of
 
 CPU = torch.device("cpu")
@@ -240,18 +239,26 @@ def test_types_are_as_wide_as_the_format_and_torch_say(dtype):
 
 def test_tensor_may_belong_into_columns_of_a_parameter(tmp_path, monkeypatch):
     monkeypatch.setattr(tensor_reader, "_PIECE_BYTES", 100)
-    path = tmp_path / "model.safetensors"
     expected = torch.randn(13, 7)
-    safetensors.torch.save_file({"x": expected}, path)
-    parameter = torch.zeros(13, 20)
-    slot = WeightSlot(name="x", parameter=parameter, dim=1, offset=5, size=7)
+    safetensors.torch.save_file({"x": expected}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    checkpoint = resolve_checkpoint(str(tmp_path))
+    whole, parameter = torch.zeros(13, 7), torch.zeros(13, 20)
+    slots = [
+        WeightSlot(name="x", parameter=whole),
+        WeightSlot(name="x", parameter=parameter, dim=1, offset=5, size=7),
+    ]
 
-    pieces = list(read_tensors([Transfer(stored=read_tensor_file(path)["x"], target=slot.target)]))
+    digests = {
+        load_weights(SimpleNamespace(weight_slots=lambda slot=slot: [slot]), checkpoint)
+        for slot in slots
+    }
 
-    assert len(pieces) == 5, "of three rows each"
+    assert torch.equal(whole, expected)
     assert torch.equal(parameter[:, 5:12], expected)
     assert not parameter[:, :5].any()
     assert not parameter[:, 12:].any()
+    assert len(digests) == 1, "it is of the bytes, wherever they go"
 
 
 def test_tensors_larger_than_a_piece_are_whole(tiny_model, monkeypatch):
