@@ -207,7 +207,7 @@ def measure_elementwise() -> list[dict[str, Any]]:
             eps=1e-6,
             cos_sin=cos_sin,
             positions=indices,
-            slot_mapping=indices,
+            cache_locs=indices,
             kv_cache=kv_cache,
             num_heads=num_heads,
         )

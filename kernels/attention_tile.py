@@ -8,12 +8,12 @@ import triton.language as tl
 
 
 @triton.jit
-def slot_offsets(
+def cache_offsets(
     table,
     start,
     end,
     block_stride,
-    slot_stride,
+    token_stride,
     BLOCK_SIZE: tl.constexpr,
     TILE: tl.constexpr,
     IS_WHOLE: tl.constexpr,
@@ -26,14 +26,14 @@ def slot_offsets(
     tokens = start + tl.arange(0, TILE)
     if BLOCK_SIZE % TILE == 0:
         block = tl.load(table + start // BLOCK_SIZE).to(tl.int64)
-        slots = (start % BLOCK_SIZE + tl.arange(0, TILE)).to(tl.int64)
-        return block * block_stride + slots * slot_stride
+        offsets = (start % BLOCK_SIZE + tl.arange(0, TILE)).to(tl.int64)
+        return block * block_stride + offsets * token_stride
     else:  # noqa: RET505 - a branch of the compiler's
         if IS_WHOLE:
             blocks = tl.load(table + tokens // BLOCK_SIZE).to(tl.int64)
         else:
             blocks = tl.load(table + tokens // BLOCK_SIZE, mask=tokens < end, other=0).to(tl.int64)
-        return blocks * block_stride + (tokens % BLOCK_SIZE).to(tl.int64) * slot_stride
+        return blocks * block_stride + (tokens % BLOCK_SIZE).to(tl.int64) * token_stride
 
 
 @triton.jit

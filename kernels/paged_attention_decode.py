@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from kernels import reference
-from kernels.attention_tile import accumulate, slot_offsets
+from kernels.attention_tile import accumulate, cache_offsets
 from kernels.checks import (
     check_dtype,
     check_out,
@@ -162,7 +162,7 @@ def _split_kernel(
     half_stride,
     block_stride,
     kv_head_stride,
-    slot_stride,
+    token_stride,
     table_stride,
     scale,
     GROUP: tl.constexpr,
@@ -201,16 +201,16 @@ def _split_kernel(
     keys = kv_cache + kv_head * kv_head_stride
     values = keys + half_stride
     for tile_start in range(start, whole_end, TILE):
-        offsets = slot_offsets(
-            table, tile_start, end, block_stride, slot_stride, BLOCK_SIZE, TILE, IS_WHOLE=True
+        offsets = cache_offsets(
+            table, tile_start, end, block_stride, token_stride, BLOCK_SIZE, TILE, IS_WHOLE=True
         )
         key = tl.load(keys + offsets[None, :] + dims[:, None])  # [HEAD_DIM, TILE]
         value = tl.load(values + offsets[:, None] + dims[None, :])  # [TILE, HEAD_DIM]
         scores = tl.dot(query, key, input_precision="ieee")
         maximum, total, mixed = accumulate(scores, value, maximum, total, mixed, scale)
     if whole_end >= start and whole_end < end:
-        offsets = slot_offsets(
-            table, whole_end, end, block_stride, slot_stride, BLOCK_SIZE, TILE, IS_WHOLE=False
+        offsets = cache_offsets(
+            table, whole_end, end, block_stride, token_stride, BLOCK_SIZE, TILE, IS_WHOLE=False
         )
         is_token = whole_end + tl.arange(0, TILE) < end
         key = tl.load(keys + offsets[None, :] + dims[:, None], mask=is_token[None, :], other=0.0)

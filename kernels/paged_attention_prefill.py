@@ -14,7 +14,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels import reference
-from kernels.attention_tile import accumulate, slot_offsets
+from kernels.attention_tile import accumulate, cache_offsets
 from kernels.checks import (
     check_dtype,
     check_out,
@@ -220,7 +220,7 @@ def _prefill_kernel(
     query_head_stride,
     block_stride,
     kv_head_stride,
-    slot_stride,
+    token_stride,
     table_stride,
     num_seqs,
     scale,
@@ -270,14 +270,14 @@ def _prefill_kernel(
     table = block_table + seq.to(tl.int64) * table_stride
     for start in range(0, whole_end, TILE):
         key, value = _load_tile(
-            keys, values, table, start, end, kv_head, block_stride, kv_head_stride, slot_stride,
+            keys, values, table, start, end, kv_head, block_stride, kv_head_stride, token_stride,
             BLOCK_SIZE, HEAD_DIM, TILE, HAS_DESCRIPTORS, IS_WHOLE=True,
         )  # fmt: skip
         scores = tl.dot(query, key.T, input_precision="ieee")
         maximum, total, mixed = accumulate(scores, value, maximum, total, mixed, scale)
     for start in range(whole_end, end, TILE):
         key, value = _load_tile(
-            keys, values, table, start, end, kv_head, block_stride, kv_head_stride, slot_stride,
+            keys, values, table, start, end, kv_head, block_stride, kv_head_stride, token_stride,
             BLOCK_SIZE, HEAD_DIM, TILE, HAS_DESCRIPTORS, IS_WHOLE=False,
         )  # fmt: skip
         scores = tl.dot(query, key.T, input_precision="ieee")
@@ -300,7 +300,7 @@ def _load_tile(
     kv_head,
     block_stride,
     kv_head_stride,
-    slot_stride,
+    token_stride,
     BLOCK_SIZE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     TILE: tl.constexpr,
@@ -318,8 +318,8 @@ def _load_tile(
             # Unwritten entries may hold anything, and 0 * NaN is NaN.
             value = tl.where(is_token, value, 0.0)
     else:
-        offsets = slot_offsets(
-            table, start, end, block_stride, slot_stride, BLOCK_SIZE, TILE, IS_WHOLE
+        offsets = cache_offsets(
+            table, start, end, block_stride, token_stride, BLOCK_SIZE, TILE, IS_WHOLE
         )
         offsets = offsets + kv_head.to(tl.int64) * kv_head_stride
         places = offsets[:, None] + tl.arange(0, HEAD_DIM)[None, :]

@@ -52,8 +52,8 @@ def can_attend(queries: torch.Tensor, kv_cache: torch.Tensor) -> bool:
     _, num_heads, head_dim = queries.shape
     _, _, num_kv_heads, block_size, _ = kv_cache.shape
     group = num_heads // num_kv_heads
-    slot_stride = kv_cache.stride(3)
-    strides = (*queries.stride()[:2], slot_stride)
+    token_stride = kv_cache.stride(3)
+    strides = (*queries.stride()[:2], token_stride)
     return (
         queries.is_cuda
         and torch.cuda.get_device_capability(queries.device)[0] == 9
@@ -61,9 +61,9 @@ def can_attend(queries: torch.Tensor, kv_cache: torch.Tensor) -> bool:
         and head_dim == _HEAD_DIM.value
         and block_size % _PIECE.value == 0
         and group in (1, 2, 4, 8, 16, 32, 64)
-        and slot_stride >= head_dim
+        and token_stride >= head_dim
         # The copy engine sees the cache as rows, and needs addresses at multiples of 16 bytes.
-        and all(stride % slot_stride == 0 for stride in kv_cache.stride()[:3])
+        and all(stride % token_stride == 0 for stride in kv_cache.stride()[:3])
         and all(stride % 8 == 0 for stride in strides)
         and queries.data_ptr() % 16 == 0
         and kv_cache.data_ptr() % 16 == 0
@@ -87,15 +87,15 @@ def paged_attention_prefill_hopper(
     num_seqs = block_table.shape[0]
     group = num_heads // num_kv_heads
     tokens = _ROWS.value // group
-    *outer_strides, slot_stride, _ = kv_cache.stride()
-    half_rows, block_rows, head_rows = (stride // slot_stride for stride in outer_strides)
+    *outer_strides, token_stride, _ = kv_cache.stride()
+    half_rows, block_rows, head_rows = (stride // token_stride for stride in outer_strides)
     num_rows = half_rows + (num_blocks - 1) * block_rows + (num_kv_heads - 1) * head_rows
     num_rows += block_size
     # Each sequence starts a new pair: this upper bound needs no value from the device.
     num_pairs = triton.cdiv(num_tokens, 4 * tokens) + num_seqs
     _prefill_kernel[(num_pairs * num_kv_heads,)](
         _describe(queries, queries.shape, queries.stride(), [tokens, group, head_dim]),
-        _describe(kv_cache, [num_rows, head_dim], [slot_stride, 1], [_PIECE.value, _PIECE.value]),
+        _describe(kv_cache, [num_rows, head_dim], [token_stride, 1], [_PIECE.value, _PIECE.value]),
         block_table,
         query_start_loc,
         seq_lens,
@@ -226,8 +226,8 @@ def _find_work(
     TOKENS: gl.constexpr = 4 * _ROWS // GROUP
     # Each warp holds all values, so that none needs another's.
     layout: gl.constexpr = gl.BlockedLayout([8], [32], [gl.num_warps()], [0])
-    # The first slots belong to decoding sequences, which have nothing to do here: they come last.
-    slot = (gl.num_programs(0) - 1 - gl.program_id(0)) // NUM_KV_HEADS
+    # The first places belong to decoding sequences, with nothing to do here: they come last.
+    place = (gl.num_programs(0) - 1 - gl.program_id(0)) // NUM_KV_HEADS
     seq = 0
     query_start = 0
     query_end = 0
@@ -238,7 +238,7 @@ def _find_work(
         starts = gl.load(query_start_loc + seqs, mask=is_seq, other=0)
         ends = gl.load(query_start_loc + seqs + 1, mask=is_seq, other=0)
         lens = gl.load(seq_lens + seqs, mask=is_seq, other=0)
-        is_started = is_seq & (starts // TOKENS + seqs <= slot)
+        is_started = is_seq & (starts // TOKENS + seqs <= place)
         num_started = gl.sum(is_started.to(gl.int32), axis=0)
         if num_started > 0:
             seq = first + num_started - 1
@@ -246,7 +246,7 @@ def _find_work(
             query_start = gl.sum(gl.where(is_it, starts, 0), axis=0)
             query_end = gl.sum(gl.where(is_it, ends, 0), axis=0)
             seq_len = gl.sum(gl.where(is_it, lens, 0), axis=0)
-    pair = slot - query_start // TOKENS - seq
+    pair = place - query_start // TOKENS - seq
     kv_head = gl.program_id(0) % NUM_KV_HEADS
     return _Work(pair, seq, query_start, query_end - query_start, seq_len, kv_head, GROUP)
 

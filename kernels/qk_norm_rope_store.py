@@ -30,11 +30,11 @@ def qk_norm_rope_store(
     eps: float,
     cos_sin: torch.Tensor,
     positions: torch.Tensor,
-    slot_mapping: torch.Tensor,
+    cache_locs: torch.Tensor,
     kv_cache: torch.Tensor,
     num_heads: int,
 ) -> torch.Tensor:
-    """Normalises and rotates queries and keys, and stores keys and values into their slots.
+    """Normalises and rotates queries and keys, and stores keys and values in the KV cache.
 
     Args:
         qkv: [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim] queries, keys, values; rows
@@ -44,8 +44,8 @@ def qk_norm_rope_store(
         eps: added to the mean square; unused without the norm
         cos_sin: [max_position, head_dim] float32, head_dim / 2 cosines and then as many sines
         positions: [num_tokens] int64
-        slot_mapping: [num_tokens] int64, block * block_size + offset; -1 stores nothing. Of two
-            tokens with equal slots, either is stored
+        cache_locs: [num_tokens] int64, block * block_size + offset; -1 stores nothing. Of two
+            tokens with equal locations, either is stored
         kv_cache: [2, num_blocks, num_kv_heads, block_size, head_dim], written in place; any strides
             with the last dimension contiguous
         num_heads: query heads
@@ -76,12 +76,12 @@ def qk_norm_rope_store(
     check_dtype("cos_sin", cos_sin, torch.float32)
     check_shape("cos_sin", cos_sin, None, head_dim)
     check_contiguous_rows("cos_sin", cos_sin)
-    for name, indices in (("positions", positions), ("slot_mapping", slot_mapping)):
+    for name, indices in (("positions", positions), ("cache_locs", cache_locs)):
         check_dtype(name, indices, torch.int64)
         check_shape(name, indices, qkv.shape[0])
         check_contiguous_rows(name, indices)
     arguments = (
-        qkv, q_weight, k_weight, eps, cos_sin, positions, slot_mapping, kv_cache, num_heads,
+        qkv, q_weight, k_weight, eps, cos_sin, positions, cache_locs, kv_cache, num_heads,
     )  # fmt: skip
     if qkv.device.type == "cpu":
         return reference.qk_norm_rope_store(*arguments)
@@ -95,7 +95,7 @@ def _qk_norm_rope_store_triton(
     eps: float,
     cos_sin: torch.Tensor,
     positions: torch.Tensor,
-    slot_mapping: torch.Tensor,
+    cache_locs: torch.Tensor,
     kv_cache: torch.Tensor,
     num_heads: int,
 ) -> torch.Tensor:
@@ -113,7 +113,7 @@ def _qk_norm_rope_store_triton(
         eps,
         cos_sin,
         positions,
-        slot_mapping,
+        cache_locs,
         kv_cache,
         queries,
         qkv.stride(0),
@@ -138,7 +138,7 @@ def _qk_norm_rope_store_kernel(
     eps,
     cos_sin,
     positions,
-    slot_mapping,
+    cache_locs,
     kv_cache,
     queries,
     qkv_stride,
@@ -146,7 +146,7 @@ def _qk_norm_rope_store_kernel(
     half_stride,
     block_stride,
     head_stride,
-    slot_stride,
+    token_stride,
     NUM_HEADS: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
@@ -170,7 +170,7 @@ def _qk_norm_rope_store_kernel(
     wait_for_inputs(IS_DEPENDENT)
     # Load first what other addresses depend on.
     position = tl.load(positions + token)
-    slot = tl.load(slot_mapping + token)
+    location = tl.load(cache_locs + token)
     source = qkv + token * qkv_stride + heads[:, None] * HEAD_DIM + dims
     raw_a = tl.load(source, mask=is_head[:, None], other=0.0)  # [HEADS, HALF]
     raw_b = tl.load(source + HALF, mask=is_head[:, None], other=0.0)
@@ -193,11 +193,11 @@ def _qk_norm_rope_store_kernel(
     target = (
         kv_cache
         + is_value[:, None].to(tl.int64) * half_stride
-        + slot // BLOCK_SIZE * block_stride
-        + slot % BLOCK_SIZE * slot_stride
+        + location // BLOCK_SIZE * block_stride
+        + location % BLOCK_SIZE * token_stride
         + kv_heads[:, None] * head_stride
         + dims
     )
-    is_stored = (is_head & (heads >= NUM_HEADS) & (slot >= 0))[:, None]
+    is_stored = (is_head & (heads >= NUM_HEADS) & (location >= 0))[:, None]
     tl.store(target, tl.where(is_value[:, None], raw_a, rotated_a), mask=is_stored)
     tl.store(target + HALF, tl.where(is_value[:, None], raw_b, rotated_b), mask=is_stored)

@@ -57,12 +57,12 @@ def read_slots(
     is_padding = num_computed_tokens < 0
     positions = torch.where(is_padding[rows], 0, num_computed_tokens[rows] + offsets)
     blocks = block_table[slots[rows], positions // block_size].long()
-    slot_mapping = blocks * block_size + positions % block_size
+    cache_locs = blocks * block_size + positions % block_size
     seq_lens = torch.where(is_padding, 0, num_computed_tokens + query_lens)
     return (
         torch.where(is_padding[rows], 0, tokens[slots[rows], positions]),
         positions,
-        torch.where(is_padding[rows], -1, slot_mapping),
+        torch.where(is_padding[rows], -1, cache_locs),
         block_table[slots],
         seq_lens.int(),
         seq_lens,
@@ -194,11 +194,11 @@ def qk_norm_rope_store(
     eps: float,
     cos_sin: torch.Tensor,
     positions: torch.Tensor,
-    slot_mapping: torch.Tensor,
+    cache_locs: torch.Tensor,
     kv_cache: torch.Tensor,
     num_heads: int,
 ) -> torch.Tensor:
-    """Normalises and rotates queries and keys, and stores keys and values into their slots.
+    """Normalises and rotates queries and keys, and stores keys and values in the KV cache.
 
     Each head's vector is divided by its root mean square and multiplied by the weight, then
     rotated: with its halves a and b, (a cos - b sin, b cos + a sin). One rounding, at the end.
@@ -211,7 +211,7 @@ def qk_norm_rope_store(
         eps: added to the mean square; unused without the norm
         cos_sin: [max_position, head_dim] float32, head_dim / 2 cosines and then as many sines
         positions: [num_tokens] int64
-        slot_mapping: [num_tokens] int64, block * block_size + offset; -1 stores nothing
+        cache_locs: [num_tokens] int64, block * block_size + offset; -1 stores nothing
         kv_cache: [2, num_blocks, num_kv_heads, block_size, head_dim], written in place
         num_heads: query heads
 
@@ -233,9 +233,9 @@ def qk_norm_rope_store(
     cos, sin = cos_sin[positions].unsqueeze(1).chunk(2, dim=-1)  # [num_tokens, 1, head_dim / 2]
     rotated = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(qkv.dtype)
 
-    is_stored = slot_mapping >= 0
-    slots = slot_mapping[is_stored]
-    blocks, offsets = slots // block_size, slots % block_size
+    is_stored = cache_locs >= 0
+    locations = cache_locs[is_stored]
+    blocks, offsets = locations // block_size, locations % block_size
     kv_cache[0, blocks, :, offsets] = rotated[is_stored, num_heads:]
     kv_cache[1, blocks, :, offsets] = heads[is_stored, num_rotated:]
     return rotated[:, :num_heads].contiguous()

@@ -21,7 +21,7 @@ class SlotRows(NamedTuple):
     """[num_tokens] int32."""
     positions: torch.Tensor
     """[num_tokens] int64."""
-    slot_mapping: torch.Tensor
+    cache_locs: torch.Tensor
     """[num_tokens] int64, block * block_size + offset; -1 in padding."""
     block_table: torch.Tensor
     """[num_rows, max_blocks_per_seq] int32; valid up to the end of each row's sequence."""
@@ -144,7 +144,7 @@ def _read_slots_triton(
     rows = SlotRows(
         input_ids=torch.empty(num_tokens, dtype=torch.int32, device=device),
         positions=torch.empty(num_tokens, dtype=torch.int64, device=device),
-        slot_mapping=torch.empty(num_tokens, dtype=torch.int64, device=device),
+        cache_locs=torch.empty(num_tokens, dtype=torch.int64, device=device),
         # The full width, so that a kernel sees the same stride in all steps.
         block_table=torch.empty((num_rows, block_table.shape[1]), dtype=torch.int32, device=device),
         seq_lens=torch.empty(num_rows, dtype=torch.int32, device=device),
@@ -196,7 +196,7 @@ def _append_tokens_triton(
 @triton.jit(
     do_not_specialize_on_alignment=[
         "slots", "num_computed_tokens", "query_start_loc", "out_input_ids", "out_positions",
-        "out_slot_mapping", "out_block_table", "out_seq_lens", "out_next_positions",
+        "out_cache_locs", "out_block_table", "out_seq_lens", "out_next_positions",
         "out_temperatures", "out_seeds",
     ]
 )  # fmt: skip
@@ -210,7 +210,7 @@ def _read_slots_kernel(
     query_start_loc,
     out_input_ids,
     out_positions,
-    out_slot_mapping,
+    out_cache_locs,
     out_block_table,
     out_seq_lens,
     out_next_positions,
@@ -241,7 +241,7 @@ def _read_slots_kernel(
     mapped = tl.where(is_read, blocks * BLOCK_SIZE + positions % BLOCK_SIZE, -1)
     tl.store(out_input_ids + start + offsets, input_ids, mask=is_token)
     tl.store(out_positions + start + offsets, positions, mask=is_token)
-    tl.store(out_slot_mapping + start + offsets, mapped, mask=is_token)
+    tl.store(out_cache_locs + start + offsets, mapped, mask=is_token)
 
     if chunk == 0:
         num_blocks = tl.cdiv(seq_len, BLOCK_SIZE)

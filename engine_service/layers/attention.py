@@ -41,8 +41,8 @@ class AttentionMetadata:
     all sequences, so they can be launched without knowing how many sequences are of each kind.
     """
 
-    slot_mapping: torch.Tensor
-    """[num_tokens] int64: token to flat slot `block * block_size + offset`; -1 skips."""
+    cache_locs: torch.Tensor
+    """[num_tokens] int64: where each token is stored, `block * block_size + offset`; -1 skips."""
     block_table: torch.Tensor
     """[num_seqs, max_blocks_per_seq] int32: logical block to physical block."""
     decode: DecodeMetadata | None
@@ -113,7 +113,7 @@ class Attention(nn.Module):
             eps,
             self.rotary_table,
             positions,
-            metadata.slot_mapping,
+            metadata.cache_locs,
             kv_cache,
             self.heads.num_heads,
         )  # [num_tokens, num_heads, head_dim]

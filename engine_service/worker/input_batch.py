@@ -256,7 +256,7 @@ class InputBatch:
             input_ids=read.input_ids,
             positions=read.positions,
             metadata=AttentionMetadata(
-                slot_mapping=read.slot_mapping,
+                cache_locs=read.cache_locs,
                 block_table=read.block_table,
                 decode=decode,
                 prefill=prefill,

@@ -124,7 +124,7 @@ def store_case():
         "eps": EPS,
         "cos_sin": torch.randn(50, HEAD_DIM).cuda(),
         "positions": integers(3, 49, 17),
-        "slot_mapping": integers(5, 40, 77),
+        "cache_locs": integers(5, 40, 77),
         "kv_cache": kv_cache(),
         "num_heads": 4,
     }
@@ -175,7 +175,7 @@ LATE = {
     rms_norm_case: ["x"],
     add_rms_norm_case: ["x", "residual"],
     silu_and_mul_case: ["x"],
-    store_case: ["qkv", "cos_sin", "positions", "slot_mapping"],
+    store_case: ["qkv", "cos_sin", "positions", "cache_locs"],
     split_attention_case: ["queries", "kv_cache", "block_table", "seq_lens"],
     whole_attention_case: ["queries", "kv_cache", "block_table", "seq_lens"],
     sample_case: ["logits", "temperatures", "seeds", "positions"],

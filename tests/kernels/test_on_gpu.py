@@ -29,7 +29,7 @@ def whole_step(attend, ops, tensors):
         1e-6,
         tensors["cos_sin"],
         tensors["positions"],
-        tensors["slot_mapping"],
+        tensors["cache_locs"],
         tensors["kv_cache"],
         4,
     )
@@ -46,13 +46,13 @@ def step_tensors(seq_lens, block_size=16):
     lengths = torch.tensor(seq_lens)
     table = torch.full((num_seqs, 400 // block_size), 2**30)
     blocks = iter((torch.randperm(num_blocks - 1) + 1).tolist())
-    slots = torch.full((num_seqs,), -1)
+    locations = torch.full((num_seqs,), -1)
     for seq, seq_len in enumerate(seq_lens):
         for index in range(-(-seq_len // block_size)):
             table[seq, index] = next(blocks)
         if seq_len:
             last = seq_len - 1
-            slots[seq] = table[seq, last // block_size] * block_size + last % block_size
+            locations[seq] = table[seq, last // block_size] * block_size + last % block_size
     angles = torch.rand(400, HEAD_DIM // 2) * 6
     return {
         "x": GPU.randn(num_seqs, 8 * HEAD_DIM),
@@ -61,7 +61,7 @@ def step_tensors(seq_lens, block_size=16):
         "head_weight": GPU.randn(HEAD_DIM),
         "cos_sin": torch.cat((angles.cos(), angles.sin()), dim=-1).cuda(),
         "positions": (lengths - 1).clamp(min=0).cuda(),
-        "slot_mapping": slots.cuda(),
+        "cache_locs": locations.cuda(),
         "kv_cache": GPU.randn(2, num_blocks, 2, block_size, HEAD_DIM),
         "block_table": table.int().cuda(),
         "seq_lens": lengths.int().cuda(),
@@ -117,18 +117,18 @@ def test_pool_beyond_32_bit_addresses_is_written_and_read(block_size):
         (torch.tensor([num_blocks - 1]), num_blocks - 2 - torch.randperm(40)[: num_used - 1])
     )
     tokens = torch.arange(seq_len)
-    slots = blocks[tokens // block_size] * block_size + tokens % block_size
+    locations = blocks[tokens // block_size] * block_size + tokens % block_size
     num_heads = num_kv_heads * group
     qkv = GPU.randn(seq_len, (num_heads + 2 * num_kv_heads) * HEAD_DIM)
     weight, angles = GPU.randn(HEAD_DIM), torch.rand(seq_len, HEAD_DIM // 2)
     cos_sin = torch.cat((angles.cos(), angles.sin()), dim=-1).cuda()
 
-    def store(op, cache, slot_mapping):
+    def store(op, cache, cache_locs):
         return op(
-            qkv, weight, weight, 1e-6, cos_sin, tokens.cuda(), slot_mapping.cuda(), cache, num_heads
+            qkv, weight, weight, 1e-6, cos_sin, tokens.cuda(), cache_locs.cuda(), cache, num_heads
         )
 
-    queries = store(qk_norm_rope_store, kv_cache, slots)
+    queries = store(qk_norm_rope_store, kv_cache, locations)
     small = torch.zeros(2, num_used, num_kv_heads, block_size, HEAD_DIM, dtype=GPU.dtype).cuda()
     expected_queries = store(reference.qk_norm_rope_store, small, tokens)
     assert worst_row_error(queries, expected_queries) < GPU.tolerance

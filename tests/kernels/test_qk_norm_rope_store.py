@@ -22,9 +22,9 @@ def cos_sin_table(max_position, head_dim):
     return torch.cat((angles.cos(), angles.sin()), dim=-1).float()
 
 
-def arguments(target, shape, slots, num_blocks=9):
+def arguments(target, shape, locations, num_blocks=9):
     """Returns the arguments of the function, with a cache that is all NaN."""
-    num_tokens = len(slots)
+    num_tokens = len(locations)
     num_packed = shape.num_heads + 2 * shape.num_kv_heads
     # A layer of a larger pool, and rows of wider ones.
     pool = torch.full(
@@ -37,13 +37,13 @@ def arguments(target, shape, slots, num_blocks=9):
         "eps": EPS,
         "cos_sin": cos_sin_table(500, shape.head_dim).to(target.device),
         "positions": torch.randint(0, 500, (num_tokens,)).to(target.device),
-        "slot_mapping": torch.tensor(slots, dtype=torch.int64, device=target.device),
+        "cache_locs": torch.tensor(locations, dtype=torch.int64, device=target.device),
         "kv_cache": pool[:, 1].transpose(0, 1),
         "num_heads": shape.num_heads,
     }
 
 
-def distinct_slots(num_tokens, shape, num_blocks=9):
+def distinct_locations(num_tokens, shape, num_blocks=9):
     return torch.randperm(num_blocks * shape.block_size)[:num_tokens].tolist()
 
 
@@ -65,17 +65,17 @@ def expected_heads(args, shape):
     return norm_and_turn(queries, args["q_weight"]), norm_and_turn(keys, args["k_weight"]), values
 
 
-def stored_at(kv_cache, slots, block_size):
+def stored_at(kv_cache, locations, block_size):
     return kv_cache[
-        :, slots // block_size, :, slots % block_size
+        :, locations // block_size, :, locations % block_size
     ]  # [num_tokens, 2, num_kv_heads, head_dim]
 
 
 def assert_stored_and_returned(target, store, shape, num_tokens, **changes):
-    args = arguments(target, shape, distinct_slots(num_tokens, shape)) | changes
+    args = arguments(target, shape, distinct_locations(num_tokens, shape)) | changes
     queries = store(**args)
     expected_queries, expected_keys, expected_values = expected_heads(args, shape)
-    keys, values = stored_at(args["kv_cache"], args["slot_mapping"], shape.block_size).unbind(1)
+    keys, values = stored_at(args["kv_cache"], args["cache_locs"], shape.block_size).unbind(1)
     assert queries.is_contiguous()
     assert worst_row_error(queries, expected_queries) < target.tolerance
     assert worst_row_error(keys, expected_keys) < target.tolerance
@@ -86,7 +86,7 @@ def assert_stored_and_returned(target, store, shape, num_tokens, **changes):
 @pytest.mark.parametrize("block_size", [16, 64, 256])
 @pytest.mark.parametrize("group", [1, 2, 4, 8])
 @pytest.mark.parametrize("head_dim", [64, 128])
-def test_queries_come_back_and_keys_and_values_lie_in_their_slots(
+def test_queries_come_back_and_keys_and_values_lie_where_they_belong(
     target, block_size, group, head_dim
 ):
     shape = Shape(group=group, head_dim=head_dim, block_size=block_size)
@@ -112,13 +112,13 @@ def test_without_weights_heads_are_rotated_only(target, head_dim):
 
 @on_each_target
 @pytest.mark.parametrize("store", [_qk_norm_rope_store_triton, reference.qk_norm_rope_store])
-def test_nothing_but_the_slots_is_written(target, store):
+def test_nothing_else_is_written(target, store):
     shape = Shape()
     args = arguments(target, shape, [-1, 17, -1, 40])
     queries = store(**args)
     is_written = ~args["kv_cache"].isnan()
     assert int(is_written.sum()) == 2 * 2 * shape.num_kv_heads * shape.head_dim
-    assert stored_at(is_written, args["slot_mapping"][[1, 3]], shape.block_size).all()
+    assert stored_at(is_written, args["cache_locs"][[1, 3]], shape.block_size).all()
     assert worst_row_error(queries, expected_heads(args, shape)[0]) < target.tolerance
 
 
@@ -132,7 +132,7 @@ def test_nothing_but_the_slots_is_written(target, store):
     ],
 )
 def test_other_shapes_work_too(target, shape):
-    args = arguments(target, shape, distinct_slots(3, shape))
+    args = arguments(target, shape, distinct_locations(3, shape))
     queries = _qk_norm_rope_store_triton(**args)
     kernel_cache = args["kv_cache"].clone()
     expected = reference.qk_norm_rope_store(**args)
@@ -149,7 +149,7 @@ def test_no_tokens_give_no_queries(target):
 
 
 @in_float32
-def test_one_slot_shifted_changes_the_attention(target):
+def test_one_location_shifted_changes_the_attention(target):
     shape, num_tokens = Shape(), 40
     args = arguments(target, shape, list(range(16, 16 + num_tokens)), num_blocks=5)
     args["positions"] = torch.arange(num_tokens, device=target.device)
@@ -164,7 +164,7 @@ def test_one_slot_shifted_changes_the_attention(target):
         )
 
     right = attend()
-    args["slot_mapping"][20] += 1
+    args["cache_locs"][20] += 1
     assert worst_row_error(attend(), right) > 100 * target.tolerance
 
 
@@ -176,7 +176,7 @@ def test_wrong_tensors_are_refused_by_name_and_value():
         (r"k_weight has shape \(32,\); expected \(64\)", {"k_weight": args["k_weight"][:32]}),
         ("cos_sin has dtype torch.float16", {"cos_sin": args["cos_sin"].half()}),
         ("positions has dtype torch.int32", {"positions": args["positions"].int()}),
-        (r"slot_mapping has shape \(1,\)", {"slot_mapping": args["slot_mapping"][:1]}),
+        (r"cache_locs has shape \(1,\)", {"cache_locs": args["cache_locs"][:1]}),
         ("one of q_weight and k_weight is None", {"k_weight": None}),
         ("num_heads is 3; expected a positive multiple", {"num_heads": 3}),
     ]:

@@ -77,7 +77,7 @@ def test_row_is_the_part_of_its_sequence_that_it_computes(target, read):
     assert rows.positions.tolist() == [30, 31, 32, 33, 34, 10]
     table = state["block_table"]
     expected = [table[4, p // 16] * 16 + p % 16 for p in range(30, 35)] + [table[2, 0] * 16 + 10]
-    assert rows.slot_mapping.tolist() == expected
+    assert rows.cache_locs.tolist() == expected
     assert rows.seq_lens.tolist() == rows.next_positions.tolist() == [35, 11]
     assert rows.block_table[0, :3].tolist() == table[4, :3].tolist()
     assert rows.seeds.tolist() == state["seeds"][[4, 2]].tolist()
@@ -88,7 +88,7 @@ def test_row_is_the_part_of_its_sequence_that_it_computes(target, read):
 def test_padding_reads_and_stores_nothing(target, read):
     rows = SlotRows(*read(*arguments(make_state(target.device), [(0, PADDING, 1)] * 3)))
 
-    assert rows.slot_mapping.tolist() == [-1] * 3
+    assert rows.cache_locs.tolist() == [-1] * 3
     assert rows.seq_lens.tolist() == rows.next_positions.tolist() == [0] * 3
     assert rows.input_ids.tolist() == rows.positions.tolist() == [0] * 3
 

@@ -29,7 +29,7 @@ def test_prompt_becomes_ids_positions_and_slots(batch):
 
     assert inputs.input_ids.tolist() == list(range(100, 120))
     assert inputs.positions.tolist() == list(range(20))
-    assert inputs.metadata.slot_mapping.tolist() == [*range(80, 96), *range(32, 36)]
+    assert inputs.metadata.cache_locs.tolist() == [*range(80, 96), *range(32, 36)]
     assert inputs.metadata.decode is None
     assert inputs.metadata.block_table[0, :2].tolist() == [5, 2]
     assert inputs.metadata.prefill.query_start_loc.tolist() == [0, 20]
@@ -43,7 +43,7 @@ def test_types_are_what_the_kernels_take(batch):
     inputs = prepare(batch, make_plan([Row(0, 0, 3), Row(1, 0, 1)], new))
 
     assert inputs.input_ids.dtype == torch.int32
-    assert inputs.positions.dtype == inputs.metadata.slot_mapping.dtype == torch.int64
+    assert inputs.positions.dtype == inputs.metadata.cache_locs.dtype == torch.int64
     assert inputs.metadata.block_table.dtype == torch.int32
     for part in (inputs.metadata.decode, inputs.metadata.prefill):
         assert part.seq_lens.dtype == torch.int32
@@ -102,7 +102,7 @@ def test_sampled_token_is_the_next_input(batch):
     inputs = prepare(batch, make_plan([Row(5, 1, 1), Row(0, 2, 1)]))
     assert inputs.input_ids.tolist() == [88, 77]
     assert inputs.positions.tolist() == [1, 2]
-    assert inputs.metadata.slot_mapping.tolist() == [97, 66]
+    assert inputs.metadata.cache_locs.tolist() == [97, 66]
 
 
 def test_slot_given_to_another_sequence_forgets_the_first(batch):
@@ -113,7 +113,7 @@ def test_slot_given_to_another_sequence_forgets_the_first(batch):
     inputs = prepare(batch, make_plan([Row(0, 0, 3)], {0: second}))
 
     assert inputs.input_ids.tolist() == [50, 51, 52]
-    assert inputs.metadata.slot_mapping.tolist() == [112, 113, 114]
+    assert inputs.metadata.cache_locs.tolist() == [112, 113, 114]
     assert inputs.sampling.temperatures.tolist() == [0.0]
     assert inputs.sampling.seeds.tolist() == [0]
 
@@ -150,7 +150,7 @@ def test_random_plans_equal_loops_over_tokens(batch):
             zip(
                 inputs.input_ids.tolist(),
                 inputs.positions.tolist(),
-                inputs.metadata.slot_mapping.tolist(),
+                inputs.metadata.cache_locs.tolist(),
                 strict=True,
             )
         )
@@ -174,8 +174,8 @@ def test_padding_changes_no_row(batch):
     num_tokens = rows.num_tokens
     for name in ("input_ids", "positions"):
         assert torch.equal(getattr(padded, name)[:num_tokens], getattr(exact, name))
-    slots = padded.metadata.slot_mapping
-    assert torch.equal(slots[:num_tokens], exact.metadata.slot_mapping)
+    slots = padded.metadata.cache_locs
+    assert torch.equal(slots[:num_tokens], exact.metadata.cache_locs)
     assert slots[num_tokens:].tolist() == [-1] * (48 - num_tokens)
     assert padded.metadata.decode.seq_lens.tolist() == [10, 0, 0, 0, 0, 0]
     assert padded.metadata.prefill.query_start_loc.tolist() == [1, 1, 30, 33, 33, 33, 33]
@@ -197,7 +197,7 @@ def test_nothing_but_padding_reads_and_writes_nothing(batch):
         Bounds(num_tokens=16, max_query_len=16, max_decode_seq_len=64, has_prefills=True),
     )
 
-    assert inputs.metadata.slot_mapping.tolist() == [-1] * 16
+    assert inputs.metadata.cache_locs.tolist() == [-1] * 16
     assert inputs.metadata.decode.seq_lens.tolist() == [0] * 4
     assert inputs.metadata.prefill.query_start_loc.tolist() == [0] * 5
     assert inputs.sampling.positions.tolist() == [0] * 4
