@@ -28,8 +28,13 @@ from benchmarks.provenance import commit
 from benchmarks.workloads import TEMPERATURE, WORKLOADS, Workload, uniform
 from engine_service.config import CacheOptions, ModelOptions, SchedulerOptions
 from engine_service.core.engine_core import EngineCore
-from engine_service.core.types import Request, SamplingParams, StepStats, int32_array
+from engine_service.core.types import (
+    Request,
+    StepStats,
+    int32_array,
+)
 from engine_service.worker.executor import start_executor
+from protos.wire.sampling_params import SamplingParams
 
 _COMMON = {
     "architectures": ["Qwen3ForCausalLM"],

@@ -28,11 +28,11 @@ from engine_service.core.engine_core import EngineCore, calm_garbage_collection
 from engine_service.core.types import (
     FinishReason,
     Request,
-    SamplingParams,
     StepOutput,
     int32_array,
 )
 from engine_service.worker.executor import start_executor
+from protos.wire.sampling_params import SamplingParams
 
 _NUM_OPEN = 400
 _NUM_BLOCKS = 2_400

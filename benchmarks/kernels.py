@@ -28,6 +28,7 @@ from kernels.qk_norm_rope_store import qk_norm_rope_store
 from kernels.rms_norm import add_rms_norm
 from kernels.sample import sample
 from kernels.silu_and_mul import silu_and_mul
+from protos.wire.sampling_params import RECORD_COLUMNS, SamplingParams, to_record
 
 DTYPE = torch.bfloat16
 HEAD_DIM = 128
@@ -194,10 +195,11 @@ def measure_elementwise() -> list[dict[str, Any]]:
     packed = (num_heads + 2 * num_kv_heads) * HEAD_DIM
     weight, head_weight = randn(hidden), randn(HEAD_DIM)
     cos_sin = torch.randn(4096, HEAD_DIM, device="cuda")
+    record = to_record(SamplingParams(temperature=1.0), seed=7)
     rows = []
     for num_rows in (1, 64, 256, 4096):
         indices = torch.arange(num_rows, device="cuda")
-        ones = torch.ones(num_rows, device="cuda")
+        records = torch.tensor([list(record)] * num_rows, device="cuda")
         kv_cache = randn(2, triton.cdiv(num_rows, 64), num_kv_heads, 64, HEAD_DIM)
 
         store = partial(
@@ -211,7 +213,9 @@ def measure_elementwise() -> list[dict[str, Any]]:
             kv_cache=kv_cache,
             num_heads=num_heads,
         )
-        draw = partial(sample, temperatures=ones, seeds=indices, positions=indices)
+        draw = partial(
+            sample, records=records, slots=indices, positions=indices, columns=RECORD_COLUMNS
+        )
         operations: list[tuple[str, Callable[[torch.Tensor], Any], int, int]] = [
             ("add_rms_norm", lambda x: add_rms_norm(x, x, weight, 1e-6), hidden, 3 * hidden),
             ("silu_and_mul", silu_and_mul, 2 * intermediate, 3 * intermediate),

@@ -19,9 +19,14 @@ from benchmarks.engine import SHAPES, machine
 from benchmarks.provenance import commit
 from engine_service.config import CacheOptions, ModelOptions, SchedulerOptions
 from engine_service.core.engine_core import EngineCore, serve
-from engine_service.core.types import Request, SamplingParams, StepOutput, int32_array
+from engine_service.core.types import (
+    Request,
+    StepOutput,
+    int32_array,
+)
 from engine_service.server.core_channel import CoreChannel
 from engine_service.worker.executor import start_executor
+from protos.wire.sampling_params import SamplingParams
 
 _NUM_DECODES = 128
 _BURST = 256

@@ -14,13 +14,13 @@ from engine_service.core.limits import Limits
 from engine_service.core.types import (
     FinishReason,
     Request,
-    SamplingParams,
     StepOutput,
     int32_array,
 )
 from engine_service.errors import InvalidRequest, StartupError
 from engine_service.installation import check_installation
 from protos.wire.reason import Reason
+from protos.wire.sampling_params import SamplingParams as SamplingParams
 
 if TYPE_CHECKING:
     from engine_service.worker.worker import PendingStep

@@ -8,6 +8,8 @@ drawn. Arithmetic is in float32, whatever the type of the tensors.
 one key-value head.
 """
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 
@@ -23,8 +25,6 @@ _LOW_32_BITS = 0xFFFFFFFF
 def read_slots(
     tokens: torch.Tensor,
     block_table: torch.Tensor,
-    temperatures: torch.Tensor,
-    seeds: torch.Tensor,
     slots: torch.Tensor,
     num_computed_tokens: torch.Tensor,
     query_start_loc: torch.Tensor,
@@ -39,8 +39,6 @@ def read_slots(
     Args:
         tokens: [num_slots, max_model_len] int32
         block_table: [num_slots, max_blocks_per_seq] int32
-        temperatures: [num_slots] float32
-        seeds: [num_slots] int64
         slots: [num_rows] int64
         num_computed_tokens: [num_rows] int64, the first position that a row computes
         query_start_loc: [num_rows + 1] int64, where each row's tokens begin in the step
@@ -66,8 +64,6 @@ def read_slots(
         block_table[slots],
         seq_lens.int(),
         seq_lens,
-        temperatures[slots],
-        seeds[slots],
     )
 
 
@@ -362,7 +358,11 @@ def paged_attention_decode(
 
 
 def sample(
-    logits: torch.Tensor, temperatures: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor
+    logits: torch.Tensor,
+    records: torch.Tensor,
+    slots: torch.Tensor,
+    positions: torch.Tensor,
+    columns: Mapping[str, int],
 ) -> torch.Tensor:
     """Draws one token per row from softmax(logits / temperature).
 
@@ -373,15 +373,19 @@ def sample(
 
     Args:
         logits: [num_rows, vocab_size]; -inf hides an entry
-        temperatures: [num_rows] float32; 0 (below `MIN_TEMPERATURE`) takes the largest logit, the
-            first of several equal ones
-        seeds: [num_rows] int64
+        records: [num_slots, num_columns] int64, the sampling parameters of each sequence
+        slots: [num_rows] int64, whose record a row follows
         positions: [num_rows] int64
+        columns: where a record holds "temperature", as the bits of a float32, and "seed". A
+            temperature of 0 (below `MIN_TEMPERATURE`) takes the largest logit, the first of several
+            equal ones.
 
     Returns:
         [num_rows] int64; -1 if the row is not a distribution: it holds a NaN or +inf, only -inf, or
         the division overflows
     """
+    chosen = records[slots]  # [num_rows, num_columns]
+    temperatures, seeds = as_float(chosen[:, columns["temperature"]]), chosen[:, columns["seed"]]
     is_greedy = temperatures < MIN_TEMPERATURE
     scores = logits
     if not bool(is_greedy.all()):
@@ -391,6 +395,11 @@ def sample(
     # `max` treats NaN as the largest value.
     best, token_ids = scores.max(-1)
     return torch.where(best.isfinite(), token_ids, -1)
+
+
+def as_float(words: torch.Tensor) -> torch.Tensor:
+    """Reads the low half of each int64 as the bits of a float32."""
+    return words.int().view(torch.float32)
 
 
 def random_bits(seeds: torch.Tensor, positions: torch.Tensor, vocab_size: int) -> torch.Tensor:

@@ -1,5 +1,7 @@
 """Draws one token per row of logits."""
 
+from collections.abc import Mapping
+
 import torch
 import triton
 import triton.language as tl
@@ -12,7 +14,11 @@ _FEW_ROWS = 16
 
 
 def sample(
-    logits: torch.Tensor, temperatures: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor
+    logits: torch.Tensor,
+    records: torch.Tensor,
+    slots: torch.Tensor,
+    positions: torch.Tensor,
+    columns: Mapping[str, int],
 ) -> torch.Tensor:
     """Draws one token per row from softmax(logits / temperature).
 
@@ -20,10 +26,12 @@ def sample(
 
     Args:
         logits: [num_rows, vocab_size], rows may be strided; -inf hides an entry
-        temperatures: [num_rows] float32; 0 (below `reference.MIN_TEMPERATURE`) takes the largest
-            logit, the first of several equal ones
-        seeds: [num_rows] int64
+        records: [num_slots, num_columns] int64, the sampling parameters of each sequence
+        slots: [num_rows] int64, whose record a row follows
         positions: [num_rows] int64, the positions of the tokens drawn
+        columns: where a record holds "temperature", as the bits of a float32, and "seed". A
+            temperature of 0 (below `reference.MIN_TEMPERATURE`) takes the largest logit, the first
+            of several equal ones.
 
     Returns:
         [num_rows] int64; -1 if the row is not a distribution: it holds a NaN or +inf, only -inf, or
@@ -37,21 +45,24 @@ def sample(
     check_contiguous_rows("logits", logits)
     if logits.shape[1] == 0:
         raise ValueError("vocab_size is 0; expected at least 1")
-    check_dtype("temperatures", temperatures, torch.float32)
-    check_dtype("seeds", seeds, torch.int64)
-    check_dtype("positions", positions, torch.int64)
-    for name, tensor in (
-        ("temperatures", temperatures), ("seeds", seeds), ("positions", positions)
-    ):  # fmt: skip
+    check_dtype("records", records, torch.int64)
+    check_shape("records", records, None, None)
+    check_contiguous_rows("records", records)
+    for name, tensor in (("slots", slots), ("positions", positions)):
+        check_dtype(name, tensor, torch.int64)
         check_shape(name, tensor, logits.shape[0])
         check_contiguous_rows(name, tensor)
     if logits.device.type == "cpu":
-        return reference.sample(logits, temperatures, seeds, positions)
-    return _sample_triton(logits, temperatures, seeds, positions)
+        return reference.sample(logits, records, slots, positions, columns)
+    return _sample_triton(logits, records, slots, positions, columns)
 
 
 def _sample_triton(
-    logits: torch.Tensor, temperatures: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor
+    logits: torch.Tensor,
+    records: torch.Tensor,
+    slots: torch.Tensor,
+    positions: torch.Tensor,
+    columns: Mapping[str, int],
 ) -> torch.Tensor:
     num_rows, vocab_size = logits.shape
     token_ids = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
@@ -65,13 +76,16 @@ def _sample_triton(
     best_ids = torch.empty((num_rows, num_tiles), dtype=torch.int32, device=logits.device)
     _tile_kernel[(num_rows, num_tiles)](
         logits,
-        temperatures,
-        seeds,
+        records,
+        slots,
         positions,
         best_scores,
         best_ids,
         logits.stride(0),
+        records.stride(0),
         vocab_size,
+        TEMPERATURE=columns["temperature"],
+        SEED=columns["seed"],
         MIN_TEMPERATURE=reference.MIN_TEMPERATURE,
         TILE=tile,
         num_warps=4 if tile == 1024 else 8,
@@ -89,16 +103,20 @@ def _sample_triton(
     return token_ids
 
 
-@triton.jit
+# The slots may be a part of a larger tensor, whose alignment must not trigger a compilation.
+@triton.jit(do_not_specialize_on_alignment=["slots"])
 def _tile_kernel(
     logits,
-    temperatures,
-    seeds,
+    records,
+    slots,
     positions,
     best_scores,
     best_ids,
     logits_stride,
+    records_stride,
     vocab_size,
+    TEMPERATURE: tl.constexpr,
+    SEED: tl.constexpr,
     MIN_TEMPERATURE: tl.constexpr,
     TILE: tl.constexpr,
     IS_DEPENDENT: tl.constexpr,
@@ -110,9 +128,10 @@ def _tile_kernel(
     is_entry = ids < vocab_size
     scores = tl.load(logits + row * logits_stride + ids, mask=is_entry, other=float("-inf"))
     scores = scores.to(tl.float32)
-    temperature = tl.load(temperatures + row)
+    record = records + tl.load(slots + row) * records_stride
+    temperature = as_float(tl.load(record + TEMPERATURE))
     if temperature >= MIN_TEMPERATURE:
-        bits = random_bits(tl.load(seeds + row), tl.load(positions + row), tile * TILE, TILE)
+        bits = random_bits(tl.load(record + SEED), tl.load(positions + row), tile * TILE, TILE)
         scores = scores / temperature + gumbel(bits)
     # Whether a NaN wins would depend on the order of the reduction. As +inf, which finite logits
     # never reach, it always wins and marks the row, without a further pass.
@@ -142,6 +161,12 @@ def _best_tile_kernel(
     token_id = tl.load(best_ids + row * num_tiles + tile).to(tl.int64)
     is_distribution = (best > float("-inf")) & (best < float("inf"))
     tl.store(token_ids + row, tl.where(is_distribution, token_id, -1))
+
+
+@triton.jit
+def as_float(word) -> tl.tensor:
+    """Reads the low half of an int64 as the bits of a float32."""
+    return word.to(tl.int32).to(tl.float32, bitcast=True)
 
 
 @triton.jit

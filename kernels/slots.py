@@ -29,17 +29,11 @@ class SlotRows(NamedTuple):
     """[num_rows] int32, tokens in the cache after the step has stored its own; 0 in padding."""
     next_positions: torch.Tensor
     """[num_rows] int64, position of the row's new token; 0 in padding."""
-    temperatures: torch.Tensor
-    """[num_rows] float32."""
-    seeds: torch.Tensor
-    """[num_rows] int64."""
 
 
 def read_slots(
     tokens: torch.Tensor,
     block_table: torch.Tensor,
-    temperatures: torch.Tensor,
-    seeds: torch.Tensor,
     slots: torch.Tensor,
     num_computed_tokens: torch.Tensor,
     query_start_loc: torch.Tensor,
@@ -55,8 +49,6 @@ def read_slots(
     Args:
         tokens: [num_slots, max_model_len] int32
         block_table: [num_slots, max_blocks_per_seq] int32
-        temperatures: [num_slots] float32
-        seeds: [num_slots] int64
         slots: [num_rows] int64
         num_computed_tokens: [num_rows] int64
         query_start_loc: [num_rows + 1] int64, where each row's tokens begin in the step
@@ -72,12 +64,6 @@ def read_slots(
     check_dtype("block_table", block_table, torch.int32)
     check_shape("block_table", block_table, num_slots, None)
     check_contiguous_rows("block_table", block_table)
-    check_dtype("temperatures", temperatures, torch.float32)
-    check_shape("temperatures", temperatures, num_slots)
-    check_contiguous_rows("temperatures", temperatures)
-    check_dtype("seeds", seeds, torch.int64)
-    check_shape("seeds", seeds, num_slots)
-    check_contiguous_rows("seeds", seeds)
     for name, rows, size in (
         ("num_computed_tokens", num_computed_tokens, num_rows),
         ("query_start_loc", query_start_loc, num_rows + 1),
@@ -86,8 +72,8 @@ def read_slots(
         check_shape(name, rows, size)
         check_contiguous_rows(name, rows)
     arguments = (
-        tokens, block_table, temperatures, seeds, slots, num_computed_tokens, query_start_loc,
-        num_tokens, max_query_len, block_size,
+        tokens, block_table, slots, num_computed_tokens, query_start_loc, num_tokens,
+        max_query_len, block_size,
     )  # fmt: skip
     if tokens.device.type == "cpu":
         return SlotRows(*reference.read_slots(*arguments))
@@ -131,8 +117,6 @@ def _check_state(tokens: torch.Tensor, slots: torch.Tensor) -> None:
 def _read_slots_triton(
     tokens: torch.Tensor,
     block_table: torch.Tensor,
-    temperatures: torch.Tensor,
-    seeds: torch.Tensor,
     slots: torch.Tensor,
     num_computed_tokens: torch.Tensor,
     query_start_loc: torch.Tensor,
@@ -149,16 +133,12 @@ def _read_slots_triton(
         block_table=torch.empty((num_rows, block_table.shape[1]), dtype=torch.int32, device=device),
         seq_lens=torch.empty(num_rows, dtype=torch.int32, device=device),
         next_positions=torch.empty(num_rows, dtype=torch.int64, device=device),
-        temperatures=torch.empty(num_rows, dtype=torch.float32, device=device),
-        seeds=torch.empty(num_rows, dtype=torch.int64, device=device),
     )
     if num_rows == 0:
         return rows
     _read_slots_kernel[(num_rows, triton.cdiv(max_query_len, _CHUNK))](
         tokens,
         block_table,
-        temperatures,
-        seeds,
         slots,
         num_computed_tokens,
         query_start_loc,
@@ -197,14 +177,11 @@ def _append_tokens_triton(
     do_not_specialize_on_alignment=[
         "slots", "num_computed_tokens", "query_start_loc", "out_input_ids", "out_positions",
         "out_cache_locs", "out_block_table", "out_seq_lens", "out_next_positions",
-        "out_temperatures", "out_seeds",
     ]
 )  # fmt: skip
 def _read_slots_kernel(
     tokens,
     block_table,
-    temperatures,
-    seeds,
     slots,
     num_computed_tokens,
     query_start_loc,
@@ -214,8 +191,6 @@ def _read_slots_kernel(
     out_block_table,
     out_seq_lens,
     out_next_positions,
-    out_temperatures,
-    out_seeds,
     tokens_stride,
     table_stride,
     out_table_stride,
@@ -255,8 +230,6 @@ def _read_slots_kernel(
             )
         tl.store(out_seq_lens + row, seq_len.to(tl.int32))
         tl.store(out_next_positions + row, seq_len)
-        tl.store(out_temperatures + row, tl.load(temperatures + slot))
-        tl.store(out_seeds + row, tl.load(seeds + slot))
 
 
 @triton.jit(

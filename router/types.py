@@ -8,6 +8,8 @@ from array import array
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from protos.wire.sampling_params import SamplingParams
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -26,37 +28,6 @@ class EngineState(enum.Enum):
     SERVING = "serving"
     DRAINING = "draining"
     UNAVAILABLE = "unavailable"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogitBias:
-    """Adds `bias` to one token's logit."""
-
-    token_id: int
-    bias: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingParams:
-    """How tokens are chosen and when a request ends; None means unset: the engine's default.
-
-    The router passes these on unchanged. The engine refuses by name what it does not support.
-    """
-
-    temperature: float | None = None
-    max_tokens: int | None = None
-    ignore_eos: bool = False
-    stop_token_ids: tuple[int, ...] = ()
-    seed: int | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
-    min_tokens: int | None = None
-    logprobs: int | None = None
-    logit_bias: tuple[LogitBias, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,19 +1,19 @@
 """Limits on a single request to this engine."""
 
-import math
 from array import array
 from dataclasses import dataclass
 from typing import Self
 
-from engine_service.core.types import EngineInfo, Request, SamplingParams
+from engine_service.core.types import EngineInfo, Request
 from engine_service.errors import InvalidRequest
-from protos.wire.limits import (
-    MAX_LABEL_CHARACTERS,
-    MAX_SEED,
-    MAX_STOP_TOKEN_IDS,
-    MAX_TEMPERATURE,
-)
+from protos.wire.limits import MAX_LABEL_CHARACTERS
 from protos.wire.reason import Reason
+from protos.wire.sampling_params import (
+    SUPPORTED_PARAMS,
+    SamplingParams,
+    out_of_bounds,
+    unsupported,
+)
 
 MIN_PRIORITY = -(2**31)
 MAX_PRIORITY = 2**31 - 1
@@ -67,8 +67,7 @@ class Limits:
         self.check_all_but_token_ids(request)
         self.check_token_ids("prompt_token_ids", request.prompt_token_ids)
         self.check_token_ids("resume_token_ids", request.resume_token_ids)
-        stop_token_ids = array("q", request.sampling_params.stop_token_ids)
-        self.check_token_ids("stop_token_ids", stop_token_ids)
+        self.check_stop_token_ids(request)
 
     def check_all_but_token_ids(self, request: Request) -> None:
         """Does the checks of `check` whose time does not depend on the prompt length.
@@ -117,6 +116,15 @@ class Limits:
             reason=Reason.PROMPT_TOO_LONG,
         )
 
+    def check_stop_token_ids(self, request: Request) -> None:
+        """Refuses stop token IDs outside the vocabulary.
+
+        Raises:
+            InvalidRequest: Names the first such ID.
+        """
+        stop_token_ids = array("q", request.sampling_params.stop_token_ids)
+        self.check_token_ids("stop_token_ids", stop_token_ids)
+
     def check_token_ids(self, field: str, token_ids: "array[int]") -> None:
         """Refuses token IDs outside the vocabulary.
 
@@ -147,25 +155,23 @@ class Limits:
 
 
 def _check_sampling_params(params: SamplingParams) -> None:
-    if not (math.isfinite(params.temperature) and 0 <= params.temperature <= MAX_TEMPERATURE):
-        raise _bad_sampling_param("temperature", params.temperature, f"0 to {MAX_TEMPERATURE:g}")
-    if params.max_tokens is not None and params.max_tokens < 1:
-        raise _bad_sampling_param("max_tokens", params.max_tokens, "1 and more")
-    if params.seed is not None and not 0 <= params.seed <= MAX_SEED:
-        raise _bad_sampling_param("seed", params.seed, f"0 to {MAX_SEED}")
-    num_stop_token_ids = len(params.stop_token_ids)
-    if num_stop_token_ids > MAX_STOP_TOKEN_IDS:
-        raise _bad_sampling_param(
-            "number of stop_token_ids", num_stop_token_ids, f"0 to {MAX_STOP_TOKEN_IDS}"
+    if fault := unsupported(params):
+        raise InvalidRequest(
+            f"sampling_params.{fault.field} is {fault.value}, but this engine does not support the "
+            f"parameter; it supports {', '.join(SUPPORTED_PARAMS)}",
+            {
+                "field": fault.field,
+                "value": fault.value,
+                "supported": ",".join(SUPPORTED_PARAMS),
+            },
+            reason=Reason.UNSUPPORTED_PARAMETER,
         )
-
-
-def _bad_sampling_param(field: str, value: float, bounds: str) -> InvalidRequest:
-    return InvalidRequest(
-        f"{field} is {value}, outside {bounds}",
-        {"field": field, "value": str(value), "bounds": bounds},
-        reason=Reason.BAD_SAMPLING_PARAMS,
-    )
+    if fault := out_of_bounds(params):
+        raise InvalidRequest(
+            f"{fault.field} is {fault.value}, outside {fault.bounds}",
+            fault._asdict(),
+            reason=Reason.BAD_SAMPLING_PARAMS,
+        )
 
 
 def _check_labels(request: Request) -> None:

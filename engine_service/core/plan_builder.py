@@ -22,9 +22,8 @@ class PlanBuilder:
         "_block_slots",
         "_is_sampled",
         "_new_num_tokens",
-        "_new_seeds",
+        "_new_sampling_records",
         "_new_slots",
-        "_new_temperatures",
         "_new_token_ids",
         "_num_computed_tokens",
         "_num_scheduled_tokens",
@@ -40,8 +39,7 @@ class PlanBuilder:
         self._new_slots: list[int] = []
         self._new_num_tokens: list[int] = []
         self._new_token_ids = int32_array()
-        self._new_temperatures: list[float] = []
-        self._new_seeds: list[int] = []
+        self._new_sampling_records = array("q")
         self._block_slots: list[int] = []
         self._block_indices: list[int] = []
         self._block_ids: list[int] = []
@@ -56,8 +54,7 @@ class PlanBuilder:
         self._new_slots.append(sequence.slot)
         self._new_num_tokens.append(len(sequence.token_ids))
         self._new_token_ids.extend(sequence.token_ids)
-        self._new_temperatures.append(sequence.temperature)
-        self._new_seeds.append(sequence.seed)
+        self._new_sampling_records.extend(sequence.sampling_record)
         num_blocks = len(sequence.block_table)
         self._block_slots.extend([sequence.slot] * num_blocks)
         self._block_indices.extend(range(num_blocks))
@@ -94,8 +91,7 @@ class PlanBuilder:
             new_slots=int32_array(self._new_slots),
             new_num_tokens=int32_array(self._new_num_tokens),
             new_token_ids=self._new_token_ids,
-            new_temperatures=array("f", self._new_temperatures),
-            new_seeds=array("q", self._new_seeds),
+            new_sampling_records=self._new_sampling_records,
             block_slots=int32_array(self._block_slots),
             block_indices=int32_array(self._block_indices),
             block_ids=int32_array(self._block_ids),

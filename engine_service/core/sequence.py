@@ -6,6 +6,7 @@ from array import array
 
 from engine_service.core.types import FinishReason, Request
 from protos.wire.block_hash import block_digests, low_64_bits
+from protos.wire.sampling_params import to_record
 
 NO_SLOT = -1
 
@@ -29,6 +30,7 @@ class Sequence:
     Attributes:
         order: Sorts sequences from the most to the least important: larger priority, then
             earlier arrival. Unique.
+        sampling_record: What the sampler needs to know of the request; see `to_record`.
         token_ids: All known tokens: prompt, resumed and generated.
         num_given_tokens: Tokens that the request came with: prompt and resumed ones.
         num_admitted_tokens: Tokens known when it last got its slot: the prompt, and the tokens
@@ -63,11 +65,11 @@ class Sequence:
         "order",
         "request",
         "request_id",
+        "sampling_record",
         "seed",
         "slot",
         "state",
         "stop_token_ids",
-        "temperature",
         "token_ids",
     )
 
@@ -94,9 +96,9 @@ class Sequence:
         self.request = request
         self.order = (-request.priority, number)
         self.cache_salt = request.cache_salt
-        self.temperature = params.temperature
         self.seed = secrets.randbits(63) if params.seed is None else params.seed
-        self.stop_token_ids = params.stop_token_ids
+        self.sampling_record = to_record(params, self.seed)
+        self.stop_token_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             self.stop_token_ids |= eos_token_ids
         self.max_num_tokens = max_num_tokens

@@ -8,6 +8,8 @@ import enum
 from array import array
 from dataclasses import dataclass, field
 
+from protos.wire.sampling_params import SamplingParams
+
 NO_TOKEN = -1
 """Token of a row whose logits are not a distribution: NaN, infinite or all masked."""
 
@@ -24,20 +26,6 @@ class FinishReason(enum.Enum):
 def int32_array(values: "list[int] | array[int] | tuple[int, ...]" = ()) -> "array[int]":
     """Returns an array of typecode "i", which the core uses for all token and block IDs."""
     return array("i", values)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingParams:
-    """How tokens are chosen and when a request ends."""
-
-    temperature: float = 1.0
-    """Divides the logits; 0 is greedy."""
-    max_tokens: int | None = None
-    """Maximum tokens to generate, including resumed ones; None is up to the model's length."""
-    ignore_eos: bool = False
-    stop_token_ids: frozenset[int] = frozenset()
-    seed: int | None = None
-    """Fixes the draws, 0 to 2^63 - 1; None lets the core pick one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,10 +96,8 @@ class StepPlan:
     """[num_new] known tokens of each."""
     new_token_ids: "array[int]"
     """[sum(new_num_tokens)] these tokens, from position 0."""
-    new_temperatures: "array[float]"
-    """[num_new] typecode "f"."""
-    new_seeds: "array[int]"
-    """[num_new] typecode "q"."""
+    new_sampling_records: "array[int]"
+    """[num_new * len(RECORD_COLUMNS)] typecode "q": what `sampling_params.to_record` gives."""
 
     block_slots: "array[int]"
     """[num_entries] slots whose block table row grows."""

@@ -14,7 +14,6 @@ from engine_service.core.types import (
     Finish,
     FinishReason,
     Request,
-    SamplingParams,
 )
 from engine_service.errors import InvalidRequest, RequestError
 from engine_service.server.batch_parts import batch_parts
@@ -23,24 +22,17 @@ from engine_service.server.load_meter import Load
 from engine_service.server.output_stream import OutputBatch
 from engine_service.server.tokenizer_files import TokenizerFiles
 from protos.pagestream.engine.v1 import engine_pb2
-from protos.wire import block_hash
+from protos.wire import block_hash, sampling_params
 from protos.wire.limits import (
     MAX_CHUNK_BYTES,
     MAX_LABEL_CHARACTERS,
     MAX_STEP_TOKENS,
-    MAX_STOP_TOKEN_IDS,
 )
 from protos.wire.printable import first_unprintable, shown
 from protos.wire.reason import Reason
 from protos.wire.status import pack_details
 from protos.wire.token_ids import add_token_ids, read_token_ids
 from servicekit.status import to_error_status
-
-_SUPPORTED_SAMPLING_PARAMS = ("temperature", "max_tokens", "ignore_eos", "stop_token_ids", "seed")
-_UNSUPPORTED_SAMPLING_PARAMS = (
-    *("top_k", "top_p", "min_p", "presence_penalty", "frequency_penalty"),
-    *("repetition_penalty", "min_tokens", "logprobs"),
-)
 
 _FINISH_REASONS = {
     FinishReason.STOP: engine_pb2.FINISH_REASON_STOP,
@@ -75,7 +67,7 @@ def to_request(message: engine_pb2.GenerateRequest, request_id: int, limits: Lim
     request = Request(
         request_id=request_id,
         prompt_token_ids=_token_ids(message, "prompt_token_ids", limits),
-        sampling_params=_to_sampling_params(message.sampling_params, limits),
+        sampling_params=sampling_params.from_message(message.sampling_params),
         resume_token_ids=_token_ids(message, "resume_token_ids", limits),
         priority=message.priority,
         cache_salt=message.cache_salt,
@@ -84,6 +76,7 @@ def to_request(message: engine_pb2.GenerateRequest, request_id: int, limits: Lim
     limits.check_all_but_token_ids(request)
     _check_token_ids("prompt_token_ids", request.prompt_token_ids, limits)
     _check_token_ids("resume_token_ids", request.resume_token_ids, limits)
+    limits.check_stop_token_ids(request)
     return request
 
 
@@ -177,7 +170,7 @@ def to_model_info_response(
         tensor_parallel_size=info.tensor_parallel_size,
         dtype=info.dtype,
         tokenizer_sha256=tokenizer_sha256,
-        supported_sampling_params=_SUPPORTED_SAMPLING_PARAMS,
+        supported_sampling_params=sampling_params.SUPPORTED_PARAMS,
         engine_version=engine_version,
     )
 
@@ -196,43 +189,6 @@ def to_tokenizer_responses(
             yield engine_pb2.GetTokenizerResponse(
                 chunk=file.content[start : start + MAX_CHUNK_BYTES]
             )
-
-
-def _to_sampling_params(message: engine_pb2.SamplingParams, limits: Limits) -> SamplingParams:
-    for field in _UNSUPPORTED_SAMPLING_PARAMS:
-        if message.HasField(field):
-            raise _unsupported(field, str(getattr(message, field)))
-    if message.logit_bias:
-        raise _unsupported("logit_bias", f"{len(message.logit_bias)} entries")
-    count = len(message.stop_token_ids)
-    if count > MAX_STOP_TOKEN_IDS:
-        raise InvalidRequest(
-            f"stop_token_ids has {count} entries, the most allowed is {MAX_STOP_TOKEN_IDS}",
-            {
-                "field": "stop_token_ids",
-                "value": str(count),
-                "bounds": f"0 to {MAX_STOP_TOKEN_IDS}",
-            },
-            reason=Reason.BAD_SAMPLING_PARAMS,
-        )
-    # The IDs are still in order here; the error gives their index.
-    limits.check_token_ids("stop_token_ids", array("q", message.stop_token_ids))
-    return SamplingParams(
-        temperature=message.temperature if message.HasField("temperature") else 1.0,
-        max_tokens=message.max_tokens if message.HasField("max_tokens") else None,
-        ignore_eos=message.ignore_eos,
-        stop_token_ids=frozenset(message.stop_token_ids),
-        seed=message.seed if message.HasField("seed") else None,
-    )
-
-
-def _unsupported(field: str, value: str) -> InvalidRequest:
-    return InvalidRequest(
-        f"sampling_params.{field} is {value}, but this engine does not support the parameter; "
-        f"supported are {', '.join(_SUPPORTED_SAMPLING_PARAMS)}",
-        {"field": field, "value": value, "supported": ",".join(_SUPPORTED_SAMPLING_PARAMS)},
-        reason=Reason.UNSUPPORTED_PARAMETER,
-    )
 
 
 def _token_ids(message: engine_pb2.GenerateRequest, field: str, limits: Limits) -> "array[int]":

@@ -13,6 +13,7 @@ import torch
 from engine_service.core.types import StepPlan
 from engine_service.layers.attention import AttentionMetadata, DecodeMetadata, PrefillMetadata
 from kernels.slots import SlotRows, append_tokens, read_slots
+from protos.wire.sampling_params import RECORD_COLUMNS
 
 _Integers = npt.NDArray[np.int64]
 
@@ -30,10 +31,8 @@ class SamplingInputs:
     """[num_sampled] int64: index of the row's last token in the step. None: all, in order."""
     positions: torch.Tensor
     """[num_sampled] int64: position of the new token in its sequence; 0 if none is wanted."""
-    temperatures: torch.Tensor
-    """[num_sampled] float32."""
-    seeds: torch.Tensor
-    """[num_sampled] int64."""
+    records: torch.Tensor
+    """[num_slots, len(RECORD_COLUMNS)] int64: the sampling parameters of all slots."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,8 +206,7 @@ class InputBatch:
         with device:
             self._tokens = torch.zeros(max_num_seqs, max_model_len, dtype=torch.int32)
             self._block_table = torch.zeros(max_num_seqs, max_blocks_per_seq, dtype=torch.int32)
-            self._temperatures = torch.zeros(max_num_seqs, dtype=torch.float32)
-            self._seeds = torch.zeros(max_num_seqs, dtype=torch.int64)
+            self._records = torch.zeros(max_num_seqs, len(RECORD_COLUMNS), dtype=torch.int64)
 
     def apply(self, plan: StepPlan, rows: Rows, num_rows: int, num_tokens: int) -> DeviceRows:
         """Applies a plan's changes and copies its rows to the device. Does not wait.
@@ -231,8 +229,6 @@ class InputBatch:
         read = read_slots(
             self._tokens,
             self._block_table,
-            self._temperatures,
-            self._seeds,
             rows.slots,
             rows.num_computed,
             rows.query_start_loc,
@@ -261,7 +257,7 @@ class InputBatch:
                 decode=decode,
                 prefill=prefill,
             ),
-            sampling=_sampling(rows, read, bounds),
+            sampling=self._sampling(rows, read, bounds),
         )
 
     def append_sampled(self, sampling: SamplingInputs, token_ids: torch.Tensor) -> None:
@@ -271,30 +267,27 @@ class InputBatch:
     def _fill_slots(self, sent: "_SentPlan") -> None:
         rows, columns = _spread(sent.new_num_tokens, sent.new_token_ids.numel())
         self._tokens[sent.new_slots[rows], columns] = sent.new_token_ids.int()
-        self._temperatures[sent.new_slots] = sent.new_temperatures.float()
-        self._seeds[sent.new_slots] = sent.new_seeds
+        self._records[sent.new_slots] = sent.new_sampling_records.view(-1, len(RECORD_COLUMNS))
 
-
-def _sampling(rows: DeviceRows, read: SlotRows, bounds: Bounds) -> SamplingInputs | None:
-    chosen = rows.sampled_rows
-    if chosen is None:
-        last_tokens = (rows.query_start_loc[1:] - 1).clamp(min=0) if bounds.has_prefills else None
+    def _sampling(self, rows: DeviceRows, read: SlotRows, bounds: Bounds) -> SamplingInputs | None:
+        chosen, last_tokens = rows.sampled_rows, None
+        if chosen is None:
+            if bounds.has_prefills:
+                last_tokens = (rows.query_start_loc[1:] - 1).clamp(min=0)
+            return SamplingInputs(
+                slots=rows.slots,
+                token_indices=last_tokens,
+                positions=read.next_positions * rows.is_sampled,
+                records=self._records,
+            )
+        if chosen.numel() == 0:
+            return None
         return SamplingInputs(
-            slots=rows.slots,
-            token_indices=last_tokens,
-            positions=read.next_positions * rows.is_sampled,
-            temperatures=read.temperatures,
-            seeds=read.seeds,
+            slots=rows.slots[chosen],
+            token_indices=rows.query_start_loc[chosen + 1] - 1,
+            positions=read.next_positions[chosen],
+            records=self._records,
         )
-    if chosen.numel() == 0:
-        return None
-    return SamplingInputs(
-        slots=rows.slots[chosen],
-        token_indices=rows.query_start_loc[chosen + 1] - 1,
-        positions=read.next_positions[chosen],
-        temperatures=read.temperatures[chosen],
-        seeds=read.seeds[chosen],
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -307,9 +300,7 @@ class _SentPlan:
     new_slots: torch.Tensor
     new_num_tokens: torch.Tensor
     new_token_ids: torch.Tensor
-    new_temperatures: torch.Tensor
-    """float64, since it is packed as int64."""
-    new_seeds: torch.Tensor
+    new_sampling_records: torch.Tensor
     block_slots: torch.Tensor
     block_indices: torch.Tensor
     block_ids: torch.Tensor
@@ -322,8 +313,7 @@ class _SentPlan:
             "new_slots": np.asarray(plan.new_slots),
             "new_num_tokens": np.asarray(plan.new_num_tokens),
             "new_token_ids": np.asarray(plan.new_token_ids),
-            "new_temperatures": np.asarray(plan.new_temperatures, np.float64).view(np.int64),
-            "new_seeds": np.asarray(plan.new_seeds),
+            "new_sampling_records": np.asarray(plan.new_sampling_records),
             "block_slots": np.asarray(plan.block_slots),
             "block_indices": np.asarray(plan.block_indices),
             "block_ids": np.asarray(plan.block_ids),
@@ -333,9 +323,7 @@ class _SentPlan:
         staging = torch.empty(sum(sizes), dtype=torch.int64, pin_memory=device.type == "cuda")
         np.concatenate(list(arrays.values()), out=staging.numpy())
         packed = staging.to(device, non_blocking=True)
-        views = dict(zip(arrays, torch.split(packed, sizes), strict=True))
-        views["new_temperatures"] = views["new_temperatures"].view(torch.float64)
-        return cls(**views)
+        return cls(**dict(zip(arrays, torch.split(packed, sizes), strict=True)))
 
 
 def _spread(lengths: torch.Tensor, total: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,6 +5,7 @@ from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
 from protos.pagestream.engine.v1 import engine_pb2
+from protos.wire.sampling_params import to_fields
 from protos.wire.status import ErrorStatus, Reason, code_number, cut, error_status, unpack
 from protos.wire.token_ids import add_token_ids
 from router.errors import DOMAIN, EngineError
@@ -15,7 +16,6 @@ from router.types import (
     Finished,
     FinishReason,
     ModelInfo,
-    SamplingParams,
     TokenRequest,
 )
 
@@ -57,7 +57,7 @@ def to_submission(handle: int, request: TokenRequest) -> engine_pb2.Submission:
     """Returns the submission of a request; raises ValueError if a value does not fit its field."""
     message = engine_pb2.GenerateRequest(
         request_id=request.request_id,
-        sampling_params=_to_sampling_params(request.sampling_params),
+        sampling_params=engine_pb2.SamplingParams(**to_fields(request.sampling_params)),
         priority=request.priority,
         cache_salt=request.cache_salt,
     )
@@ -72,29 +72,6 @@ def to_submission(handle: int, request: TokenRequest) -> engine_pb2.Submission:
     if request.timeout is not None:
         submission.timeout.FromNanoseconds(max(0, int(request.timeout * 1e9)))
     return submission
-
-
-def _to_sampling_params(params: SamplingParams) -> engine_pb2.SamplingParams:
-    # Passing None leaves a field unset.
-    return engine_pb2.SamplingParams(
-        temperature=params.temperature,
-        max_tokens=params.max_tokens,
-        ignore_eos=params.ignore_eos,
-        stop_token_ids=params.stop_token_ids,
-        seed=params.seed,
-        top_k=params.top_k,
-        top_p=params.top_p,
-        min_p=params.min_p,
-        presence_penalty=params.presence_penalty,
-        frequency_penalty=params.frequency_penalty,
-        repetition_penalty=params.repetition_penalty,
-        min_tokens=params.min_tokens,
-        logprobs=params.logprobs,
-        logit_bias=[
-            engine_pb2.LogitBias(token_id=bias.token_id, bias=bias.bias)
-            for bias in params.logit_bias
-        ],
-    )
 
 
 def to_model(response: engine_pb2.GetModelInfoResponse) -> ModelInfo:

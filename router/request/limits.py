@@ -4,7 +4,6 @@ The engine checks again, for clients that call it directly. Only the engine know
 sampling parameters it supports; it refuses the rest by name.
 """
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,19 +11,16 @@ import numpy as np
 from protos.wire.limits import (
     MAX_CHAT_MESSAGES,
     MAX_LABEL_CHARACTERS,
-    MAX_SEED,
-    MAX_STOP_TOKEN_IDS,
-    MAX_TEMPERATURE,
 )
 from protos.wire.printable import first_unprintable, shown
 from protos.wire.reason import Reason
+from protos.wire.sampling_params import SamplingParams, out_of_bounds
 from router.errors import InvalidRequest
 from router.types import (
     ChatPrompt,
     GenerationRequest,
     ModelInfo,
     Prompt,
-    SamplingParams,
     TextPrompt,
     TokenPrompt,
 )
@@ -141,19 +137,9 @@ def _check_unsupported(request: GenerationRequest) -> None:
 
 
 def _check_sampling_params(params: SamplingParams, model: ModelInfo) -> None:
-    reason = Reason.BAD_SAMPLING_PARAMS
-    temperature = params.temperature
-    if temperature is not None and not 0 <= temperature <= MAX_TEMPERATURE:
-        shown = "NaN" if math.isnan(temperature) else f"{temperature:.9g}"
-        raise _outside("temperature", shown, f"0 to {MAX_TEMPERATURE:g}", reason)
-    if params.max_tokens is not None and params.max_tokens < 1:
-        raise _outside("max_tokens", params.max_tokens, "1 and more", reason)
-    if params.seed is not None and not 0 <= params.seed <= MAX_SEED:
-        raise _outside("seed", params.seed, f"0 to {MAX_SEED}", reason)
-    num_stop = len(params.stop_token_ids)
-    if num_stop > MAX_STOP_TOKEN_IDS:
-        raise _outside("number of stop_token_ids", num_stop, f"0 to {MAX_STOP_TOKEN_IDS}", reason)
-    check_token_ids("stop_token_ids", params.stop_token_ids, model)
+    if fault := out_of_bounds(params):
+        raise _outside(*fault, Reason.BAD_SAMPLING_PARAMS)
+    check_token_ids("stop_token_ids", tuple(params.stop_token_ids), model)
 
 
 def _check_chat(chat: ChatPrompt, max_prompt_bytes: int) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from google.protobuf import duration_pb2
 
 from protos.pagestream.router.v1 import router_pb2
+from protos.wire import sampling_params
 from protos.wire.limits import MAX_TRACEPARENT_BYTES, MAX_TRACESTATE_BYTES
 from protos.wire.reason import Reason
 from protos.wire.token_ids import add_token_ids, read_token_ids
@@ -21,10 +22,8 @@ from router.types import (
     FinishReason,
     GenerationDelta,
     GenerationRequest,
-    LogitBias,
     ModelSnapshot,
     Prompt,
-    SamplingParams,
     TextPrompt,
     TokenPrompt,
 )
@@ -62,7 +61,7 @@ def to_generation_request(
         request_id=request.request_id,
         model=request.model,
         prompt=_to_prompt(request),
-        sampling_params=_to_sampling_params(request.sampling_params),
+        sampling_params=sampling_params.from_message(request.sampling_params),
         stop=tuple(request.sampling_params.stop),
         n=request.sampling_params.n if request.sampling_params.HasField("n") else None,
         priority=request.priority,
@@ -120,36 +119,6 @@ def _to_prompt(request: router_pb2.GenerateRequest | router_pb2.TokenizeRequest)
                 {"field": "input"},
                 reason=Reason.EMPTY_PROMPT,
             )
-
-
-def _to_sampling_params(params: router_pb2.SamplingParams) -> SamplingParams:
-    def optional(name: str) -> object:
-        return getattr(params, name) if params.HasField(name) else None
-
-    unset = {name: optional(name) for name in _OPTIONAL}
-    return SamplingParams(
-        ignore_eos=params.ignore_eos,
-        stop_token_ids=tuple(params.stop_token_ids),
-        logit_bias=tuple(
-            LogitBias(token_id=bias.token_id, bias=bias.bias) for bias in params.logit_bias
-        ),
-        **unset,  # type: ignore[arg-type]
-    )
-
-
-_OPTIONAL = (
-    "temperature",
-    "max_tokens",
-    "seed",
-    "top_k",
-    "top_p",
-    "min_p",
-    "presence_penalty",
-    "frequency_penalty",
-    "repetition_penalty",
-    "min_tokens",
-    "logprobs",
-)
 
 
 def to_generate_response(delta: GenerationDelta) -> router_pb2.GenerateResponse:

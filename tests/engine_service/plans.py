@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from engine_service.core.types import StepPlan, int32_array
+from protos.wire.sampling_params import SamplingParams, to_record
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +16,10 @@ class NewSequence:
     block_ids: Sequence[int]
     temperature: float = 0.0
     seed: int = 0
+
+    @property
+    def record(self) -> "array[int]":
+        return to_record(SamplingParams(temperature=self.temperature), self.seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +44,7 @@ def make_plan(rows: Sequence[Row], new: Mapping[int, NewSequence] | None = None)
         new_slots=int32_array(list(new)),
         new_num_tokens=int32_array([len(sequence.token_ids) for sequence in new.values()]),
         new_token_ids=int32_array([t for sequence in new.values() for t in sequence.token_ids]),
-        new_temperatures=array("f", [sequence.temperature for sequence in new.values()]),
-        new_seeds=array("q", [sequence.seed for sequence in new.values()]),
+        new_sampling_records=array("q", [w for sequence in new.values() for w in sequence.record]),
         block_slots=int32_array([slot for slot, _, _ in blocks]),
         block_indices=int32_array([index for _, index, _ in blocks]),
         block_ids=int32_array([block_id for _, _, block_id in blocks]),

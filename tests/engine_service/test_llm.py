@@ -7,10 +7,13 @@ import pytest
 import torch
 
 from engine_service.core.limits import Limits
-from engine_service.core.types import FinishReason, SamplingParams
+from engine_service.core.types import (
+    FinishReason,
+)
 from engine_service.errors import InvalidRequest, StartupError
 from engine_service.llm import LLM
 from protos.wire.reason import Reason
+from protos.wire.sampling_params import SamplingParams
 from tests.engine_service.tiny_models import CUDA_SHAPES, TinyModel, make_model, random_tokens
 
 NUM_PROMPTS = 50

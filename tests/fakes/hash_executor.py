@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 import xxhash
 
 from engine_service.core.types import StepPlan, StepResult, int32_array
+from tests.fakes.sampling_records import new_seeds, new_temperatures
 
 
 class TokenStream:
@@ -97,7 +98,11 @@ class HashExecutor:
     def _take_new_slots(self, plan: StepPlan) -> None:
         start = 0
         for slot, num_tokens, temperature, seed in zip(
-            plan.new_slots, plan.new_num_tokens, plan.new_temperatures, plan.new_seeds, strict=True
+            plan.new_slots,
+            plan.new_num_tokens,
+            new_temperatures(plan),
+            new_seeds(plan),
+            strict=True,
         ):
             token_ids = plan.new_token_ids[start : start + num_tokens]
             self._slots[slot] = TokenStream(seed if temperature else 0, token_ids)

@@ -21,6 +21,7 @@ from triton.runtime import JITFunction
 
 from kernels import linear, paged_attention_decode, qk_norm_rope_store, rms_norm, sample, slots
 from kernels import silu_and_mul as activation
+from tests.kernels.sampling import COLUMNS, records_of
 
 HOPPER = GPUTarget("cuda", 90, 32)
 TYPES = {
@@ -122,7 +123,7 @@ def launch_all():
             *(randn(NUM_ROWS, 4, HEAD_DIM), kv_cache, zeros(NUM_ROWS, 3).int()),
             *(integers.int(), 0.1, num_splits),
         )
-    sample._sample_triton(randn(NUM_ROWS, 3000), floats, integers, integers)
+    sample._sample_triton(randn(NUM_ROWS, 3000), *records_of(floats, integers), integers, COLUMNS)
     slots._append_tokens_triton(zeros(NUM_ROWS, 50).int(), integers, integers, integers)
 
 

@@ -1,6 +1,7 @@
 """That kernels which start early do not read their inputs early."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from kernels.rms_norm import add_rms_norm, rms_norm
 from kernels.sample import sample
 from kernels.silu_and_mul import silu_and_mul
 from kernels.slots import append_tokens
+from tests.kernels.sampling import COLUMNS, records_of
 from tests.kernels.targets import Target
 from tests.kernels.uninterpreted import run_uninterpreted
 
@@ -150,10 +152,12 @@ def whole_attention_case():
 
 
 def sample_case():
-    return sample, {
+    temperatures = torch.tensor([1.0, 0.7, 1.5]).cuda()
+    records, slots = records_of(temperatures, integers(11, 12, 13))
+    return partial(sample, columns=COLUMNS), {
         "logits": GPU.randn(NUM_ROWS, 3000),
-        "temperatures": torch.tensor([1.0, 0.7, 1.5]).cuda(),
-        "seeds": integers(11, 12, 13),
+        "records": records,
+        "slots": slots,
         "positions": integers(21, 22, 23),
     }
 
@@ -178,7 +182,7 @@ LATE = {
     store_case: ["qkv", "cos_sin", "positions", "cache_locs"],
     split_attention_case: ["queries", "kv_cache", "block_table", "seq_lens"],
     whole_attention_case: ["queries", "kv_cache", "block_table", "seq_lens"],
-    sample_case: ["logits", "temperatures", "seeds", "positions"],
+    sample_case: ["logits", "records", "slots", "positions"],
     append_case: ["slots", "positions", "token_ids"],
 }
 

@@ -10,6 +10,7 @@ from kernels.qk_norm_rope_store import qk_norm_rope_store
 from kernels.rms_norm import add_rms_norm
 from kernels.sample import sample
 from kernels.silu_and_mul import silu_and_mul
+from tests.kernels.sampling import COLUMNS, records_of
 from tests.kernels.targets import Target, worst_row_error
 
 pytestmark = pytest.mark.gpu
@@ -37,7 +38,7 @@ def whole_step(attend, ops, tensors):
         queries, tensors["kv_cache"], tensors["block_table"], tensors["seq_lens"], 400, SCALE
     )
     logits = activate(torch.cat((attended.flatten(1), residual[:, :512]), dim=-1))
-    token_ids = draw(logits, tensors["temperatures"], tensors["seeds"], tensors["positions"])
+    token_ids = draw(logits, tensors["records"], tensors["slots"], tensors["positions"], COLUMNS)
     return attended, logits, token_ids
 
 
@@ -54,6 +55,8 @@ def step_tensors(seq_lens, block_size=16):
             last = seq_len - 1
             locations[seq] = table[seq, last // block_size] * block_size + last % block_size
     angles = torch.rand(400, HEAD_DIM // 2) * 6
+    temperatures = torch.tensor([0.0, 0.7, 1.0, 1.5])
+    records, slots = records_of(temperatures, torch.arange(num_seqs))
     return {
         "x": GPU.randn(num_seqs, 8 * HEAD_DIM),
         "residual": GPU.randn(num_seqs, 8 * HEAD_DIM),
@@ -65,8 +68,8 @@ def step_tensors(seq_lens, block_size=16):
         "kv_cache": GPU.randn(2, num_blocks, 2, block_size, HEAD_DIM),
         "block_table": table.int().cuda(),
         "seq_lens": lengths.int().cuda(),
-        "temperatures": torch.tensor([0.0, 0.7, 1.0, 1.5]).cuda(),
-        "seeds": torch.arange(num_seqs).cuda(),
+        "records": records.cuda(),
+        "slots": slots.cuda(),
     }
 
 
@@ -96,7 +99,9 @@ def test_captured_step_replays_with_other_lengths_and_tables():
         assert worst_row_error(static["kv_cache"], fresh["kv_cache"]) < GPU.tolerance
         assert worst_row_error(attended, expected) < 2 * GPU.tolerance
         assert worst_row_error(logits, expected_logits) < 2 * GPU.tolerance
-        drawn = reference.sample(logits, fresh["temperatures"], fresh["seeds"], fresh["positions"])
+        drawn = reference.sample(
+            logits, fresh["records"], fresh["slots"], fresh["positions"], COLUMNS
+        )
         assert torch.equal(token_ids, drawn)
 
 

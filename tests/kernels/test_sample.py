@@ -4,8 +4,14 @@ import triton
 import triton.language as tl
 
 from kernels import reference
-from kernels.sample import _sample_triton, gumbel, random_bits, sample
+from kernels import sample as sample_module
+from kernels.sample import gumbel, random_bits
+from tests.kernels.sampling import COLUMNS, by_row, records_of
 from tests.kernels.targets import in_float32, on_each_device, on_each_target
+
+sample = by_row(sample_module.sample)
+kernel = by_row(sample_module._sample_triton)
+twin = by_row(reference.sample)
 
 VOCAB_SIZES = [1, 3, 63, 100, 1025, 5000]
 
@@ -94,17 +100,17 @@ def test_gumbel_of_kernel_and_twin_agree_on_extreme_and_random_bits(target):
 def test_kernel_and_twin_draw_the_same_tokens(target, vocab_size):
     logits, temperatures, seeds, positions = arguments(target, 5, vocab_size)
     temperatures[2] = 0.0
-    token_ids = _sample_triton(logits, temperatures, seeds, positions)
+    token_ids = kernel(logits, temperatures, seeds, positions)
     assert token_ids.dtype == torch.int64
-    assert torch.equal(token_ids, reference.sample(logits, temperatures, seeds, positions))
+    assert torch.equal(token_ids, twin(logits, temperatures, seeds, positions))
 
 
 @on_each_target
 def test_many_rows_take_large_tiles_and_draw_the_same(target):
     logits, temperatures, seeds, positions = arguments(target, 20, 5000)
-    token_ids = _sample_triton(logits, temperatures, seeds, positions)
+    token_ids = kernel(logits, temperatures, seeds, positions)
     alone = [
-        _sample_triton(
+        kernel(
             logits[row : row + 1],
             temperatures[row : row + 1],
             seeds[row : row + 1],
@@ -112,7 +118,7 @@ def test_many_rows_take_large_tiles_and_draw_the_same(target):
         )
         for row in range(3)
     ]
-    assert torch.equal(token_ids, reference.sample(logits, temperatures, seeds, positions))
+    assert torch.equal(token_ids, twin(logits, temperatures, seeds, positions))
     assert torch.equal(token_ids[:3], torch.cat(alone))
 
 
@@ -122,7 +128,7 @@ def test_greedy_takes_the_first_of_equals(target):
     for row, ids in enumerate(([2999, 1500], [7], [2047, 2048, 1023])):
         logits[row, ids] = 9.0
     zeros = torch.zeros(3, dtype=torch.int64, device=target.device)
-    for draw in (_sample_triton, sample):
+    for draw in (kernel, sample):
         assert draw(logits, zeros.float(), zeros, zeros).tolist() == [1500, 7, 1023]
 
 
@@ -130,8 +136,8 @@ def test_greedy_takes_the_first_of_equals(target):
 def test_rows_may_be_strided(target):
     _, temperatures, seeds, positions = arguments(target, 3, 1)
     logits = target.randn(3, 4000)[:, 1000:2100]
-    expected = reference.sample(logits, temperatures, seeds, positions)
-    assert torch.equal(_sample_triton(logits, temperatures, seeds, positions), expected)
+    expected = twin(logits, temperatures, seeds, positions)
+    assert torch.equal(kernel(logits, temperatures, seeds, positions), expected)
 
 
 @on_each_target
@@ -140,7 +146,7 @@ def test_hidden_entries_are_never_drawn(target):
     logits[0, 1029] = -50.0
     logits[1, [5, 1025]] = 1.0
     ones = torch.ones(2, dtype=torch.int64, device=target.device)
-    for draw in (_sample_triton, reference.sample):
+    for draw in (kernel, twin):
         for temperature in (0.0, 1.0):
             token_ids = draw(logits, temperature * ones.float(), ones, ones).tolist()
             assert token_ids[0] == 1029
@@ -164,17 +170,17 @@ NOT_FINITE = {
 def test_rows_that_are_no_distribution_give_no_token_and_leave_others_alone(target, case, num_rows):
     logits, temperatures, seeds, positions = arguments(target, num_rows, 1030)
     temperatures[num_rows // 2 :] = 0.0
-    expected = reference.sample(logits, temperatures, seeds, positions)
+    expected = twin(logits, temperatures, seeds, positions)
     assert (expected >= 0).all()
     bad = [0, num_rows - 1]
     entries, value = NOT_FINITE[case]
     for row in bad:
         logits[row, entries] = value
     expected[bad] = -1
-    for draw in (_sample_triton, reference.sample):
+    for draw in (kernel, twin):
         assert torch.equal(draw(logits, temperatures, seeds, positions), expected)
     greedy = torch.zeros_like(temperatures)
-    for draw in (_sample_triton, reference.sample):
+    for draw in (kernel, twin):
         token_ids = draw(logits, greedy, seeds, positions)
         assert (token_ids == -1).nonzero().flatten().tolist() == bad
 
@@ -185,7 +191,7 @@ def test_scores_that_overflow_give_no_token(target):
     logits = torch.tensor([[1e38, 0.0], [-3e38, 1.0], [-3e38, -3e38]], device=target.device)
     temperatures = torch.full((3,), 2e-5, device=target.device)
     zeros = torch.zeros(3, dtype=torch.int64, device=target.device)
-    for draw in (_sample_triton, reference.sample):
+    for draw in (kernel, twin):
         assert draw(logits, temperatures, zeros, zeros).tolist() == [-1, 1, -1]
 
 
@@ -194,7 +200,7 @@ def test_tiny_temperatures_are_greedy_and_huge_ones_uniform(target):
     logits = target.randn(2, 200)
     temperatures = torch.tensor([1e-30, 1e30], device=target.device)
     zeros = torch.zeros(2, dtype=torch.int64, device=target.device)
-    token_ids = _sample_triton(logits, temperatures, zeros, zeros)
+    token_ids = kernel(logits, temperatures, zeros, zeros)
     assert token_ids[0] == logits[0].argmax()
     noise = reference.gumbel(reference.random_bits(zeros, zeros, 200))
     assert token_ids[1] == noise[1].argmax()
@@ -202,7 +208,7 @@ def test_tiny_temperatures_are_greedy_and_huge_ones_uniform(target):
 
 @on_each_target
 def test_no_rows_give_no_tokens(target):
-    assert _sample_triton(*arguments(target, 0, 100)).shape == (0,)
+    assert kernel(*arguments(target, 0, 100)).shape == (0,)
 
 
 def chi_square(token_ids, probabilities):
@@ -260,11 +266,17 @@ def test_draw_depends_on_seed_and_on_both_halves_of_the_position():
 
 def test_wrong_tensors_are_refused_by_name_and_value():
     logits, ones = torch.randn(2, 8), torch.ones(2, dtype=torch.int64)
-    with pytest.raises(ValueError, match=r"temperatures has dtype torch.float64"):
-        sample(logits, ones.double(), ones, ones)
-    with pytest.raises(ValueError, match=r"seeds has shape \(1,\); expected \(2\)"):
-        sample(logits, ones.float(), ones[:1], ones)
+    records, slots = records_of(ones, ones)
+
+    def draw(**changes):
+        given = {"logits": logits, "records": records, "slots": slots, "positions": ones}
+        sample_module.sample(**given | changes, columns=COLUMNS)
+
+    with pytest.raises(ValueError, match=r"records has dtype torch.float32"):
+        draw(records=records.float())
+    with pytest.raises(ValueError, match=r"slots has shape \(1,\); expected \(2\)"):
+        draw(slots=slots[:1])
     with pytest.raises(ValueError, match=r"positions has dtype torch.int32"):
-        sample(logits, ones.float(), ones, ones.int())
+        draw(positions=ones.int())
     with pytest.raises(ValueError, match=r"vocab_size is 0"):
-        sample(logits[:, :0], ones.float(), ones, ones)
+        draw(logits=logits[:, :0])

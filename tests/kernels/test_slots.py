@@ -20,8 +20,6 @@ def make_state(device):
     return {
         "tokens": torch.randint(0, 1000, (NUM_SLOTS, MAX_MODEL_LEN), dtype=torch.int32),
         "block_table": torch.randint(1, 99, (NUM_SLOTS, max_blocks), dtype=torch.int32),
-        "temperatures": torch.rand(NUM_SLOTS),
-        "seeds": torch.randint(0, 2**63 - 1, (NUM_SLOTS,)),
     }, device
 
 
@@ -80,7 +78,6 @@ def test_row_is_the_part_of_its_sequence_that_it_computes(target, read):
     assert rows.cache_locs.tolist() == expected
     assert rows.seq_lens.tolist() == rows.next_positions.tolist() == [35, 11]
     assert rows.block_table[0, :3].tolist() == table[4, :3].tolist()
-    assert rows.seeds.tolist() == state["seeds"][[4, 2]].tolist()
 
 
 @pytest.mark.parametrize("read", [reference.read_slots, _read_slots_triton])
@@ -135,8 +132,8 @@ def test_many_rows_are_all_written(target):
 def test_wrong_tensors_are_refused_by_name_and_value():
     given = list(arguments(make_state("cpu"), [(0, 0, 1), (1, 0, 1)]))
     with pytest.raises(ValueError, match=r"query_start_loc has shape \(2,\); expected \(3\)"):
-        read_slots(*given[:6], given[6][:2], *given[7:])
+        read_slots(*given[:4], given[4][:2], *given[5:])
     with pytest.raises(ValueError, match=r"tokens has dtype torch.int64"):
         read_slots(given[0].long(), *given[1:])
     with pytest.raises(ValueError, match=r"positions has dtype torch.int32"):
-        append_tokens(given[0], given[4], given[4].int(), given[4])
+        append_tokens(given[0], given[2], given[2].int(), given[2])

@@ -5,6 +5,7 @@ from array import array
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
 
+from protos.wire.sampling_params import SamplingParams
 from router.engines.client import ClientSettings
 from router.engines.fleet import Fleet
 from router.request.dispatcher import Dispatcher
@@ -12,7 +13,6 @@ from router.types import (
     Admitted,
     EngineState,
     Finished,
-    SamplingParams,
     TokenRequest,
     Tokens,
 )

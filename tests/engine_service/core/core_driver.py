@@ -7,8 +7,13 @@ from engine_service.config import SchedulerOptions
 from engine_service.core.engine_core import EngineCore
 from engine_service.core.limits import Limits
 from engine_service.core.sequence import SequenceState
-from engine_service.core.types import FinishReason, Request, SamplingParams, int32_array
+from engine_service.core.types import (
+    FinishReason,
+    Request,
+    int32_array,
+)
 from engine_service.errors import InvalidRequest
+from protos.wire.sampling_params import SamplingParams
 from tests.engine_service.core.fake_executor import FakeExecutor, make_info, oracle
 
 MAX_STEPS = 20_000

@@ -10,6 +10,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from engine_service.core.types import EngineInfo, StepPlan, StepResult, int32_array
+from tests.fakes.sampling_records import new_seeds, new_temperatures
 
 _POISON = 0x5A5A5A5A
 _MASK = (1 << 64) - 1
@@ -103,7 +104,11 @@ class FakeExecutor:
         start = 0
         used_slots = {slot for _, (slots, _, _), _ in self.in_flight for slot in slots}
         for slot, num_tokens, temperature, seed in zip(
-            plan.new_slots, plan.new_num_tokens, plan.new_temperatures, plan.new_seeds, strict=True
+            plan.new_slots,
+            plan.new_num_tokens,
+            new_temperatures(plan),
+            new_seeds(plan),
+            strict=True,
         ):
             assert slot not in used_slots, f"slot {slot} is still used by a step in flight"
             assert 0 <= slot < self.info.max_num_seqs

@@ -5,7 +5,12 @@ from dataclasses import dataclass, field
 from engine_service.config import SchedulerOptions
 from engine_service.core.engine_core import EngineCore
 from engine_service.core.scheduler import Scheduler
-from engine_service.core.types import Request, SamplingParams, StepResult, int32_array
+from engine_service.core.types import (
+    Request,
+    StepResult,
+    int32_array,
+)
+from protos.wire.sampling_params import SamplingParams
 from tests.engine_service.core.fake_executor import FakeExecutor, make_info, oracle
 
 MAX_STEPS = 500

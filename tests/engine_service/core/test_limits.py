@@ -4,9 +4,13 @@ import pickle
 import pytest
 
 from engine_service.core.limits import Limits
-from engine_service.core.types import Request, SamplingParams, int32_array
+from engine_service.core.types import (
+    Request,
+    int32_array,
+)
 from engine_service.errors import InvalidRequest
 from protos.wire.reason import Reason
+from protos.wire.sampling_params import SamplingParams
 from tests.engine_service.core.fake_executor import make_info, tokens
 
 

@@ -2,7 +2,11 @@ import random
 
 import pytest
 
-from engine_service.core.types import FinishReason, Request, SamplingParams
+from engine_service.core.types import (
+    FinishReason,
+    Request,
+)
+from protos.wire.sampling_params import SamplingParams
 from tests.engine_service.core.fake_executor import tokens
 from tests.engine_service.core.helpers import (
     do_step,
@@ -11,6 +15,7 @@ from tests.engine_service.core.helpers import (
     result_of,
     running_ids,
 )
+from tests.fakes.sampling_records import new_seeds, new_temperatures
 
 DEPTHS = pytest.mark.parametrize("depth", [1, 2])
 
@@ -381,8 +386,8 @@ def test_a_seed_reaches_the_plan_and_the_admission():
 
     plan = scheduler.schedule()
 
-    assert list(plan.new_seeds) == [2**63 - 1]
-    assert list(plan.new_temperatures) == [0.5]
+    assert new_seeds(plan) == [2**63 - 1]
+    assert new_temperatures(plan) == [0.5]
     assert scheduler.take_events().admissions[0].seed == 2**63 - 1
 
 

@@ -4,8 +4,12 @@ import pytest
 
 from engine_service.core.sequence import Sequence
 from engine_service.core.sequence_queue import SequenceQueue
-from engine_service.core.types import FinishReason, Request, SamplingParams
+from engine_service.core.types import (
+    FinishReason,
+    Request,
+)
 from protos.wire.block_hash import block_digests, low_64_bits, root_digest
+from protos.wire.sampling_params import SamplingParams
 from tests.engine_service.core.fake_executor import tokens
 
 ROOT = root_digest("fake-1")

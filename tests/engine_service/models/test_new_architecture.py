@@ -9,7 +9,6 @@ import safetensors.torch
 import torch
 import transformers
 
-from engine_service.core.types import SamplingParams
 from engine_service.errors import StartupError
 from engine_service.llm import LLM
 from engine_service.models.architecture import Architecture
@@ -17,6 +16,7 @@ from engine_service.models.checkpoint import resolve_checkpoint
 from engine_service.models.config import parse_config
 from engine_service.models.loading import build_model, check_weights, fill_randomly
 from engine_service.models.registry import ARCHITECTURES
+from protos.wire.sampling_params import SamplingParams
 from tests.engine_service.models.llama import LLAMA
 from tests.engine_service.models.qwen2 import QWEN2
 from tests.engine_service.tiny_models import (

@@ -6,10 +6,16 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from engine_service.core.limits import Limits
-from engine_service.core.types import Failure, FinishReason, Request, SamplingParams, int32_array
+from engine_service.core.types import (
+    Failure,
+    FinishReason,
+    Request,
+    int32_array,
+)
 from engine_service.errors import InvalidRequest, NoTokenizer
 from engine_service.server import convert
 from protos.pagestream.engine.v1 import engine_pb2
+from protos.wire.sampling_params import SamplingParams
 from tests.engine_service.core.fake_executor import make_info
 from tests.engine_service.server.harness import (
     admission,
@@ -61,8 +67,8 @@ async def test_all_fields_of_a_request_reach_the_core():
         request = await engine.core.next_request()
         call.cancel()
         params = request.sampling_params
-        assert (params.seed, params.ignore_eos, params.stop_token_ids) == (5, True, {8, 9})
-        assert (params.temperature, params.max_tokens) == (1.0, None)
+        assert (params.seed, params.ignore_eos, params.stop_token_ids) == (5, True, (8, 9))
+        assert (params.temperature, params.max_tokens) == (None, None)
         assert list(request.resume_token_ids) == [20, 21]
         assert (request.priority, request.cache_salt) == (-3, "salt")
         assert request.arrival_time > 0
@@ -185,7 +191,7 @@ BAD_INPUTS = {
     ),
     "temperature that is no number": (
         lambda m: setattr(m.sampling_params, "temperature", float("nan")), "BAD_SAMPLING_PARAMS",
-        ["temperature", "nan"],
+        ["temperature", "NaN"],
     ),
     "no tokens at most": (
         lambda m: setattr(m.sampling_params, "max_tokens", 0), "BAD_SAMPLING_PARAMS",

@@ -6,10 +6,14 @@ import pytest
 
 from engine_service.config import CacheOptions, ModelOptions, SchedulerOptions
 from engine_service.core.engine_core import EngineCore
-from engine_service.core.types import Request, SamplingParams, int32_array
+from engine_service.core.types import (
+    Request,
+    int32_array,
+)
 from engine_service.errors import StartupError
 from engine_service.worker.executor import start_executor
 from engine_service.worker.warm_up import warm_up_plans
+from protos.wire.sampling_params import SamplingParams
 from tests.engine_service.plans import NewSequence, Row, make_plan
 
 SCHEDULER = SchedulerOptions(max_num_seqs=4, max_num_batched_tokens=64)

@@ -48,8 +48,7 @@ def test_types_are_what_the_kernels_take(batch):
     for part in (inputs.metadata.decode, inputs.metadata.prefill):
         assert part.seq_lens.dtype == torch.int32
     assert inputs.metadata.prefill.query_start_loc.dtype == torch.int32
-    assert inputs.sampling.temperatures.dtype == torch.float32
-    assert inputs.sampling.seeds.dtype == inputs.sampling.positions.dtype == torch.int64
+    assert inputs.sampling.records.dtype == inputs.sampling.positions.dtype == torch.int64
 
 
 def test_rows_of_one_token_come_first(batch):
@@ -83,8 +82,7 @@ def test_sampled_rows_keep_the_order_of_the_plan(batch):
     assert sampling.slots.tolist() == [0, 1]
     assert sampling.token_indices.tolist() == [10, 0]
     assert sampling.positions.tolist() == [10, 10]
-    assert sampling.seeds.tolist() == [seed, 7]
-    assert sampling.temperatures.tolist() == torch.tensor([0.6, 0.1]).tolist()
+    assert sampling.records[:3].tolist() == [list(new[slot].record) for slot in range(3)]
 
 
 def test_step_without_sampled_rows_says_so(batch):
@@ -114,8 +112,7 @@ def test_slot_given_to_another_sequence_forgets_the_first(batch):
 
     assert inputs.input_ids.tolist() == [50, 51, 52]
     assert inputs.metadata.cache_locs.tolist() == [112, 113, 114]
-    assert inputs.sampling.temperatures.tolist() == [0.0]
-    assert inputs.sampling.seeds.tolist() == [0]
+    assert inputs.sampling.records[0].tolist() == list(second.record)
 
 
 def test_random_plans_equal_loops_over_tokens(batch):
@@ -174,9 +171,9 @@ def test_padding_changes_no_row(batch):
     num_tokens = rows.num_tokens
     for name in ("input_ids", "positions"):
         assert torch.equal(getattr(padded, name)[:num_tokens], getattr(exact, name))
-    slots = padded.metadata.cache_locs
-    assert torch.equal(slots[:num_tokens], exact.metadata.cache_locs)
-    assert slots[num_tokens:].tolist() == [-1] * (48 - num_tokens)
+    locations = padded.metadata.cache_locs
+    assert torch.equal(locations[:num_tokens], exact.metadata.cache_locs)
+    assert locations[num_tokens:].tolist() == [-1] * (48 - num_tokens)
     assert padded.metadata.decode.seq_lens.tolist() == [10, 0, 0, 0, 0, 0]
     assert padded.metadata.prefill.query_start_loc.tolist() == [1, 1, 30, 33, 33, 33, 33]
     assert padded.metadata.prefill.seq_lens.tolist() == [10, 29, 5, 0, 0, 0]
@@ -185,8 +182,7 @@ def test_padding_changes_no_row(batch):
     assert sampling.positions.tolist() == [10, 0, 5, 0, 0, 0]
     assert sampling.slots.tolist()[:3] == [0, 1, 2]
     assert sampling.token_indices.tolist()[:3] == [0, 29, 32]
-    assert sampling.temperatures[0] == 0.5
-    assert sampling.seeds[0] == 3
+    assert sampling.records[0].tolist() == list(new[0].record)
 
 
 def test_nothing_but_padding_reads_and_writes_nothing(batch):

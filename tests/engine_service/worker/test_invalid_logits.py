@@ -5,11 +5,15 @@ import torch
 
 from engine_service.config import CacheOptions, ModelOptions, SchedulerOptions
 from engine_service.core.engine_core import EngineCore
-from engine_service.core.types import Request, SamplingParams, int32_array
+from engine_service.core.types import (
+    Request,
+    int32_array,
+)
 from engine_service.errors import RequestError
 from engine_service.llm import LLM
 from engine_service.worker.executor import start_executor
 from protos.wire.reason import Reason
+from protos.wire.sampling_params import SamplingParams
 from tests.engine_service.tiny_models import CUDA_SHAPES, SHAPES, make_model
 
 POISONED = 7

@@ -7,7 +7,10 @@ import torch
 
 from engine_service.config import CacheOptions, ModelOptions, SchedulerOptions
 from engine_service.core.engine_core import EngineCore
-from engine_service.core.types import Request, SamplingParams, int32_array
+from engine_service.core.types import (
+    Request,
+    int32_array,
+)
 from engine_service.worker.cuda_graphs import (
     StepGraph,
     StepGraphs,
@@ -16,6 +19,7 @@ from engine_service.worker.cuda_graphs import (
 )
 from engine_service.worker.executor import start_executor
 from engine_service.worker.worker import Worker
+from protos.wire.sampling_params import SamplingParams
 from tests.engine_service.tiny_models import CUDA_SHAPES, make_model, random_tokens
 
 BLOCK_SIZE = 16

@@ -8,13 +8,13 @@ import pytest
 from grpc_status import rpc_status
 
 from protos.pagestream.engine.v1 import engine_pb2, engine_pb2_grpc
+from protos.wire.sampling_params import SamplingParams
 from protos.wire.status import Reason, error_status, to_rpc_status
 from router.engines.client import ClientSettings, EngineClient
 from router.errors import EngineError, QueueFull
 from router.placement.prefix_index import PrefixIndex
 from router.types import (
     EngineState,
-    SamplingParams,
     TokenRequest,
     Tokens,
 )

@@ -5,11 +5,16 @@ from array import array
 import pytest
 
 from protos.pagestream.engine.v1 import engine_pb2
+from protos.wire.sampling_params import SamplingParams
 from protos.wire.status import Reason, error_status
 from router.engines.connection_loss import ConnectionLost, Fault
 from router.engines.open_requests import OpenRequests
 from router.errors import EngineError
-from router.types import Finished, FinishReason, SamplingParams, TokenRequest
+from router.types import (
+    Finished,
+    FinishReason,
+    TokenRequest,
+)
 from tests.fakes.fake_fleet import model_info
 from tests.fakes.hostile_engine import admission, failure, finish, tokens_of
 from tests.router.fleets import rest_of

@@ -2,11 +2,15 @@ from array import array
 
 import pytest
 
+from protos.wire.sampling_params import SamplingParams
 from protos.wire.status import Reason, error_status
 from router.errors import EngineError, EngineLost, QueueFull
 from router.request.failover import Failover
 from router.request.retry_budget import RetryBudget
-from router.types import Admitted, SamplingParams, TokenRequest
+from router.types import (
+    Admitted,
+    TokenRequest,
+)
 
 
 def error(reason):

@@ -3,6 +3,7 @@ from array import array
 
 import pytest
 
+from protos.wire.sampling_params import SamplingParams
 from protos.wire.status import ErrorStatus, Reason, error_status
 from router.errors import (
     EngineError,
@@ -22,7 +23,6 @@ from router.types import (
     ChatPrompt,
     Finish,
     FinishReason,
-    SamplingParams,
     TextPrompt,
     Tokens,
 )
