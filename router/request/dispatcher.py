@@ -117,7 +117,7 @@ class Dispatcher:
             admitted: Admitted | None = None
             member = self._fleet.member(placement.engine)
             assert member is not None, "just placed there"
-            model = member.client.model
+            model = member.life.model
             try:
                 sent = member.submit(replace(failover.request, timeout=timeout), hashes, placement)
                 with closing(sent):
