@@ -80,7 +80,7 @@ class ClientSettings:
 
 
 class EngineListener(CacheListener, Protocol):
-    """What a client asks and tells whoever keeps its engine, which is above it: the fleet's member.
+    """What a client asks and tells the fleet's member, which is above this layer.
 
     All calls are made from the client's task.
     """

@@ -28,7 +28,7 @@ _PATIENCE_STEP_SECONDS = 0.1
 
 
 class DispatchObserver(Protocol):
-    """Receives what the metrics need to know of each request."""
+    """Receives what the metrics, which are above this layer, need to know of each request."""
 
     def request_placed(self, placement: Placement, seconds: float, added: float | None) -> None:
         """An engine was chosen, which took this long; again for each retry.
