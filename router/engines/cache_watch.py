@@ -20,7 +20,7 @@ _logger = logging.getLogger(__name__)
 
 
 class CacheListener(Protocol):
-    """Callbacks to whoever keeps the known cache state."""
+    """Callbacks to whoever keeps the known cache state: the fleet's member, above this layer."""
 
     def cache_position(self) -> tuple[int, int]:
         """Returns epoch and sequence number of the known cache state, (0, 0) for none."""

@@ -20,13 +20,13 @@ def models(members: Collection[FleetMember]) -> list[ModelSnapshot]:
     infos: dict[str, ModelInfo] = {}
     counts: dict[str, int] = {}
     lengths: dict[str, int] = {}
-    for member in sorted(members, key=lambda member: member.accepted_at):
-        if (info := member.served_model) is None:
+    for member in sorted(members, key=lambda member: member.life.accepted_at):
+        if (info := member.life.served_model) is None:
             continue
         name = info.name
         infos.setdefault(name, info)
         lengths[name] = max(lengths.get(name, 0), info.max_model_len)
-        counts[name] = counts.get(name, 0) + member.takes_requests
+        counts[name] = counts.get(name, 0) + member.life.takes_requests
     return [
         ModelSnapshot(info=infos[name].with_length(lengths[name]), num_serving_engines=counts[name])
         for name in sorted(infos)
@@ -40,14 +40,15 @@ def find(name: str, members: Collection[FleetMember]) -> ModelInfo:
         UnknownModel: Engines are connected, but none serves this model, or a name is needed.
         NoEngine: No engine that could serve it is connected.
     """
-    served = [(member.accepted_at, info) for member in members if (info := member.served_model)]
+    lives = [member.life for member in members]
+    served = [(life.accepted_at, info) for life in lives if (info := life.served_model)]
     names = {info.name for _, info in served}
     if name in names or (not name and len(names) == 1):
         same = [(at, info) for at, info in served if not name or info.name == name]
         _, oldest = min(same, key=itemgetter(0))
         return oldest.with_length(max(info.max_model_len for _, info in same))
-    met = [member.client.model for member in members]
-    if not served or any(model is not None and model.name == name for model in met):
+    met = [life.model.name for life in lives if life.model is not None]
+    if not served or name in met:
         which = f' that serves model "{name:.128}"' if name else ""
         raise NoEngine(
             f"no engine{which} is connected now", {"model": name}, retry_after=RETRY_SECONDS
@@ -79,7 +80,7 @@ def find_for(request: TokenRequest, members: Collection[FleetMember]) -> ModelIn
 def difference(newcomer: FleetMember, info: ModelInfo, members: Collection[FleetMember]) -> str:
     """Returns how an engine differs from others that serve a model of the same name, or ""."""
     for member in members:
-        known = member.accepted_model
+        known = member.life.accepted_model
         if member is newcomer or known is None or known.name != info.name:
             continue
         for field in ("fingerprint", "tokenizer_sha256", "block_size", "vocab_size"):

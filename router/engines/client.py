@@ -29,6 +29,7 @@ from router.engines.connection_loss import (
     loss_of,
 )
 from router.engines.convert import status_of, to_load, to_model
+from router.engines.lifecycle import Lifecycle, Stage
 from router.engines.model_contract import model_fault
 from router.engines.open_requests import OpenRequests
 from router.engines.quarantine import Quarantine
@@ -36,12 +37,7 @@ from router.engines.request_stream import RequestStream
 from router.engines.stall_detector import TICK_SECONDS, StallDetector
 from router.engines.tokenizer_transfer import read_files
 from router.errors import DOMAIN, EngineError, EngineLost, RequestError
-from router.types import (
-    EngineLoad,
-    EngineState,
-    ModelInfo,
-    TokenRequest,
-)
+from router.types import ModelInfo, TokenRequest
 from servicekit.checked_channel import CheckedChannel
 from servicekit.handlers import RefusalLog
 
@@ -49,8 +45,6 @@ _logger = logging.getLogger(__name__)
 
 _SERVICE = engine_pb2.DESCRIPTOR.services_by_name["EngineService"]
 _SERVICE_NAME = _SERVICE.full_name
-
-_DETAILS = {EngineState.SERVING: "", EngineState.DRAINING: "it finishes its requests"}
 
 _WATCH_FACTOR = 15
 """The longest wait before watching the cache again, in units of `max_backoff`: 30 s."""
@@ -86,81 +80,77 @@ class ClientSettings:
 
 
 class EngineListener(CacheListener, Protocol):
-    """Callbacks to the owner of a client, made from the client's task."""
+    """What a client asks and tells the fleet's member, which is above this layer.
+
+    All calls are made from the client's task.
+    """
 
     def check_model(self, model: ModelInfo) -> str:
         """Returns why the engine may not serve, or an empty string."""
-
-    def state_changed(self) -> None:
-        """The client's state changed, or another attempt to leave it failed."""
 
     def load_reported(self) -> None:
         """The engine sent its load."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Connection:
+    """An open stream to the engine: how to call it, and the requests on it."""
+
+    stub: engine_pb2_grpc.EngineServiceStub
+    requests: OpenRequests
+
+
 class EngineClient:
-    """One engine as this router uses it.
+    """The connection to one engine, opened again whenever it ends.
+
+    Args:
+        life: The engine's life; the client says in it what happens to the connection.
+        listener: Whom it asks and tells.
+        settings: Bounds and waits.
 
     Attributes:
         address: "host:port" of the engine.
-        state: SERVING only while GenerateMany is open and the engine takes requests.
-        detail: Why the engine is not serving, for people to read; empty if it is.
-        model: The engine's model information from the last connection.
-        load: The engine's last load report.
         num_connections: How often GenerateMany was opened.
         num_faults: Faults of the engine, by kind.
     """
 
     def __init__(
-        self, address: str, listener: EngineListener, settings: ClientSettings | None = None
+        self, life: Lifecycle, listener: EngineListener, settings: ClientSettings | None = None
     ) -> None:
-        self.address = address
-        self.state = EngineState.CONNECTING
-        self.detail = "not connected yet"
-        self.model: ModelInfo | None = None
-        self.load = EngineLoad()
+        self.address = life.address
         self.num_connections = 0
         self.num_faults: Counter[Fault] = Counter()
+        self._life = life
         self._listener = listener
         self._settings = settings or ClientSettings()
-        self._requests: OpenRequests | None = None
-        self._stub: engine_pb2_grpc.EngineServiceStub | None = None
+        self._connection: _Connection | None = None
         self._stall_detector = StallDetector()
         self._quarantine = Quarantine()
         self._cache_watch = CacheWatch(
-            address,
+            self.address,
             listener,
             self.num_faults,
             min_backoff=self._settings.min_backoff,
             max_backoff=_WATCH_FACTOR * self._settings.max_backoff,
         )
-        self._fault: Fault | None = None
-        self._is_exiting = False
 
     @property
     def num_open_requests(self) -> int:
         """Requests submitted and not ended."""
-        return 0 if self._requests is None else len(self._requests)
-
-    @property
-    def is_connected(self) -> bool:
-        """Whether the engine is connected, whatever state it reports."""
-        return self._stub is not None
-
-    @property
-    def is_quarantined(self) -> bool:
-        """Whether the engine stalled or misbehaved, and gets no requests until it is healthy."""
-        return self._quarantine.is_on
+        return 0 if self._connection is None else len(self._connection.requests)
 
     async def run(self) -> None:
-        """Keeps the engine connected until cancelled; never returns otherwise.
+        """Keeps the engine connected until its life is closed, or this task is cancelled.
 
         After that, it accepts no more requests.
         """
         try:
-            await self._keep_connected()
+            async with asyncio.TaskGroup() as tasks:
+                connecting = tasks.create_task(self._keep_connected())
+                await self._life.closed.wait()
+                connecting.cancel()
         finally:
-            self.state, self.detail = EngineState.UNAVAILABLE, "its connection was closed"
+            self._life.close()
 
     async def _keep_connected(self) -> None:
         backoff = self._settings.min_backoff
@@ -169,11 +159,12 @@ class EngineClient:
                 num_connections = self.num_connections
                 # A separate task: a group that is failing, as on a lost connection, drops a
                 # cancellation that arrives meanwhile (before Python 3.13).
-                await asyncio.wait([tasks.create_task(self._connect())])
+                connection = tasks.create_task(self._connect())
+                await asyncio.wait([connection])
                 if self.num_connections > num_connections:
                     backoff = self._settings.min_backoff
                 # An engine that stalled may still accept a connection and requests.
-                wait = max(backoff, self._quarantine.take_wait())
+                wait = max(backoff, connection.result())
                 await asyncio.sleep(wait * random.uniform(0.5, 1.0))
                 backoff = min(2 * backoff, self._settings.max_backoff)
 
@@ -185,15 +176,14 @@ class EngineClient:
             QueueFull: Too many requests are in progress on the engine.
             InvalidRequest: The request is larger than an engine accepts.
         """
-        is_connected = self.state in (EngineState.SERVING, EngineState.DRAINING)
-        if self._requests is None or not is_connected:
+        if self._connection is None:
             raise EngineLost(self._lost_status())
-        return self._requests.submit(request)
+        return self._connection.requests.submit(request)
 
     def end_requests(self, error: RequestError) -> None:
         """Ends every open request with an error, and cancels it on the engine."""
-        if self._requests is not None:
-            self._requests.end_all(error)
+        if self._connection is not None:
+            self._connection.requests.end_all(error)
 
     async def get_tokenizer(self, sha256: str) -> dict[str, bytes]:
         """Returns the engine's tokenizer files by name; together they have the given digest.
@@ -203,10 +193,10 @@ class EngineClient:
             EngineError: It has none (NO_TOKENIZER), sent files other than announced (INTERNAL), or
                 sent nothing for too long (ENGINE_FAILED).
         """
-        if self._stub is None:
+        if self._connection is None:
             raise EngineLost(self._lost_status())
         before = _num_cancellations()
-        call = self._stub.GetTokenizer(
+        call = self._connection.stub.GetTokenizer(
             engine_pb2.GetTokenizerRequest(), timeout=self._settings.tokenizer_timeout
         )
         try:
@@ -227,48 +217,48 @@ class EngineClient:
         finally:
             call.cancel()
 
-    async def _connect(self) -> None:
-        """Serves one connection until it is lost; raises only when this task must end."""
-        self._is_exiting = False
+    async def _connect(self) -> float:
+        """Serves one connection until it is lost; raises only when this task must end.
+
+        Returns:
+            Seconds for which the engine must be left alone; 0 unless it misbehaved.
+        """
         try:
             await self._serve_once()
         # Also non-Exceptions: a panic of a Rust library is a BaseException.
         except BaseException as error:
             if ends_task(error):
                 raise
-            self._lose(error)
+            return self._lose(error)
         finally:
             self._fail_all()
+        return 0.0
 
-    def _lose(self, error: BaseException) -> None:
+    def _lose(self, error: BaseException) -> float:
         loss = loss_of(error)
-        self._is_exiting = loss.is_draining
         if loss.fault is not None:
             self.num_faults[loss.fault] += 1
         if loss.fault is Fault.UNEXPECTED:
             _logger.debug("engine fault caught engine=%s", self.address, exc_info=error)
-        if loss.fault not in (None, Fault.MISMATCH):
-            self._quarantine.begin()
         forget_frames(error)
-        self._fault = loss.fault
-        self._set_state(loss.state, loss.detail)
+        self._life.lose(loss)
+        return self._quarantine.begin() if loss.needs_quarantine else 0.0
 
     async def _serve_once(self) -> None:
         # One channel per attempt, so that the waits are ours, not hidden in the transport.
         options = [*channel.client_options(), ("grpc.use_local_subchannel_pool", 1)]
         async with grpc.aio.insecure_channel(self.address, options=options) as connection:
-            if self._quarantine.is_on:
+            if self._life.stage is Stage.QUARANTINED:
                 await self._probe(connection)
                 self._quarantine.end()
+                self._life.recover()
             bounded = CheckedChannel(connection, _SERVICE, self.address, self._settings.refusals)
-            self._stub = engine_pb2_grpc.EngineServiceStub(bounded)  # type: ignore[no-untyped-call]
-            try:
-                model = self.model = await self._get_model(self._stub)
-                async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(self._generate(self._stub, model))
-                    tasks.create_task(self._cache_watch.run(self._stub, model))
-            finally:
-                self._stub = None
+            stub = engine_pb2_grpc.EngineServiceStub(bounded)  # type: ignore[no-untyped-call]
+            model = await self._get_model(stub)
+            self._life.accept(model)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._generate(stub, model))
+                tasks.create_task(self._cache_watch.run(stub, model))
 
     async def _probe(self, connection: grpc.aio.Channel) -> None:
         """Asks a quarantined engine for its health, rather than risking a request."""
@@ -305,24 +295,26 @@ class EngineClient:
         call: _GenerateManyCall = stub.GenerateMany()
         try:
             first = await self._open(call, model)
-            requests = self._requests = OpenRequests(
+            requests = OpenRequests(
                 self.address,
                 model,
                 max_open=self._settings.max_open_requests,
                 max_buffered_tokens=self._settings.max_buffered_tokens,
+                on_idle=self._life.idle,
             )
+            self._connection = _Connection(stub, requests)
             self.num_connections += 1
             self._deliver(requests, first)
             _logger.info(
                 "engine connected engine=%s model=%s state=%s",
                 self.address,
                 model.name,
-                self.state.value,
+                self._life.state.value,
             )
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._send(call, requests))
                 tasks.create_task(self._receive(call, requests))
-                tasks.create_task(self._watch_steps(requests))
+                tasks.create_task(self._watch_steps(requests, model))
         finally:
             call.cancel()
 
@@ -368,13 +360,13 @@ class EngineClient:
             del message
         raise ConnectionLost("it ended its stream")
 
-    async def _watch_steps(self, requests: OpenRequests) -> None:
+    async def _watch_steps(self, requests: OpenRequests, model: ModelInfo) -> None:
         """Ends the connection if the engine has work but makes no step for too long."""
         detector = self._stall_detector = StallDetector()
         while True:
             await asyncio.sleep(TICK_SECONDS)
             detector.tick(is_busy=bool(requests))
-            if detector.is_stalled(self.model, self.load):
+            if detector.is_stalled(model, self._life.load):
                 raise ConnectionLost(
                     f"stalled: no step for {detector.silence:.1f} s "
                     f"with {len(requests)} requests in progress",
@@ -385,44 +377,23 @@ class EngineClient:
         self._stall_detector.heard()
         requests.deliver(message)
         if message.HasField("load"):
-            self._take_load(message.load)
-
-    def _take_load(self, load: engine_pb2.EngineLoad) -> None:
-        self.load = to_load(load)
-        self._listener.load_reported()
-        state = self.load.state
-        if state is not self.state:
-            self._set_state(state, _DETAILS.get(state, "it reports an unknown state"))
+            self._listener.load_reported()
+            self._life.report(to_load(message.load))
 
     def _lost_status(self) -> ErrorStatus:
+        loss = self._life.loss
         return error_status(
             # An engine that exits after its grace period has not failed.
-            Reason.DRAINING if self._is_exiting else Reason.ENGINE_FAILED,
-            f"engine {self.address} is not connected: {self.detail}",
+            Reason.DRAINING if loss.is_draining else Reason.ENGINE_FAILED,
+            f"engine {self.address} is not connected: {loss.detail}",
             domain=DOMAIN,
-            metadata={"engine": self.address}
-            | ({"cause": self._fault.value} if self._fault else {}),
+            metadata={"engine": self.address} | ({"cause": loss.fault.value} if loss.fault else {}),
         )
 
     def _fail_all(self) -> None:
-        requests, self._requests = self._requests, None
-        if requests is not None:
-            requests.lose_all(self._lost_status())
-
-    def _set_state(self, state: EngineState, detail: str) -> None:
-        if (state, detail) != (self.state, self.detail):
-            level = logging.INFO if state is EngineState.SERVING else logging.WARNING
-            _logger.log(
-                level,
-                "engine state changed engine=%s state=%s detail=%s",
-                self.address,
-                state.value,
-                detail,
-            )
-        self.state, self.detail = state, detail
-        if state in (EngineState.CONNECTING, EngineState.UNAVAILABLE):
-            self.load = EngineLoad()
-        self._listener.state_changed()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.requests.lose_all(self._lost_status())
 
 
 async def _read(call: _GenerateManyCall) -> engine_pb2.GenerateManyResponse | None:

@@ -56,6 +56,11 @@ class Loss:
     fault: Fault | None = None
     is_draining: bool = False
 
+    @property
+    def needs_quarantine(self) -> bool:
+        """Whether the engine must report that it is healthy before it is used again."""
+        return self.fault not in (None, Fault.MISMATCH)
+
 
 def violation(text: str) -> ConnectionLost:
     """Returns the error for an engine that breaks the contract; the text says how."""

@@ -13,6 +13,7 @@ from router.engines import catalogue
 from router.engines.catalogue import RETRY_SECONDS
 from router.engines.client import ClientSettings, EngineClient
 from router.engines.connection_loss import Fault, ends_task
+from router.engines.lifecycle import Stage
 from router.engines.member import FleetMember
 from router.engines.tokenizer_source import TokenizerSource
 from router.errors import (
@@ -28,7 +29,6 @@ from router.types import (
 
 _logger = logging.getLogger(__name__)
 
-_LEAVE_POLL_SECONDS = 0.25
 _SWEEP_SECONDS = 1.0
 
 
@@ -78,12 +78,13 @@ class Fleet:
                 self._join(address)
         # Removed addresses first, so that one does not block another name of the same engine.
         for member in sorted(self._members.values(), key=lambda m: m.address in self._addresses):
-            is_leaving = self._must_leave(member)
-            if is_leaving != member.is_leaving:
-                verb = "leaves" if is_leaving else "returns"
-                _logger.info("engine %s engine=%s", verb, member.address)
-                member.is_leaving = is_leaving
-        self._state_changed()
+            must_leave = self._must_leave(member)
+            if must_leave and member.life.stage not in (Stage.LEAVING, Stage.CLOSED):
+                _logger.info("engine leaves engine=%s", member.address)
+                member.leave()
+            elif not must_leave and member.life.stage is Stage.LEAVING:
+                _logger.info("engine returns engine=%s", member.address)
+                member.life.come_back()
 
     async def run(self) -> None:
         """Connects all engines and keeps them connected until cancelled."""
@@ -107,22 +108,22 @@ class Fleet:
         self._newcomers.put_nowait(member)
 
     def _must_leave(self, member: FleetMember) -> bool:
-        if member.address not in self._addresses or member.is_closing:
+        if member.address not in self._addresses:
             return True
         # While it was leaving, another name of the same engine may have replaced it.
-        return member.is_leaving and self._twin(member, member.known_model) is not None
+        is_leaving = member.life.stage is Stage.LEAVING
+        return is_leaving and self._twin(member, member.life.known_model) is not None
 
     async def _run_member(self, member: FleetMember) -> None:
         """Keeps an engine connected until it has left."""
         try:
-            await self._keep_connected(member)
+            await member.client.run()
         # A client survives all that its engine does; a bug in it must not end the other engines.
         except BaseException as error:
             if ends_task(error):
                 raise
             _logger.exception("engine client restarted engine=%s", member.address)
             self._num_past_faults[Fault.UNEXPECTED] += 1
-            self._state_changed()
             await asyncio.sleep(RETRY_SECONDS)
         del self._members[member.address]
         self._index.remove_engine(member.address)
@@ -131,16 +132,6 @@ class Fleet:
         _logger.info("engine left engine=%s", member.address)
         if member.address in self._addresses:
             self._join(member.address)
-        self._state_changed()
-
-    async def _keep_connected(self, member: FleetMember) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            connection = tasks.create_task(member.client.run())
-            # There is no event for the end of a request.
-            while not member.is_done:  # noqa: ASYNC110
-                await asyncio.sleep(_LEAVE_POLL_SECONDS)
-            member.is_closing = True
-            connection.cancel()
 
     async def wait_ready(self) -> None:
         """Waits until at least one engine takes requests."""
@@ -183,7 +174,7 @@ class Fleet:
         return {
             member.address: member.client
             for member in self._members.values()
-            if member.served_model is not None and member.served_model.tokenizer_sha256 == sha256
+            if (info := member.life.served_model) and info.tokenizer_sha256 == sha256
         }
 
     def model_of(self, request: TokenRequest) -> ModelInfo:
@@ -206,9 +197,9 @@ class Fleet:
     def epoch_of(self, address: str) -> int | None:
         """Returns the epoch of an engine, or None if it takes no requests."""
         member = self._members.get(address)
-        if member is None or not member.takes_requests or member.served_model is None:
+        if member is None or not member.life.takes_requests or member.life.model is None:
             return None
-        return member.served_model.epoch
+        return member.life.model.epoch
 
     def end_requests(self, error: RequestError) -> None:
         """Ends every request in progress on an engine with an error."""
@@ -228,7 +219,7 @@ class Fleet:
 
     def served(self) -> list[ModelInfo]:
         """Returns the models of the connected engines."""
-        served = [member.served_model for member in self._members.values()]
+        served = [member.life.served_model for member in self._members.values()]
         return [info for info in served if info is not None]
 
     def _check_model(self, newcomer: FleetMember, info: ModelInfo) -> str:
@@ -244,15 +235,16 @@ class Fleet:
     def _twin(self, member: FleetMember, info: ModelInfo | None) -> FleetMember | None:
         """Returns another member, not leaving, whose address leads to the same engine."""
         for other in self._members.values():
-            known = other.known_model
-            if other is member or other.is_leaving or known is None or info is None:
+            known = other.life.known_model
+            is_leaving = other.life.stage is Stage.LEAVING
+            if other is member or is_leaving or known is None or info is None:
                 continue
             if (known.fingerprint, known.epoch) == (info.fingerprint, info.epoch):
                 return other
         return None
 
     def _state_changed(self) -> None:
-        if any(member.takes_requests for member in self._members.values()):
+        if any(member.life.takes_requests for member in self._members.values()):
             self._ready.set()
             self._unready.clear()
         else:

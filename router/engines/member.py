@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from router.engines.cache_bounds import CacheBounds, CachePace
 from router.engines.client import ClientSettings, EngineClient
+from router.engines.lifecycle import Lifecycle
 from router.engines.request_stream import RequestStream
 from router.placement.policy import Placement
 from router.placement.prefix_index import SLICE_BLOCKS, PrefixIndex, Reservation
@@ -14,7 +15,6 @@ from router.types import (
     CacheUpdate,
     EngineEvent,
     EngineSnapshot,
-    EngineState,
     ModelInfo,
     TokenRequest,
     Tokens,
@@ -79,13 +79,9 @@ class FleetMember:
 
     Attributes:
         address: "host:port" of the engine.
-        client: The connection.
         index: The index of the whole fleet.
-        accepted_model: The engine's model, from the check until the connection is lost; other
-            engines with a model of this name must agree with it.
-        accepted_at: When it was accepted, by `time.monotonic`.
-        is_leaving: Whether the engine was removed from the list and gets no new requests.
-        is_closing: Whether it has left for good and its connection ends. Follows `is_leaving`.
+        life: The engine's life.
+        client: The connection.
     """
 
     def __init__(
@@ -98,61 +94,41 @@ class FleetMember:
     ) -> None:
         self.address = address
         self.index = index
-        self.accepted_model: ModelInfo | None = None
-        self.accepted_at = 0.0
-        self.is_leaving = False
-        self.is_closing = False
-        self.client = EngineClient(address, self, settings)
+        self.life = Lifecycle(address, state_changed)
+        self.client = EngineClient(self.life, self, settings)
         self._check_model = check_model
-        self._state_changed = state_changed
         self._last_cache_event: float | None = None
         self._bounds: CacheBounds | None = None
         self._pace = CachePace()
         self._unreported: dict[Attempt, None] = {}
         self._num_unreported_tokens = 0
 
-    @property
-    def served_model(self) -> ModelInfo | None:
-        """The model that the engine serves, while it is connected."""
-        is_connected = self.client.state in (EngineState.SERVING, EngineState.DRAINING)
-        return self.accepted_model if is_connected else None
-
-    @property
-    def known_model(self) -> ModelInfo | None:
-        """The model behind its address, while it is connected or quarantined."""
-        is_known = self.accepted_model is not None or self.client.is_quarantined
-        return self.client.model if is_known else None
-
-    @property
-    def takes_requests(self) -> bool:
-        """Whether requests may be sent to it."""
-        return self.client.state is EngineState.SERVING and not self.is_leaving
-
-    @property
-    def is_done(self) -> bool:
-        """Whether it is leaving and has no requests in progress."""
-        return self.is_leaving and not self.client.num_open_requests
-
     def is_of(self, model: ModelInfo) -> bool:
         """Returns whether a request made for a model may be sent to it."""
-        return self.accepted_model is not None and self.accepted_model.identity == model.identity
+        accepted = self.life.accepted_model
+        return accepted is not None and accepted.identity == model.identity
+
+    def leave(self) -> None:
+        """Takes no new requests; the connection is closed when the last request has ended."""
+        self.life.leave()
+        if not self.client.num_open_requests:
+            self.life.idle()
 
     def snapshot(self) -> EngineSnapshot:
         """Returns the current state of the engine."""
-        client = self.client
-        is_left = self.is_leaving and client.state is EngineState.SERVING
+        life = self.life
         return EngineSnapshot(
             address=self.address,
-            state=EngineState.DRAINING if is_left else client.state,
-            model=client.model,
-            load=client.load,
-            num_in_flight=client.num_open_requests,
+            state=life.state,
+            model=life.model,
+            load=life.load,
+            num_in_flight=self.client.num_open_requests,
             num_in_flight_prefill_tokens=self._num_unreported_tokens,
             num_indexed_blocks=self.index.num_blocks(self.address),
             cache_event_age=None
             if self._last_cache_event is None
             else time.monotonic() - self._last_cache_event,
-            detail="it was removed from the list of engines" if is_left else client.detail,
+            detail=life.detail,
         )
 
     def submit(self, request: TokenRequest, hashes: Sequence[int], placement: Placement) -> Attempt:
@@ -186,8 +162,6 @@ class FleetMember:
         """Returns why the engine may not serve, or an empty string; makes room in the index."""
         refusal = self._check_model(self, model)
         if not refusal:
-            self.accepted_model = model
-            self.accepted_at = time.monotonic()
             self._bounds = CacheBounds(model)
             self.index.add_engine(self.address, self._bounds.num_blocks, model.epoch)
         return refusal
@@ -221,12 +195,6 @@ class FleetMember:
                     await asyncio.sleep(0)
                     turn_ends = time.perf_counter() + _TURN_SECONDS
         return True
-
-    def state_changed(self) -> None:
-        """Passes the change on."""
-        if not self.client.is_connected:
-            self.accepted_model = None
-        self._state_changed()
 
     def load_reported(self) -> None:
         """Stops counting as unreported the requests that the report must include."""

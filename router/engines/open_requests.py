@@ -4,6 +4,8 @@ One message is one engine step, so that a token costs a slice and a list append.
 reader merge into one event. Every message is checked against the contract.
 """
 
+from collections.abc import Callable
+
 from protos.pagestream.engine.v1 import engine_pb2
 from protos.wire.status import ErrorStatus
 from router.engines.connection_loss import violation
@@ -28,19 +30,27 @@ class OpenRequests:
         model: The engine's model information.
         max_open: Requests in progress; more are refused.
         max_buffered_tokens: Tokens of one request that wait for its reader; with more it fails.
+        on_idle: Called when the last request in progress has ended.
 
     Attributes:
         outbox: What is to be sent.
     """
 
     def __init__(
-        self, address: str, model: ModelInfo, *, max_open: int, max_buffered_tokens: int
+        self,
+        address: str,
+        model: ModelInfo,
+        *,
+        max_open: int,
+        max_buffered_tokens: int,
+        on_idle: Callable[[], None],
     ) -> None:
         self.outbox = Outbox()
         self._address = address
         self._model = model
         self._max_open = max_open
         self._max_buffered_tokens = max_buffered_tokens
+        self._on_idle = on_idle
         self._requests: dict[int, RequestContract] = {}
         self._next_handle = 1
         self._have_all_been_issued = False
@@ -82,6 +92,7 @@ class OpenRequests:
         requests, self._requests = self._requests, {}
         for request in requests.values():
             request.stream.end(EngineLost(status))
+        self._on_idle()
 
     def deliver(self, message: engine_pb2.GenerateManyResponse) -> None:
         """Passes a step's events to the streams of their requests.
@@ -113,6 +124,8 @@ class OpenRequests:
                 self._take_late(failure.handle, 1)
             else:
                 request.stream.end(to_failure(failure.error))
+        if not requests:
+            self._on_idle()
 
     def _deliver_tokens(self, message: engine_pb2.GenerateManyResponse) -> None:
         num_tokens = len(message.token_ids)
@@ -165,6 +178,8 @@ class OpenRequests:
         was_sent = self.outbox.cancel(handle)
         if was_sent and request is not None:
             self._num_late += request.num_late
+        if not self._requests:
+            self._on_idle()
 
     def _free_handle(self) -> int:
         while True:

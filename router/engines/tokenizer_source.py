@@ -20,7 +20,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Holder(Protocol):
-    """An engine that has tokenizer files."""
+    """An engine that has tokenizer files: the client of one, or a test's."""
 
     async def get_tokenizer(self, sha256: str) -> dict[str, bytes]:
         """Returns the files, which together have this digest.

@@ -28,7 +28,7 @@ _PATIENCE_STEP_SECONDS = 0.1
 
 
 class DispatchObserver(Protocol):
-    """Receives what the metrics need to know of each request."""
+    """Receives what the metrics, which are above this layer, need to know of each request."""
 
     def request_placed(self, placement: Placement, seconds: float, added: float | None) -> None:
         """An engine was chosen, which took this long; again for each retry.
@@ -117,7 +117,7 @@ class Dispatcher:
             admitted: Admitted | None = None
             member = self._fleet.member(placement.engine)
             assert member is not None, "just placed there"
-            model = member.client.model
+            model = member.life.model
             try:
                 sent = member.submit(replace(failover.request, timeout=timeout), hashes, placement)
                 with closing(sent):

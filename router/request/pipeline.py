@@ -75,7 +75,7 @@ class Bounds:
 
 
 class Engines(Protocol):
-    """The part of the dispatcher that the pipeline uses."""
+    """The part of the dispatcher that the pipeline uses; neither imports the other."""
 
     def model_info(self, name: str) -> ModelInfo:
         """Describes a model; an empty name means the only one."""
@@ -85,7 +85,10 @@ class Engines(Protocol):
 
 
 class Observer(Protocol):
-    """Is notified of the stages of each request. Times are in seconds."""
+    """Is notified of the stages of each request, for metrics above this layer.
+
+    Times are in seconds.
+    """
 
     def started(self) -> None:
         """A request arrived."""

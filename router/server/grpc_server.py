@@ -18,7 +18,7 @@ Context = grpc.aio.ServicerContext
 
 
 class Listing(Protocol):
-    """What the server lists of the fleet."""
+    """What the server lists of the fleet; tests list without one."""
 
     def models(self) -> list[ModelSnapshot]:
         """Returns the models that can be asked for."""

@@ -11,6 +11,7 @@ from protos.pagestream.engine.v1 import engine_pb2, engine_pb2_grpc
 from protos.wire.sampling_params import SamplingParams
 from protos.wire.status import Reason, error_status, to_rpc_status
 from router.engines.client import ClientSettings, EngineClient
+from router.engines.lifecycle import Lifecycle
 from router.errors import EngineError, QueueFull
 from router.placement.prefix_index import PrefixIndex
 from router.types import (
@@ -26,9 +27,10 @@ TIMEOUT = 10.0
 
 
 class Listener:
-    """Keeps an index of one engine and wakes whoever waits for a change."""
+    """Keeps the life and an index of one engine and wakes whoever waits for a change."""
 
-    def __init__(self):
+    def __init__(self, address):
+        self.life = Lifecycle(address, self.state_changed)
         self.index = PrefixIndex()
         self.updates = []
         self.tick = asyncio.Event()
@@ -61,8 +63,8 @@ class Listener:
 
 @asynccontextmanager
 async def client_of(address, **settings):
-    listener = Listener()
-    client = EngineClient(address, listener, ClientSettings(**(SETTINGS | settings)))
+    listener = Listener(address)
+    client = EngineClient(listener.life, listener, ClientSettings(**(SETTINGS | settings)))
     task = asyncio.create_task(client.run())
     try:
         yield client, listener
@@ -75,7 +77,7 @@ async def client_of(address, **settings):
 @asynccontextmanager
 async def connected(engine, **settings):
     async with client_of(engine.address, **settings) as (client, listener):
-        await listener.wait_until(lambda: client.state is EngineState.SERVING)
+        await listener.wait_until(lambda: listener.life.state is EngineState.SERVING)
         yield client, listener
 
 
@@ -163,7 +165,7 @@ async def test_more_requests_than_allowed_are_refused_here():
 
 async def test_submission_without_a_connection_is_engine_failed():
     async with client_of("127.0.0.1:1") as (client, listener):
-        await listener.wait_until(lambda: client.state is EngineState.UNAVAILABLE)
+        await listener.wait_until(lambda: listener.life.state is EngineState.UNAVAILABLE)
 
         with pytest.raises(EngineError) as raised:
             client.submit(request([1]))
@@ -184,15 +186,15 @@ async def test_loss_of_the_connection_fails_open_requests_and_is_followed_by_ano
             await collect(stream)
         assert raised.value.status.reason == Reason.ENGINE_FAILED
         await listener.wait_until(lambda: client.num_connections == 2)
-        assert client.model.epoch == engine.cache.epoch
+        assert listener.life.model.epoch == engine.cache.epoch
         assert tokens_of(await collect(client.submit(request([1])))) == expected_tokens([1], 8)
 
 
 async def test_limits_of_the_engine_are_known_once_connected():
     config = replace(CONFIG, max_num_seqs=3, max_num_batched_tokens=99)
-    async with FakeEngine(config) as engine, connected(engine) as (client, _):
-        assert client.model.max_num_seqs == 3
-        assert client.model.max_num_batched_tokens == 99
+    async with FakeEngine(config) as engine, connected(engine) as (_, listener):
+        assert listener.life.model.max_num_seqs == 3
+        assert listener.life.model.max_num_batched_tokens == 99
 
 
 async def test_client_ends_when_cancelled_while_its_connection_is_failing():
@@ -243,13 +245,13 @@ async def test_load_of_the_engine_is_known():
         # All of it fits into one block.
         stream = client.submit(request(range(10), 1000))
 
-        await listener.wait_until(lambda: client.load.num_running == 1)
+        await listener.wait_until(lambda: listener.life.load.num_running == 1)
 
-        assert client.load.prefill_tokens_per_second == 5000.0
-        assert client.load.num_free_blocks == 1024 - 1
+        assert listener.life.load.prefill_tokens_per_second == 5000.0
+        assert listener.life.load.num_free_blocks == 1024 - 1
         stream.close()
-        await listener.wait_until(lambda: client.load.num_running == 0)
-        assert client.load.num_free_blocks == 1024
+        await listener.wait_until(lambda: listener.life.load.num_running == 0)
+        assert listener.life.load.num_free_blocks == 1024
 
 
 def first_message(engine):
@@ -294,10 +296,10 @@ class Contradictory(FakeEngine):
     ],
 )
 async def test_engine_that_breaks_the_contract_is_unavailable(kind, detail):
-    async with kind(CONFIG) as engine, client_of(engine.address, call_timeout=0.05) as (client, it):
-        await it.wait_until(lambda: detail in client.detail)
+    async with kind(CONFIG) as engine, client_of(engine.address, call_timeout=0.05) as (_, it):
+        await it.wait_until(lambda: detail in it.life.detail)
 
-        assert client.state is EngineState.UNAVAILABLE
+        assert it.life.state is EngineState.UNAVAILABLE
 
 
 async def test_request_for_an_unknown_reason_of_the_end_is_internal():
@@ -403,16 +405,16 @@ async def garbling(method, handler):
     ],
 )
 async def test_engine_that_sends_what_cannot_be_read_is_unavailable(method, handler, detail):
-    async with garbling(method, handler) as address, client_of(address) as (client, listener):
-        await listener.wait_until(lambda: detail in client.detail)
+    async with garbling(method, handler) as address, client_of(address) as (_, listener):
+        await listener.wait_until(lambda: detail in listener.life.detail)
 
-        assert client.state is EngineState.UNAVAILABLE
+        assert listener.life.state is EngineState.UNAVAILABLE
 
 
 async def test_cache_change_that_cannot_be_read_keeps_nobody_from_serving(caplog):
     handler = grpc.unary_stream_rpc_method_handler
     async with garbling("WatchCache", handler) as address, client_of(address) as (client, listener):
-        await listener.wait_until(lambda: client.state is EngineState.SERVING)
+        await listener.wait_until(lambda: listener.life.state is EngineState.SERVING)
         async with asyncio.timeout(TIMEOUT):
             while "cannot be parsed" not in caplog.text:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)

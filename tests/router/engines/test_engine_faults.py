@@ -14,6 +14,7 @@ from router.engines import fleet as fleet_module
 from router.engines import quarantine
 from router.engines.client import EngineClient
 from router.engines.connection_loss import Fault
+from router.engines.lifecycle import Stage
 from router.errors import EngineError
 from router.types import EngineState
 from tests.fakes.fake_engine import SERVICE, FakeEngine, expected_tokens
@@ -51,10 +52,10 @@ async def test_unexpected_error_makes_the_engine_unavailable_and_it_returns(
         if callback == "check_model":
             await engine.restart()
 
-        await listener.wait_until(lambda: "unexpected" in client.detail)
+        await listener.wait_until(lambda: "unexpected" in listener.life.detail)
 
-        assert client.state is EngineState.UNAVAILABLE
-        assert f"unexpected {kind.__name__}: " in client.detail
+        assert listener.life.state is EngineState.UNAVAILABLE
+        assert f"unexpected {kind.__name__}: " in listener.life.detail
         assert client.num_faults[Fault.UNEXPECTED] >= 1
         assert "boom" in caplog.text
         assert "Traceback" not in caplog.text
@@ -63,7 +64,7 @@ async def test_unexpected_error_makes_the_engine_unavailable_and_it_returns(
         assert raised.value.status.reason == Reason.ENGINE_FAILED
         monkeypatch.undo()
         engine.resume()
-        await listener.wait_until(lambda: client.state is EngineState.SERVING)
+        await listener.wait_until(lambda: listener.life.state is EngineState.SERVING)
         assert tokens_of(await collect_stream(client.submit(request([2])))) == expected_tokens(
             [2], 8
         )
@@ -97,7 +98,7 @@ async def stall(engine, client, listener):
     """Makes a connected engine stall and waits until the client has seen it."""
     engine.stall()
     client.submit(request([1]))
-    await listener.wait_until(lambda: "stalled" in client.detail)
+    await listener.wait_until(lambda: "stalled" in listener.life.detail)
 
 
 async def test_engine_that_stalled_is_asked_for_its_health_before_it_gets_a_request(monkeypatch):
@@ -113,9 +114,10 @@ async def test_engine_that_stalled_is_asked_for_its_health_before_it_gets_a_requ
     async with Asked(MEASURED) as engine, connected(engine) as (client, listener):
         await engine.health.set(SERVICE, Status.NOT_SERVING)
         await stall(engine, client, listener)
-        await listener.wait_until(lambda: "its health check says NOT_SERVING" in client.detail)
-        assert client.is_quarantined
-        assert client.state is EngineState.UNAVAILABLE
+        said = "its health check says NOT_SERVING"
+        await listener.wait_until(lambda: said in listener.life.detail)
+        assert listener.life.stage is Stage.QUARANTINED
+        assert listener.life.state is EngineState.UNAVAILABLE
         # Again and again, and for nothing but its health.
         for _ in range(3):
             listener.tick.clear()
@@ -125,8 +127,8 @@ async def test_engine_that_stalled_is_asked_for_its_health_before_it_gets_a_requ
         await engine.health.set(SERVICE, Status.SERVING)
         engine.resume()
 
-        await listener.wait_until(lambda: client.state is EngineState.SERVING)
-        assert not client.is_quarantined
+        await listener.wait_until(lambda: listener.life.state is EngineState.SERVING)
+        assert listener.life.stage is not Stage.QUARANTINED
         assert client.num_faults == {Fault.STALLED: 1}
 
 
@@ -140,9 +142,9 @@ async def test_engine_without_a_health_to_speak_of_stays_alone(monkeypatch, says
             await engine.health.set(SERVICE, 99 if says == "99" else Status.SERVICE_UNKNOWN)
         await stall(engine, client, listener)
 
-        await listener.wait_until(lambda: f"its health check says {says}" in client.detail)
+        await listener.wait_until(lambda: f"its health check says {says}" in listener.life.detail)
 
-        assert client.is_quarantined
+        assert listener.life.stage is Stage.QUARANTINED
 
 
 async def test_engine_of_another_start_than_its_description_is_not_used():
@@ -156,12 +158,12 @@ async def test_engine_of_another_start_than_its_description_is_not_used():
     engine.is_wrong = True
     async with engine, client_of(engine.address) as (client, listener):
         await listener.wait_until(lambda: client.num_faults[Fault.MISMATCH] > 1)
-        assert client.state is EngineState.UNAVAILABLE
+        assert listener.life.state is EngineState.UNAVAILABLE
         assert client.num_connections == 0
 
         engine.is_wrong = False
 
-        await listener.wait_until(lambda: client.state is EngineState.SERVING)
+        await listener.wait_until(lambda: listener.life.state is EngineState.SERVING)
 
 
 async def test_cache_of_another_epoch_never_reaches_the_index():

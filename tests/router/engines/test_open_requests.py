@@ -9,12 +9,8 @@ from protos.wire.sampling_params import SamplingParams
 from protos.wire.status import Reason, error_status
 from router.engines.connection_loss import ConnectionLost, Fault
 from router.engines.open_requests import OpenRequests
-from router.errors import EngineError
-from router.types import (
-    Finished,
-    FinishReason,
-    TokenRequest,
-)
+from router.errors import Draining, EngineError
+from router.types import Finished, FinishReason, TokenRequest
 from tests.fakes.fake_fleet import model_info
 from tests.fakes.hostile_engine import admission, failure, finish, tokens_of
 from tests.router.fleets import rest_of
@@ -23,8 +19,10 @@ STOP = engine_pb2.FINISH_REASON_STOP
 MODEL = model_info(vocab_size=600, max_model_len=128, num_blocks=100, eos_token_ids=frozenset({1}))
 
 
-def opened(model=MODEL, max_buffered_tokens=1000):
-    return OpenRequests("e:1", model, max_open=10, max_buffered_tokens=max_buffered_tokens)
+def opened(model=MODEL, max_buffered_tokens=1000, on_idle=lambda: None):
+    return OpenRequests(
+        "e:1", model, max_open=10, max_buffered_tokens=max_buffered_tokens, on_idle=on_idle
+    )
 
 
 def request(num_prompt=4, resumed=(), **params):
@@ -205,3 +203,26 @@ async def test_large_step_is_counted_before_it_is_unpacked():
     )
     say(requests, most)
     check_violation(requests, tokens_of(1, [5] * 150_000), "150000 tokens in one step")
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda requests, _: say(requests, admission(2), tokens_of(2, [0] * 5), finish(2)),
+        lambda requests, _: say(requests, failure(2, 8)),
+        lambda _, stream: stream.close(),
+        lambda requests, _: requests.end_all(Draining("over")),
+        lambda requests, _: requests.lose_all(error_status(Reason.ENGINE_FAILED, "", domain="d")),
+    ],
+    ids=["finish", "failure", "close", "end_all", "lose_all"],
+)
+async def test_end_of_the_last_request_is_told_however_it_ends(end):
+    lengths = []
+    requests = opened(on_idle=lambda: lengths.append(len(requests)))
+    first, last = sent(requests), sent(requests)
+    first.close()
+    assert lengths == []
+
+    end(requests, last)
+
+    assert lengths == [0]

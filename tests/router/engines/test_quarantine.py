@@ -23,8 +23,7 @@ def test_wait_doubles_up_to_a_minute_while_it_is_for_soon_after_the_last(clock):
     quarantine = Quarantine()
     waits = []
     for _ in range(6):
-        quarantine.begin()
-        waits.append(quarantine.take_wait())
+        waits.append(quarantine.begin())
         quarantine.end()
         clock.now += 59
 
@@ -37,19 +36,13 @@ def test_wait_is_short_again_after_a_good_minute(clock):
         quarantine.begin()
         quarantine.end()
     clock.now += 61
-    quarantine.begin()
 
-    assert quarantine.take_wait() == 5
+    assert quarantine.begin() == 5
 
 
-def test_wait_is_over_once_but_the_engine_is_left_alone_until_it_is_well(clock):
+def test_wait_doubles_however_long_the_engine_stays_quarantined(clock):
     quarantine = Quarantine()
-    assert not quarantine.is_on
-    assert quarantine.take_wait() == 0
     quarantine.begin()
     clock.now += 1000
 
-    assert (quarantine.take_wait(), quarantine.take_wait()) == (5, 0)
-    assert quarantine.is_on
-    quarantine.end()
-    assert not quarantine.is_on
+    assert quarantine.begin() == 10
