@@ -21,6 +21,11 @@ _PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _PHILOX_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _LOW_32_BITS = 0xFFFFFFFF
 
+_MAX_INT32 = 2**31 - 1
+# Infinities as integers of the order of the scores.
+_LARGEST_SCORE = 0x7F800000
+_LEAST_SCORE = -0x7F800001
+
 
 def read_slots(
     tokens: torch.Tensor,
@@ -366,6 +371,25 @@ def sample(
 ) -> torch.Tensor:
     """Draws one token per row from softmax(logits / temperature).
 
+    Takes all arguments but the last of `sample_keys`, for a whole vocabulary.
+
+    Returns:
+        [num_rows] int64; -1 if the row is not a distribution: it holds a NaN or +inf, only -inf, or
+        the division overflows
+    """
+    return tokens_of_keys(sample_keys(logits, records, slots, positions, columns, 0))
+
+
+def sample_keys(
+    logits: torch.Tensor,
+    records: torch.Tensor,
+    slots: torch.Tensor,
+    positions: torch.Tensor,
+    columns: Mapping[str, int],
+    first_id: int,
+) -> torch.Tensor:
+    """Draws among a part of the vocabulary; the largest key of all parts has the row's token.
+
     Takes argmax(logits / temperature + gumbel), which has that distribution. The noise of a
     vocabulary entry is a function of (seed, position, entry) alone, so that a draw depends neither
     on other rows nor on how the vocabulary is divided.
@@ -379,22 +403,33 @@ def sample(
         columns: where a record holds "temperature", as the bits of a float32, and "seed". A
             temperature of 0 (below `MIN_TEMPERATURE`) takes the largest logit, the first of several
             equal ones.
+        first_id: the token of the first entry, a multiple of 4
 
     Returns:
-        [num_rows] int64; -1 if the row is not a distribution: it holds a NaN or +inf, only -inf, or
-        the division overflows
+        [num_rows] int64: the best score, as an integer of the same order, above the token counted
+            down, so that of equal scores the first token has the largest key
     """
     chosen = records[slots]  # [num_rows, num_columns]
     temperatures, seeds = as_float(chosen[:, columns["temperature"]]), chosen[:, columns["seed"]]
     is_greedy = temperatures < MIN_TEMPERATURE
     scores = logits
     if not bool(is_greedy.all()):
-        noise = gumbel(random_bits(seeds, positions, logits.shape[-1]))
+        noise = gumbel(random_bits(seeds, positions, logits.shape[-1], first_id))
         wide = logits.float()
         scores = torch.where(is_greedy[:, None], wide, wide / temperatures[:, None] + noise)
     # `max` treats NaN as the largest value.
     best, token_ids = scores.max(-1)
-    return torch.where(best.isfinite(), token_ids, -1)
+    best = torch.where(best.isnan(), torch.inf, best.float()) + 0.0  # -0 and 0 are equal
+    bits = best.view(torch.int32)
+    ordered = bits ^ ((bits >> 31) & _MAX_INT32)
+    return ordered.long() << 32 | _MAX_INT32 - (token_ids + first_id)
+
+
+def tokens_of_keys(keys: torch.Tensor) -> torch.Tensor:
+    """Returns the token of each key of `sample_keys`, [num_rows] int64; -1 if there is none."""
+    scores = keys >> 32
+    is_distribution = (scores > _LEAST_SCORE) & (scores < _LARGEST_SCORE)
+    return torch.where(is_distribution, _MAX_INT32 - (keys & _LOW_32_BITS), -1)
 
 
 def as_float(words: torch.Tensor) -> torch.Tensor:
@@ -402,7 +437,9 @@ def as_float(words: torch.Tensor) -> torch.Tensor:
     return words.int().view(torch.float32)
 
 
-def random_bits(seeds: torch.Tensor, positions: torch.Tensor, vocab_size: int) -> torch.Tensor:
+def random_bits(
+    seeds: torch.Tensor, positions: torch.Tensor, vocab_size: int, first_id: int = 0
+) -> torch.Tensor:
     """Returns 32 random bits for each vocabulary entry of each row.
 
     Entry v takes word v % 4 of Philox at counter (v // 4, low and high half of the position, 0).
@@ -411,11 +448,12 @@ def random_bits(seeds: torch.Tensor, positions: torch.Tensor, vocab_size: int) -
         seeds: [num_rows] int64, the key
         positions: [num_rows] int64
         vocab_size: entries of a row
+        first_id: the first of them, a multiple of 4
 
     Returns:
         [num_rows, vocab_size] int64, from 0 to 2^32 - 1
     """
-    groups = torch.arange(-(-vocab_size // 4), device=seeds.device)[None, :]
+    groups = first_id // 4 + torch.arange(-(-vocab_size // 4), device=seeds.device)[None, :]
     low, high = positions & _LOW_32_BITS, positions >> 32 & _LOW_32_BITS
     counter = (groups, low[:, None], high[:, None], torch.zeros_like(groups))
     words = philox(seeds[:, None], counter)

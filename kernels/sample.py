@@ -40,6 +40,47 @@ def sample(
     Raises:
         ValueError: an unsupported shape or type
     """
+    _check(logits, records, slots, positions)
+    if logits.device.type == "cpu":
+        return reference.sample(logits, records, slots, positions, columns)
+    return _sample_triton(logits, records, slots, positions, columns)
+
+
+def sample_keys(
+    logits: torch.Tensor,
+    records: torch.Tensor,
+    slots: torch.Tensor,
+    positions: torch.Tensor,
+    columns: Mapping[str, int],
+    first_id: int,
+) -> torch.Tensor:
+    """Draws among a part of the vocabulary; the largest key of all parts has the row's token.
+
+    Args:
+        logits: [num_rows, size of the part]
+        records: as of `sample`
+        slots: as of `sample`
+        positions: as of `sample`
+        columns: as of `sample`
+        first_id: the token of the first entry, a multiple of 4
+
+    Returns:
+        [num_rows] int64 keys, which `reference.tokens_of_keys` reads
+
+    Raises:
+        ValueError: an unsupported shape or type
+    """
+    _check(logits, records, slots, positions)
+    if first_id % 4:
+        raise ValueError(f"first_id is {first_id}; expected a multiple of 4")
+    if logits.device.type == "cpu":
+        return reference.sample_keys(logits, records, slots, positions, columns, first_id)
+    return _sample_triton(logits, records, slots, positions, columns, first_id)
+
+
+def _check(
+    logits: torch.Tensor, records: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor
+) -> None:
     check_dtype("logits", logits)
     check_shape("logits", logits, None, None)
     check_contiguous_rows("logits", logits)
@@ -52,9 +93,6 @@ def sample(
         check_dtype(name, tensor, torch.int64)
         check_shape(name, tensor, logits.shape[0])
         check_contiguous_rows(name, tensor)
-    if logits.device.type == "cpu":
-        return reference.sample(logits, records, slots, positions, columns)
-    return _sample_triton(logits, records, slots, positions, columns)
 
 
 def _sample_triton(
@@ -63,11 +101,13 @@ def _sample_triton(
     slots: torch.Tensor,
     positions: torch.Tensor,
     columns: Mapping[str, int],
+    first_id: int | None = None,
 ) -> torch.Tensor:
+    """Returns tokens, or keys if `first_id` is given."""
     num_rows, vocab_size = logits.shape
-    token_ids = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
+    drawn = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
     if num_rows == 0:
-        return token_ids
+        return drawn
     # Few rows are divided finely, to occupy the whole GPU. Sizes and warps are not tuned: plain
     # choices, timed on an H200 (README.md).
     tile = 1024 if num_rows <= _FEW_ROWS else 4096
@@ -84,6 +124,7 @@ def _sample_triton(
         logits.stride(0),
         records.stride(0),
         vocab_size,
+        first_id or 0,
         TEMPERATURE=columns["temperature"],
         SEED=columns["seed"],
         MIN_TEMPERATURE=reference.MIN_TEMPERATURE,
@@ -94,13 +135,14 @@ def _sample_triton(
     _best_tile_kernel[(num_rows,)](
         best_scores,
         best_ids,
-        token_ids,
+        drawn,
         num_tiles,
         TILES=triton.next_power_of_2(num_tiles),
+        IS_KEY=first_id is not None,
         num_warps=1,
         **dependent_launch(logits),
     )
-    return token_ids
+    return drawn
 
 
 # The slots may be a part of a larger tensor, whose alignment must not trigger a compilation.
@@ -115,6 +157,7 @@ def _tile_kernel(
     logits_stride,
     records_stride,
     vocab_size,
+    first_id,
     TEMPERATURE: tl.constexpr,
     SEED: tl.constexpr,
     MIN_TEMPERATURE: tl.constexpr,
@@ -131,7 +174,8 @@ def _tile_kernel(
     record = records + tl.load(slots + row) * records_stride
     temperature = as_float(tl.load(record + TEMPERATURE))
     if temperature >= MIN_TEMPERATURE:
-        bits = random_bits(tl.load(record + SEED), tl.load(positions + row), tile * TILE, TILE)
+        first = first_id + tile * TILE
+        bits = random_bits(tl.load(record + SEED), tl.load(positions + row), first, TILE)
         scores = scores / temperature + gumbel(bits)
     # Whether a NaN wins would depend on the order of the reduction. As +inf, which finite logits
     # never reach, it always wins and marks the row, without a further pass.
@@ -139,16 +183,17 @@ def _tile_kernel(
     best, index = tl.max(scores, axis=0, return_indices=True)
     num_tiles = tl.num_programs(1)
     tl.store(best_scores + row * num_tiles + tile, best)
-    tl.store(best_ids + row * num_tiles + tile, tile * TILE + index)
+    tl.store(best_ids + row * num_tiles + tile, first_id + tile * TILE + index)
 
 
 @triton.jit
 def _best_tile_kernel(
     best_scores,
     best_ids,
-    token_ids,
+    drawn,
     num_tiles,
     TILES: tl.constexpr,
+    IS_KEY: tl.constexpr,
     IS_DEPENDENT: tl.constexpr,
 ):
     wait_for_inputs(IS_DEPENDENT)
@@ -159,8 +204,14 @@ def _best_tile_kernel(
     )
     best, tile = tl.max(scores, axis=0, return_indices=True)
     token_id = tl.load(best_ids + row * num_tiles + tile).to(tl.int64)
-    is_distribution = (best > float("-inf")) & (best < float("inf"))
-    tl.store(token_ids + row, tl.where(is_distribution, token_id, -1))
+    if IS_KEY:
+        # As `reference.sample_keys`.
+        bits = (best + 0.0).to(tl.int32, bitcast=True)
+        ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+        tl.store(drawn + row, (ordered.to(tl.int64) << 32) | (0x7FFFFFFF - token_id))
+    else:
+        is_distribution = (best > float("-inf")) & (best < float("inf"))
+        tl.store(drawn + row, tl.where(is_distribution, token_id, -1))
 
 
 @triton.jit

@@ -53,7 +53,7 @@ class AttentionMetadata:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadShape:
-    """The number and size of the attention heads."""
+    """The number and size of the attention heads of one rank."""
 
     num_heads: int
     num_kv_heads: int

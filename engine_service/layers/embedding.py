@@ -4,19 +4,43 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from engine_service.layers.ranks import ALONE, Ranks
+from engine_service.layers.weight_slot import Shard, WeightSlot
+
 
 class Embedding(nn.Module):
-    """One row per token of the vocabulary."""
+    """One row per token of this rank's part of the vocabulary.
 
-    def __init__(self, vocab_size: int, hidden_size: int, dtype: torch.dtype) -> None:
+    Attributes:
+        token_ids: That part.
+    """
+
+    def __init__(
+        self, vocab_size: int, hidden_size: int, dtype: torch.dtype, ranks: Ranks = ALONE
+    ) -> None:
         super().__init__()
-        weight = torch.empty(vocab_size, hidden_size, dtype=dtype)
+        self.token_ids = ranks.vocab_range(vocab_size)
+        self._vocab_size = vocab_size
+        self._ranks = ranks
+        weight = torch.empty(len(self.token_ids), hidden_size, dtype=dtype)
         self.weight = nn.Parameter(weight, requires_grad=False)
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Looks up [num_tokens] integers as [num_tokens, hidden_size]."""
-        return functional.embedding(input_ids, self.weight)
+        if self._ranks.size == 1:
+            return functional.embedding(input_ids, self.weight)
+        rows = input_ids - self.token_ids.start
+        is_elsewhere = (rows < 0) | (rows >= len(self.token_ids))
+        found = functional.embedding(rows.masked_fill(is_elsewhere, 0), self.weight)
+        return self._ranks.all_reduce(found.masked_fill_(is_elsewhere[:, None], 0))
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Scores [num_tokens, hidden_size] against each row as [num_tokens, vocab_size]."""
+        """Scores [num_tokens, hidden_size] against each row: [num_tokens, len(token_ids)]."""
         return functional.linear(hidden, self.weight)
+
+    def slot(self, name: str) -> WeightSlot:
+        """Returns the slot of the stored matrix."""
+        shard = None
+        if self._ranks.size > 1:
+            shard = Shard(dim=0, begin=self.token_ids.start, full_size=self._vocab_size)
+        return WeightSlot(name=name, parameter=self.weight, shard=shard)

@@ -7,7 +7,7 @@ from torch import nn
 
 from engine_service.layers.norm import RMSNorm
 from engine_service.layers.weight_scheme import Unquantised
-from engine_service.layers.weight_slot import WeightSlot
+from engine_service.layers.weight_slot import Shard, WeightSlot
 
 
 class Linear(nn.Module):
@@ -52,12 +52,17 @@ class Linear(nn.Module):
         return self.scheme.silu_linear(gate_up)
 
     def slots(
-        self, names: Sequence[str], sizes: Sequence[int] | None = None
+        self,
+        names: Sequence[str],
+        sizes: Sequence[int] | None = None,
+        shards: Sequence[Shard | None] | None = None,
     ) -> Iterator[WeightSlot]:
         """Yields the slots of the stored tensors.
 
         Args:
             names: Names of the projections in a checkpoint, in row order.
-            sizes: Rows of each; None if there is only one.
+            sizes: Rows of each here; None if there is only one.
+            shards: The part of each that is here; None if all are whole.
         """
-        return self.scheme.slots(names, [self.out_features] if sizes is None else sizes)
+        sizes = [self.out_features] if sizes is None else sizes
+        return self.scheme.slots(names, sizes, [None] * len(names) if shards is None else shards)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from engine_service.layers.norm import RMSNorm
-from engine_service.layers.weight_slot import WeightSlot, merged_slots
+from engine_service.layers.weight_slot import Shard, WeightSlot, merged_slots
 from kernels.linear import linear, norm_linear, silu_linear
 
 
@@ -33,10 +33,12 @@ class Unquantised:
         parameters = {"weight": self.weight}
         return parameters if self.bias is None else parameters | {"bias": self.bias}
 
-    def slots(self, names: Sequence[str], sizes: Sequence[int]) -> Iterator[WeightSlot]:
+    def slots(
+        self, names: Sequence[str], sizes: Sequence[int], shards: Sequence[Shard | None]
+    ) -> Iterator[WeightSlot]:
         """Yields the slots of projections that are stacked by rows."""
         for kind, parameter in self.parameters().items():
-            yield from merged_slots([f"{name}.{kind}" for name in names], parameter, sizes)
+            yield from merged_slots([f"{name}.{kind}" for name in names], parameter, sizes, shards)
 
     def linear(self, x: torch.Tensor) -> torch.Tensor:
         """As `Linear.forward`."""

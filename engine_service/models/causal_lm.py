@@ -39,8 +39,13 @@ class CausalLM(Protocol):
         """
         ...
 
+    @property
+    def token_ids(self) -> range:
+        """The token IDs that this rank scores."""
+        ...
+
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Scores the vocabulary: [num_tokens, hidden_size] to [num_tokens, vocab_size]."""
+        """Scores tokens: [num_tokens, hidden_size] to [num_tokens, len(token_ids)]."""
         ...
 
     def weight_slots(self) -> Iterator[WeightSlot]:

@@ -13,19 +13,22 @@ from engine_service.layers.attention import Attention, AttentionMetadata, HeadSh
 from engine_service.layers.embedding import Embedding
 from engine_service.layers.linear import Linear
 from engine_service.layers.norm import RMSNorm
+from engine_service.layers.ranks import ALONE, Ranks
 from engine_service.layers.rotary import rotary_table
-from engine_service.layers.weight_slot import WeightSlot
+from engine_service.layers.weight_slot import Shard, WeightSlot
 from engine_service.models.decoder_config import DecoderConfig
 
 
 class DecoderAttention(nn.Module):
     """Attention and the projections before and after it; the layer calls the three in turn."""
 
-    def __init__(self, config: DecoderConfig, table: torch.Tensor, dtype: torch.dtype) -> None:
+    def __init__(
+        self, config: DecoderConfig, table: torch.Tensor, dtype: torch.dtype, ranks: Ranks
+    ) -> None:
         super().__init__()
         heads = HeadShape(
-            num_heads=config.num_heads,
-            num_kv_heads=config.num_kv_heads,
+            num_heads=config.num_heads // ranks.size,
+            num_kv_heads=config.num_kv_heads_of(ranks.size),
             head_dim=config.head_dim,
         )
         self.qkv_proj = Linear(
@@ -36,31 +39,75 @@ class DecoderAttention(nn.Module):
             eps = config.rms_norm_eps
             qk_norms = RMSNorm(heads.head_dim, eps, dtype), RMSNorm(heads.head_dim, eps, dtype)
         self.attention = Attention(heads, table, qk_norms)
-        self.o_proj = Linear(config.num_heads * config.head_dim, config.hidden_size, dtype)
+        self.o_proj = Linear(heads.num_heads * heads.head_dim, config.hidden_size, dtype)
+
+    def weight_slots(
+        self, prefix: str, config: DecoderConfig, ranks: Ranks
+    ) -> Iterator[WeightSlot]:
+        """Yields the slots of the projections; each rank has whole heads."""
+        width = config.num_heads * config.head_dim
+        of_keys = None
+        if ranks.size > 1:
+            # With more ranks than heads, neighbours share one.
+            sharing = max(1, ranks.size // config.num_kv_heads)
+            first = ranks.rank * config.num_kv_heads // ranks.size
+            of_keys = Shard(
+                dim=0,
+                begin=first * config.head_dim,
+                full_size=config.num_kv_heads * config.head_dim,
+                is_replica=ranks.rank % sharing != 0,
+            )
+        yield from self.qkv_proj.slots(
+            [f"{prefix}.{name}_proj" for name in "qkv"],
+            self.attention.heads.packed_sizes,
+            [ranks.shard(0, width), of_keys, of_keys],
+        )
+        yield from self.o_proj.slots([f"{prefix}.o_proj"], shards=[ranks.shard(1, width)])
 
 
 class DecoderMLP(nn.Module):
     """Gated feed-forward block."""
 
-    def __init__(self, config: DecoderConfig, dtype: torch.dtype) -> None:
+    def __init__(self, config: DecoderConfig, dtype: torch.dtype, ranks: Ranks) -> None:
         super().__init__()
-        self.gate_up_proj = Linear(config.hidden_size, 2 * config.intermediate_size, dtype)
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size, dtype)
+        width = config.intermediate_size // ranks.size
+        self.gate_up_proj = Linear(config.hidden_size, 2 * width, dtype)
+        self.down_proj = Linear(width, config.hidden_size, dtype)
 
     def forward(self, gate_up: torch.Tensor) -> torch.Tensor:
         """Maps packed rows, projected by the layer, to [num_tokens, hidden_size]."""
         return self.down_proj.silu_linear(gate_up)
 
+    def weight_slots(
+        self, prefix: str, config: DecoderConfig, ranks: Ranks
+    ) -> Iterator[WeightSlot]:
+        """Yields the slots of the projections."""
+        width = config.intermediate_size
+        yield from self.gate_up_proj.slots(
+            [f"{prefix}.gate_proj", f"{prefix}.up_proj"],
+            [self.down_proj.in_features] * 2,
+            [ranks.shard(0, width)] * 2,
+        )
+        yield from self.down_proj.slots([f"{prefix}.down_proj"], shards=[ranks.shard(1, width)])
+
 
 class DecoderLayer(nn.Module):
-    """One decoder layer. Each norm first adds its input to the residual stream."""
+    """One decoder layer. Each norm first adds its input to the residual stream.
 
-    def __init__(self, config: DecoderConfig, table: torch.Tensor, dtype: torch.dtype) -> None:
+    Each rank has some of the heads and of the feed-forward block's width. Its products are parts of
+    sums, which the ranks add up.
+    """
+
+    def __init__(
+        self, config: DecoderConfig, table: torch.Tensor, dtype: torch.dtype, ranks: Ranks
+    ) -> None:
         super().__init__()
+        self._config = config
+        self._ranks = ranks
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
-        self.self_attn = DecoderAttention(config, table, dtype)
+        self.self_attn = DecoderAttention(config, table, dtype, ranks)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
-        self.mlp = DecoderMLP(config, dtype)
+        self.mlp = DecoderMLP(config, dtype, ranks)
 
     def attention_block(
         self,
@@ -83,29 +130,23 @@ class DecoderLayer(nn.Module):
 
         Rows are independent, so any subset of the rows that `attention_block` returns is valid.
         """
+        hidden = self._ranks.all_reduce(self.self_attn.o_proj(attended))
         gate_up, residual = self.mlp.gate_up_proj.norm_linear(
-            self.post_attention_layernorm, self.self_attn.o_proj(attended), residual
-        )  # [num_tokens, 2 * intermediate_size]
-        return self.mlp(gate_up), residual
+            self.post_attention_layernorm, hidden, residual
+        )  # [num_tokens, 2 * intermediate_size / num_ranks]
+        return self._ranks.all_reduce(self.mlp(gate_up)), residual
 
     def weight_slots(self, prefix: str) -> Iterator[WeightSlot]:
         """Yields the slot of each checkpoint tensor; the names begin with the prefix."""
-        attention, mlp = self.self_attn, self.mlp
-        yield from attention.qkv_proj.slots(
-            [f"{prefix}.self_attn.{name}_proj" for name in "qkv"],
-            attention.attention.heads.packed_sizes,
-        )
-        yield from attention.o_proj.slots([f"{prefix}.self_attn.o_proj"])
-        yield from mlp.gate_up_proj.slots(
-            [f"{prefix}.mlp.gate_proj", f"{prefix}.mlp.up_proj"],
-            [mlp.down_proj.in_features] * 2,
-        )
-        yield from mlp.down_proj.slots([f"{prefix}.mlp.down_proj"])
+        config, ranks = self._config, self._ranks
+        yield from self.self_attn.weight_slots(f"{prefix}.self_attn", config, ranks)
+        yield from self.mlp.weight_slots(f"{prefix}.mlp", config, ranks)
+        attention = self.self_attn.attention
         norms = {
             "input_layernorm": self.input_layernorm,
             "post_attention_layernorm": self.post_attention_layernorm,
-            "self_attn.q_norm": attention.attention.q_norm,
-            "self_attn.k_norm": attention.attention.k_norm,
+            "self_attn.q_norm": attention.q_norm,
+            "self_attn.k_norm": attention.k_norm,
         }
         for name, norm in norms.items():
             if norm is not None:
@@ -115,18 +156,20 @@ class DecoderLayer(nn.Module):
 class Decoder(nn.Module):
     """The whole model, a `CausalLM`. Built on the current default device, weights not yet set."""
 
-    def __init__(self, config: DecoderConfig, max_model_len: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, config: DecoderConfig, max_model_len: int, dtype: torch.dtype, ranks: Ranks = ALONE
+    ) -> None:
         super().__init__()
         table = rotary_table(config.head_dim, max_model_len, config.rope_theta)
-        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtype)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtype, ranks)
         self.layers = nn.ModuleList(
-            DecoderLayer(config, table, dtype) for _ in range(config.num_layers)
+            DecoderLayer(config, table, dtype, ranks) for _ in range(config.num_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
         if config.tie_word_embeddings:
             self.lm_head = self.embed_tokens
         else:
-            self.lm_head = Embedding(config.vocab_size, config.hidden_size, dtype)
+            self.lm_head = Embedding(config.vocab_size, config.hidden_size, dtype, ranks)
 
     def forward(
         self,
@@ -153,16 +196,21 @@ class Decoder(nn.Module):
         hidden, _ = self.norm(hidden, residual)
         return hidden
 
+    @property
+    def token_ids(self) -> range:
+        """As `CausalLM.token_ids`."""
+        return self.lm_head.token_ids
+
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """As `CausalLM.compute_logits`."""
         return self.lm_head.logits(hidden)
 
     def weight_slots(self) -> Iterator[WeightSlot]:
         """As `CausalLM.weight_slots`."""
-        yield WeightSlot(name="model.embed_tokens.weight", parameter=self.embed_tokens.weight)
+        yield self.embed_tokens.slot("model.embed_tokens.weight")
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, DecoderLayer)
             yield from layer.weight_slots(f"model.layers.{index}")
         yield WeightSlot(name="model.norm.weight", parameter=self.norm.weight)
         if self.lm_head is not self.embed_tokens:
-            yield WeightSlot(name="lm_head.weight", parameter=self.lm_head.weight)
+            yield self.lm_head.slot("lm_head.weight")

@@ -32,6 +32,12 @@ class DecoderConfig(ModelConfig):
     has_qkv_bias: bool
     """The projections to queries, keys and values add a bias."""
 
+    def check_ranks(self, num_ranks: int) -> None:
+        """As `ModelConfig.check_ranks`."""
+        ModelConfig.check_ranks(self, num_ranks)
+        self.check_divides(num_ranks, "num_attention_heads", self.num_heads)
+        self.check_divides(num_ranks, "intermediate_size", self.intermediate_size)
+
 
 def read_decoder_config(
     architecture: str,

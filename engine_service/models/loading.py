@@ -11,6 +11,7 @@ import xxhash
 from tqdm import tqdm
 
 from engine_service.errors import StartupError
+from engine_service.layers.ranks import ALONE, Ranks
 from engine_service.models.causal_lm import CausalLM
 from engine_service.models.checkpoint import Checkpoint
 from engine_service.models.dtypes import STORED
@@ -26,11 +27,15 @@ _DUMMY_CHUNK = 1 << 22
 
 
 def build_model(
-    config: ModelConfig, max_model_len: int, dtype: torch.dtype, device: torch.device
+    config: ModelConfig,
+    max_model_len: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    ranks: Ranks = ALONE,
 ) -> CausalLM:
-    """Builds the configured model; its weights are not yet set."""
+    """Builds one rank's part of the configured model; its weights are not yet set."""
     with device:
-        return ARCHITECTURES[config.architecture].build(config, max_model_len, dtype)
+        return ARCHITECTURES[config.architecture].build(config, max_model_len, dtype, ranks)
 
 
 def check_weights(config: ModelConfig, checkpoint: Checkpoint) -> None:

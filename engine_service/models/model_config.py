@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from engine_service.errors import StartupError
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
@@ -17,3 +19,40 @@ class ModelConfig:
     """Standard deviation of random weights."""
     dtype: str
     """Name of the dtype in which the checkpoint claims to be stored."""
+
+    def num_kv_heads_of(self, num_ranks: int) -> int:
+        """Returns the key-value heads of each rank; with more ranks than heads, some share one."""
+        return max(1, self.num_kv_heads // num_ranks)
+
+    def check_ranks(self, num_ranks: int) -> None:
+        """Refuses a number of ranks over which the model cannot be divided.
+
+        Architectures add the sizes that their layers divide.
+
+        Raises:
+            StartupError: Names the size that does not divide.
+        """
+        if self.num_kv_heads % num_ranks and num_ranks % self.num_kv_heads:
+            raise _cannot_divide(
+                num_ranks,
+                f"num_key_value_heads is {self.num_kv_heads}, no multiple and no divisor of it",
+            )
+        # Each rank must have a part of the vocabulary, in groups of a few tokens.
+        least = 4 * num_ranks**2
+        if num_ranks > 1 and self.vocab_size < least:
+            raise _cannot_divide(num_ranks, f"vocab_size is {self.vocab_size}, under {least}")
+
+    def check_divides(self, num_ranks: int, name: str, size: int) -> None:
+        """Refuses a size of config.json that is not a multiple of the number of ranks.
+
+        Raises:
+            StartupError: Names it.
+        """
+        if size % num_ranks:
+            raise _cannot_divide(num_ranks, f"{name} is {size}, not a multiple of it")
+
+
+def _cannot_divide(num_ranks: int, why: str) -> StartupError:
+    return StartupError(
+        f"tensor_parallel_size is {num_ranks}, over which the model cannot be divided: {why}"
+    )

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 
+from engine_service.layers.ranks import ALONE, Ranks
 from engine_service.worker.input_batch import Bounds, DeviceRows, InputBatch, Rows
 from engine_service.worker.model_runner import ModelRunner
 
@@ -211,15 +212,23 @@ class StepGraphs:
             self._others.setdefault((size.has_decodes, size.num_rows), []).append(others[size])
 
     @classmethod
-    def capture(cls, runner: ModelRunner, batch: InputBatch, max_num_batched_tokens: int) -> Self:
-        """Captures all sizes; each takes some hundredths of a second."""
+    def capture(
+        cls,
+        runner: ModelRunner,
+        batch: InputBatch,
+        max_num_batched_tokens: int,
+        ranks: Ranks = ALONE,
+    ) -> Self:
+        """Captures all sizes; each takes some hundredths of a second. All ranks have the same."""
         max_num_rows = min(batch.max_num_seqs, max_num_batched_tokens)
         started_at = time.perf_counter()
         free_before, _ = torch.cuda.mem_get_info(batch.device)
 
         def time_step(num_tokens: int) -> tuple[float, float]:
             size = TokenSize(has_decodes=True, num_rows=_ROW_CLASSES[0], num_tokens=num_tokens)
-            return _time_eagerly(StepGraph.of_tokens(size, runner, batch), batch.device)
+            times = _time_eagerly(StepGraph.of_tokens(size, runner, batch), batch.device)
+            launch, device = ranks.from_first(times)
+            return launch, device
 
         max_num_tokens = max_worthwhile_tokens(max_num_batched_tokens, time_step)
         others = {

@@ -2,6 +2,7 @@
 
 import torch
 
+from engine_service.layers.ranks import ALONE, Ranks
 from engine_service.models.causal_lm import CausalLM
 from engine_service.worker.input_batch import InputBatch, SamplingInputs, StepInputs
 from engine_service.worker.kv_cache import KVCache
@@ -11,10 +12,13 @@ from engine_service.worker.sampler import sample_tokens
 class ModelRunner:
     """A model, its cache and the state of its sequences. No method waits for the device."""
 
-    def __init__(self, model: CausalLM, kv_cache: KVCache, batch: InputBatch) -> None:
+    def __init__(
+        self, model: CausalLM, kv_cache: KVCache, batch: InputBatch, ranks: Ranks = ALONE
+    ) -> None:
         self._model = model
         self._kv_cache = kv_cache
         self._batch = batch
+        self._ranks = ranks
 
     def run(self, inputs: StepInputs) -> torch.Tensor | None:
         """Runs a step and appends its tokens to their sequences.
@@ -32,7 +36,8 @@ class ModelRunner:
         """Runs the model over a step's tokens, which go into the cache.
 
         Returns:
-            [num_sampled, vocab_size] logits of the rows that yield a token; None if no row does.
+            [num_sampled, tokens that this rank scores] logits of the rows that yield a token; None
+            if no row does.
         """
         sampling = inputs.sampling
         no_token = inputs.positions[:0]
@@ -47,6 +52,6 @@ class ModelRunner:
 
     def sample(self, logits: torch.Tensor, sampling: SamplingInputs) -> torch.Tensor:
         """Draws the tokens, [num_sampled] int64, and appends them to their sequences."""
-        token_ids = sample_tokens(logits, sampling)
+        token_ids = sample_tokens(logits, sampling, self._model.token_ids.start, self._ranks)
         self._batch.append_sampled(sampling, token_ids)
         return token_ids

@@ -9,6 +9,7 @@ import torch
 from engine_service.config import CacheOptions, ModelOptions, SchedulerOptions
 from engine_service.core.types import StepPlan, StepResult, int32_array
 from engine_service.errors import StartupError
+from engine_service.layers.ranks import Ranks
 from engine_service.models.causal_lm import CausalLM
 from engine_service.models.checkpoint import Checkpoint
 from engine_service.models.loading import (
@@ -49,6 +50,7 @@ class WorkerConfig:
     max_model_len: int
     device: torch.device
     dtype: torch.dtype
+    ranks: Ranks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +190,7 @@ def _start_worker(config: WorkerConfig) -> StartedWorker:
     def allocate(num_blocks: int) -> KVCache:
         return allocate_kv_cache(
             config.model_config,
+            num_ranks=config.ranks.size,
             num_blocks=num_blocks,
             block_size=block_size,
             dtype=config.dtype,
@@ -197,15 +200,19 @@ def _start_worker(config: WorkerConfig) -> StartedWorker:
     if is_cuda:
         torch.cuda.reset_peak_memory_stats(config.device)
     # Warm-up rows have no blocks: they write to the null block and read it.
-    warm_up = Worker(batch, ModelRunner(model, allocate(0), batch), None, config.device)
+    warm_up = Worker(
+        batch, ModelRunner(model, allocate(0), batch, config.ranks), None, config.device
+    )
     for plan in warm_up_plans(config.scheduler, config.max_model_len, is_largest=is_cuda):
         warm_up.collect(warm_up.launch(plan))
-    block_bytes = bytes_per_block(config.model_config, block_size, config.dtype)
+    block_bytes = bytes_per_block(config.model_config, block_size, config.dtype, config.ranks.size)
     if is_cuda:
         graph_bytes = 0 if config.model.enforce_eager else _graph_bytes(config)
         num_blocks = num_blocks_on_cuda(config.cache, block_bytes, graph_bytes, config.device)
     else:
         num_blocks = num_blocks_on_cpu(config.cache, block_bytes)
+    # The scheduler plans for all ranks alike.
+    num_blocks = config.ranks.minimum(num_blocks)
     kv_cache = allocate(num_blocks)
     logger.info(
         "kv cache allocated num_blocks=%d block_size=%d bytes=%d",
@@ -213,10 +220,12 @@ def _start_worker(config: WorkerConfig) -> StartedWorker:
         block_size,
         kv_cache.blocks.nbytes,
     )
-    runner = ModelRunner(model, kv_cache, batch)
+    runner = ModelRunner(model, kv_cache, batch, config.ranks)
     graphs = None
     if is_cuda and not config.model.enforce_eager:
-        graphs = StepGraphs.capture(runner, batch, config.scheduler.max_num_batched_tokens)
+        graphs = StepGraphs.capture(
+            runner, batch, config.scheduler.max_num_batched_tokens, config.ranks
+        )
     return StartedWorker(
         worker=Worker(batch, runner, graphs, config.device),
         num_blocks=num_blocks,
@@ -237,7 +246,9 @@ def _load_model(config: WorkerConfig) -> tuple[CausalLM, str]:
     if not is_random:
         # Checked first, so that nothing is allocated for sizes that do not match the files.
         check_weights(config.model_config, config.checkpoint)
-    model = build_model(config.model_config, config.max_model_len, config.dtype, config.device)
+    model = build_model(
+        config.model_config, config.max_model_len, config.dtype, config.device, config.ranks
+    )
     if is_random:
         fill_randomly(model, config.model.seed, config.model_config.initializer_range)
         return model, ""

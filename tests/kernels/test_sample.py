@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 import triton
@@ -280,3 +282,23 @@ def test_wrong_tensors_are_refused_by_name_and_value():
         draw(positions=ones.int())
     with pytest.raises(ValueError, match=r"vocab_size is 0"):
         draw(logits=logits[:, :0])
+
+
+@on_each_device
+@pytest.mark.parametrize("parts", [[0, 8, 28, 63], [0, 32, 64, 96, 100], [0, 2500, 5000]])
+def test_best_of_the_parts_of_a_vocabulary_is_the_draw_from_the_whole(target, parts):
+    logits, temperatures, seeds, positions = arguments(target, 6, parts[-1])
+    temperatures[2:] = 0.0
+    logits[2, [3, parts[-1] - 1]] = 30.0
+    logits[3, [parts[1] - 1, parts[1]]] = torch.tensor([-0.0, 0.0]).to(logits)
+    logits[3].clamp_(max=0.0)
+    logits[4] = torch.nan
+    logits[5] = -torch.inf
+    records, slots = records_of(temperatures, seeds)
+    given = records, slots, positions, COLUMNS
+    for draw in (sample_module._sample_triton, reference.sample_keys, sample_module.sample_keys):
+        keys = [draw(logits[:, begin:end], *given, begin) for begin, end in pairwise(parts)]
+        token_ids = reference.tokens_of_keys(torch.stack(keys).amax(0))
+        assert torch.equal(token_ids, twin(logits, temperatures, seeds, positions))
+    assert token_ids[2] == 3
+    assert token_ids[4:].tolist() == [-1, -1]

@@ -1,0 +1,78 @@
+"""The ranks that share a model, as one of them sees the group."""
+
+import torch
+import torch.distributed as dist
+
+from engine_service.layers.weight_slot import Shard
+
+_VOCAB_MULTIPLE = 4
+"""Parts of the vocabulary begin at multiples of it, as groups of random numbers do."""
+
+
+class Ranks:
+    """One rank of a group. With a single rank, nothing is exchanged and nothing is copied.
+
+    All ranks must make the same calls in the same order, with tensors of equal shapes. A call
+    raises RuntimeError if another rank has ended.
+
+    Attributes:
+        rank: This rank, from 0.
+        size: Number of ranks.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        """Uses torch's default process group, which the caller has set up if `size` is over 1."""
+        self.rank = rank
+        self.size = size
+
+    def shard(self, dim: int, full_size: int) -> Shard | None:
+        """Returns this rank's part of a dimension that is divided evenly; None if it is whole."""
+        if self.size == 1:
+            return None
+        return Shard(dim=dim, begin=self.rank * (full_size // self.size), full_size=full_size)
+
+    def vocab_range(self, vocab_size: int) -> range:
+        """Returns the token IDs of this rank's part of the vocabulary.
+
+        The last part may be smaller; it is empty only for a vocabulary of a few tokens.
+        """
+        part = -(-vocab_size // self.size)
+        part = -(-part // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
+        begin = min(self.rank * part, vocab_size)
+        return range(begin, min(begin + part, vocab_size)) if self.size > 1 else range(vocab_size)
+
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns the sum of all ranks' tensors, bitwise equal on each; may overwrite x."""
+        if self.size > 1:
+            dist.all_reduce(x)
+        return x
+
+    def maximum(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns the elementwise maximum over all ranks; may overwrite x."""
+        if self.size > 1:
+            dist.all_reduce(x, dist.ReduceOp.MAX)
+        return x
+
+    def minimum(self, value: int) -> int:
+        """Returns the smallest of the ranks' numbers."""
+        if self.size == 1:
+            return value
+        values = torch.tensor([value])
+        dist.all_reduce(values, dist.ReduceOp.MIN)
+        return int(values)
+
+    def sum_on_cpu(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns the sum of all ranks' CPU tensors; may overwrite x."""
+        return self.all_reduce(x)
+
+    def from_first(self, values: tuple[float, ...]) -> tuple[float, ...]:
+        """Returns the numbers of the first rank, so that all decide alike."""
+        if self.size == 1:
+            return values
+        sent = torch.tensor(values, dtype=torch.float64)
+        dist.broadcast(sent, 0)
+        return tuple(sent.tolist())
+
+
+ALONE = Ranks()
+"""The only rank of a model that is not divided."""
