@@ -56,6 +56,14 @@ class ModelOptions(Options):
             "where to compute: auto (cuda if there is one, else cpu), cpu, cuda or cuda:N",
         ),
     )
+    tensor_parallel_size: int = field(
+        default=1,
+        metadata=about(
+            Integers(1, 64),
+            "ranks that share the model, each a process with a GPU of its own, counted from the "
+            "one of --device; on the CPU, processes that share its cores",
+        ),
+    )
     max_model_len: int | None = field(
         default=None,
         metadata=about(

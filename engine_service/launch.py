@@ -14,10 +14,9 @@ import logging
 import multiprocessing
 import os
 import signal
-import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from multiprocessing import connection, resource_tracker
+from multiprocessing import connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +28,7 @@ from engine_service.models.config import parse_config
 from engine_service.models.name import served_name
 from engine_service.server.engine_server import EngineServer
 from engine_service.server.tokenizer_files import TokenizerFiles
+from servicekit.child_process import exit_with_parent, start_without_signals
 from servicekit.daemon_thread import run_in_daemon_thread
 from servicekit.log import set_up_logging
 from servicekit.process import exit_at_once, raise_file_limit
@@ -69,7 +69,16 @@ def run_core(pipe: connection.Connection, config: EngineConfig) -> None:
     from engine_service.core.engine_core import EngineCore, serve
     from engine_service.worker.executor import start_executor
 
-    executor, info = start_executor(config.model, config.cache, config.scheduler)
+    def end(error: Exception) -> None:
+        """Ends this process, whose own rank may be waiting for the lost one for ever."""
+        if isinstance(error, StartupError):
+            with contextlib.suppress(OSError):
+                pipe.send(error)
+        else:
+            _logger.critical("rank lost: %s", error)
+        exit_at_once(EXIT_ENGINE_FAILED)
+
+    executor, info = start_executor(config.model, config.cache, config.scheduler, end)
     core = EngineCore(
         info,
         config.scheduler,
@@ -169,15 +178,7 @@ class _CoreProcess:
         process = context.Process(
             target=_core_main, args=(self._entry, theirs, config), name=_CORE_NAME
         )
-        # The server handles signals to the whole group, such as Ctrl-C. The core inherits the mask,
-        # so it blocks them from its first instruction. (The tracker unblocks signals when it
-        # starts, so start it first.)
-        resource_tracker.ensure_running()
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-        try:
-            process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        start_without_signals(process)
         # Otherwise the pipe would stay open when the core ends.
         theirs.close()
         self._process = process
@@ -228,7 +229,8 @@ class _CoreProcess:
 
 def _core_main(entry: CoreEntry, pipe: connection.Connection, config: EngineConfig) -> None:
     set_up_logging(config.server.log_level)
-    threading.Thread(target=_exit_with_parent, name="parent-watch", daemon=True).start()
+    # The pipe stops a core that reads it; this stops one that loads a model or hangs.
+    exit_with_parent()
     try:
         entry(pipe, config)
     except StartupError as error:
@@ -238,14 +240,6 @@ def _core_main(entry: CoreEntry, pipe: connection.Connection, config: EngineConf
     except Exception:
         _logger.critical("core failed", exc_info=True)
         raise SystemExit(EXIT_ENGINE_FAILED) from None
-
-
-def _exit_with_parent() -> None:
-    # The pipe stops a core that reads it; this stops one that loads a model or hangs.
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "runs in a child only"
-    connection.wait([parent.sentinel])
-    os._exit(1)
 
 
 def _check_model(options: ModelOptions) -> tuple[ModelOptions, TokenizerFiles]:
@@ -260,7 +254,8 @@ def _check_model(options: ModelOptions) -> tuple[ModelOptions, TokenizerFiles]:
     checkpoint = resolve_checkpoint(options.model, with_weights=options.load_format != "dummy")
     served_name(options, checkpoint.folder)
     config_file = checkpoint.folder / "config.json"
-    parse_config(checkpoint.read_config(), str(config_file))
+    model_config = parse_config(checkpoint.read_config(), str(config_file))
+    model_config.check_ranks(options.tensor_parallel_size)
     paths = list(checkpoint.tokenizer_files)
     # AutoTokenizer reads the tokenizer class from there if tokenizer_config.json has none.
     tokenizer = TokenizerFiles.read([*paths, config_file] if paths else [])

@@ -103,6 +103,7 @@ class EngineCore(Generic[HandleT]):
         self._launch()
         if not self._in_flight:
             assert not self.scheduler.has_unfinished, "unfinished requests, and nothing to run"
+            self._executor.check_ranks()
             return self._output(StepProgress(), StepStats())
         step = self._in_flight.popleft()
         result = self._executor.collect(step.handle)

@@ -22,5 +22,11 @@ class Executor(Protocol[HandleT]):
         `StepResult` says when a row may yield a number of tokens other than one.
         """
 
+    def check_ranks(self) -> None:
+        """Waits until all ranks have answered; call it while no step is in flight.
+
+        So a rank that hangs is noticed without work: the caller hangs with it.
+        """
+
     def close(self) -> None:
         """Releases the device and stops all ranks. No step may be in flight when it is called."""

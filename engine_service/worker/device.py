@@ -17,8 +17,10 @@ _MIN_CAPABILITY = (8, 0)
 logger = logging.getLogger(__name__)
 
 
-def set_up_device(options: ModelOptions) -> torch.device:
-    """Makes the device that the options name the current one.
+def set_up_device(options: ModelOptions, rank: int = 0) -> torch.device:
+    """Makes a rank's device the current one: the GPU that the options name, or a later one.
+
+    Ranks that compute on the CPU share its cores.
 
     If `auto` finds no suitable GPU, a warning says why the CPU is used.
 
@@ -26,8 +28,11 @@ def set_up_device(options: ModelOptions) -> torch.device:
         StartupError: There is no such device, it is too old, or the tools to build its kernels are
             missing.
     """
+    size = options.tensor_parallel_size
     if options.cpu_threads is not None:
         torch.set_num_threads(options.cpu_threads)
+    elif size > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // size))
     if options.device == "cpu":
         return torch.device("cpu")
     fault = _why_no_gpu()
@@ -45,12 +50,14 @@ def set_up_device(options: ModelOptions) -> torch.device:
                 fault,
             )
             return torch.device("cpu")
-    index = 0 if options.device == "auto" else torch.device(options.device).index or 0
-    if index >= torch.cuda.device_count():
+    first = 0 if options.device == "auto" else torch.device(options.device).index or 0
+    if first + size > torch.cuda.device_count():
+        ranks = f" and tensor_parallel_size is {size}" if size > 1 else ""
         raise StartupError(
-            f"device is {options.device!r}, but there are {torch.cuda.device_count()} CUDA GPUs, "
-            "counted from 0"
+            f"device is {options.device!r}{ranks}, but there are {torch.cuda.device_count()} CUDA "
+            "GPUs, counted from 0"
         )
+    index = first + rank
     if fault := _why_too_old(index):
         raise StartupError(f"device is {options.device!r}, but {fault}; use 'cpu'")
     device = torch.device("cuda", index)

@@ -1,118 +1,102 @@
-"""The core's executor, with its one worker in this process."""
+"""The core's executor: the first rank is in this process, the others have one each."""
 
 import logging
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
 from engine_service.config import CacheOptions, ModelOptions, SchedulerOptions
 from engine_service.core.types import EngineInfo, StepPlan, StepResult
-from engine_service.errors import StartupError
-from engine_service.models.checkpoint import fingerprint, resolve_checkpoint
-from engine_service.models.config import parse_config
-from engine_service.models.dtypes import COMPUTED
-from engine_service.models.model_config import ModelConfig
-from engine_service.models.name import served_name
-from engine_service.worker.device import check_head_dim, choose_dtype, set_up_device
-from engine_service.worker.worker import PendingStep, Worker, WorkerConfig, start_worker
+from engine_service.layers.ranks import ALONE
+from engine_service.models.checkpoint import resolve_checkpoint
+from engine_service.worker.device import set_up_device
+from engine_service.worker.peers import NO_PEERS, Peers, RankLost
+from engine_service.worker.process_group import Rendezvous, leave
+from engine_service.worker.rank import RankOptions, read_model_config, start_rank
+from engine_service.worker.worker import PendingStep, Worker
 
 logger = logging.getLogger(__name__)
 
 
-class LocalExecutor:
-    """Runs each plan on one worker. Implements `engine_service.core.executor.Executor`."""
+class RanksExecutor:
+    """Runs each plan on all ranks. Implements `engine_service.core.executor.Executor`.
 
-    def __init__(self, worker: Worker, device: torch.device) -> None:
+    The first rank's tokens are those of all: they draw the same ones.
+    """
+
+    def __init__(self, worker: Worker, peers: Peers, device: torch.device) -> None:
         self._worker: Worker | None = worker
+        self._peers = peers
         self._device = device
 
     def launch(self, plan: StepPlan) -> PendingStep:
         """Starts a step and returns without waiting for its tokens."""
         assert self._worker is not None, "closed"
-        return self._worker.launch(plan)
+        with self._peers.blamed():
+            self._peers.send(plan)
+            return self._worker.launch(plan)
 
     def collect(self, handle: PendingStep) -> StepResult:
         """Waits for a step's tokens."""
         assert self._worker is not None, "closed"
-        return self._worker.collect(handle)
+        with self._peers.blamed():
+            return self._worker.collect(handle)
+
+    def check_ranks(self) -> None:
+        """Waits until all ranks have answered."""
+        self._peers.ping()
 
     def close(self) -> None:
-        """Frees model and cache. A second call does nothing."""
+        """Ends the other ranks and frees model and cache. A second call does nothing."""
         self._worker = None
+        self._peers.close()
+        leave()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
 
 def start_executor(
-    model: ModelOptions, cache: CacheOptions, scheduler: SchedulerOptions
-) -> tuple[LocalExecutor, EngineInfo]:
+    model: ModelOptions,
+    cache: CacheOptions,
+    scheduler: SchedulerOptions,
+    on_rank_lost: Callable[[RankLost], None] | None = None,
+) -> tuple[RanksExecutor, EngineInfo]:
     """Loads a model and makes it ready to run steps.
 
-    Sets torch's number of threads for the whole process if `cpu_threads` is given.
+    Sets torch's number of threads for the whole process if `cpu_threads` is given or several ranks
+    share a CPU.
+
+    Args:
+        model: Options of the model.
+        cache: Options of the cache.
+        scheduler: Options of the scheduler.
+        on_rank_lost: Called from another thread when a rank has ended unasked. This thread may then
+            wait for it for ever. None suffices on the CPU, where waiting ends with an error.
 
     Raises:
-        StartupError: The model is missing, broken or unsupported, the device does not exist, or its
-            memory is too small.
+        StartupError: The model is missing, broken or unsupported, the device does not exist, its
+            memory is too small, or another rank could not start.
     """
+    size = model.tensor_parallel_size
     device = set_up_device(model)
-    is_dummy = model.load_format == "dummy"
-    checkpoint = resolve_checkpoint(model.model, with_weights=not is_dummy)
-    config = parse_config(checkpoint.read_config(), str(checkpoint.folder / "config.json"))
-    check_head_dim(config, device)
-    dtype = choose_dtype(model, config, device)
-    max_model_len = _max_model_len(model, config)
-    eos_token_ids = checkpoint.read_eos_token_ids(config.vocab_size)
-    started = start_worker(
-        WorkerConfig(
-            model=model,
-            cache=cache,
-            scheduler=scheduler,
-            checkpoint=checkpoint,
-            model_config=config,
-            max_model_len=max_model_len,
-            device=device,
-            dtype=COMPUTED[dtype].torch_dtype,
-        )
-    )
-    model_fingerprint = fingerprint(
-        checkpoint,
-        dtype=dtype,
-        load_format=model.load_format,
-        seed=model.seed,
-        weights=started.weights_digest,
-    )
-    info = EngineInfo(
-        model_name=served_name(model, checkpoint.folder),
-        architecture=config.architecture,
-        model_fingerprint=model_fingerprint,
-        vocab_size=config.vocab_size,
-        max_model_len=max_model_len,
-        block_size=cache.block_size,
-        num_blocks=started.num_blocks,
-        max_num_seqs=scheduler.max_num_seqs,
-        max_num_batched_tokens=scheduler.max_num_batched_tokens,
-        eos_token_ids=eos_token_ids,
-        tensor_parallel_size=1,
-        dtype=dtype,
-        device=str(device),
-    )
-    logger.info(
-        "model ready model=%s architecture=%s dtype=%s device=%s max_model_len=%d fingerprint=%s",
-        info.model_name,
-        info.architecture,
-        dtype,
-        device,
-        max_model_len,
-        model_fingerprint,
-    )
-    return LocalExecutor(started.worker, device), info
-
-
-def _max_model_len(options: ModelOptions, config: ModelConfig) -> int:
-    if options.max_model_len is None:
-        return config.max_position_embeddings
-    if options.max_model_len > config.max_position_embeddings:
-        raise StartupError(
-            f"max_model_len is {options.max_model_len}, over the model's max_position_embeddings "
-            f"{config.max_position_embeddings}; lower max_model_len"
-        )
-    return options.max_model_len
+    checkpoint = resolve_checkpoint(model.model, with_weights=model.load_format != "dummy")
+    # Before any process is started.
+    read_model_config(model, checkpoint)
+    options = RankOptions(model=model, cache=cache, scheduler=scheduler)
+    if size == 1:
+        worker, info = start_rank(options, checkpoint, device, ALONE)
+        return RanksExecutor(worker, NO_PEERS, device), info
+    rendezvous = Rendezvous(size)
+    # The hub might give another rank another version.
+    found = replace(options, model=replace(model, model=str(checkpoint.folder)))
+    peers = Peers.start(found, [rendezvous.place(rank) for rank in range(1, size)], on_rank_lost)
+    try:
+        with peers.blamed():
+            worker, info = start_rank(options, checkpoint, device, rendezvous.join(device))
+            peers.wait_started()
+    except BaseException:
+        peers.kill()
+        leave()
+        raise
+    return RanksExecutor(worker, peers, device), info

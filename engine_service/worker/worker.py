@@ -2,7 +2,7 @@
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -179,6 +179,8 @@ def _start_worker(config: WorkerConfig) -> StartedWorker:
     is_cuda = config.device.type == "cuda"
     block_size = config.cache.block_size
     max_num_seqs = config.scheduler.max_num_seqs
+    num_kv_heads = config.model_config.num_kv_heads_of(config.ranks.size)
+    part = replace(config.model_config, num_kv_heads=num_kv_heads)
     model, weights_digest = _load_model(config)
     batch = InputBatch(
         max_num_seqs=max_num_seqs,
@@ -189,8 +191,7 @@ def _start_worker(config: WorkerConfig) -> StartedWorker:
 
     def allocate(num_blocks: int) -> KVCache:
         return allocate_kv_cache(
-            config.model_config,
-            num_ranks=config.ranks.size,
+            part,
             num_blocks=num_blocks,
             block_size=block_size,
             dtype=config.dtype,
@@ -205,7 +206,7 @@ def _start_worker(config: WorkerConfig) -> StartedWorker:
     )
     for plan in warm_up_plans(config.scheduler, config.max_model_len, is_largest=is_cuda):
         warm_up.collect(warm_up.launch(plan))
-    block_bytes = bytes_per_block(config.model_config, block_size, config.dtype, config.ranks.size)
+    block_bytes = bytes_per_block(part, block_size, config.dtype)
     if is_cuda:
         graph_bytes = 0 if config.model.enforce_eager else _graph_bytes(config)
         num_blocks = num_blocks_on_cuda(config.cache, block_bytes, graph_bytes, config.device)

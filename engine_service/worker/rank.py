@@ -1,0 +1,115 @@
+"""What each rank of an engine does to start."""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from engine_service.config import CacheOptions, ModelOptions, SchedulerOptions
+from engine_service.core.types import EngineInfo
+from engine_service.errors import StartupError
+from engine_service.layers.ranks import Ranks
+from engine_service.models.checkpoint import Checkpoint, fingerprint
+from engine_service.models.config import parse_config
+from engine_service.models.dtypes import COMPUTED
+from engine_service.models.model_config import ModelConfig
+from engine_service.models.name import served_name
+from engine_service.worker.device import check_head_dim, choose_dtype
+from engine_service.worker.worker import Worker, WorkerConfig, start_worker
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankOptions:
+    """The options of an engine that its ranks need; equal for all of them."""
+
+    model: ModelOptions
+    cache: CacheOptions
+    scheduler: SchedulerOptions
+
+
+def read_model_config(options: ModelOptions, checkpoint: Checkpoint) -> ModelConfig:
+    """Reads config.json.
+
+    Raises:
+        StartupError: The model is not supported, or cannot be divided over so many ranks.
+    """
+    config = parse_config(checkpoint.read_config(), str(checkpoint.folder / "config.json"))
+    config.check_ranks(options.tensor_parallel_size)
+    return config
+
+
+def start_rank(
+    options: RankOptions, checkpoint: Checkpoint, device: torch.device, ranks: Ranks
+) -> tuple[Worker, EngineInfo]:
+    """Loads this rank's part of the model and makes it ready to run steps.
+
+    Raises:
+        StartupError: The model is broken or unsupported, or the device's memory is too small.
+    """
+    model = options.model
+    config = read_model_config(model, checkpoint)
+    check_head_dim(config, device)
+    dtype = choose_dtype(model, config, device)
+    max_model_len = _max_model_len(model, config)
+    eos_token_ids = checkpoint.read_eos_token_ids(config.vocab_size)
+    started = start_worker(
+        WorkerConfig(
+            model=model,
+            cache=options.cache,
+            scheduler=options.scheduler,
+            checkpoint=checkpoint,
+            model_config=config,
+            max_model_len=max_model_len,
+            device=device,
+            dtype=COMPUTED[dtype].torch_dtype,
+            ranks=ranks,
+        )
+    )
+    model_fingerprint = fingerprint(
+        checkpoint,
+        dtype=dtype,
+        load_format=model.load_format,
+        seed=model.seed,
+        weights=started.weights_digest,
+    )
+    info = EngineInfo(
+        model_name=served_name(model, checkpoint.folder),
+        architecture=config.architecture,
+        model_fingerprint=model_fingerprint,
+        vocab_size=config.vocab_size,
+        max_model_len=max_model_len,
+        block_size=options.cache.block_size,
+        num_blocks=started.num_blocks,
+        max_num_seqs=options.scheduler.max_num_seqs,
+        max_num_batched_tokens=options.scheduler.max_num_batched_tokens,
+        eos_token_ids=eos_token_ids,
+        tensor_parallel_size=ranks.size,
+        dtype=dtype,
+        device=str(device),
+    )
+    logger.info(
+        "model ready model=%s architecture=%s dtype=%s device=%s rank=%d num_ranks=%d "
+        "max_model_len=%d fingerprint=%s",
+        info.model_name,
+        info.architecture,
+        dtype,
+        device,
+        ranks.rank,
+        ranks.size,
+        max_model_len,
+        model_fingerprint,
+    )
+    return started.worker, info
+
+
+def _max_model_len(options: ModelOptions, config: ModelConfig) -> int:
+    if options.max_model_len is None:
+        return config.max_position_embeddings
+    if options.max_model_len > config.max_position_embeddings:
+        raise StartupError(
+            f"max_model_len is {options.max_model_len}, over the model's max_position_embeddings "
+            f"{config.max_position_embeddings}; lower max_model_len"
+        )
+    return options.max_model_len

@@ -1,0 +1,83 @@
+"""The process of a rank that is not the first one."""
+
+import contextlib
+import logging
+import os
+import pickle
+from multiprocessing.connection import Connection
+
+from engine_service.errors import StartupError
+from engine_service.models.checkpoint import resolve_checkpoint
+from engine_service.worker.device import set_up_device
+from engine_service.worker.process_group import Place, join, leave
+from engine_service.worker.rank import RankOptions, start_rank
+from engine_service.worker.worker import Worker
+from servicekit.child_process import die_with_parent
+from servicekit.garbage import collect_garbage_rarely
+from servicekit.log import flush_log, set_up_logging
+
+PING = b""
+"""A rank answers this with itself; every other message is a pickled step plan."""
+STARTED = b"started"
+
+_GC_THRESHOLDS = (50_000, 10, 10)
+_EXIT_FAILED = 1
+
+logger = logging.getLogger(__name__)
+
+
+def run_rank(
+    options: RankOptions, place: Place, commands: Connection, faults: Connection, log_level: int
+) -> None:
+    """Starts a rank and runs its steps until the first rank closes the connection.
+
+    Args:
+        options: The engine's options.
+        place: Which rank it is.
+        commands: Where plans come from.
+        faults: Where the reason is told why it cannot start.
+        log_level: The least level that is logged.
+    """
+    die_with_parent()
+    set_up_logging(logging.getLevelName(log_level))
+    try:
+        worker = _start(options, place)
+        commands.send_bytes(STARTED)
+        _serve(worker, commands)
+    except StartupError as error:
+        with contextlib.suppress(OSError):
+            faults.send(str(error))
+        _exit(_EXIT_FAILED)
+    except Exception:
+        logger.critical("rank failed rank=%d", place.rank, exc_info=True)
+        _exit(_EXIT_FAILED)
+    leave()
+
+
+def _start(options: RankOptions, place: Place) -> Worker:
+    device = set_up_device(options.model, place.rank)
+    checkpoint = resolve_checkpoint(
+        options.model.model, with_weights=options.model.load_format != "dummy"
+    )
+    worker, _ = start_rank(options, checkpoint, device, join(place, device))
+    return worker
+
+
+def _serve(worker: Worker, commands: Connection) -> None:
+    collect_garbage_rarely(*_GC_THRESHOLDS)
+    while True:
+        try:
+            message = commands.recv_bytes()
+        except (EOFError, ConnectionResetError):
+            return
+        if message == PING:
+            commands.send_bytes(PING)
+        else:
+            # The tokens of this rank are those of the first one, which reports them.
+            worker.launch(pickle.loads(message))
+
+
+def _exit(code: int) -> None:
+    """Ends without waiting for other ranks, as leaving their group might."""
+    flush_log()
+    os._exit(code)
