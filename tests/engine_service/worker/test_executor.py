@@ -192,7 +192,7 @@ def test_warm_up_keeps_to_the_limits(
 def test_model_larger_than_memory_is_refused_in_one_line(folder, device):
     change_config(folder, vocab_size=2**22, hidden_size=2**18)
 
-    with pytest.raises(StartupError, match="has not enough memory") as refusal:
+    with pytest.raises(StartupError, match="does not have enough memory") as refusal:
         start_executor(
             ModelOptions(model=str(folder), device=device, load_format="dummy"),
             CacheOptions(),
