@@ -146,9 +146,9 @@ class HttpServer:
         num_held = self._accept_failures.take(asyncio.get_running_loop().time())
         if num_held is not None:
             _logger.error(
-                "operations port is short of system resources error=%s num_unlogged=%d",
-                error.strerror,
+                "operations port is short of system resources num_unlogged=%d error=%s",
                 num_held,
+                error.strerror,
             )
 
     def _take(self, accepted: socket.socket, peer: str) -> None:

@@ -247,11 +247,11 @@ class ChatTemplate:
             pause = min(_FIRST_PAUSE * 2 ** min(self._num_ends - 2, 16), _MAX_PAUSE)
         self._resumes_at = time.monotonic() + pause
         _logger.warning(
-            "template worker ended model=%s cause=%s detail=%.200s pause_seconds=%g",
+            "template worker ended model=%s cause=%s pause_seconds=%g detail=%.200s",
             self._settings.model,
             end.cause,
-            end,
             pause,
+            end,
         )
         self._settings.on_end(end.cause)
 

@@ -45,7 +45,7 @@ def test_bars_are_97_percent_of_all_and_90_of_each_task():
 def test_fewer_questions_than_tasks_are_refused(capsys):
     with pytest.raises(SystemExit, match="2"):
         evaluate.main(["--questions", "5"])
-    assert "--questions is 5; each of 18 tasks needs one" in capsys.readouterr().err
+    assert "--questions is 5; must be at least 18, one for each task" in capsys.readouterr().err
 
 
 def test_model_that_cannot_be_served_is_one_sentence(tmp_path, capsys, monkeypatch):
