@@ -3,8 +3,8 @@
     python -m demo_model.evaluate --questions 1000
 
 Pagestream is a router and two engines, all started here, with prefix caching, in float32 on a CPU
-and in bfloat16 on a GPU; transformers computes in float32. Answers count as right when they are right
-to the letter and end by themselves.
+and in bfloat16 on a GPU; transformers computes in float32. An answer counts as right if it is right
+to the letter and ends by itself.
 """
 
 import argparse
