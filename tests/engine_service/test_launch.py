@@ -367,7 +367,7 @@ async def test_weights_that_are_not_finite_are_refused_in_one_line(tiny_model, t
     errors = [line for line in engine.lines if " INFO " not in line]
     assert errors == [
         f"engine_service: {folder}/model.safetensors: tensor model.norm.weight, stored as F32, "
-        "holds NaN\n"
+        "contains NaN\n"
     ]
 
 
@@ -397,8 +397,8 @@ async def test_folder_whose_name_can_be_no_model_s_is_refused(tmp_path, folder, 
     async with engine_process(REAL, *arguments) as engine:
         assert await engine.wait_end() == 2
     assert engine.lines == [
-        f"engine_service: the folder's name \"{shown}\" cannot be the model's, which has 1 to 256 "
-        "printable characters without spaces; choose one with --served-model-name\n"
+        f'engine_service: the folder\'s name "{shown}" is not a valid model name, which has 1 to 256 '
+        "printable characters without spaces; set --served-model-name\n"
     ]
 
 
