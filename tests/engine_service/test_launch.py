@@ -397,8 +397,8 @@ async def test_folder_whose_name_can_be_no_model_s_is_refused(tmp_path, folder, 
     async with engine_process(REAL, *arguments) as engine:
         assert await engine.wait_end() == 2
     assert engine.lines == [
-        f'engine_service: the folder\'s name "{shown}" is not a valid model name, which has 1 to 256 '
-        "printable characters without spaces; set --served-model-name\n"
+        f'engine_service: the folder\'s name "{shown}" is not a valid model name, which has '
+        "1 to 256 printable characters without spaces; set --served-model-name\n"
     ]
 
 
