@@ -172,14 +172,15 @@ class ServerOptions(Options):
         default=16_384,
         metadata=about(
             _COUNTS,
-            "maximum unread tokens kept for one Generate call; above, it ends with SLOW_READER",
+            "maximum unread tokens kept for one Generate call; above that, it ends with "
+            "SLOW_READER",
         ),
     )
     max_stream_buffered_tokens: int = field(
         default=262_144,
         metadata=about(
             _COUNTS,
-            "maximum unread tokens kept for one GenerateMany stream; above, it ends with "
+            "maximum unread tokens kept for one GenerateMany stream; above that, it ends with "
             "SLOW_READER",
         ),
     )

@@ -125,7 +125,8 @@ class RouterConfig(Options):
         default=16_384,
         metadata=about(
             Integers(1, 100_000_000),
-            "maximum unread tokens kept for one client; above, its request ends with SLOW_READER",
+            "maximum unread tokens kept for one client; above that, its request ends with "
+            "SLOW_READER",
         ),
     )
     slow_reader_seconds: float = field(

@@ -37,7 +37,7 @@ def read_eos_token_ids(folder: Path, vocab_size: int) -> frozenset[int]:
     if token_id is None or token_id >= vocab_size:
         _logger.warning(
             "eos token unknown token=%s detail=the tokenizer's configuration names it, but no file "
-            "gives it an ID in the vocabulary; no text ends at it",
+            "gives it an ID in the vocabulary, so no text ends at it",
             shown(token),
         )
         return token_ids

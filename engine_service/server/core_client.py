@@ -151,8 +151,7 @@ class CoreClient:
             )
         if self._num_waiting >= self._max_waiting_requests:
             raise QueueFull(
-                f"{self._num_waiting} requests are waiting, the limit of max_waiting_requests is "
-                f"{self._max_waiting_requests}",
+                f"{self._num_waiting} requests are waiting, the limit of max_waiting_requests",
                 {
                     "waiting_count": str(self._num_waiting),
                     "max_waiting_requests": str(self._max_waiting_requests),

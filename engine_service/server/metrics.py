@@ -144,7 +144,7 @@ class EngineMetrics:
         )
         self.request_time = self._histogram(
             "request_time_seconds",
-            "Seconds from a request's arrival to its end, with any outcome.",
+            "Seconds from a request's arrival to its end, whatever the outcome.",
             REQUEST_BUCKETS,
         )
         self.step_time = Histogram(

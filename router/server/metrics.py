@@ -125,7 +125,7 @@ class RouterMetrics:
         )
         self._request_time = self._histogram(
             "request_time_seconds",
-            "Seconds from a request's arrival to its end, with any outcome.",
+            "Seconds from a request's arrival to its end, whatever the outcome.",
             REQUEST_BUCKETS,
         )
         self._time_added = self._histogram(
@@ -239,7 +239,7 @@ class _FleetCollector(Collector):
             yield from _index(self.statistics)
         yield CounterMetricFamily(
             f"{_PREFIX}_discovery_failures",
-            "Times that the engines file could not be used or the engines' name not resolved.",
+            "Times that --engines-file could not be used or --engine-dns not resolved.",
             value=self.num_discovery_failures,
         )
 
