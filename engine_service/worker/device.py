@@ -39,7 +39,7 @@ def set_up_device(options: ModelOptions) -> torch.device:
         fault = fault or _why_too_old(0)
         if fault is not None:
             logger.warning(
-                "gpu unusable device=cpu dtype=%s: %s; the model is served on the CPU, many times "
+                "gpu unusable device=cpu dtype=%s detail=%s; the model runs on the CPU, many times "
                 "slower than on a GPU",
                 "float32" if options.dtype == "auto" else options.dtype,
                 fault,
@@ -49,7 +49,7 @@ def set_up_device(options: ModelOptions) -> torch.device:
     if index >= torch.cuda.device_count():
         raise StartupError(
             f"device is {options.device!r}, but there are {torch.cuda.device_count()} CUDA GPUs, "
-            "counted from 0"
+            "numbered from 0"
         )
     if fault := _why_too_old(index):
         raise StartupError(f"device is {options.device!r}, but {fault}; use 'cpu'")
@@ -70,8 +70,8 @@ def choose_dtype(options: ModelOptions, config: ModelConfig, device: torch.devic
     dtype = config.dtype if device.type == "cuda" else "float32"
     if dtype not in COMPUTED:
         raise StartupError(
-            f"dtype is 'auto' and the checkpoint is stored in {dtype}, which is not supported; "
-            f"choose one of: {', '.join(COMPUTED)}"
+            f"dtype is 'auto' and the checkpoint's dtype is {dtype}, which is not supported; "
+            f"set dtype to one of: {', '.join(COMPUTED)}"
         )
     return dtype
 
@@ -81,7 +81,7 @@ def _why_no_gpu() -> str | None:
     if torch.cuda.is_available():
         return None
     if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
-        return f"torch {torch.__version__} is built without CUDA: install a build with it"
+        return f"torch {torch.__version__} is built without CUDA: install a build with CUDA"
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]
     except RuntimeError as error:
@@ -96,8 +96,8 @@ def _why_too_old(index: int) -> str | None:
     if capability >= _MIN_CAPABILITY:
         return None
     return (
-        f"{torch.cuda.get_device_name(index)} is too old a GPU: its compute capability is "
-        f"{_as_version(capability)}, Triton needs {_as_version(_MIN_CAPABILITY)} or more"
+        f"{torch.cuda.get_device_name(index)} is too old: its compute capability is "
+        f"{_as_version(capability)}, but Triton needs {_as_version(_MIN_CAPABILITY)} or more"
     )
 
 
@@ -118,6 +118,6 @@ def check_head_dim(config: ModelConfig, device: torch.device) -> None:
     """
     if device.type == "cuda" and config.head_dim not in TRITON_HEAD_DIMS:
         raise StartupError(
-            f"head_dim of the model is {config.head_dim}; supported on a GPU is one of: "
+            f"the model's head_dim is {config.head_dim}; supported on a GPU: "
             f"{', '.join(map(str, TRITON_HEAD_DIMS))}"
         )

@@ -134,8 +134,8 @@ def test_another_count_than_one_is_refused_where_a_step_in_flight_is_planned_on_
 
     with pytest.raises(
         RuntimeError,
-        match=rf"step 0 brought {len(row)} tokens of request 1, but step 1, .* "
-        "max_steps_in_flight 1",
+        match=rf"step 0 returned {len(row)} tokens for request 1, but step 1, .* "
+        "max_steps_in_flight to 1",
     ):
         scheduler.update(first, result_of_rows(row))
 
