@@ -1,7 +1,7 @@
 """All settings of a router. Nothing is read, checked or defaulted anywhere else.
 
 Each field of `RouterConfig` is an option of the command line and an environment variable; its
-metadata says what it means and which values it takes. Whoever constructs one has it checked.
+metadata says what it means and which values it takes. Constructing one checks its values.
 """
 
 from collections.abc import Mapping, Sequence
@@ -175,7 +175,7 @@ _READER = OptionReader(
 def read_config(
     arguments: Sequence[str], environment: Mapping[str, str] | None = None
 ) -> RouterConfig:
-    """Reads the settings from the command line and, where it is silent, from the environment.
+    """Reads the settings from the command line; the environment gives those that are not there.
 
     `--help` prints the options and exits.
 
