@@ -314,11 +314,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engine", description=__doc__)
     parser.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--workloads", nargs="*", choices=WORKLOADS, default=list(WORKLOADS))
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3, help="runs per workload (default: 3)")
     parser.add_argument("--enforce-eager", action="store_true")
     parser.add_argument("--max-steps-in-flight", type=int)
-    parser.add_argument("--profile", action="store_true", help="kernels of a decode step")
-    parser.add_argument("--commit", default=commit(), help="what is measured")
+    parser.add_argument(
+        "--profile", action="store_true", help="also print the kernels of a decode step"
+    )
+    parser.add_argument("--commit", default=commit(), help="commit to record in the results")
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     options = parser.parse_args()
     results: dict[str, dict[str, Any]] = {}

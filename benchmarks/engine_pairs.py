@@ -39,18 +39,27 @@ def _measure(root: Path, shape: str, workloads: list[str]) -> dict[str, float]:
 def main() -> None:
     """Measures both checkouts, writing what there is after each pair."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.engine_pairs",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--before", type=Path, required=True, help="the other checkout")
-    parser.add_argument("--before-commit", help="of the other checkout, if it has no git folder")
-    parser.add_argument("--commit", default=commit(), help="of this one")
-    parser.add_argument("--pairs", type=int, default=10)
-    parser.add_argument("--seconds", type=float, default=3600, help="no pair begins after these")
+    parser.add_argument(
+        "--before", type=Path, required=True, help="folder of the checkout to compare with"
+    )
+    parser.add_argument("--before-commit", help="commit of that checkout, if it has no git folder")
+    parser.add_argument("--commit", default=commit(), help="commit of this checkout")
+    parser.add_argument("--pairs", type=int, default=10, help="default: %(default)s")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=3600,
+        help="start no further pair after this time (default: %(default)s)",
+    )
     parser.add_argument("--model", choices=SHAPES, default="qwen3-0.6b")
     parser.add_argument(
         "--workloads", nargs="+", choices=WORKLOADS, default=["nano_bench", "decode_b1"]
     )
-    parser.add_argument("--output", type=Path, required=True, help="a JSON file")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file for the results")
     options = parser.parse_args()
     roots = {BEFORE: options.before.resolve(), AFTER: _ROOT}
     started = time.monotonic()

@@ -253,8 +253,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engine_soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--commit", default=commit(), help="what is tested")
-    parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    parser.add_argument("--commit", default=commit(), help="commit to record in the results")
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
     options = parser.parse_args()
     record = soak(options.minutes, options.seed)
     report = {

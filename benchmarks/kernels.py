@@ -304,12 +304,15 @@ def print_table(title: str, rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     """Measures, prints, and writes one JSON file."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.kernels",
+        description=__doc__.split("\n")[0] if __doc__ else None,
+    )
     parser.add_argument(
         "--output", type=Path, default=Path("benchmarks/results/h200/kernels.json"),
-        help="file to write (default: %(default)s)",
+        help="JSON file for the results (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--commit", default=commit(), help="what is measured")
+    parser.add_argument("--commit", default=commit(), help="commit to record in the results")
     options = parser.parse_args()
     torch.manual_seed(0)
     result: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""How long an engine takes to serve: `python -m benchmarks.ready`.
+"""How long an engine takes to become ready: `python -m benchmarks.ready`.
 
 Starts the service with random weights twice, first with an empty cache of compiled kernels, and
 prints the seconds until `/readyz` says yes.

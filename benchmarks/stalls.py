@@ -1,8 +1,8 @@
-"""What holds the core's steps up: `python -m benchmarks.stalls`, on a GPU.
+"""What delays the core's steps: `python -m benchmarks.stalls`, on a GPU.
 
-One process is the core, with 128 sequences that decode. Another submits and cancels bursts of 256
-requests through the server's own channel; the core also collects garbage. For each of these prints
-the longest time that a step took beyond its device's, which is what the burst cost the others.
+One process is the core, in which 128 sequences decode. Another submits and cancels bursts of 256
+requests through the server's own channel; the core also collects garbage. For each of these, prints
+the longest time that a step took beyond its time on the device: the delay for the other requests.
 """
 
 import argparse
@@ -103,8 +103,8 @@ def _run_server(pipe: Connection, phase: object) -> None:
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.stalls", description=__doc__)
-    parser.add_argument("--commit", default=commit(), help="what is measured")
-    parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    parser.add_argument("--commit", default=commit(), help="commit to record in the results")
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
     options = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     phase = context.Value("i", _SETTLING)

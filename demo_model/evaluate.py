@@ -3,8 +3,8 @@
     python -m demo_model.evaluate --questions 1000
 
 Pagestream is a router and two engines, all started here, with prefix caching, in float32 on a CPU
-and in bfloat16 on a GPU; transformers computes in float32. Answers count as right when they are so
-to the letter and end by themselves.
+and in bfloat16 on a GPU; transformers computes in float32. An answer counts as right if it is right
+to the letter and ends by itself.
 """
 
 import argparse
@@ -58,16 +58,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--questions", type=int, default=1000, help="how many (default 1000)")
     parser.add_argument(
-        "--model", type=Path, default=CHECKPOINT, help="folder (default: the demo model)"
+        "--questions", type=int, default=1000, help="questions to ask (default: 1000)"
     )
     parser.add_argument(
-        "--show-wrong", action="store_true", help="also print answers that are wrong or differ"
+        "--model", type=Path, default=CHECKPOINT, help="model folder (default: the demo model)"
+    )
+    parser.add_argument(
+        "--show-wrong",
+        action="store_true",
+        help="also print answers that are wrong or differ from those of transformers",
     )
     given = parser.parse_args(arguments)
     if given.questions < len(TASKS):
-        parser.error(f"--questions is {given.questions}; each of {len(TASKS)} tasks needs one")
+        parser.error(
+            f"--questions is {given.questions}; must be at least {len(TASKS)}, one for each task"
+        )
     console = Console(highlight=False)
     asked = questions(SEED, given.questions)
     try:
@@ -124,7 +130,7 @@ def shortfalls(outcomes: Sequence[Outcome]) -> list[str]:
     for name, part, least in bars:
         share = _num_right(part, "pagestream") / len(part)
         if share < least:
-            found.append(f"{name}: {share:.1%} right is less than {least:.0%}")
+            found.append(f"{name}: {share:.1%} of the answers are right, less than {least:.0%}")
     return found
 
 

@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     save_tokenizer(tokenizer, folder)
     save_model(train(tokenizer, settings), settings.shape, folder)
     seconds = time.monotonic() - started
-    print(f"{folder} is complete after {seconds:.0f} s, the tokenizer and all starts included")
+    print(f"{folder} is complete after {seconds:.0f} s, including the tokenizer and start-up")
 
 
 def _parse(arguments: Sequence[str] | None) -> tuple[Path, Settings]:
@@ -102,22 +102,25 @@ def _parse(arguments: Sequence[str] | None) -> tuple[Path, Settings]:
     def add_number(flag: str, default: int, help_text: str, least: int = 1) -> None:
         def integer(text: str) -> int:
             if (value := int(text)) < least:
-                raise argparse.ArgumentTypeError(f"{value} is less than {least}")
+                raise argparse.ArgumentTypeError(f"{value} is less than the minimum of {least}")
             return value
 
-        parser.add_argument(flag, type=integer, default=default, help=f"{help_text} ({default})")
+        text = f"{help_text} (default: {default})"
+        parser.add_argument(flag, type=integer, default=default, help=text)
 
-    parser.add_argument("folder", type=Path, help="where the model goes")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    add_number("--seed", 0, "seed of weights and conversations", least=0)
-    add_number("--workers", 14, "processes that make batches", least=0)
-    add_number("--steps", 4000, "batches to learn from")
-    add_number("--rows", 32, "rows of a batch")
-    add_number("--row-size", MAX_MODEL_LEN, "tokens of a row", least=_MIN_ROW_SIZE)
+    parser.add_argument("folder", type=Path, help="folder to which the model is written")
+    parser.add_argument(
+        "--device", choices=("cuda", "cpu"), default="cuda", help="default: %(default)s"
+    )
+    add_number("--seed", 0, "seed of the weights and the conversations", least=0)
+    add_number("--workers", 14, "processes that generate batches", least=0)
+    add_number("--steps", 4000, "training steps, of one batch each")
+    add_number("--rows", 32, "rows per batch")
+    add_number("--row-size", MAX_MODEL_LEN, "tokens per row", least=_MIN_ROW_SIZE)
     add_number("--layers", 7, "layers of the model")
     given = parser.parse_args(arguments)
     if given.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device is cuda, and torch finds none here; try --device cpu")
+        parser.error("--device is cuda, but torch finds no CUDA GPU; try --device cpu")
     settings = Settings(
         seed=given.seed,
         device=given.device,

@@ -24,14 +24,14 @@ class ModelOptions(Options):
     model: str = field(
         metadata=about(
             Texts(r"[^\x00]+", "a folder or a hub ID"),
-            "folder of a Hugging Face checkpoint, or its hub ID",
+            "folder of a Hugging Face checkpoint, or a hub ID such as Qwen/Qwen3-0.6B",
         )
     )
     served_model_name: str = field(
         default="",
         metadata=about(
             Names(),
-            "name that clients ask for",
+            "model name that clients use",
             unset="the last part of --model",
         ),
     )
@@ -39,21 +39,22 @@ class ModelOptions(Options):
         default="auto",
         metadata=about(
             OneOf(("auto", "dummy")),
-            "auto: read the safetensors files; dummy: random weights, from config.json alone",
+            "auto: load the safetensors files; dummy: random weights, which need only config.json",
         ),
     )
     dtype: str = field(
         default="auto",
         metadata=about(
             OneOf(("auto", "float32", "bfloat16")),
-            "arithmetic: auto (the checkpoint's on CUDA, float32 on CPU), float32 or bfloat16",
+            "dtype to compute in: auto (the checkpoint's on CUDA, float32 on the CPU), float32 or "
+            "bfloat16",
         ),
     )
     device: str = field(
         default="auto",
         metadata=about(
             Texts(r"auto|cpu|cuda(:[0-9]{1,3})?", "auto, cpu, cuda or cuda:N"),
-            "where to compute: auto (cuda if there is one, else cpu), cpu, cuda or cuda:N",
+            "device to compute on: auto (a usable GPU, else the CPU), cpu, cuda or cuda:N",
         ),
     )
     tensor_parallel_size: int = field(
@@ -68,23 +69,27 @@ class ModelOptions(Options):
         default=None,
         metadata=about(
             Integers(2, _MAX_INT32),
-            "the most tokens of prompt and output together",
-            unset="the checkpoint's",
+            "maximum tokens of a prompt and its output together",
+            unset="max_position_embeddings of the checkpoint",
         ),
     )
     seed: int = field(
         default=0,
-        metadata=about(Integers(0, _MAX_INT64), "seed of the weights of --load-format dummy"),
+        metadata=about(
+            Integers(0, _MAX_INT64), "seed of the random weights of --load-format dummy"
+        ),
     )
     enforce_eager: bool = field(
         default=False,
-        metadata=about(Flags(), "launch each kernel of a step by itself instead of CUDA graphs"),
+        metadata=about(
+            Flags(), "run without CUDA graphs, which saves their memory but decodes far slower"
+        ),
     )
     cpu_threads: int | None = field(
         default=None,
         metadata=about(
             Integers(1, 1024),
-            "threads that compute on the CPU; engines that share a machine should share its cores",
+            "threads that compute on the CPU; divide the cores among the engines of a machine",
             unset="one per core",
         ),
     )
@@ -95,32 +100,37 @@ class CacheOptions(Options):
     """The paged KV cache."""
 
     block_size: int = field(
-        default=64, metadata=about(OneOf((16, 32, 64, 128, 256)), "tokens of one block")
+        default=64,
+        metadata=about(
+            OneOf((16, 32, 64, 128, 256)), "tokens per KV cache block: 16, 32, 64, 128 or 256"
+        ),
     )
     num_blocks: int | None = field(
         default=None,
         metadata=about(
             _COUNTS,
-            "blocks of the pool",
-            unset="sized by --gpu-memory-utilization on CUDA, by --cpu-cache-bytes on CPU",
+            "blocks in the KV cache",
+            unset="sized by --gpu-memory-utilization on CUDA, by --cpu-cache-bytes on the CPU",
         ),
     )
     gpu_memory_utilization: float = field(
         default=0.9,
         metadata=about(
             Numbers(0.01, 1.0),
-            "share of the GPU's memory for weights, activations and cache together, 0.01 to 1",
+            "share of the GPU's memory that the engine may use, 0.01 to 1: weights, activations, "
+            "CUDA graphs and KV cache together",
         ),
     )
     cpu_cache_bytes: int = field(
         default=1 << 30,
         metadata=about(
-            Integers(1, _MAX_INT64), "bytes of the pool on the CPU when --num-blocks is not given"
+            Integers(1, _MAX_INT64),
+            "bytes of the KV cache on the CPU when --num-blocks is not given",
         ),
     )
     enable_prefix_caching: bool = field(
         default=True,
-        metadata=about(Flags(), "reuse the blocks of prompts that begin alike"),
+        metadata=about(Flags(), "reuse the KV cache blocks of prompts with the same prefix"),
     )
 
 
@@ -130,18 +140,22 @@ class SchedulerOptions(Options):
 
     max_num_seqs: int = field(
         default=256,
-        metadata=about(Integers(1, 65536), "the most sequences that run at once"),
+        metadata=about(Integers(1, 65536), "maximum sequences that run at once"),
     )
     max_num_batched_tokens: int = field(
-        default=8192, metadata=about(Integers(1, 2**24), "the most tokens of one step")
+        default=8192,
+        metadata=about(
+            Integers(1, 2**24),
+            "maximum tokens in one step; longer prompts are computed in chunks",
+        ),
     )
     max_steps_in_flight: int | None = field(
         default=None,
         metadata=about(
             Integers(1, 8),
-            "steps launched before the tokens of the first are read; with 1, the GPU waits while "
-            "the next step is planned",
-            unset="2 on CUDA, 1 on the CPU, which computes while it launches",
+            "maximum steps launched but not yet finished; with 1, the GPU is idle while the next "
+            "step is planned",
+            unset="2 on CUDA, 1 on the CPU",
         ),
     )
 
@@ -159,28 +173,31 @@ class ServerOptions(Options):
         default=1024,
         metadata=about(
             Integers(1, 1_000_000),
-            "requests that may wait for a place in a step; more are refused with QUEUE_FULL",
+            "maximum requests that wait to be scheduled; more are refused with QUEUE_FULL",
         ),
     )
     max_buffered_tokens: int = field(
         default=16_384,
         metadata=about(
             _COUNTS,
-            "tokens kept for one Generate call that is not read; past it, it ends with SLOW_READER",
+            "maximum unread tokens kept for one Generate call; above that, it ends with "
+            "SLOW_READER",
         ),
     )
     max_stream_buffered_tokens: int = field(
         default=262_144,
         metadata=about(
             _COUNTS,
-            "tokens kept for one GenerateMany stream that is not read; past it, SLOW_READER",
+            "maximum unread tokens kept for one GenerateMany stream; above that, it ends with "
+            "SLOW_READER",
         ),
     )
     max_cache_history_hashes: int = field(
         default=1 << 20,
         metadata=about(
             _COUNTS,
-            "block hashes of past cache changes kept for watchers that resume or read slowly",
+            "maximum block hashes kept of past cache changes, for WatchCache clients that resume "
+            "or read slowly",
         ),
     )
     drain_grace_seconds: float = field(default=30.0, metadata=common_options.DRAIN_GRACE_SECONDS)
@@ -188,15 +205,15 @@ class ServerOptions(Options):
         default=5.0,
         metadata=about(
             seconds(1, common_options.MAX_SECONDS),
-            "seconds of silence after which the core counts as frozen, 1 to 86400; its own long "
-            "steps extend them",
+            "seconds without a heartbeat after which the core counts as frozen, 1 to 86400; more "
+            "while its steps are long",
         ),
     )
     frozen_core_exit_seconds: float = field(
         default=30.0,
         metadata=about(
             seconds(0, common_options.MAX_SECONDS),
-            "seconds that a frozen core gets to wake up before the engine kills it and exits",
+            "seconds that a frozen core gets to recover before the engine kills it and exits",
         ),
     )
     log_level: str = field(default="info", metadata=common_options.LOG_LEVEL)

@@ -83,8 +83,8 @@ def core_lost() -> EngineFailed:
 def invalid_logits(position: int) -> RequestError:
     """Returns the error for a request whose next token, at this position, cannot be sampled."""
     return RequestError(
-        f"the model's logits for position {position} are NaN or infinite, so that no token can be "
-        "drawn; its weights or its dtype are at fault",
+        f"the model's logits for position {position} are NaN or infinite, so no token can be "
+        "sampled; its weights, its dtype or the device may be at fault",
         {"position": str(position)},
         reason=Reason.INTERNAL,
     )
@@ -92,7 +92,7 @@ def invalid_logits(position: int) -> RequestError:
 
 def core_frozen() -> EngineFailed:
     """Returns the error for all calls while the core process sends no heartbeat."""
-    return EngineFailed("the engine's core process gives no sign of life; try another engine")
+    return EngineFailed("the engine's core process does not respond; try another engine")
 
 
 class NoTokenizer(RequestError):

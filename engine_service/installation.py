@@ -21,8 +21,8 @@ def check_installation() -> None:
     missing = [name for name in EXTRA_MODULES if find_spec(name) is None]
     if missing:
         raise StartupError(
-            f"not installed: {', '.join(missing)}; the engine needs all packages of its extra: "
-            f"run {sys.executable} -m pip install 'pagestream[engine]'"
+            f"packages are not installed: {', '.join(missing)}; to install all that the engine "
+            f"needs, run {sys.executable} -m pip install 'pagestream[engine]'"
         )
     _check_kernels()
 
@@ -46,9 +46,9 @@ def _check_kernels() -> None:
     is_mixed = other is not None and _is_same(Path(str(other.locate_file("kernels"))), ours)
     if _is_same(found, ours) and not is_mixed:
         return
-    owner = f"of the distribution kernels {other.version}" if other else "not that of Pagestream"
+    owner = f"of the distribution kernels {other.version}" if other else "not Pagestream's"
     raise StartupError(
-        f"the package kernels in {found} is {owner}, and the engine needs its own of this name: "
+        f"the package kernels in {found} is {owner}, but the engine needs Pagestream's own: "
         f"run {sys.executable} -m pip uninstall kernels, then {sys.executable} -m pip install "
         "--force-reinstall --no-deps pagestream"
     )

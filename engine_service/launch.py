@@ -115,14 +115,14 @@ async def _end(server: EngineServer, core: "_CoreProcess") -> int:
     """Logs why the engine ends; returns the exit code."""
     if server.is_core_frozen:
         _logger.error(
-            "core lost: its process gave no sign of life for %.0f s and is killed; a device "
-            "that hangs or a process that is stopped does that",
+            "core lost silence_seconds=%.0f detail=the core process sent no heartbeat and is "
+            "killed; the device may hang, or the process may be stopped",
             server.core_silence,
         )
         core.kill()
         return EXIT_ENGINE_FAILED
     if server.is_core_lost:
-        _logger.error("core lost: %s", await core.exit_reason())
+        _logger.error("core lost detail=%s", await core.exit_reason())
         return EXIT_ENGINE_FAILED
     _logger.info("drained")
     return 0
@@ -207,8 +207,8 @@ class _CoreProcess:
                 await asyncio.to_thread(self._process.join, _CORE_EXIT_SECONDS)
                 if self._process.is_alive():
                     _logger.error(
-                        "core's process %d does not end although it was killed: it hangs in the "
-                        "kernel, most likely in the device's driver; it is left behind",
+                        "core process left behind pid=%d detail=it was killed but does not end, "
+                        "most likely because it hangs in the driver of its device",
                         self._process.pid,
                     )
                     # A normal exit would wait for it.
@@ -221,10 +221,10 @@ class _CoreProcess:
         code = self._process.exitcode
         if code == -signal.SIGKILL:
             return (
-                "the core's process was killed, most likely by the kernel for want of memory; "
-                "give the engine more memory, or choose fewer --num-blocks or a smaller model"
+                "the core process was killed, most likely by the system because memory ran out; "
+                "give the engine more memory, lower --num-blocks or choose a smaller model"
             )
-        return f"the core's process ended with exit code {code}; its log above says why"
+        return f"the core process ended with exit code {code}; its log above says why"
 
 
 def _core_main(entry: CoreEntry, pipe: connection.Connection, config: EngineConfig) -> None:

@@ -122,7 +122,7 @@ class LLM:
             RequestError: The model's logits were NaN or infinite.
         """
         if self._core is None:
-            raise RuntimeError("this LLM is closed")
+            raise RuntimeError("this LLM is closed; create a new one")
         requests = self._make_requests(prompt_token_ids, sampling_params)
         try:
             return self._run(self._core, requests, use_tqdm=use_tqdm)
@@ -152,7 +152,7 @@ class LLM:
                 )
             except (TypeError, OverflowError) as error:
                 raise InvalidRequest(
-                    f"prompt {index}: a token ID is no integer from 0 to "
+                    f"prompt {index}: token IDs must be integers from 0 to "
                     f"{self.info.vocab_size - 1}: {error}",
                     reason=Reason.TOKEN_OUT_OF_RANGE,
                 ) from error
@@ -198,7 +198,7 @@ def _parse_options(
         names = [option.name for option in dataclasses.fields(group)]
         groups.append(group(**{name: options.pop(name) for name in names if name in options}))
     if options:
-        raise StartupError(f"{', '.join(sorted(options))}: there is no such option")
+        raise StartupError(f"unknown options: {', '.join(sorted(options))}")
     model, cache, scheduler = groups
     return model, cache, scheduler
 

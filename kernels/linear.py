@@ -240,7 +240,7 @@ def _few_rows_kernel(
         weights + ins[None, :], mask=is_out[:, None] & (ins < IN_FEATURES)[None, :], other=0.0
     )  # [BLOCK_OUT, BLOCK_IN]
     if HAS_NORM:
-        tl.static_assert(IN_FEATURES <= BLOCK_IN, "the norm is one of whole rows")
+        tl.static_assert(IN_FEATURES <= BLOCK_IN, "a norm needs whole rows in one block")
         norm_scale = tl.load(norm_weight + ins, mask=ins < IN_FEATURES, other=0.0)[None, :]
     wait_for_inputs(IS_DEPENDENT)
     products = tl.zeros([ROWS, BLOCK_OUT, BLOCK_IN], tl.float32)

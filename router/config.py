@@ -1,7 +1,7 @@
 """All settings of a router. Nothing is read, checked or defaulted anywhere else.
 
 Each field of `RouterConfig` is an option of the command line and an environment variable; its
-metadata says what it means and which values it takes. Whoever constructs one has it checked.
+metadata says what it means and which values it takes. Constructing one checks its values.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ ENVIRONMENT_PREFIX = "PAGESTREAM_ROUTER_"
 PLACEMENTS = ("prefix", "round_robin", "random", "least_loaded")
 _ENGINES = ("engines", "engines_file", "engine_dns")
 """Options that say where the engines are; exactly one of them is given."""
-_ONE_OF_ENGINES = "none; one of the first three is required"
+_ONE_OF_ENGINES = "none; one of --engines, --engines-file and --engine-dns is required"
 
 
 class _Addresses:
@@ -48,13 +48,13 @@ class _ServiceNames:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouterConfig(Options):
-    """Where the engines are, how the router is reached, and what it holds."""
+    """The router's engines, its addresses and its limits."""
 
     engines: tuple[str, ...] = field(
         default=(),
         metadata=about(
             _Addresses(),
-            "addresses of the engines, host:port separated by commas",
+            "addresses of the engines, host:port, separated by commas",
             unset=_ONE_OF_ENGINES,
         ),
     )
@@ -62,7 +62,7 @@ class RouterConfig(Options):
         default=None,
         metadata=about(
             Paths(),
-            "file with the address of one engine a line, followed as it changes",
+            "file with one engine address per line, host:port; it may change while the router runs",
             unset=_ONE_OF_ENGINES,
         ),
     )
@@ -70,7 +70,8 @@ class RouterConfig(Options):
         default=None,
         metadata=about(
             _ServiceNames(),
-            "name:port whose A and AAAA records are the engines, followed as they change",
+            "name:port whose A and AAAA records are the engines; they may change while the router "
+            "runs",
             unset=_ONE_OF_ENGINES,
         ),
     )
@@ -78,7 +79,7 @@ class RouterConfig(Options):
         default=5.0,
         metadata=about(
             seconds(0.1, 3600),
-            "seconds between two lookups of --engine-dns, 0.1 to 3600",
+            "seconds between lookups of --engine-dns, 0.1 to 3600",
         ),
     )
     host: str = field(default="127.0.0.1", metadata=common_options.HOST)
@@ -95,28 +96,28 @@ class RouterConfig(Options):
         default=4096,
         metadata=about(
             Integers(1, 1_000_000),
-            "requests under way at once; more are refused with QUEUE_FULL",
+            "maximum requests in progress at once; more are refused with QUEUE_FULL",
         ),
     )
     max_prompt_bytes: int = field(
         default=4 * 1024 * 1024,
         metadata=about(
             Integers(1, MAX_PROMPT_BYTES),
-            "size of a text, or of all messages of a chat together, in bytes of UTF-8",
+            "maximum UTF-8 bytes of a text, or of all messages of a chat together",
         ),
     )
     max_request_bytes: int = field(
         default=256 * 1024 * 1024,
         metadata=about(
             Integers(1, 1 << 40),
-            "bytes of all requests under way together; more are refused with QUEUE_FULL",
+            "maximum bytes of all requests in progress together; more are refused with QUEUE_FULL",
         ),
     )
     max_queued_prompt_tokens: int = field(
         default=4 * 1024 * 1024,
         metadata=about(
             Integers(1, 1 << 40),
-            "tokens of prompts that wait for an engine to begin with them; more are "
+            "maximum prompt tokens of all requests that no engine has started yet; more are "
             "refused with QUEUE_FULL",
         ),
     )
@@ -124,15 +125,15 @@ class RouterConfig(Options):
         default=16_384,
         metadata=about(
             Integers(1, 100_000_000),
-            "tokens kept for one client that does not read; past it, its request ends "
-            "with SLOW_READER",
+            "maximum unread tokens kept for one client; above that, its request ends with "
+            "SLOW_READER",
         ),
     )
     slow_reader_seconds: float = field(
         default=30.0,
         metadata=about(
             seconds(0.1, 3600),
-            "seconds, 0.1 to 3600, that a client may leave a message unread; past it, its "
+            "seconds that a client may leave a message unread, 0.1 to 3600; after that, its "
             "request ends with SLOW_READER",
         ),
     )
@@ -147,14 +148,15 @@ class RouterConfig(Options):
         default=2.0,
         metadata=about(
             seconds(0.01, 60),
-            "seconds of CPU time, 0.01 to 60, that a model's chat template gets for a chat",
+            "seconds of CPU time that a model's chat template may take for one chat, 0.01 to 60",
         ),
     )
     allow_special_tokens_in_content: bool = field(
         default=False,
         metadata=about(
             Flags(),
-            "let names of special tokens in the messages of chats be those tokens",
+            "encode names of special tokens in chat messages as these tokens; unsafe unless the "
+            "authors of the messages are trusted",
         ),
     )
     drain_grace_seconds: float = field(default=30.0, metadata=common_options.DRAIN_GRACE_SECONDS)
@@ -173,7 +175,7 @@ _READER = OptionReader(
 def read_config(
     arguments: Sequence[str], environment: Mapping[str, str] | None = None
 ) -> RouterConfig:
-    """Reads the settings from the command line and, where it is silent, from the environment.
+    """Reads the settings from the command line; the environment gives those that are not there.
 
     `--help` prints the options and exits.
 
@@ -195,13 +197,13 @@ def _check_engines(sources: Mapping[str, str]) -> None:
     given = [sources[name] for name in _ENGINES if name in sources]
     if not given:
         raise StartupError(
-            f"--engines host:port,... is missing (or {ENVIRONMENT_PREFIX}ENGINES), or else "
-            "--engines-file or --engine-dns; --help lists the options"
+            f"--engines host:port,... (or {ENVIRONMENT_PREFIX}ENGINES), --engines-file or "
+            "--engine-dns is required; --help lists the options"
         )
     if len(given) > 1:
-        raise StartupError(f"{' and '.join(given)} are given; they exclude each other")
+        raise StartupError(f"{' and '.join(given)} are given; give only one of them")
     if "discovery_interval" in sources and "engine_dns" not in sources:
         raise StartupError(
-            f"{sources['discovery_interval']} is given without --engine-dns, "
-            f"and means nothing to {given[0]}"
+            f"{sources['discovery_interval']} applies to --engine-dns only, "
+            f"but {given[0]} is given; remove one of them"
         )

@@ -206,7 +206,7 @@ class _Router:
                 _logger.info("router ready models=%s", names)
                 await self._fleet.wait_unready()
                 await self._health.enter(State.WAITING)
-                _logger.warning("router not ready: no engine takes requests")
+                _logger.warning("router not ready detail=no engine takes requests")
 
     def _served(self) -> list[ModelInfo]:
         return [model.info for model in self._fleet.models() if model.num_serving_engines]
@@ -235,11 +235,11 @@ class _Router:
             for task in pending:
                 task.cancel()
         if idle not in done:
-            why = "second signal" if again in done else "grace is over"
+            why = "second signal" if again in done else "drain grace over"
             _logger.warning("router ends with requests in progress reason=%s", why)
         if not done:
             over = Draining(
-                f"the router exits; its grace of {grace:g} s is over",
+                f"the router is exiting: its drain grace of {grace:g} s is over",
                 {"drain_grace_seconds": f"{grace:g}"},
             )
             self._dispatcher.end_requests(over)

@@ -9,11 +9,12 @@ MAX_SECONDS = 86_400
 
 HOST = about(
     Hosts(),
-    "address that both ports listen on; :: is all of the machine's, 0.0.0.0 all its IPv4 ones",
+    "address that both ports listen on; :: for all addresses of the machine, 0.0.0.0 for its IPv4 "
+    "addresses only",
 )
-PORT = about(PORTS, "port of gRPC; 0 picks a free one")
-OPERATIONS_PORT = about(PORTS, "port of /metrics, /livez and /readyz over HTTP; 0 picks a free one")
+PORT = about(PORTS, "gRPC port; 0 picks a free one")
+OPERATIONS_PORT = about(PORTS, "HTTP port of /metrics, /livez and /readyz; 0 picks a free one")
 DRAIN_GRACE_SECONDS = about(
     seconds(0, MAX_SECONDS), "seconds that running requests get to finish after SIGTERM"
 )
-LOG_LEVEL = about(OneOf(LOG_LEVELS), f"least severe of what is logged: {', '.join(LOG_LEVELS)}")
+LOG_LEVEL = about(OneOf(LOG_LEVELS), f"lowest level that is logged: {', '.join(LOG_LEVELS)}")

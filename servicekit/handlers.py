@@ -57,11 +57,11 @@ class RefusalLog:
             self._num_unlogged += 1
             return
         _logger.warning(
-            "message refused method=%s peer=%s error=%s num_unlogged=%d",
+            "message refused method=%s peer=%s num_unlogged=%d error=%s",
             method,
             peer,
-            malformed.text,
             self._num_unlogged,
+            malformed.text,
         )
         self._next_line, self._num_unlogged = now + _LOG_SECONDS, 0
 

@@ -146,9 +146,9 @@ class HttpServer:
         num_held = self._accept_failures.take(asyncio.get_running_loop().time())
         if num_held is not None:
             _logger.error(
-                "operations port is short of system resources error=%s times_before=%d",
-                error.strerror,
+                "operations port is short of system resources num_unlogged=%d error=%s",
                 num_held,
+                error.strerror,
             )
 
     def _take(self, accepted: socket.socket, peer: str) -> None:
@@ -216,7 +216,7 @@ class HttpServer:
                 content = await self._respond(head)
                 await asyncio.get_running_loop().sock_sendall(connection.socket, content)
         except (OSError, TimeoutError):
-            _logger.debug("operations request was broken off")
+            _logger.debug("operations request aborted")
         else:
             # Unread input would turn the close into a reset, which may overtake the answer.
             with contextlib.suppress(OSError):
@@ -240,7 +240,7 @@ class HttpServer:
     async def _call(self, path: str, header_lines: list[str]) -> Answer:
         handler = self._handlers.get(path)
         if handler is None:
-            known = f"there are {', '.join(self._handlers)}\n"
+            known = f"not found; paths are {', '.join(self._handlers)}\n"
             return Answer(status=http.HTTPStatus.NOT_FOUND, body=known.encode())
         try:
             return await handler(_accepted(header_lines))

@@ -96,7 +96,7 @@ class LogHandler(logging.Handler):
         # An error in a logging call must not stop its caller.
         except Exception as error:
             where = f"{record.pathname}:{record.lineno}"
-            print_error("log", ValueError(f"an entry of {where} cannot be written: {error!r}"))
+            print_error("log", ValueError(f"the entry of {where} cannot be formatted: {error!r}"))
 
     def _num_held(self, record: logging.LogRecord) -> int | None:
         if record.levelno < logging.WARNING:

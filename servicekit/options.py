@@ -7,6 +7,7 @@ and the allowed values. An `OptionReader` reads them; nothing else reads the env
 import argparse
 import dataclasses
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
@@ -61,6 +62,12 @@ class GivenOptions:
         """Returns the options of one class, with defaults for what was not given."""
         names = [option.name for option in dataclasses.fields(group) if option.name in self.values]
         return group(**{name: self.values[name] for name in names})
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        # The default also breaks names of options at their hyphens.
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -120,8 +127,9 @@ class OptionReader:
                 continue
             name = variable.removeprefix(self._prefix).lower()
             if name not in self._fields:
+                advice = _hint(text) or "; correct or unset it; --help lists the options"
                 raise StartupError(
-                    f"environment variable {variable:.200} is no option{_hint(text)}"
+                    f"environment variable {variable:.200} matches no option{advice}"
                 )
             if name not in values:
                 values[name] = _parse(self._fields[name], text, variable)
@@ -129,7 +137,7 @@ class OptionReader:
         for option in self._fields.values():
             if option.default is dataclasses.MISSING and option.name not in values:
                 raise StartupError(
-                    f"{_flag(option.name)} is missing (or {self._variable(option)}): "
+                    f"{_flag(option.name)} (or {self._variable(option)}) is required: "
                     f"{option.metadata['help']}; --help lists the options"
                 )
         return GivenOptions(values=values, sources=sources)
@@ -141,6 +149,7 @@ class OptionReader:
             "variable.",
             allow_abbrev=False,
             argument_default=argparse.SUPPRESS,
+            formatter_class=_HelpFormatter,
         )
         for title, group in self._groups.items():
             section = parser.add_argument_group(title, (group.__doc__ or "").strip())
@@ -192,5 +201,8 @@ def _parse(option: _Field, text: str, source: str) -> object:
 def _hint(text: str) -> str:
     # For a Service named after ours, Kubernetes sets variables with our prefix.
     if text.startswith("tcp://"):
-        return "; Kubernetes sets it for a Service of this name: set enableServiceLinks to false"
+        return (
+            "; Kubernetes sets this variable for a Service of this name: "
+            "set enableServiceLinks to false in the pod spec"
+        )
     return ""

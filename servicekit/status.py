@@ -56,7 +56,7 @@ async def errors_to_status(
         status = to_status(error)
         if isinstance(error, RequestError):
             reason, message = status.reason, status.message
-            _logger.debug("call refused method=%s reason=%s %s", method, reason, message)
+            _logger.debug("call refused method=%s reason=%s detail=%s", method, reason, message)
         else:
             _logger.error("call failed method=%s", method, exc_info=error)
         await _abort(context, status)
@@ -72,7 +72,7 @@ async def _abort(context: Context, status: ErrorStatus) -> None:
             await context.abort(final.code, final.details, final.trailing_metadata)
     except TimeoutError:
         # gRPC keeps the status for the client; the handler may end.
-        _logger.debug("status not taken yet reason=%s", status.reason)
+        _logger.debug("status not read yet reason=%s", status.reason)
     except grpc.aio.InternalError:
         # The client is gone, or has not read even the first message; nothing more can be sent.
         _logger.debug("status not sent reason=%s", status.reason)

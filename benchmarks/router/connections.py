@@ -111,7 +111,7 @@ class GrpcConnection:
             stream = int.from_bytes(data[start + 5 : start + 9], "big")
             if kind == _DATA:
                 if flags & _PADDED:
-                    raise ConnectionError("padded frames are not understood")
+                    raise ConnectionError("padded frames are not supported")
                 calls[stream].chunks.append((now, data[start + 9 : end]))
             elif kind not in (_HEADERS, _RST_STREAM):
                 self._control(kind, flags, stream, data[start + 9 : end])

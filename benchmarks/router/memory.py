@@ -50,7 +50,7 @@ def _wait_until_indexed(router: Service) -> None:
     deadline = time.monotonic() + _WAIT_SECONDS
     while _num_indexed(router) < 0.99 * NUM_BLOCKS:
         if time.monotonic() > deadline:
-            raise RuntimeError(f"the router has indexed {_num_indexed(router)} blocks only")
+            raise RuntimeError(f"the router has indexed only {_num_indexed(router)} blocks")
         time.sleep(_POLL_SECONDS)
 
 
@@ -65,7 +65,7 @@ def _result_of(process: Process) -> dict[str, Any]:
     deadline = time.monotonic() + _WAIT_SECONDS
     while process.is_running():
         if time.monotonic() > deadline:
-            raise RuntimeError(f"{process.name} needs more than {_WAIT_SECONDS} s")
+            raise RuntimeError(f"{process.name} has not finished within {_WAIT_SECONDS} s")
         time.sleep(_POLL_SECONDS)
     output = process.log.read_text()
     try:

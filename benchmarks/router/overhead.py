@@ -1,13 +1,13 @@
-"""What the router costs, against engines that cost nothing; no GPU, about six minutes.
+"""What the router costs, with engines that take no time of their own; no GPU, about six minutes.
 
     python -m benchmarks.router.overhead --output benchmarks/results/router.json
 
-Engines, routers and clients are processes of their own. The router has one core for itself, all
-others share another one. With the packages of the peer in the same environment (`pip install smg
+Engines, routers and clients are separate processes. The router has a core of its own; all others
+share another one. With the packages of the peer in the same environment (`pip install smg
 smg-grpc-proto`), Shepherd Model Gateway carries the same load in the same run; without, its rows
 are left out. For the memory that the documentation states, use an environment with nothing but
-`pip install '.[router]'` (and the peer) in it. `--quick` shows in half a minute that all works; its
-figures mean nothing.
+`pip install '.[router]'` (and the peer) in it. `--quick` shows in half a minute that everything
+works; its figures mean nothing.
 """
 
 import argparse
@@ -120,16 +120,25 @@ def _requests(
 def main() -> None:
     """Measures everything and writes one JSON file."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.router.overhead",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--output", type=Path, help="a JSON file; without it, to the output")
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", nargs="+", choices=_PARTS, help="parts, instead of all")
-    parser.add_argument("--without-smg", action="store_true")
+    parser.add_argument(
+        "--output", type=Path, help="JSON file for the results (default: standard output)"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="only show that everything works, in half a minute"
+    )
+    parser.add_argument("--only", nargs="+", choices=_PARTS, help="run only these parts")
+    parser.add_argument("--without-smg", action="store_true", help="do not measure smg")
     options = parser.parse_args()
     with_smg = not options.without_smg and smg_is_installed()
     if not with_smg and not options.without_smg:
-        _tell(f"the peer is left out; to compare: {sys.executable} -m pip install {SMG_PACKAGES}")
+        _tell(
+            "smg is not installed and is not measured; to include it, run "
+            f"{sys.executable} -m pip install {SMG_PACKAGES}"
+        )
     results: dict[str, Any] = {
         "command": "python -m benchmarks.router.overhead " + " ".join(sys.argv[1:]),
         "commit": commit(),

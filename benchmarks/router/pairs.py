@@ -3,9 +3,9 @@
     git worktree add ../before COMMIT
     python -m benchmarks.router.pairs --before ../before --output pairs.json
 
-Routers of both checkouts stand before the same engine, which costs nothing, on the same core, and
-meet the same moments of it: their first tokens are measured with requests in turns, the rest with
-load on both at once. See `benchmarks.pairs` for the interval. About three minutes.
+The routers of both checkouts run on the same core, in front of the same engine, which takes no time
+of its own. Times to the first token are measured with requests to both in turns, everything else
+under load on both at once. See `benchmarks.pairs` for the interval. Takes about three minutes.
 """
 
 import argparse
@@ -163,13 +163,19 @@ def _measure_all(
 def main() -> None:
     """Measures both checkouts and writes one JSON file."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.router.pairs",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--before", type=Path, required=True, help="the other checkout")
-    parser.add_argument("--before-commit", help="of the other checkout, if it has no git folder")
-    parser.add_argument("--commit", default=commit(), help="of this one")
-    parser.add_argument("--pairs", type=int, default=10)
-    parser.add_argument("--output", type=Path, help="a JSON file; without it, to the output")
+    parser.add_argument(
+        "--before", type=Path, required=True, help="folder of the checkout to compare with"
+    )
+    parser.add_argument("--before-commit", help="commit of that checkout, if it has no git folder")
+    parser.add_argument("--commit", default=commit(), help="commit of this checkout")
+    parser.add_argument("--pairs", type=int, default=10, help="default: %(default)s")
+    parser.add_argument(
+        "--output", type=Path, help="JSON file for the results (default: standard output)"
+    )
     options = parser.parse_args()
     roots = {pairs.BEFORE: options.before.resolve(), pairs.AFTER: ROOT}
     with tempfile.TemporaryDirectory() as folder, Processes(Path(folder)) as processes:

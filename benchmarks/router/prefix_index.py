@@ -1,9 +1,9 @@
 """Times the prefix index at full size: `python -m benchmarks.router.prefix_index`.
 
-A process of its own takes in the snapshots of all engines and then what happens to them in
-service, and prints JSON. Times are of single calls, for which an event loop would stand still, in
-time of the processor, so that other work on the machine does not count. Prompts are drawn anew from
-their numbers when needed, so that the memory is that of the index.
+A separate process indexes the snapshots of all engines and then the changes that occur in service,
+and prints JSON. Times are CPU times of single calls, during which an event loop would be blocked;
+other work on the machine does not count. Prompts are generated again from their numbers when
+needed, so that the memory measured is that of the index.
 """
 
 import argparse
@@ -218,7 +218,9 @@ def measure(num_engines: int, num_blocks: int) -> None:
 
 def main() -> None:
     """Measures in a fresh process."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.router.prefix_index", description=__doc__
+    )
     parser.add_argument("--engines", type=int, default=64)
     parser.add_argument("--blocks", type=int, default=5_000_000)
     arguments = parser.parse_args()

@@ -147,7 +147,7 @@ def run_clients(
     deadline = time.monotonic() + _CLIENT_SECONDS
     while any(client.is_running() for client in clients):
         if time.monotonic() > deadline:
-            raise RuntimeError(f"a client needs more than {_CLIENT_SECONDS} s")
+            raise RuntimeError(f"a client has not finished within {_CLIENT_SECONDS} s")
         time.sleep(_SAMPLE_SECONDS)
         for track in tracks.values():
             track.sample()

@@ -288,7 +288,9 @@ def main() -> int:
     """Soaks as the arguments say; returns 1 if something was wrong."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.router.soak")
     parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--streams", type=int, default=200, help="at the same time (default 200)")
+    parser.add_argument(
+        "--streams", type=int, default=200, help="streams at the same time (default: 200)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=_OUTPUT, metavar="FILE")
     arguments = parser.parse_args()

@@ -109,7 +109,7 @@ class Target:
         times = [moment for moment, num_tokens, _ in parts if num_tokens]
         num_tokens = sum(count for _, count, _ in parts)
         if num_tokens != self._max_tokens:
-            raise ConnectionError(f"{num_tokens} tokens came, not {self._max_tokens}")
+            raise ConnectionError(f"a call got {num_tokens} tokens instead of {self._max_tokens}")
         return Answer(
             num_prompt_tokens=self._num_prompt_tokens,
             num_tokens=num_tokens,
@@ -157,7 +157,7 @@ def run(
         while num_ended < num_requests:
             ready = selector.select(_SILENCE_SECONDS)
             if not ready:
-                raise TimeoutError(f"nothing came for {_SILENCE_SECONDS} s")
+                raise TimeoutError(f"no message came for {_SILENCE_SECONDS} s")
             for key, _ in ready:
                 for _ in range(key.data.receive()):
                     num_ended += 1

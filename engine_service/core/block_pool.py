@@ -50,7 +50,7 @@ class BlockPool:
     def __init__(self, num_blocks: int, block_size: int, enable_prefix_caching: bool) -> None:
         if num_blocks < 1 or block_size < 1:
             raise ValueError(
-                f"a pool needs a block and a token: {num_blocks=} and {block_size=} must be >= 1"
+                f"num_blocks is {num_blocks} and block_size {block_size}, both must be at least 1"
             )
         self.num_blocks = num_blocks
         self.block_size = block_size

@@ -88,7 +88,7 @@ class Limits:
         if max_tokens is not None and num_resumed_tokens > max_tokens:
             raise InvalidRequest(
                 f"resume_token_ids has {num_resumed_tokens} tokens, over max_tokens {max_tokens}, "
-                "which counts them",
+                "which includes them",
                 {"num_resumed_tokens": str(num_resumed_tokens), "max_tokens": str(max_tokens)},
             )
         num_tokens = num_prompt_tokens + (max_tokens or max(1, num_resumed_tokens))
@@ -103,7 +103,7 @@ class Limits:
         if num_tokens > self.max_model_len:
             bound = f"max_model_len {self.max_model_len}"
         else:
-            bound = f"{self.max_sequence_len}, the most that the KV cache can serve"
+            bound = f"{self.max_sequence_len}, the maximum that fits in the KV cache"
         raise InvalidRequest(
             f"{asked} are {num_tokens} tokens, over {bound}",
             {

@@ -230,9 +230,9 @@ class Scheduler:
             if is_sampled and count != 1:
                 if sequence.last_step_id > plan.step_id:
                     raise RuntimeError(
-                        f"step {plan.step_id} brought {count} tokens of request "
+                        f"step {plan.step_id} returned {count} tokens for request "
                         f"{sequence.request_id}, but step {sequence.last_step_id}, already in "
-                        "flight, is planned on one; the executor needs max_steps_in_flight 1"
+                        "flight, was planned for one; set max_steps_in_flight to 1"
                     )
                 sequence.num_pending_tokens += count - 1
             num_taken, is_valid = self._append_tokens(sequence, token_ids)

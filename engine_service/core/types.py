@@ -159,8 +159,9 @@ class StepResult:
             )
         ):
             raise RuntimeError(
-                f"step {plan.step_id} asked for {sum(plan.is_sampled)} tokens of "
-                f"{len(plan.slots)} rows, got {len(self.token_ids)} of {len(counts)}"
+                f"step {plan.step_id} asked for {sum(plan.is_sampled)} tokens from "
+                f"{len(plan.slots)} rows, but got {len(self.token_ids)} tokens from {len(counts)} "
+                "rows"
             )
 
 

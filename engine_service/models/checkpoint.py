@@ -75,15 +75,15 @@ class Checkpoint:
                     continue
                 if name in tensors:
                     raise StartupError(
-                        f"{tensor} stands in {tensors[name].path.name} too, "
-                        f"and {_INDEX_FILE} does not say which is the model's"
+                        f"{tensor} is also in {tensors[name].path.name}, and {_INDEX_FILE} does "
+                        "not say which one to use; remove one of them"
                     )
                 tensors[name] = tensor
         for name, file_name in self.weight_map.items():
             if name not in tensors:
                 raise StartupError(
-                    f"{self.folder / _INDEX_FILE}: tensor {shown(name)[1:-1]} is not in "
-                    f"{file_name}, where it should be"
+                    f"{self.folder / _INDEX_FILE}: tensor {shown(name)[1:-1]} is listed in "
+                    f"{file_name}, but that file does not have it; download the model again"
                 )
         return tensors
 
@@ -118,7 +118,7 @@ def resolve_checkpoint(model: str, *, with_weights: bool = True) -> Checkpoint:
         except StartupError:
             raise hub.refusal(model, str(failure)) from failure
         _logger.warning(
-            "hub failed model=%s folder=%s: the cached files are used (%s)",
+            "hub failed model=%s folder=%s detail=the cached files in this folder are used: %s",
             model,
             checkpoint.folder,
             failure,
@@ -128,7 +128,7 @@ def resolve_checkpoint(model: str, *, with_weights: bool = True) -> Checkpoint:
 
 def _read_folder(folder: Path, *, with_weights: bool) -> Checkpoint:
     if not exists(folder / "config.json"):
-        raise StartupError(f"{folder}: holds no config.json, so it is no Hugging Face model folder")
+        raise StartupError(f"{folder}: is not a Hugging Face model folder: it has no config.json")
     if not with_weights:
         return Checkpoint(folder=folder, weights_files=())
     weight_map = _read_weight_map(folder)
@@ -136,12 +136,12 @@ def _read_folder(folder: Path, *, with_weights: bool) -> Checkpoint:
     for name in names:
         if not exists(folder / name):
             raise StartupError(
-                f"{folder / name}: is missing; weights are read from safetensors files only"
+                f"{folder / name}: is missing; only weights in safetensors files are supported"
             )
     if weight_map and _SINGLE_FILE not in names and exists(folder / _SINGLE_FILE):
         raise StartupError(
-            f"{folder}: holds weights twice, in {_SINGLE_FILE} and in the files that {_INDEX_FILE} "
-            "names; remove those that are not the model's"
+            f"{folder}: has two sets of weights, {_SINGLE_FILE} and the files in {_INDEX_FILE}; "
+            "remove the set that does not belong to the model"
         )
     return Checkpoint(
         folder=folder,
@@ -157,12 +157,12 @@ def _read_weight_map(folder: Path) -> dict[str, str]:
         return {}
     weight_map = read_json(path, _MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise StartupError(f"{path}: weight_map is {shown(weight_map)}; needed is an object")
+        raise StartupError(f"{path}: weight_map is {shown(weight_map)}, must be a non-empty object")
     for name, file_name in weight_map.items():
         if not _is_file_name(file_name):
             raise StartupError(
-                f"{path}: weight_map has {shown(file_name)} for {shown(name)}; "
-                "needed is the name of a file beside it"
+                f"{path}: weight_map has {shown(file_name)} for {shown(name)}, "
+                "must be the name of a file in the same folder"
             )
     return weight_map
 

@@ -33,4 +33,4 @@ def _architecture(fields: ConfigFields) -> str:
         if isinstance(name, str) and name in ARCHITECTURES:
             return name
     supported = ", ".join(ARCHITECTURES)
-    raise fields.refuse("architectures", names, f"supported is one of: {supported}")
+    raise fields.refuse("architectures", names, f"supported: {supported}")

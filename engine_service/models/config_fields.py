@@ -36,7 +36,7 @@ class ConfigFields:
         """
         value = self.get(name, default)
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= bound:
-            raise self.refuse(name, value, f"needed is an integer from 1 to {bound}")
+            raise self.refuse(name, value, f"must be an integer from 1 to {bound}")
         return value
 
     def positive_float(self, name: str, default: float | None = None) -> float:
@@ -47,7 +47,7 @@ class ConfigFields:
         """
         value = self.get(name, default)
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e30:
-            raise self.refuse(name, value, "needed is a positive number")
+            raise self.refuse(name, value, "must be a positive number")
         return float(value)
 
     def boolean(self, name: str) -> bool:
@@ -58,7 +58,7 @@ class ConfigFields:
         """
         value = self.get(name, False)
         if not isinstance(value, bool):
-            raise self.refuse(name, value, "needed is true or false")
+            raise self.refuse(name, value, "must be true or false")
         return value
 
     def must_be(self, name: str, supported: object) -> None:
@@ -69,7 +69,7 @@ class ConfigFields:
         """
         value = self.get(name, supported)
         if value != supported:
-            raise self.refuse(name, value, f"supported is only {shown(supported)}")
+            raise self.refuse(name, value, f"supported: {shown(supported)} only")
 
     def nested(self, name: str, values: Mapping[str, object]) -> "ConfigFields":
         """Returns the fields of a nested object; error messages name both fields."""

@@ -86,10 +86,10 @@ def read_decoder_config(
         raise fields.refuse(
             "num_key_value_heads",
             config.num_kv_heads,
-            f"needed is a divisor of num_attention_heads, which is {config.num_heads}",
+            f"must be a divisor of num_attention_heads, which is {config.num_heads}",
         )
     if config.head_dim % 2:
-        raise fields.refuse("head_dim", config.head_dim, "needed is an even number")
+        raise fields.refuse("head_dim", config.head_dim, "must be even")
     return config
 
 
@@ -98,10 +98,12 @@ def _refuse_unsupported(fields: ConfigFields) -> None:
     fields.must_be("use_sliding_window", False)
     layer_types = fields.get("layer_types", [])
     if not isinstance(layer_types, list) or set(map(str, layer_types)) - {"full_attention"}:
-        raise fields.refuse("layer_types", layer_types, "supported is only full_attention")
+        raise fields.refuse("layer_types", layer_types, 'supported: "full_attention" only')
     quantization = fields.get("quantization_config")
     if quantization is not None:
-        raise fields.refuse("quantization_config", quantization, "supported are plain weights")
+        raise fields.refuse(
+            "quantization_config", quantization, "quantized weights are not supported"
+        )
 
 
 def _rope_theta(fields: ConfigFields) -> float:
@@ -109,10 +111,10 @@ def _rope_theta(fields: ConfigFields) -> float:
     for name in ("rope_parameters", "rope_scaling"):
         parameters = fields.get(name, {})
         if not isinstance(parameters, dict):
-            raise fields.refuse(name, parameters, "needed is an object or null")
+            raise fields.refuse(name, parameters, "must be an object or null")
         rope_type = parameters.get("rope_type", parameters.get("type", "default"))
         if rope_type != "default" or parameters.get("partial_rotary_factor", 1.0) != 1.0:
-            raise fields.refuse(name, parameters, 'supported is only rope_type "default"')
+            raise fields.refuse(name, parameters, 'supported: rope_type "default" only')
     parameters = fields.get("rope_parameters", {})
     if isinstance(parameters, dict) and "rope_theta" in parameters:
         return fields.nested("rope_parameters", parameters).positive_float("rope_theta")
@@ -123,5 +125,5 @@ def _dtype(fields: ConfigFields) -> str:
     name = "dtype" if fields.get("dtype") is not None else "torch_dtype"
     dtype = fields.get(name, "float32")
     if not isinstance(dtype, str) or dtype not in READABLE:
-        raise fields.refuse(name, dtype, f"supported is one of: {', '.join(READABLE)}")
+        raise fields.refuse(name, dtype, f"supported: {', '.join(READABLE)}")
     return dtype

@@ -36,7 +36,8 @@ def read_eos_token_ids(folder: Path, vocab_size: int) -> frozenset[int]:
     token_id = _find_id(folder, token)
     if token_id is None or token_id >= vocab_size:
         _logger.warning(
-            "eos token unknown token=%s: tokenizer_config.json names it, but the model has none",
+            "eos token unknown token=%s detail=the tokenizer's configuration names it, but no file "
+            "gives it an ID in the vocabulary, so no text ends at it",
             shown(token),
         )
         return token_ids
@@ -54,8 +55,8 @@ def _configured_ids(folder: Path, vocab_size: int) -> frozenset[int]:
             _is_id(token_id) and token_id < vocab_size for token_id in token_ids
         ):
             raise StartupError(
-                f"{path}: eos_token_id is {shown(value)}; needed is a token ID from 0 to "
-                f"{vocab_size - 1}, or a list of at most {_MAX_EOS_TOKENS}"
+                f"{path}: eos_token_id is {shown(value)}; must be a token ID from 0 to "
+                f"{vocab_size - 1}, or a list of at most {_MAX_EOS_TOKENS} of them"
             )
         return frozenset(token_ids)
     return frozenset()
@@ -70,7 +71,7 @@ def _tokenizer_token(folder: Path) -> str | None:
         if isinstance(token, str):
             return token
         if value is not None:
-            raise StartupError(f"{path}: eos_token is {shown(value)}; needed is a token's text")
+            raise StartupError(f"{path}: eos_token is {shown(value)}; must be the text of a token")
     return None
 
 

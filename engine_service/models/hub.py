@@ -30,7 +30,7 @@ def download(model: str, patterns: Sequence[str]) -> Path:
         return Path(huggingface_hub.snapshot_download(model, allow_patterns=list(patterns)))
     except HFValidationError as error:
         raise StartupError(
-            f"model {model!r}: there is no such folder, nor can it be a hub ID"
+            f"model {model!r}: there is no such folder, and it is not a valid hub ID"
         ) from error
     except Exception as error:  # Of the library or below it, for whatever the other side says.
         raise HubFailed(_reason(error)) from error
@@ -51,13 +51,13 @@ def cached(model: str, patterns: Sequence[str]) -> Path:
             )
         )
     except Exception as error:
-        raise StartupError(f"model {model!r}: is not in the hub's cache") from error
+        raise StartupError(f"model {model!r}: is not in the local cache of the hub") from error
 
 
 def refusal(model: str, reason: str) -> StartupError:
     """Returns the error for a model that neither disk nor hub has."""
     return StartupError(
-        f"model {model!r}: there is no such folder, and the hub does not give it: {reason}"
+        f"model {model!r}: there is no such folder, and the hub does not provide it: {reason}"
     )
 
 
@@ -67,4 +67,4 @@ def _reason(error: Exception) -> str:
     # Connection errors are not OSErrors, but their text is clear.
     if isinstance(error, OSError) or type(error).__module__.startswith("httpx"):
         return reason
-    return f"its answer makes no sense ({type(error).__name__}: {reason})"
+    return f"its answer is invalid ({type(error).__name__}: {reason})"

@@ -27,9 +27,9 @@ def read_json(path: Path, max_bytes: int = _MAX_CONFIG_BYTES) -> dict[str, objec
     try:
         value = parse_json(content)
     except ValueError as error:
-        raise StartupError(f"{path}: cannot be read as JSON: {error}") from error
+        raise StartupError(f"{path}: is not valid JSON: {error}") from error
     if not isinstance(value, dict):
-        raise StartupError(f"{path}: holds no JSON object")
+        raise StartupError(f"{path}: is not a JSON object")
     return value
 
 
@@ -39,7 +39,7 @@ def parse_json(content: bytes) -> object:
     Raises:
         ValueError: It is not JSON, repeats a field of an object, or is nested too deeply.
     """
-    too_deep = ValueError(f"it is nested over {_MAX_DEPTH} levels deep")
+    too_deep = ValueError(f"it is nested more than {_MAX_DEPTH} levels deep")
     try:
         value = json.loads(
             content.decode(), parse_constant=_refuse_constant, object_pairs_hook=_without_twins
@@ -74,12 +74,12 @@ def _depth_is_over(value: object, bound: int) -> bool:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _without_twins(pairs: list[tuple[str, object]]) -> dict[str, object]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
         twin, _ = Counter(name for name, _ in pairs).most_common(1)[0]
-        raise ValueError(f"{shown(twin)} stands in it twice")
+        raise ValueError(f"{shown(twin)} appears twice in one object")
     return fields

@@ -148,8 +148,8 @@ def _check_values(transfers: Sequence[Transfer]) -> None:
             found = "infinite values"
             if STORED[stored.dtype].torch_dtype != dtype:
                 limit = torch.finfo(dtype).max
-                found += f", or values over {limit:.3g}, the largest of {_name(dtype)}"
-        raise StartupError(f"{stored}, stored as {stored.dtype}, holds {found}")
+                found += f", or values above {limit:.3g}, the maximum of {_name(dtype)}"
+        raise StartupError(f"{stored}, stored as {stored.dtype}, contains {found}")
 
 
 def _check_tied_head(transfers: Sequence[Transfer]) -> None:
@@ -159,8 +159,8 @@ def _check_tied_head(transfers: Sequence[Transfer]) -> None:
     if head is None or embedding is None or torch.equal(head.target, embedding.target):
         return
     raise StartupError(
-        f"{head.stored} is not equal to {EMBEDDING}, but config.json ties them; "
-        "set tie_word_embeddings to false to use both, or remove the one that is not meant"
+        f"{head.stored} differs from {EMBEDDING}, but config.json ties them; "
+        "set tie_word_embeddings to false to use both, or remove the wrong one"
     )
 
 

@@ -22,7 +22,7 @@ def served_name(options: ModelOptions, folder: Path) -> str:
     name = Path(options.model).name or folder.resolve().name
     if not is_name(name):
         raise StartupError(
-            f"the folder's name \"{shown(name)}\" cannot be the model's, which has {NAME_RULE}; "
-            "choose one with --served-model-name"
+            f'the folder\'s name "{shown(name)}" is not a valid model name, which has {NAME_RULE}; '
+            "set --served-model-name"
         )
     return name

@@ -37,7 +37,7 @@ def open_plain_file(path: Path) -> int:
         raise cannot_read(path, error) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise StartupError(f"{path}: is no plain file")
+        raise StartupError(f"{path}: is not a regular file")
     return descriptor
 
 
@@ -60,8 +60,8 @@ def read_own_file(path: Path, max_bytes: int) -> bytes:
         raise cannot_read(path, error) from error
     if not any(target.is_relative_to(home) for home in _homes(folder)):
         raise StartupError(
-            f"{path}: is a link that leads out of the model's folder, to {target}; "
-            "put the file itself there"
+            f"{path}: is a link that leads outside the model's folder, to {target}; "
+            "replace the link with the file"
         )
     with open(open_plain_file(target), "rb") as file:
         try:
@@ -69,7 +69,7 @@ def read_own_file(path: Path, max_bytes: int) -> bytes:
         except OSError as error:
             raise cannot_read(path, error) from error
     if len(content) > max_bytes:
-        raise StartupError(f"{path}: has over {max_bytes} bytes, the most that is read of it")
+        raise StartupError(f"{path}: has more than {max_bytes} bytes, the limit for this file")
     return content
 
 

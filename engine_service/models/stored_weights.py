@@ -41,14 +41,14 @@ def choose_tensors(
             del wanted[EMBEDDING]
     for name, tensor in stored.items():
         if name not in wanted:
-            raise StartupError(f"{tensor} is unexpected in this architecture")
+            raise StartupError(f"{tensor} is not part of the model that config.json describes")
         _check_stored(tensor, wanted[name])
     missing = wanted.keys() - stored.keys()
     if missing:
         name = min(missing)
         raise StartupError(
-            f"{checkpoint.folder}: tensor {name} {list(wanted[name])} is missing"
-            + (f", and {len(missing) - 1} more are" if len(missing) > 1 else "")
+            f"{checkpoint.folder}: tensor {name} of shape {list(wanted[name])} is missing"
+            + (f", and {len(missing) - 1} more" if len(missing) > 1 else "")
         )
     return stored
 
@@ -56,8 +56,8 @@ def choose_tensors(
 def _check_stored(stored: StoredTensor, shape: tuple[int, ...]) -> None:
     if stored.shape != shape:
         raise StartupError(
-            f"{stored} is {list(stored.shape)}, but config.json makes it {list(shape)}"
+            f"{stored} has shape {list(stored.shape)}, but config.json requires {list(shape)}"
         )
     if STORED[stored.dtype].name is None:
         supported = ", ".join(dtype.stored_name for dtype in READABLE.values())
-        raise StartupError(f"{stored} is stored as {stored.dtype}; supported are {supported}")
+        raise StartupError(f"{stored} is stored as {stored.dtype}; supported: {supported}")

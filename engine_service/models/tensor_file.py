@@ -53,13 +53,14 @@ def read_tensor_file(path: Path) -> dict[str, StoredTensor]:
     try:
         with open(open_plain_file(path), "rb") as file:
             num_bytes = os.fstat(file.fileno()).st_size
+            if num_bytes < 8:
+                raise ValueError(f"it has only {num_bytes} bytes")
             (header_bytes,) = struct.unpack("<Q", file.read(8))
             if header_bytes > num_bytes - 8:
-                raise ValueError("its header ends behind the file's end")
+                raise ValueError("its header ends after the end of the file")
             if header_bytes > _MAX_HEADER_BYTES:
                 raise ValueError(
-                    f"its header has {header_bytes} bytes, the most that is read is "
-                    f"{_MAX_HEADER_BYTES}"
+                    f"its header has {header_bytes} bytes, over the limit of {_MAX_HEADER_BYTES}"
                 )
             header = file.read(header_bytes)
         return _tensors(path, header, 8 + header_bytes, num_bytes)
@@ -67,14 +68,14 @@ def read_tensor_file(path: Path) -> dict[str, StoredTensor]:
         raise cannot_read(path, error) from error
     except (struct.error, ValueError) as error:
         raise StartupError(
-            f"{path}: is not a whole safetensors file; fetch it again ({error})"
+            f"{path}: is not a complete safetensors file; download it again ({error})"
         ) from error
 
 
 def _tensors(path: Path, header: bytes, start: int, num_bytes: int) -> dict[str, StoredTensor]:
     entries = parse_json(header)
     if not isinstance(entries, dict):
-        raise ValueError("its header is no JSON object")
+        raise ValueError("its header is not a JSON object")
     entries.pop("__metadata__", None)
     tensors = [_tensor(path, name, entry, start) for name, entry in entries.items()]
     tensors.sort(key=lambda tensor: (tensor.begin, tensor.end))
@@ -83,11 +84,11 @@ def _tensors(path: Path, header: bytes, start: int, num_bytes: int) -> dict[str,
         if tensor.begin != end:
             raise ValueError(
                 f"tensor {shown(tensor.name)} begins at byte {tensor.begin - start} of the data, "
-                f"but what is in front of it ends at {end - start}"
+                f"but the tensors before it end at byte {end - start}"
             )
         end = tensor.end
     if end != num_bytes:
-        raise ValueError(f"the tensors end at byte {end}, the file at {num_bytes}")
+        raise ValueError(f"its tensors end at byte {end}, but the file ends at byte {num_bytes}")
     return {tensor.name: tensor for tensor in tensors}
 
 
@@ -95,16 +96,16 @@ def _tensor(path: Path, name: str, entry: object, start: int) -> StoredTensor:
     fields = entry if isinstance(entry, dict) else {}
     dtype, shape, offsets = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not isinstance(dtype, str) or dtype not in STORED:
-        raise ValueError(f"tensor {shown(name)} has the dtype {shown(dtype)}, which is unknown")
+        raise ValueError(f"tensor {shown(name)} has the unknown dtype {shown(dtype)}")
     if not _are_sizes(shape) or len(shape) > _MAX_DIMENSIONS:
-        raise ValueError(f"tensor {shown(name)} has the shape {shown(shape)}, which is none")
+        raise ValueError(f"tensor {shown(name)} has the invalid shape {shown(shape)}")
     if not _are_sizes(offsets) or len(offsets) != 2:
-        raise ValueError(f"tensor {shown(name)} has data_offsets {shown(offsets)}, no two sizes")
+        raise ValueError(f"tensor {shown(name)} has the invalid data_offsets {shown(offsets)}")
     begin, end = offsets
     if (end - begin) * 8 != math.prod(shape) * STORED[dtype].num_bits:
         raise ValueError(
-            f"tensor {shown(name)} has {end - begin} bytes, which is not the size of "
-            f"{shown(shape)} {dtype}"
+            f"tensor {shown(name)} has {end - begin} bytes, which does not fit its shape "
+            f"{shown(shape)} in {dtype}"
         )
     return StoredTensor(
         path=path,

@@ -153,6 +153,7 @@ def _fill(buffer: memoryview, piece: _Piece) -> None:
             raise cannot_read(piece.stored.path, error) from error
         if not count:
             raise StartupError(
-                f"{piece.stored.path}: is not a whole safetensors file; it ends too early"
+                f"{piece.stored.path}: is not a complete safetensors file; download it again "
+                "(it has become shorter while it was read)"
             )
         done += count

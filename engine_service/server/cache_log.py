@@ -163,8 +163,8 @@ class CacheLog:
 
     def _too_slow(self, sequence_number: int) -> SlowReader:
         return SlowReader(
-            f"change {sequence_number} of the cache is no longer held, the oldest is "
-            f"{self._first_held}",
+            f"change {sequence_number} of the cache is no longer kept, the oldest one kept is "
+            f"{self._first_held}; read faster",
             {
                 "sequence_number": str(sequence_number),
                 "oldest_sequence_number": str(self._first_held),

@@ -50,7 +50,7 @@ def request_name(message: engine_pb2.GenerateRequest) -> str:
     _check_length("request_id", len(name), MAX_LABEL_CHARACTERS, "characters")
     if not name.isprintable():
         raise InvalidRequest(
-            f"request_id holds {first_unprintable(name)}, must be printable",
+            f"request_id contains {first_unprintable(name)}; it must be printable",
             {"field": "request_id", "value": shown(name), "bounds": "printable characters"},
         )
     return name or uuid.uuid4().hex
@@ -196,7 +196,7 @@ def _token_ids(message: engine_pb2.GenerateRequest, field: str, limits: Limits) 
     bound = limits.max_sequence_len
     if count > bound:
         raise InvalidRequest(
-            f"{field} has {count} tokens, the most that this engine takes is {bound}",
+            f"{field} has {count} tokens, the most allowed is {bound}",
             {"field": field, "value": str(count), "bounds": f"0 to {bound}"},
             reason=Reason.PROMPT_TOO_LONG,
         )

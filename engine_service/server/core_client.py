@@ -145,13 +145,13 @@ class CoreClient:
         if handle in stream.open_requests:
             other = stream.open_requests[handle].name
             raise InvalidRequest(
-                f"handle {handle} of request {name!r} is that of request {other!r}, which goes on",
+                f"handle {handle} of request {name!r} is in use by request {other!r}, which "
+                "continues",
                 {"field": "handle", "handle": str(handle), "request_id": name},
             )
         if self._num_waiting >= self._max_waiting_requests:
             raise QueueFull(
-                f"{self._num_waiting} requests wait, the most allowed is "
-                f"{self._max_waiting_requests}",
+                f"{self._num_waiting} requests are waiting, the limit of max_waiting_requests",
                 {
                     "waiting_count": str(self._num_waiting),
                     "max_waiting_requests": str(self._max_waiting_requests),
@@ -337,13 +337,16 @@ def _as_request_error(error: Exception) -> RequestError:
     if isinstance(error, RequestError):
         return error
     _logger.error("request failed in the core", exc_info=error)
-    return RequestError("internal error in the core; the log says more", reason=Reason.INTERNAL)
+    return RequestError(
+        "the engine's core failed to process this request; its log says why",
+        reason=Reason.INTERNAL,
+    )
 
 
 def _too_slow(stream: OutputStream) -> SlowReader:
     return SlowReader(
-        f"{stream.num_buffered} tokens wait to be read, the most kept is "
-        f"{stream.max_buffered_tokens}",
+        f"{stream.num_buffered} tokens wait to be read, over the limit of "
+        f"{stream.max_buffered_tokens}; read faster",
         {
             "buffered_tokens": str(stream.num_buffered),
             "max_buffered_tokens": str(stream.max_buffered_tokens),

@@ -158,7 +158,7 @@ class EngineServer:
                 await self._client.wait_idle()
                 watching.cancel()
         except TimeoutError:
-            _logger.warning("drain grace is over num_open_requests=%d", self._client.num_open)
+            _logger.warning("drain grace over num_open_requests=%d", self._client.num_open)
         exiting = Draining("the engine is exiting")
         self._client.fail_all(exiting)
         self._cache_log.fail(exiting)
@@ -227,7 +227,7 @@ class EngineServer:
             self._cache_log.fail(core_frozen())
             await self._enter(State.FROZEN)
         elif self.is_core_frozen and not is_frozen:
-            _logger.warning("core woke up, the engine serves again")
+            _logger.warning("core woke up detail=the engine serves again")
             client.resume()
             self._cache_log.recover()
             await self._enter(State.SERVING)

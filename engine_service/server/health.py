@@ -11,11 +11,11 @@ SERVICE_NAME = "pagestream.engine.v1.EngineService"
 class State(enum.Enum):
     """The engine's lifecycle state."""
 
-    STARTING = "starting: the model is being loaded"
+    STARTING = "starting: the model is loading"
     SERVING = "serving"
     DRAINING = "draining: running requests finish, new ones are refused"
-    FROZEN = "frozen: the core's process gives no sign of life"
-    FAILED = "failed: the core's process has ended"
+    FROZEN = "frozen: the core process does not respond"
+    FAILED = "failed: the core process has ended"
 
 
 class Health(health.Health[State]):

@@ -54,27 +54,27 @@ class EngineMetrics:
             "requests_running", "Requests that hold blocks and take part in steps."
         )
         self.requests_waiting = self._gauge(
-            "requests_waiting", "Requests that wait for a place in a step."
+            "requests_waiting", "Requests that wait to be scheduled."
         )
         self.kv_cache_usage_ratio = self._gauge(
-            "kv_cache_usage_ratio", "Share of the blocks that running requests hold, 0 to 1."
+            "kv_cache_usage_ratio", "Share of the blocks that running requests hold, from 0 to 1."
         )
-        self.kv_cache_blocks = self._gauge("kv_cache_blocks", "Blocks of the KV cache.")
+        self.kv_cache_blocks = self._gauge("kv_cache_blocks", "Blocks in the KV cache.")
         self.kv_cache_free_blocks = self._gauge(
-            "kv_cache_free_blocks", "Blocks that are free or hold cached prefixes nobody uses."
+            "kv_cache_free_blocks", "Blocks that are empty or hold cached prefixes not in use."
         )
         self.kv_cache_block_size_tokens = self._gauge(
-            "kv_cache_block_size_tokens", "Tokens of one block."
+            "kv_cache_block_size_tokens", "Tokens per block."
         )
         self.streams = self._gauge("streams", "Open GenerateMany streams, one per router.")
         self.cache_watchers = self._gauge("cache_watchers", "Open WatchCache streams.")
         self.cached_blocks = self._gauge(
-            "cached_blocks", "Blocks that the prefix cache holds, in use or not."
+            "cached_blocks", "Blocks in the prefix cache, in use or not."
         )
         self.core_silence = self._gauge(
-            "core_silence_seconds", "Since the core last gave a sign of life."
+            "core_silence_seconds", "Seconds since the core's last heartbeat."
         )
-        self.ready = self._gauge("ready", "1 when new requests are taken, else 0.")
+        self.ready = self._gauge("ready", "1 while new requests are accepted, else 0.")
         self.model_info = Gauge(
             f"{_PREFIX}_model_info",
             "Always 1; the labels describe the model.",
@@ -93,10 +93,11 @@ class EngineMetrics:
             outcome: self.requests.labels(outcome=outcome) for outcome in OUTCOMES
         }
         self.prompt_tokens = self._counter(
-            "prompt_tokens", "Tokens of the prompts of requests that began to run."
+            "prompt_tokens", "Prompt tokens of requests that began to run."
         )
         self.computed_prompt_tokens = self._counter(
-            "computed_prompt_tokens", "Prompt tokens computed, those after preemption included."
+            "computed_prompt_tokens",
+            "Prompt tokens computed, including those computed again after a preemption.",
         )
         self.generated_tokens = self._counter("generated_tokens", "Tokens generated.")
         self.prefix_cache_query_tokens = self._counter(
@@ -109,40 +110,46 @@ class EngineMetrics:
             "preemptions", "Times that a running request lost its blocks to another."
         )
         self.invalid_logits = self._counter(
-            "invalid_logits", "Requests that ended since the model's logits were NaN or infinite."
+            "invalid_logits", "Requests that ended because their logits were NaN or infinite."
         )
         self.slow_readers = self._counter(
-            "slow_readers", "Streams of all kinds closed since their client did not read."
+            "slow_readers", "Streams of any kind closed because their client read too slowly."
         )
         self.core_freezes = self._counter(
-            "core_freezes", "Times that the core was silent for too long."
+            "core_freezes", "Times that the core sent no heartbeat for too long."
         )
         self.malformed_messages = Counter(
             f"{_PREFIX}_malformed_messages",
-            "Messages refused since they cannot be parsed or hold too much, by method.",
+            "Messages refused because they cannot be parsed or exceed a bound, by method.",
             ("method",),
             registry=self.registry,
         )
-        self.steps = self._counter("steps", "Steps of the engine.")
+        self.steps = self._counter("steps", "Steps that the engine has run.")
 
     def _add_times(self) -> None:
         self.time_to_first_token = self._histogram(
-            "time_to_first_token_seconds", "From arrival to the first token.", REQUEST_BUCKETS
+            "time_to_first_token_seconds",
+            "Seconds from a request's arrival to its first token.",
+            REQUEST_BUCKETS,
         )
         self.time_between_tokens = self._histogram(
             "time_between_tokens_seconds",
-            "From one token of a request to its next.",
+            "Seconds from one token of a request to its next.",
             TOKEN_BUCKETS,
         )
         self.queue_time = self._histogram(
-            "queue_time_seconds", "From arrival to the first step.", REQUEST_BUCKETS
+            "queue_time_seconds",
+            "Seconds from a request's arrival to its first step.",
+            REQUEST_BUCKETS,
         )
         self.request_time = self._histogram(
-            "request_time_seconds", "From arrival to the end, of any outcome.", REQUEST_BUCKETS
+            "request_time_seconds",
+            "Seconds from a request's arrival to its end, whatever the outcome.",
+            REQUEST_BUCKETS,
         )
         self.step_time = Histogram(
             f"{_PREFIX}_step_time_seconds",
-            "Time of one step, by phase.",
+            "Seconds of one step, by phase.",
             ("phase",),
             buckets=WORK_BUCKETS,
             registry=self.registry,

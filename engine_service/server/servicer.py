@@ -97,7 +97,7 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
             replica = self._loaded()
             if not replica.tokenizer.files:
                 raise NoTokenizer(
-                    f"the folder of model {replica.info.model_name!r} holds no tokenizer files",
+                    f"the folder of model {replica.info.model_name!r} has no tokenizer files",
                     {"model_name": replica.info.model_name},
                 )
             for response in convert.to_tokenizer_responses(replica.tokenizer):

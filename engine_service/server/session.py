@@ -54,7 +54,7 @@ class GenerateManySession:
                     return error
                 except grpc.aio.InternalError:
                     # The router disconnected in the middle of a message.
-                    _logger.debug("stream ended in a write")
+                    _logger.debug("stream closed by the router during a write")
                 finally:
                     reading.cancel()
         finally:
@@ -86,8 +86,8 @@ class GenerateManySession:
 
     def _epoch_mismatch(self, epoch: int) -> EpochMismatch:
         return EpochMismatch(
-            f"the router means epoch {epoch}, this engine is {self._epoch}; another engine has "
-            "taken its place",
+            f"the stream is for an engine of epoch {epoch}, but the epoch of this engine is "
+            f"{self._epoch}: it is another engine, or has restarted",
             {"epoch": str(epoch), "engine_epoch": str(self._epoch)},
         )
 

@@ -30,4 +30,4 @@ def _to_status(error: Exception) -> ErrorStatus:
 def _shown(error: Exception) -> RequestError:
     if isinstance(error, RequestError):
         return error
-    return RequestError("the engine failed on this request; its log says why")
+    return RequestError("the engine failed to process this request; its log says why")

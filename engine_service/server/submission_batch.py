@@ -49,9 +49,9 @@ class SubmissionBatchParser:
             submissions, rest = _split(data)
         except (BadWireFormat, _TooMany) as error:
             name = engine_pb2.GenerateManyRequest.DESCRIPTOR.full_name
-            why = str(error) or "it is damaged"
+            why = str(error) or "its encoding is invalid"
             return Malformed(
-                text=f"a message of {len(data)} bytes is no {name}: {why}",
+                text=f"a message of {len(data)} bytes cannot be parsed as {name}: {why}",
                 metadata={"field": name, "value": f"{len(data)} bytes"},
             )
         others = self._parse_rest(rest)

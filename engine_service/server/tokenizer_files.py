@@ -48,8 +48,8 @@ class TokenizerFiles:
             num_bytes += len(content)
             if num_bytes > _MAX_BYTES:
                 raise StartupError(
-                    f"{path}: with it the tokenizer files have {num_bytes} bytes, the most that is "
-                    f"served is {_MAX_BYTES}"
+                    f"{path}: with this file, the tokenizer files have {num_bytes} bytes together, "
+                    f"over the limit of {_MAX_BYTES}"
                 )
             digest = hashlib.sha256(content)
             digests[path.name] = digest.digest()

@@ -44,7 +44,7 @@ def set_up_device(options: ModelOptions, rank: int = 0) -> torch.device:
         fault = fault or _why_too_old(0)
         if fault is not None:
             logger.warning(
-                "gpu unusable device=cpu dtype=%s: %s; the model is served on the CPU, many times "
+                "gpu unusable device=cpu dtype=%s detail=%s; the model runs on the CPU, many times "
                 "slower than on a GPU",
                 "float32" if options.dtype == "auto" else options.dtype,
                 fault,
@@ -55,7 +55,7 @@ def set_up_device(options: ModelOptions, rank: int = 0) -> torch.device:
         ranks = f" and tensor_parallel_size is {size}" if size > 1 else ""
         raise StartupError(
             f"device is {options.device!r}{ranks}, but there are {torch.cuda.device_count()} CUDA "
-            "GPUs, counted from 0"
+            "GPUs, numbered from 0"
         )
     index = first + rank
     if fault := _why_too_old(index):
@@ -77,8 +77,8 @@ def choose_dtype(options: ModelOptions, config: ModelConfig, device: torch.devic
     dtype = config.dtype if device.type == "cuda" else "float32"
     if dtype not in COMPUTED:
         raise StartupError(
-            f"dtype is 'auto' and the checkpoint is stored in {dtype}, which is not supported; "
-            f"choose one of: {', '.join(COMPUTED)}"
+            f"dtype is 'auto' and the checkpoint's dtype is {dtype}, which is not supported; "
+            f"set dtype to one of: {', '.join(COMPUTED)}"
         )
     return dtype
 
@@ -88,7 +88,7 @@ def _why_no_gpu() -> str | None:
     if torch.cuda.is_available():
         return None
     if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
-        return f"torch {torch.__version__} is built without CUDA: install a build with it"
+        return f"torch {torch.__version__} is built without CUDA: install a build with CUDA"
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]
     except RuntimeError as error:
@@ -103,8 +103,8 @@ def _why_too_old(index: int) -> str | None:
     if capability >= _MIN_CAPABILITY:
         return None
     return (
-        f"{torch.cuda.get_device_name(index)} is too old a GPU: its compute capability is "
-        f"{_as_version(capability)}, Triton needs {_as_version(_MIN_CAPABILITY)} or more"
+        f"{torch.cuda.get_device_name(index)} is too old: its compute capability is "
+        f"{_as_version(capability)}, but Triton needs {_as_version(_MIN_CAPABILITY)} or more"
     )
 
 
@@ -125,6 +125,6 @@ def check_head_dim(config: ModelConfig, device: torch.device) -> None:
     """
     if device.type == "cuda" and config.head_dim not in TRITON_HEAD_DIMS:
         raise StartupError(
-            f"head_dim of the model is {config.head_dim}; supported on a GPU is one of: "
+            f"the model's head_dim is {config.head_dim}; supported on a GPU: "
             f"{', '.join(map(str, TRITON_HEAD_DIMS))}"
         )

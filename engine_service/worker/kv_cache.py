@@ -91,7 +91,7 @@ def num_blocks_on_cpu(options: CacheOptions, block_bytes: int) -> int:
     if num_blocks < 1:
         raise StartupError(
             f"cpu_cache_bytes is {options.cpu_cache_bytes}, but one block of {options.block_size} "
-            f"tokens takes {block_bytes}; raise cpu_cache_bytes or lower block_size"
+            f"tokens takes {block_bytes} bytes; raise cpu_cache_bytes or lower block_size"
         )
     return num_blocks
 
@@ -129,9 +129,9 @@ def num_blocks_on_cuda(
     num_blocks = available // block_bytes
     if num_blocks < 1:
         raise StartupError(
-            f"no KV block of {block_bytes} bytes fits on {device}: of {total} bytes, {free} are "
-            f"free, {held} hold the model, a step takes {activations}, and "
+            f"not even one KV cache block of {block_bytes} bytes fits on {device}: of {total} "
+            f"bytes, {free} are free, the model takes {held}, the largest step {activations}, and "
             f"gpu_memory_utilization {options.gpu_memory_utilization:g} allows {share}; raise it, "
-            "lower max_num_batched_tokens or max_num_seqs, or free the GPU"
+            "lower max_num_batched_tokens or max_num_seqs, or free memory of the GPU"
         )
     return num_blocks

@@ -33,20 +33,24 @@ def check_toolchain() -> None:
         _ = driver.active.utils
     except Exception as error:
         raise StartupError(
-            f"{missing} (Triton cannot build what launches its kernels: {first_line(error)})"
+            f"{missing} (Triton cannot build its kernel launchers: {first_line(error)})"
         ) from error
-    logger.warning("toolchain missing: %s; Triton's cache serves for now", missing)
+    logger.warning(
+        "toolchain missing detail=%s; this start uses what is in Triton's cache", missing
+    )
 
 
 def missing_tool() -> str | None:
     """Searches where Triton does; returns the missing tool and what to install, or None."""
     compiler = knobs.build.cc
     if compiler is not None and shutil.which(compiler) is None:
-        return f"CC is {compiler!r}, and there is no such program; name a C compiler, or unset CC"
+        return (
+            f"CC is {compiler!r}, but there is no such program; set it to a C compiler or unset it"
+        )
     if compiler is None and not any(map(shutil.which, _COMPILERS)):
         return (
-            "there is no C compiler, neither gcc nor clang, in PATH; install one where the engine "
-            "runs (Debian and Ubuntu: apt-get install gcc libc6-dev)"
+            "there is no C compiler (gcc or clang) in PATH; install one where the engine runs "
+            "(Debian and Ubuntu: apt-get install gcc libc6-dev)"
         )
     scheme = sysconfig.get_default_scheme()
     # Debian's own scheme names a folder that holds no headers.

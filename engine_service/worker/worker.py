@@ -167,9 +167,9 @@ def start_worker(config: WorkerConfig) -> StartedWorker:
         if not is_out_of_memory(error):
             raise
         raise StartupError(
-            f"{config.device} has not enough memory for the model, its largest step and its CUDA "
-            "graphs; lower max_num_batched_tokens, max_num_seqs, num_blocks or "
-            "gpu_memory_utilization, set enforce_eager, or free the device "
+            f"{config.device} does not have enough memory for the model, its largest step and its "
+            "CUDA graphs; lower max_num_batched_tokens, max_num_seqs, num_blocks or "
+            "gpu_memory_utilization, set enforce_eager, or free memory of the device "
             f"({str(error).splitlines()[0]})"
         ) from error
 

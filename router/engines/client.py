@@ -334,7 +334,7 @@ class EngineClient:
         except TimeoutError as error:
             raise ConnectionLost(f"its stream sent nothing within {seconds} s") from error
         if first is None or not first.HasField("load"):
-            raise ConnectionLost("its stream did not begin with its load")
+            raise ConnectionLost("the first message of its stream has no load")
         if (first.epoch, first.model_fingerprint) != (model.epoch, model.fingerprint):
             raise ConnectionLost(
                 f"its stream has epoch {first.epoch} and fingerprint "

@@ -183,7 +183,7 @@ class PolledDiscovery:
             if str(error) != self._problem:
                 self._problem = str(error)
                 _logger.warning(
-                    "engine discovery failed source=%s num_known=%d problem=%s",
+                    "engine discovery failed source=%s num_known=%d error=%s",
                     self._source,
                     len(self._known),
                     error,

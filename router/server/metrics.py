@@ -48,38 +48,39 @@ class RouterMetrics:
         for outcome in OUTCOMES:
             self._requests.labels(outcome)
         self._in_flight = Gauge(
-            f"{_PREFIX}_requests_in_flight", "Generate calls under way.", registry=self.registry
+            f"{_PREFIX}_requests_in_flight", "Generate calls in progress.", registry=self.registry
         )
         self._request_bytes = Gauge(
             f"{_PREFIX}_request_bytes",
-            "Messages of all calls under way that carry a prompt or tokens.",
+            "Bytes of the messages with a prompt or tokens, of all calls in progress.",
             registry=self.registry,
         )
         self._queued_prompt_tokens = Gauge(
             f"{_PREFIX}_queued_prompt_tokens",
-            "Tokens of prompts that wait for an engine to begin with them.",
+            "Prompt tokens of requests that no engine has started yet.",
             registry=self.registry,
         )
         self._tasks = Gauge(
             f"{_PREFIX}_tasks",
-            "Asyncio tasks of the router, waiting or not.",
+            "Asyncio tasks of the router, including those that wait.",
             registry=self.registry,
         )
         self._malformed_messages = Counter(
             f"{_PREFIX}_malformed_messages",
-            "Messages refused since they cannot be parsed or hold too much, by method.",
+            "Messages refused because they cannot be parsed or exceed a bound, by method.",
             ("method",),
             registry=self.registry,
         )
         self._prompt_tokens = self._counter(
-            "prompt_tokens", "Tokens of prompts handed to placement."
+            "prompt_tokens", "Prompt tokens of requests handed to placement."
         )
         self._generated_tokens = self._counter(
             "generated_tokens", "Tokens received from engines for clients."
         )
         self._best_cached = self._counter(
             "best_cached_tokens",
-            "Prompt tokens of admitted requests cached at the engine that held most of them.",
+            "Prompt tokens of admitted requests that the index held for the engine with most of "
+            "them.",
         )
         self._predicted_cached = self._counter(
             "predicted_cached_tokens",
@@ -90,11 +91,11 @@ class RouterMetrics:
             "Prompt tokens of admitted requests that the chosen engine found in its cache.",
         )
         self._retries = self._counter(
-            "retries", "Requests sent to another engine before a token of them came."
+            "retries", "Requests sent to another engine before their first token."
         )
         self._failovers = Counter(
             f"{_PREFIX}_failovers",
-            "Requests that had tokens and were sent on to another engine, by cause.",
+            "Requests sent to another engine after their first token, by cause.",
             ("cause",),
             registry=self.registry,
         )
@@ -102,38 +103,46 @@ class RouterMetrics:
             self._failovers.labels(cause)
         self._template_worker_ends = Counter(
             f"{_PREFIX}_template_worker_ends",
-            "Workers of chat templates that were killed or died, by cause.",
+            "Chat template workers that were killed or died, by cause.",
             ("cause",),
             registry=self.registry,
         )
         for cause in END_CAUSES:
             self._template_worker_ends.labels(cause)
         self._resumed_tokens = self._counter(
-            "resumed_tokens", "Tokens that requests had when they were sent on."
+            "resumed_tokens",
+            "Tokens that requests already had when they were sent to another engine.",
         )
         self._time_to_first_token = self._histogram(
-            "time_to_first_token_seconds", "From arrival to the first token.", REQUEST_BUCKETS
+            "time_to_first_token_seconds",
+            "Seconds from a request's arrival to its first token.",
+            REQUEST_BUCKETS,
         )
         self._time_between_tokens = self._histogram(
             "time_between_tokens_seconds",
-            "Between messages with tokens, divided by the tokens of the later one.",
+            "Seconds between two messages with tokens, divided by the tokens in the later one.",
             TOKEN_BUCKETS,
         )
         self._request_time = self._histogram(
-            "request_time_seconds", "From arrival to the end, of any outcome.", REQUEST_BUCKETS
+            "request_time_seconds",
+            "Seconds from a request's arrival to its end, whatever the outcome.",
+            REQUEST_BUCKETS,
         )
         self._time_added = self._histogram(
             "time_added_seconds",
-            "From arrival until the request is sent to an engine: checks, tokenization, placement.",
+            "Seconds from a request's arrival until it is sent to an engine: checks, tokenization, "
+            "placement.",
             WORK_BUCKETS,
         )
         self._tokenization_time = self._histogram(
             "tokenization_time_seconds",
-            "Of one text or chat, the wait for a thread included.",
+            "Seconds to tokenize one text or chat, including the wait for a thread.",
             WORK_BUCKETS,
         )
         self._placement_time = self._histogram(
-            "placement_time_seconds", "Index lookup and choice of an engine.", WORK_BUCKETS
+            "placement_time_seconds",
+            "Seconds to look up the prefix index and choose an engine.",
+            WORK_BUCKETS,
         )
 
     def update(
@@ -230,7 +239,7 @@ class _FleetCollector(Collector):
             yield from _index(self.statistics)
         yield CounterMetricFamily(
             f"{_PREFIX}_discovery_failures",
-            "Times that the file or the name of the engines could not be used.",
+            "Times that --engines-file could not be used or --engine-dns not resolved.",
             value=self.num_discovery_failures,
         )
 
@@ -238,17 +247,17 @@ class _FleetCollector(Collector):
         engines = self.engines
         yield _family(
             "engine_serving",
-            "1 while requests are sent to the engine, else 0.",
+            "1 while the router sends requests to the engine, else 0.",
             ((e.address, float(e.state is EngineState.SERVING)) for e in engines),
         )
         yield _family(
             "engine_requests_in_flight",
-            "Requests of this router under way on the engine.",
+            "Requests of this router in progress on the engine.",
             ((e.address, float(e.num_in_flight)) for e in engines),
         )
         yield _family(
             "engine_cache_event_age_seconds",
-            "Since the engine last told of its cache.",
+            "Seconds since the engine last reported on its cache.",
             ((e.address, e.cache_event_age) for e in engines if e.cache_event_age is not None),
         )
         yield _family(
@@ -271,27 +280,29 @@ def _index(statistics: FleetStatistics) -> Iterator[Metric]:
         f"{_PREFIX}_index_blocks", "Distinct blocks in the prefix index.", value=index.num_blocks
     )
     yield GaugeMetricFamily(
-        f"{_PREFIX}_index_bytes", "Memory of the prefix index, estimated.", value=index.num_bytes
+        f"{_PREFIX}_index_bytes",
+        "Estimated memory of the prefix index, in bytes.",
+        value=index.num_bytes,
     )
     yield GaugeMetricFamily(
         f"{_PREFIX}_index_speculative_entries",
-        "Blocks that requests under way will bring to an engine that is not known to hold them.",
+        "Blocks that requests in progress will add to an engine not yet known to hold them.",
         value=index.num_speculative_entries,
     )
     for name, text, value in (
-        ("index_snapshots", "Snapshots of an engine's cache taken in.", index.num_snapshots),
-        ("index_gaps", "Cache changes that did not follow what was known.", index.num_gaps),
+        ("index_snapshots", "Snapshots of engines' caches that were indexed.", index.num_snapshots),
+        ("index_gaps", "Gaps found in engines' reports of cache changes.", index.num_gaps),
         (
             "index_rejected_entries",
-            "Blocks left out because an engine told of more than it has.",
+            "Blocks not indexed because an engine reported more than it has.",
             index.num_rejected_entries,
         ),
-        ("engine_connections", "Connections to engines that came up.", statistics.num_connections),
+        ("engine_connections", "Connections made to engines.", statistics.num_connections),
     ):
         yield CounterMetricFamily(f"{_PREFIX}_{name}", text, value=value)
     faults = CounterMetricFamily(
         f"{_PREFIX}_engine_faults",
-        "Times that an engine did what none may, or that what it sent met a fault of the router.",
+        "Faults of engines, and faults of the router that an engine's data triggered, by kind.",
         labels=("kind",),
     )
     for kind in Fault:

@@ -92,6 +92,6 @@ class SlowReaders:
 
     def _error(self) -> SlowReader:
         return SlowReader(
-            f"a message waited for its reader for more than {self._seconds:g} s",
+            f"the client left a message unread for more than {self._seconds:g} s; read faster",
             {"slow_reader_seconds": f"{self._seconds:g}"},
         )

@@ -16,4 +16,4 @@ def errors_to_status(context: Context, method: str) -> AbstractAsyncContextManag
 def _to_status(error: Exception) -> ErrorStatus:
     if isinstance(error, RequestError):
         return error.status
-    return RequestError("the router failed on this request; its log says why").status
+    return RequestError("the router failed to process this request; its log says why").status

@@ -90,9 +90,11 @@ class ChatTemplate:
         self._fault: str | None = None
         """Why the template can never be used."""
         if source is not None and not isinstance(source, str):
-            self._fault = f"it is of type {type(source).__name__}, not a string"
+            self._fault = f"the template is of type {type(source).__name__}, not a string"
         elif source and len(source) > _MAX_CHARACTERS:
-            self._fault = f"it has {len(source)} characters, over the limit of {_MAX_CHARACTERS}"
+            self._fault = (
+                f"the template has {len(source)} characters, over the limit of {_MAX_CHARACTERS}"
+            )
         self._is_retired = self._is_closed = False
         self._num_ends = 0
         """Workers that ended since one last answered."""
@@ -123,7 +125,7 @@ class ChatTemplate:
         """
         if not self._source:
             raise InvalidRequest(
-                "chat cannot be used: the model has no chat template; send text",
+                "the model has no chat template, so chat cannot be used; send text",
                 {"field": "chat"},
                 reason=Reason.BAD_CHAT,
             )
@@ -245,11 +247,11 @@ class ChatTemplate:
             pause = min(_FIRST_PAUSE * 2 ** min(self._num_ends - 2, 16), _MAX_PAUSE)
         self._resumes_at = time.monotonic() + pause
         _logger.warning(
-            "template worker ended model=%s cause=%s detail=%.200s pause_seconds=%g",
+            "template worker ended model=%s cause=%s pause_seconds=%g detail=%.200s",
             self._settings.model,
             end.cause,
-            end,
             pause,
+            end,
         )
         self._settings.on_end(end.cause)
 
@@ -264,7 +266,7 @@ class ChatTemplate:
     def _describe(self, end: TemplateEnded) -> str:
         if end.cause == "time":
             return f"the model's chat template took longer than {self._settings.cpu_seconds:g} s"
-        return f"the model's chat template broke its worker process ({end!s:.200})"
+        return f"the worker process of the model's chat template failed ({end!s:.200})"
 
     def _end_idle(self) -> None:
         """Ends an unneeded worker; if it is in use, its user ends it afterwards."""

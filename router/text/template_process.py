@@ -200,7 +200,7 @@ def _seconds_until(deadline: float) -> float:
 
 def _meaning_of(code: int | None) -> str:
     if code is None:
-        return "it was killed and does not end"
+        return "it was killed but does not end"
     if code >= 0:
         return f"exit code {code}"
     try:

@@ -227,8 +227,9 @@ def _makes_words(known: Mapping[str, Any]) -> bool:
 
 def _too_long(position: int, size: int) -> InvalidRequest:
     return InvalidRequest(
-        f"the prompt has {size} characters in a row from character {position} on that are one word "
-        "to the tokenizer, such as letters or spaces only; that is too long, break it up",
+        f"the prompt has a run of {size} characters, from character {position} on, that the "
+        f"tokenizer cannot split, such as letters or spaces only; the limit is {_MAX_WORD}, "
+        "break it up",
         {"field": "prompt", "value": f"{size}", "bounds": f"0 to {_MAX_WORD}"},
         reason=Reason.PROMPT_TOO_LONG,
     )

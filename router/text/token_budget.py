@@ -39,7 +39,7 @@ class TokenBudget:
 def too_many_tokens(max_model_len: int) -> InvalidRequest:
     """Returns the error for a prompt whose tokens were not counted to the end."""
     return InvalidRequest(
-        f"prompt of more than {max_model_len} tokens, over max_model_len {max_model_len}",
+        f"the prompt has more than {max_model_len} tokens, over max_model_len {max_model_len}",
         {
             "num_prompt_tokens": f"more than {max_model_len}",
             "max_tokens": "",

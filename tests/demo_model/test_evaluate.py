@@ -36,16 +36,18 @@ def test_bars_are_97_percent_of_all_and_90_of_each_task():
     assert shortfalls(outcomes(set())) == []
     # 2 of 20 are still 90 %, 3 are not.
     assert shortfalls(outcomes(set(of_last[:2]))) == []
-    assert shortfalls(outcomes(set(of_last[:3]))) == ["unknown: 85.0% right is less than 90%"]
+    assert shortfalls(outcomes(set(of_last[:3]))) == [
+        "unknown: 85.0% of the answers are right, less than 90%"
+    ]
     one_of_each = {tasks.index(one.task) for one in ASKED}
     (failure,) = shortfalls(outcomes(one_of_each))
-    assert failure == "all tasks together: 95.0% right is less than 97%"
+    assert failure == "all tasks together: 95.0% of the answers are right, less than 97%"
 
 
 def test_fewer_questions_than_tasks_are_refused(capsys):
     with pytest.raises(SystemExit, match="2"):
         evaluate.main(["--questions", "5"])
-    assert "--questions is 5; each of 18 tasks needs one" in capsys.readouterr().err
+    assert "--questions is 5; must be at least 18, one for each task" in capsys.readouterr().err
 
 
 def test_model_that_cannot_be_served_is_one_sentence(tmp_path, capsys, monkeypatch):

@@ -102,12 +102,12 @@ def test_rows_are_nearly_full(batches):
 def test_count_too_small_is_refused_by_name(option, least, capsys):
     with pytest.raises(SystemExit, match="2"):
         train.main(["folder", option, str(least - 1)])
-    assert f"{option}: {least - 1} is less than {least}" in capsys.readouterr().err
+    assert f"{option}: {least - 1} is less than the minimum of {least}" in capsys.readouterr().err
 
 
 def test_missing_gpu_is_one_sentence(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="2"):
         train.main([str(tmp_path / "model")])
-    assert "--device is cuda, and torch finds none here" in capsys.readouterr().err
+    assert "--device is cuda, but torch finds no CUDA GPU" in capsys.readouterr().err
     assert not (tmp_path / "model").exists()

@@ -98,7 +98,7 @@ def test_wrong_option_is_refused_by_name_with_its_bounds(arguments, message):
     ("variable", "text", "message"),
     [
         ("PORT", "70000", "PAGESTREAM_ENGINE_PORT is 70000, must be an integer from 0 to 65535"),
-        ("PROT", "1", "environment variable PAGESTREAM_ENGINE_PROT is no option"),
+        ("PROT", "1", "environment variable PAGESTREAM_ENGINE_PROT matches no option"),
         ("PORT", "tcp://10.0.0.1:50051", "set enableServiceLinks to false"),
         ("SERVICE_PORT", "tcp://10.0.0.1:50051", "set enableServiceLinks to false"),
         ("ENABLE_PREFIX_CACHING", "maybe", "is 'maybe', must be true or false"),
@@ -111,7 +111,7 @@ def test_wrong_variable_is_refused_by_name(variable, text, message):
 
 
 def test_missing_model_is_asked_for():
-    with pytest.raises(StartupError, match=r"--model is missing \(or PAGESTREAM_ENGINE_MODEL\)"):
+    with pytest.raises(StartupError, match=r"--model \(or PAGESTREAM_ENGINE_MODEL\) is required"):
         read_config([], {})
 
 

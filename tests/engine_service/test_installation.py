@@ -59,8 +59,8 @@ def test_a_missing_package_is_named_in_one_line(name):
     code, errors = start("-c", WITHOUT, name)
 
     assert errors == (
-        f"engine_service: not installed: {name}; the engine needs all packages of its extra: run "
-        f"{sys.executable} -m pip install 'pagestream[engine]'\n"
+        f"engine_service: packages are not installed: {name}; to install all that the engine "
+        f"needs, run {sys.executable} -m pip install 'pagestream[engine]'\n"
     )
     assert code == 2
 
@@ -74,7 +74,7 @@ def test_llm_names_a_missing_package_too():
     )
 
     assert errors.splitlines()[-1].startswith(
-        "servicekit.errors.StartupError: not installed: torch; the engine needs"
+        "servicekit.errors.StartupError: packages are not installed: torch; to install"
     )
     assert code == 1
 
@@ -88,7 +88,7 @@ def test_kernels_of_another_distribution_before_ours_is_named(tmp_path):
 
     assert errors.startswith(
         f"engine_service: the package kernels in {tmp_path / 'kernels'} is of the distribution "
-        "kernels 0.11.0, and the engine needs its own of this name: run "
+        "kernels 0.11.0, but the engine needs Pagestream's own: run "
     )
     assert f"{sys.executable} -m pip uninstall kernels" in errors
     assert errors.count("\n") == 1

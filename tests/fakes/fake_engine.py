@@ -281,7 +281,9 @@ class FakeEngine(FakeCore, engine_pb2_grpc.EngineServiceServicer):
         async for message in messages:
             if message.epoch not in (0, self.cache.epoch):
                 found = f"{message.epoch}, not {self.cache.epoch}"
-                sink.fail(Refused(Reason.EPOCH_MISMATCH, f"the router means epoch {found}"))
+                sink.fail(
+                    Refused(Reason.EPOCH_MISMATCH, f"the stream is for an engine of epoch {found}")
+                )
                 return
             for submission in message.submissions:
                 self._submit(sink, submission)

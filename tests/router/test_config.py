@@ -63,28 +63,29 @@ def test_interval_of_lookups_goes_with_the_name():
         (
             [*ENGINES, "--engines-file", "e"],
             {},
-            "--engines and --engines-file are given; they exclude each other",
+            "--engines and --engines-file are given; give only one of them",
         ),
         (
             ["--engine-dns", "e:1"],
             {"PAGESTREAM_ROUTER_ENGINES_FILE": "e"},
-            "PAGESTREAM_ROUTER_ENGINES_FILE and --engine-dns are given; they exclude each other",
+            "PAGESTREAM_ROUTER_ENGINES_FILE and --engine-dns are given; give only one of them",
         ),
         (
             ["--engines", "a:1", "--engines-file", "e", "--engine-dns", "e:1"],
             {},
-            "--engines and --engines-file and --engine-dns are given; they exclude each other",
+            "--engines and --engines-file and --engine-dns are given; give only one of them",
         ),
         (
             [*ENGINES, "--discovery-interval", "9"],
             {},
-            "--discovery-interval is given without --engine-dns, and means nothing to --engines",
+            "--discovery-interval applies to --engine-dns only, but --engines is given; "
+            "remove one of them",
         ),
         (
             ["--engines-file", "e"],
             {"PAGESTREAM_ROUTER_DISCOVERY_INTERVAL": "9"},
-            "PAGESTREAM_ROUTER_DISCOVERY_INTERVAL is given without --engine-dns, "
-            "and means nothing to --engines-file",
+            "PAGESTREAM_ROUTER_DISCOVERY_INTERVAL applies to --engine-dns only, "
+            "but --engines-file is given; remove one of them",
         ),
     ],
 )
@@ -183,7 +184,11 @@ def test_wrong_option_is_refused_by_name(arguments, message):
     [
         ("PAGESTREAM_ROUTER_PORT", "x", "PAGESTREAM_ROUTER_PORT is 'x', must be an integer"),
         ("PAGESTREAM_ROUTER_ENGINES", "a:0", 'PAGESTREAM_ROUTER_ENGINES has "a:0", whose port'),
-        ("PAGESTREAM_ROUTER_PROT", "1", "environment variable PAGESTREAM_ROUTER_PROT is no option"),
+        (
+            "PAGESTREAM_ROUTER_PROT",
+            "1",
+            "environment variable PAGESTREAM_ROUTER_PROT matches no option",
+        ),
         ("PAGESTREAM_ROUTER_PORT", "tcp://10.0.0.1:5", "enableServiceLinks"),
         ("PAGESTREAM_ROUTER_PORT_50050_TCP", "tcp://10.0.0.1:5", "enableServiceLinks"),
     ],
@@ -215,7 +220,7 @@ def test_settings_made_in_code_are_checked_too(values, message):
 
 def test_missing_engines_are_named_with_all_ways_to_give_them():
     with pytest.raises(
-        StartupError, match=r"--engines .* is missing.*--engines-file.*--engine-dns"
+        StartupError, match=r"--engines .*, --engines-file or --engine-dns is required"
     ):
         read_config([], {})
 
@@ -227,10 +232,11 @@ def test_help_gives_each_option_its_default_and_variable(option, capsys):
 
     text = re.sub(r"\s+", " ", capsys.readouterr().out)
     assert caught.value.code == 0
+    one_of = "default: none; one of --engines, --engines-file and --engine-dns is required"
     shown = {
-        "engines": "default: none; one of the first three is required",
-        "engines_file": "default: none; one of the first three is required",
-        "engine_dns": "default: none; one of the first three is required",
+        "engines": one_of,
+        "engines_file": one_of,
+        "engine_dns": one_of,
         "allow_special_tokens_in_content": "default: off",
     }.get(option) or f"default: {getattr(RouterConfig(), option)}"
     name = option.replace("_", "-")

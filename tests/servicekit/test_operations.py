@@ -79,7 +79,7 @@ async def test_scrape_that_accepts_nonsense_is_answered_in_plain_text(service, a
 
 
 async def test_unknown_path_is_told_the_known_ones(service):
-    assert await service.get("/other") == (404, "there are /metrics, /readyz\n")
+    assert await service.get("/other") == (404, "not found; paths are /metrics, /readyz\n")
 
 
 @pytest.mark.parametrize("path", ["/readyz", "/metrics", "/other"])

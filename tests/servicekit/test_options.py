@@ -67,14 +67,19 @@ def test_variables_of_the_process_are_read_when_none_are_given(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "environment", "message"),
     [
-        ([], {}, "--fluid is missing (or KITCHEN_FLUID): what to heat; --help lists the options"),
+        ([], {}, "--fluid (or KITCHEN_FLUID) is required: what to heat; --help lists the options"),
         (["--fluid", "oil"], {}, "--fluid is 'oil', must be tea or milk"),
-        (TEA, {"KITCHEN_CUPS": "1"}, "environment variable KITCHEN_CUPS is no option"),
+        (
+            TEA,
+            {"KITCHEN_CUPS": "1"},
+            "environment variable KITCHEN_CUPS matches no option; correct or unset it; "
+            "--help lists the options",
+        ),
         (
             TEA,
             {"KITCHEN_PORT": "tcp://10.0.0.1:1"},
-            "environment variable KITCHEN_PORT is no option; Kubernetes sets it for a Service of "
-            "this name: set enableServiceLinks to false",
+            "environment variable KITCHEN_PORT matches no option; Kubernetes sets this variable "
+            "for a Service of this name: set enableServiceLinks to false in the pod spec",
         ),
         (TEA, {"KITCHEN_IS_ROUND": "yes"}, "KITCHEN_IS_ROUND is 'yes', must be true or false"),
         ([*TEA, "--max", "1"], {}, "unrecognized arguments: --max 1; --help lists the options"),

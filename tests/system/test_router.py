@@ -269,7 +269,7 @@ async def test_sigterm_finishes_what_runs_and_refuses_what_comes(config):
 
 @pytest.mark.parametrize(
     ("options", "num_signals", "why"),
-    [((), 2, "second signal"), (("--drain-grace-seconds", "0.1"), 1, "grace is over")],
+    [((), 2, "second signal"), (("--drain-grace-seconds", "0.1"), 1, "drain grace over")],
 )
 async def test_drain_ends_with_the_grace_or_a_second_signal(config, options, num_signals, why):
     async with FakeEngine(config) as engine, routing(engine.address, options=options) as router:
@@ -286,7 +286,7 @@ async def test_drain_ends_with_the_grace_or_a_second_signal(config, options, num
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await running.read()
         assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
-        if why == "grace is over":
+        if why == "drain grace over":
             status = rpc_status.from_call(raised.value)
             reason = unpack(status.code, status.message, status.details).reason
             assert reason == Reason.DRAINING

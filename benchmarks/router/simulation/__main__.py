@@ -28,9 +28,15 @@ _QUICK_SEEDS = 3
 
 def main() -> int:
     """Returns 0 when all that must hold does."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="three seeds, 8 engines, no files")
-    parser.add_argument("--plots-only", action="store_true", help="draw the results of before")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.router.simulation", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="simulate three seeds and 8 engines, write no files"
+    )
+    parser.add_argument(
+        "--plots-only", action="store_true", help="draw the stored results, simulate nothing"
+    )
     arguments = parser.parse_args()
     if arguments.plots_only:
         _draw(json.loads(_RESULTS.read_text()))
@@ -89,7 +95,10 @@ def _draw(results: dict[str, Any]) -> None:
     try:
         from benchmarks.router.simulation import plots
     except ModuleNotFoundError as error:
-        print(f"no plots: {error}; they need pip install '.[benchmarks]'", file=sys.stderr)
+        print(
+            f"no plots are drawn: {error}; run {sys.executable} -m pip install '.[benchmarks]'",
+            file=sys.stderr,
+        )
         return
     for path in plots.draw(results, _DOCS):
         print(f"drawn: {path.relative_to(_ROOT)}")

@@ -36,7 +36,7 @@ def interval(samples: Sequence[float]) -> Interval:
         ValueError: Another number of samples.
     """
     if not 2 <= len(samples) <= MAX_SAMPLES:
-        raise ValueError(f"{len(samples)} samples, but it must be 2 to {MAX_SAMPLES}")
+        raise ValueError(f"there are {len(samples)} samples; must be 2 to {MAX_SAMPLES}")
     mean = math.fsum(samples) / len(samples)
     variance = math.fsum((sample - mean) ** 2 for sample in samples) / (len(samples) - 1)
     return Interval(mean=mean, half_width=_T[len(samples) - 2] * math.sqrt(variance / len(samples)))

@@ -45,7 +45,7 @@ def test_too_many_blocks_are_refused_and_none_is_lost():
 
 @pytest.mark.parametrize(("num_blocks", "block_size"), [(0, 16), (4, 0)])
 def test_a_pool_of_nothing_is_refused(num_blocks, block_size):
-    with pytest.raises(ValueError, match="must be >= 1"):
+    with pytest.raises(ValueError, match="must be at least 1"):
         BlockPool(num_blocks, block_size, True)
 
 

@@ -140,7 +140,7 @@ def test_a_request_that_the_whole_pool_cannot_hold_is_refused():
     error = refusal(request([1] * 6, max_tokens=8), small)
 
     assert error.reason is Reason.PROMPT_TOO_LONG
-    assert "14 tokens, over 13, the most that the KV cache can serve" in error.message
+    assert "14 tokens, over 13, the maximum that fits in the KV cache" in error.message
 
 
 def test_without_max_tokens_the_length_is_what_model_and_pool_allow():

@@ -19,7 +19,7 @@ def test_a_result_of_another_shape_is_refused():
     scheduler.add(make_request(2, [1, 2]))
     wrong = result_of(scheduler.schedule())
 
-    with pytest.raises(RuntimeError, match="asked for 1 tokens of 1 rows, got 2 of 2"):
+    with pytest.raises(RuntimeError, match="2 tokens from 2 rows"):
         scheduler.update(plan, wrong)
 
 
@@ -35,7 +35,7 @@ def test_counts_that_do_not_fit_the_rows_are_refused(rows):
     plan = scheduler.schedule()
     assert list(plan.is_sampled) == [1, 0]
 
-    with pytest.raises(RuntimeError, match="step 0 asked for 1 tokens of 2 rows"):
+    with pytest.raises(RuntimeError, match="step 0 asked for 1 tokens from 2 rows"):
         scheduler.update(plan, result_of_rows(*rows))
 
 
@@ -46,7 +46,7 @@ def test_counts_that_do_not_add_up_to_the_tokens_are_refused():
     result = result_of_rows([7])
     result.token_ids.append(8)
 
-    with pytest.raises(RuntimeError, match="asked for 1 tokens of 1 rows, got 2 of 1"):
+    with pytest.raises(RuntimeError, match="2 tokens from 1 rows"):
         scheduler.update(plan, result)
 
 
@@ -134,8 +134,8 @@ def test_another_count_than_one_is_refused_where_a_step_in_flight_is_planned_on_
 
     with pytest.raises(
         RuntimeError,
-        match=rf"step 0 brought {len(row)} tokens of request 1, but step 1, .* "
-        "max_steps_in_flight 1",
+        match=rf"step 0 returned {len(row)} tokens for request 1, but step 1, .* "
+        "max_steps_in_flight to 1",
     ):
         scheduler.update(first, result_of_rows(row))
 

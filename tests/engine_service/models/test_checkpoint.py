@@ -78,7 +78,7 @@ def test_folder_without_weights_will_do_for_random_ones(folder):
 
 
 def test_folder_without_config_is_refused(tmp_path):
-    with pytest.raises(StartupError, match=r"holds no config\.json"):
+    with pytest.raises(StartupError, match=r"has no config\.json"):
         resolve_checkpoint(str(tmp_path))
 
 
@@ -106,7 +106,7 @@ def test_config_that_leads_out_of_the_folder_is_refused(folder, tmp_path):
     (folder / "config.json").rename(tmp_path / "config.json")
     (folder / "config.json").symlink_to(tmp_path / "config.json")
 
-    with pytest.raises(StartupError, match=r"is a link that leads out of the model's folder"):
+    with pytest.raises(StartupError, match=r"is a link that leads outside the model's folder"):
         resolve_checkpoint(str(folder)).read_config()
 
 
@@ -139,7 +139,7 @@ def test_hub_that_cannot_be_reached_is_refused_in_one_line(monkeypatch, tmp_path
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
 
-    with pytest.raises(StartupError, match=r"owner/model.*the hub does not give it") as refusal:
+    with pytest.raises(StartupError, match=r"owner/model.*the hub does not provide it") as refusal:
         resolve_checkpoint("owner/model")
 
     assert "\n" not in str(refusal.value)
@@ -240,7 +240,7 @@ def test_copies_between_which_the_index_does_not_choose_are_refused(folder, halv
 
     with pytest.raises(
         StartupError,
-        match=r"m-2\.safetensors: tensor model\.norm\.weight stands in m-1\.safetensors too",
+        match=r"m-2\.safetensors: tensor model\.norm\.weight is also in m-1\.safetensors",
     ):
         resolve_checkpoint(str(folder)).stored_tensors()
 
@@ -251,7 +251,7 @@ def test_tensor_that_the_named_file_lacks_is_refused(folder, halves):
     write_shards(folder, shards, weight_map)
 
     with pytest.raises(
-        StartupError, match=r"model\.norm\.weight is not in m-2\.safetensors, where it should be"
+        StartupError, match=r"model\.norm\.weight is listed in m-2\.safetensors, but"
     ):
         resolve_checkpoint(str(folder)).stored_tensors()
 
@@ -260,7 +260,9 @@ def test_tensor_that_no_file_holds_is_refused(folder, halves):
     shards, weight_map = halves
     write_shards(folder, shards, weight_map | {"a": "m-1.safetensors"})
 
-    with pytest.raises(StartupError, match=r"index\.json: tensor a is not in m-1\.safetensors"):
+    with pytest.raises(
+        StartupError, match=r"index\.json: tensor a is listed in m-1\.safetensors, but"
+    ):
         resolve_checkpoint(str(folder)).stored_tensors()
 
 
@@ -270,30 +272,30 @@ def test_weights_beside_those_of_the_index_are_refused(folder):
         json.dumps({"weight_map": {"model.norm.weight": "other.safetensors"}})
     )
 
-    with pytest.raises(StartupError, match=r"holds weights twice, in model\.safetensors and"):
+    with pytest.raises(StartupError, match=r"has two sets of weights, model\.safetensors and"):
         resolve_checkpoint(str(folder))
 
 
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("[]", "holds no JSON object"),
-        ("<html>log in</html>", "cannot be read as JSON"),
-        ("{}", "weight_map is null; needed is an object"),
-        ('{"weight_map": []}', r"weight_map is \[\]; needed is an object"),
-        ('{"weight_map": {"a": 1}}', 'weight_map has 1 for "a"; needed is the name of a file'),
+        ("[]", "is not a JSON object"),
+        ("<html>log in</html>", "is not valid JSON"),
+        ("{}", "weight_map is null, must be a non-empty object"),
+        ('{"weight_map": []}', r"weight_map is \[\], must be a non-empty object"),
+        ('{"weight_map": {"a": 1}}', 'weight_map has 1 for "a", must be the name of a file'),
         ('{"weight_map": {"a": ["m.safetensors"]}}', r'has \["m.safetensors"\] for "a"'),
         ('{"weight_map": {"a": null}}', 'has null for "a"'),
         ('{"weight_map": {"a": ""}}', 'has "" for "a"'),
         ('{"weight_map": {"a": ".."}}', 'has ".." for "a"'),
         ('{"weight_map": {"a": "."}}', 'has "." for "a"'),
-        ('{"weight_map": {"a": "../b/model.safetensors"}}', "needed is the name of a file"),
-        ('{"weight_map": {"a": "/etc/model.safetensors"}}', "needed is the name of a file"),
-        ('{"weight_map": {"a": "b/model.safetensors"}}', "needed is the name of a file"),
-        ('{"weight_map": {"a": "b\\u0000"}}', "needed is the name of a file"),
-        ('{"weight_map": {"a": "\\ud800"}}', "needed is the name of a file"),
-        ('{"weight_map": {"a": "' + "b" * 300 + '"}}', "needed is the name of a file"),
-        ('{"weight_map": {"a": "x", "a": "y"}}', '"a" stands in it twice'),
+        ('{"weight_map": {"a": "../b/model.safetensors"}}', "must be the name of a file"),
+        ('{"weight_map": {"a": "/etc/model.safetensors"}}', "must be the name of a file"),
+        ('{"weight_map": {"a": "b/model.safetensors"}}', "must be the name of a file"),
+        ('{"weight_map": {"a": "b\\u0000"}}', "must be the name of a file"),
+        ('{"weight_map": {"a": "\\ud800"}}', "must be the name of a file"),
+        ('{"weight_map": {"a": "' + "b" * 300 + '"}}', "must be the name of a file"),
+        ('{"weight_map": {"a": "x", "a": "y"}}', '"a" appears twice in one object'),
     ],
 )
 def test_index_that_is_none_is_refused_in_one_line(folder, content, expected):

@@ -119,6 +119,6 @@ def test_refusal_names_file_field_and_value(field, value):
     assert message.startswith("/models/x/config.json: ")
     assert named in message
     assert "is missing" in message if value is None else "is missing" not in message
-    assert "supported" in message or "needed" in message
+    assert "supported" in message or "must be" in message
     assert len(message) < 400
     assert "\n" not in message

@@ -97,7 +97,7 @@ def snapshot(tiny_model, tmp_path):
 def test_hub_that_fails_is_told_in_one_line(monkeypatch, tmp_path, name):
     with (
         hub(monkeypatch, tmp_path, ANSWERS[name]),
-        pytest.raises(StartupError, match=r"acme/demo'.*the hub does not give it: .") as refusal,
+        pytest.raises(StartupError, match=r"acme/demo'.*the hub does not provide it: .") as refusal,
     ):
         resolve_checkpoint("acme/demo")
 
@@ -123,6 +123,6 @@ def test_snapshot_without_its_weights_stands_in_for_nothing(monkeypatch, tmp_pat
     (snapshot / "model.safetensors").unlink()
     with (
         hub(monkeypatch, tmp_path, None),
-        pytest.raises(StartupError, match="the hub does not give it: "),
+        pytest.raises(StartupError, match="the hub does not provide it: "),
     ):
         resolve_checkpoint("acme/demo")

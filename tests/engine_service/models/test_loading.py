@@ -78,14 +78,14 @@ def test_missing_tensor_is_named(folder):
     name = "model.layers.1.self_attn.k_proj.weight"
     change_tensors(folder, lambda tensors: tensors.pop(name))
 
-    with pytest.raises(StartupError, match=r"k_proj\.weight \[32, 64\] is missing"):
+    with pytest.raises(StartupError, match=r"k_proj\.weight of shape \[32, 64\] is missing"):
         load(folder)
 
 
 def test_missing_head_of_an_untied_model_is_named(folder):
     change_tensors(folder, lambda tensors: tensors.pop("lm_head.weight"))
 
-    with pytest.raises(StartupError, match=r"lm_head\.weight \[300, 64\] is missing"):
+    with pytest.raises(StartupError, match=r"lm_head\.weight of shape \[300, 64\] is missing"):
         load(folder)
 
 
@@ -98,14 +98,14 @@ def test_misshapen_tensor_is_named_with_both_shapes(folder):
 
     message = str(refusal.value)
     assert str(folder / "model.safetensors") in message
-    assert f"{name} is [64, 128], but config.json makes it [128, 64]" in message
+    assert f"{name} has shape [64, 128], but config.json requires [128, 64]" in message
 
 
 def test_unexpected_tensor_is_named(folder):
     name = "model.layers.0.self_attn.q_proj.bias"
     change_tensors(folder, lambda tensors: tensors.update({name: torch.zeros(64)}))
 
-    with pytest.raises(StartupError, match=r"q_proj\.bias is unexpected"):
+    with pytest.raises(StartupError, match=r"q_proj\.bias is not part of the model"):
         load(folder)
 
 
@@ -158,7 +158,7 @@ def test_tied_head_that_is_another_matrix_is_refused(tied_folder, dtype):
     head[299, 63] += 1
     change_tensors(tied_folder, lambda tensors: tensors.update({"lm_head.weight": head}))
 
-    with pytest.raises(StartupError, match=r"lm_head\.weight is not equal to model\.embed_tokens"):
+    with pytest.raises(StartupError, match=r"lm_head\.weight differs from model\.embed_tokens"):
         load(tied_folder, dtype)
 
 
@@ -167,14 +167,14 @@ def test_tied_head_of_another_shape_is_refused(tied_folder):
         tied_folder, lambda tensors: tensors.update({"lm_head.weight": torch.zeros(299, 64)})
     )
 
-    with pytest.raises(StartupError, match=r"lm_head\.weight is \[299, 64\], but config"):
+    with pytest.raises(StartupError, match=r"lm_head\.weight has shape \[299, 64\], but config"):
         load(tied_folder)
 
 
 def test_tied_model_without_either_matrix_is_refused(tied_folder):
     change_tensors(tied_folder, lambda tensors: tensors.pop("model.embed_tokens.weight"))
 
-    with pytest.raises(StartupError, match=r"embed_tokens\.weight \[300, 64\] is missing"):
+    with pytest.raises(StartupError, match=r"embed_tokens\.weight of shape \[300, 64\] is missing"):
         load(tied_folder)
 
 
@@ -191,7 +191,7 @@ def test_weights_that_are_not_finite_are_named(folder, value, stored, device):
     change_tensors(folder, spoil)
 
     found = "NaN" if value != value else "infinite values"
-    with pytest.raises(StartupError, match=rf"tensor {name}, stored as \w+, holds {found}"):
+    with pytest.raises(StartupError, match=rf"tensor {name}, stored as \w+, contains {found}"):
         load(folder, stored, torch.device(device))
 
 
@@ -208,8 +208,8 @@ def test_weights_beyond_the_range_of_the_model_s_dtype_are_named(folder, dtype, 
 
     dtype_name = str(dtype).removeprefix("torch.")
     assert str(refusal.value).endswith(
-        f"tensor {name}, stored as F32, holds infinite values, "
-        f"or values over {limit}, the largest of {dtype_name}"
+        f"tensor {name}, stored as F32, contains infinite values, "
+        f"or values above {limit}, the maximum of {dtype_name}"
     )
 
 
@@ -217,7 +217,7 @@ def test_files_are_compared_with_the_config_before_anything_is_allocated(folder)
     checkpoint = resolve_checkpoint(str(folder))
     values = checkpoint.read_config() | {"hidden_size": 1 << 18, "num_hidden_layers": 512}
 
-    with pytest.raises(StartupError, match=r"is \[300, 64\], but config\.json makes it"):
+    with pytest.raises(StartupError, match=r"has shape \[300, 64\], but config\.json requires"):
         check_weights(parse_config(values), checkpoint)
 
 
@@ -280,7 +280,7 @@ def test_file_that_shrinks_while_it_is_read_is_named(folder, monkeypatch):
 
     monkeypatch.setattr(os, "preadv", shrink_and_read)
 
-    with pytest.raises(StartupError, match=r"model\.safetensors: .* ends too early"):
+    with pytest.raises(StartupError, match=r"model\.safetensors: .* has become shorter"):
         load(folder)
 
 
@@ -290,7 +290,9 @@ def test_truncated_file_is_named(folder, kept_share):
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * kept_share)])
 
-    with pytest.raises(StartupError, match=r"model\.safetensors: is not a whole safetensors file"):
+    with pytest.raises(
+        StartupError, match=r"model\.safetensors: is not a complete safetensors file"
+    ):
         load(folder)
 
 

@@ -21,7 +21,7 @@ def test_file_in_its_folder_is_read_up_to_the_bound(tmp_path):
 
     assert read_own_file(path, 5) == b"12345"
     assert refusal_of(read_own_file, path, 4) == (
-        f"{path}: has over 4 bytes, the most that is read of it"
+        f"{path}: has more than 4 bytes, the limit for this file"
     )
 
 
@@ -57,7 +57,7 @@ def test_link_that_leads_out_of_the_folder_is_refused(tmp_path, secret, folder):
 
     message = refusal_of(read_own_file, path, 100)
 
-    assert message.startswith(f"{path}: is a link that leads out of the model's folder")
+    assert message.startswith(f"{path}: is a link that leads outside the model's folder")
     assert "s3cret" not in message
 
 
@@ -76,7 +76,7 @@ def test_snapshot_of_the_hub_s_cache_may_link_to_its_blobs_and_nowhere_else(tmp_
 
     assert read_own_file(snapshot / "config.json", 10) == b"{}"
     for name in ("tokenizer.json", "vocab.json", "merges.txt"):
-        assert "leads out" in refusal_of(read_own_file, snapshot / name, 100)
+        assert "leads outside" in refusal_of(read_own_file, snapshot / name, 100)
 
 
 def test_link_to_nowhere_exists_and_cannot_be_read(tmp_path):
@@ -111,7 +111,7 @@ def test_what_is_no_plain_file_is_refused_at_once(tmp_path, kind):
 
     message = refusal_of(open_plain_file, path)
 
-    expected = "cannot be read: " if kind == "socket" else "is no plain file"
+    expected = "cannot be read: " if kind == "socket" else "is not a regular file"
     assert message.startswith(f"{path}: {expected}")
 
 

@@ -48,38 +48,38 @@ def test_tensors_come_in_the_order_of_their_bytes(tmp_path):
 @pytest.mark.parametrize(
     ("header", "expected"),
     [
-        ({"a": tensor(0, 4), "b": tensor(3, 8)}, '"b" begins at byte 3 .* ends at 4'),
-        ({"a": tensor(0, 4), "b": tensor(5, 8)}, '"b" begins at byte 5 .* ends at 4'),
-        ({"a": tensor(0, 8), "b": tensor(0, 8)}, '"b" begins at byte 0 .* ends at 8'),
-        ({"a": tensor(0, 8), "b": tensor(2, 2)}, '"b" begins at byte 2|"b" .* ends at 8'),
-        ({"a": tensor(4, 8)}, '"a" begins at byte 4 .* ends at 0'),
-        ({"a": tensor(0, 4)}, "the tensors end at byte"),
-        ({"a": tensor(0, 9)}, "the tensors end at byte"),
-        ({}, "the tensors end at byte"),
-        ({"a": tensor(0, 8, shape=[3])}, "8 bytes, which is not the size of"),
-        ({"a": tensor(0, 8, shape=[2**40, 2**40, 2**40])}, "not the size of"),
-        ({"a": tensor(8, 0, shape=[8])}, "not the size of"),
-        ({"a": tensor(0, 8, shape=[8], dtype="F64")}, "not the size of"),
-        ({"a": tensor(0, 8, dtype="F7")}, 'the dtype "F7", which is unknown'),
-        ({"a": tensor(0, 8, dtype=["F32"])}, "the dtype"),
-        ({"a": tensor(0, 8, shape=[-8])}, "the shape"),
-        ({"a": tensor(0, 8, shape=[8.0])}, "the shape"),
-        ({"a": tensor(0, 8, shape=[True, 8])}, "the shape"),
-        ({"a": tensor(0, 8, shape=[2**63])}, "the shape"),
-        ({"a": tensor(0, 8, shape=[1] * 5000 + [8])}, "the shape"),
-        ({"a": tensor(0, 8, shape={"8": 8})}, "the shape"),
-        ({"a": tensor(0, 8) | {"data_offsets": [0]}}, "data_offsets"),
-        ({"a": tensor(0, 8) | {"data_offsets": [-8, 0]}}, "data_offsets"),
-        ({"a": tensor(0, 8) | {"data_offsets": "08"}}, "data_offsets"),
-        ({"a": tensor(0, 8) | {"data_offsets": [0, 8.0]}}, "data_offsets"),
-        ({"a": 5}, "the dtype null"),
-        ({"a": None}, "the dtype null"),
-        ([], "no JSON object"),
-        (b'{"a": {}, "a": {}}', '"a" stands in it twice'),
+        ({"a": tensor(0, 4), "b": tensor(3, 8)}, '"b" begins at byte 3 .* end at byte 4'),
+        ({"a": tensor(0, 4), "b": tensor(5, 8)}, '"b" begins at byte 5 .* end at byte 4'),
+        ({"a": tensor(0, 8), "b": tensor(0, 8)}, '"b" begins at byte 0 .* end at byte 8'),
+        ({"a": tensor(0, 8), "b": tensor(2, 2)}, '"b" begins at byte 2|"b" .* end at byte 8'),
+        ({"a": tensor(4, 8)}, '"a" begins at byte 4 .* end at byte 0'),
+        ({"a": tensor(0, 4)}, "its tensors end at byte"),
+        ({"a": tensor(0, 9)}, "its tensors end at byte"),
+        ({}, "its tensors end at byte"),
+        ({"a": tensor(0, 8, shape=[3])}, "8 bytes, which does not fit its shape"),
+        ({"a": tensor(0, 8, shape=[2**40, 2**40, 2**40])}, "does not fit its shape"),
+        ({"a": tensor(8, 0, shape=[8])}, "does not fit its shape"),
+        ({"a": tensor(0, 8, shape=[8], dtype="F64")}, "does not fit its shape"),
+        ({"a": tensor(0, 8, dtype="F7")}, 'the unknown dtype "F7"'),
+        ({"a": tensor(0, 8, dtype=["F32"])}, "the unknown dtype"),
+        ({"a": tensor(0, 8, shape=[-8])}, "the invalid shape"),
+        ({"a": tensor(0, 8, shape=[8.0])}, "the invalid shape"),
+        ({"a": tensor(0, 8, shape=[True, 8])}, "the invalid shape"),
+        ({"a": tensor(0, 8, shape=[2**63])}, "the invalid shape"),
+        ({"a": tensor(0, 8, shape=[1] * 5000 + [8])}, "the invalid shape"),
+        ({"a": tensor(0, 8, shape={"8": 8})}, "the invalid shape"),
+        ({"a": tensor(0, 8) | {"data_offsets": [0]}}, "the invalid data_offsets"),
+        ({"a": tensor(0, 8) | {"data_offsets": [-8, 0]}}, "the invalid data_offsets"),
+        ({"a": tensor(0, 8) | {"data_offsets": "08"}}, "the invalid data_offsets"),
+        ({"a": tensor(0, 8) | {"data_offsets": [0, 8.0]}}, "the invalid data_offsets"),
+        ({"a": 5}, "the unknown dtype null"),
+        ({"a": None}, "the unknown dtype null"),
+        ([], "not a JSON object"),
+        (b'{"a": {}, "a": {}}', '"a" appears twice in one object'),
         (b'{"a": ' * 30_000, "nested|delimiter|Expecting"),
-        (b"[" * 100_000 + b"]" * 100_000, "nested over 64 levels"),
-        (b'{"a":' * 100 + b"1" + b"}" * 100, "nested over 64 levels"),
-        (b'{"a": NaN}', "NaN is no JSON number"),
+        (b"[" * 100_000 + b"]" * 100_000, "nested more than 64 levels"),
+        (b'{"a":' * 100 + b"1" + b"}" * 100, "nested more than 64 levels"),
+        (b'{"a": NaN}', "NaN is not a JSON number"),
         (b'{"a": ' + b"9" * 5000 + b"}", "digits"),
         (b"\xff\xfe", "decode"),
         (b"", "Expecting value"),
@@ -91,17 +91,17 @@ def test_header_that_breaks_the_format_is_refused_in_one_line(tmp_path, header, 
 
     message = refusal_of(path)
 
-    assert "is not a whole safetensors file; fetch it again" in message
+    assert "is not a complete safetensors file; download it again" in message
     assert re.search(expected, message)
 
 
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"", "requires a buffer of 8 bytes"),
-        (b"\x10\x00", "requires a buffer of 8 bytes"),
-        (b"\xff" * 64, "header ends behind the file's end"),
-        (struct.pack("<Q", 57) + bytes(56), "header ends behind the file's end"),
+        (b"", "it has only 0 bytes"),
+        (b"\x10\x00", "it has only 2 bytes"),
+        (b"\xff" * 64, "header ends after the end of the file"),
+        (struct.pack("<Q", 57) + bytes(56), "header ends after the end of the file"),
     ],
 )
 def test_file_that_is_none_is_refused(tmp_path, content, expected):
@@ -117,14 +117,14 @@ def test_header_over_the_bound_is_refused_before_it_is_read(tmp_path):
         file.write(struct.pack("<Q", 17 << 20))
         file.truncate(18 << 20)
 
-    assert "header has 17825792 bytes, the most that is read is 16777216" in refusal_of(path)
+    assert "header has 17825792 bytes, over the limit of 16777216" in refusal_of(path)
 
 
 def test_pipe_in_place_of_a_file_is_refused_without_waiting_for_a_writer(tmp_path):
     path = tmp_path / "m.safetensors"
     os.mkfifo(path)
 
-    assert refusal_of(path).endswith("is no plain file")
+    assert refusal_of(path).endswith("is not a regular file")
 
 
 sizes = st.integers(0, 9) | st.sampled_from([-1, 2**63, 2**64, 1.0, True, "4", None])

@@ -1,4 +1,4 @@
-"""What everybody is told while the core gives no sign of life, and once it does again."""
+"""What everybody is told while the core sends no heartbeat, and once it does again."""
 
 import asyncio
 import contextlib

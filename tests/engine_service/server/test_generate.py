@@ -208,10 +208,10 @@ BAD_INPUTS = {
         lambda m: setattr(m, "request_id", "x" * 257), "BAD_REQUEST", ["request_id", "257", "256"],
     ),
     "name of two lines": (
-        lambda m: setattr(m, "request_id", "a\nb"), "BAD_REQUEST", [r"request_id holds \n,"],
+        lambda m: setattr(m, "request_id", "a\nb"), "BAD_REQUEST", [r"request_id contains \n;"],
     ),
     "name that speaks to a terminal": (
-        lambda m: setattr(m, "request_id", "\x9b2J"), "BAD_REQUEST", [r"request_id holds \x9b,"],
+        lambda m: setattr(m, "request_id", "\x9b2J"), "BAD_REQUEST", [r"request_id contains \x9b;"],
     ),
     "long salt": (
         lambda m: setattr(m, "cache_salt", "x" * 257), "BAD_REQUEST", ["cache_salt", "257", "256"],

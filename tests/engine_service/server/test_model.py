@@ -107,7 +107,7 @@ async def test_engine_is_live_before_it_is_ready():
         assert await _health(engine, SERVICE) == not_serving
         assert (await engine.http("/livez"))[0] == 200
         code, body = await engine.http("/readyz")
-        assert (code, body) == (503, "starting: the model is being loaded\n")
+        assert (code, body) == (503, "starting: the model is loading\n")
         assert await engine.metric("ready") == 0
 
         core.send(make_info())
@@ -134,7 +134,10 @@ def test_tokenizer_that_leads_out_of_its_folder_or_is_too_large_is_refused(tmp_p
     (folder / "tokenizer.json").write_bytes(b"12345")
     (folder / "vocab.json").write_bytes(b"123456")
     monkeypatch.setattr(tokenizer_files, "_MAX_BYTES", 10)
-    with pytest.raises(StartupError, match=r"vocab\.json: with it .* 11 bytes, the most .* is 10"):
+    with pytest.raises(
+        StartupError,
+        match=r"vocab\.json: with this file, .* 11 bytes together, over the limit of 10",
+    ):
         TokenizerFiles.read([folder / "tokenizer.json", folder / "vocab.json"])
 
     (tmp_path / "secret").write_text("s3cret")

@@ -71,8 +71,8 @@ def test_submission_that_cannot_be_taken_is_refused_alone(content, text):
         (packed(2, bytes(4 * 4097)), "cancelled_handles has 4097 entries"),
         (packed(1, packed(2, packed(1, b"\xff"))), "request.request_id is not UTF-8"),
         (packed(1, b"\x18\x01" * 100_000 + handle(1)), "at least 1025 fields"),
-        (packed(1, b"abc")[:-1], "it is damaged"),
-        (b"\xff" * 100, "it is damaged"),
+        (packed(1, b"abc")[:-1], "its encoding is invalid"),
+        (b"\xff" * 100, "its encoding is invalid"),
     ],
 )
 def test_message_whose_fault_is_nobody_s_is_refused_as_a_whole(content, text):

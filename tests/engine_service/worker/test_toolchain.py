@@ -59,7 +59,7 @@ def test_a_compiler_and_headers_are_all_it_takes(machine, name):
 
 def test_a_missing_compiler_is_named_with_what_to_install(machine):
     assert missing_tool() == (
-        "there is no C compiler, neither gcc nor clang, in PATH; install one where the engine runs "
+        "there is no C compiler (gcc or clang) in PATH; install one where the engine runs "
         "(Debian and Ubuntu: apt-get install gcc libc6-dev)"
     )
 
@@ -71,7 +71,7 @@ def test_a_compiler_of_the_environment_counts_and_must_exist(machine, monkeypatc
     monkeypatch.setenv("CC", "no-cc")
     add_program(machine.programs, "gcc")
     assert missing_tool() == (
-        "CC is 'no-cc', and there is no such program; name a C compiler, or unset CC"
+        "CC is 'no-cc', but there is no such program; set it to a C compiler or unset it"
     )
 
 
@@ -114,4 +114,4 @@ def test_what_is_missing_and_not_needed_is_a_warning(triton_driver, caplog):
     check_toolchain()
 
     (record,) = caplog.records
-    assert record.getMessage().startswith("toolchain missing: there is no C compiler")
+    assert record.getMessage().startswith("toolchain missing detail=there is no C compiler")

@@ -290,7 +290,7 @@ class Contradictory(FakeEngine):
     ("kind", "detail"),
     [
         (Silent, "sent nothing within 0.05 s"),
-        (Loadless, "did not begin with its load"),
+        (Loadless, "first message of its stream has no load"),
         (Miscounting, "token counts do not match"),
         (Contradictory, "ABORTED: torn"),
     ],

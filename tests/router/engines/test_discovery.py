@@ -229,7 +229,7 @@ async def test_name_that_stops_resolving_leaves_the_engines_known(caplog):
 
     assert found == [("10.0.0.1:9000",)]
     assert discovery.num_failures == 5
-    kept = "engine discovery failed source=engine.test:9000 num_known=1 problem="
+    kept = "engine discovery failed source=engine.test:9000 num_known=1 error="
     unresolved = f"{kept}does not resolve: Temporary failure in name resolution"
     assert [record.getMessage() for record in caplog.records] == [
         "engines changed source=engine.test:9000 engines=10.0.0.1:9000",
@@ -251,7 +251,7 @@ async def test_lookup_that_hangs_is_given_up_and_made_again(caplog):
     assert dns.num_cancelled == 1
     assert warnings(caplog) == [
         "engine discovery failed source=engine.test:9000 num_known=0 "
-        "problem=does not resolve within 0.01 s"
+        "error=does not resolve within 0.01 s"
     ]
 
 
@@ -404,7 +404,7 @@ async def test_bad_file_leaves_the_engines_known_and_is_named_once(file, caplog)
 
     assert found == [("a:1", "b:2"), ("c:3",)]
     assert discovery.num_failures == 5
-    kept = f"engine discovery failed source={file} num_known=2 problem="
+    kept = f"engine discovery failed source={file} num_known=2 error="
     assert warnings(caplog) == [
         f'{kept}line 2 has "d", which is not "host:port"',
         f'{kept}line 2 has "d:x", whose port is not from 1 to 65535',

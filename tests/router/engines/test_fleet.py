@@ -296,7 +296,7 @@ async def test_request_too_long_for_every_engine_is_refused_by_the_longest():
     large = replace(CONFIG, max_model_len=64)
     async with fleet_of(small, large, placement="round_robin") as (fleet, _):
         for _ in range(3):
-            with pytest.raises(EngineError, match=r"70 tokens, .* takes is 64") as raised:
+            with pytest.raises(EngineError, match=r"70 tokens, .* allowed is 64") as raised:
                 await collect(fleet, request([1] * 70))
             assert raised.value.status.reason == Reason.PROMPT_TOO_LONG
 

@@ -101,10 +101,10 @@ HOSTILE = {
     "deep": ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "rejected them: "),
     "long": (
         " " * (1 << 20) + "x",
-        "rejected them: it has 1048577 characters, over the limit of 1048576",
+        "rejected them: the template has 1048577 characters, over the limit of 1048576",
     ),
-    "number": (5, "rejected them: it is of type int, not a string"),
-    "several": ({"tool_use": "x"}, "rejected them: it is of type dict, not a string"),
+    "number": (5, "rejected them: the template is of type int, not a string"),
+    "several": ({"tool_use": "x"}, "rejected them: the template is of type dict, not a string"),
 }
 
 
@@ -186,7 +186,9 @@ def test_missing_template_is_named_and_has_no_worker(templates, source):
     template = templates(source)
     template.start()
 
-    with pytest.raises(InvalidRequest, match="no chat template; send text") as caught:
+    with pytest.raises(
+        InvalidRequest, match="no chat template, so chat cannot be used; send text"
+    ) as caught:
         template.render(HI)
 
     assert caught.value.status.reason == Reason.BAD_CHAT
