@@ -61,10 +61,6 @@ class Ranks:
         dist.all_reduce(values, dist.ReduceOp.MIN)
         return int(values)
 
-    def sum_on_cpu(self, x: torch.Tensor) -> torch.Tensor:
-        """Returns the sum of all ranks' CPU tensors; may overwrite x."""
-        return self.all_reduce(x)
-
     def from_first(self, values: tuple[float, ...]) -> tuple[float, ...]:
         """Returns the numbers of the first rank, so that all decide alike."""
         if self.size == 1:

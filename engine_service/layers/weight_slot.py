@@ -8,15 +8,19 @@ import torch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """The part of a stored tensor that one rank holds, along one dimension."""
+    """The part of a stored tensor that one rank holds: the target's entries from `begin`."""
 
     dim: int
+    """The divided dimension, 0 or 1."""
     begin: int
-    """The first entry of the part; its size is that of its place in the model."""
+    """Index of the part's first entry in the stored tensor."""
     full_size: int
-    """Entries of the whole stored tensor along `dim`."""
+    """Entries of the stored tensor along `dim`."""
     is_replica: bool = False
-    """Whether another rank holds the same part, and accounts for it."""
+    """Whether another rank holds the same part and accounts for it.
+
+    So it is with key-value heads that ranks share.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,14 +38,22 @@ class WeightSlot:
     size: int | None = None
     """None is the whole dimension."""
     shard: Shard | None = None
-    """The part of the stored tensor that belongs here; None is all of it."""
+    """The part of the tensor that belongs here; None is all of it, on every rank."""
 
     @property
     def target(self) -> torch.Tensor:
-        """The view of the parameter that receives the tensor; has the tensor's shape."""
+        """The view of the parameter that receives the tensor; has the shape of its part."""
         if self.size is None:
             return self.parameter
         return self.parameter.narrow(self.dim, self.offset, self.size)
+
+    @property
+    def full_shape(self) -> tuple[int, ...]:
+        """Shape of the stored tensor."""
+        shape = list(self.target.shape)
+        if self.shard is not None:
+            shape[self.shard.dim] = self.shard.full_size
+        return tuple(shape)
 
 
 def merged_slots(
@@ -55,12 +67,13 @@ def merged_slots(
     Args:
         names: Names of the tensors, from the top.
         parameter: [sum(sizes), ...].
-        sizes: Rows of each.
-        shards: The part of each that these rows are; None if all are whole.
+        sizes: Rows of each in the parameter.
+        shards: The part of each that belongs there; None if all are whole.
     """
+    if shards is None:
+        shards = [None] * len(sizes)
     offset = 0
-    parts = [None] * len(sizes) if shards is None else shards
-    for name, size, shard in zip(names, sizes, parts, strict=True):
+    for name, size, shard in zip(names, sizes, shards, strict=True):
         yield WeightSlot(name=name, parameter=parameter, offset=offset, size=size, shard=shard)
         offset += size
     assert offset == parameter.shape[0], f"{names} do not fill {list(parameter.shape)}"

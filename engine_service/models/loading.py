@@ -1,10 +1,8 @@
 """Sets a model's weights: read from safetensors files, or random."""
 
-import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
-from operator import attrgetter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 import xxhash
@@ -12,14 +10,18 @@ from tqdm import tqdm
 
 from engine_service.errors import StartupError
 from engine_service.layers.ranks import ALONE, Ranks
+from engine_service.layers.weight_slot import WeightSlot
 from engine_service.models.causal_lm import CausalLM
 from engine_service.models.checkpoint import Checkpoint
 from engine_service.models.dtypes import STORED
+from engine_service.models.index_hash import index_hash
 from engine_service.models.model_config import ModelConfig
 from engine_service.models.registry import ARCHITECTURES
 from engine_service.models.stored_weights import EMBEDDING, HEAD, choose_tensors
 from engine_service.models.tensor_file import StoredTensor
+from engine_service.models.tensor_part import TensorPart, part_of
 from engine_service.models.tensor_reader import Transfer, read_tensors
+from engine_service.models.weights_digest import part_sums, whole_digest
 
 logger = logging.getLogger(__name__)
 
@@ -48,70 +50,108 @@ def check_weights(config: ModelConfig, checkpoint: Checkpoint) -> None:
     """
     # On torch's device "meta" a tensor has only a shape and a dtype.
     model = build_model(config, 1, torch.float32, torch.device("meta"))
-    choose_tensors(_shapes(_targets(model)), checkpoint)
+    choose_tensors(_shapes(_slots(model)), checkpoint)
 
 
-def load_weights(model: CausalLM, checkpoint: Checkpoint) -> str:
-    """Reads each tensor of a checkpoint once into its place on the model's device.
+def _alone(sums: torch.Tensor) -> torch.Tensor:
+    return sums
+
+
+def load_weights(
+    model: CausalLM,
+    checkpoint: Checkpoint,
+    *,
+    rank: int = 0,
+    num_ranks: int = 1,
+    sum_over_ranks: Callable[[torch.Tensor], torch.Tensor] = _alone,
+) -> str:
+    """Reads each tensor of a checkpoint, or this rank's part of it, into its place on the device.
 
     A packed parameter is filled slice by slice; values are converted to the model's dtype. All
     files are checked before the first tensor is read.
 
+    Args:
+        model: The model to fill, or this rank's part of it.
+        checkpoint: Its files.
+        rank: This rank.
+        num_ranks: Ranks that hold the model together, all of which load at the same time.
+        sum_over_ranks: Called once, when all is read. Takes an int64 tensor on the CPU and
+            returns the sum (modulo 2^64) of what all ranks gave, which have the same shape.
+
     Returns:
-        32 hexadecimal digits (xxh3-128) over the names, types, shapes and bytes of what was read.
+        32 hexadecimal digits (xxh3-128) over the names, stored types and shapes of all tensors and
+        over their values in the model's dtype. It is the same on all ranks, and for any number of
+        ranks.
 
     Raises:
         StartupError: As of `choose_tensors`; or a tensor is not finite, or not equal to the one
-            that it is tied to.
+            that it is tied to. Only the ranks that hold the bad values raise the latter two.
     """
-    targets = _targets(model)
-    tensors = choose_tensors(_shapes(targets), checkpoint)
-    transfers = _plan_transfers(targets, tensors)
-    total = sum(transfer.stored.end - transfer.stored.begin for transfer in transfers)
-    digests = {name: xxhash.xxh3_128() for name in tensors}
-    num_done = 0
-    next_quarter = 1
-    with tqdm(
-        total=total, desc="Loading weights", unit="B", unit_scale=True, disable=None
-    ) as progress:
-        for piece in read_tensors(transfers):
-            digests[piece.name].update(piece.digest)
-            progress.update(piece.num_bytes)
-            num_done += piece.num_bytes
-            # Without a terminal there is no progress bar; a log line per quarter replaces it.
-            if progress.disable and num_done * 4 >= total * next_quarter:
-                logger.info("weights loading percent=%d", num_done * 100 // total)
-                next_quarter = num_done * 4 // total + 1
+    slots = _slots(model)
+    tensors = choose_tensors(_shapes(slots), checkpoint)
+    transfers = _plan_transfers(slots, tensors)
+    num_bytes = sum(transfer.num_bytes for transfer in transfers)
+    _read_with_progress(transfers, num_bytes, is_shown=rank == 0)
     _check_values(transfers)
-    _fill_columns(targets, transfers)
-    if HEAD not in targets:
+    _fill_columns(slots, transfers)
+    if HEAD not in slots:
         _check_tied_head(transfers)
-    logger.info("weights loaded files=%d bytes=%d", len(checkpoint.weights_files), total)
-    return _whole_digest(transfers, digests)
+    digest = _digest(slots, transfers, rank, sum_over_ranks)
+    share = ""
+    if num_ranks > 1:
+        total = sum(stored.end - stored.begin for stored in tensors.values())
+        share = f" rank={rank} num_ranks={num_ranks} total_bytes={total}"
+    num_files = len(checkpoint.weights_files)
+    logger.info("weights loaded files=%d bytes=%d%s", num_files, num_bytes, share)
+    return digest
 
 
-def _targets(model: CausalLM) -> dict[str, torch.Tensor]:
+def _slots(model: CausalLM) -> dict[str, WeightSlot]:
     """Returns the place of each tensor by its name in a checkpoint."""
-    return {slot.name: slot.target for slot in model.weight_slots()}
+    return {slot.name: slot for slot in model.weight_slots()}
 
 
-def _shapes(targets: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
-    return {name: target.shape for name, target in targets.items()}
+def _shapes(slots: Mapping[str, WeightSlot]) -> dict[str, tuple[int, ...]]:
+    return {name: slot.full_shape for name, slot in slots.items()}
+
+
+def _slot_of(name: str, slots: Mapping[str, WeightSlot]) -> WeightSlot:
+    """Returns a tensor's slot; that of a tied head is the embedding's."""
+    return slots[name] if name in slots else slots[EMBEDDING]
 
 
 def _plan_transfers(
-    targets: Mapping[str, torch.Tensor], tensors: Mapping[str, StoredTensor]
+    slots: Mapping[str, WeightSlot], tensors: Mapping[str, StoredTensor]
 ) -> list[Transfer]:
     """Finds the place of each stored tensor."""
-    places = dict(targets)
-    if HEAD not in targets and HEAD in tensors:
-        # Read into the embedding's place, or beside it to be compared.
-        embedding = targets[EMBEDDING]
-        places[HEAD] = torch.empty_like(embedding) if EMBEDDING in tensors else embedding
-    return [
-        Transfer(stored=tensor, target=_contiguous(places[name]))
-        for name, tensor in tensors.items()
-    ]
+    transfers = []
+    for name, stored in tensors.items():
+        slot = _slot_of(name, slots)
+        target = _contiguous(slot.target)
+        if name not in slots and EMBEDDING in tensors:
+            # Read beside the embedding, to be compared.
+            target = torch.empty_like(target)
+        transfers.append(Transfer(stored=stored, part=part_of(slot), target=target))
+    return transfers
+
+
+def _read_with_progress(transfers: Sequence[Transfer], num_bytes: int, *, is_shown: bool) -> None:
+    num_done = 0
+    next_quarter = 1
+    with tqdm(
+        total=num_bytes,
+        desc="Loading weights",
+        unit="B",
+        unit_scale=True,
+        disable=None if is_shown else True,
+    ) as progress:
+        for piece_bytes in read_tensors(transfers):
+            progress.update(piece_bytes)
+            num_done += piece_bytes
+            # Without a terminal there is no progress bar; a log line per quarter replaces it.
+            if is_shown and progress.disable and num_done * 4 >= num_bytes * next_quarter:
+                logger.info("weights loading percent=%d", num_done * 100 // num_bytes)
+                next_quarter = num_done * 4 // num_bytes + 1
 
 
 def _contiguous(place: torch.Tensor) -> torch.Tensor:
@@ -122,12 +162,12 @@ def _contiguous(place: torch.Tensor) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def _fill_columns(targets: Mapping[str, torch.Tensor], transfers: Sequence[Transfer]) -> None:
+def _fill_columns(slots: Mapping[str, WeightSlot], transfers: Sequence[Transfer]) -> None:
     """Copies what was read beside its place, as the columns of a packed parameter are."""
     for transfer in transfers:
-        place = targets.get(transfer.stored.name, transfer.target)
-        if place is not transfer.target:
-            place.copy_(transfer.target)
+        slot = slots.get(transfer.stored.name)
+        if slot is not None and not slot.target.is_contiguous():
+            slot.target.copy_(transfer.target)
 
 
 def _check_values(transfers: Sequence[Transfer]) -> None:
@@ -136,10 +176,11 @@ def _check_values(transfers: Sequence[Transfer]) -> None:
     NaN propagates through minimum and maximum, which take one pass and no memory. All results are
     fetched at once, so there is only one wait for a GPU.
     """
-    extremes = torch.stack(
-        [extreme for transfer in transfers for extreme in transfer.target.aminmax()]
-    )
-    for transfer, values in zip(transfers, extremes.view(-1, 2).tolist(), strict=True):
+    # A rank may hold nothing of a tensor that has fewer rows than there are ranks.
+    transfers = [transfer for transfer in transfers if transfer.target.numel()]
+    extremes = [extreme for transfer in transfers for extreme in transfer.target.aminmax()]
+    pairs = torch.stack(extremes).view(-1, 2).tolist() if extremes else []
+    for transfer, values in zip(transfers, pairs, strict=True):
         if all(map(math.isfinite, values)):
             continue
         stored, dtype = transfer.stored, transfer.target.dtype
@@ -164,12 +205,31 @@ def _check_tied_head(transfers: Sequence[Transfer]) -> None:
     )
 
 
-def _whole_digest(transfers: Sequence[Transfer], digests: Mapping[str, xxhash.xxh3_128]) -> str:
-    whole = xxhash.xxh3_128()
-    for stored in sorted((transfer.stored for transfer in transfers), key=attrgetter("name")):
-        whole.update(json.dumps([stored.name, stored.dtype, stored.shape]).encode())
-        whole.update(digests[stored.name].digest())
-    return str(whole.hexdigest())
+def _digest(
+    slots: Mapping[str, WeightSlot],
+    transfers: Sequence[Transfer],
+    rank: int,
+    sum_over_ranks: Callable[[torch.Tensor], torch.Tensor],
+) -> str:
+    """Returns the digest of the whole model, of which this rank read these parts."""
+    by_name = {transfer.stored.name: transfer for transfer in transfers}
+    names = sorted(by_name)
+    is_counted = [_is_counted(_slot_of(name, slots), rank) for name in names]
+    parts = part_sums(
+        [
+            (by_name[name].target, by_name[name].part)
+            for name, counted in zip(names, is_counted, strict=True)
+            if counted
+        ]
+    )
+    sums = parts.new_zeros(len(names), parts.shape[1])
+    sums[torch.tensor(is_counted, dtype=torch.bool)] = parts
+    return whole_digest((by_name[name].stored for name in names), sum_over_ranks(sums))
+
+
+def _is_counted(slot: WeightSlot, rank: int) -> bool:
+    """Whether this rank accounts for what it holds; of several with the same, one does."""
+    return rank == 0 if slot.shard is None else not slot.shard.is_replica
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -180,42 +240,50 @@ def _name(dtype: torch.dtype) -> str:
 def fill_randomly(model: CausalLM, seed: int, std: float) -> None:
     """Sets norm weights to 1, biases to 0 and all others to random values of mean 0.
 
-    A value depends only on seed, tensor name and index, so it is the same on every device.
+    A value depends only on seed, tensor name and index in the whole tensor, so it is the same on
+    every device, and for any number of ranks.
 
     Args:
         model: The model to fill.
         seed: Chooses the values.
         std: Their standard deviation.
     """
-    for name, target in _targets(model).items():
+    for name, slot in _slots(model).items():
+        target = slot.target
         if target.dim() == 1:
             target.fill_(0.0 if name.endswith(".bias") else 1.0)
             continue
         key = xxhash.xxh3_64_intdigest(name.encode(), seed=seed) - (1 << 63)
+        part = part_of(slot)
         values = target.contiguous()
-        flat = values.view(-1)
-        for begin in range(0, flat.numel(), _DUMMY_CHUNK):
-            chunk = flat[begin : begin + _DUMMY_CHUNK]
-            chunk.copy_(_noise(key, begin, chunk.numel(), chunk.device).mul_(std))
+        for chunk, indices in _chunks(values, part):
+            chunk.copy_(_noise(key, indices).mul_(std))
         if values is not target:
             target.copy_(values)
 
 
-def _noise(key: int, begin: int, count: int, device: torch.device) -> torch.Tensor:
-    """Returns `count` values, from index `begin`, of a sequence of near-normal numbers.
+def _chunks(values: torch.Tensor, part: TensorPart) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yields views of rows of a part, and the indices of their entries in the whole tensor."""
+    rows = values.view(len(part.rows), len(part.columns))
+    columns = torch.arange(part.columns.start, part.columns.stop, device=values.device)
+    step = max(1, _DUMMY_CHUNK // max(1, len(columns)))
+    for begin in range(0, len(rows), step):
+        chunk = rows[begin : begin + step]
+        first = part.rows.start + begin
+        numbers = torch.arange(first, first + len(chunk), device=values.device)
+        yield chunk, numbers.unsqueeze(1) * part.num_columns + columns
 
-    A 64-bit hash of the index (the finalizer of SplitMix64) is split into four 16-bit integers.
-    Their sum is nearly normal and exact in float32.
+
+def _noise(key: int, indices: torch.Tensor) -> torch.Tensor:
+    """Returns near-normal numbers, each a function of an index.
+
+    A 64-bit hash of the index is split into four 16-bit integers. Their sum is nearly normal and
+    exact in float32.
 
     Returns:
-        [count] float32 of mean 0 and standard deviation 1.
+        Of the indices' shape, float32 of mean 0 and standard deviation 1.
     """
-    x = torch.arange(begin, begin + count, dtype=torch.int64, device=device)
-    x.mul_(0x9E3779B97F4A7C15 - (1 << 64)).add_(key)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        x.bitwise_xor_((x >> shift).bitwise_and_((1 << (64 - shift)) - 1))
-        x.mul_(factor - (1 << 64))
-    x.bitwise_xor_((x >> 31).bitwise_and_((1 << 33) - 1))
+    x = index_hash(indices, key)
     total = (x & 0xFFFF) + ((x >> 16) & 0xFFFF) + ((x >> 32) & 0xFFFF) + ((x >> 48) & 0xFFFF)
     mean, std = 2 * 65535.0, ((65536.0**2 - 1) / 3) ** 0.5
     # Division by a number differs between devices; multiplication does not.

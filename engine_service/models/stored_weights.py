@@ -17,7 +17,7 @@ def choose_tensors(
     """Finds each tensor of a model; reads headers only, and allocates nothing.
 
     Args:
-        shapes: Shapes of the model's tensors, by name; a tied model has no head.
+        shapes: Shapes of the model's whole tensors, by name; a tied model has no head.
         checkpoint: Where they are stored.
 
     Returns:

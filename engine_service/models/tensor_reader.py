@@ -1,10 +1,12 @@
-"""Reads the bytes of tensors from files into their targets, on any device.
+"""Reads tensors, or parts of them, from files into their targets, on any device.
 
 Several threads each read pieces into their own buffers and copy them to the device. So disk and
 device work in parallel, and the host never holds more than the buffers. Compared with the
 safetensors library, 8B on an H200: 1.6 instead of 1.3 GB/s from a disk that gives 1.6 to 1.8, 18.8
 instead of 3.6 GB/s from the page cache, and 0.3 instead of 6.5 GB of memory (the buffers, which
 torch keeps pinned).
+
+Of a part of the columns, a segment of each row is read, with a system call for each.
 """
 
 import os
@@ -16,18 +18,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-import xxhash
 
 from engine_service.errors import StartupError
 from engine_service.models.dtypes import STORED
 from engine_service.models.plain_file import cannot_read, open_plain_file
 from engine_service.models.tensor_file import StoredTensor
+from engine_service.models.tensor_part import TensorPart
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 _NUM_THREADS = 8
-# Changing this changes fingerprints, since their digests are per piece.
 _PIECE_BYTES = 32 << 20
 
 
@@ -36,41 +37,42 @@ class Transfer:
     """One tensor's source and target."""
 
     stored: StoredTensor
+    part: TensorPart
+    """The part that is read."""
     target: torch.Tensor
-    """Has the stored shape and is contiguous; values are converted to its dtype."""
+    """Has the part's shape and is contiguous; values are converted to its dtype."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReadPiece:
-    """A part of a tensor that has been read."""
-
-    name: str
-    """The tensor's name."""
-    num_bytes: int
-    digest: bytes
-    """xxh3-128 of its stored bytes."""
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that are read."""
+        return self.target.numel() * STORED[self.stored.dtype].torch_dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Piece:
+    """Segments of equal size, at equal distances in the file."""
+
     stored: StoredTensor
     descriptor: int
     offset: int
     """Offset of its first byte in the file."""
+    segment_bytes: int
+    stride: int
+    """Bytes from the beginning of a segment to that of the next."""
     dtype: torch.dtype
     target: torch.Tensor
-    """Contiguous and flat."""
+    """Contiguous and flat; holds the segments one behind the other."""
 
     @property
     def num_bytes(self) -> int:
         return self.target.numel() * self.dtype.itemsize
 
 
-def read_tensors(transfers: Sequence[Transfer]) -> Iterator[ReadPiece]:
+def read_tensors(transfers: Sequence[Transfer]) -> Iterator[int]:
     """Reads tensors into their targets, all on one device.
 
     Yields:
-        The pieces as they are read: the tensors in order, each from its beginning.
+        The bytes of each piece as it is read: the tensors in order, each from its beginning.
 
     Raises:
         StartupError: A file cannot be read, or ends too early.
@@ -110,25 +112,38 @@ def _set_device(device: torch.device) -> None:
 def _pieces(transfer: Transfer, descriptor: int) -> Iterator[_Piece]:
     dtype = STORED[transfer.stored.dtype].torch_dtype
     target = transfer.target.detach().view(-1)
-    num_elements = _PIECE_BYTES // dtype.itemsize
-    for begin in range(0, target.numel(), num_elements):
+    part, size = transfer.part, dtype.itemsize
+    # Whole rows lie one behind the other, as a single segment.
+    is_whole = len(part.columns) == part.num_columns
+    segment = target.numel() if is_whole else len(part.columns)
+    max_elements = _PIECE_BYTES // size
+    begin = 0
+    while begin < target.numel():
+        row, done = divmod(begin, segment)
+        if segment > max_elements:
+            end = begin + min(max_elements, segment - done)
+        else:
+            end = min(begin + max_elements // segment * segment, target.numel())
+        first = (part.rows.start + row) * part.num_columns + part.columns.start + done
         yield _Piece(
             stored=transfer.stored,
             descriptor=descriptor,
-            offset=transfer.stored.begin + begin * dtype.itemsize,
+            offset=transfer.stored.begin + first * size,
+            segment_bytes=min(segment, end - begin) * size,
+            stride=part.num_columns * size,
             dtype=dtype,
-            target=target[begin : begin + num_elements],
+            target=target[begin:end],
         )
+        begin = end
 
 
-def _read(piece: _Piece, buffers: threading.local) -> ReadPiece:
+def _read(piece: _Piece, buffers: threading.local) -> int:
     is_cuda = piece.target.is_cuda
     if not hasattr(buffers, "bytes"):
         buffers.bytes = torch.empty(_PIECE_BYTES, dtype=torch.uint8, pin_memory=is_cuda)
         buffers.stream = torch.cuda.Stream(piece.target.device) if is_cuda else None  # type: ignore[no-untyped-call]
     buffer: torch.Tensor = buffers.bytes[: piece.num_bytes]
-    content = buffer.numpy().data
-    _fill(content, piece)
+    _fill(buffer.numpy().data, piece)
     values = buffer.view(piece.dtype)
     with torch.inference_mode():
         if buffers.stream is None:
@@ -136,24 +151,25 @@ def _read(piece: _Piece, buffers: threading.local) -> ReadPiece:
         else:
             with torch.cuda.stream(buffers.stream):
                 piece.target.copy_(values, non_blocking=True)
-    # Runs while a GPU copies.
-    digest = xxhash.xxh3_128(content).digest()
-    if buffers.stream is not None:
-        # Before the buffer is reused.
-        buffers.stream.synchronize()
-    return ReadPiece(name=piece.stored.name, num_bytes=piece.num_bytes, digest=digest)
+            # Before the buffer is reused.
+            buffers.stream.synchronize()
+    return piece.num_bytes
 
 
 def _fill(buffer: memoryview, piece: _Piece) -> None:
-    done = 0
-    while done < len(buffer):
-        try:
-            count = os.preadv(piece.descriptor, [buffer[done:]], piece.offset + done)
-        except OSError as error:
-            raise cannot_read(piece.stored.path, error) from error
-        if not count:
-            raise StartupError(
-                f"{piece.stored.path}: is not a complete safetensors file; download it again "
-                "(it has become shorter while it was read)"
-            )
-        done += count
+    offset, size = piece.offset, piece.segment_bytes
+    try:
+        for begin in range(0, len(buffer), size):
+            end = begin + size
+            count = os.preadv(piece.descriptor, (buffer[begin:end],), offset)
+            while count < size:
+                added = os.preadv(piece.descriptor, (buffer[begin + count : end],), offset + count)
+                if not added:
+                    raise StartupError(
+                        f"{piece.stored.path}: is not a complete safetensors file; download it "
+                        "again (it has become shorter while it was read)"
+                    )
+                count += added
+            offset += piece.stride
+    except OSError as error:
+        raise cannot_read(piece.stored.path, error) from error

@@ -253,4 +253,11 @@ def _load_model(config: WorkerConfig) -> tuple[CausalLM, str]:
     if is_random:
         fill_randomly(model, config.model.seed, config.model_config.initializer_range)
         return model, ""
-    return model, load_weights(model, config.checkpoint)
+    ranks = config.ranks
+    return model, load_weights(
+        model,
+        config.checkpoint,
+        rank=ranks.rank,
+        num_ranks=ranks.size,
+        sum_over_ranks=ranks.all_reduce,
+    )
