@@ -29,11 +29,10 @@ received the next part. So nothing is overwritten before it is read, a flag is n
 its reader, and one buffer is enough. These rounds have counts of their own.
 
 Waiting needs that what is waited for runs. So a launch has at most one program for each
-multiprocessor, which all run at once, each for several rows; programs write all that they can
-before they wait. A peer that has died is waited for without end: who watches the ranks ends them.
+multiprocessor (`max_programs`), which all run at once, each for several rows, and lets the next
+kernel start only when they do; programs write all that they can before they wait. A peer that has
+died is waited for without end: who watches the ranks ends them.
 """
-
-import functools
 
 import torch
 import torch.distributed as dist
@@ -48,7 +47,6 @@ from kernels.rms_norm import add_rms_norm
 
 # Bytes that a rank sends in one shot. By the bandwidth of NVLink; with two ranks, 64 rows of 4,096.
 _MAX_ONE_SHOT_BYTES = 1 << 20
-_MAX_PROGRAMS_INTERPRETED = 2
 
 
 def all_reduce(x: torch.Tensor, peers: Peers) -> torch.Tensor:
@@ -149,13 +147,6 @@ def _is_one_shot(x: torch.Tensor, memory: PeerMemory) -> bool:
     return x.numel() * word_bytes * (memory.world_size - 1) <= _MAX_ONE_SHOT_BYTES
 
 
-@functools.cache
-def _max_programs(device: torch.device) -> int:
-    if device.type == "cpu":
-        return _MAX_PROGRAMS_INTERPRETED
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
 def _launch(
     x: torch.Tensor,
     residual: torch.Tensor | None,
@@ -172,7 +163,7 @@ def _launch(
         return
     columns = triton.next_power_of_2(hidden)
     kernel = _one_shot_kernel if is_one_shot else _two_shot_kernel
-    kernel[(min(num_rows, _max_programs(x.device)),)](
+    kernel[(min(num_rows, memory.max_programs),)](
         x,
         residual,
         weight,

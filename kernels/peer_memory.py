@@ -27,6 +27,7 @@ class PeerMemory:
         hidden: elements of a row
         dtype: of an element
         max_rows: the largest number of rows of one collective
+        max_programs: the most programs of one kernel; all of them run at once
         areas: [areas, world_size] int64, the addresses of each rank's areas: words, parts, totals,
             flags of parts, flags of totals
         counts: [2, max_rows] int64, how many collectives of one shot and of two shots have reduced
@@ -38,6 +39,7 @@ class PeerMemory:
     hidden: int
     dtype: torch.dtype
     max_rows: int
+    max_programs: int
     areas: torch.Tensor
     counts: torch.Tensor
     buffer: object
@@ -107,7 +109,10 @@ def connect_peers(
     # The buffer may begin inside its allocation, at the same place on every rank.
     offset = buffer.data_ptr() - handle.buffer_ptrs[rank]
     starts = [start + offset for start in handle.buffer_ptrs]
-    memory = peer_memory(rank, starts, device, hidden, dtype, max_rows, (buffer, handle))
+    num_programs = torch.cuda.get_device_properties(device).multi_processor_count
+    memory = peer_memory(
+        rank, starts, device, hidden, dtype, max_rows, num_programs, (buffer, handle)
+    )
     return Peers(group=group, memory=memory)
 
 
@@ -118,6 +123,7 @@ def peer_memory(
     hidden: int,
     dtype: torch.dtype,
     max_rows: int,
+    max_programs: int,
     buffer: object,
 ) -> PeerMemory:
     """Describes buffers of zeros at these addresses, one for each rank."""
@@ -130,6 +136,7 @@ def peer_memory(
         hidden=hidden,
         dtype=dtype,
         max_rows=max_rows,
+        max_programs=max_programs,
         areas=torch.tensor(areas, dtype=torch.int64).to(device),
         counts=torch.zeros(2, max_rows, dtype=torch.int64).to(device),
         buffer=buffer,
@@ -137,7 +144,7 @@ def peer_memory(
 
 
 def buffer_bytes(world_size: int, hidden: int, dtype: torch.dtype, max_rows: int) -> int:
-    """Returns the bytes of one rank's buffer: 16 MB for 2 ranks, 256 rows of 4,096 bfloat16."""
+    """Returns the bytes of one rank's buffer: 23 MB for 2 ranks, 256 rows of 4,096 bfloat16."""
     return sum(_area_sizes(world_size, hidden, dtype, max_rows))
 
 
