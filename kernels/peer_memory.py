@@ -93,6 +93,8 @@ def connect_peers(
         RuntimeError: the ranks have direct access, but could not share the memory
         torch.OutOfMemoryError: no room for `buffer_bytes`
     """
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
     obstacle = _obstacle(group, device)
     if obstacle:
         return Peers(group=group, obstacle=obstacle)
@@ -167,13 +169,13 @@ def _obstacle(group: dist.ProcessGroup | None, device: torch.device) -> str:
     """
     if device.type != "cuda":
         return f"the ranks compute on a {device.type}"
-    index = torch.cuda.current_device() if device.index is None else device.index
+    host, index = socket.gethostname(), device.index
     places: list[tuple[str, int]] = [("", -1)] * dist.get_world_size(group)
-    dist.all_gather_object(places, (socket.gethostname(), index), group)
+    dist.all_gather_object(places, (host, index), group)
     own = ""
-    for host, other in places:
-        if host != socket.gethostname():
-            own = f"the ranks are on different hosts, {host} and {socket.gethostname()}"
+    for other_host, other in places:
+        if other_host != host:
+            own = f"the ranks are on different hosts, {host} and {other_host}"
         elif not _has_access(index, other):
             own = f"GPU {index} has no direct access to GPU {other}"
     found = [""] * len(places)
