@@ -8,6 +8,7 @@ used. What the areas mean, and who may write them when, is described in `all_red
 
 import socket
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -98,11 +99,11 @@ def connect_peers(
     obstacle = _obstacle(group, device)
     if obstacle:
         return Peers(group=group, obstacle=obstacle)
-    group = dist.group.WORLD if group is None else group
     world_size, rank = dist.get_world_size(group), dist.get_rank(group)
     num_bytes = buffer_bytes(world_size, hidden, dtype, max_rows)
     buffer = symmetric_memory.empty(num_bytes, dtype=torch.uint8, device=device)
-    handle = symmetric_memory.rendezvous(buffer, group)
+    named = dist.group.WORLD if group is None else group
+    handle = symmetric_memory.rendezvous(buffer, cast("dist.ProcessGroup", named))
     buffer.zero_()
     torch.cuda.synchronize(device)
     # No rank may write into a buffer that its owner has still to clear.
