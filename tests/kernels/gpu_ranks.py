@@ -3,7 +3,6 @@
 import os
 import random
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ import torch.multiprocessing as multiprocessing
 from kernels import reference
 from kernels.all_reduce import _launch, all_reduce, all_reduce_add_rms_norm
 from kernels.peer_memory import Peers, connect_peers
+from tests.kernels.processes import finish
 from tests.kernels.targets import Target, worst_row_error
 
 DEADLINE = 200.0  # seconds
@@ -30,14 +30,7 @@ def run_gpu_ranks(world_size: int, folder: Path, num_collectives: int, num_repla
     ]
     for process in processes:
         process.start()
-    end = time.monotonic() + DEADLINE
-    for process in processes:
-        process.join(max(end - time.monotonic(), 0))
-    codes = [process.exitcode for process in processes]
-    for process in processes:
-        process.kill()
-        process.join()
-    assert codes == [0] * world_size, f"exit codes {codes}; None did not end"
+    finish(processes, DEADLINE)
 
 
 def run_rank(

@@ -11,6 +11,7 @@ import torch.distributed as dist
 import tests.triton_mode  # noqa: F401  before the kernels
 from kernels import all_reduce
 from kernels.peer_memory import Peers, buffer_bytes, connect_peers, peer_memory
+from tests.kernels.processes import finish
 
 DEADLINE = 90.0  # seconds
 MAX_ROWS = 5
@@ -61,14 +62,7 @@ def run_ranks(world_size: int, runs: list[Run], folder: Path) -> list[list[list[
     ]
     for process in processes:
         process.start()
-    end = time.monotonic() + DEADLINE
-    for process in processes:
-        process.join(max(end - time.monotonic(), 0))
-    codes = [process.exitcode for process in processes]
-    for process in processes:
-        process.kill()
-        process.join()
-    assert codes == [0] * world_size, f"exit codes {codes}; None did not end"
+    finish(processes, DEADLINE)
     return [torch.load(folder / f"results{rank}") for rank in range(world_size)]
 
 
