@@ -60,7 +60,7 @@ def alone(tiny):
 
 @pytest.mark.parametrize("num_ranks", [2, 4])
 def test_ranks_give_the_tokens_of_a_single_one(tiny, alone, num_ranks):
-    assert min(alone[1]) > 0
+    assert max(alone[1]) > 0
 
     assert answers(tiny, num_ranks) == alone
     assert not torch.distributed.is_initialized()
