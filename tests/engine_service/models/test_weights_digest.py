@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from engine_service.layers.weight_slot import WeightSlot
+from engine_service.layers.weight_slot import WeightSlot, merged_slots
 from engine_service.models import weights_digest
 from engine_service.models.tensor_part import part_of
 from tests.engine_service.models.ranks import (
