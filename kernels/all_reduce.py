@@ -260,11 +260,11 @@ def _sum_of_parts(
 
 
 @triton.jit
-def _add_residual(wide, residual, place, is_inside, dtype: tl.constexpr, HAS_NORM: tl.constexpr):
-    """Returns the sum as it is rounded and stored."""
+def _residual_row(residual, place, is_inside, HAS_NORM: tl.constexpr):
+    """Returns what is added to the sum. It is read before the wait for peers."""
     if HAS_NORM:
-        wide += tl.load(residual + place, mask=is_inside, other=0.0).to(tl.float32)
-    return wide.to(dtype)
+        return tl.load(residual + place, mask=is_inside, other=0.0).to(tl.float32)
+    return 0.0
 
 
 @triton.jit
@@ -333,6 +333,8 @@ def _one_shot_kernel(
     for row in range(first, num_rows, step):
         round_ = tl.load(counts + row) + 1
         tag = _tag(round_, word_type)
+        added_place = row * residual_stride + columns
+        added = _residual_row(residual, added_place, is_inside, HAS_NORM)
         own = tl.load(x + row * x_stride + columns, mask=is_inside, other=0.0)
         wide = tl.zeros([COLUMNS], tl.float32)
         for source in tl.static_range(WORLD_SIZE):
@@ -340,9 +342,7 @@ def _one_shot_kernel(
             is_sent = is_inside & (source != rank)
             part = _receive(own_words + place + columns, is_sent, tag, word_type, dtype)
             wide += tl.where(source == rank, own, part).to(tl.float32)
-        rounded = _add_residual(
-            wide, residual, row * residual_stride + columns, is_inside, dtype, HAS_NORM
-        )
+        rounded = (wide + added).to(dtype)
         here = row * hidden + columns
         _store_row(rounded, scale, out, total, here, is_inside, hidden, eps, dtype, HAS_NORM)
         tl.store(counts + row, round_)
@@ -393,6 +393,8 @@ def _two_shot_kernel(
     for row in range(first, num_rows, step):
         if row % WORLD_SIZE == rank:
             round_ = tl.load(counts + row) + 1
+            added_place = row * residual_stride + columns
+            added = _residual_row(residual, added_place, is_inside, HAS_NORM)
             wide = _sum_of_parts(
                 x + row * x_stride,
                 own_parts,
@@ -404,9 +406,7 @@ def _two_shot_kernel(
                 WORLD_SIZE,
                 COLUMNS,
             )
-            rounded = _add_residual(
-                wide, residual, row * residual_stride + columns, is_inside, dtype, HAS_NORM
-            )
+            rounded = (wide + added).to(dtype)
             here = row * hidden + columns
             for peer in tl.static_range(WORLD_SIZE):
                 totals = _area(areas, 2, peer, WORLD_SIZE, dtype)
