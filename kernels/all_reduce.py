@@ -262,9 +262,10 @@ def _sum_of_parts(
 @triton.jit
 def _residual_row(residual, place, is_inside, HAS_NORM: tl.constexpr):
     """Returns what is added to the sum. It is read before the wait for peers."""
+    added = 0.0
     if HAS_NORM:
-        return tl.load(residual + place, mask=is_inside, other=0.0).to(tl.float32)
-    return 0.0
+        added = tl.load(residual + place, mask=is_inside, other=0.0).to(tl.float32)
+    return added
 
 
 @triton.jit
