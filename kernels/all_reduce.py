@@ -208,7 +208,7 @@ def _pack(values, tag, word_type: tl.constexpr):
 
 @triton.jit
 def _receive(words, is_inside, tag, word_type: tl.constexpr, dtype: tl.constexpr):
-    """Reads words until all have the tag, and returns their values."""
+    """Reads words until all inside have the tag, and returns their values; outside 0."""
     half: tl.constexpr = word_type.primitive_bitwidth // 2
     bits_type: tl.constexpr = tl.uint16 if half == 16 else tl.uint32
     word = tl.load(words, mask=is_inside, other=tag, volatile=True)
@@ -234,41 +234,61 @@ def _wait_for(flag, round_):
 
 @triton.jit
 def _sum_of_parts(
-    x, parts, flags, row, round_, rank, hidden, columns, is_inside, WORLD_SIZE: tl.constexpr
+    x,
+    parts,
+    flags,
+    row,
+    round_,
+    rank,
+    hidden,
+    WORLD_SIZE: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
     """Adds a row's parts in the order of ranks, each when it has come; x is this rank's own."""
-    wide = tl.zeros(columns.shape, tl.float32)
+    columns = tl.arange(0, COLUMNS)
+    is_inside = columns < hidden
+    own = tl.load(x + columns, mask=is_inside, other=0.0)
+    wide = tl.zeros([COLUMNS], tl.float32)
     for source in tl.static_range(WORLD_SIZE):
-        if source == rank:
-            part = tl.load(x + columns, mask=is_inside, other=0.0)
-        else:
-            place = row * WORLD_SIZE + source
+        place = row * WORLD_SIZE + source
+        if source != rank:
             _wait_for(flags + place, round_)
-            part = tl.load(parts + place * hidden + columns, mask=is_inside, other=0.0)
-        wide += part.to(tl.float32)
+        received = parts + place * hidden + columns
+        part = tl.load(received, mask=is_inside & (source != rank), other=0.0)
+        wide += tl.where(source == rank, own, part).to(tl.float32)
     return wide
 
 
 @triton.jit
-def _add_residual(wide, residual, is_inside, dtype: tl.constexpr, HAS_NORM: tl.constexpr):
-    """Returns the sum as it is rounded and stored."""
+def _residual_row(residual, place, is_inside, HAS_NORM: tl.constexpr):
+    """Returns what is added to the sum. It is read before the wait for peers."""
+    added = 0.0
     if HAS_NORM:
-        wide += tl.load(residual, mask=is_inside, other=0.0).to(tl.float32)
-    return wide.to(dtype)
+        added = tl.load(residual + place, mask=is_inside, other=0.0).to(tl.float32)
+    return added
 
 
 @triton.jit
 def _store_row(
-    rounded, scale, out, total, is_inside, hidden, eps, dtype: tl.constexpr, HAS_NORM: tl.constexpr
+    rounded,
+    scale,
+    out,
+    total,
+    place,
+    is_inside,
+    hidden,
+    eps,
+    dtype: tl.constexpr,
+    HAS_NORM: tl.constexpr,
 ):
     """Stores the sum and, as `rms_norm.add_rms_norm` does it, its norm."""
     if HAS_NORM:
-        tl.store(total, rounded, mask=is_inside)
+        tl.store(total + place, rounded, mask=is_inside)
         wide = rounded.to(tl.float32)
         inverse_rms = tl.rsqrt(tl.sum(wide * wide, axis=0) / hidden + eps)
         normed = (wide * inverse_rms).to(dtype).to(tl.float32)
         rounded = (normed * scale.to(tl.float32)).to(dtype)
-    tl.store(out, rounded, mask=is_inside)
+    tl.store(out + place, rounded, mask=is_inside)
 
 
 @triton.jit(do_not_specialize=["rank", "num_rows"])
@@ -307,27 +327,25 @@ def _one_shot_kernel(
         words = _pack(part, _tag(round_, word_type), word_type)
         place = ((round_ % 2 * max_rows + row) * WORLD_SIZE + rank) * hidden
         for peer in tl.static_range(WORLD_SIZE):
-            if peer != rank:
-                target = _area(areas, 0, peer, WORLD_SIZE, word_type) + place
-                tl.store(target + columns, words, mask=is_inside)
+            target = _area(areas, 0, peer, WORLD_SIZE, word_type) + place
+            tl.store(target + columns, words, mask=is_inside & (peer != rank))
     # No thread may wait before it has sent.
     tl.debug_barrier()
     for row in range(first, num_rows, step):
         round_ = tl.load(counts + row) + 1
         tag = _tag(round_, word_type)
+        added_place = row * residual_stride + columns
+        added = _residual_row(residual, added_place, is_inside, HAS_NORM)
+        own = tl.load(x + row * x_stride + columns, mask=is_inside, other=0.0)
         wide = tl.zeros([COLUMNS], tl.float32)
         for source in tl.static_range(WORLD_SIZE):
-            if source == rank:
-                part = tl.load(x + row * x_stride + columns, mask=is_inside, other=0.0)
-            else:
-                place = ((round_ % 2 * max_rows + row) * WORLD_SIZE + source) * hidden
-                part = _receive(own_words + place + columns, is_inside, tag, word_type, dtype)
-            wide += part.to(tl.float32)
-        added = residual + row * residual_stride + columns if HAS_NORM else None
-        rounded = _add_residual(wide, added, is_inside, dtype, HAS_NORM)
+            place = ((round_ % 2 * max_rows + row) * WORLD_SIZE + source) * hidden
+            is_sent = is_inside & (source != rank)
+            part = _receive(own_words + place + columns, is_sent, tag, word_type, dtype)
+            wide += tl.where(source == rank, own, part).to(tl.float32)
+        rounded = (wide + added).to(dtype)
         here = row * hidden + columns
-        stored = total + here if HAS_NORM else None
-        _store_row(rounded, scale, out + here, stored, is_inside, hidden, eps, dtype, HAS_NORM)
+        _store_row(rounded, scale, out, total, here, is_inside, hidden, eps, dtype, HAS_NORM)
         tl.store(counts + row, round_)
 
 
@@ -376,20 +394,28 @@ def _two_shot_kernel(
     for row in range(first, num_rows, step):
         if row % WORLD_SIZE == rank:
             round_ = tl.load(counts + row) + 1
+            added_place = row * residual_stride + columns
+            added = _residual_row(residual, added_place, is_inside, HAS_NORM)
             wide = _sum_of_parts(
-                *(x + row * x_stride, own_parts, own_part_flags, row, round_, rank, hidden),
-                *(columns, is_inside, WORLD_SIZE),
+                x + row * x_stride,
+                own_parts,
+                own_part_flags,
+                row,
+                round_,
+                rank,
+                hidden,
+                WORLD_SIZE,
+                COLUMNS,
             )
-            added = residual + row * residual_stride + columns if HAS_NORM else None
-            rounded = _add_residual(wide, added, is_inside, dtype, HAS_NORM)
+            rounded = (wide + added).to(dtype)
             here = row * hidden + columns
             for peer in tl.static_range(WORLD_SIZE):
+                totals = _area(areas, 2, peer, WORLD_SIZE, dtype)
+                tl.store(totals + here, rounded, mask=is_inside & (peer != rank))
+            for peer in tl.static_range(WORLD_SIZE):
                 if peer != rank:
-                    totals = _area(areas, 2, peer, WORLD_SIZE, dtype)
-                    tl.store(totals + here, rounded, mask=is_inside)
                     _publish(_area(areas, 4, peer, WORLD_SIZE, tl.int32) + row, round_)
-            stored = total + here if HAS_NORM else None
-            _store_row(rounded, scale, out + here, stored, is_inside, hidden, eps, dtype, HAS_NORM)
+            _store_row(rounded, scale, out, total, here, is_inside, hidden, eps, dtype, HAS_NORM)
             tl.store(counts + row, round_)
     # The rows of others again: their owners send the totals.
     for row in range(first, num_rows, step):
@@ -398,6 +424,5 @@ def _two_shot_kernel(
             _wait_for(own_total_flags + row, round_)
             here = row * hidden + columns
             rounded = tl.load(own_totals + here, mask=is_inside, other=0.0)
-            stored = total + here if HAS_NORM else None
-            _store_row(rounded, scale, out + here, stored, is_inside, hidden, eps, dtype, HAS_NORM)
+            _store_row(rounded, scale, out, total, here, is_inside, hidden, eps, dtype, HAS_NORM)
             tl.store(counts + row, round_)

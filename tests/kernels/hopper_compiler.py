@@ -127,6 +127,7 @@ def launch_all():
     for is_one_shot in (True, False):
         norm = (residual, norm_weight, 1e-6, x, residual)
         all_reduce._launch(x, *norm, memory, is_one_shot=is_one_shot)
+        all_reduce._launch(x, None, None, 0.0, x, None, memory, is_one_shot=is_one_shot)
     qk_norm_rope_store._qk_norm_rope_store_triton(
         *(randn(NUM_ROWS, 8 * HEAD_DIM), head_weight, head_weight, 1e-6),
         *(torch.zeros(50, HEAD_DIM), integers, integers, kv_cache, 4),
