@@ -96,6 +96,9 @@ class FakeExecutor:
         assert step_id == handle, "collected out of order"
         return result
 
+    def check_ranks(self) -> None:
+        assert not self.in_flight
+
     def close(self) -> None:
         assert not self.in_flight
         self.is_closed = True
