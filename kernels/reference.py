@@ -123,6 +123,43 @@ def add_rms_norm(
     return rms_norm(new_residual, weight, eps), new_residual
 
 
+def all_reduce(parts: list[torch.Tensor]) -> torch.Tensor:
+    """Adds the tensors of all ranks, in float32 and in the order of ranks.
+
+    Args:
+        parts: [num_tokens, hidden] of each rank
+
+    Returns:
+        [num_tokens, hidden]
+    """
+    return _wide_sum(parts).to(parts[0].dtype)
+
+
+def all_reduce_add_rms_norm(
+    parts: list[torch.Tensor], residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Adds the tensors of all ranks and the residual, with one rounding, and normalises the sum.
+
+    Args:
+        parts: [num_tokens, hidden] of each rank
+        residual: [num_tokens, hidden]
+        weight: [hidden]
+        eps: added to the mean square
+
+    Returns:
+        the normalised sum and the sum, which is the next residual, both [num_tokens, hidden]
+    """
+    new_residual = (_wide_sum(parts) + residual.float()).to(residual.dtype)
+    return rms_norm(new_residual, weight, eps), new_residual
+
+
+def _wide_sum(parts: list[torch.Tensor]) -> torch.Tensor:
+    total = parts[0].float()
+    for part in parts[1:]:
+        total = total + part.float()
+    return total
+
+
 def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
     """Computes gate * sigmoid(gate) * up, where x holds the gate and then up.
 

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
@@ -26,6 +27,9 @@ from engine_service.models.weights_digest import part_sums, whole_digest
 logger = logging.getLogger(__name__)
 
 _DUMMY_CHUNK = 1 << 22
+
+# Its own lock is one of multiprocessing too, whose semaphores a killed process would leave behind.
+tqdm.set_lock(threading.RLock())
 
 
 def build_model(

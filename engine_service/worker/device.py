@@ -1,6 +1,9 @@
 """A worker's device and dtype."""
 
 import logging
+import os
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,7 +35,7 @@ def set_up_device(options: ModelOptions, rank: int = 0) -> torch.device:
     if options.cpu_threads is not None:
         torch.set_num_threads(options.cpu_threads)
     elif size > 1:
-        torch.set_num_threads(max(1, torch.get_num_threads() // size))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // size))
     if options.device == "cpu":
         return torch.device("cpu")
     fault = _why_no_gpu()
@@ -62,8 +65,37 @@ def set_up_device(options: ModelOptions, rank: int = 0) -> torch.device:
         raise StartupError(f"device is {options.device!r}, but {fault}; use 'cpu'")
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)
+    if size > 1:
+        _use_near_cpus(index)
     check_toolchain()
     return device
+
+
+def _use_near_cpus(index: int) -> None:
+    """Binds this process to the CPUs near a GPU, of those that it may use, if they are known."""
+    gpu: Any = torch.cuda.get_device_properties(index)
+    address = f"{gpu.pci_domain_id:04x}:{gpu.pci_bus_id:02x}:{gpu.pci_device_id:02x}.0"
+    file = Path("/sys/bus/pci/devices") / address / "local_cpulist"
+    try:
+        near = parse_cpus(file.read_text())
+    except (OSError, ValueError):
+        return
+    if cpus := near & os.sched_getaffinity(0):
+        os.sched_setaffinity(0, cpus)
+        logger.info("cpus chosen gpu=%d num_cpus=%d", index, len(cpus))
+
+
+def parse_cpus(text: str) -> set[int]:
+    """Reads a list of CPUs as the kernel writes it, such as "0-3,8".
+
+    Raises:
+        ValueError: It is none.
+    """
+    cpus: set[int] = set()
+    for part in filter(None, text.strip().split(",")):
+        first, _, last = part.partition("-")
+        cpus.update(range(int(first), int(last or first) + 1))
+    return cpus
 
 
 def choose_dtype(options: ModelOptions, config: ModelConfig, device: torch.device) -> str:

@@ -11,7 +11,7 @@ from engine_service.core.types import EngineInfo, StepPlan, StepResult
 from engine_service.layers.ranks import ALONE
 from engine_service.models.checkpoint import resolve_checkpoint
 from engine_service.worker.device import set_up_device
-from engine_service.worker.peers import NO_PEERS, Peers, RankLost
+from engine_service.worker.peers import CONSEQUENCES, NO_PEERS, Peers, RankLost
 from engine_service.worker.process_group import Rendezvous, leave
 from engine_service.worker.rank import RankOptions, read_model_config, start_rank
 from engine_service.worker.worker import PendingStep, Worker
@@ -33,19 +33,29 @@ class RanksExecutor:
     def launch(self, plan: StepPlan) -> PendingStep:
         """Starts a step and returns without waiting for its tokens."""
         assert self._worker is not None, "closed"
-        with self._peers.blamed():
+        try:
             self._peers.send(plan)
             return self._worker.launch(plan)
+        except CONSEQUENCES as error:
+            self._raise_lost(error)
+            raise
 
     def collect(self, handle: PendingStep) -> StepResult:
         """Waits for a step's tokens."""
         assert self._worker is not None, "closed"
-        with self._peers.blamed():
+        try:
             return self._worker.collect(handle)
+        except CONSEQUENCES as error:
+            self._raise_lost(error)
+            raise
 
     def check_ranks(self) -> None:
         """Waits until all ranks have answered."""
-        self._peers.ping()
+        try:
+            self._peers.ping()
+        except CONSEQUENCES as error:
+            self._raise_lost(error)
+            raise
 
     def close(self) -> None:
         """Ends the other ranks and frees model and cache. A second call does nothing."""
@@ -54,6 +64,12 @@ class RanksExecutor:
         leave()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def _raise_lost(self, error: Exception) -> None:
+        """Raises why another rank has ended, if that is what caused the error."""
+        lost = self._peers.lost()
+        if lost is not None:
+            raise lost from error
 
 
 def start_executor(
@@ -92,11 +108,13 @@ def start_executor(
     found = replace(options, model=replace(model, model=str(checkpoint.folder)))
     peers = Peers.start(found, [rendezvous.place(rank) for rank in range(1, size)], on_rank_lost)
     try:
-        with peers.blamed():
-            worker, info = start_rank(options, checkpoint, device, rendezvous.join(device))
-            peers.wait_started()
-    except BaseException:
+        worker, info = start_rank(options, checkpoint, device, rendezvous.join(device))
+        peers.wait_started()
+    except BaseException as error:
+        lost = peers.lost() if isinstance(error, CONSEQUENCES) else None
         peers.kill()
         leave()
+        if lost is not None:
+            raise lost from error
         raise
     return RanksExecutor(worker, peers, device), info

@@ -1,11 +1,12 @@
 """The other ranks of an engine, as the first one sees them: a process each."""
 
+import atexit
 import logging
 import multiprocessing
 import pickle
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing import connection
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,14 +21,16 @@ if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
 
 _EXIT_SECONDS = 5.0
-_BLAME_SECONDS = 2.0
-"""How long an error waits for the end of another rank, which would be its cause."""
+_NOTICE_SECONDS = 2.0
 _SILENCE_SECONDS = 2.0
 
 logger = logging.getLogger(__name__)
 
 RankLost = StartupError | EngineFailed
 """Why a rank ended: while it started, or later."""
+
+CONSEQUENCES = (RuntimeError, EOFError, OSError)
+"""What the end of another rank does to a call that needs it."""
 
 
 class _Peer:
@@ -69,7 +72,10 @@ class _Peer:
 
 
 class Peers:
-    """The processes of all ranks but the first. One thread may use it."""
+    """The processes of all ranks but the first. One thread may use it.
+
+    A call may raise one of `CONSEQUENCES` if a rank has ended.
+    """
 
     def __init__(self, peers: Sequence[_Peer]) -> None:
         self._peers = peers
@@ -94,6 +100,8 @@ class Peers:
         """
         level = logging.getLogger().getEffectiveLevel()
         peers = cls([_Peer(options, place, level) for place in places])
+        # Runs before multiprocessing waits for its processes, which would take for ever.
+        atexit.register(peers.kill)
         threading.Thread(
             target=peers._watch, args=(on_lost,), name="rank-watch", daemon=True
         ).start()
@@ -114,32 +122,26 @@ class Peers:
 
     def ping(self) -> None:
         """Waits until each has answered; says which one does not."""
-        with self.blamed():
-            for peer in self._peers:
-                peer.commands.send_bytes(PING)
-            for peer in self._peers:
-                if not peer.commands.poll(_SILENCE_SECONDS):
-                    logger.warning("rank silent rank=%d seconds=%g", peer.rank, _SILENCE_SECONDS)
-                peer.commands.recv_bytes()
+        for peer in self._peers:
+            peer.commands.send_bytes(PING)
+        for peer in self._peers:
+            if not peer.commands.poll(_SILENCE_SECONDS):
+                logger.warning("rank silent rank=%d seconds=%g", peer.rank, _SILENCE_SECONDS)
+            peer.commands.recv_bytes()
 
-    @contextmanager
-    def blamed(self) -> Iterator[None]:
-        """Replaces an error by the end of another rank, if that caused it.
+    def lost(self) -> RankLost | None:
+        """Returns why another rank has ended, if one has, which takes a moment to be noticed.
 
-        Raises:
-            StartupError: Another rank has ended, and this one was starting.
-            EngineFailed: Likewise, afterwards.
+        Call it after one of `CONSEQUENCES`.
         """
-        try:
-            yield
-        except (RuntimeError, EOFError, OSError) as error:
-            if self._peers and self._watched.wait(_BLAME_SECONDS) and self._lost is not None:
-                raise self._lost from error
-            raise
+        if self._peers:
+            self._watched.wait(_NOTICE_SECONDS)
+        return self._lost
 
     def close(self) -> None:
         """Lets all end, and waits for it."""
         self._is_closing = True
+        atexit.unregister(self.kill)
         for peer in self._peers:
             peer.commands.close()
         self._end(_EXIT_SECONDS)

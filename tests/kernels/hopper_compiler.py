@@ -19,8 +19,17 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime import JITFunction
 
-from kernels import linear, paged_attention_decode, qk_norm_rope_store, rms_norm, sample, slots
+from kernels import (
+    all_reduce,
+    linear,
+    paged_attention_decode,
+    qk_norm_rope_store,
+    rms_norm,
+    sample,
+    slots,
+)
 from kernels import silu_and_mul as activation
+from kernels.peer_memory import peer_memory
 from tests.kernels.sampling import COLUMNS, records_of
 
 HOPPER = GPUTarget("cuda", 90, 32)
@@ -114,6 +123,10 @@ def launch_all():
     rms_norm._rms_norm_triton(x, norm_weight, 1e-6)
     rms_norm._add_rms_norm_triton(x, residual, norm_weight, 1e-6)
     activation._silu_and_mul_triton(x)
+    memory = peer_memory(1, [0, 0], x.device, HIDDEN, x.dtype, NUM_ROWS, 1, None)
+    for is_one_shot in (True, False):
+        norm = (residual, norm_weight, 1e-6, x, residual)
+        all_reduce._launch(x, *norm, memory, is_one_shot=is_one_shot)
     qk_norm_rope_store._qk_norm_rope_store_triton(
         *(randn(NUM_ROWS, 8 * HEAD_DIM), head_weight, head_weight, 1e-6),
         *(torch.zeros(50, HEAD_DIM), integers, integers, kv_cache, 4),

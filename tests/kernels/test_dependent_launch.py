@@ -10,9 +10,11 @@ import triton.language as tl
 
 from kernels import dependent_launch as dependent_launch_module
 from kernels import silu_and_mul as activation
+from kernels.all_reduce import _launch
 from kernels.dependent_launch import dependent_launch
 from kernels.linear import linear, norm_linear, silu_linear
 from kernels.paged_attention_decode import paged_attention_decode
+from kernels.peer_memory import buffer_bytes, peer_memory
 from kernels.qk_norm_rope_store import qk_norm_rope_store
 from kernels.rms_norm import add_rms_norm, rms_norm
 from kernels.sample import sample
@@ -27,9 +29,15 @@ NUM_ROWS, HIDDEN, HEAD_DIM, BLOCK_SIZE, NUM_BLOCKS = 3, 256, 64, 16, 12
 EPS = 1e-6
 DELAY = 500_000  # nanoseconds
 BLOCK = 1024
-WEIGHTS = {"weight", "norm_weight", "q_weight", "k_weight"}
+# Areas: a table of addresses, which no kernel writes.
+WEIGHTS = {"weight", "norm_weight", "q_weight", "k_weight", "areas"}
 LOADS = {"ld.global", "cp.async"}
-READ_WEIGHTS_FIRST = {"_few_rows_kernel", "_qk_norm_rope_store_kernel"}
+READ_WEIGHTS_FIRST = {
+    "_few_rows_kernel",
+    "_qk_norm_rope_store_kernel",
+    "_one_shot_kernel",
+    "_two_shot_kernel",
+}
 COMPILED = READ_WEIGHTS_FIRST | {
     "_rms_norm_kernel",
     "_silu_and_mul_kernel",
@@ -110,6 +118,34 @@ def add_rms_norm_case():
     }
 
 
+def all_reduce_alone(x, residual, weight, memory, is_one_shot):
+    out, total = torch.empty_like(x), torch.empty_like(x)
+    _launch(x, residual, weight, EPS, out, total, memory, is_one_shot=is_one_shot)
+    return out, total
+
+
+def all_reduce_case(is_one_shot):
+    """The only rank: it waits for no other."""
+    num_bytes = buffer_bytes(1, HIDDEN, GPU.dtype, NUM_ROWS)
+    buffer = torch.zeros(num_bytes, dtype=torch.uint8).cuda()
+    memory = peer_memory(
+        *(0, [buffer.data_ptr()], buffer.device, HIDDEN, GPU.dtype, NUM_ROWS, 2, buffer)
+    )
+    return partial(all_reduce_alone, memory=memory, is_one_shot=is_one_shot), {
+        "x": GPU.randn(NUM_ROWS, HIDDEN),
+        "residual": GPU.randn(NUM_ROWS, HIDDEN),
+        "weight": GPU.randn(HIDDEN),
+    }
+
+
+def one_shot_case():
+    return all_reduce_case(True)
+
+
+def two_shot_case():
+    return all_reduce_case(False)
+
+
 def silu_and_mul_case():
     return silu_and_mul, {"x": GPU.randn(NUM_ROWS, 2 * HIDDEN)}
 
@@ -178,6 +214,8 @@ LATE = {
     silu_linear_case: ["x"],
     rms_norm_case: ["x"],
     add_rms_norm_case: ["x", "residual"],
+    one_shot_case: ["x", "residual"],
+    two_shot_case: ["x", "residual"],
     silu_and_mul_case: ["x"],
     store_case: ["qkv", "cos_sin", "positions", "cache_locs"],
     split_attention_case: ["queries", "kv_cache", "block_table", "seq_lens"],

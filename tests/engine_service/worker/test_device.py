@@ -7,7 +7,12 @@ from engine_service.config import ModelOptions
 from engine_service.errors import StartupError
 from engine_service.models.dtypes import COMPUTED, READABLE
 from engine_service.worker import toolchain
-from engine_service.worker.device import check_head_dim, choose_dtype, set_up_device
+from engine_service.worker.device import (
+    check_head_dim,
+    choose_dtype,
+    parse_cpus,
+    set_up_device,
+)
 from tests.engine_service.worker.test_kv_cache import CONFIG
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -168,3 +173,11 @@ def test_cuda_device_is_made_the_current_one():
 def test_gpu_beyond_the_last_is_refused():
     with pytest.raises(StartupError, match=r"device is 'cuda:99', but there are \d+ CUDA GPUs"):
         set_up_device(ModelOptions(model="x", device="cuda:99"))
+
+
+def test_lists_of_cpus_are_read_as_the_kernel_writes_them():
+    assert parse_cpus("0-3,8\n") == {0, 1, 2, 3, 8}
+    assert parse_cpus("5") == {5}
+    assert parse_cpus("\n") == set()
+    with pytest.raises(ValueError, match="invalid literal"):
+        parse_cpus("all")

@@ -1,11 +1,13 @@
 """Logits against transformers, step by step, through the paged cache."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers import Qwen3ForCausalLM
 
+from engine_service.layers.ranks import ALONE
 from engine_service.models.checkpoint import resolve_checkpoint
 from engine_service.models.config import parse_config
 from engine_service.models.loading import build_model, load_weights
@@ -24,12 +26,19 @@ NUM_BLOCKS = 12
 class Steps:
     """Runs plans on a model whose cache is NaN wherever nothing was written."""
 
-    def __init__(self, folder, device="cpu", dtype=torch.float32):
+    def __init__(self, folder, device="cpu", dtype=torch.float32, ranks=ALONE):
         device = torch.device(device)
         checkpoint = resolve_checkpoint(str(folder))
         config = parse_config(checkpoint.read_config())
-        model = build_model(config, 512, dtype, device)
-        load_weights(model, checkpoint)
+        model = build_model(config, 512, dtype, device, ranks)
+        load_weights(
+            model,
+            checkpoint,
+            rank=ranks.rank,
+            num_ranks=ranks.size,
+            sum_over_ranks=ranks.all_reduce,
+        )
+        config = replace(config, num_kv_heads=config.num_kv_heads_of(ranks.size))
         cache = allocate_kv_cache(
             config, num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE, dtype=dtype, device=device
         )
@@ -37,7 +46,7 @@ class Steps:
         self.batch = InputBatch(
             max_num_seqs=4, max_model_len=512, block_size=BLOCK_SIZE, device=device
         )
-        self.runner = ModelRunner(model, cache, self.batch)
+        self.runner = ModelRunner(model, cache, self.batch, ranks)
 
     @torch.inference_mode()
     def logits(self, rows, new=None):

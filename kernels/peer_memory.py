@@ -1,0 +1,190 @@
+"""Memory that all ranks of one host read and write directly, for the kernels of `all_reduce`.
+
+Each rank owns one buffer, into which its peers write over NVLink. The buffer is divided into areas
+(`_area_sizes`), all of a fixed size, so that an address is that of the area plus an index. torch's
+symmetric memory allocates the buffers and makes them known to the other ranks; multicast is not
+used. What the areas mean, and who may write them when, is described in `all_reduce`.
+"""
+
+import socket
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.distributed as dist
+import torch.distributed._symmetric_memory as symmetric_memory
+
+_ALIGNMENT = 256
+"""Bytes; where an area begins."""
+_FLAG_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PeerMemory:
+    """One rank's view of the buffers of all ranks.
+
+    Attributes:
+        rank: this rank, from 0 on
+        hidden: elements of a row
+        dtype: of an element
+        max_rows: the largest number of rows of one collective
+        max_programs: the most programs of one kernel; all of them run at once
+        areas: [areas, world_size] int64, the addresses of each rank's areas: words, parts, totals,
+            flags of parts, flags of totals
+        counts: [2, max_rows] int64, how many collectives of one shot and of two shots have reduced
+            each row; only this rank's kernels read and write them
+        buffer: this rank's own buffer, or its handle, kept alive
+    """
+
+    rank: int
+    hidden: int
+    dtype: torch.dtype
+    max_rows: int
+    max_programs: int
+    areas: torch.Tensor
+    counts: torch.Tensor
+    buffer: object
+
+    @property
+    def world_size(self) -> int:
+        """The number of ranks."""
+        return self.areas.shape[1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Peers:
+    """The ranks that reduce together.
+
+    Attributes:
+        group: their process group; None is torch's default group
+        memory: what all ranks access directly; None where they cannot
+        obstacle: why there is no such memory, in words; empty if there is
+    """
+
+    group: dist.ProcessGroup | None
+    memory: PeerMemory | None = None
+    obstacle: str = ""
+
+    @property
+    def world_size(self) -> int:
+        """The number of ranks."""
+        return dist.get_world_size(self.group) if self.memory is None else self.memory.world_size
+
+
+def connect_peers(
+    group: dist.ProcessGroup | None,
+    device: torch.device,
+    hidden: int,
+    dtype: torch.dtype,
+    max_rows: int = 256,
+) -> Peers:
+    """Allocates this rank's buffer and learns where those of the others are.
+
+    All ranks of the group call it at the same time, with the same sizes, and all get memory or
+    none does. On a CPU none does.
+
+    Args:
+        group: the ranks; None is torch's default group
+        device: this rank's; the current one, if it is a GPU
+        hidden: elements of a row
+        dtype: of an element
+        max_rows: the largest number of rows of one collective in peer memory
+
+    Raises:
+        RuntimeError: the ranks have direct access, but could not share the memory
+        torch.OutOfMemoryError: no room for `buffer_bytes`
+    """
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    obstacle = _obstacle(group, device)
+    if obstacle:
+        return Peers(group=group, obstacle=obstacle)
+    world_size, rank = dist.get_world_size(group), dist.get_rank(group)
+    num_bytes = buffer_bytes(world_size, hidden, dtype, max_rows)
+    buffer = symmetric_memory.empty(num_bytes, dtype=torch.uint8, device=device)
+    named = dist.group.WORLD if group is None else group
+    handle = symmetric_memory.rendezvous(buffer, cast("dist.ProcessGroup", named))
+    buffer.zero_()
+    torch.cuda.synchronize(device)
+    # No rank may write into a buffer that its owner has still to clear.
+    dist.barrier(group)
+    torch.cuda.synchronize(device)
+    # The buffer may begin inside its allocation, at the same place on every rank.
+    offset = buffer.data_ptr() - handle.buffer_ptrs[rank]
+    starts = [start + offset for start in handle.buffer_ptrs]
+    num_programs = torch.cuda.get_device_properties(device).multi_processor_count
+    memory = peer_memory(
+        rank, starts, device, hidden, dtype, max_rows, num_programs, (buffer, handle)
+    )
+    return Peers(group=group, memory=memory)
+
+
+def peer_memory(
+    rank: int,
+    starts: list[int],
+    device: torch.device,
+    hidden: int,
+    dtype: torch.dtype,
+    max_rows: int,
+    max_programs: int,
+    buffer: object,
+) -> PeerMemory:
+    """Describes buffers of zeros at these addresses, one for each rank."""
+    areas, offset = [], 0
+    for size in _area_sizes(len(starts), hidden, dtype, max_rows):
+        areas.append([start + offset for start in starts])
+        offset += size
+    return PeerMemory(
+        rank=rank,
+        hidden=hidden,
+        dtype=dtype,
+        max_rows=max_rows,
+        max_programs=max_programs,
+        areas=torch.tensor(areas, dtype=torch.int64).to(device),
+        counts=torch.zeros(2, max_rows, dtype=torch.int64).to(device),
+        buffer=buffer,
+    )
+
+
+def buffer_bytes(world_size: int, hidden: int, dtype: torch.dtype, max_rows: int) -> int:
+    """Returns the bytes of one rank's buffer: 23 MB for 2 ranks, 256 rows of 4,096 bfloat16."""
+    return sum(_area_sizes(world_size, hidden, dtype, max_rows))
+
+
+def _area_sizes(world_size: int, hidden: int, dtype: torch.dtype, max_rows: int) -> list[int]:
+    row = hidden * dtype.itemsize
+    sizes = [
+        2 * max_rows * world_size * 2 * row,  # words: twice as wide as an element, two buffers
+        max_rows * world_size * row,  # parts
+        max_rows * row,  # totals
+        max_rows * world_size * _FLAG_BYTES,
+        max_rows * _FLAG_BYTES,
+    ]
+    return [-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes]
+
+
+def _obstacle(group: dist.ProcessGroup | None, device: torch.device) -> str:
+    """Returns why the ranks cannot access each other's memory, the same on all; empty if they can.
+
+    A rank that sees only its own GPU cannot tell; the ranks then count as connected.
+    """
+    if device.type != "cuda":
+        return f"the ranks compute on a {device.type}"
+    host, index = socket.gethostname(), device.index
+    places: list[tuple[str, int]] = [("", -1)] * dist.get_world_size(group)
+    dist.all_gather_object(places, (host, index), group)
+    own = ""
+    for other_host, other in places:
+        if other_host != host:
+            own = f"the ranks are on different hosts, {host} and {other_host}"
+        elif not _has_access(index, other):
+            own = f"GPU {index} has no direct access to GPU {other}"
+    found = [""] * len(places)
+    dist.all_gather_object(found, own, group)
+    return next((obstacle for obstacle in found if obstacle), "")
+
+
+def _has_access(index: int, other: int) -> bool:
+    if index == other or other >= torch.cuda.device_count():
+        return True
+    return torch.cuda.can_device_access_peer(index, other)

@@ -1,0 +1,161 @@
+"""What becomes of an engine, and of what it has started, when one of its ranks ends or hangs."""
+
+import asyncio
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import grpc
+import pytest
+import torch
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from safetensors.torch import load_file, save_file
+
+from engine_service.server.health import SERVICE_NAME
+from tests.engine_service.process_harness import REAL, engine_process, kill, wait_gone
+from tests.engine_service.server.harness import generate_request, read, status_of
+
+NUM_RANKS = 2
+SLOW = pytest.mark.slow
+SILENCE = ["--core-silence-seconds", "2", "--frozen-core-exit-seconds", "1"]
+
+
+@pytest.fixture(scope="module")
+def arguments(tiny_model):
+    return [
+        *("--model", str(tiny_model.folder), "--device", "cpu", "--cpu-threads", "1"),
+        *("--block-size", "16", "--num-blocks", "64", "--max-num-batched-tokens", "32"),
+        *("--tensor-parallel-size", str(NUM_RANKS)),
+    ]
+
+
+def rank_pids(core):
+    """Returns the process IDs of all ranks but the first, which is the core."""
+    pids = map(int, Path(f"/proc/{core}/task/{core}/children").read_text().split())
+    return [pid for pid in pids if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def endless():
+    return generate_request(1, max_tokens=500, temperature=0.0, ignore_eos=True)
+
+
+@pytest.mark.parametrize(
+    "is_busy", [pytest.param(False, id="idle", marks=SLOW), pytest.param(True, id="in mid-stream")]
+)
+async def test_killed_rank_ends_the_engine_and_its_requests(arguments, is_busy):
+    async with engine_process(REAL, *arguments) as engine:
+        await engine.wait_line("ready")
+        core = engine.core_pid()
+        [rank] = rank_pids(core)
+        children = engine.children()
+        async with engine.stub() as stub:
+            call = stub.Generate(endless()) if is_busy else None
+            if call is not None:
+                await read(call)
+            kill(rank)
+            if call is not None:
+                status = await status_of(call)
+                assert (status.code, status.reason) == (14, "ENGINE_FAILED")
+        assert await engine.wait_end() == 1
+        for pid in (*children, rank):
+            await wait_gone(pid)
+    assert sum("rank lost: rank 1: its process was ended by signal 9" in x for x in engine.lines)
+
+
+@pytest.mark.parametrize("is_busy", [False, True], ids=["idle", "in mid-stream"])
+async def test_stopped_rank_ends_the_engine_and_is_ended_itself(arguments, is_busy):
+    async with engine_process(REAL, *arguments, *SILENCE) as engine:
+        await engine.wait_line("ready")
+        [rank] = rank_pids(engine.core_pid())
+        children = engine.children()
+        async with engine.stub() as stub, engine.channel() as channel:
+            call = stub.Generate(endless()) if is_busy else None
+            if call is not None:
+                await read(call)
+            os.kill(rank, signal.SIGSTOP)
+            if call is not None:
+                status = await status_of(call)
+                assert (status.code, status.reason) == (14, "ENGINE_FAILED")
+            health = health_pb2_grpc.HealthStub(channel)
+            watch = health.Watch(health_pb2.HealthCheckRequest(service=SERVICE_NAME))
+            while (await read(watch)).status != health_pb2.HealthCheckResponse.NOT_SERVING:
+                pass
+        assert await engine.wait_end() == 1
+        for pid in (*children, rank):
+            await wait_gone(pid)
+
+
+@pytest.mark.parametrize(
+    "is_stopped",
+    [pytest.param(False, id="running rank", marks=SLOW), pytest.param(True, id="stopped rank")],
+)
+async def test_killed_server_leaves_no_rank(arguments, is_stopped):
+    async with engine_process(REAL, *arguments) as engine:
+        await engine.wait_line("ready")
+        [rank] = rank_pids(engine.core_pid())
+        children = engine.children()
+        if is_stopped:
+            os.kill(rank, signal.SIGSTOP)
+        engine.process.kill()
+        for pid in (*children, rank):
+            await wait_gone(pid)
+
+
+async def test_sigterm_drains_and_ends_all_ranks(arguments):
+    async with engine_process(REAL, *arguments) as engine:
+        await engine.wait_line("ready")
+        [rank] = rank_pids(engine.core_pid())
+        async with engine.stub() as stub:
+            call = stub.Generate(
+                generate_request(1, max_tokens=100, temperature=0.0, ignore_eos=True)
+            )
+            received = len((await read(call)).token_ids)
+            engine.process.send_signal(signal.SIGTERM)
+            while (message := await read(call)) is not grpc.aio.EOF:
+                received += len(message.token_ids)
+        assert received == 100
+        assert await engine.wait_end() == 0
+        await wait_gone(rank)
+
+
+async def test_killed_rank_while_loading_ends_the_start(arguments):
+    async with engine_process(REAL, *arguments) as engine:
+        await engine.wait_line("loading")
+        core = await engine.wait_core()
+        async with asyncio.timeout(60):
+            while not rank_pids(core):  # noqa: ASYNC110 (nothing tells of it)
+                await asyncio.sleep(0.01)
+        kill(rank_pids(core)[0])
+        assert await engine.wait_end() == 2
+    assert "rank 1: its process was ended by signal 9" in engine.lines[-1]
+
+
+async def test_rank_that_cannot_start_says_why_with_its_number(arguments, tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model.folder, tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    # The last row is in the part of the last rank only.
+    weights["model.layers.1.mlp.up_proj.weight"][-1, 3] = torch.nan
+    save_file(weights, folder / "model.safetensors")
+
+    async with engine_process(REAL, *arguments, "--model", str(folder)) as engine:
+        assert await engine.wait_end() == 2
+    assert "rank 1: " in engine.lines[-1]
+    assert "model.layers.1.mlp.up_proj.weight" in engine.lines[-1]
+    assert "NaN" in engine.lines[-1]
+
+
+@pytest.mark.slow
+async def test_twenty_starts_leave_nothing_behind(arguments):
+    def left():
+        return sorted(os.listdir("/dev/shm"))
+
+    before = left()
+    for _ in range(20):
+        async with engine_process(REAL, *arguments) as engine:
+            await engine.wait_line("ready")
+            [rank] = rank_pids(engine.core_pid())
+            engine.process.send_signal(signal.SIGTERM)
+            assert await engine.wait_end() == 0
+            await wait_gone(rank)
+    assert left() == before

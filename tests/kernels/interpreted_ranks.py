@@ -1,0 +1,120 @@
+"""Ranks as processes whose kernels Triton interprets, with files they all map as memory."""
+
+import multiprocessing
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+import tests.triton_mode  # noqa: F401  before the kernels
+from kernels import all_reduce
+from kernels.peer_memory import Peers, buffer_bytes, connect_peers, peer_memory
+from tests.kernels.processes import finish
+
+DEADLINE = 90.0  # seconds
+MAX_ROWS = 5
+# Fewer than rows, so that a program has several.
+MAX_PROGRAMS = 2
+EPS = 1e-6
+ONE_SHOT, TWO_SHOTS, GROUP = "one shot", "two shots", "process group"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collective:
+    """One collective of a rank's sequence, by a kernel or by the process group."""
+
+    way: str
+    num_rows: int
+    has_norm: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A sequence of collectives on fresh memory."""
+
+    hidden: int
+    dtype: torch.dtype
+    sequence: tuple[Collective, ...]
+    first_count: int = 0
+    delayed_rank: int = -1
+
+
+def inputs(run: Run, index: int, rank: int) -> torch.Tensor:
+    """Returns the x of a rank in a collective; rank -1 is the residual and -2 the weight."""
+    generator = torch.Generator().manual_seed(1000 * index + rank + 2)
+    num_rows = run.sequence[index].num_rows
+    shape = (run.hidden,) if rank == -2 else (num_rows, run.hidden)
+    return torch.randn(shape, generator=generator).to(run.dtype)
+
+
+def run_ranks(world_size: int, runs: list[Run], folder: Path) -> list[list[list[list]]]:
+    """Returns, of each rank, run and collective, what the collective gave."""
+    for rank in range(world_size):
+        for index, run in enumerate(runs):
+            num_bytes = buffer_bytes(world_size, run.hidden, run.dtype, MAX_ROWS)
+            (folder / f"buffer{index}.{rank}").write_bytes(bytes(num_bytes))
+    context = multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(target=run_rank, args=(world_size, runs, rank, folder))
+        for rank in range(world_size)
+    ]
+    for process in processes:
+        process.start()
+    finish(processes, DEADLINE)
+    return [torch.load(folder / f"results{rank}") for rank in range(world_size)]
+
+
+def run_rank(world_size: int, runs: list[Run], rank: int, folder: Path) -> None:
+    """Runs one rank to its end, and saves its results."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size
+    )
+    by_group = connect_peers(None, torch.device("cpu"), 1, torch.float32)
+    assert by_group.memory is None
+    assert by_group.obstacle == "the ranks compute on a cpu"
+    results = []
+    for index, run in enumerate(runs):
+        peers = map_memory(world_size, run, rank, [folder / f"buffer{index}.{i}" for i in range(8)])
+        results.append([])
+        for place, collective in enumerate(run.sequence):
+            if rank == run.delayed_rank:
+                time.sleep(0.05)
+            chosen = by_group if collective.way == GROUP else peers
+            results[-1].append(reduce(run, place, rank, chosen))
+    torch.save(results, folder / f"results{rank}")
+    dist.destroy_process_group()
+
+
+def map_memory(world_size: int, run: Run, rank: int, paths: list[Path]) -> Peers:
+    """Returns the peers of a rank, with one of the files as the buffer of each."""
+    num_bytes = buffer_bytes(world_size, run.hidden, run.dtype, MAX_ROWS)
+    buffers = [
+        torch.from_file(str(path), shared=True, size=num_bytes, dtype=torch.uint8)
+        for path in paths[:world_size]
+    ]
+    memory = peer_memory(
+        *(rank, [buffer.data_ptr() for buffer in buffers], torch.device("cpu")),
+        *(run.hidden, run.dtype, MAX_ROWS, MAX_PROGRAMS, buffers),
+    )
+    memory.counts.fill_(run.first_count)
+    return Peers(group=None, memory=memory)
+
+
+def reduce(run: Run, place: int, rank: int, peers: Peers) -> list[torch.Tensor]:
+    """Returns what one collective gives."""
+    collective, x = run.sequence[place], inputs(run, place, rank)
+    residual, weight = inputs(run, place, -1), inputs(run, place, -2)
+    if collective.way == GROUP:
+        if collective.has_norm:
+            return list(all_reduce.all_reduce_add_rms_norm(x, residual, weight, EPS, peers))
+        return [all_reduce.all_reduce(x, peers)]
+    out, total = torch.full_like(x, torch.nan), torch.full_like(x, torch.nan)
+    norm = (residual, weight) if collective.has_norm else (None, None)
+    results = [out, total] if collective.has_norm else [out, None]
+    all_reduce._launch(
+        *(x, *norm, EPS, *results, peers.memory), is_one_shot=collective.way == ONE_SHOT
+    )
+    return [result for result in results if result is not None]
