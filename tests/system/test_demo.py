@@ -39,9 +39,9 @@ class Demo:
                 return "".join(lines)
         raise AssertionError(f"no line with {pattern!r} in:\n{''.join(lines)}")
 
-    def finish(self) -> tuple[int, str]:
+    def finish(self, seconds: float = 60) -> tuple[int, str]:
         """Returns the exit code and the rest of the output."""
-        output, _ = self.process.communicate(timeout=60)
+        output, _ = self.process.communicate(timeout=seconds)
         return self.process.returncode, output
 
     def processes(self) -> list[str]:
@@ -197,7 +197,7 @@ def test_random_weights_make_noise_and_no_right_answer(tmp_path):
 
 def test_engines_of_two_ranks_give_the_right_answers(tmp_path):
     with running_demo(tmp_path, "--tensor-parallel-size", "2", "--requests", "8") as demo:
-        code, output = demo.finish()
+        code, output = demo.finish(seconds=110)
         demo.assert_nothing_left()
     assert code == 0, output
     assert "starting 2 engines of 2 ranks each and a router" in output
