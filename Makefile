@@ -12,8 +12,8 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: demo eval test check gen lock slow soak gpu bench release-contract setup clean
 
-demo: $(VENV)/.ready ## Serves 60 chats through a router and two engines; MODEL=<folder or hub ID>, or random.
-	$(PYTHON) -m examples.demo $(if $(MODEL),--model "$(MODEL)")
+demo: $(VENV)/.ready ## Serves 60 chats through a router and two engines; MODEL=<folder or hub ID>, or random; TP=<ranks of each>.
+	$(PYTHON) -m examples.demo $(if $(MODEL),--model "$(MODEL)") $(if $(TP),--tensor-parallel-size "$(TP)")
 
 eval: $(VENV)/.ready ## Asks the demo model 1,000 held-out questions, through Pagestream and transformers.
 	$(PYTHON) -m demo_model.evaluate

@@ -31,6 +31,12 @@ def parse(arguments: Sequence[str]) -> Options:
         help='folder or hub ID of a Qwen3 checkpoint, or "random" for the demo model with random '
         "weights (default: the demo model)",
     )
+    parser.add_argument(
+        "--tensor-parallel-size",
+        type=int,
+        default=1,
+        help="ranks of each engine (default 1); on the CPU where there are fewer GPUs than that",
+    )
     parser.add_argument("--requests", type=int, default=60, help="chats at once (default 60)")
     parser.add_argument(
         "--max-tokens", type=int, default=256, help="the most tokens of an answer (default 256)"
@@ -45,10 +51,11 @@ def parse(arguments: Sequence[str]) -> Options:
         "--keep-serving", action="store_true", help="leave the services running until Ctrl-C"
     )
     given = parser.parse_args(arguments)
-    if given.requests < 1 or given.max_tokens < 1:
-        parser.error("--requests and --max-tokens must be at least 1")
+    if min(given.tensor_parallel_size, given.requests, given.max_tokens) < 1:
+        parser.error("--tensor-parallel-size, --requests and --max-tokens must be at least 1")
     return Options(
         model=Model.named(given.model),
+        num_ranks=given.tensor_parallel_size,
         num_requests=given.requests,
         max_tokens=given.max_tokens,
         log_folder=given.folder / "logs",

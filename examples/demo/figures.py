@@ -25,14 +25,14 @@ class EngineFigures:
 
     Attributes:
         service: The engine.
-        gpu: Index of the GPU it uses, or None.
-        memory_bytes: One value a sample: what the GPU holds in all, or else the engine's processes.
+        gpus: Indices of the GPUs it uses; none on the CPU.
+        memory_bytes: One value a sample: what the GPUs hold in all, or else the engine's processes.
         num_used_blocks: One value a sample: KV blocks that sequences own.
         series: Value of each series without labels at the last sample.
     """
 
     service: Service
-    gpu: int | None
+    gpus: Sequence[int]
     memory_bytes: list[int] = field(default_factory=list)
     num_used_blocks: list[int] = field(default_factory=list)
     series: Mapping[str, float] = field(default_factory=dict)
@@ -57,9 +57,9 @@ class EngineFigures:
             raise DemoFailedError(
                 f"the metrics of {self.service.name} cannot be read: {error}"
             ) from error
-        if self.gpu is None:
+        if not self.gpus:
             return _read_series(text), session_memory_bytes(self.service.process.pid)
-        return _read_series(text), gpu_memory_bytes(self.gpu)
+        return _read_series(text), sum(gpu_memory_bytes(gpu) for gpu in self.gpus)
 
 
 async def watch(engines: Sequence[EngineFigures]) -> None:

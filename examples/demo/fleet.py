@@ -38,6 +38,7 @@ async def start_fleet(
     model: Model,
     num_gpus: int,
     show: Callable[[Service, str], None] = lambda service, state: None,
+    num_ranks: int = 1,
 ) -> Fleet:
     """Starts the engines and the router, and returns once the router sends to every engine.
 
@@ -46,6 +47,7 @@ async def start_fleet(
         model: What to serve.
         num_gpus: GPUs of this machine, for the engines to share; 0 serves on the CPU.
         show: Told the latest of each service that starts.
+        num_ranks: Ranks of each engine.
 
     Raises:
         ServiceFailedError: A service ended or did not become ready.
@@ -53,7 +55,8 @@ async def start_fleet(
     """
     engines = [
         services.start(
-            f"engine-{index}", ["engine_service", *engine_arguments(model, index, num_gpus)]
+            f"engine-{index}",
+            ["engine_service", *engine_arguments(model, index, num_gpus, num_ranks)],
         )
         for index in range(NUM_ENGINES)
     ]
@@ -66,26 +69,40 @@ async def start_fleet(
     return Fleet(engines, router)
 
 
-def engine_arguments(model: Model, index: int, num_gpus: int) -> list[str]:
+def engine_gpus(index: int, num_gpus: int, num_ranks: int) -> range:
+    """Returns the GPUs of one of the engines, one a rank; none if there are fewer than ranks."""
+    num_groups = num_gpus // num_ranks
+    if not num_groups:
+        return range(0)
+    first = index % num_groups * num_ranks
+    return range(first, first + num_ranks)
+
+
+def engine_arguments(model: Model, index: int, num_gpus: int, num_ranks: int = 1) -> list[str]:
     """Returns the options of one of the engines."""
+    gpus = engine_gpus(index, num_gpus, num_ranks)
     arguments = ["--model", model.path, "--block-size", str(BLOCK_SIZE)]
-    arguments += ["--cpu-threads", str(_cpu_threads(model, num_gpus))]
+    arguments += ["--cpu-threads", str(_cpu_threads(model, gpus, num_ranks))]
+    if num_ranks > 1:
+        arguments += ["--tensor-parallel-size", str(num_ranks)]
     if model.is_small:
         arguments += ["--served-model-name", "pagestream-demo", "--num-blocks", str(NUM_BLOCKS)]
     if model.is_random:
         arguments += ["--load-format", "dummy"]
-    if num_gpus:
-        num_sharing = -(-NUM_ENGINES // num_gpus)
-        arguments += ["--device", f"cuda:{index % num_gpus}"]
+    if gpus:
+        num_sharing = -(-NUM_ENGINES // (num_gpus // num_ranks))
+        arguments += ["--device", f"cuda:{gpus.start}"]
         arguments += ["--gpu-memory-utilization", str(GPU_MEMORY_UTILIZATION / num_sharing)]
+    elif num_gpus:
+        arguments += ["--device", "cpu"]
     return arguments
 
 
-def _cpu_threads(model: Model, num_gpus: int) -> int:
-    """Returns the threads of one engine: they share the cores, and small work has no use for two.
+def _cpu_threads(model: Model, gpus: range, num_ranks: int) -> int:
+    """Returns the threads of one rank: they share the cores, and small work has no use for two.
 
     More threads than cores would only wait for each other.
     """
-    if model.is_small or num_gpus:
+    if model.is_small or gpus:
         return 1
-    return max(1, (os.cpu_count() or 1) // NUM_ENGINES)
+    return max(1, (os.cpu_count() or 1) // (NUM_ENGINES * num_ranks))

@@ -88,7 +88,7 @@ def _engine_rows(
     yield "KV blocks in use, peak", [f"{max(engine.num_used_blocks):,}" for engine in engines]
     yield "KV blocks in use, final", [f"{engine.num_used_blocks[-1]:,}" for engine in engines]
     yield "preemptions", [f"{_count(engine, 'preemptions_total'):,}" for engine in engines]
-    memory = "process memory" if engines[0].gpu is None else "GPU memory"
+    memory = "process memory" if not engines[0].gpus else "GPU memory"
     yield f"{memory}, start", [_mebibytes(engine.memory_bytes[0]) for engine in engines]
     yield f"{memory}, peak", [_mebibytes(max(engine.memory_bytes)) for engine in engines]
     yield f"{memory}, final", [_mebibytes(engine.memory_bytes[-1]) for engine in engines]

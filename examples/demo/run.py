@@ -10,7 +10,7 @@ from rich.console import Console
 
 from examples.demo.errors import DemoFailedError
 from examples.demo.figures import EngineFigures, gpu_count, watch
-from examples.demo.fleet import NUM_ENGINES, start_fleet
+from examples.demo.fleet import NUM_ENGINES, engine_gpus, start_fleet
 from examples.demo.load import Answer, describe, prompts, send_all
 from examples.demo.model import Model
 from examples.demo.report import print_report
@@ -23,6 +23,7 @@ class Options:
     """What to run."""
 
     model: Model
+    num_ranks: int
     num_requests: int
     max_tokens: int
     log_folder: Path
@@ -39,16 +40,22 @@ async def run(options: Options, console: Console) -> None:
     answer_title = "one answer"
     if options.model.is_random:
         answer_title += ": noise, for the weights are random"
+    num_ranks = options.num_ranks
     num_gpus = await asyncio.to_thread(gpu_count)
     async with Services(options.log_folder) as services:
         with Screen(console, answer_title) as screen:
-            screen.say(f"starting {NUM_ENGINES} engines and a router with {options.model.path}")
+            ranks = f" of {num_ranks} ranks each" if num_ranks > 1 else ""
+            screen.say(
+                f"starting {NUM_ENGINES} engines{ranks} and a router with {options.model.path}"
+            )
             screen.say(f"their output is in {options.log_folder}")
-            fleet = await start_fleet(services, options.model, num_gpus, screen.show_service)
+            fleet = await start_fleet(
+                services, options.model, num_gpus, screen.show_service, num_ranks
+            )
             router, engines = fleet.router, fleet.engines
             screen.say(f"sending {options.num_requests} chats at once")
             figures = [
-                EngineFigures(service=engine, gpu=index % num_gpus if num_gpus else None)
+                EngineFigures(service=engine, gpus=engine_gpus(index, num_gpus, num_ranks))
                 for index, engine in enumerate(engines)
             ]
             started = time.perf_counter()

@@ -1,4 +1,4 @@
-# The engine: token IDs in, token IDs out, on one NVIDIA GPU. From the root of the repository:
+# The engine: token IDs in, token IDs out, on NVIDIA GPUs. From the root of the repository:
 #   docker build -f k8s/images/engine.Dockerfile -t pagestream-engine:1.0.0 .
 FROM python:3.12.11-slim-bookworm AS build
 WORKDIR /src

@@ -1,5 +1,6 @@
 """The manifests are valid, agree with each other and with what the services accept."""
 
+import functools
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from engine_service.config import EngineConfig
 from engine_service.config import read_config as read_engine_config
 from protos.pagestream.engine.v1 import engine_pb2
 from protos.pagestream.router.v1 import router_pb2
@@ -24,17 +26,20 @@ GRPC_SERVICES = {
     "engine": engine_pb2.DESCRIPTOR.services_by_name["EngineService"].full_name,
 }
 SERVICES = pytest.mark.parametrize("name", ["router", "engine"])
+BASE = "base"
+TENSOR_PARALLEL = "overlays/tensor-parallel"
+Documents = dict[tuple[str, str], dict[str, Any]]
 
 
-@pytest.fixture(scope="module")
-def documents() -> dict[tuple[str, str], dict[str, Any]]:
-    """The objects of the base by kind and name."""
+@functools.cache
+def build(folder: str) -> Documents:
+    """Returns the objects that a kustomization makes, by kind and name."""
     if shutil.which("kubectl") is None:
         if os.environ.get("CI") == "true":
             pytest.fail("kubectl is missing")
         pytest.skip("kubectl is missing: the manifests cannot be built")
     result = subprocess.run(
-        ["kubectl", "kustomize", str(K8S / "base")],
+        ["kubectl", "kustomize", str(K8S / folder)],
         capture_output=True,
         text=True,
         timeout=60,
@@ -45,7 +50,13 @@ def documents() -> dict[tuple[str, str], dict[str, Any]]:
     return {(document["kind"], document["metadata"]["name"]): document for document in loaded}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(params=[BASE, TENSOR_PARALLEL])
+def documents(request) -> Documents:
+    """The objects of the base, and of each overlay."""
+    return build(request.param)
+
+
+@pytest.fixture
 def pods(documents) -> dict[str, dict[str, Any]]:
     """The pod templates of the two services."""
     return {
@@ -65,10 +76,18 @@ def ports_of(pod: dict[str, Any]) -> dict[str, int]:
 
 def settings_of(name: str, pod: dict[str, Any]) -> Any:
     """Returns what the service itself reads from its container's arguments."""
-    arguments = container_of(pod)["args"]
     if name == "router":
-        return read_router_config(arguments, {})
-    return read_engine_config(arguments, {}).server
+        return read_router_config(container_of(pod)["args"], {})
+    return engine_config_of(pod).server
+
+
+def engine_config_of(pod: dict[str, Any]) -> EngineConfig:
+    return read_engine_config(container_of(pod)["args"], {})
+
+
+def quantity(text: str) -> int:
+    """Returns a number of CPUs, or of GiB."""
+    return int(text.removesuffix("Gi"))
 
 
 def dockerfile_of(name: str) -> str:
@@ -76,7 +95,12 @@ def dockerfile_of(name: str) -> str:
     return text.replace("\\\n", " ")
 
 
-def test_base_holds_the_objects_of_two_services_and_their_monitor(documents):
+def test_every_kustomization_is_tested():
+    folders = {str(path.parent.relative_to(K8S)) for path in K8S.rglob("kustomization.yaml")}
+    assert folders == {BASE, TENSOR_PARALLEL}
+
+
+def test_it_holds_the_objects_of_two_services_and_their_monitor(documents):
     assert set(documents) == {
         ("Deployment", "router"),
         ("Service", "router"),
@@ -195,10 +219,39 @@ def test_what_the_image_writes_lies_on_a_mounted_volume(pods, name):
         assert any(path == mount or path.startswith(f"{mount}/") for mount in paths), path
 
 
-def test_engine_asks_for_one_gpu_and_shared_memory(pods):
-    container = container_of(pods["engine"])
-    assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
-    assert "/dev/shm" in {mount["mountPath"] for mount in container["volumeMounts"]}
+def test_engine_asks_for_a_gpu_for_each_rank(pods):
+    limits = container_of(pods["engine"])["resources"]["limits"]
+    num_ranks = engine_config_of(pods["engine"]).model.tensor_parallel_size
+    assert limits["nvidia.com/gpu"] == num_ranks
+
+
+def engine_resources(folder: str) -> dict[str, int]:
+    """Returns the CPUs and the GiB of memory that a kustomization gives an engine."""
+    pod = build(folder)["StatefulSet", "engine"]["spec"]["template"]
+    container = container_of(pod)
+    (name,) = (m["name"] for m in container["volumeMounts"] if m["mountPath"] == "/dev/shm")
+    (shm,) = (volume["emptyDir"] for volume in pod["spec"]["volumes"] if volume["name"] == name)
+    assert shm["medium"] == "Memory"
+    requests, limits = container["resources"]["requests"], container["resources"]["limits"]
+    return {
+        "cpu": quantity(requests["cpu"]),
+        "memory": quantity(requests["memory"]),
+        "memory limit": quantity(limits["memory"]),
+        "shared memory": quantity(shm["sizeLimit"]),
+    }
+
+
+def test_engine_of_several_ranks_gets_for_each_what_the_base_gives_one():
+    pod = build(TENSOR_PARALLEL)["StatefulSet", "engine"]["spec"]["template"]
+    num_ranks = engine_config_of(pod).model.tensor_parallel_size
+    assert num_ranks > 1
+    expected = {name: num_ranks * value for name, value in engine_resources(BASE).items()}
+    assert engine_resources(TENSOR_PARALLEL) == expected
+
+
+def test_tensor_parallel_changes_only_the_engine():
+    base, overlay = build(BASE), build(TENSOR_PARALLEL)
+    assert {key for key in overlay if overlay[key] != base.get(key)} == {("StatefulSet", "engine")}
 
 
 @SERVICES

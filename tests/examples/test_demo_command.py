@@ -13,6 +13,7 @@ def test_without_options_the_demo_model_gets_60_chats_of_256_tokens():
     assert not options.model.is_random
     assert (options.num_requests, options.max_tokens) == (60, 256)
     assert not options.keep_serving
+    assert options.num_ranks == 1
 
 
 def test_random_is_the_demo_model_with_random_weights():
@@ -29,7 +30,7 @@ def test_any_other_model_is_taken_as_it_is():
     assert not model.is_random
 
 
-@pytest.mark.parametrize("option", ["--requests", "--max-tokens"])
+@pytest.mark.parametrize("option", ["--tensor-parallel-size", "--requests", "--max-tokens"])
 def test_count_below_one_is_refused_by_name(option, capsys):
     with pytest.raises(SystemExit, match="2"):
         parse([option, "0"])

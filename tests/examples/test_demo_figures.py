@@ -73,7 +73,7 @@ async def test_sample_adds_used_blocks_and_memory_of_the_process(tmp_path, monke
     async with Services(tmp_path) as services:
         service = services.start("engine-0", [STAND_IN, "good"])
         await services.wait_ready([service], 30, ignore)
-        engine = EngineFigures(service=service, gpu=None)
+        engine = EngineFigures(service=service, gpus=())
         await engine.sample()
     assert engine.num_used_blocks == [3]
     # A Python that serves HTTP: more than 4 MiB, less than 400.
@@ -82,7 +82,7 @@ async def test_sample_adds_used_blocks_and_memory_of_the_process(tmp_path, monke
 
 async def test_engine_whose_metrics_cannot_be_read_is_named(tmp_path):
     async with Services(tmp_path) as services:
-        engine = EngineFigures(service=services.start("engine-0", [STAND_IN, "silent"]), gpu=None)
+        engine = EngineFigures(service=services.start("engine-0", [STAND_IN, "silent"]), gpus=())
         with pytest.raises(DemoFailedError, match="metrics of engine-0 cannot be read"):
             await engine.sample()
 
@@ -98,7 +98,7 @@ async def test_sample_under_way_when_the_watch_ends_is_not_added(tmp_path, monke
 
     monkeypatch.setattr(figures, "http_get", read_slowly)
     async with Services(tmp_path) as services:
-        engine = EngineFigures(service=services.start("engine-0", [STAND_IN, "silent"]), gpu=None)
+        engine = EngineFigures(service=services.start("engine-0", [STAND_IN, "silent"]), gpus=())
         async with asyncio.TaskGroup() as group:
             watcher = group.create_task(watch([engine]))
             await is_reading.wait()

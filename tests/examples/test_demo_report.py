@@ -60,7 +60,7 @@ def engines(tmp_path):
                 log_path=tmp_path,
                 process=None,
             ),
-            gpu=index,
+            gpus=(index,),
             memory_bytes=[mebibytes << 20 for mebibytes in (113_000, 113_659, 113_600)],
             num_used_blocks=[0, 1234 + index, 0],
             series={
@@ -154,7 +154,7 @@ def test_nothing_is_said_of_answers_that_nobody_knows(engines):
 
 def test_memory_without_a_gpu_is_that_of_the_processes(engines):
     for engine in engines:
-        engine.gpu = None
+        engine.gpus = ()
     output = report(engines, 80)
     assert "process memory, peak" in output
     assert "GPU" not in output

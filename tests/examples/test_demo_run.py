@@ -50,7 +50,7 @@ async def test_unreadable_metrics_end_the_demo_with_one_sentence(tmp_path, send_
     async with Services(tmp_path) as services, address_of(ScriptedRouter()) as address:
         silent = services.start("engine-0", [STAND_IN, "silent"])
         with pytest.raises(DemoFailedError, match=r"^the metrics of engine-0 cannot be read: "):
-            await send_to(services, address, EngineFigures(service=silent, gpu=None))
+            await send_to(services, address, EngineFigures(service=silent, gpus=()))
 
 
 async def test_service_that_has_ended_is_told_rather_than_what_followed(tmp_path, send_to):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -38,9 +39,9 @@ class Demo:
                 return "".join(lines)
         raise AssertionError(f"no line with {pattern!r} in:\n{''.join(lines)}")
 
-    def finish(self) -> tuple[int, str]:
+    def finish(self, seconds: float = 60) -> tuple[int, str]:
         """Returns the exit code and the rest of the output."""
-        output, _ = self.process.communicate(timeout=60)
+        output, _ = self.process.communicate(timeout=seconds)
         return self.process.returncode, output
 
     def processes(self) -> list[str]:
@@ -194,6 +195,20 @@ def test_random_weights_make_noise_and_no_right_answer(tmp_path):
     assert cells("right answers", output) == ["0 of 4, 0%"]
 
 
+def test_engines_of_two_ranks_give_the_right_answers(tmp_path):
+    with running_demo(tmp_path, "--tensor-parallel-size", "2", "--requests", "8") as demo:
+        code, output = demo.finish(seconds=110)
+        demo.assert_nothing_left()
+    assert code == 0, output
+    assert "starting 2 engines of 2 ranks each and a router" in output
+    assert cells("right answers", output) == ["8 of 8, 100%"]
+    log = (tmp_path / "logs" / "engine-0.log").read_text()
+    assert sorted(re.findall(r"model ready .* (rank=\d num_ranks=\d)", log)) == [
+        "rank=0 num_ranks=2",
+        "rank=1 num_ranks=2",
+    ]
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """A folder as of a real model: weights that transformers wrote, and a tokenizer."""
@@ -222,12 +237,21 @@ def test_given_model_is_served_under_its_own_name_and_nobody_knows_its_answers(
     assert "model=tiny-qwen3 " in (tmp_path / "logs" / "engine-0.log").read_text()
 
 
-@pytest.mark.parametrize(("settings", "options"), [([], ""), (["MODEL=a b/c"], ' --model "a b/c"')])
-def test_make_demo_passes_the_model_on(settings, options):
+@pytest.mark.parametrize(
+    ("settings", "options"),
+    [
+        ([], []),
+        (["MODEL=a b/c"], ["--model", "a b/c"]),
+        (["TP=2"], ["--tensor-parallel-size", "2"]),
+        (["MODEL=m", "TP=2"], ["--model", "m", "--tensor-parallel-size", "2"]),
+    ],
+)
+def test_make_demo_passes_its_settings_on(settings, options):
     command = ["make", "--no-print-directory", "--dry-run", "--old-file=.venv/.ready", "demo"]
     command += settings
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert result.stdout.splitlines()[-1].rstrip() == f".venv/bin/python -m examples.demo{options}"
+    shown = shlex.split(result.stdout.splitlines()[-1])
+    assert shown == [".venv/bin/python", "-m", "examples.demo", *options]
 
 
 def test_interrupt_while_python_imports_is_quiet(tmp_path):
