@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from engine_service.layers.norm import RMSNorm
+from engine_service.layers.ranks import Ranks
 from engine_service.layers.weight_scheme import Unquantised
 from engine_service.layers.weight_slot import Shard, WeightSlot
 
@@ -46,6 +47,15 @@ class Linear(nn.Module):
             The projection, [num_tokens, out_features], and the new residual.
         """
         return self.scheme.norm_linear(norm, x, residual)
+
+    def reduced_norm_linear(
+        self, norm: RMSNorm, x: torch.Tensor, residual: torch.Tensor, ranks: Ranks
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `norm_linear`, of the sum of all ranks' x."""
+        if ranks.size == 1:
+            return self.norm_linear(norm, x, residual)
+        normed, residual = ranks.all_reduce_add_norm(norm, x, residual)
+        return self(normed), residual
 
     def silu_linear(self, gate_up: torch.Tensor) -> torch.Tensor:
         """Projects silu(gate) * up of packed rows [num_tokens, 2 * in_features]."""

@@ -1,9 +1,16 @@
 """The ranks that share a model, as one of them sees the group."""
 
+import logging
+
 import torch
 import torch.distributed as dist
 
+from engine_service.layers.norm import RMSNorm
 from engine_service.layers.weight_slot import Shard
+from kernels.all_reduce import all_reduce, all_reduce_add_rms_norm
+from kernels.peer_memory import Peers, connect_peers
+
+logger = logging.getLogger(__name__)
 
 _VOCAB_MULTIPLE = 4
 """Parts of the vocabulary begin at multiples of it, as groups of random numbers do."""
@@ -12,8 +19,8 @@ _VOCAB_MULTIPLE = 4
 class Ranks:
     """One rank of a group. With a single rank, nothing is exchanged and nothing is copied.
 
-    All ranks must make the same calls in the same order, with tensors of equal shapes. A call
-    raises RuntimeError if another rank has ended.
+    Sums are equal to the last bit on all ranks. All ranks must make the same calls in the same
+    order, with tensors of equal shapes. A call raises RuntimeError if another rank has ended.
 
     Attributes:
         rank: This rank, from 0.
@@ -24,6 +31,14 @@ class Ranks:
         """Uses torch's default process group, which the caller has set up if `size` is over 1."""
         self.rank = rank
         self.size = size
+        self._peers = Peers(group=None)
+
+    def connect(self, device: torch.device, hidden_size: int, dtype: torch.dtype) -> None:
+        """Lets GPUs write into each other's memory where they can; all ranks call it together."""
+        if self.size > 1:
+            self._peers = connect_peers(None, device, hidden_size, dtype)
+            if device.type == "cuda" and self._peers.obstacle:
+                logger.warning("peer memory unusable detail=%s", self._peers.obstacle)
 
     def shard(self, dim: int, full_size: int) -> Shard | None:
         """Returns this rank's part of a dimension that is divided evenly; None if it is whole."""
@@ -42,7 +57,28 @@ class Ranks:
         return range(begin, min(begin + part, vocab_size)) if self.size > 1 else range(vocab_size)
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        """Returns the sum of all ranks' tensors, bitwise equal on each; may overwrite x."""
+        """Returns the sum of all ranks' [num_tokens, hidden_size]; may overwrite x."""
+        return x if self.size == 1 else all_reduce(x, self._peers)
+
+    def all_reduce_add_norm(
+        self, norm: RMSNorm, x: torch.Tensor, residual: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Adds the sum of all ranks' x to the residual stream and normalises the result.
+
+        Args:
+            norm: The norm to apply.
+            x: [num_tokens, hidden_size], this rank's part of a sum; may be overwritten.
+            residual: [num_tokens, hidden_size].
+
+        Returns:
+            The normalised rows and the new residual, as x.
+        """
+        if self.size == 1:
+            return norm(x, residual)
+        return all_reduce_add_rms_norm(x, residual, norm.weight, norm.eps, self._peers)
+
+    def sum_on_cpu(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns the sum of all ranks' CPU tensors; may overwrite x."""
         if self.size > 1:
             dist.all_reduce(x)
         return x

@@ -117,24 +117,31 @@ class DecoderLayer(nn.Module):
         metadata: AttentionMetadata,
         kv_cache: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Stores keys and values; returns the attention output and the residual stream."""
-        attention = self.self_attn
-        # [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim]
-        qkv, residual = attention.qkv_proj.norm_linear(self.input_layernorm, hidden, residual)
+        """Stores keys and values; returns the attention output and the residual stream.
+
+        `hidden` is the stream's beginning, or this rank's part of what the layer before adds to it.
+        """
+        attention, norm = self.self_attn, self.input_layernorm
+        # [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim], of this rank's heads
+        if residual is None:
+            qkv, residual = attention.qkv_proj.norm_linear(norm, hidden, None)
+        else:
+            qkv, residual = attention.qkv_proj.reduced_norm_linear(
+                norm, hidden, residual, self._ranks
+            )
         return attention.attention(qkv, positions, metadata, kv_cache), residual
 
     def mlp_block(
         self, attended: torch.Tensor, residual: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the layer's output, not yet added, and the residual stream to add it to.
+        """Returns this rank's part of the layer's output and the residual stream to add it to.
 
         Rows are independent, so any subset of the rows that `attention_block` returns is valid.
         """
-        hidden = self._ranks.all_reduce(self.self_attn.o_proj(attended))
-        gate_up, residual = self.mlp.gate_up_proj.norm_linear(
-            self.post_attention_layernorm, hidden, residual
+        gate_up, residual = self.mlp.gate_up_proj.reduced_norm_linear(
+            self.post_attention_layernorm, self.self_attn.o_proj(attended), residual, self._ranks
         )  # [num_tokens, 2 * intermediate_size / num_ranks]
-        return self._ranks.all_reduce(self.mlp(gate_up)), residual
+        return self.mlp(gate_up), residual
 
     def weight_slots(self, prefix: str) -> Iterator[WeightSlot]:
         """Yields the slot of each checkpoint tensor; the names begin with the prefix."""
@@ -160,6 +167,7 @@ class Decoder(nn.Module):
         self, config: DecoderConfig, max_model_len: int, dtype: torch.dtype, ranks: Ranks = ALONE
     ) -> None:
         super().__init__()
+        self._ranks = ranks
         table = rotary_table(config.head_dim, max_model_len, config.rope_theta)
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtype, ranks)
         self.layers = nn.ModuleList(
@@ -193,7 +201,8 @@ class Decoder(nn.Module):
             if output_indices is not None and layer is self.layers[-1]:
                 attended, residual = attended[output_indices], residual[output_indices]
             hidden, residual = layer.mlp_block(attended, residual)
-        hidden, _ = self.norm(hidden, residual)
+        assert residual is not None, "there is a layer"
+        hidden, _ = self._ranks.all_reduce_add_norm(self.norm, hidden, residual)
         return hidden
 
     @property

@@ -19,7 +19,6 @@ _MAX_POSITIONS = 1 << 22
 class DecoderConfig(ModelConfig):
     """The shape and the constants of a dense decoder-only transformer."""
 
-    hidden_size: int
     intermediate_size: int
     num_heads: int
     """Each has `head_dim` dimensions, independent of `hidden_size / num_heads`."""

@@ -11,6 +11,7 @@ class ModelConfig:
 
     architecture: str
     vocab_size: int
+    hidden_size: int
     num_layers: int
     num_kv_heads: int
     head_dim: int

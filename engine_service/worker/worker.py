@@ -181,6 +181,7 @@ def _start_worker(config: WorkerConfig) -> StartedWorker:
     max_num_seqs = config.scheduler.max_num_seqs
     num_kv_heads = config.model_config.num_kv_heads_of(config.ranks.size)
     part = replace(config.model_config, num_kv_heads=num_kv_heads)
+    config.ranks.connect(config.device, part.hidden_size, config.dtype)
     model, weights_digest = _load_model(config)
     batch = InputBatch(
         max_num_seqs=max_num_seqs,
@@ -259,5 +260,5 @@ def _load_model(config: WorkerConfig) -> tuple[CausalLM, str]:
         config.checkpoint,
         rank=ranks.rank,
         num_ranks=ranks.size,
-        sum_over_ranks=ranks.all_reduce,
+        sum_over_ranks=ranks.sum_on_cpu,
     )

@@ -38,6 +38,11 @@ class ThreadRanks(Ranks):
         given = self._meeting.exchange(self.rank, x.clone())
         return torch.stack(given).sum(0)
 
+    def all_reduce_add_norm(self, norm, x, residual):
+        return norm(self.all_reduce(x), residual)
+
+    sum_on_cpu = all_reduce
+
     def maximum(self, x):
         return torch.stack(self._meeting.exchange(self.rank, x.clone())).amax(0)
 
