@@ -125,7 +125,7 @@ class CacheOptions(Options):
         default=1 << 30,
         metadata=about(
             Integers(1, _MAX_INT64),
-            "bytes of the KV cache on the CPU when --num-blocks is not given",
+            "bytes of each rank's KV cache on the CPU when --num-blocks is not given",
         ),
     )
     enable_prefix_caching: bool = field(

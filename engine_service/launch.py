@@ -75,7 +75,7 @@ def run_core(pipe: connection.Connection, config: EngineConfig) -> None:
             with contextlib.suppress(OSError):
                 pipe.send(error)
         else:
-            _logger.critical("rank lost: %s", error)
+            _logger.critical("rank lost detail=%s", error)
         exit_at_once(EXIT_ENGINE_FAILED)
 
     executor, info = start_executor(config.model, config.cache, config.scheduler, end)

@@ -16,6 +16,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Self
 
 import torch
+import torch.distributed as dist
 
 from engine_service.layers.ranks import ALONE, Ranks
 from engine_service.worker.input_batch import Bounds, DeviceRows, InputBatch, Rows
@@ -94,7 +95,12 @@ def _capture(pool: "_POOL_HANDLE | None") -> Iterator[torch.cuda.CUDAGraph]:
     graph = torch.cuda.CUDAGraph()
     torch.cuda.synchronize()
     with torch.cuda.stream(_capture_stream()):
-        graph.capture_begin(*() if pool is None else (pool,))
+        # NCCL's own thread calls the driver meanwhile, which does not concern the capture.
+        mode = "thread_local" if dist.is_initialized() else "global"
+        if pool is None:
+            graph.capture_begin(capture_error_mode=mode)
+        else:
+            graph.capture_begin(pool, mode)
         try:
             yield graph
         finally:

@@ -46,12 +46,13 @@ def set_up_device(options: ModelOptions, rank: int = 0) -> torch.device:
     if options.device == "auto":
         fault = fault or _why_too_old(0)
         if fault is not None:
-            logger.warning(
-                "gpu unusable device=cpu dtype=%s detail=%s; the model runs on the CPU, many times "
-                "slower than on a GPU",
-                "float32" if options.dtype == "auto" else options.dtype,
-                fault,
-            )
+            if rank == 0:
+                logger.warning(
+                    "gpu unusable device=cpu dtype=%s detail=%s; the model runs on the CPU, many "
+                    "times slower than on a GPU",
+                    "float32" if options.dtype == "auto" else options.dtype,
+                    fault,
+                )
             return torch.device("cpu")
     first = 0 if options.device == "auto" else torch.device(options.device).index or 0
     if first + size > torch.cuda.device_count():

@@ -195,6 +195,7 @@ def test_random_weights_make_noise_and_no_right_answer(tmp_path):
     assert cells("right answers", output) == ["0 of 4, 0%"]
 
 
+@pytest.mark.slow
 def test_engines_of_two_ranks_give_the_right_answers(tmp_path):
     with running_demo(tmp_path, "--tensor-parallel-size", "2", "--requests", "8") as demo:
         code, output = demo.finish(seconds=110)

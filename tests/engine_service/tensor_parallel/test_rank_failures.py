@@ -60,7 +60,9 @@ async def test_killed_rank_ends_the_engine_and_its_requests(arguments, is_busy):
         assert await engine.wait_end() == 1
         for pid in (*children, rank):
             await wait_gone(pid)
-    assert sum("rank lost: rank 1: its process was ended by signal 9" in x for x in engine.lines)
+    assert sum(
+        "rank lost detail=rank 1: its process was ended by signal 9" in x for x in engine.lines
+    )
 
 
 @pytest.mark.parametrize("is_busy", [False, True], ids=["idle", "in mid-stream"])

@@ -13,6 +13,7 @@ from engine_service.worker.kv_cache import (
 
 CPU = torch.device("cpu")
 CONFIG = ModelConfig(
+    hidden_size=64,
     architecture="Qwen3ForCausalLM",
     vocab_size=300,
     num_layers=3,
