@@ -32,10 +32,7 @@ def set_up_device(options: ModelOptions, rank: int = 0) -> torch.device:
             missing.
     """
     size = options.tensor_parallel_size
-    if options.cpu_threads is not None:
-        torch.set_num_threads(options.cpu_threads)
-    elif size > 1:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // size))
+    _set_num_threads(options.cpu_threads, size)
     if options.device == "cpu":
         return torch.device("cpu")
     fault = _why_no_gpu()
@@ -70,6 +67,13 @@ def set_up_device(options: ModelOptions, rank: int = 0) -> torch.device:
         _use_near_cpus(index)
     check_toolchain()
     return device
+
+
+def _set_num_threads(wanted: int | None, num_ranks: int) -> None:
+    if wanted is None and num_ranks > 1:
+        wanted = max(1, len(os.sched_getaffinity(0)) // num_ranks)
+    if wanted is not None:
+        torch.set_num_threads(wanted)
 
 
 def _use_near_cpus(index: int) -> None:
