@@ -1,6 +1,6 @@
 """Runs the offline workloads in-process on a GPU: `python -m benchmarks.engine`.
 
-Weights are random, of the shapes of Qwen3-0.6B and Qwen3-8B. Each workload runs several times after
+Weights are random, of the shapes of Qwen3 models. Each workload runs several times after
 a warm-up, each time with a cache salt of its own, so that no run finds another's prefixes. Prints
 tokens per second with the share of the limit and the ratio to each peer, and where the time of its
 steps went; with --profile also the kernels of a decode step.
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,16 @@ SHAPES = {
         "num_hidden_layers": 36,
         "tie_word_embeddings": False,
     },
+    "qwen3-32b": _COMMON
+    | {
+        "hidden_size": 5120,
+        "intermediate_size": 25600,
+        "num_attention_heads": 64,
+        "num_hidden_layers": 64,
+        "tie_word_embeddings": False,
+    },
 }
-"""What config.json of the two models says of their shape."""
+"""What config.json of the models says of their shape."""
 
 PHASES = ("schedule", "prepare", "launch", "wait", "update", "device", "step")
 PROFILED_BATCHES = (1, 64, 256)
@@ -112,7 +121,10 @@ class Engine:
         (folder / "config.json").write_text(json.dumps(SHAPES[shape]))
         started_at = time.perf_counter()
         model = ModelOptions(
-            model=str(folder), load_format="dummy", enforce_eager=options.enforce_eager
+            model=str(folder),
+            load_format="dummy",
+            enforce_eager=options.enforce_eager,
+            tensor_parallel_size=options.tensor_parallel_size,
         )
         scheduler = SchedulerOptions(max_steps_in_flight=options.max_steps_in_flight)
         executor, self.info = start_executor(model, CacheOptions(), scheduler)
@@ -242,7 +254,7 @@ def measure(shape: str, options: argparse.Namespace) -> dict[str, Any]:
                 "first_token_ms": round(1e3 * best.first_token_seconds, 2),
                 "ratios": {
                     peer: round(rates[-1] / known[name], 3)
-                    for peer, known in TOKENS_PER_SECOND[shape].items()
+                    for peer, known in _peers(shape, options.tensor_parallel_size).items()
                 },
                 "step_ms": best.phases(),
                 "decode_step_ms": best.decode_phases(),
@@ -258,13 +270,19 @@ def measure(shape: str, options: argparse.Namespace) -> dict[str, Any]:
     return results
 
 
+def _peers(shape: str, num_ranks: int) -> Mapping[str, Mapping[str, int]]:
+    """Returns the peers' figures, which are of one GPU."""
+    return TOKENS_PER_SECOND.get(shape, {}) if num_ranks == 1 else {}
+
+
 def _print_workload(shape: str, name: str, result: dict[str, Any]) -> None:
     kind = "input" if name == "prefill" else "output"
     print(
         f"{shape} {name}: {result['best']:,} {kind} tokens/s (median {result['median']:,}), "
         f"first token {result['first_token_ms']} ms"
     )
-    print("  of " + ", of ".join(f"{peer} {ratio}" for peer, ratio in result["ratios"].items()))
+    if ratios := result["ratios"]:
+        print("  of " + ", of ".join(f"{peer} {ratio}" for peer, ratio in ratios.items()))
     for title, phases in (("step", result["step_ms"]), ("decode step", result["decode_step_ms"])):
         if phases:
             times = (f"{phase} {value}" for phase, value in phases.items() if phase != "steps")
@@ -312,10 +330,11 @@ def machine() -> str:
 def main() -> None:
     """Measures as the arguments say."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engine", description=__doc__)
-    parser.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--models", nargs="+", choices=SHAPES, default=list(TOKENS_PER_SECOND))
     parser.add_argument("--workloads", nargs="*", choices=WORKLOADS, default=list(WORKLOADS))
     parser.add_argument("--repeats", type=int, default=3, help="runs per workload (default: 3)")
     parser.add_argument("--enforce-eager", action="store_true")
+    parser.add_argument("--tensor-parallel-size", type=int, default=1, help="GPUs (default: 1)")
     parser.add_argument("--max-steps-in-flight", type=int)
     parser.add_argument(
         "--profile", action="store_true", help="also print the kernels of a decode step"
