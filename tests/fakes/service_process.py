@@ -31,6 +31,12 @@ class ServiceProcess:
         self._arguments = arguments
         self._process: asyncio.subprocess.Process | None = None
 
+    @property
+    def pid(self) -> int:
+        """The running process's ID."""
+        assert self._process is not None
+        return self._process.pid
+
     async def start(self) -> None:
         """Starts it; it listens some time later."""
         # -I and -S: without the packages the leash starts in no time.

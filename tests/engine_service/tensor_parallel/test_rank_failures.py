@@ -65,7 +65,9 @@ async def test_killed_rank_ends_the_engine_and_its_requests(arguments, is_busy):
     )
 
 
-@pytest.mark.parametrize("is_busy", [False, True], ids=["idle", "in mid-stream"])
+@pytest.mark.parametrize(
+    "is_busy", [pytest.param(False, id="idle"), pytest.param(True, id="in mid-stream", marks=SLOW)]
+)
 async def test_stopped_rank_ends_the_engine_and_is_ended_itself(arguments, is_busy):
     async with engine_process(REAL, *arguments, *SILENCE) as engine:
         await engine.wait_line("ready")
