@@ -28,14 +28,15 @@ _stderr = LineWriter(None if sys.__stderr__ is None else 2)
 _uncaught = logging.getLogger("uncaught")
 
 
-def set_up_logging(level: str) -> None:
+def set_up_logging(level: str | int) -> None:
     """Sends this process's log to standard error, including the traceback of a crash.
 
     Args:
-        level: The lowest level that is logged, such as "info".
+        level: The lowest level that is logged, such as "info" or `logging.INFO`.
     """
     _take_over_libraries()
-    logging.basicConfig(level=level.upper(), handlers=[LogHandler(_stderr)], force=True)
+    level = level.upper() if isinstance(level, str) else level
+    logging.basicConfig(level=level, handlers=[LogHandler(_stderr)], force=True)
     sys.excepthook = _log_uncaught
     threading.excepthook = _log_uncaught_of
     sys.unraisablehook = _log_uncaught_of

@@ -128,9 +128,15 @@ class EngineCore(Generic[HandleT]):
 
     def close(self) -> None:
         """Waits for the steps in flight, drops their tokens and closes the executor."""
-        while self._in_flight:
-            self._executor.collect(self._in_flight.popleft().handle)
-        self._executor.close()
+        try:
+            while self._in_flight:
+                self._executor.collect(self._in_flight.popleft().handle)
+        except Exception as error:
+            # Nobody waits for its tokens.
+            logger.warning("step in flight failed error=%r", error)
+        finally:
+            self._in_flight.clear()
+            self._executor.close()
 
     def _launch(self) -> None:
         """Plans and launches steps until enough are in flight."""

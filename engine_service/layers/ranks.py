@@ -37,7 +37,7 @@ class Ranks:
         """Lets GPUs write into each other's memory where they can; all ranks call it together."""
         if self.size > 1:
             self._peers = connect_peers(None, device, hidden_size, dtype)
-            if device.type == "cuda" and self._peers.obstacle:
+            if device.type == "cuda" and self.rank == 0 and self._peers.obstacle:
                 logger.warning("peer memory unusable detail=%s", self._peers.obstacle)
 
     def shard(self, dim: int, full_size: int) -> Shard | None:

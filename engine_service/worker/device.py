@@ -63,8 +63,6 @@ def set_up_device(options: ModelOptions, rank: int = 0) -> torch.device:
         raise StartupError(f"device is {options.device!r}, but {fault}; use 'cpu'")
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)
-    if size > 1:
-        _use_near_cpus(index)
     check_toolchain()
     return device
 
@@ -76,18 +74,21 @@ def _set_num_threads(wanted: int | None, num_ranks: int) -> None:
         torch.set_num_threads(wanted)
 
 
-def _use_near_cpus(index: int) -> None:
+def use_near_cpus(device: torch.device) -> None:
     """Binds this process to the CPUs near a GPU, of those that it may use, if they are known."""
-    gpu: Any = torch.cuda.get_device_properties(index)
+    gpu: Any = torch.cuda.get_device_properties(device)
     address = f"{gpu.pci_domain_id:04x}:{gpu.pci_bus_id:02x}:{gpu.pci_device_id:02x}.0"
     file = Path("/sys/bus/pci/devices") / address / "local_cpulist"
     try:
         near = parse_cpus(file.read_text())
     except (OSError, ValueError):
         return
-    if cpus := near & os.sched_getaffinity(0):
+    cpus = near & os.sched_getaffinity(0)
+    if cpus:
         os.sched_setaffinity(0, cpus)
-        logger.info("cpus chosen gpu=%d num_cpus=%d", index, len(cpus))
+        logger.info("cpus chosen device=%s num_cpus=%d", device, len(cpus))
+    else:
+        logger.warning("near cpus not allowed device=%s num_near=%d", device, len(near))
 
 
 def parse_cpus(text: str) -> set[int]:

@@ -1,6 +1,7 @@
 """The core's executor: the first rank is in this process, the others have one each."""
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -8,9 +9,10 @@ import torch
 
 from engine_service.config import CacheOptions, ModelOptions, SchedulerOptions
 from engine_service.core.types import EngineInfo, StepPlan, StepResult
+from engine_service.errors import EngineFailed
 from engine_service.layers.ranks import ALONE
 from engine_service.models.checkpoint import resolve_checkpoint
-from engine_service.worker.device import set_up_device
+from engine_service.worker.device import set_up_device, use_near_cpus
 from engine_service.worker.peers import CONSEQUENCES, NO_PEERS, Peers, RankLost
 from engine_service.worker.process_group import Rendezvous, leave
 from engine_service.worker.rank import RankOptions, read_model_config, start_rank
@@ -25,10 +27,14 @@ class RanksExecutor:
     The first rank's tokens are those of all: they draw the same ones.
     """
 
-    def __init__(self, worker: Worker, peers: Peers, device: torch.device) -> None:
+    def __init__(
+        self, worker: Worker, peers: Peers, device: torch.device, cpus: set[int] | None = None
+    ) -> None:
+        """Takes over the other ranks; the CPUs are those to use again after the end."""
         self._worker: Worker | None = worker
         self._peers = peers
         self._device = device
+        self._cpus = cpus
 
     def launch(self, plan: StepPlan) -> PendingStep:
         """Starts a step and returns without waiting for its tokens."""
@@ -43,6 +49,9 @@ class RanksExecutor:
     def collect(self, handle: PendingStep) -> StepResult:
         """Waits for a step's tokens."""
         assert self._worker is not None, "closed"
+        if self._peers.has_lost:
+            # The step would never end.
+            self._raise_lost(EngineFailed("a rank was lost"))
         try:
             return self._worker.collect(handle)
         except CONSEQUENCES as error:
@@ -60,8 +69,12 @@ class RanksExecutor:
     def close(self) -> None:
         """Ends the other ranks and frees model and cache. A second call does nothing."""
         self._worker = None
-        self._peers.close()
-        leave()
+        try:
+            self._peers.close()
+        finally:
+            leave(self._device)
+            if self._cpus is not None:
+                os.sched_setaffinity(0, self._cpus)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -103,18 +116,25 @@ def start_executor(
     if size == 1:
         worker, info = start_rank(options, checkpoint, device, ALONE)
         return RanksExecutor(worker, NO_PEERS, device), info
-    rendezvous = Rendezvous(size)
+    rendezvous = Rendezvous(size, device)
     # The hub might give another rank another version.
     found = replace(options, model=replace(model, model=str(checkpoint.folder)))
     peers = Peers.start(found, [rendezvous.place(rank) for rank in range(1, size)], on_rank_lost)
+    cpus = os.sched_getaffinity(0)
     try:
+        # The other ranks have inherited all CPUs.
+        if device.type == "cuda":
+            use_near_cpus(device)
+        peers.wait_all()
         worker, info = start_rank(options, checkpoint, device, rendezvous.join(device))
-        peers.wait_started()
+        peers.wait_all()
+        peers.note_started()
     except BaseException as error:
         lost = peers.lost() if isinstance(error, CONSEQUENCES) else None
         peers.kill()
-        leave()
+        leave(device)
+        os.sched_setaffinity(0, cpus)
         if lost is not None:
             raise lost from error
         raise
-    return RanksExecutor(worker, peers, device), info
+    return RanksExecutor(worker, peers, device, cpus), info

@@ -1,13 +1,13 @@
 """The other ranks of an engine, as the first one sees them: a process each."""
 
-import atexit
 import logging
 import multiprocessing
 import pickle
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from multiprocessing import connection
+from multiprocessing import connection, util
 from typing import TYPE_CHECKING, Any, Self
 
 from engine_service.core.types import StepPlan
@@ -60,29 +60,67 @@ class _Peer:
         faults.close()
 
     def lost(self, *, is_starting: bool) -> RankLost:
-        """Returns why the process has ended, once `faults` has something to read."""
+        """Returns why the process ends, once `faults` has something to read."""
         with suppress(EOFError, OSError):
             text: str = self.faults.recv()
             return StartupError(f"rank {self.rank}: {text}")
         self.process.join(_EXIT_SECONDS)
-        code = self.process.exitcode or 0
-        how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        code = self.process.exitcode
+        if code is None:
+            how = "closed its pipes and has not ended yet"
+        elif code < 0:
+            how = f"was ended by signal {-code}"
+        else:
+            how = f"ended with exit code {code}"
         kind = StartupError if is_starting else EngineFailed
         return kind(f"rank {self.rank}: its process {how}; the log above may say why")
+
+
+class _Watch:
+    """Waits for the end of any rank, in a thread.
+
+    Attributes:
+        lost: Why a rank has ended unasked, or None.
+        noticed: Set once `lost` is known.
+        is_started: Whether all ranks have started.
+        is_closing: Whether ranks may end from now on.
+    """
+
+    def __init__(self) -> None:
+        self.lost: RankLost | None = None
+        self.noticed = threading.Event()
+        self.is_started = False
+        self.is_closing = False
+
+    def start(self, peers: Sequence[_Peer], on_lost: Callable[[RankLost], None] | None) -> None:
+        """Starts the thread, which ends with the first rank."""
+        threading.Thread(
+            target=self._run, args=(peers, on_lost), name="rank-watch", daemon=True
+        ).start()
+
+    def _run(self, peers: Sequence[_Peer], on_lost: Callable[[RankLost], None] | None) -> None:
+        by_faults: dict[Any, _Peer] = {peer.faults: peer for peer in peers}
+        first = connection.wait(list(by_faults))[0]
+        if self.is_closing:
+            return
+        self.lost = by_faults[first].lost(is_starting=not self.is_started)
+        self.noticed.set()
+        if on_lost is not None:
+            on_lost(self.lost)
 
 
 class Peers:
     """The processes of all ranks but the first. One thread may use it.
 
-    A call may raise one of `CONSEQUENCES` if a rank has ended.
+    A call may raise one of `CONSEQUENCES` if a rank has ended. The processes are killed when this
+    object is dropped, and before multiprocessing waits for them at the end of this process.
     """
 
-    def __init__(self, peers: Sequence[_Peer]) -> None:
-        self._peers = peers
-        self._is_started = False
-        self._is_closing = False
-        self._lost: RankLost | None = None
-        self._watched = threading.Event()
+    def __init__(self) -> None:
+        """Without any other rank."""
+        self._peers: list[_Peer] = []
+        self._watch = _Watch()
+        self._kill: Callable[[], object] | None = None
 
     @classmethod
     def start(
@@ -98,20 +136,43 @@ class Peers:
             places: The places of the other ranks.
             on_lost: Called from another thread when one has ended unasked.
         """
+        peers = cls()
+        # Not atexit: in a child of multiprocessing, its handlers run after the waiting.
+        peers._kill = util.Finalize(
+            peers, _kill_all, args=(peers._peers, peers._watch), exitpriority=10
+        )
         level = logging.getLogger().getEffectiveLevel()
-        peers = cls([_Peer(options, place, level) for place in places])
-        # Runs before multiprocessing waits for its processes, which would take for ever.
-        atexit.register(peers.kill)
-        threading.Thread(
-            target=peers._watch, args=(on_lost,), name="rank-watch", daemon=True
-        ).start()
+        try:
+            for place in places:
+                peers._peers.append(_Peer(options, place, level))
+        except BaseException:
+            peers.kill()
+            raise
+        peers._watch.start(peers._peers, on_lost)
         return peers
 
-    def wait_started(self) -> None:
-        """Waits until all are ready to run steps."""
+    def wait_all(self) -> None:
+        """Waits for the next message of each: that it meets the others, or is ready for steps."""
         for peer in self._peers:
             peer.commands.recv_bytes()
-        self._is_started = True
+
+    def note_started(self) -> None:
+        """Notes that all have started: from now on, a loss is a failure of the engine."""
+        self._watch.is_started = True
+
+    @property
+    def has_lost(self) -> bool:
+        """Whether another rank is known to have ended unasked."""
+        return self._watch.lost is not None
+
+    def lost(self) -> RankLost | None:
+        """Returns why another rank has ended, if one has, which takes a moment to be noticed.
+
+        Call it after one of `CONSEQUENCES`.
+        """
+        if self._peers:
+            self._watch.noticed.wait(_NOTICE_SECONDS)
+        return self._watch.lost
 
     def send(self, plan: StepPlan) -> None:
         """Sends a step plan to all."""
@@ -129,44 +190,32 @@ class Peers:
                 logger.warning("rank silent rank=%d seconds=%g", peer.rank, _SILENCE_SECONDS)
             peer.commands.recv_bytes()
 
-    def lost(self) -> RankLost | None:
-        """Returns why another rank has ended, if one has, which takes a moment to be noticed.
-
-        Call it after one of `CONSEQUENCES`.
-        """
-        if self._peers:
-            self._watched.wait(_NOTICE_SECONDS)
-        return self._lost
-
     def close(self) -> None:
-        """Lets all end, and waits for it."""
-        self._is_closing = True
-        atexit.unregister(self.kill)
-        for peer in self._peers:
-            peer.commands.close()
-        self._end(_EXIT_SECONDS)
+        """Lets all end, waits some seconds for it, and kills those that have not ended."""
+        self._watch.is_closing = True
+        try:
+            for peer in self._peers:
+                peer.commands.close()
+            deadline = time.monotonic() + _EXIT_SECONDS
+            for peer in self._peers:
+                peer.process.join(max(0.0, deadline - time.monotonic()))
+        finally:
+            self.kill()
 
     def kill(self) -> None:
-        """Ends all at once."""
-        self._is_closing = True
-        self._end(0.0)
-
-    def _end(self, seconds: float) -> None:
-        for peer in self._peers:
-            peer.process.join(seconds)
-            peer.process.kill()
-            peer.process.join(_EXIT_SECONDS)
-
-    def _watch(self, on_lost: Callable[[RankLost], None] | None) -> None:
-        by_faults: dict[Any, _Peer] = {peer.faults: peer for peer in self._peers}
-        first = connection.wait(list(by_faults))[0]
-        if self._is_closing:
-            return
-        self._lost = by_faults[first].lost(is_starting=not self._is_started)
-        self._watched.set()
-        if on_lost is not None:
-            on_lost(self._lost)
+        """Ends all at once. A second call does nothing."""
+        if self._kill is not None:
+            self._kill()
 
 
-NO_PEERS = Peers([])
+def _kill_all(peers: Sequence[_Peer], watch: _Watch) -> None:
+    watch.is_closing = True
+    for peer in peers:
+        peer.process.kill()
+    for peer in peers:
+        peer.process.join(_EXIT_SECONDS)
+        peer.commands.close()
+
+
+NO_PEERS = Peers()
 """Of an engine with a single rank."""

@@ -1,7 +1,9 @@
 """How the ranks of one engine find each other."""
 
+import logging
 import os
 import socket
+import threading
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +15,11 @@ from engine_service.layers.ranks import ALONE, Ranks
 
 _HOST = "127.0.0.1"
 _INTERFACE = "lo"
+_LEAVE_SECONDS = 5.0
 _BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,17 +40,27 @@ class Place:
 class Rendezvous:
     """Where the ranks of one engine meet, at a port that the system chose for it alone."""
 
-    def __init__(self, size: int) -> None:
+    _has_used_cuda = False
+
+    def __init__(self, size: int, device: torch.device) -> None:
         """Opens the port, on this host's loopback interface.
 
         Raises:
-            StartupError: This process already has a group, which torch allows only one of.
+            StartupError: This process already has a group, which torch allows only one of, or had
+                one on GPUs, after which torch's symmetric memory never meets that of new ranks.
         """
         if dist.is_initialized():
             raise StartupError(
-                f"tensor_parallel_size is {size}, but this process already has a model of several "
-                "ranks; close that one first, or use another process"
+                f"tensor_parallel_size is {size}, but this process already uses torch.distributed, "
+                "perhaps for another model of several ranks; close that, or use another process"
             )
+        if device.type == "cuda":
+            if Rendezvous._has_used_cuda:
+                raise StartupError(
+                    f"tensor_parallel_size is {size}, but this process had a model of several "
+                    "ranks on GPUs before; use another process"
+                )
+            Rendezvous._has_used_cuda = True
         self._size = size
         listener = socket.create_server((_HOST, 0))
         self._port: int = listener.getsockname()[1]
@@ -79,10 +95,18 @@ def join(place: Place, device: torch.device) -> Ranks:
     )
 
 
-def leave() -> None:
-    """Leaves the group, if there is one."""
-    if dist.is_initialized():
+def leave(device: torch.device) -> None:
+    """Leaves the group, if there is one; NCCL may refuse to end, and is given some seconds."""
+    if not dist.is_initialized():
+        return
+    if device.type == "cpu":
         dist.destroy_process_group()
+        return
+    leaving = threading.Thread(target=dist.destroy_process_group, daemon=True)
+    leaving.start()
+    leaving.join(_LEAVE_SECONDS)
+    if leaving.is_alive():
+        logger.warning("process group not left seconds=%g", _LEAVE_SECONDS)
 
 
 def _join(place: Place, device: torch.device, store: Store) -> Ranks:

@@ -6,9 +6,11 @@ import os
 import pickle
 from multiprocessing.connection import Connection
 
+import torch
+
 from engine_service.errors import StartupError
 from engine_service.models.checkpoint import resolve_checkpoint
-from engine_service.worker.device import set_up_device
+from engine_service.worker.device import set_up_device, use_near_cpus
 from engine_service.worker.process_group import Place, join, leave
 from engine_service.worker.rank import RankOptions, start_rank
 from engine_service.worker.worker import Worker
@@ -18,6 +20,8 @@ from servicekit.log import flush_log, set_up_logging
 
 PING = b""
 """A rank answers this with itself; every other message is a pickled step plan."""
+MEETS = b"meets"
+"""Sent when the rank is about to wait for the others."""
 STARTED = b"started"
 
 _GC_THRESHOLDS = (50_000, 10, 10)
@@ -39,9 +43,10 @@ def run_rank(
         log_level: The least level that is logged.
     """
     die_with_parent()
-    set_up_logging(logging.getLevelName(log_level))
     try:
-        worker = _start(options, place)
+        set_up_logging(log_level)
+        device = set_up_device(options.model, place.rank)
+        worker = _start(options, place, commands, device)
         commands.send_bytes(STARTED)
         _serve(worker, commands)
     except StartupError as error:
@@ -51,14 +56,22 @@ def run_rank(
     except Exception:
         logger.critical("rank failed rank=%d", place.rank, exc_info=True)
         _exit(_EXIT_FAILED)
-    leave()
+    if device.type == "cuda":
+        # NCCL would wait for all ranks, and for each captured graph to be freed.
+        _exit(0)
+    leave(device)
 
 
-def _start(options: RankOptions, place: Place) -> Worker:
-    device = set_up_device(options.model, place.rank)
+def _start(
+    options: RankOptions, place: Place, commands: Connection, device: torch.device
+) -> Worker:
+    if device.type == "cuda":
+        use_near_cpus(device)
     checkpoint = resolve_checkpoint(
         options.model.model, with_weights=options.model.load_format != "dummy"
     )
+    # Until here, the first rank does not wait where nothing could tell it that this one has ended.
+    commands.send_bytes(MEETS)
     worker, _ = start_rank(options, checkpoint, device, join(place, device))
     return worker
 

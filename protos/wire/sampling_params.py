@@ -8,7 +8,7 @@ import dataclasses
 import math
 import struct
 from array import array
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
 
@@ -140,8 +140,12 @@ def out_of_bounds(params: SamplingParams) -> ParamFault | None:
     """Returns the first supported parameter outside its bounds, or None."""
     for name, scalar in _SCALARS.items():
         value = getattr(params, name)
+        if value is None:
+            continue
+        if scalar.column != _FLOAT and not hasattr(value, "__index__"):
+            return ParamFault(name, _shown(value), f"the whole numbers {scalar.bounds}")
         # The comparison is false for NaN.
-        if value is not None and not scalar.low <= value <= scalar.high:
+        if not scalar.low <= value <= scalar.high:
             return ParamFault(name, _shown(value), scalar.bounds)
     count = len(params.stop_token_ids)
     if count > MAX_STOP_TOKEN_IDS:
@@ -153,9 +157,12 @@ def unsupported(params: SamplingParams) -> ParamFault | None:
     """Returns the first parameter that this version's engines do not support, or None."""
     for name in _UNSUPPORTED_PARAMS:
         value = getattr(params, name)
-        if value is not None and value != ():
-            shown = f"{len(value)} entries" if isinstance(value, tuple) else _shown(value)
-            return ParamFault(name, shown, "unset")
+        if value is None:
+            continue
+        if not isinstance(value, Sized):
+            return ParamFault(name, _shown(value), "unset")
+        if len(value):
+            return ParamFault(name, f"{len(value)} entries", "unset")
     return None
 
 

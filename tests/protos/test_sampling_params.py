@@ -75,6 +75,8 @@ def test_what_does_not_fit_its_field_is_refused():
         ({"max_tokens": 0}, ("max_tokens", "0", "1 and more")),
         ({"seed": -1}, ("seed", "-1", f"0 to {2**63 - 1}")),
         ({"seed": 2**63}, ("seed", str(2**63), f"0 to {2**63 - 1}")),
+        ({"seed": 1.0}, ("seed", "1", f"the whole numbers 0 to {2**63 - 1}")),
+        ({"max_tokens": "9"}, ("max_tokens", "9", "the whole numbers 1 and more")),
         ({"stop_token_ids": [1] * 1025}, ("number of stop_token_ids", "1025", "0 to 1024")),
     ],
 )
@@ -93,6 +95,7 @@ def test_parameters_are_either_supported_or_refused():
     for name in set(ALL) - set(SUPPORTED_PARAMS):
         assert unsupported(SamplingParams(**{name: ALL[name]})).field == name
         assert unsupported(SamplingParams(**{name: 0})).field == name
+    assert unsupported(SamplingParams(logit_bias=[])) is None
     assert unsupported(SamplingParams(logit_bias=ALL["logit_bias"] * 2)).value == "2 entries"
 
 
