@@ -83,6 +83,8 @@ def use_near_cpus(device: torch.device) -> None:
         near = parse_cpus(file.read_text())
     except (OSError, ValueError):
         return
+    if not near:
+        return
     cpus = near & os.sched_getaffinity(0)
     if cpus:
         os.sched_setaffinity(0, cpus)

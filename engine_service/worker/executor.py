@@ -120,10 +120,10 @@ def start_executor(
     # The hub might give another rank another version.
     found = replace(options, model=replace(model, model=str(checkpoint.folder)))
     peers = Peers.start(found, [rendezvous.place(rank) for rank in range(1, size)], on_rank_lost)
-    cpus = os.sched_getaffinity(0)
+    # The other ranks have inherited all CPUs.
+    cpus = os.sched_getaffinity(0) if device.type == "cuda" else None
     try:
-        # The other ranks have inherited all CPUs.
-        if device.type == "cuda":
+        if cpus is not None:
             use_near_cpus(device)
         peers.wait_all()
         worker, info = start_rank(options, checkpoint, device, rendezvous.join(device))
@@ -133,7 +133,8 @@ def start_executor(
         lost = peers.lost() if isinstance(error, CONSEQUENCES) else None
         peers.kill()
         leave(device)
-        os.sched_setaffinity(0, cpus)
+        if cpus is not None:
+            os.sched_setaffinity(0, cpus)
         if lost is not None:
             raise lost from error
         raise

@@ -1,6 +1,7 @@
 """Processes of a test that wait for each other."""
 
 import time
+from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 
 
@@ -10,10 +11,11 @@ def finish(processes: list[BaseProcess], deadline: float) -> None:
     The deadline is in seconds from now.
     """
     end = time.monotonic() + deadline
-    while any(process.exitcode is None for process in processes):
-        if time.monotonic() > end or any(process.exitcode for process in processes):
+    running = {process.sentinel for process in processes}
+    while running and (seconds := end - time.monotonic()) > 0:
+        running -= set(connection.wait(running, seconds))
+        if any(process.exitcode for process in processes):
             break
-        time.sleep(0.02)
     codes = [process.exitcode for process in processes]
     for process in processes:
         process.kill()
