@@ -11,9 +11,11 @@ def finish(processes: list[BaseProcess], deadline: float) -> None:
     The deadline is in seconds from now.
     """
     end = time.monotonic() + deadline
-    running = {process.sentinel for process in processes}
+    running = {process.sentinel: process for process in processes}
     while running and (seconds := end - time.monotonic()) > 0:
-        running -= set(connection.wait(running, seconds))
+        for sentinel in connection.wait(running, seconds):
+            # It closes its pipes some time before it has ended.
+            running.pop(sentinel).join(max(0.0, end - time.monotonic()))
         if any(process.exitcode for process in processes):
             break
     codes = [process.exitcode for process in processes]
