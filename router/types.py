@@ -8,7 +8,7 @@ from array import array
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from protos.wire.sampling_params import SamplingParams
+from protos.wire.sampling_params import SUPPORTED_PARAMS, SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,10 +69,38 @@ class Admitted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprobs:
+    """Logprobs of consecutive tokens, in parallel arrays."""
+
+    logprobs: "Sequence[float]"
+    """[num_tokens] of the tokens themselves."""
+    top_token_ids: "Sequence[int]" = ()
+    """[num_tokens * num_top] the likeliest tokens at each position, the likeliest first."""
+    top_logprobs: "Sequence[float]" = ()
+    """[num_tokens * num_top] of these."""
+
+    @property
+    def num_top(self) -> int:
+        """Likeliest tokens at each position."""
+        return len(self.top_token_ids) // len(self.logprobs) if self.logprobs else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tokens:
     """New tokens of the request."""
 
     token_ids: list[int]
+    logprobs: TokenLogprobs | None = None
+    """Of these tokens; None unless the request asks for them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptLogprobs:
+    """Logprobs of some consecutive tokens of the prompt; all come before the first new token."""
+
+    first_position: int
+    """The position of the first of them in the prompt, at least 1."""
+    logprobs: TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +111,7 @@ class Finished:
     stop_token_id: int | None = None
 
 
-EngineEvent = Admitted | Tokens | Finished
+EngineEvent = Admitted | PromptLogprobs | Tokens | Finished
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +133,12 @@ class ModelInfo:
     max_num_seqs: int
     max_num_batched_tokens: int
     """The most tokens of one step; 0 means unknown."""
+    supported_params: frozenset[str] = frozenset(SUPPORTED_PARAMS)
+    """Fields of `SamplingParams` that the engine supports."""
+    default_sampling_params: SamplingParams = field(default_factory=SamplingParams)
+    """Values for parameters that a request leaves unset."""
+    max_logprobs: int = 0
+    """The most logprobs at each position."""
 
     @property
     def identity(self) -> tuple[str, str, str, int, int]:

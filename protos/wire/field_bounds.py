@@ -8,15 +8,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from protos.wire.limits import (
+    MAX_ALLOWED_TOKEN_IDS,
+    MAX_BAD_SEQUENCE_TOKENS,
+    MAX_BAD_SEQUENCES,
+    MAX_BAD_WORD_CHARACTERS,
+    MAX_BAD_WORDS,
     MAX_BLOCK_HASHES,
     MAX_CANCELLED_HANDLES,
     MAX_CHAT_MESSAGES,
+    MAX_CHOICE_BYTES,
+    MAX_CHOICES,
     MAX_CHUNK_BYTES,
     MAX_EOS_TOKEN_IDS,
     MAX_ERROR_DETAILS,
+    MAX_GRAMMAR_BYTES,
     MAX_LABEL_BYTES,
     MAX_LOGIT_BIASES,
+    MAX_LOGPROB_CANDIDATES,
     MAX_PROMPT_BYTES,
+    MAX_REGEX_BYTES,
     MAX_SEQUENCE_TOKENS,
     MAX_STEP_EVENTS,
     MAX_STEP_FAILURES,
@@ -51,9 +61,21 @@ _TEXT = FieldBound(bytes=MAX_PROMPT_BYTES, reason=Reason.PROMPT_TOO_LONG)
 _SEQUENCE = FieldBound(entries=MAX_SEQUENCE_TOKENS, reason=Reason.PROMPT_TOO_LONG)
 _STOP_TOKEN_IDS = FieldBound(entries=MAX_STOP_TOKEN_IDS, reason=Reason.BAD_SAMPLING_PARAMS)
 _LOGIT_BIAS = FieldBound(entries=MAX_LOGIT_BIASES, reason=Reason.BAD_SAMPLING_PARAMS)
+_ALLOWED_TOKEN_IDS = FieldBound(entries=MAX_ALLOWED_TOKEN_IDS, reason=Reason.BAD_SAMPLING_PARAMS)
+_GRAMMAR = FieldBound(bytes=MAX_GRAMMAR_BYTES, reason=Reason.BAD_SAMPLING_PARAMS)
+_REGEX = FieldBound(bytes=MAX_REGEX_BYTES, reason=Reason.BAD_SAMPLING_PARAMS)
+_CHOICE = FieldBound(entries=MAX_CHOICES, bytes=MAX_CHOICE_BYTES, reason=Reason.BAD_SAMPLING_PARAMS)
+_GRAMMARS = {
+    "SamplingParams.allowed_token_ids": _ALLOWED_TOKEN_IDS,
+    "Grammar.json_schema": _GRAMMAR,
+    "Grammar.regex": _REGEX,
+    "Grammar.lark": _GRAMMAR,
+    "Choice.texts": _CHOICE,
+}
 _STEP_REQUESTS = FieldBound(entries=MAX_STEP_REQUESTS)
 _STEP_TOKENS = FieldBound(entries=MAX_STEP_TOKENS)
 _STEP_EVENTS = FieldBound(entries=MAX_STEP_EVENTS)
+_LOGPROB_CANDIDATES = FieldBound(entries=MAX_LOGPROB_CANDIDATES)
 _BLOCK_HASHES = FieldBound(entries=MAX_BLOCK_HASHES)
 
 
@@ -78,6 +100,12 @@ FIELD_BOUNDS: Mapping[str, FieldBound] = {
             "SamplingParams.stop": FieldBound(
                 entries=MAX_STOP_TEXTS, bytes=MAX_LABEL_BYTES, reason=Reason.BAD_SAMPLING_PARAMS
             ),
+            "SamplingParams.bad_words": FieldBound(
+                entries=MAX_BAD_WORDS,
+                bytes=4 * MAX_BAD_WORD_CHARACTERS,
+                reason=Reason.BAD_SAMPLING_PARAMS,
+            ),
+            **_GRAMMARS,
             "TokenizeRequest.model": _LABEL,
             "TokenizeRequest.text": _TEXT,
             "DetokenizeRequest.model": _LABEL,
@@ -93,6 +121,13 @@ FIELD_BOUNDS: Mapping[str, FieldBound] = {
             "GenerateRequest.cache_salt": _LABEL,
             "SamplingParams.stop_token_ids": _STOP_TOKEN_IDS,
             "SamplingParams.logit_bias": _LOGIT_BIAS,
+            "SamplingParams.bad_words_token_ids": FieldBound(
+                entries=MAX_BAD_SEQUENCES, reason=Reason.BAD_SAMPLING_PARAMS
+            ),
+            "TokenSequence.token_ids": FieldBound(
+                entries=MAX_BAD_SEQUENCE_TOKENS, reason=Reason.BAD_SAMPLING_PARAMS
+            ),
+            **_GRAMMARS,
             "GenerateManyRequest.submissions": FieldBound(entries=MAX_SUBMISSIONS),
             "GenerateManyRequest.cancelled_handles": FieldBound(entries=MAX_CANCELLED_HANDLES),
             "Submission.traceparent": FieldBound(bytes=MAX_TRACEPARENT_BYTES),
@@ -105,6 +140,11 @@ FIELD_BOUNDS: Mapping[str, FieldBound] = {
             "GenerateManyResponse.finishes": _STEP_EVENTS,
             "GenerateManyResponse.failures": FieldBound(entries=MAX_STEP_FAILURES),
             "GenerateManyResponse.model_fingerprint": _LABEL,
+            "GenerateManyResponse.logprobs": _STEP_EVENTS,
+            "GenerateManyResponse.prompt_logprobs": _STEP_EVENTS,
+            "Logprobs.logprobs": _STEP_TOKENS,
+            "Logprobs.top_token_ids": _LOGPROB_CANDIDATES,
+            "Logprobs.top_logprobs": _LOGPROB_CANDIDATES,
             "RequestError.message": FieldBound(bytes=4096),
             "RequestError.details": FieldBound(entries=MAX_ERROR_DETAILS),
             "CacheSnapshot.block_hashes": _BLOCK_HASHES,

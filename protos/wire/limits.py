@@ -9,7 +9,25 @@ MAX_SEED = 2**63 - 1
 
 MAX_STOP_TOKEN_IDS = 1024
 MAX_LOGIT_BIASES = 1024
+MAX_LOGIT_BIAS = 100.0
 MAX_STOP_TEXTS = 1024
+MAX_BAD_WORDS = 512
+MAX_BAD_WORD_CHARACTERS = 64
+MAX_BAD_SEQUENCES = 2 * MAX_BAD_WORDS
+"""Each word is forbidden with and without a space before it."""
+MAX_BAD_SEQUENCE_TOKENS = 64
+MAX_BAD_TOKENS = 4096
+"""Of all sequences of a request together."""
+MAX_ALLOWED_TOKEN_IDS = 65_536
+MAX_LOGPROBS = 100
+"""Per position; an engine's own limit is usually lower."""
+MAX_SAMPLE_INDEX = 65_535
+MAX_SAMPLES = 128
+
+MAX_GRAMMAR_BYTES = 1 << 18
+MAX_REGEX_BYTES = 1 << 16
+MAX_CHOICES = 1024
+MAX_CHOICE_BYTES = 1024
 
 MAX_SEQUENCE_TOKENS = 1 << 20
 """Of a prompt, and of the tokens generated for it, whatever the model's own length."""
@@ -31,6 +49,9 @@ MAX_STEP_EVENTS = 1024
 MAX_STEP_FAILURES = 256
 """Per message of an engine, which splits a larger step into several: handling one message blocks a
 router's event loop for at most some 20 ms."""
+
+MAX_LOGPROB_CANDIDATES = 1 << 18
+"""Per message of an engine."""
 
 MAX_ERROR_DETAILS = 8
 MAX_BLOCK_HASHES = 1 << 14

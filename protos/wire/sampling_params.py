@@ -12,7 +12,18 @@ from collections.abc import Collection, Mapping, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
 
-from protos.wire.limits import MAX_SEED, MAX_STOP_TOKEN_IDS
+from protos.wire.limits import (
+    MAX_ALLOWED_TOKEN_IDS,
+    MAX_BAD_SEQUENCE_TOKENS,
+    MAX_BAD_SEQUENCES,
+    MAX_BAD_TOKENS,
+    MAX_LOGIT_BIAS,
+    MAX_LOGIT_BIASES,
+    MAX_LOGPROBS,
+    MAX_SAMPLE_INDEX,
+    MAX_SEED,
+    MAX_STOP_TOKEN_IDS,
+)
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -24,19 +35,23 @@ _INT = "q"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Scalar:
-    """What is known of a number that this version's engines support.
+    """What is known of a number.
 
     Attributes:
+        kind: Its notation in a record: `_FLOAT` or `_INT`.
         low: The smallest value.
         high: The largest value; infinity means no bound.
         default: The value of an unset parameter in a record.
-        column: The notation of its column in a record, or empty if the sampler does not need it.
+        in_record: Whether the sampler needs it.
+        is_neutral: Whether `default` changes nothing, so that an engine need not know it.
     """
 
+    kind: str
     low: float
     high: float = math.inf
     default: float = 0
-    column: str = ""
+    in_record: bool = False
+    is_neutral: bool = False
 
     @property
     def bounds(self) -> str:
@@ -52,32 +67,86 @@ class LogitBias(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Grammar:
+    """What a text must match."""
+
+    form: str
+    """One of `GRAMMAR_FORMS`."""
+    text: str = ""
+    """The schema, regular expression or grammar; empty for the other forms."""
+    choices: tuple[str, ...] = ()
+    """The texts of the form "choice"."""
+    start_after_token_id: int | None = None
+    """The grammar begins after this token; None means from the start."""
+
+
+GRAMMAR_FORMS = ("json_schema", "json_object", "regex", "lark", "choice")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How tokens are chosen and when a request ends; None is unset: the engine's default.
 
-    A parameter without bounds here is passed on by the router and refused by this version's
-    engines.
+    The contract of the engine, in which the fields have the same names, says what each one does.
     """
 
-    temperature: Annotated[float | None, _Scalar(low=0, high=100, default=1, column=_FLOAT)] = None
-    """Divides the logits; 0 is greedy. Unset is 1."""
-    max_tokens: Annotated[int | None, _Scalar(low=1)] = None
+    temperature: Annotated[
+        float | None, _Scalar(kind=_FLOAT, low=0, high=100, default=1, in_record=True)
+    ] = None
+    """Divides the logits; 0 is greedy."""
+    max_tokens: Annotated[int | None, _Scalar(kind=_INT, low=1)] = None
     """Maximum tokens to generate, including resumed ones. Unset is up to the model's length."""
     ignore_eos: bool = False
     """Continues after an end-of-sequence token."""
     stop_token_ids: Collection[int] = ()
     """End the request; at most `MAX_STOP_TOKEN_IDS`."""
-    seed: Annotated[int | None, _Scalar(low=0, high=MAX_SEED, column=_INT)] = None
+    seed: Annotated[int | None, _Scalar(kind=_INT, low=0, high=MAX_SEED, in_record=True)] = None
     """Fixes the draws. If unset, the engine picks one."""
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
-    min_tokens: int | None = None
-    logprobs: int | None = None
+    top_k: Annotated[
+        int | None, _Scalar(kind=_INT, low=-1, high=2**31 - 1, is_neutral=True, in_record=True)
+    ] = None
+    """Keeps the k most likely tokens; 0 and -1 keep all."""
+    top_p: Annotated[
+        float | None,
+        _Scalar(kind=_FLOAT, low=0, high=1, default=1, is_neutral=True, in_record=True),
+    ] = None
+    """Keeps the most likely tokens up to this probability."""
+    min_p: Annotated[
+        float | None, _Scalar(kind=_FLOAT, low=0, high=1, is_neutral=True, in_record=True)
+    ] = None
+    """Keeps tokens at least this likely, relative to the likeliest."""
+    presence_penalty: Annotated[
+        float | None, _Scalar(kind=_FLOAT, low=-2, high=2, is_neutral=True, in_record=True)
+    ] = None
+    """Subtracted from the logits of tokens generated before."""
+    frequency_penalty: Annotated[
+        float | None, _Scalar(kind=_FLOAT, low=-2, high=2, is_neutral=True, in_record=True)
+    ] = None
+    """The same, times how often each was generated."""
+    repetition_penalty: Annotated[
+        float | None,
+        _Scalar(kind=_FLOAT, low=0.01, high=100, default=1, is_neutral=True, in_record=True),
+    ] = None
+    """Divides positive logits of tokens in prompt or output, and multiplies negative ones."""
+    min_tokens: Annotated[int | None, _Scalar(kind=_INT, low=0, is_neutral=True)] = None
+    """Forbids end-of-sequence and stop tokens before this many tokens."""
+    logprobs: Annotated[int | None, _Scalar(kind=_INT, low=0, high=MAX_LOGPROBS)] = None
+    """Reports the logprob of each generated token and of this many likeliest ones."""
     logit_bias: tuple[LogitBias, ...] = ()
+    """Added to the logits; at most `MAX_LOGIT_BIASES`."""
+    bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
+    """Sequences of tokens that must not be generated; at most `MAX_BAD_SEQUENCES`."""
+    allowed_token_ids: Collection[int] = ()
+    """The only tokens that may be generated; at most `MAX_ALLOWED_TOKEN_IDS`, empty allows all."""
+    prompt_logprobs: Annotated[int | None, _Scalar(kind=_INT, low=0, high=MAX_LOGPROBS)] = None
+    """As `logprobs`, of the tokens of the prompt."""
+    sample_index: Annotated[
+        int | None,
+        _Scalar(kind=_INT, low=0, high=MAX_SAMPLE_INDEX, is_neutral=True, in_record=True),
+    ] = None
+    """Tells apart the draws of several continuations of one prompt with one seed."""
+    grammar: Grammar | None = None
+    """What the text must match."""
 
 
 _UNSET: Mapping[str, object] = {
@@ -88,14 +157,17 @@ _SCALARS: Mapping[str, _Scalar] = {
     for name, hint in get_type_hints(SamplingParams, include_extras=True).items()
     for mark in getattr(hint, "__metadata__", ())
 }
-_COLUMNS = {name: scalar for name, scalar in _SCALARS.items() if scalar.column}
-_RECORD = struct.Struct("<" + "".join(scalar.column for scalar in _COLUMNS.values()))
+_COLUMNS = {name: scalar for name, scalar in _SCALARS.items() if scalar.in_record}
+_RECORD = struct.Struct("<" + "".join(scalar.kind for scalar in _COLUMNS.values()))
+_BOUNDED_LISTS: Mapping[str, int] = {
+    "stop_token_ids": MAX_STOP_TOKEN_IDS,
+    "logit_bias": MAX_LOGIT_BIASES,
+    "bad_words_token_ids": MAX_BAD_SEQUENCES,
+    "allowed_token_ids": MAX_ALLOWED_TOKEN_IDS,
+}
 
-SUPPORTED_PARAMS = tuple(
-    name for name in _UNSET if name in _SCALARS or name in ("ignore_eos", "stop_token_ids")
-)
+SUPPORTED_PARAMS = ("temperature", "max_tokens", "ignore_eos", "stop_token_ids", "seed")
 """The parameters that this version's engines support."""
-_UNSUPPORTED_PARAMS = tuple(name for name in _UNSET if name not in SUPPORTED_PARAMS)
 
 RECORD_COLUMNS: Mapping[str, int] = {name: index for index, name in enumerate(_COLUMNS)}
 """The place of each parameter in a record."""
@@ -110,15 +182,38 @@ class ParamFault(NamedTuple):
 
 
 def from_message(message: "Message") -> SamplingParams:
-    """Reads either contract's message. What only the router's has (`stop`, `n`) is left out."""
+    """Reads either contract's message. What only the router's has is left out."""
     values = {field.name: value for field, value in message.ListFields() if field.name in _UNSET}
-    if "stop_token_ids" in values:
-        values["stop_token_ids"] = tuple(values["stop_token_ids"])
+    for name in ("stop_token_ids", "allowed_token_ids"):
+        if name in values:
+            values[name] = tuple(values[name])
     if "logit_bias" in values:
         values["logit_bias"] = tuple(
             LogitBias(bias.token_id, bias.bias) for bias in values["logit_bias"]
         )
+    if "bad_words_token_ids" in values:
+        values["bad_words_token_ids"] = tuple(
+            tuple(sequence.token_ids) for sequence in values["bad_words_token_ids"]
+        )
+    if "grammar" in values:
+        values["grammar"] = _grammar_from_message(values["grammar"])
     return SamplingParams(**values)
+
+
+def _grammar_from_message(message: "Message") -> Grammar | None:
+    values = {field.name: value for field, value in message.ListFields()}
+    start = values.pop("start_after_token_id", None)
+    # A form that is set to false or to an empty text is not listed.
+    form = message.WhichOneof("form")
+    if form is None:
+        return None
+    value = values.get(form)
+    return Grammar(
+        form=form,
+        text=value if isinstance(value, str) else "",
+        choices=tuple(value.texts) if form == "choice" and value is not None else (),
+        start_after_token_id=start,
+    )
 
 
 def to_fields(params: SamplingParams) -> dict[str, Any]:
@@ -133,36 +228,90 @@ def to_fields(params: SamplingParams) -> dict[str, Any]:
             fields[name] = value
     if params.logit_bias:
         fields["logit_bias"] = [bias._asdict() for bias in params.logit_bias]
+    if params.bad_words_token_ids:
+        fields["bad_words_token_ids"] = [
+            {"token_ids": sequence} for sequence in params.bad_words_token_ids
+        ]
+    if params.grammar is not None:
+        fields["grammar"] = _grammar_fields(params.grammar)
+    return fields
+
+
+def _grammar_fields(grammar: Grammar) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    if grammar.form == "choice":
+        fields["choice"] = {"texts": grammar.choices}
+    else:
+        fields[grammar.form] = grammar.form == "json_object" or grammar.text
+    if grammar.start_after_token_id is not None:
+        fields["start_after_token_id"] = grammar.start_after_token_id
     return fields
 
 
 def out_of_bounds(params: SamplingParams) -> ParamFault | None:
-    """Returns the first supported parameter outside its bounds, or None."""
+    """Returns the first parameter outside its bounds, or None. Token IDs are not checked here."""
     for name, scalar in _SCALARS.items():
         value = getattr(params, name)
         if value is None:
             continue
-        if scalar.column != _FLOAT and not hasattr(value, "__index__"):
+        if scalar.kind == _INT and not hasattr(value, "__index__"):
             return ParamFault(name, _shown(value), f"the whole numbers {scalar.bounds}")
         # The comparison is false for NaN.
         if not scalar.low <= value <= scalar.high:
             return ParamFault(name, _shown(value), scalar.bounds)
-    count = len(params.stop_token_ids)
-    if count > MAX_STOP_TOKEN_IDS:
-        return ParamFault("number of stop_token_ids", str(count), f"0 to {MAX_STOP_TOKEN_IDS}")
+    for name, most in _BOUNDED_LISTS.items():
+        if (count := len(getattr(params, name))) > most:
+            return ParamFault(f"number of {name}", str(count), f"0 to {most}")
+    return _bias_fault(params) or _bad_words_fault(params)
+
+
+def _bias_fault(params: SamplingParams) -> ParamFault | None:
+    for index, bias in enumerate(params.logit_bias):
+        if not -MAX_LOGIT_BIAS <= bias.bias <= MAX_LOGIT_BIAS:
+            bounds = f"{-MAX_LOGIT_BIAS} to {MAX_LOGIT_BIAS}"
+            return ParamFault(f"logit_bias[{index}].bias", _shown(bias.bias), bounds)
     return None
 
 
-def unsupported(params: SamplingParams) -> ParamFault | None:
-    """Returns the first parameter that this version's engines do not support, or None."""
-    for name in _UNSUPPORTED_PARAMS:
-        value = getattr(params, name)
-        if value is None:
+def _bad_words_fault(params: SamplingParams) -> ParamFault | None:
+    num_tokens = 0
+    for index, sequence in enumerate(params.bad_words_token_ids):
+        num_tokens += len(sequence)
+        if not 1 <= len(sequence) <= MAX_BAD_SEQUENCE_TOKENS:
+            name = f"number of tokens of bad_words_token_ids[{index}]"
+            return ParamFault(name, str(len(sequence)), f"1 to {MAX_BAD_SEQUENCE_TOKENS}")
+    if num_tokens > MAX_BAD_TOKENS:
+        return ParamFault(
+            "tokens of bad_words_token_ids", str(num_tokens), f"0 to {MAX_BAD_TOKENS}"
+        )
+    return None
+
+
+def is_neutral(params: SamplingParams, name: str) -> bool:
+    """Whether a parameter is unset or has a value that changes nothing."""
+    value = getattr(params, name)
+    if value is _UNSET[name] or value == _UNSET[name]:
+        return True
+    if isinstance(value, Sized):
+        return len(value) == 0
+    scalar = _SCALARS.get(name)
+    if scalar is None or not scalar.is_neutral:
+        return False
+    return bool(value == scalar.default or (name == "top_k" and value == -1))
+
+
+def unsupported(
+    params: SamplingParams, supported: Collection[str] = SUPPORTED_PARAMS
+) -> ParamFault | None:
+    """Returns the first parameter that engines with these parameters do not support, or None."""
+    for name in _UNSET:
+        if name in supported or is_neutral(params, name):
             continue
-        if not isinstance(value, Sized):
-            return ParamFault(name, _shown(value), "unset")
-        if len(value):
+        value = getattr(params, name)
+        if isinstance(value, Sized):
             return ParamFault(name, f"{len(value)} entries", "unset")
+        shown = value.form if isinstance(value, Grammar) else _shown(value)
+        return ParamFault(name, shown, "unset")
     return None
 
 

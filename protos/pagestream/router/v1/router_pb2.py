@@ -25,17 +25,17 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(protos/pagestream/router/v1/router.proto\x12\x14pagestream.router.v1\x1a\x1egoogle/protobuf/duration.proto\"\x93\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12*\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x1a.pagestream.router.v1.ChatH\x00\x12\x33\n\ttoken_ids\x18\x05 \x01(\x0b\x32\x1e.pagestream.router.v1.TokenIdsH\x00\x12=\n\x0fsampling_params\x18\x06 \x01(\x0b\x32$.pagestream.router.v1.SamplingParams\x12\x10\n\x08priority\x18\x07 \x01(\x05\x12\x12\n\ncache_salt\x18\x08 \x01(\tB\x07\n\x05input\";\n\x04\x43hat\x12\x33\n\x08messages\x18\x01 \x03(\x0b\x32!.pagestream.router.v1.ChatMessage\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x07\"\xcb\x04\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\nignore_eos\x18\x03 \x01(\x08\x12\x16\n\x0estop_token_ids\x18\x04 \x03(\x07\x12\x11\n\x04seed\x18\x05 \x01(\x03H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x06 \x01(\x05H\x03\x88\x01\x01\x12\x12\n\x05top_p\x18\x07 \x01(\x02H\x04\x88\x01\x01\x12\x12\n\x05min_p\x18\x08 \x01(\x02H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\t \x01(\x02H\x06\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\n \x01(\x02H\x07\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x0b \x01(\x02H\x08\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x0c \x01(\x05H\t\x88\x01\x01\x12\x15\n\x08logprobs\x18\r \x01(\x05H\n\x88\x01\x01\x12\x33\n\nlogit_bias\x18\x0e \x03(\x0b\x32\x1f.pagestream.router.v1.LogitBias\x12\x0c\n\x04stop\x18\x0f \x03(\t\x12\x0e\n\x01n\x18\x10 \x01(\x05H\x0b\x88\x01\x01\x42\x0e\n\x0c_temperatureB\r\n\x0b_max_tokensB\x07\n\x05_seedB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x15\n\x13_repetition_penaltyB\r\n\x0b_min_tokensB\x0b\n\t_logprobsB\x04\n\x02_n\"+\n\tLogitBias\x12\x10\n\x08token_id\x18\x01 \x01(\x07\x12\x0c\n\x04\x62ias\x18\x02 \x01(\x02\"\x95\x01\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x07\x12\x32\n\tadmission\x18\x03 \x01(\x0b\x32\x1f.pagestream.router.v1.Admission\x12,\n\x06\x66inish\x18\x04 \x01(\x0b\x32\x1c.pagestream.router.v1.Finish\"\x84\x01\n\tAdmission\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x1a\n\x12prompt_token_count\x18\x04 \x01(\x05\x12\x1a\n\x12\x63\x61\x63hed_token_count\x18\x05 \x01(\x05\x12\x0c\n\x04seed\x18\x06 \x01(\x03\"\xa6\x01\n\x06\x46inish\x12\x32\n\x06reason\x18\x01 \x01(\x0e\x32\".pagestream.router.v1.FinishReason\x12\x1a\n\rstop_token_id\x18\x02 \x01(\x07H\x00\x88\x01\x01\x12\x1a\n\x12prompt_token_count\x18\x03 \x01(\x05\x12\x1e\n\x16\x63ompletion_token_count\x18\x04 \x01(\x05\x42\x10\n\x0e_stop_token_id\"e\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12*\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x1a.pagestream.router.v1.ChatH\x00\x42\x07\n\x05input\"%\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\x07\"R\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x07\x12\x1b\n\x13skip_special_tokens\x18\x03 \x01(\x08\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x13\n\x11ListModelsRequest\"A\n\x12ListModelsResponse\x12+\n\x06models\x18\x01 \x03(\x0b\x32\x1b.pagestream.router.v1.Model\"\x88\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1f\n\x17max_model_length_tokens\x18\x02 \x01(\x05\x12\x17\n\x0fvocabulary_size\x18\x03 \x01(\x05\x12\x1c\n\x14serving_engine_count\x18\x04 \x01(\x05\x12\x19\n\x11model_fingerprint\x18\x05 \x01(\t\"\x14\n\x12ListEnginesRequest\"D\n\x13ListEnginesResponse\x12-\n\x07\x65ngines\x18\x01 \x03(\x0b\x32\x1c.pagestream.router.v1.Engine\"\xaa\x03\n\x06\x45ngine\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x30\n\x05state\x18\x03 \x01(\x0e\x32!.pagestream.router.v1.EngineState\x12\x15\n\rrunning_count\x18\x04 \x01(\x05\x12\x15\n\rwaiting_count\x18\x05 \x01(\x05\x12#\n\x1bwaiting_prefill_token_count\x18\x06 \x01(\x03\x12\x18\n\x10\x66ree_block_count\x18\x07 \x01(\x05\x12\x19\n\x11total_block_count\x18\x08 \x01(\x05\x12\x1b\n\x13indexed_block_count\x18\t \x01(\x03\x12\x17\n\x0fin_flight_count\x18\n \x01(\x05\x12!\n\x19prefill_tokens_per_second\x18\x0b \x01(\x01\x12 \n\x18\x64\x65\x63ode_tokens_per_second\x18\x0c \x01(\x01\x12\x0e\n\x06\x64\x65tail\x18\r \x01(\t\x12;\n\x0ereference_cost\x18\x0e \x01(\x0b\x32#.pagestream.router.v1.PlacementCost\"\x8f\x01\n\rPlacementCost\x12\'\n\x04wait\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07prefill\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06\x64\x65\x63ode\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02*\x9b\x01\n\x0b\x45ngineState\x12\x1c\n\x18\x45NGINE_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45NGINE_STATE_CONNECTING\x10\x01\x12\x18\n\x14\x45NGINE_STATE_SERVING\x10\x02\x12\x19\n\x15\x45NGINE_STATE_DRAINING\x10\x03\x12\x1c\n\x18\x45NGINE_STATE_UNAVAILABLE\x10\x04\x32\xed\x03\n\rRouterService\x12[\n\x08Generate\x12%.pagestream.router.v1.GenerateRequest\x1a&.pagestream.router.v1.GenerateResponse0\x01\x12Y\n\x08Tokenize\x12%.pagestream.router.v1.TokenizeRequest\x1a&.pagestream.router.v1.TokenizeResponse\x12_\n\nDetokenize\x12\'.pagestream.router.v1.DetokenizeRequest\x1a(.pagestream.router.v1.DetokenizeResponse\x12_\n\nListModels\x12\'.pagestream.router.v1.ListModelsRequest\x1a(.pagestream.router.v1.ListModelsResponse\x12\x62\n\x0bListEngines\x12(.pagestream.router.v1.ListEnginesRequest\x1a).pagestream.router.v1.ListEnginesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(protos/pagestream/router/v1/router.proto\x12\x14pagestream.router.v1\x1a\x1egoogle/protobuf/duration.proto\"\x93\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12*\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x1a.pagestream.router.v1.ChatH\x00\x12\x33\n\ttoken_ids\x18\x05 \x01(\x0b\x32\x1e.pagestream.router.v1.TokenIdsH\x00\x12=\n\x0fsampling_params\x18\x06 \x01(\x0b\x32$.pagestream.router.v1.SamplingParams\x12\x10\n\x08priority\x18\x07 \x01(\x05\x12\x12\n\ncache_salt\x18\x08 \x01(\tB\x07\n\x05input\";\n\x04\x43hat\x12\x33\n\x08messages\x18\x01 \x03(\x0b\x32!.pagestream.router.v1.ChatMessage\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x07\"\xf6\x05\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\nignore_eos\x18\x03 \x01(\x08\x12\x16\n\x0estop_token_ids\x18\x04 \x03(\x07\x12\x11\n\x04seed\x18\x05 \x01(\x03H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x06 \x01(\x05H\x03\x88\x01\x01\x12\x12\n\x05top_p\x18\x07 \x01(\x02H\x04\x88\x01\x01\x12\x12\n\x05min_p\x18\x08 \x01(\x02H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\t \x01(\x02H\x06\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\n \x01(\x02H\x07\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x0b \x01(\x02H\x08\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x0c \x01(\x05H\t\x88\x01\x01\x12\x15\n\x08logprobs\x18\r \x01(\x05H\n\x88\x01\x01\x12\x33\n\nlogit_bias\x18\x0e \x03(\x0b\x32\x1f.pagestream.router.v1.LogitBias\x12\x0c\n\x04stop\x18\x0f \x03(\t\x12\x0e\n\x01n\x18\x10 \x01(\x05H\x0b\x88\x01\x01\x12\x11\n\tbad_words\x18\x11 \x03(\t\x12\x19\n\x11\x61llowed_token_ids\x18\x12 \x03(\x07\x12\x1c\n\x0fprompt_logprobs\x18\x13 \x01(\x05H\x0c\x88\x01\x01\x12\x19\n\x11include_stop_text\x18\x14 \x01(\x08\x12.\n\x07grammar\x18\x15 \x01(\x0b\x32\x1d.pagestream.router.v1.GrammarB\x0e\n\x0c_temperatureB\r\n\x0b_max_tokensB\x07\n\x05_seedB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x15\n\x13_repetition_penaltyB\r\n\x0b_min_tokensB\x0b\n\t_logprobsB\x04\n\x02_nB\x12\n\x10_prompt_logprobs\"+\n\tLogitBias\x12\x10\n\x08token_id\x18\x01 \x01(\x07\x12\x0c\n\x04\x62ias\x18\x02 \x01(\x02\"\x90\x01\n\x07Grammar\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x15\n\x0bjson_object\x18\x02 \x01(\x08H\x00\x12\x0f\n\x05regex\x18\x03 \x01(\tH\x00\x12\x0e\n\x04lark\x18\x04 \x01(\tH\x00\x12.\n\x06\x63hoice\x18\x05 \x01(\x0b\x32\x1c.pagestream.router.v1.ChoiceH\x00\x42\x06\n\x04\x66orm\"\x17\n\x06\x43hoice\x12\r\n\x05texts\x18\x01 \x03(\t\"\x97\x02\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x07\x12\x32\n\tadmission\x18\x03 \x01(\x0b\x32\x1f.pagestream.router.v1.Admission\x12,\n\x06\x66inish\x18\x04 \x01(\x0b\x32\x1c.pagestream.router.v1.Finish\x12\r\n\x05index\x18\x05 \x01(\x05\x12\x34\n\x08logprobs\x18\x06 \x03(\x0b\x32\".pagestream.router.v1.TokenLogprob\x12;\n\x0fprompt_logprobs\x18\x07 \x03(\x0b\x32\".pagestream.router.v1.TokenLogprob\"l\n\x0cTokenLogprob\x12.\n\x05token\x18\x01 \x01(\x0b\x32\x1f.pagestream.router.v1.Candidate\x12,\n\x03top\x18\x02 \x03(\x0b\x32\x1f.pagestream.router.v1.Candidate\"I\n\tCandidate\x12\x10\n\x08token_id\x18\x01 \x01(\x07\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x0b\n\x03raw\x18\x04 \x01(\x0c\"\x84\x01\n\tAdmission\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x1a\n\x12prompt_token_count\x18\x04 \x01(\x05\x12\x1a\n\x12\x63\x61\x63hed_token_count\x18\x05 \x01(\x05\x12\x0c\n\x04seed\x18\x06 \x01(\x03\"\xcc\x01\n\x06\x46inish\x12\x32\n\x06reason\x18\x01 \x01(\x0e\x32\".pagestream.router.v1.FinishReason\x12\x1a\n\rstop_token_id\x18\x02 \x01(\x07H\x00\x88\x01\x01\x12\x1a\n\x12prompt_token_count\x18\x03 \x01(\x05\x12\x1e\n\x16\x63ompletion_token_count\x18\x04 \x01(\x05\x12\x16\n\tstop_text\x18\x05 \x01(\tH\x01\x88\x01\x01\x42\x10\n\x0e_stop_token_idB\x0c\n\n_stop_text\"e\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12*\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x1a.pagestream.router.v1.ChatH\x00\x42\x07\n\x05input\"%\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\x07\"R\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x07\x12\x1b\n\x13skip_special_tokens\x18\x03 \x01(\x08\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x13\n\x11ListModelsRequest\"A\n\x12ListModelsResponse\x12+\n\x06models\x18\x01 \x03(\x0b\x32\x1b.pagestream.router.v1.Model\"\xcf\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1f\n\x17max_model_length_tokens\x18\x02 \x01(\x05\x12\x17\n\x0fvocabulary_size\x18\x03 \x01(\x05\x12\x1c\n\x14serving_engine_count\x18\x04 \x01(\x05\x12\x19\n\x11model_fingerprint\x18\x05 \x01(\t\x12\x45\n\x17\x64\x65\x66\x61ult_sampling_params\x18\x06 \x01(\x0b\x32$.pagestream.router.v1.SamplingParams\"\x14\n\x12ListEnginesRequest\"D\n\x13ListEnginesResponse\x12-\n\x07\x65ngines\x18\x01 \x03(\x0b\x32\x1c.pagestream.router.v1.Engine\"\xaa\x03\n\x06\x45ngine\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x30\n\x05state\x18\x03 \x01(\x0e\x32!.pagestream.router.v1.EngineState\x12\x15\n\rrunning_count\x18\x04 \x01(\x05\x12\x15\n\rwaiting_count\x18\x05 \x01(\x05\x12#\n\x1bwaiting_prefill_token_count\x18\x06 \x01(\x03\x12\x18\n\x10\x66ree_block_count\x18\x07 \x01(\x05\x12\x19\n\x11total_block_count\x18\x08 \x01(\x05\x12\x1b\n\x13indexed_block_count\x18\t \x01(\x03\x12\x17\n\x0fin_flight_count\x18\n \x01(\x05\x12!\n\x19prefill_tokens_per_second\x18\x0b \x01(\x01\x12 \n\x18\x64\x65\x63ode_tokens_per_second\x18\x0c \x01(\x01\x12\x0e\n\x06\x64\x65tail\x18\r \x01(\t\x12;\n\x0ereference_cost\x18\x0e \x01(\x0b\x32#.pagestream.router.v1.PlacementCost\"\x8f\x01\n\rPlacementCost\x12\'\n\x04wait\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07prefill\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06\x64\x65\x63ode\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02*\x9b\x01\n\x0b\x45ngineState\x12\x1c\n\x18\x45NGINE_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45NGINE_STATE_CONNECTING\x10\x01\x12\x18\n\x14\x45NGINE_STATE_SERVING\x10\x02\x12\x19\n\x15\x45NGINE_STATE_DRAINING\x10\x03\x12\x1c\n\x18\x45NGINE_STATE_UNAVAILABLE\x10\x04\x32\xed\x03\n\rRouterService\x12[\n\x08Generate\x12%.pagestream.router.v1.GenerateRequest\x1a&.pagestream.router.v1.GenerateResponse0\x01\x12Y\n\x08Tokenize\x12%.pagestream.router.v1.TokenizeRequest\x1a&.pagestream.router.v1.TokenizeResponse\x12_\n\nDetokenize\x12\'.pagestream.router.v1.DetokenizeRequest\x1a(.pagestream.router.v1.DetokenizeResponse\x12_\n\nListModels\x12\'.pagestream.router.v1.ListModelsRequest\x1a(.pagestream.router.v1.ListModelsResponse\x12\x62\n\x0bListEngines\x12(.pagestream.router.v1.ListEnginesRequest\x1a).pagestream.router.v1.ListEnginesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.pagestream.router.v1.router_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=2755
-  _globals['_FINISHREASON']._serialized_end=2850
-  _globals['_ENGINESTATE']._serialized_start=2853
-  _globals['_ENGINESTATE']._serialized_end=3008
+  _globals['_FINISHREASON']._serialized_start=3522
+  _globals['_FINISHREASON']._serialized_end=3617
+  _globals['_ENGINESTATE']._serialized_start=3620
+  _globals['_ENGINESTATE']._serialized_end=3775
   _globals['_GENERATEREQUEST']._serialized_start=99
   _globals['_GENERATEREQUEST']._serialized_end=374
   _globals['_CHAT']._serialized_start=376
@@ -45,37 +45,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOKENIDS']._serialized_start=483
   _globals['_TOKENIDS']._serialized_end=506
   _globals['_SAMPLINGPARAMS']._serialized_start=509
-  _globals['_SAMPLINGPARAMS']._serialized_end=1096
-  _globals['_LOGITBIAS']._serialized_start=1098
-  _globals['_LOGITBIAS']._serialized_end=1141
-  _globals['_GENERATERESPONSE']._serialized_start=1144
-  _globals['_GENERATERESPONSE']._serialized_end=1293
-  _globals['_ADMISSION']._serialized_start=1296
-  _globals['_ADMISSION']._serialized_end=1428
-  _globals['_FINISH']._serialized_start=1431
-  _globals['_FINISH']._serialized_end=1597
-  _globals['_TOKENIZEREQUEST']._serialized_start=1599
-  _globals['_TOKENIZEREQUEST']._serialized_end=1700
-  _globals['_TOKENIZERESPONSE']._serialized_start=1702
-  _globals['_TOKENIZERESPONSE']._serialized_end=1739
-  _globals['_DETOKENIZEREQUEST']._serialized_start=1741
-  _globals['_DETOKENIZEREQUEST']._serialized_end=1823
-  _globals['_DETOKENIZERESPONSE']._serialized_start=1825
-  _globals['_DETOKENIZERESPONSE']._serialized_end=1859
-  _globals['_LISTMODELSREQUEST']._serialized_start=1861
-  _globals['_LISTMODELSREQUEST']._serialized_end=1880
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1882
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1947
-  _globals['_MODEL']._serialized_start=1950
-  _globals['_MODEL']._serialized_end=2086
-  _globals['_LISTENGINESREQUEST']._serialized_start=2088
-  _globals['_LISTENGINESREQUEST']._serialized_end=2108
-  _globals['_LISTENGINESRESPONSE']._serialized_start=2110
-  _globals['_LISTENGINESRESPONSE']._serialized_end=2178
-  _globals['_ENGINE']._serialized_start=2181
-  _globals['_ENGINE']._serialized_end=2607
-  _globals['_PLACEMENTCOST']._serialized_start=2610
-  _globals['_PLACEMENTCOST']._serialized_end=2753
-  _globals['_ROUTERSERVICE']._serialized_start=3011
-  _globals['_ROUTERSERVICE']._serialized_end=3504
+  _globals['_SAMPLINGPARAMS']._serialized_end=1267
+  _globals['_LOGITBIAS']._serialized_start=1269
+  _globals['_LOGITBIAS']._serialized_end=1312
+  _globals['_GRAMMAR']._serialized_start=1315
+  _globals['_GRAMMAR']._serialized_end=1459
+  _globals['_CHOICE']._serialized_start=1461
+  _globals['_CHOICE']._serialized_end=1484
+  _globals['_GENERATERESPONSE']._serialized_start=1487
+  _globals['_GENERATERESPONSE']._serialized_end=1766
+  _globals['_TOKENLOGPROB']._serialized_start=1768
+  _globals['_TOKENLOGPROB']._serialized_end=1876
+  _globals['_CANDIDATE']._serialized_start=1878
+  _globals['_CANDIDATE']._serialized_end=1951
+  _globals['_ADMISSION']._serialized_start=1954
+  _globals['_ADMISSION']._serialized_end=2086
+  _globals['_FINISH']._serialized_start=2089
+  _globals['_FINISH']._serialized_end=2293
+  _globals['_TOKENIZEREQUEST']._serialized_start=2295
+  _globals['_TOKENIZEREQUEST']._serialized_end=2396
+  _globals['_TOKENIZERESPONSE']._serialized_start=2398
+  _globals['_TOKENIZERESPONSE']._serialized_end=2435
+  _globals['_DETOKENIZEREQUEST']._serialized_start=2437
+  _globals['_DETOKENIZEREQUEST']._serialized_end=2519
+  _globals['_DETOKENIZERESPONSE']._serialized_start=2521
+  _globals['_DETOKENIZERESPONSE']._serialized_end=2555
+  _globals['_LISTMODELSREQUEST']._serialized_start=2557
+  _globals['_LISTMODELSREQUEST']._serialized_end=2576
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2578
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2643
+  _globals['_MODEL']._serialized_start=2646
+  _globals['_MODEL']._serialized_end=2853
+  _globals['_LISTENGINESREQUEST']._serialized_start=2855
+  _globals['_LISTENGINESREQUEST']._serialized_end=2875
+  _globals['_LISTENGINESRESPONSE']._serialized_start=2877
+  _globals['_LISTENGINESRESPONSE']._serialized_end=2945
+  _globals['_ENGINE']._serialized_start=2948
+  _globals['_ENGINE']._serialized_end=3374
+  _globals['_PLACEMENTCOST']._serialized_start=3377
+  _globals['_PLACEMENTCOST']._serialized_end=3520
+  _globals['_ROUTERSERVICE']._serialized_start=3778
+  _globals['_ROUTERSERVICE']._serialized_end=4271
 # @@protoc_insertion_point(module_scope)
