@@ -4,8 +4,8 @@ import torch
 
 from engine_service.layers.ranks import Ranks
 from engine_service.worker.input_batch import SamplingInputs
-from kernels.reference import tokens_of_keys
 from kernels.sample import sample, sample_keys
+from kernels.sampling_reference import tokens_of_keys
 from protos.wire.sampling_params import RECORD_COLUMNS
 
 

@@ -1,0 +1,450 @@
+"""The least score that each row may draw: min-p, then top-k, then top-p."""
+
+from collections.abc import Mapping
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels import sampling_reference
+from kernels.candidates import (
+    CAPACITY,
+    GROUP,
+    TILE,
+    TOO_MANY,
+    kth_largest,
+    load_scores,
+    ordered,
+    store_group_maxima,
+    unordered,
+)
+from kernels.checks import check_contiguous_rows, check_dtype, check_shape
+from kernels.dependent_launch import dependent_launch, wait_for_inputs
+from kernels.sample import as_float
+
+_NUM_LIKELY = 512
+"""Candidates for a top-p without top-k; rows whose top_p needs more are searched whole."""
+
+
+def sampling_thresholds(
+    scores: torch.Tensor, records: torch.Tensor, slots: torch.Tensor, columns: Mapping[str, int]
+) -> torch.Tensor:
+    """Finds the least score that each row may draw.
+
+    Equal scores are kept or dropped together. Masses are sums of integers, so that a threshold does
+    not depend on the order in which the device adds.
+
+    Args:
+        scores: [num_rows, vocab_size], rows may be strided
+        records: [num_slots, num_columns] int64, the sampling parameters of each sequence
+        slots: [num_rows] int64, whose record a row follows
+        columns: where a record holds "temperature", "top_k" (0 or less keeps all), "top_p", "min_p"
+
+    Returns:
+        [num_rows] float32; -inf where everything is kept, as in rows that are greedy or hold a NaN
+        or +inf
+
+    Raises:
+        ValueError: an unsupported shape or type
+    """
+    check_dtype("scores", scores)
+    check_shape("scores", scores, None, None)
+    check_contiguous_rows("scores", scores)
+    check_dtype("records", records, torch.int64)
+    if scores.device.type == "cpu":
+        return sampling_reference.sampling_thresholds(scores, records, slots, columns)
+    return _sampling_thresholds_triton(scores, records, slots, columns)
+
+
+def _sampling_thresholds_triton(
+    scores: torch.Tensor, records: torch.Tensor, slots: torch.Tensor, columns: Mapping[str, int]
+) -> torch.Tensor:
+    num_rows, vocab_size = scores.shape
+    thresholds = torch.empty(num_rows, dtype=torch.float32, device=scores.device)
+    if num_rows == 0:
+        return thresholds
+    num_tiles = triton.cdiv(vocab_size, TILE)
+    num_groups = num_tiles * (TILE // GROUP)
+
+    def empty(size: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty((num_rows, size), dtype=dtype, device=scores.device)
+
+    group_maxima = empty(num_groups, torch.float32)
+    bounds = empty(2, torch.float32)
+    counts = empty(1, torch.int32)
+    candidates = empty(CAPACITY, torch.float32)
+    masses = empty(num_tiles, torch.int64)
+    given = (scores, records, slots)
+    places = {
+        "TEMPERATURE": columns["temperature"],
+        "TOP_K": columns["top_k"],
+        "TOP_P": columns["top_p"],
+        "MIN_P": columns["min_p"],
+        "MIN_TEMPERATURE": sampling_reference.MIN_TEMPERATURE,
+    }
+    strides = (scores.stride(0), records.stride(0), vocab_size)
+    tiles = {"TILE": TILE, "GROUP": GROUP, "num_warps": 8}
+    _group_maxima_kernel[(num_rows, num_tiles)](
+        *given, group_maxima, *strides, **places, **tiles, **dependent_launch(scores)
+    )
+    _floor_kernel[(num_rows,)](
+        records,
+        slots,
+        group_maxima,
+        bounds,
+        counts,
+        records.stride(0),
+        vocab_size,
+        num_groups,
+        **places,
+        GROUPS=triton.next_power_of_2(num_groups),
+        NUM_LIKELY=_NUM_LIKELY,
+        TOO_MANY=TOO_MANY,
+        num_warps=8,
+        **dependent_launch(scores),
+    )
+    _gather_kernel[(num_rows, num_tiles)](
+        *given,
+        group_maxima,
+        bounds,
+        counts,
+        candidates,
+        masses,
+        *strides,
+        **places,
+        **tiles,
+        CAPACITY=CAPACITY,
+        **dependent_launch(scores),
+    )
+    _threshold_kernel[(num_rows,)](
+        *given,
+        bounds,
+        counts,
+        candidates,
+        masses,
+        thresholds,
+        *strides,
+        num_tiles,
+        **places,
+        CAPACITY=CAPACITY,
+        TILES=triton.next_power_of_2(num_tiles),
+        CHUNK=TILE,
+        num_warps=8,
+        **dependent_launch(scores),
+    )
+    return thresholds
+
+
+@triton.jit
+def _limits(
+    record,
+    vocab_size,
+    TEMPERATURE: tl.constexpr,
+    TOP_K: tl.constexpr,
+    TOP_P: tl.constexpr,
+    MIN_P: tl.constexpr,
+    MIN_TEMPERATURE: tl.constexpr,
+):
+    """Reads a record: temperature, top_k (0 for none), top_p, min_p, and whether any matters."""
+    temperature = as_float(tl.load(record + TEMPERATURE))
+    top_k = tl.load(record + TOP_K)
+    top_k = tl.where((top_k > 0) & (top_k < vocab_size), top_k, 0).to(tl.int32)
+    top_p = as_float(tl.load(record + TOP_P))
+    min_p = as_float(tl.load(record + MIN_P))
+    is_asked = (temperature >= MIN_TEMPERATURE) & ((top_k > 0) | (top_p < 1.0) | (min_p > 0.0))
+    return temperature, top_k, top_p, min_p, is_asked
+
+
+@triton.jit
+def _mass(x, largest, temperature):
+    """Returns exp((x - largest) / temperature) in units of 2^-40."""
+    weight = tl.exp((x - largest) / temperature)
+    return (weight * 1099511627776.0).to(tl.int64)
+
+
+@triton.jit(do_not_specialize_on_alignment=["slots"])
+def _group_maxima_kernel(
+    scores,
+    records,
+    slots,
+    group_maxima,
+    scores_stride,
+    records_stride,
+    vocab_size,
+    TEMPERATURE: tl.constexpr,
+    TOP_K: tl.constexpr,
+    TOP_P: tl.constexpr,
+    MIN_P: tl.constexpr,
+    MIN_TEMPERATURE: tl.constexpr,
+    TILE: tl.constexpr,
+    GROUP: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
+):
+    wait_for_inputs(IS_DEPENDENT)
+    row = tl.program_id(0).to(tl.int64)
+    tile = tl.program_id(1)
+    record = records + tl.load(slots + row) * records_stride
+    _, _, _, _, is_asked = _limits(
+        record, vocab_size, TEMPERATURE, TOP_K, TOP_P, MIN_P, MIN_TEMPERATURE
+    )
+    if not is_asked:
+        return
+    x = load_scores(scores + row * scores_stride, tile * TILE + tl.arange(0, TILE), vocab_size)
+    per_row = tl.num_programs(1) * (TILE // GROUP)
+    store_group_maxima(group_maxima + row * per_row + tile * (TILE // GROUP), x, TILE, GROUP)
+
+
+@triton.jit(do_not_specialize_on_alignment=["slots"])
+def _floor_kernel(
+    records,
+    slots,
+    group_maxima,
+    bounds,
+    counts,
+    records_stride,
+    vocab_size,
+    num_groups,
+    TEMPERATURE: tl.constexpr,
+    TOP_K: tl.constexpr,
+    TOP_P: tl.constexpr,
+    MIN_P: tl.constexpr,
+    MIN_TEMPERATURE: tl.constexpr,
+    GROUPS: tl.constexpr,
+    NUM_LIKELY: tl.constexpr,
+    TOO_MANY: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
+):
+    """Stores each row's largest score and the least score of its candidates."""
+    wait_for_inputs(IS_DEPENDENT)
+    row = tl.program_id(0).to(tl.int64)
+    record = records + tl.load(slots + row) * records_stride
+    temperature, top_k, top_p, min_p, is_asked = _limits(
+        record, vocab_size, TEMPERATURE, TOP_K, TOP_P, MIN_P, MIN_TEMPERATURE
+    )
+    if not is_asked:
+        return
+    groups = tl.arange(0, GROUPS)
+    maxima = tl.load(
+        group_maxima + row * num_groups + groups, mask=groups < num_groups, other=float("-inf")
+    )
+    largest = tl.max(maxima, axis=0)
+    least = float("-inf")
+    if min_p > 0.0:
+        least = largest + temperature * tl.log(min_p)
+    count = 0
+    if (top_k > 0) | (top_p < 1.0):
+        num_wanted = tl.where(top_k > 0, top_k, NUM_LIKELY)
+        if num_wanted >= num_groups:
+            count = TOO_MANY
+        else:
+            floor = unordered(kth_largest(ordered(maxima), num_wanted))
+            least = tl.maximum(least, floor)
+    tl.store(bounds + row * 2, largest)
+    tl.store(bounds + row * 2 + 1, least)
+    tl.store(counts + row, count)
+
+
+@triton.jit(do_not_specialize_on_alignment=["slots"])
+def _gather_kernel(
+    scores,
+    records,
+    slots,
+    group_maxima,
+    bounds,
+    counts,
+    candidates,
+    masses,
+    scores_stride,
+    records_stride,
+    vocab_size,
+    TEMPERATURE: tl.constexpr,
+    TOP_K: tl.constexpr,
+    TOP_P: tl.constexpr,
+    MIN_P: tl.constexpr,
+    MIN_TEMPERATURE: tl.constexpr,
+    TILE: tl.constexpr,
+    GROUP: tl.constexpr,
+    CAPACITY: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
+):
+    """Collects the candidates, in any order, and for a top-p alone also the mass of each tile."""
+    wait_for_inputs(IS_DEPENDENT)
+    row = tl.program_id(0).to(tl.int64)
+    tile = tl.program_id(1)
+    record = records + tl.load(slots + row) * records_stride
+    temperature, top_k, top_p, min_p, is_asked = _limits(
+        record, vocab_size, TEMPERATURE, TOP_K, TOP_P, MIN_P, MIN_TEMPERATURE
+    )
+    if not is_asked:
+        return
+    if (top_k == 0) & (top_p >= 1.0):
+        return
+    largest = tl.load(bounds + row * 2)
+    least = tl.load(bounds + row * 2 + 1)
+    NUM_GROUPS: tl.constexpr = TILE // GROUP
+    groups = tl.arange(0, NUM_GROUPS)
+    per_row = tl.num_programs(1) * NUM_GROUPS
+    maxima = tl.load(group_maxima + row * per_row + tile * NUM_GROUPS + groups)
+    is_read = maxima >= least
+    if top_k == 0:
+        # The mass of all that min-p leaves.
+        is_read = groups >= 0
+    ids = tile * TILE + tl.reshape(tl.arange(0, TILE), (NUM_GROUPS, GROUP))
+    x = tl.load(
+        scores + row * scores_stride + ids,
+        mask=is_read[:, None] & (ids < vocab_size),
+        other=float("-inf"),
+    ).to(tl.float32)
+    if top_k == 0:
+        kept_from = float("-inf")
+        if min_p > 0.0:
+            kept_from = largest + temperature * tl.log(min_p)
+        mass = tl.where(x >= kept_from, _mass(x, largest, temperature), 0)
+        tl.store(masses + row * tl.num_programs(1) + tile, tl.sum(tl.sum(mass, axis=1), axis=0))
+    is_candidate = tl.reshape((x >= least) & (x > float("-inf")), (TILE,)).to(tl.int32)
+    number = tl.sum(is_candidate, axis=0)
+    if number > 0:
+        begin = tl.atomic_add(counts + row, number)
+        places = begin + tl.cumsum(is_candidate, axis=0) - 1
+        tl.store(
+            candidates + row * CAPACITY + places,
+            tl.reshape(x, (TILE,)),
+            mask=(is_candidate > 0) & (places < CAPACITY),
+        )
+
+
+@triton.jit(do_not_specialize_on_alignment=["slots"])
+def _threshold_kernel(
+    scores,
+    records,
+    slots,
+    bounds,
+    counts,
+    candidates,
+    masses,
+    thresholds,
+    scores_stride,
+    records_stride,
+    vocab_size,
+    num_tiles,
+    TEMPERATURE: tl.constexpr,
+    TOP_K: tl.constexpr,
+    TOP_P: tl.constexpr,
+    MIN_P: tl.constexpr,
+    MIN_TEMPERATURE: tl.constexpr,
+    CAPACITY: tl.constexpr,
+    TILES: tl.constexpr,
+    CHUNK: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
+):
+    """Finds the threshold among the candidates, or in the whole row if they do not suffice."""
+    wait_for_inputs(IS_DEPENDENT)
+    row = tl.program_id(0).to(tl.int64)
+    record = records + tl.load(slots + row) * records_stride
+    temperature, top_k, top_p, min_p, is_asked = _limits(
+        record, vocab_size, TEMPERATURE, TOP_K, TOP_P, MIN_P, MIN_TEMPERATURE
+    )
+    tl.store(thresholds + row, float("-inf"))
+    if not is_asked:
+        return
+    largest = tl.load(bounds + row * 2)
+    # Otherwise the row is not a distribution.
+    if (largest > float("-inf")) & (largest < float("inf")):
+        kept_from = float("-inf")
+        if min_p > 0.0:
+            kept_from = largest + temperature * tl.log(min_p)
+        threshold = kept_from
+        if (top_k > 0) | (top_p < 1.0):
+            count = tl.load(counts + row)
+            places = tl.arange(0, CAPACITY)
+            x = tl.load(
+                candidates + row * CAPACITY + places,
+                mask=(places < count) & (count <= CAPACITY),
+                other=float("-inf"),
+            )
+            total = tl.zeros((), dtype=tl.int64)
+            if (top_k == 0) & (top_p < 1.0):
+                tiles = tl.arange(0, TILES)
+                parts = tl.load(masses + row * num_tiles + tiles, mask=tiles < num_tiles, other=0)
+                total = tl.sum(parts, axis=0)
+            mass = _mass(x, largest, temperature)
+            reached = tl.sum(mass, axis=0)
+            is_whole = count > CAPACITY
+            if top_k == 0:
+                is_whole |= reached.to(tl.float64) < total.to(tl.float64) * top_p.to(tl.float64)
+            if is_whole:
+                threshold = _search_row(
+                    scores + row * scores_stride, vocab_size, largest, kept_from,
+                    temperature, top_k, top_p, CHUNK,
+                )  # fmt: skip
+            else:
+                threshold = _search(x, mass, total, largest, kept_from, top_k, top_p)
+        # The likeliest token is always kept, however min_p is rounded.
+        tl.store(thresholds + row, tl.minimum(threshold, largest))
+
+
+@triton.jit
+def _search(x, mass, total, largest, kept_from, top_k, top_p):
+    """Returns the threshold, which is at least the smallest of the candidates x."""
+    keys = ordered(x)
+    high = ordered(largest).to(tl.int64) + 1
+    low = tl.min(tl.where(x > float("-inf"), keys, ordered(largest)), axis=0).to(tl.int64)
+    low = tl.maximum(low, ordered(kept_from).to(tl.int64))
+    if top_k > 0:
+        top = high
+        while top - low > 1:
+            middle = (low + top) >> 1
+            enough = tl.sum((keys >= middle).to(tl.int32), axis=0) >= top_k
+            low = tl.where(enough, middle, low)
+            top = tl.where(enough, top, middle)
+        total = tl.sum(tl.where(keys >= low, mass, 0), axis=0)
+    if top_p < 1.0:
+        wanted = total.to(tl.float64) * top_p.to(tl.float64)
+        while high - low > 1:
+            middle = (low + high) >> 1
+            reached = tl.sum(tl.where(keys >= middle, mass, 0), axis=0)
+            enough = reached.to(tl.float64) >= wanted
+            low = tl.where(enough, middle, low)
+            high = tl.where(enough, high, middle)
+    return unordered(low.to(tl.int32))
+
+
+@triton.jit
+def _search_row(
+    scores, vocab_size, largest, kept_from, temperature, top_k, top_p, CHUNK: tl.constexpr
+):
+    """As `_search`, over a whole row: some 60 passes, for rows whose candidates do not suffice."""
+    high = ordered(largest).to(tl.int64) + 1
+    low = ordered(kept_from).to(tl.int64)
+    if top_k > 0:
+        top = high
+        while top - low > 1:
+            middle = (low + top) >> 1
+            count = 0
+            for start in range(0, vocab_size, CHUNK):
+                x = load_scores(scores, start + tl.arange(0, CHUNK), vocab_size)
+                count += tl.sum((ordered(x) >= middle).to(tl.int32), axis=0)
+            enough = count >= top_k
+            low = tl.where(enough, middle, low)
+            top = tl.where(enough, top, middle)
+    if top_p < 1.0:
+        total = _mass_from(scores, vocab_size, largest, temperature, low, CHUNK)
+        wanted = total.to(tl.float64) * top_p.to(tl.float64)
+        while high - low > 1:
+            middle = (low + high) >> 1
+            reached = _mass_from(scores, vocab_size, largest, temperature, middle, CHUNK)
+            enough = reached.to(tl.float64) >= wanted
+            low = tl.where(enough, middle, low)
+            high = tl.where(enough, high, middle)
+    return unordered(low.to(tl.int32))
+
+
+@triton.jit
+def _mass_from(scores, vocab_size, largest, temperature, least, CHUNK: tl.constexpr):
+    """Returns the mass of a row's scores that are at least an ordered one."""
+    total = tl.zeros((), dtype=tl.int64)
+    for start in range(0, vocab_size, CHUNK):
+        x = load_scores(scores, start + tl.arange(0, CHUNK), vocab_size)
+        mass = tl.where(ordered(x) >= least, _mass(x, largest, temperature), 0)
+        total += tl.sum(mass, axis=0)
+    return total
