@@ -15,6 +15,7 @@ from kernels.candidates import (
     ordered,
     store_group_maxima,
     unordered,
+    unused_bits,
 )
 from kernels.checks import check_contiguous_rows, check_dtype, check_shape
 from kernels.dependent_launch import dependent_launch, wait_for_inputs
@@ -91,6 +92,7 @@ def _token_logprobs_triton(
         GROUPS=triton.next_power_of_2(num_groups),
         PER_TILE=TILE // GROUP,
         TOO_MANY=TOO_MANY,
+        UNUSED=unused_bits(logits.dtype),
         num_warps=8,
         **dependent_launch(logits),
     )
@@ -164,6 +166,7 @@ def _normalizer_kernel(
     GROUPS: tl.constexpr,
     PER_TILE: tl.constexpr,
     TOO_MANY: tl.constexpr,
+    UNUSED: tl.constexpr,
     IS_DEPENDENT: tl.constexpr,
 ):
     """Stores each row's log of the sum, its token's logprob, and the least candidate."""
@@ -193,7 +196,7 @@ def _normalizer_kernel(
         maxima = tl.load(
             group_maxima + row * num_groups + groups, mask=groups < num_groups, other=float("-inf")
         )
-        floor = unordered(kth_largest(ordered(maxima), num_top))
+        floor = unordered(kth_largest(ordered(maxima, UNUSED), num_top), UNUSED)
     tl.store(floors + row, floor)
     tl.store(counts + row, count)
 
@@ -201,7 +204,7 @@ def _normalizer_kernel(
 @triton.jit
 def _key(x, ids):
     """Returns int64 keys in the order of the list: larger scores first, then smaller tokens."""
-    return (ordered(x).to(tl.int64) << 32) | (0x7FFFFFFF - ids)
+    return (ordered(x, 0).to(tl.int64) << 32) | (0x7FFFFFFF - ids)
 
 
 @triton.jit
@@ -280,7 +283,7 @@ def _top_kernel(
         else:
             best = _next_key(logits + row * logits_stride, vocab_size, best, CHUNK)
         token = 0x7FFFFFFF - (best & 0xFFFFFFFF)
-        x = unordered((best >> 32).to(tl.int32))
+        x = unordered((best >> 32).to(tl.int32), 0)
         tl.store(top_ids + row * num_top + place, token.to(tl.int32))
         tl.store(top_logprobs + row * num_top + place, x - normalizer)
 

@@ -117,7 +117,7 @@ def _sample_triton(
         return drawn
     # Few rows are divided finely, to occupy the whole GPU. Sizes and warps are not tuned: plain
     # choices, timed on an H200 (README.md).
-    tile = 1024 if num_rows <= _FEW_ROWS else 4096
+    tile = 1024 if num_rows <= _FEW_ROWS or thresholds is not None else 4096
     num_tiles = triton.cdiv(vocab_size, tile)
     best_scores = torch.empty((num_rows, num_tiles), dtype=torch.float32, device=logits.device)
     best_ids = torch.empty((num_rows, num_tiles), dtype=torch.int32, device=logits.device)
@@ -184,12 +184,16 @@ def _tile_kernel(
     is_entry = ids < vocab_size
     scores = tl.load(logits + row * logits_stride + ids, mask=is_entry, other=float("-inf"))
     scores = scores.to(tl.float32)
+    is_drawn = True
     if HAS_THRESHOLDS:
         # NaN is not below it, and still marks the row.
-        scores = tl.where(scores < tl.load(thresholds + row), float("-inf"), scores)
+        is_hidden = scores < tl.load(thresholds + row)
+        scores = tl.where(is_hidden, float("-inf"), scores)
+        # Noise takes most of the time, and few tiles have a token that may be drawn.
+        is_drawn = tl.min(is_hidden.to(tl.int32), axis=0) == 0
     record = records + tl.load(slots + row) * records_stride
     temperature = as_float(tl.load(record + TEMPERATURE))
-    if temperature >= MIN_TEMPERATURE:
+    if (temperature >= MIN_TEMPERATURE) & is_drawn:
         first = first_id + tile * TILE
         bits = random_bits(
             tl.load(record + SEED),

@@ -17,6 +17,7 @@ from kernels.candidates import (
     ordered,
     store_group_maxima,
     unordered,
+    unused_bits,
 )
 from kernels.checks import check_contiguous_rows, check_dtype, check_shape
 from kernels.dependent_launch import dependent_launch, wait_for_inputs
@@ -82,6 +83,7 @@ def _sampling_thresholds_triton(
         "MIN_P": columns["min_p"],
         "MIN_TEMPERATURE": sampling_reference.MIN_TEMPERATURE,
     }
+    unused = unused_bits(scores.dtype)
     strides = (scores.stride(0), records.stride(0), vocab_size)
     tiles = {"TILE": TILE, "GROUP": GROUP, "num_warps": 8}
     _group_maxima_kernel[(num_rows, num_tiles)](
@@ -100,7 +102,8 @@ def _sampling_thresholds_triton(
         GROUPS=triton.next_power_of_2(num_groups),
         NUM_LIKELY=_NUM_LIKELY,
         TOO_MANY=TOO_MANY,
-        num_warps=8,
+        UNUSED=unused,
+        num_warps=4,
         **dependent_launch(scores),
     )
     _gather_kernel[(num_rows, num_tiles)](
@@ -129,7 +132,8 @@ def _sampling_thresholds_triton(
         CAPACITY=CAPACITY,
         TILES=triton.next_power_of_2(num_tiles),
         CHUNK=TILE,
-        num_warps=8,
+        UNUSED=unused,
+        num_warps=4,
         **dependent_launch(scores),
     )
     return thresholds
@@ -212,6 +216,7 @@ def _floor_kernel(
     GROUPS: tl.constexpr,
     NUM_LIKELY: tl.constexpr,
     TOO_MANY: tl.constexpr,
+    UNUSED: tl.constexpr,
     IS_DEPENDENT: tl.constexpr,
 ):
     """Stores each row's largest score and the least score of its candidates."""
@@ -237,7 +242,7 @@ def _floor_kernel(
         if num_wanted >= num_groups:
             count = TOO_MANY
         else:
-            floor = unordered(kth_largest(ordered(maxima), num_wanted))
+            floor = unordered(kth_largest(ordered(maxima, UNUSED), num_wanted), UNUSED)
             least = tl.maximum(least, floor)
     tl.store(bounds + row * 2, largest)
     tl.store(bounds + row * 2 + 1, least)
@@ -335,6 +340,7 @@ def _threshold_kernel(
     CAPACITY: tl.constexpr,
     TILES: tl.constexpr,
     CHUNK: tl.constexpr,
+    UNUSED: tl.constexpr,
     IS_DEPENDENT: tl.constexpr,
 ):
     """Finds the threshold among the candidates, or in the whole row if they do not suffice."""
@@ -368,28 +374,31 @@ def _threshold_kernel(
                 parts = tl.load(masses + row * num_tiles + tiles, mask=tiles < num_tiles, other=0)
                 total = tl.sum(parts, axis=0)
             mass = _mass(x, largest, temperature)
-            reached = tl.sum(mass, axis=0)
-            is_whole = count > CAPACITY
-            if top_k == 0:
-                is_whole |= reached.to(tl.float64) < total.to(tl.float64) * top_p.to(tl.float64)
-            if is_whole:
+            reached = tl.sum(mass, axis=0).to(tl.float64)
+            if count > CAPACITY:
                 threshold = _search_row(
-                    scores + row * scores_stride, vocab_size, largest, kept_from,
-                    temperature, top_k, top_p, CHUNK,
+                    scores + row * scores_stride, vocab_size, largest, kept_from, float("inf"),
+                    temperature, top_k, top_p, CHUNK, UNUSED,
+                )  # fmt: skip
+            elif (top_k == 0) & (reached < total.to(tl.float64) * top_p.to(tl.float64)):
+                least = tl.min(tl.where(x > float("-inf"), x, largest), axis=0)
+                threshold = _search_row(
+                    scores + row * scores_stride, vocab_size, largest, kept_from, least,
+                    temperature, top_k, top_p, CHUNK, UNUSED,
                 )  # fmt: skip
             else:
-                threshold = _search(x, mass, total, largest, kept_from, top_k, top_p)
+                threshold = _search(x, mass, total, largest, kept_from, top_k, top_p, UNUSED)
         # The likeliest token is always kept, however min_p is rounded.
         tl.store(thresholds + row, tl.minimum(threshold, largest))
 
 
 @triton.jit
-def _search(x, mass, total, largest, kept_from, top_k, top_p):
+def _search(x, mass, total, largest, kept_from, top_k, top_p, UNUSED: tl.constexpr):
     """Returns the threshold, which is at least the smallest of the candidates x."""
-    keys = ordered(x)
-    high = ordered(largest).to(tl.int64) + 1
-    low = tl.min(tl.where(x > float("-inf"), keys, ordered(largest)), axis=0).to(tl.int64)
-    low = tl.maximum(low, ordered(kept_from).to(tl.int64))
+    keys = ordered(x, UNUSED)
+    high = ordered(largest, UNUSED).to(tl.int64) + 1
+    low = tl.min(tl.where(x > float("-inf"), x, largest), axis=0)
+    low = ordered(tl.maximum(low, kept_from), UNUSED).to(tl.int64)
     if top_k > 0:
         top = high
         while top - low > 1:
@@ -406,16 +415,32 @@ def _search(x, mass, total, largest, kept_from, top_k, top_p):
             enough = reached.to(tl.float64) >= wanted
             low = tl.where(enough, middle, low)
             high = tl.where(enough, high, middle)
-    return unordered(low.to(tl.int32))
+    return tl.maximum(unordered(low.to(tl.int32), UNUSED), kept_from)
 
 
 @triton.jit
 def _search_row(
-    scores, vocab_size, largest, kept_from, temperature, top_k, top_p, CHUNK: tl.constexpr
+    scores,
+    vocab_size,
+    largest,
+    kept_from,
+    least_candidate,
+    temperature,
+    top_k,
+    top_p,
+    CHUNK: tl.constexpr,
+    UNUSED: tl.constexpr,
 ):
-    """As `_search`, over a whole row: some 60 passes, for rows whose candidates do not suffice."""
-    high = ordered(largest).to(tl.int64) + 1
-    low = ordered(kept_from).to(tl.int64)
+    """As `_search`, in passes over a whole row, for rows whose candidates do not suffice.
+
+    Without top-k, the threshold is below the least candidate if there is one.
+    """
+    high = ordered(tl.minimum(least_candidate, largest), UNUSED).to(tl.int64) + 1
+    # What is less likely by a factor of 2^-40 has no mass.
+    low = tl.maximum(kept_from, largest - 28.0 * temperature)
+    if top_k > 0:
+        low = kept_from
+    low = ordered(low, UNUSED).to(tl.int64)
     if top_k > 0:
         top = high
         while top - low > 1:
@@ -423,28 +448,27 @@ def _search_row(
             count = 0
             for start in range(0, vocab_size, CHUNK):
                 x = load_scores(scores, start + tl.arange(0, CHUNK), vocab_size)
-                count += tl.sum((ordered(x) >= middle).to(tl.int32), axis=0)
+                count += tl.sum((ordered(x, UNUSED) >= middle).to(tl.int32), axis=0)
             enough = count >= top_k
             low = tl.where(enough, middle, low)
             top = tl.where(enough, top, middle)
     if top_p < 1.0:
-        total = _mass_from(scores, vocab_size, largest, temperature, low, CHUNK)
-        wanted = total.to(tl.float64) * top_p.to(tl.float64)
+        wanted = top_p * _mass_from(scores, vocab_size, largest, temperature, low, CHUNK, UNUSED)
         while high - low > 1:
             middle = (low + high) >> 1
-            reached = _mass_from(scores, vocab_size, largest, temperature, middle, CHUNK)
-            enough = reached.to(tl.float64) >= wanted
-            low = tl.where(enough, middle, low)
-            high = tl.where(enough, high, middle)
-    return unordered(low.to(tl.int32))
+            reached = _mass_from(scores, vocab_size, largest, temperature, middle, CHUNK, UNUSED)
+            low = tl.where(reached >= wanted, middle, low)
+            high = tl.where(reached >= wanted, high, middle)
+    return tl.maximum(unordered(low.to(tl.int32), UNUSED), kept_from)
 
 
 @triton.jit
-def _mass_from(scores, vocab_size, largest, temperature, least, CHUNK: tl.constexpr):
-    """Returns the mass of a row's scores that are at least an ordered one."""
-    total = tl.zeros((), dtype=tl.int64)
+def _mass_from(
+    scores, vocab_size, largest, temperature, least, CHUNK: tl.constexpr, UNUSED: tl.constexpr
+):
+    """Returns the mass of a row's scores that are at least an ordered one, always added alike."""
+    parts = tl.zeros((CHUNK,), dtype=tl.float32)
     for start in range(0, vocab_size, CHUNK):
         x = load_scores(scores, start + tl.arange(0, CHUNK), vocab_size)
-        mass = tl.where(ordered(x) >= least, _mass(x, largest, temperature), 0)
-        total += tl.sum(mass, axis=0)
-    return total
+        parts += tl.where(ordered(x, UNUSED) >= least, tl.exp((x - largest) / temperature), 0.0)
+    return tl.sum(parts, axis=0)

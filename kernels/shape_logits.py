@@ -14,6 +14,8 @@ from kernels.sample import as_float
 
 _FEW_ROWS = 16
 _CHUNK = 1024
+_IN_PROMPT = 1 << 30
+"""Added to the count of a token that is in the prompt."""
 
 
 class LogitEdits(NamedTuple):
@@ -102,6 +104,7 @@ def _shape_logits_triton(
         edits.forbidden,
         edits.allowed,
         shaped,
+        shaped.view(torch.int32),
         logits.stride(0),
         tokens.stride(0),
         records.stride(0),
@@ -118,6 +121,7 @@ def _shape_logits_triton(
         PRESENCE=columns["presence_penalty"],
         TILE=tile,
         CHUNK=_CHUNK,
+        IN_PROMPT=_IN_PROMPT,
         MAX_PREFIX=sampling_reference.MAX_PREFIX,
         num_warps=4 if tile == 1024 else 8,
         **dependent_launch(logits),
@@ -136,6 +140,7 @@ def _shape_kernel(
     forbidden,
     allowed,
     shaped,
+    counters,
     logits_stride,
     tokens_stride,
     records_stride,
@@ -152,23 +157,23 @@ def _shape_kernel(
     PRESENCE: tl.constexpr,
     TILE: tl.constexpr,
     CHUNK: tl.constexpr,
+    IN_PROMPT: tl.constexpr,
     MAX_PREFIX: tl.constexpr,
     IS_DEPENDENT: tl.constexpr,
 ):
     wait_for_inputs(IS_DEPENDENT)
     row = tl.program_id(0).to(tl.int64)
     first = tl.program_id(1) * TILE
+    ids = first + tl.arange(0, TILE)
+    is_entry = ids < vocab_size
+    # First of all, since everything else waits for one small number after the other.
+    x = tl.load(logits + row * logits_stride + ids, mask=is_entry, other=float("-inf"))
+    x = x.to(tl.float32)
     position = tl.load(positions + row).to(tl.int32)
-    if position == 0:
-        return
     slot = tl.load(slots + row)
     record = records + slot * records_stride
     sequence = tokens + slot * tokens_stride
     num_prompt = tl.load(record + PROMPT).to(tl.int32)
-    ids = first + tl.arange(0, TILE)
-    is_entry = ids < vocab_size
-    x = tl.load(logits + row * logits_stride + ids, mask=is_entry, other=float("-inf"))
-    x = x.to(tl.float32)
 
     if tl.load(record + IS_RESTRICTED) != 0:
         words = tl.load(allowed + slot * allowed_stride + ids // 32, mask=is_entry, other=0)
@@ -185,13 +190,26 @@ def _shape_kernel(
     repetition = as_float(tl.load(record + REPETITION))
     frequency = as_float(tl.load(record + FREQUENCY))
     presence = as_float(tl.load(record + PRESENCE))
-    if (repetition != 1.0) | (frequency != 0.0) | (presence != 0.0):
-        generated = _count(sequence, num_prompt, position, first, TILE, CHUNK)
+    if ((repetition != 1.0) | (frequency != 0.0) | (presence != 0.0)) & (position > 0):
+        # Counted in the memory of the result, which is free until the end.
+        counts = counters + row * vocab_size
+        tl.store(counts + ids, tl.zeros((TILE,), dtype=tl.int32), mask=is_entry)
+        tl.debug_barrier()
+        for start in range(num_prompt, position, CHUNK):
+            token, is_here = _tokens_of_tile(sequence, start, position, first, TILE, CHUNK)
+            tl.atomic_add(counts + token, 1, mask=is_here)
         if repetition != 1.0:
-            seen = generated + _count(sequence, 0, num_prompt, first, TILE, CHUNK)
-            x = tl.where(seen > 0, tl.where(x > 0, x / repetition, x * repetition), x)
+            for start in range(0, num_prompt, CHUNK):
+                token, is_here = _tokens_of_tile(sequence, start, num_prompt, first, TILE, CHUNK)
+                tl.atomic_or(counts + token, IN_PROMPT, mask=is_here)
+        tl.debug_barrier()
+        seen = tl.load(counts + ids, mask=is_entry, other=0, cache_modifier=".cg")
+        generated = seen & (IN_PROMPT - 1)
+        x = tl.where(seen > 0, tl.where(x > 0, x / repetition, x * repetition), x)
         x -= frequency * generated.to(tl.float32)
         x -= tl.where(generated > 0, presence, 0.0)
+        # Nothing is overwritten before all have read it.
+        tl.debug_barrier()
     tl.store(shaped + row * vocab_size + ids, x, mask=is_entry)
 
 
@@ -237,12 +255,8 @@ def _add_biases(
 
 
 @triton.jit
-def _count(sequence, begin, end, first, TILE: tl.constexpr, CHUNK: tl.constexpr):
-    """Counts each of the tile's tokens among the sequence's tokens from begin to end."""
-    counts = tl.zeros((TILE,), dtype=tl.int32)
-    for start in range(begin, end, CHUNK):
-        places = start + tl.arange(0, CHUNK)
-        found = tl.load(sequence + places, mask=places < end, other=-1) - first
-        is_here = (found >= 0) & (found < TILE)
-        counts += tl.histogram(tl.where(is_here, found, 0), TILE, mask=is_here)
-    return counts
+def _tokens_of_tile(sequence, start, end, first, TILE: tl.constexpr, CHUNK: tl.constexpr):
+    """Returns a chunk of a sequence's tokens, and which of them are in the tile."""
+    places = start + tl.arange(0, CHUNK)
+    token = tl.load(sequence + places, mask=places < end, other=-1)
+    return token, (token >= first) & (token < first + TILE)
