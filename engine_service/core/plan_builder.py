@@ -21,6 +21,7 @@ class PlanBuilder:
         "_block_indices",
         "_block_slots",
         "_is_sampled",
+        "_new_edits",
         "_new_num_tokens",
         "_new_sampling_records",
         "_new_slots",
@@ -40,6 +41,7 @@ class PlanBuilder:
         self._new_num_tokens: list[int] = []
         self._new_token_ids = int32_array()
         self._new_sampling_records = array("q")
+        self._new_edits = int32_array()
         self._block_slots: list[int] = []
         self._block_indices: list[int] = []
         self._block_ids: list[int] = []
@@ -55,6 +57,8 @@ class PlanBuilder:
         self._new_num_tokens.append(len(sequence.token_ids))
         self._new_token_ids.extend(sequence.token_ids)
         self._new_sampling_records.extend(sequence.sampling_record)
+        if sequence.logit_edits:
+            self._new_edits.extend(sequence.logit_edits.to_record(sequence.slot))
         num_blocks = len(sequence.block_table)
         self._block_slots.extend([sequence.slot] * num_blocks)
         self._block_indices.extend(range(num_blocks))
@@ -92,6 +96,7 @@ class PlanBuilder:
             new_num_tokens=int32_array(self._new_num_tokens),
             new_token_ids=self._new_token_ids,
             new_sampling_records=self._new_sampling_records,
+            new_edits=self._new_edits,
             block_slots=int32_array(self._block_slots),
             block_indices=int32_array(self._block_indices),
             block_ids=int32_array(self._block_ids),

@@ -4,6 +4,7 @@ import enum
 import secrets
 from array import array
 
+from engine_service.core.logit_edits import logit_edits
 from engine_service.core.types import FinishReason, Request
 from protos.wire.block_hash import block_digests, low_64_bits
 from protos.wire.sampling_params import to_record
@@ -31,6 +32,7 @@ class Sequence:
         order: Sorts sequences from the most to the least important: larger priority, then
             earlier arrival. Unique.
         sampling_record: What the sampler needs to know of the request; see `to_record`.
+        logit_edits: Its lists of tokens that the sampler needs.
         token_ids: All known tokens: prompt, resumed and generated.
         num_given_tokens: Tokens that the request came with: prompt and resumed ones.
         num_admitted_tokens: Tokens known when it last got its slot: the prompt, and the tokens
@@ -55,6 +57,7 @@ class Sequence:
         "chain_parent",
         "is_admitted",
         "last_step_id",
+        "logit_edits",
         "max_num_tokens",
         "num_admitted_tokens",
         "num_computed_tokens",
@@ -97,14 +100,25 @@ class Sequence:
         self.order = (-request.priority, number)
         self.cache_salt = request.cache_salt
         self.seed = secrets.randbits(63) if params.seed is None else params.seed
-        self.sampling_record = to_record(params, self.seed)
         self.stop_token_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             self.stop_token_ids |= eos_token_ids
+        self.num_prompt_tokens = len(request.prompt_token_ids)
+        self.logit_edits = logit_edits(
+            params,
+            num_prompt_tokens=self.num_prompt_tokens,
+            stop_token_ids=self.stop_token_ids,
+        )
+        self.sampling_record = to_record(
+            params,
+            self.seed,
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_biases=self.logit_edits.num_biases,
+            is_restricted=bool(self.logit_edits.allowed),
+        )
         self.max_num_tokens = max_num_tokens
 
         self.token_ids = request.prompt_token_ids + request.resume_token_ids
-        self.num_prompt_tokens = len(request.prompt_token_ids)
         self.num_given_tokens = len(self.token_ids)
         self.num_admitted_tokens = self.num_given_tokens
         self.block_hashes = array("Q")

@@ -99,6 +99,9 @@ class StepPlan:
     new_sampling_records: "array[int]"
     """[num_new * len(RECORD_COLUMNS)] typecode "q": what `sampling_params.to_record` gives."""
 
+    new_edits: "array[int]" = field(default_factory=int32_array)
+    """Of the new slots whose requests edit logits, one after the other: `LogitEdits.to_record`."""
+
     block_slots: "array[int]"
     """[num_entries] slots whose block table row grows."""
     block_indices: "array[int]"

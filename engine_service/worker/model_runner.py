@@ -6,31 +6,40 @@ from engine_service.layers.ranks import ALONE, Ranks
 from engine_service.models.causal_lm import CausalLM
 from engine_service.worker.input_batch import InputBatch, SamplingInputs, StepInputs
 from engine_service.worker.kv_cache import KVCache
-from engine_service.worker.sampler import sample_tokens
+from engine_service.worker.sampler import Sampled, Vocabulary, sample_tokens
+from engine_service.worker.slot_sampling import Wants
 
 
 class ModelRunner:
     """A model, its cache and the state of its sequences. No method waits for the device."""
 
     def __init__(
-        self, model: CausalLM, kv_cache: KVCache, batch: InputBatch, ranks: Ranks = ALONE
+        self,
+        model: CausalLM,
+        kv_cache: KVCache,
+        batch: InputBatch,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._model = model
+        self._vocabulary = Vocabulary(batch.vocab_size, model.token_ids)
         self._kv_cache = kv_cache
         self._batch = batch
         self._ranks = ranks
 
-    def run(self, inputs: StepInputs) -> torch.Tensor | None:
+    def run(self, inputs: StepInputs, wants: Wants) -> Sampled | None:
         """Runs a step and appends its tokens to their sequences.
 
+        Args:
+            inputs: The step.
+            wants: What its rows ask of the sampler.
+
         Returns:
-            [num_sampled] int64 token IDs, in plan order, -1 where the logits give none; None if no
-            row yields one.
+            What the sampler gives, in plan order; None if no row yields a token.
         """
         logits = self.compute_logits(inputs)
         if logits is None or inputs.sampling is None:
             return None
-        return self.sample(logits, inputs.sampling)
+        return self.sample(logits, inputs.sampling, wants)
 
     def compute_logits(self, inputs: StepInputs) -> torch.Tensor | None:
         """Runs the model over a step's tokens, which go into the cache.
@@ -50,8 +59,8 @@ class ModelRunner:
         )  # [num_sampled, hidden_size]
         return None if sampling is None else self._model.compute_logits(hidden)
 
-    def sample(self, logits: torch.Tensor, sampling: SamplingInputs) -> torch.Tensor:
-        """Draws the tokens, [num_sampled] int64, and appends them to their sequences."""
-        token_ids = sample_tokens(logits, sampling, self._model.token_ids.start, self._ranks)
-        self._batch.append_sampled(sampling, token_ids)
-        return token_ids
+    def sample(self, logits: torch.Tensor, sampling: SamplingInputs, wants: Wants) -> Sampled:
+        """Draws the tokens and appends them to their sequences."""
+        sampled = sample_tokens(logits, sampling, wants, self._vocabulary, self._ranks)
+        self._batch.append_sampled(sampling, sampled.token_ids)
+        return sampled

@@ -130,7 +130,9 @@ class SamplingParams:
     """Divides positive logits of tokens in prompt or output, and multiplies negative ones."""
     min_tokens: Annotated[int | None, _Scalar(kind=_INT, low=0, is_neutral=True)] = None
     """Forbids end-of-sequence and stop tokens before this many tokens."""
-    logprobs: Annotated[int | None, _Scalar(kind=_INT, low=0, high=MAX_LOGPROBS)] = None
+    logprobs: Annotated[
+        int | None, _Scalar(kind=_INT, low=0, high=MAX_LOGPROBS, default=-1, in_record=True)
+    ] = None
     """Reports the logprob of each generated token and of this many likeliest ones."""
     logit_bias: tuple[LogitBias, ...] = ()
     """Added to the logits; at most `MAX_LOGIT_BIASES`."""
@@ -158,7 +160,11 @@ _SCALARS: Mapping[str, _Scalar] = {
     for mark in getattr(hint, "__metadata__", ())
 }
 _COLUMNS = {name: scalar for name, scalar in _SCALARS.items() if scalar.in_record}
-_RECORD = struct.Struct("<" + "".join(scalar.kind for scalar in _COLUMNS.values()))
+_COUNTS = ("num_prompt_tokens", "num_biases", "is_restricted")
+"""Columns of a record that are no parameters."""
+_RECORD = struct.Struct(
+    "<" + "".join(scalar.kind for scalar in _COLUMNS.values()) + _INT * len(_COUNTS)
+)
 _BOUNDED_LISTS: Mapping[str, int] = {
     "stop_token_ids": MAX_STOP_TOKEN_IDS,
     "logit_bias": MAX_LOGIT_BIASES,
@@ -166,11 +172,15 @@ _BOUNDED_LISTS: Mapping[str, int] = {
     "allowed_token_ids": MAX_ALLOWED_TOKEN_IDS,
 }
 
-SUPPORTED_PARAMS = ("temperature", "max_tokens", "ignore_eos", "stop_token_ids", "seed")
+SUPPORTED_PARAMS = tuple(
+    name for name in _UNSET if name not in ("logprobs", "prompt_logprobs", "grammar")
+)
 """The parameters that this version's engines support."""
 
-RECORD_COLUMNS: Mapping[str, int] = {name: index for index, name in enumerate(_COLUMNS)}
-"""The place of each parameter in a record."""
+RECORD_COLUMNS: Mapping[str, int] = {
+    name: index for index, name in enumerate((*_COLUMNS, *_COUNTS))
+}
+"""The place of each number in a record."""
 
 
 class ParamFault(NamedTuple):
@@ -315,12 +325,22 @@ def unsupported(
     return None
 
 
-def to_record(params: SamplingParams, seed: int) -> "array[int]":
-    """Packs what the sampler needs to know of a sequence.
+def to_record(
+    params: SamplingParams,
+    seed: int,
+    *,
+    num_prompt_tokens: int = 0,
+    num_biases: int = 0,
+    is_restricted: bool = False,
+) -> "array[int]":
+    """Packs what the sampler needs to know of a sequence, besides lists of tokens.
 
     Args:
         params: The request's parameters, already checked.
         seed: The seed in use.
+        num_prompt_tokens: Where the output begins.
+        num_biases: Entries of the list of biases.
+        is_restricted: Whether only some tokens are allowed.
 
     Returns:
         [len(RECORD_COLUMNS)] typecode "q": whole numbers, or the bits of a float32 in the low half.
@@ -330,6 +350,7 @@ def to_record(params: SamplingParams, seed: int) -> "array[int]":
         for name, scalar in _COLUMNS.items()
     ]
     values[RECORD_COLUMNS["seed"]] = seed
+    values += [num_prompt_tokens, num_biases, is_restricted]
     return array("q", _RECORD.pack(*values))
 
 
