@@ -25,6 +25,9 @@ from kernels.sample import as_float
 
 _NUM_LIKELY = 512
 """Candidates for a top-p without top-k; rows whose top_p needs more are searched whole."""
+_CHUNK = 4096
+_WAYS: tl.constexpr = tl.constexpr(8)
+"""Places at which a pass over a whole row looks: three bits of the threshold."""
 
 
 def sampling_thresholds(
@@ -131,9 +134,22 @@ def _sampling_thresholds_triton(
         **places,
         CAPACITY=CAPACITY,
         TILES=triton.next_power_of_2(num_tiles),
-        CHUNK=TILE,
+        TOO_MANY=TOO_MANY,
         UNUSED=unused,
         num_warps=4,
+        **dependent_launch(scores),
+    )
+    _whole_row_kernel[(num_rows,)](
+        *given,
+        bounds,
+        counts,
+        thresholds,
+        *strides,
+        **places,
+        TOO_MANY=TOO_MANY,
+        CHUNK=_CHUNK,
+        UNUSED=unused,
+        num_warps=16,
         **dependent_launch(scores),
     )
     return thresholds
@@ -339,11 +355,11 @@ def _threshold_kernel(
     MIN_TEMPERATURE: tl.constexpr,
     CAPACITY: tl.constexpr,
     TILES: tl.constexpr,
-    CHUNK: tl.constexpr,
+    TOO_MANY: tl.constexpr,
     UNUSED: tl.constexpr,
     IS_DEPENDENT: tl.constexpr,
 ):
-    """Finds the threshold among the candidates, or in the whole row if they do not suffice."""
+    """Finds the threshold among the candidates, and notes if they do not suffice."""
     wait_for_inputs(IS_DEPENDENT)
     row = tl.program_id(0).to(tl.int64)
     record = records + tl.load(slots + row) * records_stride
@@ -375,19 +391,14 @@ def _threshold_kernel(
                 total = tl.sum(parts, axis=0)
             mass = _mass(x, largest, temperature)
             reached = tl.sum(mass, axis=0).to(tl.float64)
-            if count > CAPACITY:
-                threshold = _search_row(
-                    scores + row * scores_stride, vocab_size, largest, kept_from, float("inf"),
-                    temperature, top_k, top_p, CHUNK, UNUSED,
-                )  # fmt: skip
-            elif (top_k == 0) & (reached < total.to(tl.float64) * top_p.to(tl.float64)):
+            is_whole = count > CAPACITY
+            if top_k == 0:
+                is_whole |= reached < total.to(tl.float64) * top_p.to(tl.float64)
+                # The mass of the candidates ends above the threshold.
                 least = tl.min(tl.where(x > float("-inf"), x, largest), axis=0)
-                threshold = _search_row(
-                    scores + row * scores_stride, vocab_size, largest, kept_from, least,
-                    temperature, top_k, top_p, CHUNK, UNUSED,
-                )  # fmt: skip
-            else:
-                threshold = _search(x, mass, total, largest, kept_from, top_k, top_p, UNUSED)
+                tl.store(bounds + row * 2 + 1, tl.where(count > CAPACITY, largest, least))
+            tl.store(counts + row, tl.where(is_whole, TOO_MANY, 0))
+            threshold = _search(x, mass, total, largest, kept_from, top_k, top_p, UNUSED)
         # The likeliest token is always kept, however min_p is rounded.
         tl.store(thresholds + row, tl.minimum(threshold, largest))
 
@@ -418,57 +429,119 @@ def _search(x, mass, total, largest, kept_from, top_k, top_p, UNUSED: tl.constex
     return tl.maximum(unordered(low.to(tl.int32), UNUSED), kept_from)
 
 
+@triton.jit(do_not_specialize_on_alignment=["slots"])
+def _whole_row_kernel(
+    scores,
+    records,
+    slots,
+    bounds,
+    counts,
+    thresholds,
+    scores_stride,
+    records_stride,
+    vocab_size,
+    TEMPERATURE: tl.constexpr,
+    TOP_K: tl.constexpr,
+    TOP_P: tl.constexpr,
+    MIN_P: tl.constexpr,
+    MIN_TEMPERATURE: tl.constexpr,
+    TOO_MANY: tl.constexpr,
+    CHUNK: tl.constexpr,
+    UNUSED: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
+):
+    """Searches a row whose candidates do not suffice, in passes over all of it."""
+    wait_for_inputs(IS_DEPENDENT)
+    row = tl.program_id(0).to(tl.int64)
+    record = records + tl.load(slots + row) * records_stride
+    temperature, top_k, top_p, min_p, is_asked = _limits(
+        record, vocab_size, TEMPERATURE, TOP_K, TOP_P, MIN_P, MIN_TEMPERATURE
+    )
+    if is_asked & ((top_k > 0) | (top_p < 1.0)):
+        largest = tl.load(bounds + row * 2)
+        is_distribution = (largest > float("-inf")) & (largest < float("inf"))
+        if is_distribution & (tl.load(counts + row) == TOO_MANY):
+            kept_from = float("-inf")
+            if min_p > 0.0:
+                kept_from = largest + temperature * tl.log(min_p)
+            # What is less likely by a factor of e^-28 has no mass.
+            low = tl.maximum(kept_from, largest - 28.0 * temperature)
+            high = largest
+            if top_k > 0:
+                low = kept_from
+            else:
+                high = tl.load(bounds + row * 2 + 1)
+            low = ordered(low, UNUSED).to(tl.int64)
+            high = ordered(high, UNUSED).to(tl.int64) + 1
+            given_scores = scores + row * scores_stride
+            if top_k > 0:
+                low = _search_whole_row(
+                    given_scores, vocab_size, largest, kept_from, temperature, low, high,
+                    top_k.to(tl.float32), True, CHUNK, UNUSED,
+                )  # fmt: skip
+            if top_p < 1.0:
+                of_low = tl.full((_WAYS,), 0, dtype=tl.int64) + low
+                reached = _reached(
+                    given_scores, vocab_size, largest, kept_from, temperature, of_low,
+                    False, CHUNK, UNUSED,
+                )  # fmt: skip
+                low = _search_whole_row(
+                    given_scores, vocab_size, largest, kept_from, temperature, low, high,
+                    top_p * tl.max(reached, axis=0), False, CHUNK, UNUSED,
+                )  # fmt: skip
+            threshold = tl.maximum(unordered(low.to(tl.int32), UNUSED), kept_from)
+            tl.store(thresholds + row, tl.minimum(threshold, largest))
+
+
 @triton.jit
-def _search_row(
+def _search_whole_row(
     scores,
     vocab_size,
     largest,
     kept_from,
-    least_candidate,
     temperature,
-    top_k,
-    top_p,
+    low,
+    high,
+    wanted,
+    IS_COUNT: tl.constexpr,
     CHUNK: tl.constexpr,
     UNUSED: tl.constexpr,
 ):
-    """As `_search`, in passes over a whole row, for rows whose candidates do not suffice.
-
-    Without top-k, the threshold is below the least candidate if there is one.
-    """
-    high = ordered(tl.minimum(least_candidate, largest), UNUSED).to(tl.int64) + 1
-    # What is less likely by a factor of 2^-40 has no mass.
-    low = tl.maximum(kept_from, largest - 28.0 * temperature)
-    if top_k > 0:
-        low = kept_from
-    low = ordered(low, UNUSED).to(tl.int64)
-    if top_k > 0:
-        top = high
-        while top - low > 1:
-            middle = (low + top) >> 1
-            count = 0
-            for start in range(0, vocab_size, CHUNK):
-                x = load_scores(scores, start + tl.arange(0, CHUNK), vocab_size)
-                count += tl.sum((ordered(x, UNUSED) >= middle).to(tl.int32), axis=0)
-            enough = count >= top_k
-            low = tl.where(enough, middle, low)
-            top = tl.where(enough, top, middle)
-    if top_p < 1.0:
-        wanted = top_p * _mass_from(scores, vocab_size, largest, temperature, low, CHUNK, UNUSED)
-        while high - low > 1:
-            middle = (low + high) >> 1
-            reached = _mass_from(scores, vocab_size, largest, temperature, middle, CHUNK, UNUSED)
-            low = tl.where(reached >= wanted, middle, low)
-            high = tl.where(reached >= wanted, high, middle)
-    return tl.maximum(unordered(low.to(tl.int32), UNUSED), kept_from)
+    """Returns the largest ordered score from which on the row has what is wanted; low has it."""
+    ways = tl.arange(0, _WAYS)
+    while high - low > 1:
+        # The first is low itself.
+        keys = low + ways * (high - low) // _WAYS
+        reached = _reached(
+            scores, vocab_size, largest, kept_from, temperature, keys, IS_COUNT, CHUNK, UNUSED
+        )
+        enough = (reached >= wanted) | (ways == 0)
+        next_low = tl.max(tl.where(enough, keys, low), axis=0)
+        high = tl.min(tl.where(enough | (keys == next_low), high, keys), axis=0)
+        low = next_low
+    return low
 
 
 @triton.jit
-def _mass_from(
-    scores, vocab_size, largest, temperature, least, CHUNK: tl.constexpr, UNUSED: tl.constexpr
+def _reached(
+    scores,
+    vocab_size,
+    largest,
+    kept_from,
+    temperature,
+    keys,
+    IS_COUNT: tl.constexpr,
+    CHUNK: tl.constexpr,
+    UNUSED: tl.constexpr,
 ):
-    """Returns the mass of a row's scores that are at least an ordered one, always added alike."""
-    parts = tl.zeros((CHUNK,), dtype=tl.float32)
+    """Returns [_WAYS] the count or mass of a row from each key on, always added in one order."""
+    parts = tl.zeros((_WAYS, CHUNK), dtype=tl.float32)
     for start in range(0, vocab_size, CHUNK):
         x = load_scores(scores, start + tl.arange(0, CHUNK), vocab_size)
-        parts += tl.where(ordered(x, UNUSED) >= least, tl.exp((x - largest) / temperature), 0.0)
-    return tl.sum(parts, axis=0)
+        weight = tl.full((CHUNK,), 1.0, dtype=tl.float32)
+        if not IS_COUNT:
+            weight = tl.exp((x - largest) / temperature)
+        weight = tl.where((x >= kept_from) & (x > float("-inf")), weight, 0.0)
+        is_in = ordered(x, UNUSED).to(tl.int64)[None, :] >= keys[:, None]
+        parts += tl.where(is_in, weight[None, :], 0.0)
+    return tl.sum(parts, axis=1)
