@@ -94,8 +94,9 @@ class SamplingParams:
         float | None, _Scalar(kind=_FLOAT, low=0, high=100, default=1, in_record=True)
     ] = None
     """Divides the logits; 0 is greedy."""
-    max_tokens: Annotated[int | None, _Scalar(kind=_INT, low=1)] = None
-    """Maximum tokens to generate, including resumed ones. Unset is up to the model's length."""
+    max_tokens: Annotated[int | None, _Scalar(kind=_INT, low=0)] = None
+    """Maximum tokens to generate, including resumed ones. 0 goes with `prompt_logprobs` only. Unset
+    is up to the model's length."""
     ignore_eos: bool = False
     """Continues after an end-of-sequence token."""
     stop_token_ids: Collection[int] = ()
@@ -130,7 +131,9 @@ class SamplingParams:
     """Divides positive logits of tokens in prompt or output, and multiplies negative ones."""
     min_tokens: Annotated[int | None, _Scalar(kind=_INT, low=0, is_neutral=True)] = None
     """Forbids end-of-sequence and stop tokens before this many tokens."""
-    logprobs: Annotated[int | None, _Scalar(kind=_INT, low=0, high=MAX_LOGPROBS)] = None
+    logprobs: Annotated[
+        int | None, _Scalar(kind=_INT, low=0, high=MAX_LOGPROBS, default=-1, in_record=True)
+    ] = None
     """Reports the logprob of each generated token and of this many likeliest ones."""
     logit_bias: tuple[LogitBias, ...] = ()
     """Added to the logits; at most `MAX_LOGIT_BIASES`."""
@@ -138,7 +141,9 @@ class SamplingParams:
     """Sequences of tokens that must not be generated; at most `MAX_BAD_SEQUENCES`."""
     allowed_token_ids: Collection[int] = ()
     """The only tokens that may be generated; at most `MAX_ALLOWED_TOKEN_IDS`, empty allows all."""
-    prompt_logprobs: Annotated[int | None, _Scalar(kind=_INT, low=0, high=MAX_LOGPROBS)] = None
+    prompt_logprobs: Annotated[
+        int | None, _Scalar(kind=_INT, low=0, high=MAX_LOGPROBS, default=-1, in_record=True)
+    ] = None
     """As `logprobs`, of the tokens of the prompt."""
     sample_index: Annotated[
         int | None,
@@ -166,8 +171,15 @@ _BOUNDED_LISTS: Mapping[str, int] = {
     "allowed_token_ids": MAX_ALLOWED_TOKEN_IDS,
 }
 
-SUPPORTED_PARAMS = ("temperature", "max_tokens", "ignore_eos", "stop_token_ids", "seed")
+SUPPORTED_PARAMS = tuple(name for name in _UNSET if name != "grammar")
 """The parameters that this version's engines support."""
+
+DEFAULTABLE_PARAMS = tuple(
+    name
+    for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    if name in SUPPORTED_PARAMS
+)
+"""The parameters for which a model may have a default of its own."""
 
 RECORD_COLUMNS: Mapping[str, int] = {name: index for index, name in enumerate(_COLUMNS)}
 """The place of each parameter in a record."""
@@ -246,6 +258,16 @@ def _grammar_fields(grammar: Grammar) -> dict[str, Any]:
     if grammar.start_after_token_id is not None:
         fields["start_after_token_id"] = grammar.start_after_token_id
     return fields
+
+
+def with_defaults(params: SamplingParams, defaults: SamplingParams) -> SamplingParams:
+    """Returns the parameters with a model's defaults where they are unset."""
+    missing = {
+        name: default
+        for name in DEFAULTABLE_PARAMS
+        if getattr(params, name) is None and (default := getattr(defaults, name)) is not None
+    }
+    return dataclasses.replace(params, **missing) if missing else params
 
 
 def out_of_bounds(params: SamplingParams) -> ParamFault | None:

@@ -27,6 +27,7 @@ from engine_service.errors import DOMAIN, RequestError
 from engine_service.server.convert import to_request
 from protos.pagestream.engine.v1 import engine_pb2
 from protos.wire import block_hash, status
+from protos.wire.sampling_params import SamplingParams
 from protos.wire.status import ErrorStatus, Reason
 from servicekit.status import to_error_status
 from tests.fakes.hash_executor import HashExecutor, TokenStream
@@ -59,6 +60,8 @@ class FakeEngineConfig:
     eos_token_ids: tuple[int, ...] = ()
     """Tokens that end a request that names none; never generated."""
     tokenizer: Path | None = None
+    max_logprobs: int = 20
+    default_sampling_params: SamplingParams = SamplingParams()
     delta_history: int = 1024
     """Cache changes kept for watchers that resume."""
 
@@ -79,6 +82,8 @@ class FakeEngineConfig:
             tensor_parallel_size=1,
             dtype="none",
             device="cpu",
+            max_logprobs=self.max_logprobs,
+            default_sampling_params=self.default_sampling_params,
         )
 
 
