@@ -246,7 +246,7 @@ def _array(field: str, token_ids: Iterable[int]) -> "array[int]":
 
 
 def _check_supported(params: SamplingParams) -> None:
-    if fault := unsupported(params):
+    if fault := unsupported(params, SUPPORTED_PARAMS):
         raise InvalidRequest(
             f"sampling_params.{fault.field} is {fault.value}, but this engine does not support the "
             f"parameter; it supports {', '.join(SUPPORTED_PARAMS)}",

@@ -24,6 +24,7 @@ from protos.wire.limits import (
     MAX_SEED,
     MAX_STOP_TOKEN_IDS,
 )
+from protos.wire.token_ids import read_token_ids
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -196,9 +197,10 @@ class ParamFault(NamedTuple):
 def from_message(message: "Message") -> SamplingParams:
     """Reads either contract's message. What only the router's has is left out."""
     values = {field.name: value for field, value in message.ListFields() if field.name in _UNSET}
-    for name in ("stop_token_ids", "allowed_token_ids"):
-        if name in values:
-            values[name] = tuple(values[name])
+    if "stop_token_ids" in values:
+        values["stop_token_ids"] = tuple(values["stop_token_ids"])
+    if "allowed_token_ids" in values:
+        values["allowed_token_ids"] = read_token_ids(message, "allowed_token_ids")
     if "logit_bias" in values:
         values["logit_bias"] = tuple(
             LogitBias(bias.token_id, bias.bias) for bias in values["logit_bias"]

@@ -1,4 +1,5 @@
 import math
+from array import array
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ ALL = {
     "min_tokens": 2,
     "logprobs": 1,
     "logit_bias": (LogitBias(3, -1.0),),
-    "allowed_token_ids": (7, 8),
+    "allowed_token_ids": array("I", (7, 8)),
     "prompt_logprobs": 2,
     "grammar": Grammar(form="regex", text="a+"),
 }
