@@ -41,6 +41,18 @@ class SamplingInputs:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ScoringInputs:
+    """The tokens of prompts whose logprobs a step must bring, in the order of the plan."""
+
+    token_indices: torch.Tensor
+    """[num_scored] int64: index in the step of the token before each."""
+    token_ids: torch.Tensor
+    """[num_scored] int64."""
+    num_top: int
+    """Likeliest tokens to list at each position."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepInputs:
     """A step as the model sees it."""
 
@@ -62,6 +74,8 @@ class Rows:
     query_start_loc: _Integers
     sampled_rows: _Integers
     """The rows that yield a token, in the order of the plan."""
+    place: _Integers
+    """The row here of each row of the plan."""
     num_decodes: int
     """Rows of one token."""
 
@@ -89,6 +103,7 @@ class Rows:
             num_computed=nothing,
             query_start_loc=np.zeros(1, dtype=np.int64),
             sampled_rows=nothing,
+            place=nothing,
             num_decodes=0,
         )
 
@@ -106,6 +121,7 @@ class Rows:
                 (np.zeros(1, dtype=np.int64), scheduled[order].cumsum())
             ),
             sampled_rows=place[np.flatnonzero(np.asarray(plan.is_sampled))],
+            place=place,
             num_decodes=int((scheduled == 1).sum()),
         )
 
@@ -242,6 +258,29 @@ class InputBatch:
         if not len(rows.sampled_rows):
             return NOTHING
         return self._sampling.wants(rows.slots[rows.sampled_rows])
+
+    def scoring(self, plan: StepPlan, rows: Rows) -> ScoringInputs | None:
+        """Returns which tokens of prompts must be scored, or None. Call it after `apply`."""
+        if not plan.num_prompt_logprobs:
+            return None
+        counts = np.asarray(plan.num_prompt_logprobs, dtype=np.int64)
+        scored = np.repeat(rows.place, counts)  # [num_scored] rows
+        offsets = np.arange(len(scored)) - np.repeat(counts.cumsum() - counts, counts)
+        slots = rows.slots[scored]
+        arrays = np.stack(
+            (
+                rows.query_start_loc[scored] + offsets,
+                slots,
+                rows.num_computed[scored] + offsets + 1,
+            )
+        )
+        on_device = torch.from_numpy(arrays).to(self.device)
+        token_indices, on_slots, positions = on_device
+        return ScoringInputs(
+            token_indices=token_indices,
+            token_ids=self._tokens[on_slots, positions].long(),
+            num_top=self._sampling.num_top_of_prompts(slots),
+        )
 
     def read(self, rows: DeviceRows, bounds: Bounds) -> StepInputs:
         """Builds the inputs of a step whose changes were applied. Does not wait."""

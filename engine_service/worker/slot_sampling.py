@@ -64,6 +64,7 @@ class SlotSampling:
         self._wants_edits = np.zeros(num_slots, dtype=bool)
         self._wants_thresholds = np.zeros(num_slots, dtype=bool)
         self._num_logprobs = np.full(num_slots, _NO_LOGPROBS)
+        self._num_prompt_logprobs = np.full(num_slots, _NO_LOGPROBS)
 
     def fill(self, plan: StepPlan, slots: torch.Tensor, records: torch.Tensor) -> None:
         """Sets what a plan says of its new slots. Does not wait for the device.
@@ -88,16 +89,21 @@ class SlotSampling:
 
     def wants(self, slots: _Integers) -> Wants:
         """Returns what the sequences of some slots ask for together."""
-        num_top: int | None = int(self._num_logprobs[slots].max(initial=_NO_LOGPROBS))
-        if num_top == _NO_LOGPROBS:
-            num_top = None
-        elif num_top:
-            num_top = min(1 << (num_top - 1).bit_length(), MAX_TOP, self._vocab_size)
         return Wants(
             edits=bool(self._wants_edits[slots].any()),
             thresholds=bool(self._wants_thresholds[slots].any()),
-            num_top=num_top,
+            num_top=self._num_top(self._num_logprobs[slots]),
         )
+
+    def num_top_of_prompts(self, slots: _Integers) -> int:
+        """Returns how many likeliest tokens the prompts of some slots need at each position."""
+        return self._num_top(self._num_prompt_logprobs[slots]) or 0
+
+    def _num_top(self, asked: _Integers) -> int | None:
+        most = int(asked.max(initial=_NO_LOGPROBS))
+        if most == _NO_LOGPROBS:
+            return None
+        return min(1 << (most - 1).bit_length() if most else 0, MAX_TOP, self._vocab_size)
 
     def _note(self, slots: _Integers, records: _Integers) -> None:
         def column(name: str) -> _Integers:
@@ -117,6 +123,7 @@ class SlotSampling:
         is_cut |= (real("top_p") < 1) | (real("min_p") > 0)
         self._wants_thresholds[slots] = is_cut & (real("temperature") >= MIN_TEMPERATURE)
         self._num_logprobs[slots] = column("logprobs")
+        self._num_prompt_logprobs[slots] = column("prompt_logprobs")
 
     def _fill_edits(
         self,

@@ -24,6 +24,7 @@ from protos.wire.limits import (
     MAX_SEED,
     MAX_STOP_TOKEN_IDS,
 )
+from protos.wire.token_ids import read_token_ids
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -94,8 +95,9 @@ class SamplingParams:
         float | None, _Scalar(kind=_FLOAT, low=0, high=100, default=1, in_record=True)
     ] = None
     """Divides the logits; 0 is greedy."""
-    max_tokens: Annotated[int | None, _Scalar(kind=_INT, low=1)] = None
-    """Maximum tokens to generate, including resumed ones. Unset is up to the model's length."""
+    max_tokens: Annotated[int | None, _Scalar(kind=_INT, low=0)] = None
+    """Maximum tokens to generate, including resumed ones. 0 goes with `prompt_logprobs` only. Unset
+    is up to the model's length."""
     ignore_eos: bool = False
     """Continues after an end-of-sequence token."""
     stop_token_ids: Collection[int] = ()
@@ -140,7 +142,9 @@ class SamplingParams:
     """Sequences of tokens that must not be generated; at most `MAX_BAD_SEQUENCES`."""
     allowed_token_ids: Collection[int] = ()
     """The only tokens that may be generated; at most `MAX_ALLOWED_TOKEN_IDS`, empty allows all."""
-    prompt_logprobs: Annotated[int | None, _Scalar(kind=_INT, low=0, high=MAX_LOGPROBS)] = None
+    prompt_logprobs: Annotated[
+        int | None, _Scalar(kind=_INT, low=0, high=MAX_LOGPROBS, default=-1, in_record=True)
+    ] = None
     """As `logprobs`, of the tokens of the prompt."""
     sample_index: Annotated[
         int | None,
@@ -172,10 +176,15 @@ _BOUNDED_LISTS: Mapping[str, int] = {
     "allowed_token_ids": MAX_ALLOWED_TOKEN_IDS,
 }
 
-SUPPORTED_PARAMS = tuple(
-    name for name in _UNSET if name not in ("logprobs", "prompt_logprobs", "grammar")
-)
+SUPPORTED_PARAMS = tuple(name for name in _UNSET if name != "grammar")
 """The parameters that this version's engines support."""
+
+DEFAULTABLE_PARAMS = tuple(
+    name
+    for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    if name in SUPPORTED_PARAMS
+)
+"""The parameters for which a model may have a default of its own."""
 
 RECORD_COLUMNS: Mapping[str, int] = {
     name: index for index, name in enumerate((*_COLUMNS, *_COUNTS))
@@ -194,9 +203,10 @@ class ParamFault(NamedTuple):
 def from_message(message: "Message") -> SamplingParams:
     """Reads either contract's message. What only the router's has is left out."""
     values = {field.name: value for field, value in message.ListFields() if field.name in _UNSET}
-    for name in ("stop_token_ids", "allowed_token_ids"):
-        if name in values:
-            values[name] = tuple(values[name])
+    if "stop_token_ids" in values:
+        values["stop_token_ids"] = tuple(values["stop_token_ids"])
+    if "allowed_token_ids" in values:
+        values["allowed_token_ids"] = read_token_ids(message, "allowed_token_ids")
     if "logit_bias" in values:
         values["logit_bias"] = tuple(
             LogitBias(bias.token_id, bias.bias) for bias in values["logit_bias"]
@@ -256,6 +266,16 @@ def _grammar_fields(grammar: Grammar) -> dict[str, Any]:
     if grammar.start_after_token_id is not None:
         fields["start_after_token_id"] = grammar.start_after_token_id
     return fields
+
+
+def with_defaults(params: SamplingParams, defaults: SamplingParams) -> SamplingParams:
+    """Returns the parameters with a model's defaults where they are unset."""
+    missing = {
+        name: default
+        for name in DEFAULTABLE_PARAMS
+        if getattr(params, name) is None and (default := getattr(defaults, name)) is not None
+    }
+    return dataclasses.replace(params, **missing) if missing else params
 
 
 def out_of_bounds(params: SamplingParams) -> ParamFault | None:
