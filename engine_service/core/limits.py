@@ -27,6 +27,8 @@ class Limits:
     max_model_len: int
     num_cache_tokens: int
     """Tokens that the whole pool can hold."""
+    supported_params: tuple[str, ...] = SUPPORTED_PARAMS
+    """The sampling parameters that the engine supports."""
 
     @classmethod
     def from_info(cls, info: EngineInfo) -> Self:
@@ -35,6 +37,7 @@ class Limits:
             vocab_size=info.vocab_size,
             max_model_len=info.max_model_len,
             num_cache_tokens=info.num_blocks * info.block_size,
+            supported_params=info.supported_params,
         )
 
     @property
@@ -77,7 +80,7 @@ class Limits:
         """
         if not request.prompt_token_ids:
             raise InvalidRequest("prompt_token_ids is empty", reason=Reason.EMPTY_PROMPT)
-        _check_sampling_params(request.sampling_params)
+        self._check_sampling_params(request.sampling_params)
         _check_labels(request)
         self._check_length(request)
 
@@ -116,6 +119,28 @@ class Limits:
             reason=Reason.PROMPT_TOO_LONG,
         )
 
+    def _check_sampling_params(self, params: SamplingParams) -> None:
+        if fault := unsupported(params, self.supported_params):
+            raise InvalidRequest(
+                f"sampling_params.{fault.field} is {fault.value}, but this engine does not support "
+                f"the parameter; it supports {', '.join(self.supported_params)}",
+                {
+                    "field": fault.field,
+                    "value": fault.value,
+                    "supported": ",".join(self.supported_params),
+                },
+                reason=Reason.UNSUPPORTED_PARAMETER,
+            )
+        if fault := out_of_bounds(params):
+            raise InvalidRequest(
+                f"{fault.field} is {fault.value}, outside {fault.bounds}",
+                fault._asdict(),
+                reason=Reason.BAD_SAMPLING_PARAMS,
+            )
+        if params.grammar is not None and params.grammar.start_after_token_id is not None:
+            start = array("q", [params.grammar.start_after_token_id])
+            self.check_token_ids("grammar.start_after_token_id", start)
+
     def check_stop_token_ids(self, request: Request) -> None:
         """Refuses stop token IDs outside the vocabulary.
 
@@ -151,26 +176,6 @@ class Limits:
                 "vocab_size": str(self.vocab_size),
             },
             reason=Reason.TOKEN_OUT_OF_RANGE,
-        )
-
-
-def _check_sampling_params(params: SamplingParams) -> None:
-    if fault := unsupported(params):
-        raise InvalidRequest(
-            f"sampling_params.{fault.field} is {fault.value}, but this engine does not support the "
-            f"parameter; it supports {', '.join(SUPPORTED_PARAMS)}",
-            {
-                "field": fault.field,
-                "value": fault.value,
-                "supported": ",".join(SUPPORTED_PARAMS),
-            },
-            reason=Reason.UNSUPPORTED_PARAMETER,
-        )
-    if fault := out_of_bounds(params):
-        raise InvalidRequest(
-            f"{fault.field} is {fault.value}, outside {fault.bounds}",
-            fault._asdict(),
-            reason=Reason.BAD_SAMPLING_PARAMS,
         )
 
 

@@ -99,7 +99,8 @@ class Sequence:
         self.seed = secrets.randbits(63) if params.seed is None else params.seed
         self.sampling_record = to_record(params, self.seed)
         self.stop_token_ids = frozenset(params.stop_token_ids)
-        if not params.ignore_eos:
+        # A grammar allows the end-of-sequence token where the text may end; nothing follows it.
+        if params.grammar is not None or not params.ignore_eos:
             self.stop_token_ids |= eos_token_ids
         self.max_num_tokens = max_num_tokens
 
