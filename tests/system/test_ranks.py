@@ -3,7 +3,6 @@
 The engine that goes on has a single rank: engines of any number of ranks serve one model together.
 """
 
-import asyncio
 import os
 import signal
 from pathlib import Path
@@ -11,21 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.system.fleets import fleet_of
-from tests.system.test_failover import check, real_engine, run_all, two_engines
+from tests.system.test_failover import check, real_engine, run_all
 
 RANKS = ("--tensor-parallel-size", "2", "--core-silence-seconds", "2")
 RANKS += ("--frozen-core-exit-seconds", "1")
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """What engines of a single rank give."""
-
-    async def run_undisturbed():
-        async with two_engines(tmp_path_factory.mktemp("undisturbed")) as fleet:
-            return await run_all(fleet)
-
-    return asyncio.run(run_undisturbed())
 
 
 def spawned(pid: int) -> list[int]:
