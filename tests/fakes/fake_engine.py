@@ -3,6 +3,8 @@
 Each token is a hash of the seed and of all tokens before it, so that a lost, doubled or misplaced
 token, a wrong resume or a wrong seed changes everything after it (`expected_tokens`). Scheduler,
 block pool and the checks of requests are the product's; the methods under "faults" misbehave.
+Logprobs are functions of position and token (`fake_logprobs`); other parameters that are not basic
+have no effect.
 
 In a test:     `async with FakeEngine(FakeEngineConfig(block_size=4)) as engine: ... engine.address`
 As a process:  `python -m tests.fakes.fake_engine --port 9000 --model-name fake --tokenizer DIR`
@@ -14,7 +16,7 @@ import hashlib
 import logging
 import secrets
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import grpc
@@ -24,10 +26,10 @@ from grpc_status import rpc_status
 from protos.pagestream.engine.v1 import engine_pb2, engine_pb2_grpc
 from protos.wire import channel, status
 from protos.wire.limits import MAX_BLOCK_HASHES
+from protos.wire.sampling_params import to_fields
 from protos.wire.status import Reason
 from protos.wire.tokenizer_digest import tokenizer_digest
 from tests.fakes.fake_core import (
-    SUPPORTED,
     FakeCore,
     FakeEngineConfig,
     Refused,
@@ -150,6 +152,10 @@ class FakeEngine(FakeCore, engine_pb2_grpc.EngineServiceServicer):
                 response = engine_pb2.GenerateResponse(token_ids=message.token_ids)
                 for admission in message.admissions:
                     response.admission.CopyFrom(admission.admission)
+                for logprobs in message.logprobs:
+                    response.logprobs.CopyFrom(logprobs.logprobs)
+                if message.prompt_logprobs:
+                    response.prompt_logprobs.CopyFrom(merged(message.prompt_logprobs))
                 for finish in message.finishes:
                     response.finish.CopyFrom(finish.finish)
                 yield response
@@ -249,7 +255,9 @@ class FakeEngine(FakeCore, engine_pb2_grpc.EngineServiceServicer):
             tensor_parallel_size=1,
             dtype="none",
             tokenizer_sha256=tokenizer_digest(digests),
-            supported_sampling_params=SUPPORTED,
+            supported_sampling_params=sorted(config.supported_params),
+            default_sampling_params=engine_pb2.SamplingParams(**to_fields(config.default_params)),
+            max_logprob_count=config.max_logprobs,
             engine_version="0",
         )
 
@@ -293,6 +301,16 @@ class FakeEngine(FakeCore, engine_pb2_grpc.EngineServiceServicer):
             self._publish()
         sink.closed = True
         sink.wake()
+
+
+def merged(
+    parts: Sequence[engine_pb2.RequestPromptLogprobs],
+) -> engine_pb2.PromptLogprobs:
+    """Returns consecutive logprobs of one prompt as one message."""
+    whole = engine_pb2.PromptLogprobs(first_position=parts[0].prompt_logprobs.first_position)
+    for part in parts:
+        whole.logprobs.MergeFrom(part.prompt_logprobs.logprobs)
+    return whole
 
 
 async def _serve(config: FakeEngineConfig, host: str, port: int) -> None:
