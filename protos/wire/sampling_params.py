@@ -318,9 +318,13 @@ def demanded(params: SamplingParams) -> frozenset[str]:
 
     Most requests have none; finding that out takes less than a microsecond.
     """
-    if _newer_values(params) == _NO_NEWER_VALUES:
+    values = _newer_values(params)
+    if values == _NO_NEWER_VALUES:
         return frozenset()
-    return frozenset(name for name in _NEWER_PARAMS if not is_neutral(params, name))
+    entries = zip(_NEWER_PARAMS, values, _NO_NEWER_VALUES, strict=True)
+    return frozenset(
+        name for name, value, unset in entries if value != unset and not is_neutral(params, name)
+    )
 
 
 def plain_value(name: str) -> float:

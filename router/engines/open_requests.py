@@ -117,8 +117,10 @@ class OpenRequests:
                 request.admit(admission.handle, admission.admission)
         if message.prompt_logprobs:
             self._deliver_prompt_logprobs(message)
-        if message.handles or message.token_ids or message.token_counts or message.logprobs:
+        if message.handles or message.token_ids or message.token_counts:
             self._deliver_tokens(message)
+        elif message.logprobs:
+            raise violation("a step has logprobs, but no tokens")
         for finish in message.finishes:
             request = requests.get(finish.handle)
             if request is None:
