@@ -117,10 +117,8 @@ class OpenRequests:
                 request.admit(admission.handle, admission.admission)
         if message.prompt_logprobs:
             self._deliver_prompt_logprobs(message)
-        if message.handles or message.token_ids or message.token_counts:
+        if message.handles or message.token_ids or message.token_counts or message.logprobs:
             self._deliver_tokens(message)
-        elif message.logprobs:
-            raise violation("a step has logprobs, but no tokens")
         for finish in message.finishes:
             request = requests.get(finish.handle)
             if request is None:
@@ -146,6 +144,8 @@ class OpenRequests:
             raise violation(f"{num_tokens} tokens in one step are more than its requests can get")
         if len(handles) != len(message.token_counts) or len(handles) > num_tokens:
             raise violation("a step's token counts do not match its tokens, or contain zeros")
+        if not num_tokens:
+            raise violation("a step has logprobs, but no tokens")
         token_counts = message.token_counts[:]
         # Slicing is faster than making a list.
         token_ids = message.token_ids[:]
