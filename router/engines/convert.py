@@ -37,8 +37,6 @@ _MIN_RATE = 0.01
 _MAX_RATE = 1e9
 """Tokens per second of the slowest and the fastest machine."""
 
-_NO_DEFAULTS = SamplingParams()
-
 _STATES = {
     engine_pb2.ENGINE_STATE_SERVING: EngineState.SERVING,
     engine_pb2.ENGINE_STATE_DRAINING: EngineState.DRAINING,
@@ -97,15 +95,14 @@ def _fields(params: SamplingParams, model: ModelInfo) -> dict[str, Any]:
     engine with defaults of its own would use them for what the request leaves unset.
     """
     fields = to_fields(params)
-    if model.supported_params != ALL_PARAMS:
+    if not fields.keys() <= model.supported_params:
         for name in fields.keys() - model.supported_params:
             if is_neutral(params, name):
                 del fields[name]
     defaults = model.default_sampling_params
-    if defaults != _NO_DEFAULTS:
-        for name in DEFAULT_PARAMS:
-            if name not in fields and getattr(defaults, name) is not None:
-                fields[name] = plain_value(name)
+    for name in DEFAULT_PARAMS:
+        if getattr(defaults, name) is not None and name not in fields:
+            fields[name] = plain_value(name)
     return fields
 
 
