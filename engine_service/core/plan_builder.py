@@ -27,6 +27,7 @@ class PlanBuilder:
         "_new_token_ids",
         "_num_computed_tokens",
         "_num_scheduled_tokens",
+        "_prompt_logprobs",
         "_slots",
         "num_decode_tokens",
         "sequences",
@@ -48,6 +49,7 @@ class PlanBuilder:
         self._num_computed_tokens: list[int] = []
         self._num_scheduled_tokens: list[int] = []
         self._is_sampled: list[bool] = []
+        self._prompt_logprobs: dict[int, int] = {}
 
     def add_sequence(self, sequence: Sequence) -> None:
         """Tells the ranks of a sequence that was just given its slot and its blocks."""
@@ -84,6 +86,10 @@ class PlanBuilder:
         sequence.num_pending_tokens += is_sampled
         sequence.last_step_id = self.step_id
 
+    def ask_for_prompt_logprobs(self, num_tokens: int) -> None:
+        """Asks the last row for the logprobs of prompt tokens, from its second position on."""
+        self._prompt_logprobs[len(self._slots) - 1] = num_tokens
+
     def build(self) -> StepPlan:
         """Returns the plan."""
         return StepPlan(
@@ -99,4 +105,10 @@ class PlanBuilder:
             num_computed_tokens=int32_array(self._num_computed_tokens),
             num_scheduled_tokens=int32_array(self._num_scheduled_tokens),
             is_sampled=array("b", self._is_sampled),
+            num_prompt_logprobs=self._num_prompt_logprobs(),
         )
+
+    def _num_prompt_logprobs(self) -> "array[int]":
+        if not self._prompt_logprobs:
+            return int32_array()
+        return int32_array([self._prompt_logprobs.get(row, 0) for row in range(len(self._slots))])

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from engine_service.config import SchedulerOptions
 from engine_service.core.engine_core import EngineCore
@@ -24,15 +24,17 @@ from engine_service.core.types import (
     StepResult,
 )
 from engine_service.errors import DOMAIN, RequestError
-from engine_service.server.convert import to_request
+from engine_service.server.convert import fill_logprobs, fill_prompt_logprobs, to_request
+from engine_service.server.output_stream import PromptLogprobs
 from protos.pagestream.engine.v1 import engine_pb2
 from protos.wire import block_hash, status
-from protos.wire.limits import MAX_LOGPROBS
-from protos.wire.sampling_params import ALL_PARAMS, BASIC_PARAMS, SamplingParams, from_message
+from protos.wire.sampling_params import SUPPORTED_PARAMS, SamplingParams
 from protos.wire.status import ErrorStatus, Reason
 from servicekit.status import to_error_status
-from tests.fakes.fake_logprobs import expected_logprobs
 from tests.fakes.hash_executor import HashExecutor, TokenStream
+
+if TYPE_CHECKING:
+    from engine_service.core.logprobs import StepLogprobs
 
 _FINISH_REASONS = {
     FinishReason.STOP: engine_pb2.FINISH_REASON_STOP,
@@ -60,12 +62,11 @@ class FakeEngineConfig:
     eos_token_ids: tuple[int, ...] = ()
     """Tokens that end a request that names none; never generated."""
     tokenizer: Path | None = None
-    supported_params: frozenset[str] = ALL_PARAMS
+    supported_params: frozenset[str] = frozenset(SUPPORTED_PARAMS)
     """A request that sets another is refused, as by an older engine, even if its value is neutral.
-    Those that are neither basic nor of logprobs have no effect."""
-    default_params: SamplingParams = field(default_factory=SamplingParams)
-    """Only told; a request that leaves one unset is not refused."""
-    max_logprobs: int = MAX_LOGPROBS
+    """
+    max_logprobs: int = 20
+    default_sampling_params: SamplingParams = field(default_factory=SamplingParams)
     delta_history: int = 1024
     """Cache changes kept for watchers that resume."""
 
@@ -86,6 +87,8 @@ class FakeEngineConfig:
             tensor_parallel_size=1,
             dtype="none",
             device="cpu",
+            max_logprobs=self.max_logprobs,
+            default_sampling_params=self.default_sampling_params,
         )
 
 
@@ -117,8 +120,7 @@ class Sink:
         self.requests: dict[int, OpenRequest] = {}
         """By handle."""
         self.tokens: dict[int, array[int]] = {}
-        self.logprobs: dict[int, tuple[int, int, int]] = {}
-        """For tokens that need them: position of the first, candidates, size of the vocabulary."""
+        self.logprobs: dict[int, StepLogprobs] = {}
         self.message = engine_pb2.GenerateManyResponse()
         self.closed = False
         self.error: Refused | None = None
@@ -145,22 +147,9 @@ class Sink:
         for token_ids in tokens.values():
             message.token_ids.extend(token_ids)
         logprobs, self.logprobs = self.logprobs, {}
-        for handle, (position, num_top, vocab_size) in logprobs.items():
-            own = logprobs_message(position, tokens[handle], num_top, vocab_size)
-            message.logprobs.add(handle=handle, logprobs=own)
+        for handle, rows in logprobs.items():
+            fill_logprobs(message.logprobs.add(handle=handle).logprobs, rows)
         return message
-
-
-def logprobs_message(
-    position: int, token_ids: Sequence[int], num_top: int, vocab_size: int
-) -> engine_pb2.Logprobs:
-    """Returns the logprobs of tokens from a position on."""
-    expected = expected_logprobs(position, token_ids, num_top, vocab_size)
-    return engine_pb2.Logprobs(
-        logprobs=expected.logprobs,
-        top_token_ids=expected.top_token_ids,
-        top_logprobs=expected.top_logprobs,
-    )
 
 
 @dataclass(slots=True, eq=False)
@@ -170,31 +159,7 @@ class OpenRequest:
     request_id: int
     sink: Sink
     handle: int
-    submission: engine_pb2.Submission
-    num_top: int | None = None
-    """Candidates that its logprobs have; None without logprobs."""
-    position: int = 0
-    """Of its next token."""
-    prompt_position: int = 0
-    """Of the next token of the prompt whose logprobs must be told; 0 if none must."""
-    is_admitted: bool = False
     timer: asyncio.TimerHandle | None = None
-
-    def __post_init__(self) -> None:
-        request = self.submission.request
-        params = request.sampling_params
-        self.position = len(request.prompt_token_ids) + len(request.resume_token_ids)
-        if params.HasField("logprobs"):
-            self.num_top = params.logprobs
-        if params.HasField("prompt_logprobs"):
-            self.prompt_position = 1
-
-    @property
-    def is_without_tokens(self) -> bool:
-        """Whether it asks for no token, which the core knows nothing of."""
-        return self.submission.request.sampling_params.max_tokens == 0 and (
-            self.submission.request.sampling_params.HasField("max_tokens")
-        )
 
 
 @dataclass(slots=True)
@@ -340,15 +305,15 @@ class FakeCore:
         try:
             self._check()
             self._check_params(submission.request.sampling_params)
-            asked = to_request(_basic(submission.request), request_id, self._limits)
-            self.core.add(asked)
+            defaults = self.config.default_sampling_params
+            self.core.add(to_request(submission.request, request_id, self._limits, defaults))
         except Refused as error:
             self._fail(sink, submission.handle, error.status)
             return
         except RequestError as error:
             self._fail(sink, submission.handle, to_error_status(error))
             return
-        request = OpenRequest(request_id, sink, submission.handle, submission)
+        request = OpenRequest(request_id, sink, submission.handle)
         self._requests[request_id] = sink.requests[submission.handle] = request
         if submission.HasField("timeout"):
             seconds = submission.timeout.ToTimedelta().total_seconds()
@@ -365,17 +330,11 @@ class FakeCore:
         if self.num_waiting >= self.config.max_waiting:
             raise Refused(Reason.QUEUE_FULL, f"{self.config.max_waiting} requests wait", 1.0)
 
-    def _check_params(self, message: engine_pb2.SamplingParams) -> None:
-        for one, _ in message.ListFields():
+    def _check_params(self, params: engine_pb2.SamplingParams) -> None:
+        for one, _ in params.ListFields():
             if one.name not in self.config.supported_params:
                 text = f"sampling_params.{one.name} is not supported"
                 raise Refused(Reason.UNSUPPORTED_PARAMETER, text)
-        params = from_message(message)
-        for name in ("logprobs", "prompt_logprobs"):
-            if (getattr(params, name) or 0) > self.config.max_logprobs:
-                raise Refused(Reason.BAD_SAMPLING_PARAMS, f"{name} is {getattr(params, name)}")
-        if params.max_tokens == 0 and params.prompt_logprobs is None:
-            raise Refused(Reason.BAD_SAMPLING_PARAMS, "max_tokens is 0")
 
     def _expire(self, request: OpenRequest, seconds: float) -> None:
         self._cancel(request)
@@ -449,18 +408,20 @@ class FakeCore:
         requests = self._requests
         for admission in output.admissions:
             if request := requests.get(admission.request_id):
-                request.is_admitted = True
                 request.sink.message.admissions.add(
-                    handle=request.handle, admission=_from_admission(admission, request)
+                    handle=request.handle, admission=_from_admission(admission)
                 )
-        for request in requests.values():
-            if request.prompt_position and request.is_admitted:
-                self._tell_prompt_logprobs(request, self.config.max_num_batched_tokens)
         end = 0
         for request_id, count in zip(output.request_ids, output.token_counts, strict=True):
             start, end = end, end + count
             if request := requests.get(request_id):
-                self._tell_tokens(request, output.token_ids[start:end])
+                waiting = request.sink.tokens.get(request.handle)
+                if waiting is None:
+                    request.sink.tokens[request.handle] = output.token_ids[start:end]
+                else:
+                    waiting += output.token_ids[start:end]
+                request.sink.wake()
+        self._tell_logprobs(output)
         self._tokens_to_live -= end
         for finish in output.finishes:
             if request := requests.get(finish.request_id):
@@ -471,60 +432,22 @@ class FakeCore:
                 self._forget(request)
         self.cache.change(list(output.cache_delta.stored), list(output.cache_delta.removed))
 
-    def _tell_tokens(self, request: OpenRequest, token_ids: "array[int]") -> None:
-        if request.prompt_position:
-            self._tell_prompt_logprobs(request, len(request.submission.request.prompt_token_ids))
-        if request.is_without_tokens:
-            return
-        sink, handle = request.sink, request.handle
-        waiting = sink.tokens.get(handle)
-        if waiting is None:
-            sink.tokens[handle] = token_ids
-            if request.num_top is not None:
-                own = request.position, request.num_top, self.config.vocab_size
-                sink.logprobs[handle] = own
-        else:
-            waiting += token_ids
-        request.position += len(token_ids)
-        sink.wake()
-
-    def _tell_prompt_logprobs(self, request: OpenRequest, count: int) -> None:
-        """Tells the logprobs of so many more tokens of the prompt, or of those that are left."""
-        asked = request.submission.request
-        first, num_top = request.prompt_position, asked.sampling_params.prompt_logprobs
-        token_ids = asked.prompt_token_ids[first : first + count]
-        request.prompt_position = first + len(token_ids)
-        if request.prompt_position >= len(asked.prompt_token_ids):
-            request.prompt_position = 0
-        if token_ids:
-            told = engine_pb2.PromptLogprobs(
-                first_position=first,
-                logprobs=logprobs_message(first, token_ids, num_top, self.config.vocab_size),
-            )
-            request.sink.message.prompt_logprobs.add(handle=request.handle, prompt_logprobs=told)
-            request.sink.wake()
+    def _tell_logprobs(self, output: StepOutput) -> None:
+        for request_id, position, rows in output.prompt_logprobs or ():
+            if request := self._requests.get(request_id):
+                part = request.sink.message.prompt_logprobs.add(handle=request.handle)
+                prompt = PromptLogprobs(first_position=position, logprobs=rows)
+                fill_prompt_logprobs(part.prompt_logprobs, prompt)
+                request.sink.wake()
+        for request_id, _, rows in output.logprobs or ():
+            if request := self._requests.get(request_id):
+                waiting = request.sink.logprobs.setdefault(request.handle, rows)
+                if waiting is not rows:
+                    waiting.extend(rows)
 
 
-def _basic(request: engine_pb2.GenerateRequest) -> engine_pb2.GenerateRequest:
-    """Returns a request without the parameters that the fake engine itself takes care of."""
-    others = [one.name for one, _ in request.sampling_params.ListFields()]
-    others = [name for name in others if name not in BASIC_PARAMS]
-    if not others:
-        return request
-    basic = engine_pb2.GenerateRequest()
-    basic.CopyFrom(request)
-    params = basic.sampling_params
-    for name in others:
-        params.ClearField(name)
-    if params.HasField("max_tokens") and params.max_tokens == 0:
-        params.max_tokens = 1
-    return basic
-
-
-def _from_admission(admission: Admission, request: OpenRequest) -> engine_pb2.Admission:
-    has_prompt_logprobs = request.submission.request.sampling_params.HasField("prompt_logprobs")
-    num_cached = 0 if has_prompt_logprobs else admission.num_cached_tokens
-    return engine_pb2.Admission(cached_token_count=num_cached, seed=admission.seed)
+def _from_admission(admission: Admission) -> engine_pb2.Admission:
+    return engine_pb2.Admission(cached_token_count=admission.num_cached_tokens, seed=admission.seed)
 
 
 def _from_finish(finish: Finish) -> engine_pb2.Finish:

@@ -3,8 +3,6 @@
 Each token is a hash of the seed and of all tokens before it, so that a lost, doubled or misplaced
 token, a wrong resume or a wrong seed changes everything after it (`expected_tokens`). Scheduler,
 block pool and the checks of requests are the product's; the methods under "faults" misbehave.
-Logprobs are functions of position and token (`fake_logprobs`); other parameters that are not basic
-have no effect.
 
 In a test:     `async with FakeEngine(FakeEngineConfig(block_size=4)) as engine: ... engine.address`
 As a process:  `python -m tests.fakes.fake_engine --port 9000 --model-name fake --tokenizer DIR`
@@ -16,7 +14,7 @@ import hashlib
 import logging
 import secrets
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
@@ -150,12 +148,12 @@ class FakeEngine(FakeCore, engine_pb2_grpc.EngineServiceServicer):
                     reply = rpc_status.to_status(status.to_rpc_status(unpacked))
                     await context.abort_with_status(reply)
                 response = engine_pb2.GenerateResponse(token_ids=message.token_ids)
+                for entry in message.logprobs:
+                    response.logprobs.CopyFrom(entry.logprobs)
+                for entry in message.prompt_logprobs:
+                    yield engine_pb2.GenerateResponse(prompt_logprobs=entry.prompt_logprobs)
                 for admission in message.admissions:
                     response.admission.CopyFrom(admission.admission)
-                for logprobs in message.logprobs:
-                    response.logprobs.CopyFrom(logprobs.logprobs)
-                if message.prompt_logprobs:
-                    response.prompt_logprobs.CopyFrom(merged(message.prompt_logprobs))
                 for finish in message.finishes:
                     response.finish.CopyFrom(finish.finish)
                 yield response
@@ -256,7 +254,9 @@ class FakeEngine(FakeCore, engine_pb2_grpc.EngineServiceServicer):
             dtype="none",
             tokenizer_sha256=tokenizer_digest(digests),
             supported_sampling_params=sorted(config.supported_params),
-            default_sampling_params=engine_pb2.SamplingParams(**to_fields(config.default_params)),
+            default_sampling_params=engine_pb2.SamplingParams(
+                **to_fields(config.default_sampling_params)
+            ),
             max_logprob_count=config.max_logprobs,
             engine_version="0",
         )
@@ -301,16 +301,6 @@ class FakeEngine(FakeCore, engine_pb2_grpc.EngineServiceServicer):
             self._publish()
         sink.closed = True
         sink.wake()
-
-
-def merged(
-    parts: Sequence[engine_pb2.RequestPromptLogprobs],
-) -> engine_pb2.PromptLogprobs:
-    """Returns consecutive logprobs of one prompt as one message."""
-    whole = engine_pb2.PromptLogprobs(first_position=parts[0].prompt_logprobs.first_position)
-    for part in parts:
-        whole.logprobs.MergeFrom(part.prompt_logprobs.logprobs)
-    return whole
 
 
 async def _serve(config: FakeEngineConfig, host: str, port: int) -> None:

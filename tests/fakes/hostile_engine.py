@@ -15,8 +15,8 @@ from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from protos.pagestream.engine.v1 import engine_pb2 as pb
-from tests.fakes.fake_core import logprobs_message
 from tests.fakes.fake_engine import FakeEngine, FakeEngineConfig, expected_tokens
+from tests.fakes.fake_logprobs import as_message, made_up_logprobs
 
 STEP = pb.GenerateManyResponse
 NUM_TOKENS = 12
@@ -175,7 +175,7 @@ def prompt_logprobs_of(handle, first_position, token_ids, num_top=1, **changes) 
 
 
 def _logprobs(first_position, token_ids, num_top, changes) -> pb.Logprobs:
-    told = logprobs_message(first_position, token_ids, num_top, FakeEngineConfig().vocab_size)
+    told = as_message(made_up_logprobs(first_position, token_ids, num_top))
     for name, values in changes.items():
         told.ClearField(name)
         getattr(told, name).extend(values)

@@ -145,7 +145,7 @@ ASKED = SamplingParams(
     logprobs=0,
     logit_bias=(LogitBias(3, -1.0),),
     bad_words_token_ids=((1, 2), (3,)),
-    allowed_token_ids=(7, 8),
+    allowed_token_ids=array("I", [7, 8]),
     prompt_logprobs=0,
     sample_index=4,
     grammar=Grammar(form="choice", choices=("a", "b"), start_after_token_id=0),

@@ -13,7 +13,7 @@ from router.types import (
     TokenLogprobs,
     Tokens,
 )
-from tests.fakes.fake_logprobs import as_lists, expected_logprobs
+from tests.fakes.fake_logprobs import as_lists, made_up_logprobs
 from tests.router.fleets import rest_of
 
 
@@ -107,7 +107,7 @@ async def test_closing_cancels_once_and_not_after_the_end():
 
 
 def logprobs(first_position, token_ids, num_top):
-    expected = expected_logprobs(first_position, token_ids, num_top)
+    expected = made_up_logprobs(first_position, token_ids, num_top)
     return TokenLogprobs(
         logprobs=array("f", expected.logprobs),
         top_token_ids=array("I", expected.top_token_ids),
@@ -128,7 +128,7 @@ async def test_logprobs_merge_and_stay_with_their_tokens():
     assert [len(event.token_ids) for event in events] == [512, 488]
     position = 0
     for event in events:
-        expected = expected_logprobs(position, event.token_ids, 3)
+        expected = made_up_logprobs(position, event.token_ids, 3)
         assert as_lists(event.logprobs) == expected
         position += len(event.token_ids)
 
@@ -145,7 +145,7 @@ async def test_logprobs_of_the_prompt_merge_and_come_first():
     assert [event.first_position for event in events[:3]] == [1, 1025, 2049]
     for event in events[:3]:
         first, count = event.first_position, len(event.logprobs.logprobs)
-        assert as_lists(event.logprobs) == expected_logprobs(first, range(first, first + count), 1)
+        assert as_lists(event.logprobs) == made_up_logprobs(first, range(first, first + count), 1)
     assert sum(len(event.logprobs.logprobs) for event in events[:3]) == 2500
     assert events[3] == Tokens(token_ids=[5])
 

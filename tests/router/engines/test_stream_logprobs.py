@@ -7,8 +7,7 @@ import pytest
 
 from protos.pagestream.engine.v1 import engine_pb2 as pb
 from router.types import Finished, FinishReason, PromptLogprobs, Tokens
-from tests.fakes.fake_core import logprobs_message
-from tests.fakes.fake_logprobs import as_lists, expected_logprobs
+from tests.fakes.fake_logprobs import as_lists, as_message, made_up_logprobs
 from tests.fakes.hostile_engine import admission, failure, finish, tokens_of
 from tests.router.engines.test_open_requests import MODEL, check_violation, opened, say, sent
 from tests.router.fleets import rest_of
@@ -18,7 +17,7 @@ STOP = pb.FINISH_REASON_STOP
 
 
 def logprobs_of(first_position, token_ids, num_top):
-    return logprobs_message(first_position, token_ids, num_top, VOCAB_SIZE)
+    return as_message(made_up_logprobs(first_position, token_ids, num_top, VOCAB_SIZE))
 
 
 def scored(handle, token_ids, num_top=2, first_position=4, **changes):
@@ -55,7 +54,7 @@ async def test_logprobs_come_with_their_tokens():
 
     _, event, end = await rest_of(stream)
     assert event.token_ids == [7, 599, 0, 1, 2]
-    assert as_lists(event.logprobs) == expected_logprobs(4, event.token_ids, 2, VOCAB_SIZE)
+    assert as_lists(event.logprobs) == made_up_logprobs(4, event.token_ids, 2, VOCAB_SIZE)
     assert end == Finished(reason=FinishReason.LENGTH)
     _, event, _ = await rest_of(plain)
     assert event == Tokens(token_ids=[5] * 5)
@@ -67,7 +66,7 @@ async def test_zero_candidates_are_the_logprobs_of_the_tokens_alone():
     say(requests, admission(1), scored(1, [7] * 5, num_top=0), finish(1))
 
     _, event, _ = await rest_of(stream)
-    assert as_lists(event.logprobs) == expected_logprobs(4, [7] * 5, 0)
+    assert as_lists(event.logprobs) == made_up_logprobs(4, [7] * 5, 0)
     assert len(event.logprobs.top_token_ids) == 0
 
 
@@ -76,7 +75,7 @@ async def test_there_are_no_more_candidates_than_tokens_in_the_vocabulary():
     stream = sent(requests, num_prompt=3, logprobs=20)
     say(requests, admission(1))
     step = tokens_of(1, [2])
-    step.logprobs.add(handle=1, logprobs=logprobs_message(3, [2], 20, 3))
+    step.logprobs.add(handle=1, logprobs=as_message(made_up_logprobs(3, [2], 20, 3)))
     say(requests, step)
 
     _, event = [await anext(stream) for _ in range(2)]
@@ -162,7 +161,7 @@ async def test_logprobs_of_the_prompt_come_before_the_first_token():
 
     _, event, tokens, _ = await rest_of(stream)
     assert event.first_position == 1
-    assert as_lists(event.logprobs) == expected_logprobs(1, [1, 2, 3, 4, 5], 1, VOCAB_SIZE)
+    assert as_lists(event.logprobs) == made_up_logprobs(1, [1, 2, 3, 4, 5], 1, VOCAB_SIZE)
     assert tokens == Tokens(token_ids=[7] * 5)
 
 

@@ -21,8 +21,7 @@ def check(events, asked, seed=0):
     assert finished == Finished(reason=FinishReason.LENGTH)
     num_of_prompt = sum(isinstance(event, PromptLogprobs) for event in middle)
     check_prompt(middle[:num_of_prompt], prompt, params.prompt_logprobs)
-    check_tokens(middle[num_of_prompt:], len(prompt), params.logprobs)
-    token_ids = [token_id for event in middle[num_of_prompt:] for token_id in event.token_ids]
+    token_ids = check_tokens(middle[num_of_prompt:], prompt, params.logprobs, seed)
     assert token_ids == expected_tokens(prompt, params.max_tokens, seed=seed)
 
 
@@ -31,22 +30,23 @@ def check_prompt(events, prompt, num_top):
     for event in events:
         assert event.first_position == position
         end = position + len(event.logprobs.logprobs)
-        assert as_lists(event.logprobs) == expected_logprobs(
-            position, prompt[position:end], num_top
-        )
+        expected = expected_logprobs(prompt[:position], prompt[position:end], num_top)
+        assert as_lists(event.logprobs) == expected
         position = end
     assert position == (1 if num_top is None else len(prompt))
 
 
-def check_tokens(events, position, num_top):
+def check_tokens(events, prompt, num_top, seed):
+    token_ids = []
     for event in events:
         assert isinstance(event, Tokens)
         if num_top is None:
             assert event.logprobs is None
         else:
-            expected = expected_logprobs(position, event.token_ids, num_top)
+            expected = expected_logprobs([*prompt, *token_ids], event.token_ids, num_top, seed)
             assert as_lists(event.logprobs) == expected
-        position += len(event.token_ids)
+        token_ids += event.token_ids
+    return token_ids
 
 
 @pytest.mark.parametrize("params", [{}, {"temperature": 0.7}])

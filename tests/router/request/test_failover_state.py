@@ -12,7 +12,7 @@ from router.types import (
     PromptLogprobs,
     TokenRequest,
 )
-from tests.fakes.fake_logprobs import expected_logprobs
+from tests.fakes.fake_logprobs import made_up_logprobs
 
 
 def error(reason):
@@ -195,7 +195,7 @@ def test_request_without_a_token_does_not_wait_for_lost_engines_when_others_refu
 
 
 def prompt_logprobs(first_position, count):
-    expected = expected_logprobs(first_position, [7] * count, 2)
+    expected = made_up_logprobs(first_position, [7] * count, 2)
     return PromptLogprobs(first_position=first_position, logprobs=expected)
 
 

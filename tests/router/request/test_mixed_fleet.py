@@ -5,7 +5,7 @@ from dataclasses import replace
 import grpc
 import pytest
 
-from protos.wire.sampling_params import ALL_PARAMS, BASIC_PARAMS, SamplingParams
+from protos.wire.sampling_params import BASIC_PARAMS, SamplingParams
 from protos.wire.status import Reason, code_number
 from router.errors import InvalidRequest, NoEngine, QueueFull
 from router.types import EngineState
@@ -170,21 +170,24 @@ async def test_length_that_only_an_older_engine_has_counts_for_requests_that_it_
 
 async def test_engines_whose_defaults_differ_serve_one_model_and_the_difference_is_logged(caplog):
     own = SamplingParams(temperature=0.5, top_k=20)
-    async with fleet_of(replace(NEW, default_params=own)) as (fleet, _):
+    async with fleet_of(replace(NEW, default_sampling_params=own)) as (fleet, _):
         assert fleet.model_info("fake").default_sampling_params == own
         assert not caplog.text
-    async with fleet_of(NEW, replace(NEW, default_params=own)) as (fleet, engines):
+    async with fleet_of(NEW, replace(NEW, default_sampling_params=own)) as (fleet, engines):
         assert all(state is EngineState.SERVING for state in states(fleet))
-        assert fleet.model_info("fake").supported_params == ALL_PARAMS
+        used = fleet.model_info("fake").default_sampling_params
 
     (line,) = [line for line in caplog.messages if line.startswith("engine defaults differ")]
-    assert f"engine={engines[0].address} " in line or f"engine={engines[1].address} " in line
-    assert "its default temperature is " in line
+    # The one that was there before it is the one whose defaults apply.
+    before = next(e for e in engines if f"that of engine {e.address} is" in line)
+    newcomer = next(e for e in engines if e is not before)
+    assert f"engine={newcomer.address} model=fake detail=its default temperature is " in line
+    assert used == before.config.default_sampling_params
 
 
 async def test_defaults_of_an_engine_do_not_change_what_a_request_means():
     own = SamplingParams(temperature=0.5, top_k=20)
-    async with fleet_of(replace(NEW, default_params=own)) as (fleet, (engine,)):
+    async with fleet_of(replace(NEW, default_sampling_params=own)) as (fleet, (engine,)):
         await collect(fleet, request([1], temperature=None))
 
         sent = engine.submissions[0].request.sampling_params
