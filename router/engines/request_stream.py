@@ -42,9 +42,10 @@ def _max_event_tokens(num_top: int) -> int:
 class RequestStream:
     """The events of one request; at most one of each kind waits, since tokens merge.
 
-    A waiting token takes about 40 bytes, its logprob 4 and each candidate 8 more. The fewer tokens
-    may wait: all of them with their candidates take 44 * `max_buffered_tokens` bytes at most.
-    Logprobs of the prompt have a bound of their own, 16 MiB and what one message brings.
+    A waiting token takes about 40 bytes, its logprob 4 and each candidate 8 more, and as much again
+    until the buffer is cleared of those that were read. The more candidates, the fewer tokens may
+    wait, so that all of them take 88 * `max_buffered_tokens` bytes at most. Logprobs of the prompt
+    have a bound of their own, 16 MiB and what one message brings.
 
     An async iterator. It ends after `Finished`; an engine's error is raised as `EngineError`. A
     reader that leaves early must call `close`, which cancels the request on the engine.
