@@ -1,6 +1,7 @@
 """The ranks that share a model, as one of them sees the group."""
 
 import logging
+import time
 
 import torch
 import torch.distributed as dist
@@ -32,9 +33,20 @@ class Ranks:
         self.rank = rank
         self.size = size
         self._peers = Peers(group=None)
+        self._is_on_host = True
+        self._host_seconds = 0.0
+
+    @property
+    def collective_seconds(self) -> float | None:
+        """Time that the collectives of steps have taken, with the wait for other ranks.
+
+        None on a GPU, where this process only launches them.
+        """
+        return self._host_seconds if self._is_on_host else None
 
     def connect(self, device: torch.device, hidden_size: int, dtype: torch.dtype) -> None:
         """Lets GPUs write into each other's memory where they can; all ranks call it together."""
+        self._is_on_host = device.type == "cpu"
         if self.size > 1:
             self._peers = connect_peers(None, device, hidden_size, dtype)
             if device.type == "cuda" and self.rank == 0 and self._peers.obstacle:
@@ -58,7 +70,12 @@ class Ranks:
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         """Returns the sum of all ranks' [num_tokens, hidden_size]; may overwrite x."""
-        return x if self.size == 1 else all_reduce(x, self._peers)
+        if self.size == 1:
+            return x
+        begun_at = time.perf_counter()
+        total = all_reduce(x, self._peers)
+        self._host_seconds += time.perf_counter() - begun_at
+        return total
 
     def all_reduce_add_norm(
         self, norm: RMSNorm, x: torch.Tensor, residual: torch.Tensor
@@ -75,7 +92,10 @@ class Ranks:
         """
         if self.size == 1:
             return norm(x, residual)
-        return all_reduce_add_rms_norm(x, residual, norm.weight, norm.eps, self._peers)
+        begun_at = time.perf_counter()
+        both = all_reduce_add_rms_norm(x, residual, norm.weight, norm.eps, self._peers)
+        self._host_seconds += time.perf_counter() - begun_at
+        return both
 
     def sum_on_cpu(self, x: torch.Tensor) -> torch.Tensor:
         """Returns the sum of all ranks' CPU tensors; may overwrite x."""
@@ -86,7 +106,9 @@ class Ranks:
     def maximum(self, x: torch.Tensor) -> torch.Tensor:
         """Returns the elementwise maximum over all ranks; may overwrite x."""
         if self.size > 1:
+            begun_at = time.perf_counter()
             dist.all_reduce(x, dist.ReduceOp.MAX)
+            self._host_seconds += time.perf_counter() - begun_at
         return x
 
     def minimum(self, value: int) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 
 import xxhash
 
-from engine_service.core.types import StepPlan, StepResult, int32_array
+from engine_service.core.types import RankStats, StepPlan, StepResult, int32_array
 from tests.fakes.sampling_records import new_seeds, new_temperatures
 
 
@@ -93,6 +93,10 @@ class HashExecutor:
 
     def check_ranks(self) -> None:
         """Has no other ranks."""
+
+    def take_rank_stats(self) -> tuple[RankStats, ...]:
+        """Has no other ranks."""
+        return ()
 
     def close(self) -> None:
         """Forgets all slots."""
