@@ -33,7 +33,7 @@ class RankMeter:
         self._lag_seconds = 0.0
         self._memory_bytes = 0
         # The first collectives wait for the slowest start.
-        self._seconds_before = ranks.collective_seconds
+        self._seconds_before = self._seconds = ranks.collective_seconds
 
     def begin_step(self, sent_at: float) -> None:
         """Counts a step, which this rank begins now.
@@ -44,17 +44,25 @@ class RankMeter:
         self._num_steps += 1
         self._lag_seconds += time.monotonic() - sent_at
 
+    def use_device(self) -> None:
+        """Makes its device that of the calling thread, which otherwise also uses the first GPU."""
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
+
     def read(self) -> RankStats:
         """Returns the counts and the memory; the latter may ask the device."""
         # Short of file descriptors, or a broken device: the steps will say so.
         with suppress(OSError, RuntimeError):
             self._memory_bytes = _memory_bytes(self._device)
-        seconds = self._ranks.collective_seconds
+            self._seconds = self._ranks.collective_seconds
+        before = self._seconds_before
         return RankStats(
             rank=self._ranks.rank,
             num_steps=self._num_steps,
             lag_seconds=self._lag_seconds,
-            collective_seconds=None if seconds is None else seconds - (self._seconds_before or 0.0),
+            collective_seconds=None
+            if self._seconds is None or before is None
+            else self._seconds - before,
             memory_bytes=self._memory_bytes,
         )
 
@@ -78,6 +86,7 @@ def reporting(meter: RankMeter, report: Callable[[RankStats], object]) -> Iterat
 
     def run() -> None:
         try:
+            meter.use_device()
             while not ended.is_set():
                 report(meter.read())
                 ended.wait(REPORT_SECONDS)
