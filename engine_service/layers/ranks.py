@@ -40,9 +40,13 @@ class Ranks:
     def collective_seconds(self) -> float | None:
         """Time that the collectives of steps have taken, with the wait for other ranks.
 
-        None on a GPU, where this process only launches them.
+        On a GPU, of those in peer memory, whose kernels measure it; None without such memory. It
+        may wait for the device.
         """
-        return self._host_seconds if self._is_on_host else None
+        if self._is_on_host:
+            return self._host_seconds
+        memory = self._peers.memory
+        return None if memory is None else memory.collective_seconds()
 
     def connect(self, device: torch.device, hidden_size: int, dtype: torch.dtype) -> None:
         """Lets GPUs write into each other's memory where they can; all ranks call it together."""

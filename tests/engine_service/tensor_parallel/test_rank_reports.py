@@ -144,6 +144,9 @@ def test_time_in_collectives_is_unknown_where_the_host_cannot_see_them():
     ranks.seconds = None
 
     assert RankMeter(ranks, CPU).read().collective_seconds is None
+    on_gpu = Ranks()
+    on_gpu.connect(torch.device("cuda"), 64, torch.bfloat16)
+    assert on_gpu.collective_seconds is None
 
 
 def test_memory_that_cannot_be_asked_stays_as_it_was(monkeypatch):
