@@ -53,7 +53,7 @@ def test_engine_that_does_not_start_ends_the_benchmark():
     done = run("--quick", "--starts", "1", "--ranks", "3")
 
     assert done.returncode == 1
-    assert "num_attention_heads is 4, not a multiple of it" in done.stderr
+    assert "num_key_value_heads is 2, no multiple and no divisor of it" in done.stderr
     assert "tiny with 3 ranks failed, see above" in done.stderr
 
 
