@@ -295,6 +295,8 @@ def out_of_bounds(params: SamplingParams) -> ParamFault | None:
         # The comparison is false for NaN.
         if not scalar.low <= value <= scalar.high:
             return ParamFault(name, _shown(value), scalar.bounds)
+    if params.max_tokens == 0 and params.prompt_logprobs is None:
+        return ParamFault("max_tokens", "0", "1 and more; 0 needs prompt_logprobs")
     for name, most in _BOUNDED_LISTS.items():
         if (count := len(getattr(params, name))) > most:
             return ParamFault(f"number of {name}", str(count), f"0 to {most}")
