@@ -55,9 +55,9 @@ def make_requests(vocab_size, num_requests=12):
 class PaddedStep(StepGraph):
     """Runs a step at its padded sizes, kernel by kernel, as its graphs would."""
 
-    def replay(self, rows):
+    def replay(self, rows, wants):
         self._rows.packed.copy_(rows.packed)
-        return self._runner.run(self._batch.read(self._rows, self._bounds))
+        return self._runner.run(self._batch.read(self._rows, self._bounds), wants)
 
 
 def pad_steps(executor, max_num_seqs, max_num_batched_tokens):
