@@ -42,9 +42,9 @@ class Limits:
             vocab_size=info.vocab_size,
             max_model_len=info.max_model_len,
             num_cache_tokens=info.num_blocks * info.block_size,
-            supported_params=info.supported_params,
             max_logprobs=min(info.max_logprobs, info.vocab_size),
             eos_token_ids=info.eos_token_ids,
+            supported_params=info.supported_params,
         )
 
     @property
@@ -98,7 +98,17 @@ class Limits:
         self._check_allowed(request)
 
     def _check_sampling_params(self, params: SamplingParams) -> None:
-        _check_supported(params, self.supported_params)
+        if fault := unsupported(params, self.supported_params):
+            raise InvalidRequest(
+                f"sampling_params.{fault.field} is {fault.value}, but this engine does not support "
+                f"the parameter; it supports {', '.join(self.supported_params)}",
+                {
+                    "field": fault.field,
+                    "value": fault.value,
+                    "supported": ",".join(self.supported_params),
+                },
+                reason=Reason.UNSUPPORTED_PARAMETER,
+            )
         if fault := out_of_bounds(params):
             raise _bad_param(*fault)
         for field in ("logprobs", "prompt_logprobs"):
@@ -190,11 +200,11 @@ class Limits:
             InvalidRequest: Names the first such ID.
         """
         self.check_token_ids("stop_token_ids", _array("stop_token_ids", params.stop_token_ids))
-        if params.grammar is not None and params.grammar.start_after_token_id is not None:
-            start = _array("start_after_token_id", [params.grammar.start_after_token_id])
-            self.check_token_ids("grammar.start_after_token_id", start)
         biased = _array("logit_bias", (bias.token_id for bias in params.logit_bias))
         self.check_token_ids("logit_bias", biased, ".token_id")
+        if params.grammar is not None and params.grammar.start_after_token_id is not None:
+            start = _array("grammar", [params.grammar.start_after_token_id])
+            self.check_token_ids("grammar.start_after_token_id", start)
         sequences = params.bad_words_token_ids
         if self._are_tokens(_array("bad_words_token_ids", chain.from_iterable(sequences))):
             return
@@ -249,20 +259,6 @@ def _array(field: str, token_ids: Iterable[int]) -> "array[int]":
             {"field": field},
             reason=Reason.TOKEN_OUT_OF_RANGE,
         ) from error
-
-
-def _check_supported(params: SamplingParams, supported: tuple[str, ...]) -> None:
-    if fault := unsupported(params, supported):
-        raise InvalidRequest(
-            f"sampling_params.{fault.field} is {fault.value}, but this engine does not support the "
-            f"parameter; it supports {', '.join(supported)}",
-            {
-                "field": fault.field,
-                "value": fault.value,
-                "supported": ",".join(supported),
-            },
-            reason=Reason.UNSUPPORTED_PARAMETER,
-        )
 
 
 def _bad_param(field: str, value: str, bounds: str) -> InvalidRequest:

@@ -21,8 +21,8 @@ class PlanBuilder:
         "_block_indices",
         "_block_slots",
         "_is_sampled",
-        "_new_grammars",
         "_new_edits",
+        "_new_grammars",
         "_new_num_tokens",
         "_new_sampling_records",
         "_new_slots",
@@ -43,8 +43,8 @@ class PlanBuilder:
         self._new_num_tokens: list[int] = []
         self._new_token_ids = int32_array()
         self._new_sampling_records = array("q")
-        self._new_grammars: list[SlotGrammar] = []
         self._new_edits = int32_array()
+        self._new_grammars: list[SlotGrammar] = []
         self._block_slots: list[int] = []
         self._block_indices: list[int] = []
         self._block_ids: list[int] = []
@@ -61,13 +61,13 @@ class PlanBuilder:
         self._new_num_tokens.append(len(sequence.token_ids))
         self._new_token_ids.extend(sequence.token_ids)
         self._new_sampling_records.extend(sequence.sampling_record)
+        if sequence.logit_edits:
+            self._new_edits.extend(sequence.logit_edits.to_record(sequence.slot))
         grammar = sequence.request.sampling_params.grammar
         if grammar is not None:
             self._new_grammars.append(
                 SlotGrammar(sequence.slot, grammar, sequence.num_prompt_tokens)
             )
-        if sequence.logit_edits:
-            self._new_edits.extend(sequence.logit_edits.to_record(sequence.slot))
         num_blocks = len(sequence.block_table)
         self._block_slots.extend([sequence.slot] * num_blocks)
         self._block_indices.extend(range(num_blocks))
@@ -109,8 +109,8 @@ class PlanBuilder:
             new_num_tokens=int32_array(self._new_num_tokens),
             new_token_ids=self._new_token_ids,
             new_sampling_records=self._new_sampling_records,
-            new_grammars=self._new_grammars,
             new_edits=self._new_edits,
+            new_grammars=self._new_grammars,
             block_slots=int32_array(self._block_slots),
             block_indices=int32_array(self._block_indices),
             block_ids=int32_array(self._block_ids),

@@ -203,7 +203,7 @@ class Scheduler:
             if sequence.is_scoring and not sequence.must_score_prompt:
                 self._finish(sequence)
         for sequence in invalid:
-            self._fail(sequence)
+            self._fail(sequence, None)
         return dataclasses.replace(progress, prompt_logprobs=logprobs)
 
     def _take_one_each(

@@ -126,7 +126,7 @@ class Sequence:
             self.seed,
             num_prompt_tokens=self.num_prompt_tokens,
             num_biases=self.logit_edits.num_biases,
-            is_restricted=bool(self.logit_edits.allowed),
+            is_restricted=bool(self.logit_edits.allowed) or params.grammar is not None,
         )
         self.num_logprobs = params.logprobs
         self.num_prompt_logprobs = params.prompt_logprobs

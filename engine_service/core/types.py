@@ -67,12 +67,12 @@ class EngineInfo:
     tensor_parallel_size: int
     dtype: str
     device: str
-    supported_params: tuple[str, ...] = SUPPORTED_PARAMS
-    """The sampling parameters that the engine supports with this model."""
     max_logprobs: int
     """The most logprobs that a request may ask for at each position."""
     default_sampling_params: SamplingParams
     """What the model's authors recommend for parameters that a request leaves unset."""
+    supported_params: tuple[str, ...] = SUPPORTED_PARAMS
+    """The sampling parameters that the engine supports with this model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,11 +2,15 @@
 
 import json
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from protos.wire.printable import escape
 from protos.wire.sampling_params import GRAMMAR_FORMS, Grammar
+
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
 
 _MAX_ERROR_CHARACTERS = 500
 
@@ -15,7 +19,11 @@ _MAX_ERROR_CHARACTERS = 500
 _WHITE_SPACE = r"( |\n {0,40})?"
 
 # Of the library's own, so that a schema cannot loosen itself by its field "x-guidance".
-_JSON_OPTIONS = {"whitespace_pattern": _WHITE_SPACE, "whitespace_flexible": True, "lenient": False}
+_JSON_OPTIONS: "JsonCompileOptions" = {
+    "whitespace_pattern": _WHITE_SPACE,
+    "whitespace_flexible": True,
+    "lenient": False,
+}
 
 _LIMITS = LLParserLimits(
     # Work for one mask: some five milliseconds of one processor.

@@ -176,7 +176,7 @@ _BOUNDED_LISTS: Mapping[str, int] = {
     "allowed_token_ids": MAX_ALLOWED_TOKEN_IDS,
 }
 
-SUPPORTED_PARAMS = tuple(name for name in _UNSET if name != "grammar")
+SUPPORTED_PARAMS = tuple(_UNSET)
 """The parameters that this version's engines support."""
 
 DEFAULTABLE_PARAMS = tuple(
