@@ -18,8 +18,12 @@ demo: $(VENV)/.ready ## Serves 60 chats through a router and two engines; MODEL=
 eval: $(VENV)/.ready ## Asks the demo model 1,000 held-out questions, through Pagestream and transformers.
 	$(PYTHON) -m demo_model.evaluate
 
+# Two workers share the files of tests, in their order: the long ones are not among the last. The
+# tests of whole services then have the machine to themselves, for they keep all of it busy.
 test: $(VENV)/.ready $(GEN_VENV)/.ready ## All tests that need no GPU and little time.
-	$(PYTHON) -m pytest -q
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q --numprocesses 2 --dist loadfile --no-loadscope-reorder \
+		--ignore tests/system
+	$(PYTHON) -m pytest -q tests/system
 
 check: $(VENV)/.ready ## Style, types, import rules, wire contract, manifests.
 	ruff check

@@ -1,4 +1,4 @@
-"""Runs the offline workloads in-process on a GPU: `python -m benchmarks.engine`.
+"""Runs the offline workloads in-process, on one GPU or several: `python -m benchmarks.engine`.
 
 Weights are random, of the shapes of Qwen3 models. Each workload runs several times after
 a warm-up, each time with a cache salt of its own, so that no run finds another's prefixes. Prints
@@ -24,17 +24,20 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.peers import TOKENS_PER_SECOND
-from benchmarks.provenance import commit
-from benchmarks.workloads import TEMPERATURE, WORKLOADS, Workload, uniform
+from benchmarks.peers import TOKENS_PER_SECOND, TOKENS_PER_SECOND_OF_TWO
+from benchmarks.provenance import commit, cpus
+from benchmarks.workloads import QUICK_WORKLOADS, TEMPERATURE, WORKLOADS, Workload, uniform
 from engine_service.config import CacheOptions, ModelOptions, SchedulerOptions
 from engine_service.core.engine_core import EngineCore
 from engine_service.core.types import (
+    RankStats,
     Request,
+    StepOutput,
     StepStats,
     int32_array,
 )
 from engine_service.worker.executor import start_executor
+from engine_service.worker.rank_meter import REPORT_SECONDS
 from protos.wire.sampling_params import SamplingParams
 
 _COMMON = {
@@ -76,8 +79,20 @@ SHAPES = {
         "num_hidden_layers": 64,
         "tie_word_embeddings": False,
     },
+    "tiny": _COMMON
+    | {
+        "head_dim": 16,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_hidden_layers": 2,
+        "tie_word_embeddings": True,
+        "vocab_size": 10240,
+        "eos_token_id": 1,
+    },
 }
-"""What config.json of the models says of their shape."""
+"""What config.json of the models says of their shape; the tiny one is no model that exists."""
 
 PHASES = ("schedule", "prepare", "launch", "wait", "update", "device", "step")
 PROFILED_BATCHES = (1, 64, 256)
@@ -132,6 +147,7 @@ class Engine:
         self.seconds_to_ready = time.perf_counter() - started_at
         self._ids = itertools.count()
         self._num_runs = 0
+        self._ranks: dict[int, RankStats] = {}
 
     def submit(self, workload: Workload, params: SamplingParams | None = None) -> None:
         """Adds all requests of a workload, none of which finds a prefix of an earlier one."""
@@ -158,11 +174,28 @@ class Engine:
             if output.token_ids and not num_tokens:
                 run.first_token_seconds = time.perf_counter() - started_at
             num_tokens += len(output.token_ids)
+            self._hear_ranks(output)
             if output.stats.num_scheduled_seqs:
                 run.steps.append(output.stats)
         run.seconds = time.perf_counter() - started_at
         assert num_tokens == sum(workload[1]), "every request gets all its tokens"
         return run
+
+    def ranks(self) -> dict[int, dict[str, float]]:
+        """Returns how late each of several ranks began its steps on average, and its memory."""
+        if self.info.tensor_parallel_size > 1:
+            time.sleep(2 * REPORT_SECONDS)
+            self._hear_ranks(self.core.step())
+        return {
+            rank: {
+                "mean_lag_us": round(1e6 * stats.lag_seconds / max(stats.num_steps, 1), 1),
+                "memory_bytes": stats.memory_bytes,
+            }
+            for rank, stats in sorted(self._ranks.items())
+        }
+
+    def _hear_ranks(self, output: StepOutput) -> None:
+        self._ranks |= {stats.rank: stats for stats in output.rank_stats}
 
     def profile_decode(self, batch: int) -> dict[str, Any]:
         """Returns where the GPU's time of a decode step of so many rows of 1,024 tokens goes."""
@@ -240,10 +273,11 @@ def measure(shape: str, options: argparse.Namespace) -> dict[str, Any]:
     """Measures one model."""
     with tempfile.TemporaryDirectory() as folder:
         engine = Engine(shape, Path(folder), options)
-        engine.run(uniform(8, 300, 20))
+        engine.run(QUICK_WORKLOADS["decode_b64"]() if options.quick else uniform(8, 300, 20))
         results: dict[str, Any] = {"seconds_to_ready": round(engine.seconds_to_ready, 2)}
+        workloads = QUICK_WORKLOADS if options.quick else WORKLOADS
         for name in options.workloads:
-            workload = WORKLOADS[name]()
+            workload = workloads[name]()
             runs = [engine.run(workload) for _ in range(options.repeats)]
             rates = sorted(_rate(name, workload, run) for run in runs)
             best = min(runs, key=lambda run: run.seconds)
@@ -264,14 +298,19 @@ def measure(shape: str, options: argparse.Namespace) -> dict[str, Any]:
                 batch: engine.profile_decode(batch) for batch in PROFILED_BATCHES
             }
             results["prefill_profile"] = engine.profile_prefill()
-        results["gpu_memory_bytes"] = torch.cuda.mem_get_info()[1] - torch.cuda.mem_get_info()[0]
+        if torch.cuda.is_available():
+            free, total = torch.cuda.mem_get_info()
+            results["gpu_memory_bytes"] = total - free
+        if ranks := engine.ranks():
+            results["ranks"] = ranks
         engine.core.close()
     return results
 
 
 def _peers(shape: str, num_ranks: int) -> Mapping[str, Mapping[str, int]]:
-    """Returns the peers' figures, which are of one GPU."""
-    return TOKENS_PER_SECOND.get(shape, {}) if num_ranks == 1 else {}
+    """Returns the peers' figures, which are of one GPU or two."""
+    known = {1: TOKENS_PER_SECOND, 2: TOKENS_PER_SECOND_OF_TWO}
+    return known.get(num_ranks, {}).get(shape, {})
 
 
 def _print_workload(shape: str, name: str, result: dict[str, Any]) -> None:
@@ -318,12 +357,15 @@ def make_report(
     }
 
 
-def machine() -> str:
-    """Describes the GPU and the versions that matter."""
-    return (
-        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, "
-        f"Python {platform.python_version()}"
-    )
+def machine(num_gpus: int = 1) -> str:
+    """Describes the GPUs, or the CPU where there are none, and the versions that matter."""
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(index) for index in range(num_gpus)]
+        devices = " and ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names))
+        devices = devices if num_gpus > 1 else names[0]
+    else:
+        devices = str(cpus()["cpu"])
+    return f"{devices}, torch {torch.__version__}, Python {platform.python_version()}"
 
 
 def main() -> None:
@@ -335,6 +377,7 @@ def main() -> None:
     parser.add_argument("--enforce-eager", action="store_true")
     parser.add_argument("--tensor-parallel-size", type=int, default=1, help="GPUs (default: 1)")
     parser.add_argument("--max-steps-in-flight", type=int)
+    parser.add_argument("--quick", action="store_true", help="small workloads, to try it")
     parser.add_argument(
         "--profile", action="store_true", help="also print the kernels of a decode step"
     )
@@ -350,7 +393,7 @@ def main() -> None:
                 results,
                 command=shlex.join(["python", "-m", "benchmarks.engine", *sys.argv[1:]]),
                 commit=options.commit,
-                machine=machine(),
+                machine=machine(options.tensor_parallel_size),
             )
             options.output.write_text(json.dumps(report, indent=1) + "\n")
 

@@ -1,8 +1,10 @@
-"""What other engines reach on one NVIDIA H200, and what its memory and arithmetic allow.
+"""What other engines reach on NVIDIA H200s, and what their memory and arithmetic allow.
 
 Measured with the workloads of `benchmarks/workloads.py` in-process, bfloat16, random weights, best
-of two runs: torch 2.11.0+cu130, triton 3.6.0, driver 580.159.04, 2026-11-23. The limit counts the
-bytes of weights and cache over 4.27 TB/s and the operations of prompts over 722 TFLOP/s.
+of two runs: torch 2.11.0+cu130, triton 3.6.0, driver 580.159.04, 2026-11-23 (one GPU) and
+2026-11-28 (two of one host, NV18, without NVLink multicast). The limit counts the bytes of weights
+and cache over 4.27 TB/s, the operations of prompts over 722 TFLOP/s and, of two GPUs, 5 us for each
+all-reduce.
 """
 
 TOKENS_PER_SECOND = {
@@ -47,4 +49,42 @@ TOKENS_PER_SECOND = {
         },
     },
 }
-"""Output tokens per second; of `prefill`, input tokens."""
+"""Of one GPU. Output tokens per second; of `prefill`, input tokens."""
+
+TOKENS_PER_SECOND_OF_TWO = {
+    "qwen3-8b": {
+        "limit": {
+            "nano_bench": 22_860,
+            "decode_b1": 468,
+            "decode_b64": 10_830,
+            "prefill": 95_600,
+        },
+        "vLLM 0.24.0 (FA3)": {
+            "nano_bench": 14_246,
+            "decode_b1": 262,
+            "decode_b64": 6_383,
+            "prefill": 68_550,
+        },
+    },
+    "qwen3-32b": {
+        "limit": {
+            "nano_bench": 7_010,
+            "decode_b1": 123,
+            "decode_b64": 2_960,
+            "prefill": 21_650,
+        },
+        "vLLM 0.24.0 (FA3)": {
+            "nano_bench": 4_922,
+            "decode_b1": 90,
+            "decode_b64": 2_215,
+            "prefill": 17_145,
+        },
+    },
+}
+"""The same of two GPUs that share a model."""
+
+SECONDS_TO_READY_OF_TWO = {
+    "qwen3-8b": {"vLLM 0.24.0 (FA3)": 80},
+    "qwen3-32b": {"vLLM 0.24.0 (FA3)": 86},
+}
+"""Until two GPUs that share a model can run a step."""

@@ -33,3 +33,11 @@ WORKLOADS: Mapping[str, Callable[[], Workload]] = {
     "prefill": lambda: uniform(64, 4088, 1),
 }
 """By name; `prefill` is measured in input tokens, the others in output tokens."""
+
+QUICK_WORKLOADS: Mapping[str, Callable[[], Workload]] = {
+    "nano_bench": lambda: uniform(3, 20, 8),
+    "decode_b1": lambda: uniform(1, 8, 8),
+    "decode_b64": lambda: uniform(4, 16, 8),
+    "prefill": lambda: uniform(2, 40, 1),
+}
+"""Small ones in their place, to try a benchmark; their figures say nothing."""

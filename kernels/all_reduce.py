@@ -32,6 +32,8 @@ Waiting needs that what is waited for runs. So a launch has at most one program 
 multiprocessor (`max_programs`), which all run at once, each for several rows, and lets the next
 kernel start only when they do; programs write all that they can before they wait. A peer that has
 died is waited for without end: who watches the ranks ends them.
+
+On a GPU, each launch adds the time that it took to `nanoseconds`, from when its inputs were there.
 """
 
 import torch
@@ -147,6 +149,11 @@ def _is_one_shot(x: torch.Tensor, memory: PeerMemory) -> bool:
     return x.numel() * word_bytes * (memory.world_size - 1) <= _MAX_ONE_SHOT_BYTES
 
 
+def _is_timed(x: torch.Tensor) -> bool:
+    # The interpreter has no clock of a GPU.
+    return x.device.type != "cpu"
+
+
 def _launch(
     x: torch.Tensor,
     residual: torch.Tensor | None,
@@ -171,6 +178,7 @@ def _launch(
         total,
         memory.areas,
         memory.counts[0 if is_one_shot else 1],
+        memory.nanoseconds,
         memory.rank,
         num_rows,
         memory.max_rows,
@@ -181,6 +189,7 @@ def _launch(
         WORLD_SIZE=memory.world_size,
         HAS_NORM=weight is not None,
         COLUMNS=columns,
+        IS_TIMED=_is_timed(x),
         num_warps=min(max(columns // 512, 1), 16),
         **dependent_launch(x),
     )
@@ -291,6 +300,25 @@ def _store_row(
     tl.store(out + place, rounded, mask=is_inside)
 
 
+@triton.jit
+def _begin_time(nanoseconds, IS_TIMED: tl.constexpr):
+    """Returns the time of the collectives before, and the clock; nobody waits for them here."""
+    before = tl.zeros([], tl.int64)
+    begun_at = before
+    if IS_TIMED:
+        before = tl.load(nanoseconds)
+        begun_at = tl.extra.cuda.globaltimer()
+    return before, begun_at
+
+
+@triton.jit
+def _end_time(nanoseconds, before, begun_at, IS_TIMED: tl.constexpr):
+    """Adds the time of this one. The first program has a row of each, and speaks for all."""
+    if IS_TIMED:
+        time = before + tl.extra.cuda.globaltimer() - begun_at
+        tl.store(nanoseconds, time, mask=tl.program_id(0) == 0)
+
+
 @triton.jit(do_not_specialize=["rank", "num_rows"])
 def _one_shot_kernel(
     x,
@@ -300,6 +328,7 @@ def _one_shot_kernel(
     total,
     areas,
     counts,
+    nanoseconds,
     rank,
     num_rows,
     max_rows,
@@ -310,6 +339,7 @@ def _one_shot_kernel(
     WORLD_SIZE: tl.constexpr,
     HAS_NORM: tl.constexpr,
     COLUMNS: tl.constexpr,
+    IS_TIMED: tl.constexpr,
     IS_DEPENDENT: tl.constexpr,
 ):
     dtype: tl.constexpr = out.dtype.element_ty
@@ -321,6 +351,7 @@ def _one_shot_kernel(
     own_words = _area(areas, 0, rank, WORLD_SIZE, word_type)
     first, step = tl.program_id(0).to(tl.int64), tl.num_programs(0)
     wait_for_inputs(IS_DEPENDENT)
+    before, begun_at = _begin_time(nanoseconds, IS_TIMED)
     for row in range(first, num_rows, step):
         round_ = tl.load(counts + row) + 1
         part = tl.load(x + row * x_stride + columns, mask=is_inside, other=0.0)
@@ -347,6 +378,7 @@ def _one_shot_kernel(
         here = row * hidden + columns
         _store_row(rounded, scale, out, total, here, is_inside, hidden, eps, dtype, HAS_NORM)
         tl.store(counts + row, round_)
+    _end_time(nanoseconds, before, begun_at, IS_TIMED)
 
 
 @triton.jit(do_not_specialize=["rank", "num_rows"])
@@ -358,6 +390,7 @@ def _two_shot_kernel(
     total,
     areas,
     counts,
+    nanoseconds,
     rank,
     num_rows,
     max_rows,
@@ -368,6 +401,7 @@ def _two_shot_kernel(
     WORLD_SIZE: tl.constexpr,
     HAS_NORM: tl.constexpr,
     COLUMNS: tl.constexpr,
+    IS_TIMED: tl.constexpr,
     IS_DEPENDENT: tl.constexpr,
 ):
     dtype: tl.constexpr = out.dtype.element_ty
@@ -380,6 +414,7 @@ def _two_shot_kernel(
     own_total_flags = _area(areas, 4, rank, WORLD_SIZE, tl.int32)
     first, step = tl.program_id(0).to(tl.int64), tl.num_programs(0)
     wait_for_inputs(IS_DEPENDENT)
+    before, begun_at = _begin_time(nanoseconds, IS_TIMED)
     # The rows of others: their owners get this rank's part.
     for row in range(first, num_rows, step):
         owner = row % WORLD_SIZE
@@ -426,3 +461,4 @@ def _two_shot_kernel(
             rounded = tl.load(own_totals + here, mask=is_inside, other=0.0)
             _store_row(rounded, scale, out, total, here, is_inside, hidden, eps, dtype, HAS_NORM)
             tl.store(counts + row, round_)
+    _end_time(nanoseconds, before, begun_at, IS_TIMED)

@@ -6,6 +6,7 @@ symmetric memory allocates the buffers and makes them known to the other ranks; 
 used. What the areas mean, and who may write them when, is described in `all_reduce`.
 """
 
+import functools
 import socket
 from dataclasses import dataclass
 from typing import cast
@@ -33,6 +34,8 @@ class PeerMemory:
             flags of parts, flags of totals
         counts: [2, max_rows] int64, how many collectives of one shot and of two shots have reduced
             each row; only this rank's kernels read and write them
+        nanoseconds: [] int64, how long this rank's collectives have taken on its GPU, with the wait
+            for peers; only this rank's kernels write it
         buffer: this rank's own buffer, or its handle, kept alive
     """
 
@@ -43,12 +46,26 @@ class PeerMemory:
     max_programs: int
     areas: torch.Tensor
     counts: torch.Tensor
+    nanoseconds: torch.Tensor
     buffer: object
 
     @property
     def world_size(self) -> int:
         """The number of ranks."""
         return self.areas.shape[1]
+
+    def collective_seconds(self) -> float:
+        """Returns how long this rank's collectives have taken.
+
+        Waits for a copy beside the kernels that run, so call it from a thread that may wait.
+        """
+        with torch.cuda.stream(_copy_stream(self.nanoseconds.device)):
+            return self.nanoseconds.item() / 1e9
+
+
+@functools.cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -142,6 +159,7 @@ def peer_memory(
         max_programs=max_programs,
         areas=torch.tensor(areas, dtype=torch.int64).to(device),
         counts=torch.zeros(2, max_rows, dtype=torch.int64).to(device),
+        nanoseconds=torch.zeros((), dtype=torch.int64).to(device),
         buffer=buffer,
     )
 

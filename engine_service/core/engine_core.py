@@ -208,6 +208,7 @@ class EngineCore(Generic[HandleT]):
                 num_prefix_query_tokens=events.num_prefix_query_tokens,
                 num_prefix_hit_tokens=events.num_prefix_hit_tokens,
             ),
+            rank_stats=self._executor.take_rank_stats(),
         )
 
 

@@ -2,7 +2,7 @@
 
 from typing import Protocol, TypeVar
 
-from engine_service.core.types import StepPlan, StepResult
+from engine_service.core.types import RankStats, StepPlan, StepResult
 from protos.wire.sampling_params import Grammar
 
 HandleT = TypeVar("HandleT")
@@ -35,6 +35,9 @@ class Executor(Protocol[HandleT]):
 
         So a rank that hangs is noticed without work: the caller hangs with it.
         """
+
+    def take_rank_stats(self) -> tuple[RankStats, ...]:
+        """Returns what the ranks have reported since the last call; nothing of a single rank."""
 
     def close(self) -> None:
         """Releases the device and stops all ranks. No step may be in flight when it is called."""

@@ -5,6 +5,7 @@ which is one clock for all processes of a host.
 """
 
 import enum
+import math
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -278,6 +279,32 @@ class StepStats:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RankStats:
+    """One rank of several, since the engine became ready."""
+
+    rank: int
+    num_steps: int
+    """Steps that it has begun."""
+    lag_seconds: float
+    """Sum over these steps: from when the first rank was about to send the plan to when this rank
+    began it."""
+    collective_seconds: float | None
+    """Time spent in the collectives of the steps, with the wait for other ranks; None if that is
+    not measured."""
+    memory_bytes: int
+    """In use on its GPU, by all processes; on a CPU, resident memory of its own process."""
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether all of them are numbers that can be true."""
+        counts = (self.rank, self.num_steps, self.memory_bytes)
+        seconds = (self.lag_seconds, self.collective_seconds or 0.0)
+        return all(isinstance(count, int) and count >= 0 for count in counts) and all(
+            isinstance(value, float) and 0 <= value < math.inf for value in seconds
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepOutput:
     """One message from the core: everything that one step produced; empty when idle."""
 
@@ -296,3 +323,6 @@ class StepOutput:
     """Those of tokens of prompts; all of a request's come before or with its first token."""
     cache_delta: CacheDelta = field(default_factory=CacheDelta)
     stats: StepStats = field(default_factory=StepStats)
+    rank_stats: tuple[RankStats, ...] = ()
+    """What several ranks have reported since the last output, twice a second each; the last of a
+    rank counts."""

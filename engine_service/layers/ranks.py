@@ -1,6 +1,7 @@
 """The ranks that share a model, as one of them sees the group."""
 
 import logging
+import time
 
 import torch
 import torch.distributed as dist
@@ -32,9 +33,24 @@ class Ranks:
         self.rank = rank
         self.size = size
         self._peers = Peers(group=None)
+        self._is_on_host = True
+        self._host_seconds = 0.0
+
+    @property
+    def collective_seconds(self) -> float | None:
+        """Time that the collectives of steps have taken, with the wait for other ranks.
+
+        On a GPU, of those in peer memory, whose kernels measure it; None without such memory. It
+        may wait for the device.
+        """
+        if self._is_on_host:
+            return self._host_seconds
+        memory = self._peers.memory
+        return None if memory is None else memory.collective_seconds()
 
     def connect(self, device: torch.device, hidden_size: int, dtype: torch.dtype) -> None:
         """Lets GPUs write into each other's memory where they can; all ranks call it together."""
+        self._is_on_host = device.type == "cpu"
         if self.size > 1:
             self._peers = connect_peers(None, device, hidden_size, dtype)
             if device.type == "cuda" and self.rank == 0 and self._peers.obstacle:
@@ -58,7 +74,12 @@ class Ranks:
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         """Returns the sum of all ranks' [num_tokens, hidden_size]; may overwrite x."""
-        return x if self.size == 1 else all_reduce(x, self._peers)
+        if self.size == 1:
+            return x
+        begun_at = time.perf_counter()
+        total = all_reduce(x, self._peers)
+        self._host_seconds += time.perf_counter() - begun_at
+        return total
 
     def all_reduce_add_norm(
         self, norm: RMSNorm, x: torch.Tensor, residual: torch.Tensor
@@ -75,7 +96,10 @@ class Ranks:
         """
         if self.size == 1:
             return norm(x, residual)
-        return all_reduce_add_rms_norm(x, residual, norm.weight, norm.eps, self._peers)
+        begun_at = time.perf_counter()
+        both = all_reduce_add_rms_norm(x, residual, norm.weight, norm.eps, self._peers)
+        self._host_seconds += time.perf_counter() - begun_at
+        return both
 
     def sum_on_cpu(self, x: torch.Tensor) -> torch.Tensor:
         """Returns the sum of all ranks' CPU tensors; may overwrite x."""
@@ -86,7 +110,9 @@ class Ranks:
     def maximum(self, x: torch.Tensor) -> torch.Tensor:
         """Returns the elementwise maximum over all ranks; may overwrite x."""
         if self.size > 1:
+            begun_at = time.perf_counter()
             dist.all_reduce(x, dist.ReduceOp.MAX)
+            self._host_seconds += time.perf_counter() - begun_at
         return x
 
     def gather_vocab(self, logits: torch.Tensor, vocab_size: int) -> torch.Tensor:
@@ -98,6 +124,7 @@ class Ranks:
         """
         if self.size == 1:
             return logits
+        begun_at = time.perf_counter()
         # All parts must be equally large.
         largest = -(-vocab_size // self.size)
         largest = -(-largest // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
@@ -106,6 +133,7 @@ class Ranks:
         sent[:, :width] = logits
         parts = [torch.empty_like(sent) for _ in range(self.size)]
         dist.all_gather(parts, sent)
+        self._host_seconds += time.perf_counter() - begun_at
         return torch.cat(parts, dim=1)[:, :vocab_size].contiguous()
 
     def minimum(self, value: int) -> int:

@@ -260,6 +260,7 @@ class EngineServer:
     def _handle_step(self, output: StepOutput) -> None:
         self._watch.heard(output.stats.step_seconds)
         self._metrics.count_step(output.stats)
+        self._metrics.ranks.update(output.rank_stats)
         self._load_meter.update(output.stats)
         self._cache_log.append(output.cache_delta)
         self._metrics.cached_blocks.set(self._cache_log.num_hashes)

@@ -7,6 +7,7 @@ from engine_service.grammar.checker import KNOWN
 from engine_service.grammar.checker import OUTCOMES as GRAMMAR_OUTCOMES
 from engine_service.server.core_client import CANCELLED
 from engine_service.server.output_stream import OpenRequest
+from engine_service.server.rank_metrics import RankMetrics
 from protos.wire.reason import Reason
 from servicekit.metrics import REQUEST_BUCKETS, TOKEN_BUCKETS, WORK_BUCKETS, new_registry
 
@@ -50,6 +51,7 @@ class EngineMetrics:
         self._add_state()
         self._add_counters()
         self._add_times()
+        self.ranks = RankMetrics(_PREFIX, self.registry)
 
     def _add_state(self) -> None:
         self.requests_running = self._gauge(

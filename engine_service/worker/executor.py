@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from engine_service.config import CacheOptions, ModelOptions, SchedulerOptions
-from engine_service.core.types import EngineInfo, StepPlan, StepResult
+from engine_service.core.types import EngineInfo, RankStats, StepPlan, StepResult
 from engine_service.errors import EngineFailed
 from engine_service.layers.ranks import ALONE
 from engine_service.models.checkpoint import resolve_checkpoint
@@ -16,6 +16,7 @@ from engine_service.worker.device import set_up_device, use_near_cpus
 from engine_service.worker.peers import CONSEQUENCES, NO_PEERS, Peers, RankLost
 from engine_service.worker.process_group import Rendezvous, leave
 from engine_service.worker.rank import RankOptions, read_model_config, start_rank
+from engine_service.worker.rank_meter import RankMeter
 from engine_service.worker.worker import PendingStep, Worker
 from protos.wire.sampling_params import Grammar
 
@@ -71,6 +72,10 @@ class RanksExecutor:
         except CONSEQUENCES as error:
             self._raise_lost(error)
             raise
+
+    def take_rank_stats(self) -> tuple[RankStats, ...]:
+        """Returns what the ranks have reported since the last call; nothing of a single rank."""
+        return self._peers.take_stats()
 
     def close(self) -> None:
         """Ends the other ranks and frees model and cache. A second call does nothing."""
@@ -134,9 +139,10 @@ def start_executor(
         if cpus is not None:
             use_near_cpus(device)
         peers.wait_all()
-        worker, info = start_rank(options, checkpoint, device, rendezvous.join(device))
+        ranks = rendezvous.join(device)
+        worker, info = start_rank(options, checkpoint, device, ranks)
         peers.wait_all()
-        peers.note_started()
+        peers.note_started(RankMeter(ranks, device))
     except BaseException as error:
         lost = peers.lost() if isinstance(error, CONSEQUENCES) else None
         peers.kill()

@@ -1,19 +1,22 @@
 """The other ranks of an engine, as the first one sees them: a process each."""
 
 import logging
+import math
 import multiprocessing
 import pickle
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack
 from multiprocessing import connection, util
 from typing import TYPE_CHECKING, Any, Self
 
-from engine_service.core.types import StepPlan
+from engine_service.core.types import RankStats, StepPlan
 from engine_service.errors import EngineFailed, StartupError
 from engine_service.worker.process_group import Place
 from engine_service.worker.rank import RankOptions
+from engine_service.worker.rank_meter import REPORT_SECONDS, RankMeter, reporting
 from engine_service.worker.rank_process import PING, run_rank
 from servicekit.child_process import start_without_signals
 
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 _EXIT_SECONDS = 5.0
 _NOTICE_SECONDS = 2.0
 _SILENCE_SECONDS = 2.0
+_MAX_REPORTS = 1024
+"""Kept while the core does not take them."""
 
 logger = logging.getLogger(__name__)
 
@@ -40,30 +45,65 @@ class _Peer:
         rank: Its number.
         process: Its process.
         commands: Carries plans and pings there, and their answers back.
-        faults: Carries the reason why it ends; closed when it has ended.
+        reports: Carries its `RankStats`, or the reason why it cannot start; closed when it has
+            ended.
     """
 
     def __init__(self, options: RankOptions, place: Place, log_level: int) -> None:
         context = multiprocessing.get_context("spawn")
         self.rank = place.rank
         self.commands, commands = context.Pipe()
-        self.faults, faults = context.Pipe(duplex=False)
+        self.reports, reports = context.Pipe(duplex=False)
+        self._heard_at = math.inf
+        self._is_silent = False
+        self._is_understood = True
         self.process: SpawnProcess = context.Process(
             target=run_rank,
-            args=(options, place, commands, faults, log_level),
+            args=(options, place, commands, reports, log_level),
             name=f"pagestream-engine-rank-{place.rank}",
             daemon=True,
         )
         start_without_signals(self.process)
         # Otherwise they would stay open when the process ends.
         commands.close()
-        faults.close()
+        reports.close()
 
-    def lost(self, *, is_starting: bool) -> RankLost:
-        """Returns why the process ends, once `faults` has something to read."""
-        with suppress(EOFError, OSError):
-            text: str = self.faults.recv()
-            return StartupError(f"rank {self.rank}: {text}")
+    def note_started(self) -> None:
+        """Notes that it reports from now on."""
+        self._heard_at = time.monotonic()
+
+    def hear(self, *, is_starting: bool) -> RankStats | RankLost | None:
+        """Reads a report, or why the process ends; None is a report that cannot be true."""
+        try:
+            message = self.reports.recv()
+        except (EOFError, OSError):
+            return self._lost(is_starting=is_starting)
+        # Whatever it is, the steps do not need it.
+        except Exception as error:
+            message = error
+        self._heard_at, self._is_silent = time.monotonic(), False
+        if isinstance(message, str):
+            return StartupError(f"rank {self.rank}: {message}")
+        if isinstance(message, RankStats) and message.rank == self.rank and message.is_sound:
+            return message
+        if self._is_understood:
+            self._is_understood = False
+            logger.warning("rank report unusable rank=%d report=%.200r", self.rank, message)
+        return None
+
+    def check_silence(self) -> None:
+        """Says so once if it does not report any more; the process may be stopped."""
+        seconds = time.monotonic() - self._heard_at
+        if seconds > _SILENCE_SECONDS:
+            self.note_silence(seconds)
+
+    def note_silence(self, seconds: float) -> None:
+        """Says once that it does not report, or does not answer."""
+        if not self._is_silent:
+            self._is_silent = True
+            logger.warning("rank silent rank=%d seconds=%.1f", self.rank, seconds)
+
+    def _lost(self, *, is_starting: bool) -> RankLost:
         self.process.join(_EXIT_SECONDS)
         code = self.process.exitcode
         if code is None:
@@ -77,13 +117,16 @@ class _Peer:
 
 
 class _Watch:
-    """Waits for the end of any rank, in a thread.
+    """Hears the reports of all ranks, and waits for the end of any, in a thread.
+
+    The thread never asks a device, which may hang.
 
     Attributes:
         lost: Why a rank has ended unasked, or None.
         noticed: Set once `lost` is known.
         is_started: Whether all ranks have started.
         is_closing: Whether ranks may end from now on.
+        reports: What all ranks have reported and nobody has taken.
     """
 
     def __init__(self) -> None:
@@ -91,6 +134,8 @@ class _Watch:
         self.noticed = threading.Event()
         self.is_started = False
         self.is_closing = False
+        self.reports: deque[RankStats] = deque(maxlen=_MAX_REPORTS)
+        self._own_reports = ExitStack()
 
     def start(self, peers: Sequence[_Peer], on_lost: Callable[[RankLost], None] | None) -> None:
         """Starts the thread, which ends with the first rank."""
@@ -98,15 +143,35 @@ class _Watch:
             target=self._run, args=(peers, on_lost), name="rank-watch", daemon=True
         ).start()
 
+    def note_started(self, meter: RankMeter) -> None:
+        """Notes that all ranks have started; the first one reports, too, from now on."""
+        self.is_started = True
+        self._own_reports.enter_context(reporting(meter, self.reports.append))
+
+    def close(self) -> None:
+        """Ends the reports of the first rank."""
+        self._own_reports.close()
+
     def _run(self, peers: Sequence[_Peer], on_lost: Callable[[RankLost], None] | None) -> None:
-        by_faults: dict[Any, _Peer] = {peer.faults: peer for peer in peers}
-        first = connection.wait(list(by_faults))[0]
-        if self.is_closing:
-            return
-        self.lost = by_faults[first].lost(is_starting=not self.is_started)
+        by_reports: dict[Any, _Peer] = {peer.reports: peer for peer in peers}
+        while self.lost is None:
+            ready = connection.wait(list(by_reports), REPORT_SECONDS)
+            if self.is_closing:
+                return
+            for reports in ready:
+                self._hear(by_reports[reports])
+            for peer in peers:
+                peer.check_silence()
         self.noticed.set()
         if on_lost is not None:
             on_lost(self.lost)
+
+    def _hear(self, peer: _Peer) -> None:
+        heard = peer.hear(is_starting=not self.is_started)
+        if isinstance(heard, RankStats):
+            self.reports.append(heard)
+        elif heard is not None and self.lost is None:
+            self.lost = heard
 
 
 class Peers:
@@ -120,6 +185,7 @@ class Peers:
         """Without any other rank."""
         self._peers: list[_Peer] = []
         self._watch = _Watch()
+        self._meter: RankMeter | None = None
         self._kill: Callable[[], object] | None = None
 
     @classmethod
@@ -156,9 +222,16 @@ class Peers:
         for peer in self._peers:
             peer.commands.recv_bytes()
 
-    def note_started(self) -> None:
-        """Notes that all have started: from now on, a loss is a failure of the engine."""
-        self._watch.is_started = True
+    def note_started(self, meter: RankMeter) -> None:
+        """Notes that all have started: from now on, a loss is a failure of the engine.
+
+        Args:
+            meter: Counts the steps of this process's rank.
+        """
+        for peer in self._peers:
+            peer.note_started()
+        self._meter = meter
+        self._watch.note_started(meter)
 
     @property
     def has_lost(self) -> bool:
@@ -175,11 +248,18 @@ class Peers:
         return self._watch.lost
 
     def send(self, plan: StepPlan) -> None:
-        """Sends a step plan to all."""
-        if self._peers:
-            message = pickle.dumps(plan, pickle.HIGHEST_PROTOCOL)
+        """Sends a step plan to all, which this process's rank then begins."""
+        if self._meter is not None:
+            sent_at = time.monotonic()
+            message = pickle.dumps((sent_at, plan), pickle.HIGHEST_PROTOCOL)
             for peer in self._peers:
                 peer.commands.send_bytes(message)
+            self._meter.begin_step(sent_at)
+
+    def take_stats(self) -> tuple[RankStats, ...]:
+        """Returns what all ranks have reported since the last call."""
+        reports = self._watch.reports
+        return tuple(reports.popleft() for _ in range(len(reports))) if reports else ()
 
     def ping(self) -> None:
         """Waits until each has answered; says which one does not."""
@@ -187,7 +267,7 @@ class Peers:
             peer.commands.send_bytes(PING)
         for peer in self._peers:
             if not peer.commands.poll(_SILENCE_SECONDS):
-                logger.warning("rank silent rank=%d seconds=%g", peer.rank, _SILENCE_SECONDS)
+                peer.note_silence(_SILENCE_SECONDS)
             peer.commands.recv_bytes()
 
     def close(self) -> None:
@@ -215,6 +295,7 @@ def _kill_all(peers: Sequence[_Peer], watch: _Watch) -> None:
     for peer in peers:
         peer.process.join(_EXIT_SECONDS)
         peer.commands.close()
+    watch.close()
 
 
 NO_PEERS = Peers()

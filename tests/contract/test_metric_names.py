@@ -6,7 +6,7 @@ from pathlib import Path
 from engine_service.core.types import FinishReason
 from engine_service.errors import RequestError
 from engine_service.server.metrics import OUTCOMES, EngineMetrics
-from tests.engine_service.core.fake_executor import make_info
+from tests.engine_service.core.fake_executor import make_info, make_rank_stats
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "engine_metrics.txt"
@@ -17,6 +17,7 @@ PREFIX = "pagestream_engine_"
 def families():
     metrics = EngineMetrics()
     metrics.set_info(make_info())
+    metrics.ranks.update([make_rank_stats()])
     return [family for family in metrics.registry.collect() if family.name.startswith(PREFIX)]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import xxhash
 
 from engine_service.core.logprobs import StepLogprobs
-from engine_service.core.types import StepPlan, StepResult, int32_array
+from engine_service.core.types import RankStats, StepPlan, StepResult, int32_array
 from tests.fakes.logprobs import Row, pack
 from tests.fakes.sampling_records import new_logprobs, new_seeds, new_temperatures
 
@@ -136,6 +136,10 @@ class HashExecutor:
 
     def check_ranks(self) -> None:
         """Has no other ranks."""
+
+    def take_rank_stats(self) -> tuple[RankStats, ...]:
+        """Has no other ranks."""
+        return ()
 
     def close(self) -> None:
         """Forgets all slots."""

@@ -1,13 +1,14 @@
 """The kernels of the all-reduce on one GPU: ranks as streams, and as processes that take turns."""
 
 import random
+import time
 
 import pytest
 import torch
 
 from kernels import reference
 from tests.kernels.gpu_ranks import run_gpu_ranks
-from tests.kernels.simulated_ranks import EPS, Reduction, SimulatedRanks
+from tests.kernels.simulated_ranks import DEADLINE, EPS, Reduction, SimulatedRanks
 from tests.kernels.targets import Target, worst_row_error
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
@@ -69,6 +70,32 @@ def test_a_rank_may_be_late_and_another_ahead(is_one_shot, num_ahead):
     ranks.finish()
     for reduction in reductions:
         check(reduction, BFLOAT16.tolerance)
+
+
+@each_way
+def test_time_in_collectives_is_the_wait_for_a_late_rank_and_is_read_meanwhile(is_one_shot):
+    ranks = SimulatedRanks(BFLOAT16, 2, 4096, 8)
+    reduction = Reduction(BFLOAT16, 2, 4, 4096)
+    launch_all(ranks, reduction, is_one_shot)
+    ranks.finish()
+    before = [memory.collective_seconds() for memory in ranks.memories]
+    assert all(0 < seconds < DEADLINE for seconds in before)
+
+    (first, late), (of_first, of_late) = ranks.memories, ranks.streams
+    with torch.cuda.stream(of_first):
+        reduction.launch(first, is_one_shot=is_one_shot)
+    time.sleep(0.2)
+    # Its kernel runs until the other rank's does.
+    assert first.collective_seconds() == before[0]
+    with torch.cuda.stream(of_late):
+        reduction.launch(late, is_one_shot=is_one_shot)
+    ranks.finish()
+
+    after = [memory.collective_seconds() for memory in ranks.memories]
+    waited, did_not_wait = (end - begin for begin, end in zip(before, after, strict=True))
+    assert 0.1 < waited < DEADLINE
+    assert 0 < did_not_wait < waited / 2
+    check(reduction, BFLOAT16.tolerance)
 
 
 def test_a_thousand_replays_among_eager_launches_are_equal_in_bits():

@@ -9,8 +9,6 @@ import signal
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 
-import pytest
-
 from examples.demo.load import RIGHT_ANSWERS
 from examples.demo.model import CHECKPOINT
 from protos.pagestream.router.v1 import router_pb2
@@ -80,15 +78,6 @@ async def run_all(fleet, disturb=None):
             assert not all(stream.finish for stream in streams)
             await disturb()
     return streams
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    async def run_undisturbed():
-        async with two_engines(tmp_path_factory.mktemp("undisturbed")) as fleet:
-            return await run_all(fleet)
-
-    return asyncio.run(run_undisturbed())
 
 
 def check(streams, undisturbed):

@@ -61,7 +61,7 @@ class Router:
         return int(answer.split()[1]), answer.partition("\r\n\r\n")[2]
 
     async def wait_for_log(self, text: str) -> str:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while text not in (line := (await self.process.stderr.readline()).decode()):
                 assert line, f"the router ended before it logged {text!r}: {self.log}"
                 self.log.append(line)

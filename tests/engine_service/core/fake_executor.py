@@ -9,7 +9,7 @@ the output.
 from collections import deque
 from dataclasses import dataclass, field
 
-from engine_service.core.types import EngineInfo, StepPlan, StepResult, int32_array
+from engine_service.core.types import EngineInfo, RankStats, StepPlan, StepResult, int32_array
 from protos.wire.sampling_params import SamplingParams
 from tests.fakes.logprobs import pack
 from tests.fakes.sampling_records import new_logprobs, new_seeds, new_temperatures
@@ -100,6 +100,7 @@ class FakeExecutor:
         self.num_launched = 0
         self.max_in_flight = 0
         self.is_closed = False
+        self.rank_stats = ()
         self._shifted_slot = shifted_slot
 
     def launch(self, plan: StepPlan) -> int:
@@ -122,6 +123,10 @@ class FakeExecutor:
 
     def check_ranks(self) -> None:
         assert not self.in_flight
+
+    def take_rank_stats(self) -> tuple[RankStats, ...]:
+        stats, self.rank_stats = self.rank_stats, ()
+        return stats
 
     def close(self) -> None:
         assert not self.in_flight
@@ -278,6 +283,18 @@ def make_info(**changes) -> EngineInfo:
         "default_sampling_params": SamplingParams(),
     }
     return EngineInfo(**{**values, **changes})
+
+
+def make_rank_stats(**changes) -> RankStats:
+    """Returns the report of a rank."""
+    values = {
+        "rank": 1,
+        "num_steps": 7,
+        "lag_seconds": 0.5,
+        "collective_seconds": 2.0,
+        "memory_bytes": 1000,
+    }
+    return RankStats(**{**values, **changes})
 
 
 def tokens(*token_ids):

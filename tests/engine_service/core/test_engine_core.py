@@ -12,7 +12,7 @@ from engine_service.core.engine_core import EngineCore, serve
 from engine_service.core.types import NO_TOKEN, CoreInput, FinishReason, int32_array
 from engine_service.errors import InvalidRequest
 from protos.wire.reason import Reason
-from tests.engine_service.core.fake_executor import FakeExecutor, make_info
+from tests.engine_service.core.fake_executor import FakeExecutor, make_info, make_rank_stats
 from tests.engine_service.core.helpers import (
     Outcome,
     greedy,
@@ -59,6 +59,17 @@ def test_steps_overlap_where_the_device_computes_by_itself(device, depth):
     run_until_idle(core)
 
     assert executor.max_in_flight == depth
+
+
+def test_reports_of_ranks_go_out_with_the_next_output_busy_or_idle():
+    executor = FakeExecutor(make_info())
+    core = make_core(executor)
+    core.add(make_request(1, [1, 2, 3], 3))
+
+    executor.rank_stats = busy = (make_rank_stats(rank=0), make_rank_stats(rank=1))
+    assert [core.step().rank_stats for _ in range(3)] == [busy, (), ()]
+    executor.rank_stats = idle = (make_rank_stats(num_steps=9),)
+    assert [core.step().rank_stats for _ in range(2)] == [idle, ()]
 
 
 def test_no_prompt_is_read_token_by_token_in_the_step_loop():

@@ -18,7 +18,7 @@ from tests.engine_service.server.harness import generate_request, read, status_o
 
 NUM_RANKS = 2
 SLOW = pytest.mark.slow
-SILENCE = ["--core-silence-seconds", "2", "--frozen-core-exit-seconds", "1"]
+SILENCE = ["--core-silence-seconds", "2", "--frozen-core-exit-seconds", "3"]
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +88,7 @@ async def test_stopped_rank_ends_the_engine_and_is_ended_itself(arguments, is_bu
         assert await engine.wait_end() == 1
         for pid in (*children, rank):
             await wait_gone(pid)
+    assert sum(" rank silent rank=1 seconds=" in line for line in engine.lines) == 1
 
 
 @pytest.mark.parametrize(

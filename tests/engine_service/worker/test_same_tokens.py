@@ -56,9 +56,9 @@ def make_requests(vocab_size, num_requests=14):
 class PaddedStep(StepGraph):
     """Runs a step at its padded sizes, kernel by kernel, as its graphs would."""
 
-    def replay(self, rows, wants):
+    def replay(self, rows, wants, before_draw=None):
         self._rows.packed.copy_(rows.packed)
-        return self._runner.run(self._batch.read(self._rows, self._bounds), wants)
+        return self._runner.run(self._batch.read(self._rows, self._bounds), wants, before_draw)
 
 
 def pad_steps(executor, max_num_seqs, max_num_batched_tokens):

@@ -216,6 +216,8 @@ async def test_loss_of_the_cache_watch_costs_no_request_and_resumes():
 
     config = FakeEngineConfig(block_size=4, decode_step_seconds=0.0005)
     async with Forgetful(config) as engine, connected(engine) as (client, listener):
+        # Before it a block could be stored, and the snapshot would then have a later number.
+        await listener.wait_until(lambda: listener.updates)
         events = await collect(client.submit(request(range(8), 100)))
 
         await listener.wait_until(
