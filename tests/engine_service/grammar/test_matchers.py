@@ -179,6 +179,19 @@ def test_a_token_that_is_not_allowed_fails_the_slot(matchers):
     assert list(filled.failures) == [0]
 
 
+def test_a_grammar_that_exceeds_a_limit_in_mid_stream_fails_clearly(matchers):
+    matchers.start(0, Grammar(form="regex", text=".*a.{1000}b.{1000}c"), [])
+    letters = [token_ids(letter)[0] for letter in "ax"]
+    for index in range(3000):
+        found, filled = allowed(matchers, 0)
+        if filled.failures:
+            break
+        assert set(letters) <= set(found)
+        matchers.advance([0], [letters[index * index % 7 % 2]])
+    assert found == []
+    assert "lexer" in filled.failures[0]
+
+
 def test_preparing_compiles_once(matchers):
     while not matchers.prepare(PERSON):
         pass

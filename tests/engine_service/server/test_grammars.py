@@ -11,6 +11,7 @@ from protos.wire.sampling_params import SUPPORTED_PARAMS, Grammar
 from tests.engine_service.core.fake_executor import make_info
 from tests.engine_service.grammar.model import EOS_TOKEN_IDS, TOKENIZER_JSON, VOCAB_SIZE
 from tests.engine_service.server.harness import (
+    WAIT_SECONDS,
     admission,
     failure_status,
     finish,
@@ -38,9 +39,15 @@ class HeldCheck:
 
     def __init__(self):
         self.waiting = []
+        self._asked = asyncio.Event()
 
     def check(self, grammar, done):
         self.waiting.append((grammar, done))
+        self._asked.set()
+
+    async def asked(self):
+        async with asyncio.timeout(WAIT_SECONDS):
+            await self._asked.wait()
 
 
 def _supported():
@@ -62,12 +69,6 @@ async def _held_engine():
         check = HeldCheck()
         engine.server._client.use_grammar_check(check)
         yield engine, check
-
-
-async def _until(condition):
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def test_a_usable_grammar_reaches_the_core_and_a_bad_one_is_named():
@@ -95,7 +96,7 @@ async def test_others_overtake_a_request_whose_grammar_is_checked():
         await call.write(submission(1, _with_regex("a", 1)))
         await call.write(submission(2, generate_request(2)))
         assert list((await engine.core.next_request()).prompt_token_ids) == [2]
-        await _until(lambda: check.waiting)
+        await check.asked()
         ((_, done),) = check.waiting
         done(None)
         assert list((await engine.core.next_request()).prompt_token_ids) == [1]
@@ -105,7 +106,7 @@ async def test_a_request_can_be_cancelled_while_its_grammar_is_checked():
     async with _held_engine() as (engine, check):
         call = engine.stub.GenerateMany()
         await call.write(submission(1, _with_regex("a", 1)))
-        await _until(lambda: check.waiting)
+        await check.asked()
         await call.write(engine_pb2.GenerateManyRequest(cancelled_handles=[1]))
         await call.write(submission(2, generate_request(2)))
         assert list((await engine.core.next_request()).prompt_token_ids) == [2]
