@@ -72,6 +72,9 @@ class SlotMatchers:
         self._compiler = ThreadPoolExecutor(_COMPILER_THREADS, "grammar-compiler")
         self._compiled: OrderedDict[tuple[object, ...], Future[LLMatcher]] = OrderedDict()
         self._slots: dict[int, _Slot] = {}
+        self._end_mask = np.zeros(self.num_words, np.int32)
+        for token_id in tokenizer.eos_tokens:
+            self._end_mask.view(np.uint32)[token_id // 32] |= np.uint32(1 << token_id % 32)
 
     def __len__(self) -> int:
         """The number of slots that have a grammar."""
@@ -178,7 +181,7 @@ class SlotMatchers:
         for matcher, row in rows:
             if matcher.is_error():
                 _fail(filled, masks, row, bad_grammar(matcher.get_error()))
-            elif matcher.is_stopped():
+            elif matcher.is_accepting() and np.array_equal(masks[row], self._end_mask):
                 filled.ended.append(row)
         return filled
 

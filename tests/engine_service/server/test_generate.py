@@ -5,7 +5,6 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from engine_service.core import limits as limits_module
 from engine_service.core.limits import Limits
 from engine_service.core.types import (
     Failure,
@@ -401,12 +400,11 @@ async def test_neutral_values_of_all_parameters_are_accepted():
         call.cancel()
 
 
-async def test_parameters_of_a_newer_contract_are_refused_by_name(monkeypatch, subtests):
+async def test_parameters_of_a_newer_contract_are_refused_by_name(subtests):
     old = ("temperature", "max_tokens", "ignore_eos", "stop_token_ids", "seed")
-    monkeypatch.setattr(limits_module, "SUPPORTED_PARAMS", old)
     known = {*old, *UNUSUAL}
     assert {field.name for field in engine_pb2.SamplingParams.DESCRIPTOR.fields} == known
-    async with running_engine() as engine:
+    async with running_engine(make_info(supported_params=old)) as engine:
         for field, value in UNUSUAL.items():
             with subtests.test(field):
                 message = generate_request()
