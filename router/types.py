@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from protos.wire.sampling_params import SUPPORTED_PARAMS, SamplingParams
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 
 class FinishReason(enum.Enum):
@@ -83,6 +83,15 @@ class TokenLogprobs:
     def num_top(self) -> int:
         """Likeliest tokens at each position."""
         return len(self.top_token_ids) // len(self.logprobs) if self.logprobs else 0
+
+    def part(self, start: int, stop: int) -> "TokenLogprobs":
+        """Returns those of some of the tokens."""
+        num_top = self.num_top
+        return TokenLogprobs(
+            logprobs=self.logprobs[start:stop],
+            top_token_ids=self.top_token_ids[start * num_top : stop * num_top],
+            top_logprobs=self.top_logprobs[start * num_top : stop * num_top],
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,7 +277,12 @@ class GenerationRequest:
     prompt: Prompt
     sampling_params: SamplingParams = field(default_factory=SamplingParams)
     stop: tuple[str, ...] = ()
+    """Texts that end the output."""
+    include_stop_text: bool = False
+    bad_words: tuple[str, ...] = ()
+    """Texts that must not be generated."""
     n: int | None = None
+    """Number of continuations; None is one."""
     priority: int = 0
     cache_salt: str = ""
     timeout: float | None = None
@@ -300,13 +314,29 @@ class Finish:
     stop_token_id: int | None
     num_prompt_tokens: int
     num_completion_tokens: int
+    """Tokens delivered."""
+    stop_text: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredTokens:
+    """Consecutive tokens with their logprobs, and the texts of all tokens named there."""
+
+    token_ids: "Sequence[int]"
+    logprobs: TokenLogprobs
+    texts: "Mapping[int, tuple[str, bytes]]"
+    """Text and bytes of each token by its ID."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationDelta:
-    """New output of one request; the first has `admission`, the last has `finish`."""
+    """New output of one continuation; the first has `admission`, the last has `finish`."""
 
     text: str = ""
     token_ids: tuple[int, ...] = ()
     admission: Admission | None = None
     finish: Finish | None = None
+    index: int = 0
+    logprobs: ScoredTokens | None = None
+    """Of `token_ids`."""
+    prompt_logprobs: ScoredTokens | None = None

@@ -32,6 +32,7 @@ from protos.wire.limits import (
     MAX_STEP_FAILURES,
     MAX_STEP_REQUESTS,
     MAX_STEP_TOKENS,
+    MAX_STOP_TEXT_BYTES,
     MAX_STOP_TEXTS,
     MAX_STOP_TOKEN_IDS,
     MAX_SUBMISSIONS,
@@ -98,7 +99,9 @@ FIELD_BOUNDS: Mapping[str, FieldBound] = {
             "SamplingParams.stop_token_ids": _STOP_TOKEN_IDS,
             "SamplingParams.logit_bias": _LOGIT_BIAS,
             "SamplingParams.stop": FieldBound(
-                entries=MAX_STOP_TEXTS, bytes=MAX_LABEL_BYTES, reason=Reason.BAD_SAMPLING_PARAMS
+                entries=MAX_STOP_TEXTS,
+                bytes=MAX_STOP_TEXT_BYTES,
+                reason=Reason.BAD_SAMPLING_PARAMS,
             ),
             "SamplingParams.bad_words": FieldBound(
                 entries=MAX_BAD_WORDS,

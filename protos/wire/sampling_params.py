@@ -94,8 +94,9 @@ class SamplingParams:
         float | None, _Scalar(kind=_FLOAT, low=0, high=100, default=1, in_record=True)
     ] = None
     """Divides the logits; 0 is greedy."""
-    max_tokens: Annotated[int | None, _Scalar(kind=_INT, low=1)] = None
-    """Maximum tokens to generate, including resumed ones. Unset is up to the model's length."""
+    max_tokens: Annotated[int | None, _Scalar(kind=_INT, low=0)] = None
+    """Maximum tokens to generate, including resumed ones. Unset is up to the model's length. 0 is
+    for requests that want `prompt_logprobs` only."""
     ignore_eos: bool = False
     """Continues after an end-of-sequence token."""
     stop_token_ids: Collection[int] = ()
@@ -165,6 +166,9 @@ _BOUNDED_LISTS: Mapping[str, int] = {
     "bad_words_token_ids": MAX_BAD_SEQUENCES,
     "allowed_token_ids": MAX_ALLOWED_TOKEN_IDS,
 }
+
+DEFAULT_PARAMS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+"""The parameters for which a model can have defaults of its own."""
 
 SUPPORTED_PARAMS = ("temperature", "max_tokens", "ignore_eos", "stop_token_ids", "seed")
 """The parameters that this version's engines support."""
@@ -262,7 +266,16 @@ def out_of_bounds(params: SamplingParams) -> ParamFault | None:
     for name, most in _BOUNDED_LISTS.items():
         if (count := len(getattr(params, name))) > most:
             return ParamFault(f"number of {name}", str(count), f"0 to {most}")
-    return _bias_fault(params) or _bad_words_fault(params)
+    return _length_fault(params) or _bias_fault(params) or _bad_words_fault(params)
+
+
+def _length_fault(params: SamplingParams) -> ParamFault | None:
+    max_tokens, min_tokens = params.max_tokens, params.min_tokens
+    if max_tokens == 0 and params.prompt_logprobs is None:
+        return ParamFault("max_tokens", "0", "1 and more, unless prompt_logprobs is set")
+    if max_tokens is not None and min_tokens is not None and min_tokens > max_tokens:
+        return ParamFault("min_tokens", str(min_tokens), f"0 to max_tokens {max_tokens}")
+    return None
 
 
 def _bias_fault(params: SamplingParams) -> ParamFault | None:

@@ -11,7 +11,7 @@ from router.engines.connection_loss import Fault
 from router.engines.fleet import FleetStatistics
 from router.errors import RequestError
 from router.placement.policy import Placement
-from router.request.pipeline import OUTCOMES
+from router.request.progress import OUTCOMES
 from router.text.template_process import END_CAUSES
 from router.types import EngineSnapshot, EngineState
 from servicekit.metrics import REQUEST_BUCKETS, TOKEN_BUCKETS, WORK_BUCKETS, new_registry

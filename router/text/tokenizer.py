@@ -31,6 +31,7 @@ from router.text.special_tokens import SpecialTokens  # noqa: E402
 from router.text.text_pieces import TextPieces  # noqa: E402
 from router.text.threads import Threads  # noqa: E402
 from router.text.token_budget import TokenBudget  # noqa: E402
+from router.text.token_texts import TokenTexts  # noqa: E402
 from router.text.tokenization_cache import TokenizationCache  # noqa: E402
 from router.types import ChatMessage  # noqa: E402
 
@@ -81,6 +82,7 @@ class Tokenizer:
         backend: The tokenizer of the tokenizers library.
         token_bytes: Bytes of each token, or None if the vocabulary is not byte-level.
         pieces: The pieces of all tokens, or None if the vocabulary is byte-level.
+        token_texts: Text and bytes of each token by itself.
         chat_template: Renders conversations, one at a time; not yet started.
         chat_thread: The thread that waits for it.
     """
@@ -105,6 +107,7 @@ class Tokenizer:
         is_byte_level = type(self.backend.decoder).__name__ == "ByteLevel"
         self.token_bytes = TokenBytes(self.backend) if is_byte_level else None
         self.pieces = None if is_byte_level else Pieces(self.backend)
+        self.token_texts = TokenTexts(self.backend, self.token_bytes, self.pieces)
         self._ends = _take_ends(self.backend)
         self._text_pieces = TextPieces(self.backend)
         cutting = cutting_tokens(self.backend)
@@ -181,6 +184,20 @@ class Tokenizer:
             return array("i", encoding.ids)
         before, behind = self._ends
         return before + self._text_pieces.encode(text, budget) + behind
+
+    def encode_word(self, word: str) -> list[tuple[int, ...]]:
+        """Returns the tokens of a text inside a word and those at the beginning of one.
+
+        One that the other ends with is left out: whatever has the other has both.
+        """
+        word = word.lstrip()
+        encodings = self.backend.encode_batch_fast([word, f" {word}"], add_special_tokens=False)
+        inside, after_space = (tuple(encoding.ids) for encoding in encodings)
+        if after_space[len(after_space) - len(inside) :] == inside:
+            return [inside]
+        if inside[len(inside) - len(after_space) :] == after_space:
+            return [after_space]
+        return [inside, after_space]
 
     def protect(self, messages: Sequence[ChatMessage]) -> tuple[Sequence[ChatMessage], str]:
         """Marks the special tokens in message contents, so that `encode_rendered` makes none.
