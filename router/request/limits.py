@@ -7,10 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from protos.wire.limits import (
-    MAX_CHAT_MESSAGES,
-    MAX_LABEL_CHARACTERS,
-)
+from protos.wire.limits import MAX_CHAT_MESSAGES, MAX_LABEL_CHARACTERS
 from protos.wire.printable import first_unprintable, shown
 from protos.wire.reason import Reason
 from router.errors import InvalidRequest
@@ -48,6 +45,8 @@ def check_request(request: GenerationRequest, model: ModelInfo, max_prompt_bytes
                 "bounds": "printable characters",
             },
         )
+    if isinstance(request.prompt, TokenPrompt):
+        check_length(len(request.prompt.token_ids), request.sampling_params.max_tokens, model)
     check_prompt(request.prompt, model, max_prompt_bytes)
 
 
@@ -63,7 +62,6 @@ def check_prompt(prompt: Prompt, model: ModelInfo, max_prompt_bytes: int) -> Non
         case ChatPrompt():
             _check_chat(prompt, max_prompt_bytes)
         case TokenPrompt():
-            check_length(len(prompt.token_ids), None, model)
             check_token_ids("token_ids", prompt.token_ids, model)
 
 
