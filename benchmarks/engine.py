@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,27 +133,26 @@ class Engine:
         self._ids = itertools.count()
         self._num_runs = 0
 
-    def submit(self, workload: Workload) -> None:
+    def submit(self, workload: Workload, params: SamplingParams | None = None) -> None:
         """Adds all requests of a workload, none of which finds a prefix of an earlier one."""
+        params = params or SamplingParams(temperature=TEMPERATURE)
         self._num_runs += 1
         for prompt, output_len in zip(*workload, strict=True):
             self.core.add(
                 Request(
                     request_id=next(self._ids),
                     prompt_token_ids=int32_array(prompt),
-                    sampling_params=SamplingParams(
-                        temperature=TEMPERATURE, max_tokens=output_len, ignore_eos=True
-                    ),
+                    sampling_params=replace(params, max_tokens=output_len, ignore_eos=True),
                     cache_salt=f"run {self._num_runs}",
                 )
             )
 
-    def run(self, workload: Workload) -> Run:
-        """Runs a workload to its end."""
+    def run(self, workload: Workload, params: SamplingParams | None = None) -> Run:
+        """Runs a workload to its end; without parameters, with a temperature alone."""
         run = Run()
         num_tokens = 0
         started_at = time.perf_counter()
-        self.submit(workload)
+        self.submit(workload, params)
         while self.core.has_work:
             output = self.core.step()
             if output.token_ids and not num_tokens:

@@ -7,6 +7,7 @@ gives its meaning and its allowed values. Constructing an option class checks it
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from protos.wire.limits import MAX_LOGPROBS
 from servicekit import common_options
 from servicekit.options import OptionReader, Options, about
 from servicekit.values import Flags, Integers, Names, Numbers, OneOf, Texts, seconds
@@ -63,6 +64,14 @@ class ModelOptions(Options):
             Integers(1, 64),
             "ranks that share the model, each a process with a GPU of its own, counted from the "
             "one of --device; on the CPU, processes that share its cores",
+        ),
+    )
+    generation_config: str = field(
+        default="auto",
+        metadata=about(
+            OneOf(("auto", "none")),
+            "auto: the sampling parameters of the checkpoint's generation_config.json apply where "
+            "a request leaves them unset; none: they are ignored",
         ),
     )
     max_model_len: int | None = field(
@@ -156,6 +165,13 @@ class SchedulerOptions(Options):
             "maximum steps launched but not yet finished; with 1, the GPU is idle while the next "
             "step is planned",
             unset="2 on CUDA, 1 on the CPU",
+        ),
+    )
+    max_logprobs: int = field(
+        default=20,
+        metadata=about(
+            Integers(0, MAX_LOGPROBS),
+            "maximum logprobs that a request may ask for at each position, 0 to 100",
         ),
     )
 

@@ -1,30 +1,16 @@
 """The mathematics: every operation of this package in plain torch.
 
 Each function specifies the Triton kernel with the same name and signature, and runs in its place on
-a CPU. Read from top to bottom, the file shows what a layer of the model computes and how a token is
-drawn. Arithmetic is in float32, whatever the type of the tensors.
+a CPU. Read from top to bottom, the file shows what a layer of the model computes;
+`sampling_reference.py` shows how a token is drawn. Arithmetic is in float32, whatever the type of
+the tensors.
 
 `num_heads` is a multiple of `num_kv_heads`: a group of num_heads / num_kv_heads query heads reads
 one key-value head.
 """
 
-from collections.abc import Mapping
-
 import torch
 import torch.nn.functional as F
-
-MIN_TEMPERATURE = 1e-5
-"""A row with a lower temperature is greedy: the divided logits would drown out the noise."""
-
-_PHILOX_ROUNDS = 10
-_PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_PHILOX_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
-_LOW_32_BITS = 0xFFFFFFFF
-
-_MAX_INT32 = 2**31 - 1
-# Infinities as integers of the order of the scores.
-_LARGEST_SCORE = 0x7F800000
-_LEAST_SCORE = -0x7F800001
 
 
 def read_slots(
@@ -397,147 +383,3 @@ def paged_attention_decode(
     if out is None:
         return mixed
     return out.copy_(torch.where((seq_lens > 0)[:, None, None], mixed, out))
-
-
-def sample(
-    logits: torch.Tensor,
-    records: torch.Tensor,
-    slots: torch.Tensor,
-    positions: torch.Tensor,
-    columns: Mapping[str, int],
-) -> torch.Tensor:
-    """Draws one token per row from softmax(logits / temperature).
-
-    Takes all arguments but the last of `sample_keys`, for a whole vocabulary.
-
-    Returns:
-        [num_rows] int64; -1 if the row is not a distribution: it holds a NaN or +inf, only -inf, or
-        the division overflows
-    """
-    return tokens_of_keys(sample_keys(logits, records, slots, positions, columns, 0))
-
-
-def sample_keys(
-    logits: torch.Tensor,
-    records: torch.Tensor,
-    slots: torch.Tensor,
-    positions: torch.Tensor,
-    columns: Mapping[str, int],
-    first_id: int,
-) -> torch.Tensor:
-    """Draws among a part of the vocabulary; the largest key of all parts has the row's token.
-
-    Takes argmax(logits / temperature + gumbel), which has that distribution. The noise of a
-    vocabulary entry is a function of (seed, position, entry) alone, so that a draw depends neither
-    on other rows nor on how the vocabulary is divided.
-    Source: Gumbel-max (Gumbel, 1954); Philox 4x32-10 (Salmon et al., 2011).
-
-    Args:
-        logits: [num_rows, vocab_size]; -inf hides an entry
-        records: [num_slots, num_columns] int64, the sampling parameters of each sequence
-        slots: [num_rows] int64, whose record a row follows
-        positions: [num_rows] int64
-        columns: where a record holds "temperature", as the bits of a float32, and "seed". A
-            temperature of 0 (below `MIN_TEMPERATURE`) takes the largest logit, the first of several
-            equal ones.
-        first_id: the token of the first entry, a multiple of 4
-
-    Returns:
-        [num_rows] int64: the best score, as an integer of the same order, above the token counted
-            down, so that of equal scores the first token has the largest key
-    """
-    chosen = records[slots]  # [num_rows, num_columns]
-    temperatures, seeds = as_float(chosen[:, columns["temperature"]]), chosen[:, columns["seed"]]
-    is_greedy = temperatures < MIN_TEMPERATURE
-    scores = logits
-    if not bool(is_greedy.all()):
-        noise = gumbel(random_bits(seeds, positions, logits.shape[-1], first_id))
-        wide = logits.float()
-        scores = torch.where(is_greedy[:, None], wide, wide / temperatures[:, None] + noise)
-    # `max` treats NaN as the largest value.
-    best, token_ids = scores.max(-1)
-    best = torch.where(best.isnan(), torch.inf, best.float()) + 0.0  # -0 and 0 are equal
-    bits = best.view(torch.int32)
-    ordered = bits ^ ((bits >> 31) & _MAX_INT32)
-    return ordered.long() << 32 | _MAX_INT32 - (token_ids + first_id)
-
-
-def tokens_of_keys(keys: torch.Tensor) -> torch.Tensor:
-    """Returns the token of each key of `sample_keys`, [num_rows] int64; -1 if there is none."""
-    scores = keys >> 32
-    is_distribution = (scores > _LEAST_SCORE) & (scores < _LARGEST_SCORE)
-    return torch.where(is_distribution, _MAX_INT32 - (keys & _LOW_32_BITS), -1)
-
-
-def as_float(words: torch.Tensor) -> torch.Tensor:
-    """Reads the low half of each int64 as the bits of a float32."""
-    return words.int().view(torch.float32)
-
-
-def random_bits(
-    seeds: torch.Tensor, positions: torch.Tensor, vocab_size: int, first_id: int = 0
-) -> torch.Tensor:
-    """Returns 32 random bits for each vocabulary entry of each row.
-
-    Entry v takes word v % 4 of Philox at counter (v // 4, low and high half of the position, 0).
-
-    Args:
-        seeds: [num_rows] int64, the key
-        positions: [num_rows] int64
-        vocab_size: entries of a row
-        first_id: the first of them, a multiple of 4
-
-    Returns:
-        [num_rows, vocab_size] int64, from 0 to 2^32 - 1
-    """
-    groups = first_id // 4 + torch.arange(-(-vocab_size // 4), device=seeds.device)[None, :]
-    low, high = positions & _LOW_32_BITS, positions >> 32 & _LOW_32_BITS
-    counter = (groups, low[:, None], high[:, None], torch.zeros_like(groups))
-    words = philox(seeds[:, None], counter)
-    return torch.stack(words, dim=-1).flatten(1)[:, :vocab_size]
-
-
-def philox(
-    key: torch.Tensor, counter: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Computes Philox 4x32-10: four random words from a 64-bit key and a 128-bit counter.
-
-    Source: Random123 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011).
-
-    Args:
-        key: int64, the two words of the key, low one first
-        counter: four int64 tensors of one word each, from 0 to 2^32 - 1; all broadcast
-
-    Returns:
-        four int64 tensors of one word each
-    """
-    a, b, c, d = counter
-    key_low, key_high = key & _LOW_32_BITS, key >> 32 & _LOW_32_BITS
-    for _ in range(_PHILOX_ROUNDS):
-        # A product of two words wraps around in int64, but keeps all its bits.
-        product_a, product_c = a * _PHILOX_MULTIPLIERS[0], c * _PHILOX_MULTIPLIERS[1]
-        a = (product_c >> 32 & _LOW_32_BITS) ^ b ^ key_low
-        c = (product_a >> 32 & _LOW_32_BITS) ^ d ^ key_high
-        b, d = product_c & _LOW_32_BITS, product_a & _LOW_32_BITS
-        key_low = key_low + _PHILOX_KEY_STEPS[0] & _LOW_32_BITS
-        key_high = key_high + _PHILOX_KEY_STEPS[1] & _LOW_32_BITS
-    return a, b, c, d
-
-
-def gumbel(bits: torch.Tensor) -> torch.Tensor:
-    """Converts 32 random bits to a standard Gumbel variable, -log(-log(1 - u)).
-
-    u = (bits + 0.5) / 2^32, so that the large values, which decide, are exact up to probabilities
-    of 2^-33. For u below 2^-8, the inner logarithm is its series, as 1 - u would lose u's low bits.
-
-    Args:
-        bits: int64, from 0 to 2^32 - 1
-
-    Returns:
-        float32 of the same shape, finite
-    """
-    u = (bits.float() + 0.5) * 2.0**-32
-    # The largest values of u round to 1.
-    exact = -torch.log((1.0 - u).clamp_(min=2.0**-25))
-    series = u * (1.0 + u * (0.5 + u * (1.0 / 3.0)))
-    return -torch.log(torch.where(u < 2.0**-8, series, exact))

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels import reference
+from kernels import sampling_reference
 from kernels.checks import check_contiguous_rows, check_dtype, check_shape
 from kernels.dependent_launch import dependent_launch, wait_for_inputs
 
@@ -19,19 +19,22 @@ def sample(
     slots: torch.Tensor,
     positions: torch.Tensor,
     columns: Mapping[str, int],
+    thresholds: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Draws one token per row from softmax(logits / temperature).
 
-    The draw of a row is a function of its logits, temperature, seed and position alone.
+    The draw of a row is a function of its logits, threshold, temperature, seed, sample and position
+    alone.
 
     Args:
         logits: [num_rows, vocab_size], rows may be strided; -inf hides an entry
         records: [num_slots, num_columns] int64, the sampling parameters of each sequence
         slots: [num_rows] int64, whose record a row follows
         positions: [num_rows] int64, the positions of the tokens drawn
-        columns: where a record holds "temperature", as the bits of a float32, and "seed". A
-            temperature of 0 (below `reference.MIN_TEMPERATURE`) takes the largest logit, the first
-            of several equal ones.
+        columns: where a record holds "temperature", as the bits of a float32, "seed" and
+            "sample_index". A temperature below `sampling_reference.MIN_TEMPERATURE` takes the
+            largest logit, the first of several equal ones.
+        thresholds: [num_rows] float32, the least logit that a row may draw; None for all
 
     Returns:
         [num_rows] int64; -1 if the row is not a distribution: it holds a NaN or +inf, only -inf, or
@@ -41,9 +44,12 @@ def sample(
         ValueError: an unsupported shape or type
     """
     _check(logits, records, slots, positions)
+    if thresholds is not None:
+        check_dtype("thresholds", thresholds, torch.float32)
+        check_shape("thresholds", thresholds, logits.shape[0])
     if logits.device.type == "cpu":
-        return reference.sample(logits, records, slots, positions, columns)
-    return _sample_triton(logits, records, slots, positions, columns)
+        return sampling_reference.sample(logits, records, slots, positions, columns, thresholds)
+    return _sample_triton(logits, records, slots, positions, columns, thresholds=thresholds)
 
 
 def sample_keys(
@@ -65,7 +71,7 @@ def sample_keys(
         first_id: the token of the first entry, a multiple of 4
 
     Returns:
-        [num_rows] int64 keys, which `reference.tokens_of_keys` reads
+        [num_rows] int64 keys, which `sampling_reference.tokens_of_keys` reads
 
     Raises:
         ValueError: an unsupported shape or type
@@ -74,7 +80,7 @@ def sample_keys(
     if first_id % 4:
         raise ValueError(f"first_id is {first_id}; expected a multiple of 4")
     if logits.device.type == "cpu":
-        return reference.sample_keys(logits, records, slots, positions, columns, first_id)
+        return sampling_reference.sample_keys(logits, records, slots, positions, columns, first_id)
     return _sample_triton(logits, records, slots, positions, columns, first_id)
 
 
@@ -102,6 +108,7 @@ def _sample_triton(
     positions: torch.Tensor,
     columns: Mapping[str, int],
     first_id: int | None = None,
+    thresholds: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Returns tokens, or keys if `first_id` is given."""
     num_rows, vocab_size = logits.shape
@@ -110,7 +117,7 @@ def _sample_triton(
         return drawn
     # Few rows are divided finely, to occupy the whole GPU. Sizes and warps are not tuned: plain
     # choices, timed on an H200 (README.md).
-    tile = 1024 if num_rows <= _FEW_ROWS else 4096
+    tile = 1024 if num_rows <= _FEW_ROWS or thresholds is not None else 4096
     num_tiles = triton.cdiv(vocab_size, tile)
     best_scores = torch.empty((num_rows, num_tiles), dtype=torch.float32, device=logits.device)
     best_ids = torch.empty((num_rows, num_tiles), dtype=torch.int32, device=logits.device)
@@ -119,15 +126,18 @@ def _sample_triton(
         records,
         slots,
         positions,
+        logits if thresholds is None else thresholds,
         best_scores,
         best_ids,
         logits.stride(0),
         records.stride(0),
         vocab_size,
         first_id or 0,
+        HAS_THRESHOLDS=thresholds is not None,
         TEMPERATURE=columns["temperature"],
         SEED=columns["seed"],
-        MIN_TEMPERATURE=reference.MIN_TEMPERATURE,
+        SAMPLE=columns["sample_index"],
+        MIN_TEMPERATURE=sampling_reference.MIN_TEMPERATURE,
         TILE=tile,
         num_warps=4 if tile == 1024 else 8,
         **dependent_launch(logits),
@@ -152,14 +162,17 @@ def _tile_kernel(
     records,
     slots,
     positions,
+    thresholds,
     best_scores,
     best_ids,
     logits_stride,
     records_stride,
     vocab_size,
     first_id,
+    HAS_THRESHOLDS: tl.constexpr,
     TEMPERATURE: tl.constexpr,
     SEED: tl.constexpr,
+    SAMPLE: tl.constexpr,
     MIN_TEMPERATURE: tl.constexpr,
     TILE: tl.constexpr,
     IS_DEPENDENT: tl.constexpr,
@@ -171,11 +184,24 @@ def _tile_kernel(
     is_entry = ids < vocab_size
     scores = tl.load(logits + row * logits_stride + ids, mask=is_entry, other=float("-inf"))
     scores = scores.to(tl.float32)
+    is_drawn = True
+    if HAS_THRESHOLDS:
+        # NaN is not below it, and still marks the row.
+        is_hidden = scores < tl.load(thresholds + row)
+        scores = tl.where(is_hidden, float("-inf"), scores)
+        # Noise takes most of the time, and few tiles have a token that may be drawn.
+        is_drawn = tl.min(is_hidden.to(tl.int32), axis=0) == 0
     record = records + tl.load(slots + row) * records_stride
     temperature = as_float(tl.load(record + TEMPERATURE))
-    if temperature >= MIN_TEMPERATURE:
+    if (temperature >= MIN_TEMPERATURE) & is_drawn:
         first = first_id + tile * TILE
-        bits = random_bits(tl.load(record + SEED), tl.load(positions + row), first, TILE)
+        bits = random_bits(
+            tl.load(record + SEED),
+            tl.load(record + SAMPLE),
+            tl.load(positions + row),
+            first,
+            TILE,
+        )
         scores = scores / temperature + gumbel(bits)
     # Whether a NaN wins would depend on the order of the reduction. As +inf, which finite logits
     # never reach, it always wins and marks the row, without a further pass.
@@ -205,7 +231,7 @@ def _best_tile_kernel(
     best, tile = tl.max(scores, axis=0, return_indices=True)
     token_id = tl.load(best_ids + row * num_tiles + tile).to(tl.int64)
     if IS_KEY:
-        # As `reference.sample_keys`.
+        # As `sampling_reference.sample_keys`.
         bits = (best + 0.0).to(tl.int32, bitcast=True)
         ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
         tl.store(drawn + row, (ordered.to(tl.int64) << 32) | (0x7FFFFFFF - token_id))
@@ -221,19 +247,19 @@ def as_float(word) -> tl.tensor:
 
 
 @triton.jit
-def random_bits(seed, position, first_id, COUNT: tl.constexpr) -> tl.tensor:
+def random_bits(seed, sample, position, first_id, COUNT: tl.constexpr) -> tl.tensor:
     """Returns [COUNT] uint32, the bits of the entries from first_id (a multiple of 4) on."""
     groups = (first_id // 4 + tl.arange(0, COUNT // 4)).to(tl.uint32)
     zeros = tl.zeros_like(groups)
     low = zeros + (position & 0xFFFFFFFF).to(tl.uint32)
     high = zeros + (position >> 32 & 0xFFFFFFFF).to(tl.uint32)
-    a, b, c, d = tl.philox(seed, groups, low, high, zeros)
+    a, b, c, d = tl.philox(seed, groups, low, high, zeros + sample.to(tl.uint32))
     return tl.interleave(tl.interleave(a, c), tl.interleave(b, d))
 
 
 @triton.jit
 def gumbel(bits) -> tl.tensor:
-    """Converts 32 random bits to a standard Gumbel variable; see `reference.gumbel`."""
+    """Converts 32 random bits to a standard Gumbel variable; see `sampling_reference.gumbel`."""
     u = (bits.to(tl.float32) + 0.5) * (2.0**-32)
     exact = -tl.log(tl.maximum(1.0 - u, 2.0**-25))
     series = u * (1.0 + u * (0.5 + u * (1.0 / 3.0)))

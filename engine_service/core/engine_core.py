@@ -166,6 +166,8 @@ class EngineCore(Generic[HandleT]):
             admissions=events.admissions,
             finishes=events.finishes,
             failures=events.failures,
+            logprobs=progress.logprobs,
+            prompt_logprobs=progress.prompt_logprobs,
             cache_delta=self.scheduler.pool.take_delta(),
             stats=dataclasses.replace(
                 stats,

@@ -1,7 +1,9 @@
 """Limits on a single request to this engine."""
 
 from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Self
 
 from engine_service.core.types import EngineInfo, Request
@@ -27,6 +29,9 @@ class Limits:
     max_model_len: int
     num_cache_tokens: int
     """Tokens that the whole pool can hold."""
+    max_logprobs: int
+    """Logprobs at each position."""
+    eos_token_ids: frozenset[int]
 
     @classmethod
     def from_info(cls, info: EngineInfo) -> Self:
@@ -35,6 +40,8 @@ class Limits:
             vocab_size=info.vocab_size,
             max_model_len=info.max_model_len,
             num_cache_tokens=info.num_blocks * info.block_size,
+            max_logprobs=min(info.max_logprobs, info.vocab_size),
+            eos_token_ids=info.eos_token_ids,
         )
 
     @property
@@ -67,19 +74,71 @@ class Limits:
         self.check_all_but_token_ids(request)
         self.check_token_ids("prompt_token_ids", request.prompt_token_ids)
         self.check_token_ids("resume_token_ids", request.resume_token_ids)
-        self.check_stop_token_ids(request)
+        params = request.sampling_params
+        self.check_token_ids(
+            "allowed_token_ids", _array("allowed_token_ids", params.allowed_token_ids)
+        )
+        self.check_short_lists(params)
 
     def check_all_but_token_ids(self, request: Request) -> None:
-        """Does the checks of `check` whose time does not depend on the prompt length.
+        """Does the checks of `check` whose time does not depend on the lengths of long lists.
 
         Raises:
             InvalidRequest: As `check`.
         """
         if not request.prompt_token_ids:
             raise InvalidRequest("prompt_token_ids is empty", reason=Reason.EMPTY_PROMPT)
-        _check_sampling_params(request.sampling_params)
+        self._check_sampling_params(request.sampling_params)
         _check_labels(request)
         self._check_length(request)
+        self._check_min_tokens(request)
+        self._check_allowed(request)
+
+    def _check_sampling_params(self, params: SamplingParams) -> None:
+        _check_supported(params)
+        if fault := out_of_bounds(params):
+            raise _bad_param(*fault)
+        for field in ("logprobs", "prompt_logprobs"):
+            if (count := getattr(params, field) or 0) > self.max_logprobs:
+                raise _bad_param(field, str(count), f"0 to {self.max_logprobs} of this engine")
+        if params.max_tokens == 0 and params.prompt_logprobs is None:
+            raise _bad_param("max_tokens", "0", "1 and more; 0 needs prompt_logprobs")
+        seen: dict[int, int] = {}
+        for index, (token_id, _) in enumerate(params.logit_bias):
+            if (other := seen.setdefault(token_id, index)) != index:
+                raise _bad_param(
+                    f"logit_bias[{index}].token_id",
+                    str(token_id),
+                    f"tokens that are named once; logit_bias[{other}] has it already",
+                )
+
+    def _check_min_tokens(self, request: Request) -> None:
+        params = request.sampling_params
+        if not params.min_tokens:
+            return
+        longest = self.max_num_tokens(request) - len(request.prompt_token_ids)
+        if params.min_tokens > longest:
+            bound = "max_tokens" if params.max_tokens is not None else "the length left"
+            bounds = f"0 to {longest}, {bound}"
+            raise _bad_param("min_tokens", str(params.min_tokens), bounds)
+
+    def _check_allowed(self, request: Request) -> None:
+        """Refuses a request whose next token is certain to be none."""
+        params = request.sampling_params
+        allowed = params.allowed_token_ids
+        if not allowed:
+            return
+        banned = {sequence[0] for sequence in params.bad_words_token_ids if len(sequence) == 1}
+        if (params.min_tokens or 0) > len(request.resume_token_ids):
+            banned.update(params.stop_token_ids)
+            if not params.ignore_eos:
+                banned |= self.eos_token_ids
+        if banned.issuperset(allowed):
+            raise _bad_param(
+                "number of allowed_token_ids",
+                str(len(allowed)),
+                "lists with a token that neither bad_words_token_ids nor min_tokens forbids",
+            )
 
     def _check_length(self, request: Request) -> None:
         num_prompt_tokens = len(request.prompt_token_ids)
@@ -91,8 +150,13 @@ class Limits:
                 "which includes them",
                 {"num_resumed_tokens": str(num_resumed_tokens), "max_tokens": str(max_tokens)},
             )
-        num_tokens = num_prompt_tokens + (max_tokens or max(1, num_resumed_tokens))
-        if num_tokens <= self.max_sequence_len:
+        num_new_tokens = max(1, num_resumed_tokens) if max_tokens is None else max_tokens
+        num_tokens = num_prompt_tokens + num_new_tokens
+        longest = self.max_sequence_len
+        if not num_new_tokens:
+            # The prompt is all there is, and it needs its blocks.
+            longest = min(longest, self.num_cache_tokens)
+        if num_tokens <= longest:
             return
         if max_tokens is not None:
             asked = f"prompt_token_ids of {num_prompt_tokens} and max_tokens of {max_tokens}"
@@ -103,7 +167,7 @@ class Limits:
         if num_tokens > self.max_model_len:
             bound = f"max_model_len {self.max_model_len}"
         else:
-            bound = f"{self.max_sequence_len}, the maximum that fits in the KV cache"
+            bound = f"{longest}, the maximum that fits in the KV cache"
         raise InvalidRequest(
             f"{asked} are {num_tokens} tokens, over {bound}",
             {
@@ -111,39 +175,55 @@ class Limits:
                 "num_resumed_tokens": str(num_resumed_tokens),
                 "max_tokens": "" if max_tokens is None else str(max_tokens),
                 "max_model_len": str(self.max_model_len),
-                "max_sequence_len": str(self.max_sequence_len),
+                "max_sequence_len": str(longest),
             },
             reason=Reason.PROMPT_TOO_LONG,
         )
 
-    def check_stop_token_ids(self, request: Request) -> None:
-        """Refuses stop token IDs outside the vocabulary.
+    def check_short_lists(self, params: SamplingParams) -> None:
+        """Refuses tokens outside the vocabulary in the lists of at most a few thousand entries.
 
         Raises:
             InvalidRequest: Names the first such ID.
         """
-        stop_token_ids = array("q", request.sampling_params.stop_token_ids)
-        self.check_token_ids("stop_token_ids", stop_token_ids)
+        self.check_token_ids("stop_token_ids", _array("stop_token_ids", params.stop_token_ids))
+        biased = _array("logit_bias", (bias.token_id for bias in params.logit_bias))
+        self.check_token_ids("logit_bias", biased, ".token_id")
+        sequences = params.bad_words_token_ids
+        if self._are_tokens(_array("bad_words_token_ids", chain.from_iterable(sequences))):
+            return
+        for index, sequence in enumerate(sequences):
+            self.check_token_ids(f"bad_words_token_ids[{index}]", array("q", sequence))
 
-    def check_token_ids(self, field: str, token_ids: "array[int]") -> None:
+    def check_token_ids(self, field: str, token_ids: "array[int]", part: str = "") -> None:
         """Refuses token IDs outside the vocabulary.
 
+        Args:
+            field: The list's name.
+            token_ids: Its IDs.
+            part: Name of the ID within an entry of the list, after a dot.
+
         Raises:
             InvalidRequest: Names the first such ID.
         """
-        if not token_ids or (min(token_ids) >= 0 and max(token_ids) < self.vocab_size):
+        if self._are_tokens(token_ids):
             return
         index, value = next(
             (index, value)
             for index, value in enumerate(token_ids)
             if not 0 <= value < self.vocab_size
         )
-        raise self.token_out_of_range(field, index, value)
+        raise self.token_out_of_range(field, index, value, part)
 
-    def token_out_of_range(self, field: str, index: int, value: int) -> InvalidRequest:
+    def _are_tokens(self, token_ids: "array[int]") -> bool:
+        return not token_ids or (min(token_ids) >= 0 and max(token_ids) < self.vocab_size)
+
+    def token_out_of_range(
+        self, field: str, index: int, value: int, part: str = ""
+    ) -> InvalidRequest:
         """Returns the error for a token ID outside the vocabulary."""
         return InvalidRequest(
-            f"{field}[{index}] is {value}, outside 0 to {self.vocab_size - 1}",
+            f"{field}[{index}]{part} is {value}, outside 0 to {self.vocab_size - 1}",
             {
                 "field": field,
                 "index": str(index),
@@ -154,8 +234,19 @@ class Limits:
         )
 
 
-def _check_sampling_params(params: SamplingParams) -> None:
-    if fault := unsupported(params):
+def _array(field: str, token_ids: Iterable[int]) -> "array[int]":
+    try:
+        return array("q", token_ids)
+    except (TypeError, OverflowError) as error:
+        raise InvalidRequest(
+            f"{field} holds something that is not a token ID: {error}",
+            {"field": field},
+            reason=Reason.TOKEN_OUT_OF_RANGE,
+        ) from error
+
+
+def _check_supported(params: SamplingParams) -> None:
+    if fault := unsupported(params, SUPPORTED_PARAMS):
         raise InvalidRequest(
             f"sampling_params.{fault.field} is {fault.value}, but this engine does not support the "
             f"parameter; it supports {', '.join(SUPPORTED_PARAMS)}",
@@ -166,12 +257,14 @@ def _check_sampling_params(params: SamplingParams) -> None:
             },
             reason=Reason.UNSUPPORTED_PARAMETER,
         )
-    if fault := out_of_bounds(params):
-        raise InvalidRequest(
-            f"{fault.field} is {fault.value}, outside {fault.bounds}",
-            fault._asdict(),
-            reason=Reason.BAD_SAMPLING_PARAMS,
-        )
+
+
+def _bad_param(field: str, value: str, bounds: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"{field} is {value}, outside {bounds}",
+        {"field": field, "value": value, "bounds": bounds},
+        reason=Reason.BAD_SAMPLING_PARAMS,
+    )
 
 
 def _check_labels(request: Request) -> None:

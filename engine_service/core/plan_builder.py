@@ -21,12 +21,14 @@ class PlanBuilder:
         "_block_indices",
         "_block_slots",
         "_is_sampled",
+        "_new_edits",
         "_new_num_tokens",
         "_new_sampling_records",
         "_new_slots",
         "_new_token_ids",
         "_num_computed_tokens",
         "_num_scheduled_tokens",
+        "_prompt_logprobs",
         "_slots",
         "num_decode_tokens",
         "sequences",
@@ -40,6 +42,7 @@ class PlanBuilder:
         self._new_num_tokens: list[int] = []
         self._new_token_ids = int32_array()
         self._new_sampling_records = array("q")
+        self._new_edits = int32_array()
         self._block_slots: list[int] = []
         self._block_indices: list[int] = []
         self._block_ids: list[int] = []
@@ -48,6 +51,7 @@ class PlanBuilder:
         self._num_computed_tokens: list[int] = []
         self._num_scheduled_tokens: list[int] = []
         self._is_sampled: list[bool] = []
+        self._prompt_logprobs: dict[int, int] = {}
 
     def add_sequence(self, sequence: Sequence) -> None:
         """Tells the ranks of a sequence that was just given its slot and its blocks."""
@@ -55,6 +59,8 @@ class PlanBuilder:
         self._new_num_tokens.append(len(sequence.token_ids))
         self._new_token_ids.extend(sequence.token_ids)
         self._new_sampling_records.extend(sequence.sampling_record)
+        if sequence.logit_edits:
+            self._new_edits.extend(sequence.logit_edits.to_record(sequence.slot))
         num_blocks = len(sequence.block_table)
         self._block_slots.extend([sequence.slot] * num_blocks)
         self._block_indices.extend(range(num_blocks))
@@ -84,6 +90,10 @@ class PlanBuilder:
         sequence.num_pending_tokens += is_sampled
         sequence.last_step_id = self.step_id
 
+    def ask_for_prompt_logprobs(self, num_tokens: int) -> None:
+        """Asks the last row for the logprobs of prompt tokens, from its second position on."""
+        self._prompt_logprobs[len(self._slots) - 1] = num_tokens
+
     def build(self) -> StepPlan:
         """Returns the plan."""
         return StepPlan(
@@ -92,6 +102,7 @@ class PlanBuilder:
             new_num_tokens=int32_array(self._new_num_tokens),
             new_token_ids=self._new_token_ids,
             new_sampling_records=self._new_sampling_records,
+            new_edits=self._new_edits,
             block_slots=int32_array(self._block_slots),
             block_indices=int32_array(self._block_indices),
             block_ids=int32_array(self._block_ids),
@@ -99,4 +110,10 @@ class PlanBuilder:
             num_computed_tokens=int32_array(self._num_computed_tokens),
             num_scheduled_tokens=int32_array(self._num_scheduled_tokens),
             is_sampled=array("b", self._is_sampled),
+            num_prompt_logprobs=self._num_prompt_logprobs(),
         )
+
+    def _num_prompt_logprobs(self) -> "array[int]":
+        if not self._prompt_logprobs:
+            return int32_array()
+        return int32_array([self._prompt_logprobs.get(row, 0) for row in range(len(self._slots))])

@@ -3,6 +3,7 @@
 from array import array
 from dataclasses import dataclass, field
 
+from engine_service.core.logprobs import RequestLogprobs
 from engine_service.core.types import Admission, Failure, Finish, int32_array
 
 
@@ -32,6 +33,8 @@ class StepProgress:
     """[sum(token_counts)] these tokens, request after request."""
     num_prefill_tokens: int = 0
     num_decode_tokens: int = 0
+    logprobs: RequestLogprobs | None = None
+    prompt_logprobs: RequestLogprobs | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,11 +1,13 @@
 """Chooses the sequences and token counts of each step, and applies the step's tokens."""
 
+import dataclasses
 import time
 from collections import deque
 from typing import TYPE_CHECKING
 
 from engine_service.config import SchedulerOptions
-from engine_service.core.block_pool import BlockPool
+from engine_service.core import logprob_report
+from engine_service.core.block_pool import BlockPool, PrefixMatch
 from engine_service.core.limits import Limits
 from engine_service.core.plan_builder import PlanBuilder
 from engine_service.core.progress import (
@@ -77,6 +79,7 @@ class Scheduler:
         self._waiting = SequenceQueue()
         self._running = SequenceQueue()
         self._num_waiting_tokens = 0
+        self._num_reporting = 0  # open sequences that report logprobs
         self._num_arrivals = 0
 
         self._in_flight: deque[tuple[StepPlan, PlanBuilder]] = deque()
@@ -104,7 +107,8 @@ class Scheduler:
     def add(self, request: Request) -> None:
         """Adds a request that was checked against `Limits` and whose ID is not in use.
 
-        If its resumed tokens already end it, it finishes at once.
+        If its resumed tokens already end it, or it asks for nothing but the logprobs of a prompt of
+        one token, which has none, it finishes at once.
         """
         assert request.request_id not in self._sequences, f"{request.request_id=} is in use"
         sequence = Sequence(
@@ -116,8 +120,11 @@ class Scheduler:
         )
         self._num_arrivals += 1
         self._sequences[request.request_id] = sequence
+        self._num_reporting += sequence.reports_logprobs
         self._enqueue(sequence)
         if sequence.finish_reason is not None:
+            if sequence.is_scoring:
+                self._report_admission(sequence)
             self._finish(sequence)
 
     def cancel(self, request_id: int) -> bool:
@@ -174,12 +181,30 @@ class Scheduler:
             num_prefill_tokens=sum(plan.num_scheduled_tokens) - builder.num_decode_tokens,
             num_decode_tokens=builder.num_decode_tokens,
         )
+        reports = self._num_reporting > 0
+        if reports:
+            progress = self._take_prompt_logprobs(plan, builder, result, progress)
         if has_one_each:
             self._take_one_each(plan, builder, result, progress)
         else:
             self._take_counted(plan, builder, result, progress)
         self._slots.free_retired()
+        if reports:
+            logprobs = logprob_report.of_tokens(builder.sequences, result, progress)
+            progress = dataclasses.replace(progress, logprobs=logprobs)
         return progress
+
+    def _take_prompt_logprobs(
+        self, plan: StepPlan, builder: PlanBuilder, result: StepResult, progress: StepProgress
+    ) -> StepProgress:
+        """Applies the logprobs of prompts; returns the progress with them."""
+        logprobs, scored, invalid = logprob_report.of_prompts(plan, builder.sequences, result)
+        for sequence in scored:
+            if sequence.is_scoring and not sequence.must_score_prompt:
+                self._finish(sequence)
+        for sequence in invalid:
+            self._fail(sequence)
+        return dataclasses.replace(progress, prompt_logprobs=logprobs)
 
     def _take_one_each(
         self, plan: StepPlan, builder: PlanBuilder, result: StepResult, progress: StepProgress
@@ -345,11 +370,23 @@ class Scheduler:
         Its full blocks become findable at once. If equal prompts arrive together, the first one
         computes for all, even within this step.
         """
-        num_tokens = min(budget, sequence.num_uncomputed_tokens)
+        num_tokens = min(budget, sequence.num_uncomputed_tokens - sequence.is_scoring)
         builder.add_row(sequence, num_tokens)
+        if sequence.must_score_prompt:
+            self._score_prompt(builder, sequence, num_tokens)
         if sequence.num_cacheable_tokens // self._block_size > sequence.num_registered_blocks:
             self._register_blocks(sequence)
         return num_tokens
+
+    def _score_prompt(self, builder: PlanBuilder, sequence: Sequence, num_tokens: int) -> None:
+        """Asks for the logprobs of the prompt tokens after those of the row of `num_tokens`."""
+        start = sequence.num_computed_tokens - num_tokens
+        end = min(sequence.num_computed_tokens, sequence.num_prompt_tokens - 1)
+        if start < end >= sequence.next_scored_position:
+            builder.ask_for_prompt_logprobs(end - start)
+        if sequence.is_scoring and end == sequence.num_prompt_tokens - 1:
+            # Nothing is left to plan.
+            sequence.num_pending_tokens = 1
 
     def _admit(self, sequence: Sequence) -> bool:
         """Gives a waiting sequence its slot and blocks; returns False if it does not fit yet."""
@@ -367,9 +404,7 @@ class Scheduler:
             ):
                 return False
         sequence.extend_block_hashes(self._block_size)
-        match = self.pool.match_prefix(
-            sequence.token_ids, sequence.block_hashes, sequence.cache_salt
-        )
+        match = self._match_prefix(sequence)
         num_blocks = -(-len(sequence.token_ids) // self._block_size)
         num_new_blocks = num_blocks - len(match.block_ids)
         if num_new_blocks + match.num_unowned + num_running > num_free_blocks:
@@ -390,6 +425,11 @@ class Scheduler:
             sequence.is_admitted = True
             self._report_admission(sequence)
         return True
+
+    def _match_prefix(self, sequence: Sequence) -> PrefixMatch:
+        """Finds its cached prefix: none while the prompt's logprobs need all of it computed."""
+        token_ids = sequence.token_ids[:0] if sequence.must_score_prompt else sequence.token_ids
+        return self.pool.match_prefix(token_ids, sequence.block_hashes, sequence.cache_salt)
 
     def _append_token(self, sequence: Sequence, token_id: int) -> None:
         sequence.token_ids.append(token_id)
@@ -458,6 +498,7 @@ class Scheduler:
             self._running.remove(sequence)
             self._release(sequence)
         sequence.state = SequenceState.FINISHED
+        self._num_reporting -= sequence.reports_logprobs
         del self._sequences[sequence.request_id]
 
     def _finish(self, sequence: Sequence) -> None:
@@ -495,7 +536,7 @@ class Scheduler:
 
     def _report_admission(self, sequence: Sequence) -> None:
         num_cached_tokens = sequence.num_computed_tokens
-        if self.pool.enable_prefix_caching:
+        if self.pool.enable_prefix_caching and not sequence.must_score_prompt:
             self._events.num_prefix_query_tokens += len(sequence.token_ids)
             self._events.num_prefix_hit_tokens += num_cached_tokens
         self._events.admissions.append(

@@ -4,6 +4,7 @@ import enum
 import secrets
 from array import array
 
+from engine_service.core.logit_edits import logit_edits
 from engine_service.core.types import FinishReason, Request
 from protos.wire.block_hash import block_digests, low_64_bits
 from protos.wire.sampling_params import to_record
@@ -31,14 +32,22 @@ class Sequence:
         order: Sorts sequences from the most to the least important: larger priority, then
             earlier arrival. Unique.
         sampling_record: What the sampler needs to know of the request; see `to_record`.
+        logit_edits: Its lists of tokens that the sampler needs.
         token_ids: All known tokens: prompt, resumed and generated.
         num_given_tokens: Tokens that the request came with: prompt and resumed ones.
         num_admitted_tokens: Tokens known when it last got its slot: the prompt, and the tokens
             that a preempted sequence must compute again.
-        num_pending_tokens: Tokens expected from steps in flight, one for each sampled row.
+        num_pending_tokens: Tokens expected from steps in flight, one for each sampled row; also 1
+            while the last step of a scoring sequence is in flight.
         num_computed_tokens: Tokens whose keys and values are in the cache once all launched
             steps are done; advances when a step is planned.
         max_num_tokens: The length at which the sequence ends.
+        is_scoring: Whether no token is wanted: it ends once the logprobs of its prompt are known.
+            Its prompt is computed without the last token, as nothing follows it.
+        num_logprobs: How many logprobs to report with each generated token; None for none.
+        num_prompt_logprobs: The same for the tokens of the prompt.
+        next_scored_position: Position of the first prompt token whose logprobs are still to be
+            reported.
         block_table: Physical block of each logical one.
         block_hashes: Low 64 bits of the digests of the first full blocks, typecode "Q".
         num_registered_blocks: Leading blocks whose hash the pool knows.
@@ -54,12 +63,17 @@ class Sequence:
         "cache_salt",
         "chain_parent",
         "is_admitted",
+        "is_scoring",
         "last_step_id",
+        "logit_edits",
         "max_num_tokens",
+        "next_scored_position",
         "num_admitted_tokens",
         "num_computed_tokens",
         "num_given_tokens",
+        "num_logprobs",
         "num_pending_tokens",
+        "num_prompt_logprobs",
         "num_prompt_tokens",
         "num_registered_blocks",
         "order",
@@ -97,16 +111,33 @@ class Sequence:
         self.order = (-request.priority, number)
         self.cache_salt = request.cache_salt
         self.seed = secrets.randbits(63) if params.seed is None else params.seed
-        self.sampling_record = to_record(params, self.seed)
         self.stop_token_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             self.stop_token_ids |= eos_token_ids
-        self.max_num_tokens = max_num_tokens
+        self.num_prompt_tokens = len(request.prompt_token_ids)
+        self.logit_edits = logit_edits(
+            params,
+            num_prompt_tokens=self.num_prompt_tokens,
+            stop_token_ids=self.stop_token_ids,
+        )
+        self.sampling_record = to_record(
+            params,
+            self.seed,
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_biases=self.logit_edits.num_biases,
+            is_restricted=bool(self.logit_edits.allowed),
+        )
+        self.num_logprobs = params.logprobs
+        self.num_prompt_logprobs = params.prompt_logprobs
+        self.is_scoring = params.max_tokens == 0
+        # A scoring sequence has reached its length as it comes, but must be computed.
+        self.max_num_tokens = max_num_tokens + self.is_scoring
 
         self.token_ids = request.prompt_token_ids + request.resume_token_ids
-        self.num_prompt_tokens = len(request.prompt_token_ids)
         self.num_given_tokens = len(self.token_ids)
         self.num_admitted_tokens = self.num_given_tokens
+        # The first token follows nothing.
+        self.next_scored_position = self.num_prompt_tokens if params.prompt_logprobs is None else 1
         self.block_hashes = array("Q")
         self._last_digest = root
 
@@ -150,8 +181,20 @@ class Sequence:
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
+    def reports_logprobs(self) -> bool:
+        """Whether logprobs of any kind were asked for."""
+        return self.num_logprobs is not None or self.num_prompt_logprobs is not None
+
+    @property
+    def must_score_prompt(self) -> bool:
+        """Whether logprobs of the prompt are still to be reported."""
+        return self.next_scored_position < self.num_prompt_tokens
+
+    @property
     def finish_reason(self) -> FinishReason | None:
         """Why the sequence must end after its last known token, or None."""
+        if self.is_scoring:
+            return None if self.must_score_prompt else FinishReason.LENGTH
         if not self.num_output_tokens:
             return None
         if self.token_ids[-1] in self.stop_token_ids:

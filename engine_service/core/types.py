@@ -8,6 +8,8 @@ import enum
 from array import array
 from dataclasses import dataclass, field
 
+from engine_service.core.logprobs import RequestLogprobs
+from engine_service.core.logprobs import StepLogprobs as StepLogprobs
 from protos.wire.sampling_params import SamplingParams
 
 NO_TOKEN = -1
@@ -63,6 +65,10 @@ class EngineInfo:
     tensor_parallel_size: int
     dtype: str
     device: str
+    max_logprobs: int
+    """The most logprobs that a request may ask for at each position."""
+    default_sampling_params: SamplingParams
+    """What the model's authors recommend for parameters that a request leaves unset."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +105,9 @@ class StepPlan:
     new_sampling_records: "array[int]"
     """[num_new * len(RECORD_COLUMNS)] typecode "q": what `sampling_params.to_record` gives."""
 
+    new_edits: "array[int]" = field(default_factory=int32_array)
+    """Of the new slots whose requests edit logits, one after the other: `LogitEdits.to_record`."""
+
     block_slots: "array[int]"
     """[num_entries] slots whose block table row grows."""
     block_indices: "array[int]"
@@ -114,6 +123,9 @@ class StepPlan:
     """[num_rows] tokens to compute, at least 1."""
     is_sampled: "array[int]"
     """[num_rows] typecode "b": 1 when the row ends at the last token of its sequence."""
+    num_prompt_logprobs: "array[int]" = field(default_factory=int32_array)
+    """[num_rows] prompt tokens whose logprobs the row must bring: those at the positions from
+    `num_computed_tokens[r] + 1` on. Empty if no row must bring any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +146,11 @@ class StepResult:
     """[num_rows] tokens generated per row of the plan; 0 where `is_sampled` is 0."""
     token_ids: "array[int]"
     """[sum(token_counts)] these tokens, row after row; `NO_TOKEN` where the logits gave none."""
+    logprobs: StepLogprobs | None = None
+    """Those of all `token_ids`, as wide as the request that asks for most; None if none asks."""
+    prompt_logprobs: StepLogprobs | None = None
+    """Those of the prompt tokens that `StepPlan.num_prompt_logprobs` asks for, row after row, as
+    wide as the request that asks for most; None if no row must bring any."""
     prepare_seconds: float = 0.0
     """Time the host spent copying the plan to the device."""
     launch_seconds: float = 0.0
@@ -256,5 +273,9 @@ class StepOutput:
     admissions: list[Admission] = field(default_factory=list)
     finishes: list[Finish] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    logprobs: RequestLogprobs | None = None
+    """Those of the tokens above, of the requests that asked for them; None if there are none."""
+    prompt_logprobs: RequestLogprobs | None = None
+    """Those of tokens of prompts; all of a request's come before or with its first token."""
     cache_delta: CacheDelta = field(default_factory=CacheDelta)
     stats: StepStats = field(default_factory=StepStats)

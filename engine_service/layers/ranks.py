@@ -89,6 +89,26 @@ class Ranks:
             dist.all_reduce(x, dist.ReduceOp.MAX)
         return x
 
+    def gather_vocab(self, logits: torch.Tensor, vocab_size: int) -> torch.Tensor:
+        """Returns the logits of all ranks' parts of the vocabulary, [num_rows, vocab_size].
+
+        Args:
+            logits: [num_rows, tokens of this rank's `vocab_range`].
+            vocab_size: Tokens of all ranks.
+        """
+        if self.size == 1:
+            return logits
+        num_rows, width = logits.shape[0], len(self.vocab_range(vocab_size))
+        largest = -(-vocab_size // self.size)
+        largest = -(-largest // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
+        # All parts must be equally large.
+        sent = torch.zeros(num_rows, largest, dtype=logits.dtype, device=logits.device)
+        sent[:, :width] = logits
+        parts = torch.empty(self.size * num_rows, largest, dtype=logits.dtype, device=logits.device)
+        dist.all_gather_into_tensor(parts, sent)
+        whole = parts.view(self.size, num_rows, largest).transpose(0, 1)
+        return whole.reshape(num_rows, self.size * largest)[:, :vocab_size].contiguous()
+
     def minimum(self, value: int) -> int:
         """Returns the smallest of the ranks' numbers."""
         if self.size == 1:

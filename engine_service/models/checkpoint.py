@@ -11,9 +11,11 @@ import xxhash
 from engine_service.errors import StartupError
 from engine_service.models import hub
 from engine_service.models.end_tokens import read_eos_token_ids
+from engine_service.models.generation_config import read_default_sampling_params
 from engine_service.models.json_file import read_json, shown
 from engine_service.models.plain_file import cannot_read, exists
 from engine_service.models.tensor_file import StoredTensor, read_tensor_file
+from protos.wire.sampling_params import SamplingParams
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -60,6 +62,10 @@ class Checkpoint:
     def read_eos_token_ids(self, vocab_size: int) -> frozenset[int]:
         """Reads the IDs that end a text, each below `vocab_size`."""
         return read_eos_token_ids(self.folder, vocab_size)
+
+    def read_default_sampling_params(self) -> SamplingParams:
+        """Reads the sampling parameters that the model's authors recommend."""
+        return read_default_sampling_params(self.folder)
 
     def stored_tensors(self) -> dict[str, StoredTensor]:
         """Reads the headers of the weights files and chooses one tensor per name.

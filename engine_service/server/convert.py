@@ -1,5 +1,6 @@
 """Converts between protobuf messages and core types; values are checked here and in `Limits`."""
 
+import dataclasses
 import time
 import uuid
 from array import array
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from engine_service.core.limits import Limits
+from engine_service.core.logprobs import StepLogprobs
 from engine_service.core.types import (
     Admission,
     EngineInfo,
@@ -19,19 +21,19 @@ from engine_service.errors import InvalidRequest, RequestError
 from engine_service.server.batch_parts import batch_parts
 from engine_service.server.cache_log import NumberedDelta, SnapshotPart
 from engine_service.server.load_meter import Load
-from engine_service.server.output_stream import OutputBatch
+from engine_service.server.output_stream import OutputBatch, PromptLogprobs
 from engine_service.server.tokenizer_files import TokenizerFiles
 from protos.pagestream.engine.v1 import engine_pb2
 from protos.wire import block_hash, sampling_params
 from protos.wire.limits import (
     MAX_CHUNK_BYTES,
     MAX_LABEL_CHARACTERS,
-    MAX_STEP_TOKENS,
 )
 from protos.wire.printable import first_unprintable, shown
 from protos.wire.reason import Reason
+from protos.wire.sampling_params import SamplingParams
 from protos.wire.status import pack_details
-from protos.wire.token_ids import add_token_ids, read_token_ids
+from protos.wire.token_ids import add_floats, add_token_ids, read_token_ids
 from servicekit.status import to_error_status
 
 _FINISH_REASONS = {
@@ -56,18 +58,30 @@ def request_name(message: engine_pb2.GenerateRequest) -> str:
     return name or uuid.uuid4().hex
 
 
-def to_request(message: engine_pb2.GenerateRequest, request_id: int, limits: Limits) -> Request:
+def to_request(
+    message: engine_pb2.GenerateRequest,
+    request_id: int,
+    limits: Limits,
+    defaults: SamplingParams,
+) -> Request:
     """Converts to a core request and checks it completely.
 
     List lengths are checked before the lists are copied, so rejecting a huge one is cheap.
 
+    Args:
+        message: The client's message.
+        request_id: Its number in the core.
+        limits: What this engine can serve.
+        defaults: The model's own, for parameters that the message leaves unset.
+
     Raises:
         InvalidRequest: The message names the field, its value and the bound.
     """
+    params = sampling_params.from_message(message.sampling_params)
     request = Request(
         request_id=request_id,
         prompt_token_ids=_token_ids(message, "prompt_token_ids", limits),
-        sampling_params=sampling_params.from_message(message.sampling_params),
+        sampling_params=sampling_params.with_defaults(params, defaults),
         resume_token_ids=_token_ids(message, "resume_token_ids", limits),
         priority=message.priority,
         cache_salt=message.cache_salt,
@@ -76,7 +90,9 @@ def to_request(message: engine_pb2.GenerateRequest, request_id: int, limits: Lim
     limits.check_all_but_token_ids(request)
     _check_token_ids("prompt_token_ids", request.prompt_token_ids, limits)
     _check_token_ids("resume_token_ids", request.resume_token_ids, limits)
-    limits.check_stop_token_ids(request)
+    allowed = array("I", params.allowed_token_ids)
+    _check_token_ids("allowed_token_ids", allowed, limits)
+    limits.check_short_lists(params)
     return request
 
 
@@ -89,11 +105,8 @@ def timeout_seconds(message: engine_pb2.Submission) -> float | None:
 
 def to_generate_responses(batch: OutputBatch) -> Iterator[engine_pb2.GenerateResponse]:
     """Yields the next messages of a call with one request, usually one message."""
-    ids = batch.token_ids
-    parts = [ids[start : start + MAX_STEP_TOKENS] for start in range(0, len(ids), MAX_STEP_TOKENS)]
-    responses = [
-        add_token_ids(engine_pb2.GenerateResponse(), "token_ids", part) for part in parts or [ids]
-    ]
+    content = dataclasses.replace(batch, admissions=[], finishes=[], failures=[])
+    responses = [_to_generate_response(part) for part in batch_parts(content)]
     for _, admission in batch.admissions:
         responses[0].admission.CopyFrom(_from_admission(admission))
     for _, finish in batch.finishes:
@@ -123,7 +136,25 @@ def to_generate_many_responses(
             ],
             load=_from_load(load),
         )
+        for handle, logprobs in part.logprobs.items():
+            fill_logprobs(response.logprobs.add(handle=handle).logprobs, logprobs)
+        for handle, prompt in part.prompt_logprobs.items():
+            entry = response.prompt_logprobs.add(handle=handle)
+            fill_prompt_logprobs(entry.prompt_logprobs, prompt)
         yield add_token_ids(response, "token_ids", part.token_ids)
+
+
+def fill_prompt_logprobs(message: engine_pb2.PromptLogprobs, prompt: PromptLogprobs) -> None:
+    """Writes the logprobs of a prompt's tokens into an empty message."""
+    message.first_position = prompt.first_position
+    fill_logprobs(message.logprobs, prompt.logprobs)
+
+
+def fill_logprobs(message: engine_pb2.Logprobs, logprobs: StepLogprobs) -> None:
+    """Writes the logprobs of tokens into an empty message."""
+    add_token_ids(message, "top_token_ids", logprobs.top_token_ids)
+    add_floats(message, "logprobs", logprobs.logprobs)
+    add_floats(message, "top_logprobs", logprobs.top_logprobs)
 
 
 def to_watch_cache_response(
@@ -172,6 +203,10 @@ def to_model_info_response(
         tokenizer_sha256=tokenizer_sha256,
         supported_sampling_params=sampling_params.SUPPORTED_PARAMS,
         engine_version=engine_version,
+        default_sampling_params=engine_pb2.SamplingParams(
+            **sampling_params.to_fields(info.default_sampling_params)
+        ),
+        max_logprob_count=info.max_logprobs,
     )
 
 
@@ -217,6 +252,15 @@ def _check_length(field: str, length: int, bound: int, unit: str) -> None:
             f"{field} has {length} {unit}, the most allowed is {bound}",
             {"field": field, "value": str(length), "bounds": f"0 to {bound}"},
         )
+
+
+def _to_generate_response(part: OutputBatch) -> engine_pb2.GenerateResponse:
+    response = engine_pb2.GenerateResponse()
+    for logprobs in part.logprobs.values():
+        fill_logprobs(response.logprobs, logprobs)
+    for prompt in part.prompt_logprobs.values():
+        fill_prompt_logprobs(response.prompt_logprobs, prompt)
+    return add_token_ids(response, "token_ids", part.token_ids)
 
 
 def _from_admission(admission: Admission) -> engine_pb2.Admission:

@@ -246,7 +246,10 @@ class CoreClient:
                 self._forget_waiting(opened)
                 self._observer.count_admission(opened, admission)
                 opened.stream.add_admission(opened.handle, admission)
-        self._sort_out_tokens(output, now)
+        if output.logprobs is None and output.prompt_logprobs is None:
+            self._sort_out_tokens(output, now)
+        else:
+            self._sort_out_logprobs(output, now)
         for finish in output.finishes:
             opened = self._open_requests.get(finish.request_id)
             if opened is not None:
@@ -276,6 +279,20 @@ class CoreClient:
                 opened.last_token_time = now
                 opened.stream.add_tokens(opened.handle, output.token_ids[start:end])
             start = end
+
+    def _sort_out_logprobs(self, output: StepOutput, now: float) -> None:
+        """Sorts out tokens and logprobs, those of prompts first."""
+        for stream in self._streams:
+            stream.begin_step()
+        for request_id, position, logprobs in output.prompt_logprobs or ():
+            opened = self._open_requests.get(request_id)
+            if opened is not None:
+                opened.stream.add_prompt_logprobs(opened.handle, position, logprobs)
+        self._sort_out_tokens(output, now)
+        for request_id, _, logprobs in output.logprobs or ():
+            opened = self._open_requests.get(request_id)
+            if opened is not None:
+                opened.stream.add_logprobs(opened.handle, logprobs)
 
     def _handle_loss(self) -> None:
         if not self._info.done():

@@ -39,7 +39,12 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
                 replica = self._loaded()
                 client = replica.client
                 name = convert.request_name(request)
-                core_request = convert.to_request(request, client.next_request_id(), replica.limits)
+                core_request = convert.to_request(
+                    request,
+                    client.next_request_id(),
+                    replica.limits,
+                    replica.info.default_sampling_params,
+                )
             stream = client.open_stream(replica.options.max_buffered_tokens)
             try:
                 with self._counted_refusals():
@@ -134,7 +139,7 @@ def _log_submission(name: str, request: Request, context: Context) -> None:
 async def _write_outputs(stream: OutputStream, context: Context) -> None:
     while True:
         batch = await stream.wait()
-        if batch.handles or batch.admissions or batch.finishes:
+        if batch.handles or batch.admissions or batch.finishes or batch.prompt_logprobs:
             for response in convert.to_generate_responses(batch):
                 await context.write(response)
         for _, error in batch.failures:

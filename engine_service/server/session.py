@@ -122,7 +122,10 @@ class GenerateManySession:
                     {"request_id": name, "timeout_seconds": f"{timeout:g}"},
                 )
             request = convert.to_request(
-                submission.request, self._client.next_request_id(), self._replica.limits
+                submission.request,
+                self._client.next_request_id(),
+                self._replica.limits,
+                self._replica.info.default_sampling_params,
             )
             self._client.submit(self._stream, handle, request, name=name, timeout=timeout)
             _logger.debug(

@@ -19,8 +19,16 @@ import torch
 import torch.distributed as dist
 
 from engine_service.layers.ranks import ALONE, Ranks
-from engine_service.worker.input_batch import Bounds, DeviceRows, InputBatch, Rows
+from engine_service.worker.input_batch import (
+    Bounds,
+    DeviceRows,
+    InputBatch,
+    Rows,
+    SamplingInputs,
+)
 from engine_service.worker.model_runner import ModelRunner
+from engine_service.worker.sampler import Sampled
+from engine_service.worker.slot_sampling import NOTHING, Wants
 
 if TYPE_CHECKING:
     from torch.cuda import _POOL_HANDLE
@@ -79,11 +87,12 @@ class TokenSize:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Captured:
-    """The graphs of a step, and the output of the second one."""
+    """The graph up to the logits, its output, and the graphs of samplers that read it."""
 
     forward: torch.cuda.CUDAGraph
-    sampler: torch.cuda.CUDAGraph
-    token_ids: torch.Tensor
+    logits: torch.Tensor
+    sampling: SamplingInputs
+    samplers: dict[Wants, tuple[torch.cuda.CUDAGraph, Sampled]]
 
 
 @contextmanager
@@ -114,10 +123,11 @@ def _capture_stream() -> torch.cuda.Stream:
 
 
 class StepGraph:
-    """A step of fixed sizes: one graph up to the logits, and one that samples.
+    """A step of fixed sizes: one graph up to the logits, and one for each way of sampling.
 
     Work that must wait for the previous step's tokens, such as the mask of a grammar, fits between
-    the two.
+    the two. The plain sampler is captured at the start; another, of a few kernels, when a request
+    first asks for it.
 
     Attributes:
         num_rows: Rows, including padding.
@@ -173,7 +183,7 @@ class StepGraph:
 
     def run_eagerly(self) -> None:
         """Runs the step on padding only, kernel by kernel."""
-        self._runner.run(self._batch.read(self._rows, self._bounds))
+        self._runner.run(self._batch.read(self._rows, self._bounds), NOTHING)
 
     def capture(self, other: "StepGraph | None") -> None:
         """Captures the graphs.
@@ -189,21 +199,35 @@ class StepGraph:
             logits = self._runner.compute_logits(inputs)
         assert logits is not None, "every row of a graph yields a token"
         assert inputs.sampling is not None, "every row of a graph yields a token"
-        with _capture(forward.pool()) as sampler:
-            token_ids = self._runner.sample(logits, inputs.sampling)
-        self._captured = _Captured(forward=forward, sampler=sampler, token_ids=token_ids)
+        self._captured = _Captured(
+            forward=forward, logits=logits, sampling=inputs.sampling, samplers={}
+        )
+        self._capture_sampler(self._captured, NOTHING)
 
-    def replay(self, rows: DeviceRows) -> torch.Tensor:
+    def replay(self, rows: DeviceRows, wants: Wants) -> Sampled:
         """Runs the step on rows padded to its sizes.
 
+        Args:
+            rows: The rows.
+            wants: What they ask of the sampler.
+
         Returns:
-            [num_rows] int64 token IDs, which the next replay overwrites.
+            What the sampler gives for all rows, which the next replay overwrites.
         """
-        assert self._captured is not None, "captured before it is replayed"
+        captured = self._captured
+        assert captured is not None, "captured before it is replayed"
+        if wants not in captured.samplers:
+            self._capture_sampler(captured, wants)
         self._rows.packed.copy_(rows.packed)
-        self._captured.forward.replay()
-        self._captured.sampler.replay()
-        return self._captured.token_ids
+        captured.forward.replay()
+        sampler, sampled = captured.samplers[wants]
+        sampler.replay()
+        return sampled
+
+    def _capture_sampler(self, captured: _Captured, wants: Wants) -> None:
+        with _capture(captured.forward.pool()) as sampler:
+            sampled = self._runner.sample(captured.logits, captured.sampling, wants)
+        captured.samplers[wants] = (sampler, sampled)
 
 
 class StepGraphs:

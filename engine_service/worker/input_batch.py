@@ -12,8 +12,9 @@ import torch
 
 from engine_service.core.types import StepPlan
 from engine_service.layers.attention import AttentionMetadata, DecodeMetadata, PrefillMetadata
+from engine_service.worker.slot_sampling import NOTHING, SlotSampling, Wants
+from kernels.shape_logits import LogitEdits
 from kernels.slots import SlotRows, append_tokens, read_slots
-from protos.wire.sampling_params import RECORD_COLUMNS
 
 _Integers = npt.NDArray[np.int64]
 
@@ -33,6 +34,22 @@ class SamplingInputs:
     """[num_sampled] int64: position of the new token in its sequence; 0 if none is wanted."""
     records: torch.Tensor
     """[num_slots, len(RECORD_COLUMNS)] int64: the sampling parameters of all slots."""
+    edits: LogitEdits
+    """The lists of all slots."""
+    tokens: torch.Tensor
+    """[num_slots, max_model_len] int32: the tokens of all slots."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoringInputs:
+    """The tokens of prompts whose logprobs a step must bring, in the order of the plan."""
+
+    token_indices: torch.Tensor
+    """[num_scored] int64: index in the step of the token before each."""
+    token_ids: torch.Tensor
+    """[num_scored] int64."""
+    num_top: int
+    """Likeliest tokens to list at each position."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +74,8 @@ class Rows:
     query_start_loc: _Integers
     sampled_rows: _Integers
     """The rows that yield a token, in the order of the plan."""
+    place: _Integers
+    """The row here of each row of the plan."""
     num_decodes: int
     """Rows of one token."""
 
@@ -84,6 +103,7 @@ class Rows:
             num_computed=nothing,
             query_start_loc=np.zeros(1, dtype=np.int64),
             sampled_rows=nothing,
+            place=nothing,
             num_decodes=0,
         )
 
@@ -101,6 +121,7 @@ class Rows:
                 (np.zeros(1, dtype=np.int64), scheduled[order].cumsum())
             ),
             sampled_rows=place[np.flatnonzero(np.asarray(plan.is_sampled))],
+            place=place,
             num_decodes=int((scheduled == 1).sum()),
         )
 
@@ -196,17 +217,24 @@ class InputBatch:
     """Per slot: tokens, block table row and sampling parameters, on the device."""
 
     def __init__(
-        self, *, max_num_seqs: int, max_model_len: int, block_size: int, device: torch.device
+        self,
+        *,
+        max_num_seqs: int,
+        max_model_len: int,
+        block_size: int,
+        vocab_size: int,
+        device: torch.device,
     ) -> None:
         self.max_num_seqs = max_num_seqs
         self.max_model_len = max_model_len
+        self.vocab_size = vocab_size
         self.device = device
         self._block_size = block_size
         max_blocks_per_seq = -(-max_model_len // block_size)
         with device:
             self._tokens = torch.zeros(max_num_seqs, max_model_len, dtype=torch.int32)
             self._block_table = torch.zeros(max_num_seqs, max_blocks_per_seq, dtype=torch.int32)
-            self._records = torch.zeros(max_num_seqs, len(RECORD_COLUMNS), dtype=torch.int64)
+        self._sampling = SlotSampling(max_num_seqs, vocab_size, device)
 
     def apply(self, plan: StepPlan, rows: Rows, num_rows: int, num_tokens: int) -> DeviceRows:
         """Applies a plan's changes and copies its rows to the device. Does not wait.
@@ -220,9 +248,39 @@ class InputBatch:
         sent = _SentPlan.send(plan, rows, rows.packed(num_rows, num_tokens), self.device)
         if plan.new_slots:
             self._fill_slots(sent)
+            self._sampling.fill(plan, sent.new_slots, sent.new_sampling_records)
         if plan.block_slots:
             self._block_table[sent.block_slots, sent.block_indices] = sent.block_ids.int()
         return DeviceRows(packed=sent.rows, num_rows=num_rows, sampled_rows=sent.sampled_rows)
+
+    def wants(self, rows: Rows) -> Wants:
+        """Returns what the rows that yield a token ask of the sampler."""
+        if not len(rows.sampled_rows):
+            return NOTHING
+        return self._sampling.wants(rows.slots[rows.sampled_rows])
+
+    def scoring(self, plan: StepPlan, rows: Rows) -> ScoringInputs | None:
+        """Returns which tokens of prompts must be scored, or None. Call it after `apply`."""
+        if not plan.num_prompt_logprobs:
+            return None
+        counts = np.asarray(plan.num_prompt_logprobs, dtype=np.int64)
+        scored = np.repeat(rows.place, counts)  # [num_scored] rows
+        offsets = np.arange(len(scored)) - np.repeat(counts.cumsum() - counts, counts)
+        slots = rows.slots[scored]
+        arrays = np.stack(
+            (
+                rows.query_start_loc[scored] + offsets,
+                slots,
+                rows.num_computed[scored] + offsets + 1,
+            )
+        )
+        on_device = torch.from_numpy(arrays).to(self.device)
+        token_indices, on_slots, positions = on_device
+        return ScoringInputs(
+            token_indices=token_indices,
+            token_ids=self._tokens[on_slots, positions].long(),
+            num_top=self._sampling.num_top_of_prompts(slots),
+        )
 
     def read(self, rows: DeviceRows, bounds: Bounds) -> StepInputs:
         """Builds the inputs of a step whose changes were applied. Does not wait."""
@@ -257,7 +315,7 @@ class InputBatch:
                 decode=decode,
                 prefill=prefill,
             ),
-            sampling=self._sampling(rows, read, bounds),
+            sampling=self._sampled(rows, read, bounds),
         )
 
     def append_sampled(self, sampling: SamplingInputs, token_ids: torch.Tensor) -> None:
@@ -267,26 +325,27 @@ class InputBatch:
     def _fill_slots(self, sent: "_SentPlan") -> None:
         rows, columns = _spread(sent.new_num_tokens, sent.new_token_ids.numel())
         self._tokens[sent.new_slots[rows], columns] = sent.new_token_ids.int()
-        self._records[sent.new_slots] = sent.new_sampling_records.view(-1, len(RECORD_COLUMNS))
 
-    def _sampling(self, rows: DeviceRows, read: SlotRows, bounds: Bounds) -> SamplingInputs | None:
-        chosen, last_tokens = rows.sampled_rows, None
+    def _sampled(self, rows: DeviceRows, read: SlotRows, bounds: Bounds) -> SamplingInputs | None:
+        chosen = rows.sampled_rows
         if chosen is None:
+            slots, token_indices = rows.slots, None
             if bounds.has_prefills:
-                last_tokens = (rows.query_start_loc[1:] - 1).clamp(min=0)
-            return SamplingInputs(
-                slots=rows.slots,
-                token_indices=last_tokens,
-                positions=read.next_positions * rows.is_sampled,
-                records=self._records,
-            )
-        if chosen.numel() == 0:
+                token_indices = (rows.query_start_loc[1:] - 1).clamp(min=0)
+            positions = read.next_positions * rows.is_sampled
+        elif chosen.numel() == 0:
             return None
+        else:
+            slots = rows.slots[chosen]
+            token_indices = rows.query_start_loc[chosen + 1] - 1
+            positions = read.next_positions[chosen]
         return SamplingInputs(
-            slots=rows.slots[chosen],
-            token_indices=rows.query_start_loc[chosen + 1] - 1,
-            positions=read.next_positions[chosen],
-            records=self._records,
+            slots=slots,
+            token_indices=token_indices,
+            positions=positions,
+            records=self._sampling.records,
+            edits=self._sampling.edits,
+            tokens=self._tokens,
         )
 
 

@@ -4,33 +4,80 @@ import torch
 
 from engine_service.layers.ranks import ALONE, Ranks
 from engine_service.models.causal_lm import CausalLM
-from engine_service.worker.input_batch import InputBatch, SamplingInputs, StepInputs
+from engine_service.worker.input_batch import (
+    InputBatch,
+    SamplingInputs,
+    ScoringInputs,
+    StepInputs,
+)
 from engine_service.worker.kv_cache import KVCache
-from engine_service.worker.sampler import sample_tokens
+from engine_service.worker.sampler import Logprobs, Sampled, Vocabulary, sample_tokens
+from engine_service.worker.slot_sampling import Wants
+from kernels.logprobs import token_logprobs
+
+_SCORED_AT_ONCE = 64
+"""Tokens of prompts whose logits are in memory together."""
 
 
 class ModelRunner:
     """A model, its cache and the state of its sequences. No method waits for the device."""
 
     def __init__(
-        self, model: CausalLM, kv_cache: KVCache, batch: InputBatch, ranks: Ranks = ALONE
+        self,
+        model: CausalLM,
+        kv_cache: KVCache,
+        batch: InputBatch,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._model = model
+        self._vocabulary = Vocabulary(batch.vocab_size, model.token_ids)
         self._kv_cache = kv_cache
         self._batch = batch
         self._ranks = ranks
 
-    def run(self, inputs: StepInputs) -> torch.Tensor | None:
+    def run(self, inputs: StepInputs, wants: Wants) -> Sampled | None:
         """Runs a step and appends its tokens to their sequences.
 
+        Args:
+            inputs: The step.
+            wants: What its rows ask of the sampler.
+
         Returns:
-            [num_sampled] int64 token IDs, in plan order, -1 where the logits give none; None if no
-            row yields one.
+            What the sampler gives, in plan order; None if no row yields a token.
         """
         logits = self.compute_logits(inputs)
         if logits is None or inputs.sampling is None:
             return None
-        return self.sample(logits, inputs.sampling)
+        return self.sample(logits, inputs.sampling, wants)
+
+    def score(
+        self, inputs: StepInputs, wants: Wants, scoring: ScoringInputs
+    ) -> tuple[Sampled | None, Logprobs]:
+        """As `run`, and also computes logprobs of tokens of prompts, [num_scored] of them."""
+        sampling = inputs.sampling
+        wanted = [scoring.token_indices]
+        if sampling is not None:
+            last = sampling.token_indices
+            wanted.append(torch.arange(len(inputs.positions)) if last is None else last)
+        hidden = self._forward(inputs, torch.cat([part.to(wanted[0]) for part in wanted]))
+        num_scored = len(scoring.token_ids)
+        parts = [
+            token_logprobs(
+                self._ranks.gather_vocab(self._model.compute_logits(rows), self._vocabulary.size),
+                token_ids,
+                scoring.num_top,
+            )
+            for rows, token_ids in zip(
+                torch.split(hidden[:num_scored], _SCORED_AT_ONCE),
+                torch.split(scoring.token_ids, _SCORED_AT_ONCE),
+                strict=True,
+            )
+        ]
+        logprobs = Logprobs(*map(torch.cat, zip(*parts, strict=True)))
+        if sampling is None:
+            return None, logprobs
+        logits = self._model.compute_logits(hidden[num_scored:])
+        return self.sample(logits, sampling, wants), logprobs
 
     def compute_logits(self, inputs: StepInputs) -> torch.Tensor | None:
         """Runs the model over a step's tokens, which go into the cache.
@@ -41,17 +88,21 @@ class ModelRunner:
         """
         sampling = inputs.sampling
         no_token = inputs.positions[:0]
-        hidden = self._model(
+        hidden = self._forward(inputs, no_token if sampling is None else sampling.token_indices)
+        return None if sampling is None else self._model.compute_logits(hidden)
+
+    def _forward(self, inputs: StepInputs, token_indices: torch.Tensor | None) -> torch.Tensor:
+        """Returns the last hidden states of some tokens of a step, [num_tokens, hidden_size]."""
+        return self._model(
             inputs.input_ids,
             inputs.positions,
             inputs.metadata,
             self._kv_cache.layers,
-            no_token if sampling is None else sampling.token_indices,
-        )  # [num_sampled, hidden_size]
-        return None if sampling is None else self._model.compute_logits(hidden)
+            token_indices,
+        )
 
-    def sample(self, logits: torch.Tensor, sampling: SamplingInputs) -> torch.Tensor:
-        """Draws the tokens, [num_sampled] int64, and appends them to their sequences."""
-        token_ids = sample_tokens(logits, sampling, self._model.token_ids.start, self._ranks)
-        self._batch.append_sampled(sampling, token_ids)
-        return token_ids
+    def sample(self, logits: torch.Tensor, sampling: SamplingInputs, wants: Wants) -> Sampled:
+        """Draws the tokens and appends them to their sequences."""
+        sampled = sample_tokens(logits, sampling, wants, self._vocabulary, self._ranks)
+        self._batch.append_sampled(sampling, sampled.token_ids)
+        return sampled

@@ -16,6 +16,7 @@ from engine_service.models.model_config import ModelConfig
 from engine_service.models.name import served_name
 from engine_service.worker.device import check_head_dim, choose_dtype
 from engine_service.worker.worker import Worker, WorkerConfig, start_worker
+from protos.wire.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +89,8 @@ def start_rank(
         tensor_parallel_size=ranks.size,
         dtype=dtype,
         device=str(device),
+        max_logprobs=options.scheduler.max_logprobs,
+        default_sampling_params=_default_sampling_params(model, checkpoint, ranks),
     )
     logger.info(
         "model ready model=%s architecture=%s dtype=%s device=%s rank=%d num_ranks=%d "
@@ -102,6 +105,15 @@ def start_rank(
         model_fingerprint,
     )
     return started.worker, info
+
+
+def _default_sampling_params(
+    options: ModelOptions, checkpoint: Checkpoint, ranks: Ranks
+) -> SamplingParams:
+    # The first rank alone reports them, and logs what is wrong with them.
+    if options.generation_config == "none" or ranks.rank != 0:
+        return SamplingParams()
+    return checkpoint.read_default_sampling_params()
 
 
 def _max_model_len(options: ModelOptions, config: ModelConfig) -> int:

@@ -4,6 +4,15 @@ from array import array
 
 from engine_service.config import SchedulerOptions
 from engine_service.core.types import StepPlan, int32_array
+from protos.wire.limits import MAX_LOGPROBS
+from protos.wire.sampling_params import SamplingParams, to_record
+
+_ASKED = (
+    SamplingParams(top_k=2, logprobs=MAX_LOGPROBS),
+    SamplingParams(repetition_penalty=2.0),
+    SamplingParams(repetition_penalty=2.0, top_p=0.5),
+)
+"""Each way through the sampler's kernels, besides the plain one."""
 
 
 def warm_up_plans(
@@ -24,6 +33,7 @@ def warm_up_plans(
     num_seqs = min(options.max_num_seqs, options.max_num_batched_tokens)
     small = min(2, max_num_tokens, options.max_num_batched_tokens)
     plans = [_plan([0], [small]), _plan([0], [1])]
+    plans += [_plan([0], [1], asked) for asked in _ASKED]
     if num_seqs >= 2 and options.max_num_batched_tokens > small:
         plans.append(_plan([0, 0], [1, small]))
     if is_largest:
@@ -37,6 +47,7 @@ def warm_up_plans(
             _plan([0] * num_seqs, [min(budget // num_seqs, max_num_tokens)] * num_seqs),
             _plan([last], [1]),
             _plan([last] * num_seqs, [1] * num_seqs),
+            *(_plan([last] * num_seqs, [1] * num_seqs, asked) for asked in _ASKED),
         ]
     return plans
 
@@ -46,14 +57,19 @@ def _doubling(first: int, last: int) -> list[int]:
     return [first << power for power in range(max(0, last // first).bit_length())]
 
 
-def _plan(num_computed_tokens: list[int], num_scheduled_tokens: list[int]) -> StepPlan:
+def _plan(
+    num_computed_tokens: list[int],
+    num_scheduled_tokens: list[int],
+    asked: SamplingParams | None = None,
+) -> StepPlan:
     num_rows = len(num_computed_tokens)
+    num_new = num_rows if asked else 0
     return StepPlan(
         step_id=-1,
-        new_slots=int32_array(),
-        new_num_tokens=int32_array(),
-        new_token_ids=int32_array(),
-        new_sampling_records=array("q"),
+        new_slots=int32_array(list(range(num_new))),
+        new_num_tokens=int32_array([1] * num_new),
+        new_token_ids=int32_array([0] * num_new),
+        new_sampling_records=to_record(asked or SamplingParams(), 0) * num_new,
         block_slots=int32_array(),
         block_indices=int32_array(),
         block_ids=int32_array(),

@@ -2,12 +2,13 @@
 
 import logging
 import time
+from array import array
 from dataclasses import dataclass, replace
 
 import torch
 
 from engine_service.config import CacheOptions, ModelOptions, SchedulerOptions
-from engine_service.core.types import StepPlan, StepResult, int32_array
+from engine_service.core.types import StepLogprobs, StepPlan, StepResult, int32_array
 from engine_service.errors import StartupError
 from engine_service.layers.ranks import Ranks
 from engine_service.models.causal_lm import CausalLM
@@ -30,6 +31,7 @@ from engine_service.worker.kv_cache import (
     num_blocks_on_cuda,
 )
 from engine_service.worker.model_runner import ModelRunner
+from engine_service.worker.sampler import Logprobs, Sampled
 from engine_service.worker.warm_up import warm_up_plans
 
 logger = logging.getLogger(__name__)
@@ -55,11 +57,13 @@ class WorkerConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingStep:
-    """A step in flight: its tokens are in `token_ids` once `ended` has happened."""
+    """A step in flight: what it gives is on the host once `ended` has happened."""
 
     plan: StepPlan
-    token_ids: torch.Tensor | None
-    """[num_sampled] int64 on the host."""
+    sampled: Sampled | None
+    """On the host; None if no row yields a token."""
+    prompt_logprobs: Logprobs | None
+    """On the host; None if no row must bring any."""
     started: torch.cuda.Event | None
     """When the device began the step. None where the work is already done at launch."""
     ended: torch.cuda.Event | None
@@ -94,25 +98,37 @@ class Worker:
         """Enqueues a step and the copy of its tokens to the host."""
         begun_at = time.perf_counter()
         rows = Rows.of(plan)
-        graph = self._graphs.fitting(rows) if self._graphs else None
+        graph = None
+        # Graphs keep the states of last tokens only.
+        if self._graphs and not plan.num_prompt_logprobs:
+            graph = self._graphs.fitting(rows)
         sizes = graph or rows
         sent = self._batch.apply(plan, rows, sizes.num_rows, sizes.num_tokens)
         prepared_at = time.perf_counter()
         started = self._record_event()
-        token_ids: torch.Tensor | None
-        if graph is None:
-            token_ids = self._runner.run(self._batch.read(sent, Bounds.of(rows)))
+        wants = self._batch.wants(rows)
+        sampled: Sampled | None
+        prompt_logprobs: Logprobs | None = None
+        scoring = self._batch.scoring(plan, rows)
+        if scoring is not None:
+            inputs = self._batch.read(sent, Bounds.of(rows))
+            sampled, prompt_logprobs = self._runner.score(inputs, wants, scoring)
+        elif graph is None:
+            sampled = self._runner.run(self._batch.read(sent, Bounds.of(rows)), wants)
         elif rows.is_decode:
-            token_ids = graph.replay(sent)[: rows.num_rows]
+            sampled = graph.replay(sent, wants).map(lambda x: x[: rows.num_rows])
         else:
-            token_ids = graph.replay(sent)[sent.sampled_rows]
-        if token_ids is not None and started is not None:
-            on_host = torch.empty(token_ids.shape, dtype=token_ids.dtype, pin_memory=True)
-            token_ids = on_host.copy_(token_ids, non_blocking=True)
+            sampled = graph.replay(sent, wants).map(lambda x: x[sent.sampled_rows])
+        if started is not None:
+            if sampled is not None:
+                sampled = sampled.map(_to_host)
+            if prompt_logprobs is not None:
+                prompt_logprobs = Logprobs(*map(_to_host, prompt_logprobs))
         ended = self._record_event()
         return PendingStep(
             plan=plan,
-            token_ids=token_ids,
+            sampled=sampled,
+            prompt_logprobs=prompt_logprobs,
             started=started,
             ended=ended,
             prepare_seconds=prepared_at - begun_at,
@@ -126,10 +142,13 @@ class Worker:
         if step.started is not None and step.ended is not None:
             step.ended.synchronize()
             device_seconds = step.started.elapsed_time(step.ended) / 1e3
-        token_ids = [] if step.token_ids is None else step.token_ids.tolist()
+        token_ids = [] if step.sampled is None else step.sampled.token_ids.tolist()
+        logprobs = step.sampled and step.sampled.logprobs
         return StepResult(
             token_counts=int32_array(step.plan.is_sampled.tolist()),
             token_ids=int32_array(token_ids),
+            logprobs=_packed(logprobs),
+            prompt_logprobs=_packed(step.prompt_logprobs),
             prepare_seconds=step.prepare_seconds,
             launch_seconds=step.launch_seconds,
             wait_seconds=time.perf_counter() - begun_at,
@@ -142,6 +161,23 @@ class Worker:
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(self._device))
         return event
+
+
+def _packed(logprobs: Logprobs | None) -> StepLogprobs | None:
+    """Returns logprobs on the host as the core takes them."""
+    if logprobs is None:
+        return None
+    return StepLogprobs(
+        logprobs=array("f", logprobs.of_tokens.numpy().tobytes()),
+        top_token_ids=array("i", logprobs.top_token_ids.contiguous().numpy().tobytes()),
+        top_logprobs=array("f", logprobs.of_top.contiguous().numpy().tobytes()),
+    )
+
+
+def _to_host(x: torch.Tensor) -> torch.Tensor:
+    """Returns a copy on the host, which is complete once the device has come so far."""
+    on_host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+    return on_host.copy_(x, non_blocking=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,6 +223,7 @@ def _start_worker(config: WorkerConfig) -> StartedWorker:
         max_num_seqs=max_num_seqs,
         max_model_len=config.max_model_len,
         block_size=block_size,
+        vocab_size=config.model_config.vocab_size,
         device=config.device,
     )
 

@@ -24,6 +24,7 @@ from protos.wire.limits import (
     MAX_SEED,
     MAX_STOP_TOKEN_IDS,
 )
+from protos.wire.token_ids import read_token_ids
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -95,8 +96,8 @@ class SamplingParams:
     ] = None
     """Divides the logits; 0 is greedy."""
     max_tokens: Annotated[int | None, _Scalar(kind=_INT, low=0)] = None
-    """Maximum tokens to generate, including resumed ones. Unset is up to the model's length. 0 is
-    for requests that want `prompt_logprobs` only."""
+    """Maximum tokens to generate, including resumed ones. 0 goes with `prompt_logprobs` only. Unset
+    is up to the model's length."""
     ignore_eos: bool = False
     """Continues after an end-of-sequence token."""
     stop_token_ids: Collection[int] = ()
@@ -131,7 +132,9 @@ class SamplingParams:
     """Divides positive logits of tokens in prompt or output, and multiplies negative ones."""
     min_tokens: Annotated[int | None, _Scalar(kind=_INT, low=0, is_neutral=True)] = None
     """Forbids end-of-sequence and stop tokens before this many tokens."""
-    logprobs: Annotated[int | None, _Scalar(kind=_INT, low=0, high=MAX_LOGPROBS)] = None
+    logprobs: Annotated[
+        int | None, _Scalar(kind=_INT, low=0, high=MAX_LOGPROBS, default=-1, in_record=True)
+    ] = None
     """Reports the logprob of each generated token and of this many likeliest ones."""
     logit_bias: tuple[LogitBias, ...] = ()
     """Added to the logits; at most `MAX_LOGIT_BIASES`."""
@@ -139,7 +142,9 @@ class SamplingParams:
     """Sequences of tokens that must not be generated; at most `MAX_BAD_SEQUENCES`."""
     allowed_token_ids: Collection[int] = ()
     """The only tokens that may be generated; at most `MAX_ALLOWED_TOKEN_IDS`, empty allows all."""
-    prompt_logprobs: Annotated[int | None, _Scalar(kind=_INT, low=0, high=MAX_LOGPROBS)] = None
+    prompt_logprobs: Annotated[
+        int | None, _Scalar(kind=_INT, low=0, high=MAX_LOGPROBS, default=-1, in_record=True)
+    ] = None
     """As `logprobs`, of the tokens of the prompt."""
     sample_index: Annotated[
         int | None,
@@ -159,7 +164,11 @@ _SCALARS: Mapping[str, _Scalar] = {
     for mark in getattr(hint, "__metadata__", ())
 }
 _COLUMNS = {name: scalar for name, scalar in _SCALARS.items() if scalar.in_record}
-_RECORD = struct.Struct("<" + "".join(scalar.kind for scalar in _COLUMNS.values()))
+_COUNTS = ("num_prompt_tokens", "num_biases", "is_restricted")
+"""Columns of a record that are no parameters."""
+_RECORD = struct.Struct(
+    "<" + "".join(scalar.kind for scalar in _COLUMNS.values()) + _INT * len(_COUNTS)
+)
 _BOUNDED_LISTS: Mapping[str, int] = {
     "stop_token_ids": MAX_STOP_TOKEN_IDS,
     "logit_bias": MAX_LOGIT_BIASES,
@@ -167,14 +176,20 @@ _BOUNDED_LISTS: Mapping[str, int] = {
     "allowed_token_ids": MAX_ALLOWED_TOKEN_IDS,
 }
 
-DEFAULT_PARAMS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-"""The parameters for which a model can have defaults of its own."""
-
-SUPPORTED_PARAMS = ("temperature", "max_tokens", "ignore_eos", "stop_token_ids", "seed")
+SUPPORTED_PARAMS = tuple(name for name in _UNSET if name != "grammar")
 """The parameters that this version's engines support."""
 
-RECORD_COLUMNS: Mapping[str, int] = {name: index for index, name in enumerate(_COLUMNS)}
-"""The place of each parameter in a record."""
+DEFAULTABLE_PARAMS = tuple(
+    name
+    for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    if name in SUPPORTED_PARAMS
+)
+"""The parameters for which a model may have a default of its own."""
+
+RECORD_COLUMNS: Mapping[str, int] = {
+    name: index for index, name in enumerate((*_COLUMNS, *_COUNTS))
+}
+"""The place of each number in a record."""
 
 
 class ParamFault(NamedTuple):
@@ -188,9 +203,10 @@ class ParamFault(NamedTuple):
 def from_message(message: "Message") -> SamplingParams:
     """Reads either contract's message. What only the router's has is left out."""
     values = {field.name: value for field, value in message.ListFields() if field.name in _UNSET}
-    for name in ("stop_token_ids", "allowed_token_ids"):
-        if name in values:
-            values[name] = tuple(values[name])
+    if "stop_token_ids" in values:
+        values["stop_token_ids"] = tuple(values["stop_token_ids"])
+    if "allowed_token_ids" in values:
+        values["allowed_token_ids"] = read_token_ids(message, "allowed_token_ids")
     if "logit_bias" in values:
         values["logit_bias"] = tuple(
             LogitBias(bias.token_id, bias.bias) for bias in values["logit_bias"]
@@ -252,6 +268,16 @@ def _grammar_fields(grammar: Grammar) -> dict[str, Any]:
     return fields
 
 
+def with_defaults(params: SamplingParams, defaults: SamplingParams) -> SamplingParams:
+    """Returns the parameters with a model's defaults where they are unset."""
+    missing = {
+        name: default
+        for name in DEFAULTABLE_PARAMS
+        if getattr(params, name) is None and (default := getattr(defaults, name)) is not None
+    }
+    return dataclasses.replace(params, **missing) if missing else params
+
+
 def out_of_bounds(params: SamplingParams) -> ParamFault | None:
     """Returns the first parameter outside its bounds, or None. Token IDs are not checked here."""
     for name, scalar in _SCALARS.items():
@@ -266,16 +292,7 @@ def out_of_bounds(params: SamplingParams) -> ParamFault | None:
     for name, most in _BOUNDED_LISTS.items():
         if (count := len(getattr(params, name))) > most:
             return ParamFault(f"number of {name}", str(count), f"0 to {most}")
-    return _length_fault(params) or _bias_fault(params) or _bad_words_fault(params)
-
-
-def _length_fault(params: SamplingParams) -> ParamFault | None:
-    max_tokens, min_tokens = params.max_tokens, params.min_tokens
-    if max_tokens == 0 and params.prompt_logprobs is None:
-        return ParamFault("max_tokens", "0", "1 and more, unless prompt_logprobs is set")
-    if max_tokens is not None and min_tokens is not None and min_tokens > max_tokens:
-        return ParamFault("min_tokens", str(min_tokens), f"0 to max_tokens {max_tokens}")
-    return None
+    return _bias_fault(params) or _bad_words_fault(params)
 
 
 def _bias_fault(params: SamplingParams) -> ParamFault | None:
@@ -328,12 +345,22 @@ def unsupported(
     return None
 
 
-def to_record(params: SamplingParams, seed: int) -> "array[int]":
-    """Packs what the sampler needs to know of a sequence.
+def to_record(
+    params: SamplingParams,
+    seed: int,
+    *,
+    num_prompt_tokens: int = 0,
+    num_biases: int = 0,
+    is_restricted: bool = False,
+) -> "array[int]":
+    """Packs what the sampler needs to know of a sequence, besides lists of tokens.
 
     Args:
         params: The request's parameters, already checked.
         seed: The seed in use.
+        num_prompt_tokens: Where the output begins.
+        num_biases: Entries of the list of biases.
+        is_restricted: Whether only some tokens are allowed.
 
     Returns:
         [len(RECORD_COLUMNS)] typecode "q": whole numbers, or the bits of a float32 in the low half.
@@ -343,6 +370,7 @@ def to_record(params: SamplingParams, seed: int) -> "array[int]":
         for name, scalar in _COLUMNS.items()
     ]
     values[RECORD_COLUMNS["seed"]] = seed
+    values += [num_prompt_tokens, num_biases, is_restricted]
     return array("q", _RECORD.pack(*values))
 
 

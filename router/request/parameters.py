@@ -3,7 +3,6 @@
 import secrets
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from protos.wire.limits import (
     MAX_BAD_SEQUENCE_TOKENS,
@@ -17,7 +16,6 @@ from protos.wire.limits import (
 )
 from protos.wire.reason import Reason
 from protos.wire.sampling_params import (
-    DEFAULT_PARAMS,
     ParamFault,
     SamplingParams,
     out_of_bounds,
@@ -44,7 +42,7 @@ def check_parameters(request: GenerationRequest, model: ModelInfo) -> None:
         InvalidRequest: Message and metadata give field, value and bound.
     """
     params = request.sampling_params
-    if fault := out_of_bounds(params):
+    if fault := out_of_bounds(params) or _length_fault(params):
         raise _bad(*fault)
     if request.stop:
         _check_stop(request.stop)
@@ -65,6 +63,15 @@ def check_parameters(request: GenerationRequest, model: ModelInfo) -> None:
         if value is not None and value > model.max_logprobs:
             raise _bad(name, value, f"0 to {model.max_logprobs}, the most that the engines report")
     _check_tokens(params, model)
+
+
+def _length_fault(params: SamplingParams) -> ParamFault | None:
+    max_tokens, min_tokens = params.max_tokens, params.min_tokens
+    if max_tokens == 0 and params.prompt_logprobs is None:
+        return ParamFault("max_tokens", "0", "1 and more, unless prompt_logprobs is set")
+    if max_tokens is not None and min_tokens is not None and min_tokens > max_tokens:
+        return ParamFault("min_tokens", str(min_tokens), f"0 to max_tokens {max_tokens}")
+    return None
 
 
 def _unsupported(request: GenerationRequest, model: ModelInfo) -> ParamFault | None:
@@ -141,17 +148,6 @@ def bad_sequences(words: Sequence[str], tokenizer: Tokenizer) -> tuple[tuple[int
     if num_tokens > MAX_BAD_TOKENS:
         raise _bad("tokens of all bad_words", num_tokens, f"0 to {MAX_BAD_TOKENS}")
     return tuple(sequences)
-
-
-def with_defaults(params: SamplingParams, model: ModelInfo) -> SamplingParams:
-    """Fills in the model's own defaults, so that every engine gets the same explicit values."""
-    defaults = model.default_sampling_params
-    changes: dict[str, Any] = {
-        name: value
-        for name in DEFAULT_PARAMS
-        if getattr(params, name) is None and (value := getattr(defaults, name)) is not None
-    }
-    return replace(params, **changes) if changes else params
 
 
 def of_samples(request: TokenRequest, n: int) -> list[TokenRequest]:

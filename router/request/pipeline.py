@@ -12,7 +12,7 @@ from functools import partial
 from typing import Protocol
 
 from protos.wire.reason import Reason
-from protos.wire.sampling_params import SamplingParams
+from protos.wire.sampling_params import SamplingParams, with_defaults
 from router.errors import Draining, InvalidRequest, NoTokenizer, QueueFull, RequestError
 from router.request import limits, parameters
 from router.request.answer import Answer
@@ -284,8 +284,8 @@ class Pipeline:
         self, request: GenerationRequest, model: ModelInfo, tokenizer: Tokenizer | None
     ) -> SamplingParams:
         """Returns the parameters for engines, which know neither words nor the model's defaults."""
-        params = parameters.with_defaults(request.sampling_params, model)
-        if not request.bad_words:
+        params = with_defaults(request.sampling_params, model.default_sampling_params)
+        if not request.bad_words or tokenizer is None:
             return params
         sequences = await self._tokenizers.run(
             parameters.bad_sequences, request.bad_words, tokenizer

@@ -4,6 +4,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from engine_service.core.logit_edits import LogitEdits, logit_edits
 from engine_service.core.types import StepPlan, int32_array
 from protos.wire.sampling_params import SamplingParams, to_record
 
@@ -16,10 +17,27 @@ class NewSequence:
     block_ids: Sequence[int]
     temperature: float = 0.0
     seed: int = 0
+    params: SamplingParams | None = None
+    num_prompt_tokens: int = 0
+    stop_token_ids: frozenset[int] = frozenset()
+
+    @property
+    def edits(self) -> LogitEdits:
+        return logit_edits(
+            self.params or SamplingParams(),
+            num_prompt_tokens=self.num_prompt_tokens,
+            stop_token_ids=self.stop_token_ids,
+        )
 
     @property
     def record(self) -> "array[int]":
-        return to_record(SamplingParams(temperature=self.temperature), self.seed)
+        return to_record(
+            self.params or SamplingParams(temperature=self.temperature),
+            self.seed,
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_biases=self.edits.num_biases,
+            is_restricted=bool(self.edits.allowed),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +63,9 @@ def make_plan(rows: Sequence[Row], new: Mapping[int, NewSequence] | None = None)
         new_num_tokens=int32_array([len(sequence.token_ids) for sequence in new.values()]),
         new_token_ids=int32_array([t for sequence in new.values() for t in sequence.token_ids]),
         new_sampling_records=array("q", [w for sequence in new.values() for w in sequence.record]),
+        new_edits=int32_array(
+            [x for slot, seq in new.items() if seq.edits for x in seq.edits.to_record(slot)]
+        ),
         block_slots=int32_array([slot for slot, _, _ in blocks]),
         block_indices=int32_array([index for _, index, _ in blocks]),
         block_ids=int32_array([block_id for _, _, block_id in blocks]),

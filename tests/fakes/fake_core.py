@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from engine_service.config import SchedulerOptions
 from engine_service.core.engine_core import EngineCore
@@ -24,14 +24,19 @@ from engine_service.core.types import (
     StepResult,
 )
 from engine_service.errors import DOMAIN, RequestError
-from engine_service.server.convert import to_request
+from engine_service.server.convert import fill_logprobs, fill_prompt_logprobs, to_request
+from engine_service.server.output_stream import PromptLogprobs
 from protos.pagestream.engine.v1 import engine_pb2
 from protos.wire import block_hash, status
+from protos.wire.sampling_params import SUPPORTED_PARAMS, SamplingParams
 from protos.wire.status import ErrorStatus, Reason
 from servicekit.status import to_error_status
 from tests.fakes.hash_executor import HashExecutor, TokenStream
 
-SUPPORTED = ("temperature", "max_tokens", "ignore_eos", "stop_token_ids", "seed")
+if TYPE_CHECKING:
+    from engine_service.core.logprobs import StepLogprobs
+
+SUPPORTED = SUPPORTED_PARAMS
 
 _FINISH_REASONS = {
     FinishReason.STOP: engine_pb2.FINISH_REASON_STOP,
@@ -59,6 +64,8 @@ class FakeEngineConfig:
     eos_token_ids: tuple[int, ...] = ()
     """Tokens that end a request that names none; never generated."""
     tokenizer: Path | None = None
+    max_logprobs: int = 20
+    default_sampling_params: SamplingParams = field(default_factory=SamplingParams)
     delta_history: int = 1024
     """Cache changes kept for watchers that resume."""
 
@@ -79,6 +86,8 @@ class FakeEngineConfig:
             tensor_parallel_size=1,
             dtype="none",
             device="cpu",
+            max_logprobs=self.max_logprobs,
+            default_sampling_params=self.default_sampling_params,
         )
 
 
@@ -110,6 +119,7 @@ class Sink:
         self.requests: dict[int, OpenRequest] = {}
         """By handle."""
         self.tokens: dict[int, array[int]] = {}
+        self.logprobs: dict[int, StepLogprobs] = {}
         self.message = engine_pb2.GenerateManyResponse()
         self.closed = False
         self.error: Refused | None = None
@@ -135,6 +145,9 @@ class Sink:
         message.token_counts.extend(map(len, tokens.values()))
         for token_ids in tokens.values():
             message.token_ids.extend(token_ids)
+        logprobs, self.logprobs = self.logprobs, {}
+        for handle, rows in logprobs.items():
+            fill_logprobs(message.logprobs.add(handle=handle).logprobs, rows)
         return message
 
 
@@ -290,7 +303,8 @@ class FakeCore:
         request_id = next(self._request_ids)
         try:
             self._check()
-            self.core.add(to_request(submission.request, request_id, self._limits))
+            defaults = self.config.default_sampling_params
+            self.core.add(to_request(submission.request, request_id, self._limits, defaults))
         except Refused as error:
             self._fail(sink, submission.handle, error.status)
             return
@@ -399,6 +413,7 @@ class FakeCore:
                 else:
                     waiting += output.token_ids[start:end]
                 request.sink.wake()
+        self._tell_logprobs(output)
         self._tokens_to_live -= end
         for finish in output.finishes:
             if request := requests.get(finish.request_id):
@@ -408,6 +423,19 @@ class FakeCore:
                 request.sink.wake()
                 self._forget(request)
         self.cache.change(list(output.cache_delta.stored), list(output.cache_delta.removed))
+
+    def _tell_logprobs(self, output: StepOutput) -> None:
+        for request_id, position, rows in output.prompt_logprobs or ():
+            if request := self._requests.get(request_id):
+                part = request.sink.message.prompt_logprobs.add(handle=request.handle)
+                prompt = PromptLogprobs(first_position=position, logprobs=rows)
+                fill_prompt_logprobs(part.prompt_logprobs, prompt)
+                request.sink.wake()
+        for request_id, _, rows in output.logprobs or ():
+            if request := self._requests.get(request_id):
+                waiting = request.sink.logprobs.setdefault(request.handle, rows)
+                if waiting is not rows:
+                    waiting.extend(rows)
 
 
 def _from_admission(admission: Admission) -> engine_pb2.Admission:

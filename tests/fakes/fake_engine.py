@@ -24,6 +24,7 @@ from grpc_status import rpc_status
 from protos.pagestream.engine.v1 import engine_pb2, engine_pb2_grpc
 from protos.wire import channel, status
 from protos.wire.limits import MAX_BLOCK_HASHES
+from protos.wire.sampling_params import to_fields
 from protos.wire.status import Reason
 from protos.wire.tokenizer_digest import tokenizer_digest
 from tests.fakes.fake_core import (
@@ -148,6 +149,10 @@ class FakeEngine(FakeCore, engine_pb2_grpc.EngineServiceServicer):
                     reply = rpc_status.to_status(status.to_rpc_status(unpacked))
                     await context.abort_with_status(reply)
                 response = engine_pb2.GenerateResponse(token_ids=message.token_ids)
+                for entry in message.logprobs:
+                    response.logprobs.CopyFrom(entry.logprobs)
+                for entry in message.prompt_logprobs:
+                    yield engine_pb2.GenerateResponse(prompt_logprobs=entry.prompt_logprobs)
                 for admission in message.admissions:
                     response.admission.CopyFrom(admission.admission)
                 for finish in message.finishes:
@@ -250,6 +255,10 @@ class FakeEngine(FakeCore, engine_pb2_grpc.EngineServiceServicer):
             dtype="none",
             tokenizer_sha256=tokenizer_digest(digests),
             supported_sampling_params=SUPPORTED,
+            default_sampling_params=engine_pb2.SamplingParams(
+                **to_fields(config.default_sampling_params)
+            ),
+            max_logprob_count=config.max_logprobs,
             engine_version="0",
         )
 

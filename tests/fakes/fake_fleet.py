@@ -23,6 +23,7 @@ from router.types import (
 from tests.fakes import small_tokenizer
 
 ENGINE = "10.0.0.1:50051"
+BASIC_PARAMS = frozenset({"temperature", "max_tokens", "ignore_eos", "stop_token_ids", "seed"})
 ALL_PARAMS = frozenset(field.name for field in dataclasses.fields(SamplingParams))
 
 
@@ -41,6 +42,7 @@ def model_info(**changes) -> ModelInfo:
         "num_blocks": 8,
         "max_num_seqs": 4,
         "max_num_batched_tokens": 2048,
+        "supported_params": BASIC_PARAMS,
     }
     return ModelInfo(**{**values, **changes})
 

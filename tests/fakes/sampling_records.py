@@ -19,6 +19,12 @@ def new_seeds(plan: StepPlan) -> list[int]:
     return seeds
 
 
+def new_logprobs(plan: StepPlan, name: str = "logprobs") -> list[int]:
+    """Returns how many logprobs each new slot asks for; -1 for none."""
+    counts: list[int] = _records(plan)[:, RECORD_COLUMNS[name]].tolist()
+    return counts
+
+
 def _records(plan: StepPlan) -> "np.ndarray[tuple[int, int], np.dtype[np.int64]]":
     words = np.asarray(plan.new_sampling_records, dtype=np.int64)
     return words.reshape(-1, len(RECORD_COLUMNS))

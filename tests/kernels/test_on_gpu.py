@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernels import reference
+from kernels import reference, sampling_reference
 from kernels.paged_attention_decode import paged_attention_decode
 from kernels.paged_attention_prefill import paged_attention_prefill
 from kernels.qk_norm_rope_store import qk_norm_rope_store
@@ -79,7 +79,7 @@ def test_captured_step_replays_with_other_lengths_and_tables():
         reference.add_rms_norm,
         reference.silu_and_mul,
         reference.qk_norm_rope_store,
-        reference.sample,
+        sampling_reference.sample,
     )
     static = step_tensors([100, 1, 33, 250])
     stream = torch.cuda.Stream()
@@ -99,7 +99,7 @@ def test_captured_step_replays_with_other_lengths_and_tables():
         assert worst_row_error(static["kv_cache"], fresh["kv_cache"]) < GPU.tolerance
         assert worst_row_error(attended, expected) < 2 * GPU.tolerance
         assert worst_row_error(logits, expected_logits) < 2 * GPU.tolerance
-        drawn = reference.sample(
+        drawn = sampling_reference.sample(
             logits, fresh["records"], fresh["slots"], fresh["positions"], COLUMNS
         )
         assert torch.equal(token_ids, drawn)

@@ -5,15 +5,15 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels import reference
 from kernels import sample as sample_module
+from kernels import sampling_reference
 from kernels.sample import gumbel, random_bits
-from tests.kernels.sampling import COLUMNS, by_row, records_of
+from tests.kernels.sampling import COLUMNS, by_row, records_by_row, records_of
 from tests.kernels.targets import in_float32, on_each_device, on_each_target
 
 sample = by_row(sample_module.sample)
 kernel = by_row(sample_module._sample_triton)
-twin = by_row(reference.sample)
+twin = by_row(sampling_reference.sample)
 
 VOCAB_SIZES = [1, 3, 63, 100, 1025, 5000]
 
@@ -27,10 +27,12 @@ def arguments(target, num_rows, vocab_size):
 
 
 @triton.jit
-def _random_bits_kernel(seeds, positions, out, COUNT: tl.constexpr):
+def _random_bits_kernel(seeds, samples, positions, out, COUNT: tl.constexpr):
     row = tl.program_id(0)
     first = tl.program_id(1) * COUNT
-    bits = random_bits(tl.load(seeds + row), tl.load(positions + row), first, COUNT)
+    bits = random_bits(
+        tl.load(seeds + row), tl.load(samples + row), tl.load(positions + row), first, COUNT
+    )
     places = (row * tl.num_programs(1) * COUNT) + first + tl.arange(0, COUNT)
     tl.store(out + places, bits.to(tl.int64))
 
@@ -54,24 +56,29 @@ def _gumbel_kernel(bits, out, COUNT: tl.constexpr):
     ],
 )
 def test_philox_gives_the_published_answers(key, counter, expected):
-    words = reference.philox(torch.tensor(key), tuple(torch.tensor(word) for word in counter))
+    words = sampling_reference.philox(
+        torch.tensor(key), tuple(torch.tensor(word) for word in counter)
+    )
     assert tuple(int(word) for word in words) == expected
 
 
 @in_float32
 def test_random_bits_of_twin_and_kernel_are_equal(target):
     seeds = torch.tensor([0, 1, -1, 2**63 - 1, 0x299F31D0A4093822], device=target.device)
+    samples = torch.tensor([0, 1, 65_535, 2, 0], device=target.device)
     positions = torch.tensor([0, 7, 2**32 - 1, 2**32 + 5, 2**62], device=target.device)
     bits = torch.empty((5, 512), dtype=torch.int64, device=target.device)
-    _random_bits_kernel[(5, 2)](seeds, positions, bits, COUNT=256)
-    assert torch.equal(bits, reference.random_bits(seeds, positions, 512))
+    _random_bits_kernel[(5, 2)](seeds, samples, positions, bits, COUNT=256)
+    assert torch.equal(bits, sampling_reference.random_bits(seeds, samples, positions, 512))
 
 
 def test_random_bits_place_the_words_of_a_counter_side_by_side():
-    seed, position = torch.tensor([99]), torch.tensor([5 + (3 << 32)])
-    counter = tuple(torch.tensor(word) for word in (6, 5, 3, 0))
-    words = torch.stack(reference.philox(seed, counter)).flatten()
-    assert torch.equal(reference.random_bits(seed, position, 31)[0, 24:28], words)
+    seed, sample_index, position = (torch.tensor([x]) for x in (99, 8, 5 + (3 << 32)))
+    counter = tuple(torch.tensor(word) for word in (6, 5, 3, 8))
+    words = torch.stack(sampling_reference.philox(seed, counter)).flatten()
+    assert torch.equal(
+        sampling_reference.random_bits(seed, sample_index, position, 31)[0, 24:28], words
+    )
 
 
 def test_any_bits_give_a_finite_variable_of_the_right_quantile():
@@ -80,10 +87,10 @@ def test_any_bits_give_a_finite_variable_of_the_right_quantile():
     expected = -torch.log(-torch.log1p(-u))
     # Next to u = 1 the float32 grid is coarse; there the variable is small and never wins.
     torch.testing.assert_close(
-        reference.gumbel(bits)[:-2], expected[:-2].float(), rtol=2e-5, atol=2e-5
+        sampling_reference.gumbel(bits)[:-2], expected[:-2].float(), rtol=2e-5, atol=2e-5
     )
-    assert (reference.gumbel(bits)[-2:] < -2.5).all()
-    assert reference.gumbel(bits).isfinite().all()
+    assert (sampling_reference.gumbel(bits)[-2:] < -2.5).all()
+    assert sampling_reference.gumbel(bits).isfinite().all()
 
 
 @in_float32
@@ -94,7 +101,7 @@ def test_gumbel_of_kernel_and_twin_agree_on_extreme_and_random_bits(target):
     bits = torch.cat((extremes, torch.randint(0, 2**32, (896,)))).to(target.device)
     out = torch.empty(1024, device=target.device)
     _gumbel_kernel[(1,)](bits, out, COUNT=1024)
-    torch.testing.assert_close(out, reference.gumbel(bits), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(out, sampling_reference.gumbel(bits), rtol=1e-5, atol=1e-5)
 
 
 @on_each_device
@@ -204,7 +211,7 @@ def test_tiny_temperatures_are_greedy_and_huge_ones_uniform(target):
     zeros = torch.zeros(2, dtype=torch.int64, device=target.device)
     token_ids = kernel(logits, temperatures, zeros, zeros)
     assert token_ids[0] == logits[0].argmax()
-    noise = reference.gumbel(reference.random_bits(zeros, zeros, 200))
+    noise = sampling_reference.gumbel(sampling_reference.random_bits(zeros, zeros, zeros, 200))
     assert token_ids[1] == noise[1].argmax()
 
 
@@ -266,6 +273,54 @@ def test_draw_depends_on_seed_and_on_both_halves_of_the_position():
     assert len(set(sample(logits, ones, seeds, positions).tolist())) == 4
 
 
+def test_samples_of_one_seed_are_independent():
+    num_draws = 20_000
+    logits = torch.zeros(num_draws, 4)
+    positions = torch.arange(num_draws)
+    first, second = (
+        sample_module.sample(
+            logits,
+            *records_by_row(num_draws, seed=3, sample_index=index),
+            positions,
+            COLUMNS,
+        )
+        for index in (0, 1)
+    )
+    # 99.9 % of chi-square with 15 degrees of freedom is 37.7.
+    assert chi_square(first * 4 + second, torch.full((16,), 1 / 16, dtype=torch.float64)) < 37.7
+
+
+@on_each_device
+@pytest.mark.parametrize("vocab_size", [100, 5000])
+def test_tokens_below_the_threshold_are_not_drawn(target, vocab_size):
+    num_rows = 8
+    logits = target.randn(num_rows, vocab_size)
+    records, slots = records_by_row(num_rows, target.device, temperature=2.0, seed=5)
+    positions = torch.arange(num_rows, device=target.device)
+    kth = logits.float().topk(7, dim=1).values
+    thresholds = kth[:, 6].contiguous()
+    thresholds[0] = -torch.inf
+    given = logits, records, slots, positions, COLUMNS
+    drawn = sample_module._sample_triton(*given, thresholds=thresholds)
+    assert torch.equal(drawn, sampling_reference.sample(*given, thresholds=thresholds))
+    assert (logits.float().gather(1, drawn[:, None])[:, 0] >= thresholds).all()
+    hidden = logits.masked_fill(logits.float() < thresholds[:, None], -torch.inf)
+    assert torch.equal(drawn, sample_module._sample_triton(hidden, *given[1:]))
+    assert drawn[0] == sample_module._sample_triton(*given)[0]
+
+
+@on_each_device
+def test_a_row_with_a_nan_gives_no_token_whatever_its_threshold(target):
+    logits = target.randn(2, 200)
+    logits[0, 3] = torch.nan
+    records, slots = records_by_row(2, target.device)
+    thresholds = torch.full((2,), 1e30, device=target.device)
+    positions = torch.ones(2, dtype=torch.int64, device=target.device)
+    for draw in (sample_module._sample_triton, sampling_reference.sample):
+        drawn = draw(logits, records, slots, positions, COLUMNS, thresholds=thresholds)
+        assert drawn.tolist() == [-1, -1]
+
+
 def test_wrong_tensors_are_refused_by_name_and_value():
     logits, ones = torch.randn(2, 8), torch.ones(2, dtype=torch.int64)
     records, slots = records_of(ones, ones)
@@ -296,9 +351,13 @@ def test_best_of_the_parts_of_a_vocabulary_is_the_draw_from_the_whole(target, pa
     logits[5] = -torch.inf
     records, slots = records_of(temperatures, seeds)
     given = records, slots, positions, COLUMNS
-    for draw in (sample_module._sample_triton, reference.sample_keys, sample_module.sample_keys):
+    for draw in (
+        sample_module._sample_triton,
+        sampling_reference.sample_keys,
+        sample_module.sample_keys,
+    ):
         keys = [draw(logits[:, begin:end], *given, begin) for begin, end in pairwise(parts)]
-        token_ids = reference.tokens_of_keys(torch.stack(keys).amax(0))
+        token_ids = sampling_reference.tokens_of_keys(torch.stack(keys).amax(0))
         assert torch.equal(token_ids, twin(logits, temperatures, seeds, positions))
     assert token_ids[2] == 3
     assert token_ids[4:].tolist() == [-1, -1]

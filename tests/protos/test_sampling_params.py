@@ -1,4 +1,5 @@
 import math
+from array import array
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ ALL = {
     "min_tokens": 2,
     "logprobs": 1,
     "logit_bias": (LogitBias(3, -1.0),),
-    "allowed_token_ids": (7, 8),
+    "allowed_token_ids": array("I", (7, 8)),
     "prompt_logprobs": 2,
     "grammar": Grammar(form="regex", text="a+"),
 }
@@ -104,8 +105,6 @@ def test_what_does_not_fit_its_field_is_refused():
         ({"temperature": -0.1}, ("temperature", "-0.1", "0 to 100")),
         ({"temperature": 100.5}, ("temperature", "100.5", "0 to 100")),
         ({"max_tokens": -1}, ("max_tokens", "-1", "0 and more")),
-        ({"max_tokens": 0}, ("max_tokens", "0", "1 and more, unless prompt_logprobs is set")),
-        ({"max_tokens": 3, "min_tokens": 4}, ("min_tokens", "4", "0 to max_tokens 3")),
         ({"seed": -1}, ("seed", "-1", f"0 to {2**63 - 1}")),
         ({"seed": 2**63}, ("seed", str(2**63), f"0 to {2**63 - 1}")),
         ({"seed": 1.0}, ("seed", "1", f"the whole numbers 0 to {2**63 - 1}")),
@@ -165,7 +164,7 @@ def test_bounds_themselves_and_unset_values_are_allowed():
 
 
 def test_parameters_are_either_supported_or_refused():
-    supported = {name: ALL[name] for name in SUPPORTED_PARAMS}
+    supported = {name: OF_ENGINE[name] for name in SUPPORTED_PARAMS}
     assert unsupported(SamplingParams(**supported)) is None
     for name, value in OF_ENGINE.items():
         others = set(OF_ENGINE) - {name}

@@ -14,7 +14,13 @@ from engine_service.core.types import (
 )
 from engine_service.errors import InvalidRequest
 from protos.wire.sampling_params import SamplingParams
-from tests.engine_service.core.fake_executor import FakeExecutor, make_info, oracle
+from tests.engine_service.core.fake_executor import (
+    FakeExecutor,
+    make_info,
+    oracle,
+    oracle_logprobs,
+)
+from tests.fakes.logprobs import unpack
 
 MAX_STEPS = 20_000
 
@@ -61,6 +67,8 @@ class CoreDriver:
         ]
         self.requests = {}
         self.outputs = {}
+        self.logprobs = {}
+        self.prompt_logprobs = {}
         self.admissions = {}
         self.finishes = {}
         self.cancelled = set()
@@ -102,6 +110,8 @@ class CoreDriver:
         self.core.add(request)
         self.requests[request.request_id] = request
         self.outputs[request.request_id] = []
+        self.logprobs[request.request_id] = []
+        self.prompt_logprobs[request.request_id] = []
 
     def make_request(self):
         rng = self.rng
@@ -113,15 +123,18 @@ class CoreDriver:
         prompt = rng.choice(self.bases)[:length]
         if rng.random() < 0.3:
             prompt = [*prompt[:-1], rng.randrange(1, self.info.vocab_size)]
+        prompt_logprobs = rng.choice([None, None, None, 0, 3])
         params = SamplingParams(
             temperature=rng.choice([0.0, 0.7, 1.3]),
-            max_tokens=rng.choice([None, 1, 2, 5, 12, 30]),
+            max_tokens=rng.choice([None, 1, 2, 5, 12, 30] + [0, 0] * (prompt_logprobs is not None)),
+            logprobs=rng.choice([None, None, None, 0, 1, 5]),
+            prompt_logprobs=prompt_logprobs,
             ignore_eos=rng.random() < 0.3,
             stop_token_ids=frozenset(rng.sample(range(self.info.vocab_size), rng.choice([0, 1]))),
             seed=rng.choice([None, 7, 2**63 - 1]),
         )
         resumed = []
-        if params.seed is not None and rng.random() < 0.3:
+        if params.seed is not None and params.max_tokens != 0 and rng.random() < 0.3:
             resumed = self.continuation(prompt, params, params.seed, rng.randint(1, 6))
         return Request(
             request_id=len(self.requests) + self.counts["refused"],
@@ -153,6 +166,7 @@ class CoreDriver:
             self.outputs[request_id] += output.token_ids[start : start + count]
             start += count
         assert start == len(output.token_ids)
+        self.take_logprobs(output)
         for finish in output.finishes:
             assert finish.request_id in self.open_ids, "a second outcome"
             self.finishes[finish.request_id] = finish
@@ -164,6 +178,56 @@ class CoreDriver:
         assert stats.num_scheduled_seqs <= self.info.max_num_seqs
         assert stats.num_free_blocks + stats.num_used_blocks == self.info.num_blocks
         self.check_books()
+
+    def take_logprobs(self, output):
+        new_tokens = dict(zip(output.request_ids, output.token_counts, strict=True))
+        asking = {
+            request_id
+            for request_id in new_tokens
+            if self.requests[request_id].sampling_params.logprobs is not None
+        }
+        assert {request_id for request_id, _, _ in output.logprobs or ()} == asking
+        for request_id, position, logprobs in output.logprobs or ():
+            request = self.requests[request_id]
+            assert len(logprobs) == new_tokens[request_id]
+            assert logprobs.width == request.sampling_params.logprobs
+            num_given = len(request.prompt_token_ids) + len(request.resume_token_ids)
+            assert position == num_given + len(self.logprobs[request_id])
+            self.logprobs[request_id] += unpack(logprobs)
+        for request_id, position, logprobs in output.prompt_logprobs or ():
+            failed = {failure.request_id for failure in output.failures}
+            assert request_id in self.open_ids | failed
+            assert logprobs.width == self.requests[request_id].sampling_params.prompt_logprobs
+            assert position == 1 + len(self.prompt_logprobs[request_id]), "once, and in order"
+            self.prompt_logprobs[request_id] += unpack(logprobs)
+            self.counts["prompt_logprobs"] += len(logprobs)
+        for request_id in new_tokens:
+            self.check_prompt_logprobs(request_id)
+
+    def check_prompt_logprobs(self, request_id):
+        request = self.requests[request_id]
+        width = request.sampling_params.prompt_logprobs
+        rows = self.prompt_logprobs[request_id]
+        if width is None:
+            assert not rows
+        else:
+            prompt = request.prompt_token_ids
+            expected = oracle_logprobs(prompt, width, self.info.vocab_size)
+            assert rows == expected, "a wrong key or value was read"
+
+    def check_logprobs(self, request_id):
+        request = self.requests[request_id]
+        params = request.sampling_params
+        if self.outputs[request_id] or params.max_tokens == 0:
+            self.check_prompt_logprobs(request_id)
+        if params.logprobs is not None:
+            given = request.prompt_token_ids + request.resume_token_ids
+            known = [*given, *self.outputs[request_id]]
+            rows = oracle_logprobs(known, params.logprobs, self.info.vocab_size)
+            expected = rows[len(given) - 1 :]
+            assert self.logprobs[request_id] == expected, "a wrong key or value was read"
+        if self.prompt_logprobs[request_id]:
+            assert self.admissions[request_id].num_cached_tokens == 0
 
     def replay(self, delta):
         assert not set(delta.stored) & set(delta.removed)
@@ -183,7 +247,8 @@ class CoreDriver:
         longest = min(
             self.info.max_model_len,
             self.info.num_blocks * self.info.block_size + 1,
-            len(request.prompt_token_ids) + (params.max_tokens or self.info.max_model_len),
+            len(request.prompt_token_ids)
+            + (self.info.max_model_len if params.max_tokens is None else params.max_tokens),
         )
         if request.resume_token_ids and given[-1] in stop_token_ids:
             return [], FinishReason.STOP
@@ -200,6 +265,10 @@ class CoreDriver:
         tokens, reason = self.expected_output(finish.request_id)
         assert self.outputs[finish.request_id] == tokens, "a wrong key or value was read"
         assert finish.reason is reason
+        self.check_logprobs(finish.request_id)
+        if self.requests[finish.request_id].sampling_params.max_tokens == 0:
+            assert finish.request_id in self.admissions
+            self.counts["scored"] += 1
         self.counts[reason.value] += 1
         self.counts["ended_at_once"] += not tokens
 

@@ -10,7 +10,9 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from engine_service.core.types import EngineInfo, StepPlan, StepResult, int32_array
-from tests.fakes.sampling_records import new_seeds, new_temperatures
+from protos.wire.sampling_params import SamplingParams
+from tests.fakes.logprobs import pack
+from tests.fakes.sampling_records import new_logprobs, new_seeds, new_temperatures
 
 _POISON = 0x5A5A5A5A
 _MASK = (1 << 64) - 1
@@ -29,6 +31,29 @@ def next_token(values, seed, temperature, vocab_size):
     if temperature:
         state = _mix(_mix(state, seed), round(temperature * 1000))
     return state % vocab_size
+
+
+def row_logprobs(values, token_id, width, vocab_size):
+    """Returns a token's logprob, and the likeliest tokens and theirs, after a context."""
+    state = len(values)
+    for value in values:
+        state = _mix(state, value)
+    likeliest = [(state + rank) % vocab_size for rank in range(width)]
+    own = -(_mix(state, token_id) % 4096) / 256
+    return own, likeliest, [-rank / 4 - state % 64 for rank in range(width)]
+
+
+def oracle_logprobs(token_ids, width, vocab_size):
+    """Returns what `row_logprobs` gives for each token of a list but the first."""
+    values = []
+    state = 0
+    rows = []
+    for token_id in token_ids:
+        if values:
+            rows.append(row_logprobs(values, token_id, width, vocab_size))
+        state = _mix(state, token_id)
+        values.append(state)
+    return rows
 
 
 def oracle(token_ids, num_tokens, seed, temperature, vocab_size):
@@ -52,6 +77,8 @@ class _Slot:
     tokens: list[int]
     temperature: float
     seed: int
+    num_logprobs: int
+    num_prompt_logprobs: int
     blocks: list[int] = field(default_factory=list)
 
 
@@ -79,10 +106,7 @@ class FakeExecutor:
         self.num_launched += 1
         self._apply_changes(plan)
         self._check(plan)
-        token_counts, token_ids = self._run(plan)
-        result = StepResult(
-            token_counts=int32_array(token_counts), token_ids=int32_array(token_ids)
-        )
+        result = self._run(plan)
         self.in_flight.append((plan.step_id, self._use_of(plan), result))
         self.max_in_flight = max(self.max_in_flight, len(self.in_flight))
         return plan.step_id
@@ -106,17 +130,25 @@ class FakeExecutor:
     def _apply_changes(self, plan):
         start = 0
         used_slots = {slot for _, (slots, _, _), _ in self.in_flight for slot in slots}
-        for slot, num_tokens, temperature, seed in zip(
+        for slot, num_tokens, temperature, seed, num_logprobs, num_prompt_logprobs in zip(
             plan.new_slots,
             plan.new_num_tokens,
             new_temperatures(plan),
             new_seeds(plan),
+            new_logprobs(plan),
+            new_logprobs(plan, "prompt_logprobs"),
             strict=True,
         ):
             assert slot not in used_slots, f"slot {slot} is still used by a step in flight"
             assert 0 <= slot < self.info.max_num_seqs
             tokens = list(plan.new_token_ids[start : start + num_tokens])
-            self.slots[slot] = _Slot(tokens=tokens, temperature=temperature, seed=seed)
+            self.slots[slot] = _Slot(
+                tokens=tokens,
+                temperature=temperature,
+                seed=seed,
+                num_logprobs=num_logprobs,
+                num_prompt_logprobs=num_prompt_logprobs,
+            )
             start += num_tokens
         assert start == len(plan.new_token_ids)
         for slot, index, block_id in zip(
@@ -153,12 +185,14 @@ class FakeExecutor:
                     )
 
     def _run(self, plan):
-        token_counts, token_ids = [], []
-        for slot_id, start, count, is_sampled in zip(
+        token_counts, token_ids, logprobs, prompt_logprobs = [], [], [], []
+        width, prompt_width = self._widths(plan)
+        for slot_id, start, count, is_sampled, num_prompt_logprobs in zip(
             plan.slots,
             plan.num_computed_tokens,
             plan.num_scheduled_tokens,
             plan.is_sampled,
+            plan.num_prompt_logprobs or [0] * len(plan.slots),
             strict=True,
         ):
             slot = self.slots[slot_id]
@@ -172,14 +206,45 @@ class FakeExecutor:
                 if position % self.info.block_size == self._shifted_slot:
                     address = (address + 1) % len(self.cache)
                 self.cache[address] = _mix(before, slot.tokens[position])
-            new_tokens = self._sample(slot) if is_sampled else []
+            assert not num_prompt_logprobs or slot.num_prompt_logprobs >= 0, "nobody asked"
+            assert num_prompt_logprobs <= count
+            for position in range(start + 1, start + 1 + num_prompt_logprobs):
+                values = self._values(slot, position)
+                token_id = slot.tokens[position]
+                prompt_logprobs.append(self._logprobs(values, token_id, prompt_width))
+            new_tokens = []
+            if is_sampled:
+                values = self._values(slot, len(slot.tokens))
+                new_tokens = self._sample(slot, list(values))
+                for token_id in new_tokens:
+                    logprobs.append(self._logprobs(values, token_id, max(width, 0)))
+                    values.append(_mix(values[-1], token_id))
             slot.tokens += new_tokens
             token_ids += new_tokens
             token_counts.append(len(new_tokens))
-        return token_counts, token_ids
+        return StepResult(
+            token_counts=int32_array(token_counts),
+            token_ids=int32_array(token_ids),
+            logprobs=pack(logprobs) if width >= 0 else None,
+            prompt_logprobs=pack(prompt_logprobs) if prompt_logprobs else None,
+        )
 
-    def _sample(self, slot):
-        values = [self.cache[self._address(slot, position)] for position in range(len(slot.tokens))]
+    def _widths(self, plan):
+        """Returns how many logprobs the rows ask for at most: of tokens, and of prompt tokens."""
+        slots = [self.slots[slot] for slot in plan.slots]
+        sampled = [slot for slot, flag in zip(slots, plan.is_sampled, strict=True) if flag]
+        return (
+            max((slot.num_logprobs for slot in sampled), default=-1),
+            max((slot.num_prompt_logprobs for slot in slots), default=-1),
+        )
+
+    def _logprobs(self, values, token_id, width):
+        return row_logprobs(values, token_id, width, self.info.vocab_size)
+
+    def _values(self, slot, num_tokens):
+        return [self.cache[self._address(slot, position)] for position in range(num_tokens)]
+
+    def _sample(self, slot, values):
         token_ids = []
         for _ in range(self.count_tokens()):
             token_id = next_token(values, slot.seed, slot.temperature, self.info.vocab_size)
@@ -209,6 +274,8 @@ def make_info(**changes) -> EngineInfo:
         "tensor_parallel_size": 1,
         "dtype": "float32",
         "device": "cpu",
+        "max_logprobs": 20,
+        "default_sampling_params": SamplingParams(),
     }
     return EngineInfo(**{**values, **changes})
 

@@ -32,8 +32,9 @@ def drive(seeds, driver_class=CoreDriver, **changes):
 def test_outputs_equal_the_oracle_whatever_happens(depth, caching):
     counts = drive(range(3 * NUM_ENGINES), depth=depth, caching=caching)
 
-    for event in "stop", "length", "preempted", "cancelled", "ended_at_once", "refused":
+    for event in "stop", "length", "preempted", "cancelled", "ended_at_once", "refused", "scored":
         assert counts[event], f"no request was ever {event}"
+    assert counts["prompt_logprobs"]
     assert bool(counts["hit_tokens"]) == caching
     assert bool(counts["cancelled_in_flight"]) == (depth > 1)
 

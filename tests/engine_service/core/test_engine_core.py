@@ -9,7 +9,7 @@ import pytest
 
 from engine_service.core import inbox as inbox_module
 from engine_service.core.engine_core import EngineCore, serve
-from engine_service.core.types import NO_TOKEN, CoreInput, FinishReason
+from engine_service.core.types import NO_TOKEN, CoreInput, FinishReason, int32_array
 from engine_service.errors import InvalidRequest
 from protos.wire.reason import Reason
 from tests.engine_service.core.fake_executor import FakeExecutor, make_info
@@ -209,8 +209,9 @@ def test_serve_tells_refusals_and_failed_rows_together(monkeypatch, refused_id):
     real_run = FakeExecutor._run
 
     def run_without_tokens(self, plan):
-        token_counts, token_ids = real_run(self, plan)
-        return token_counts, [NO_TOKEN] * len(token_ids)
+        result = real_run(self, plan)
+        token_ids = int32_array([NO_TOKEN]) * len(result.token_ids)
+        return dataclasses.replace(result, token_ids=token_ids)
 
     monkeypatch.setattr(FakeExecutor, "_run", run_without_tokens)
     with served() as (connection, _):

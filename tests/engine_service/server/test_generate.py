@@ -5,6 +5,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from engine_service.core import limits as limits_module
 from engine_service.core.limits import Limits
 from engine_service.core.types import (
     Failure,
@@ -15,7 +16,7 @@ from engine_service.core.types import (
 from engine_service.errors import InvalidRequest, NoTokenizer
 from engine_service.server import convert
 from protos.pagestream.engine.v1 import engine_pb2
-from protos.wire.sampling_params import SamplingParams
+from protos.wire.sampling_params import SamplingParams, from_message
 from tests.engine_service.core.fake_executor import make_info
 from tests.engine_service.server.harness import (
     admission,
@@ -72,6 +73,22 @@ async def test_all_fields_of_a_request_reach_the_core():
         assert list(request.resume_token_ids) == [20, 21]
         assert (request.priority, request.cache_salt) == (-3, "salt")
         assert request.arrival_time > 0
+
+
+async def test_model_s_defaults_apply_where_a_request_leaves_parameters_unset():
+    defaults = SamplingParams(temperature=0.6, top_k=20, top_p=0.95)
+    async with running_engine(make_info(default_sampling_params=defaults)) as engine:
+        calls = [
+            engine.stub.Generate(generate_request()),
+            engine.stub.Generate(generate_request(temperature=0.0, top_k=0, top_p=1.0)),
+        ]
+        found = []
+        for _ in calls:
+            params = (await engine.core.next_request()).sampling_params
+            found.append((params.temperature, params.top_k, params.top_p, params.min_p))
+        for call in calls:
+            call.cancel()
+        assert sorted(found) == [(0.0, 0, 1.0, None), (0.6, 20, 0.95, None)]
 
 
 async def test_cancelling_the_call_cancels_in_the_core():
@@ -157,6 +174,17 @@ async def test_request_past_the_waiting_bound_is_refused_with_retry_info():
         await _answer(engine, call)
 
 
+_params = engine_pb2.SamplingParams
+
+
+def _bias(token_id, bias):
+    return engine_pb2.LogitBias(token_id=token_id, bias=bias)
+
+
+def _ids(*token_ids):
+    return engine_pb2.TokenSequence(token_ids=token_ids)
+
+
 BAD_INPUTS = {
     "empty prompt": (
         lambda m: m.ClearField("prompt_token_ids"), "EMPTY_PROMPT", ["prompt_token_ids"],
@@ -193,9 +221,9 @@ BAD_INPUTS = {
         lambda m: setattr(m.sampling_params, "temperature", float("nan")), "BAD_SAMPLING_PARAMS",
         ["temperature", "NaN"],
     ),
-    "no tokens at most": (
+    "no tokens at most, and no logprobs of the prompt": (
         lambda m: setattr(m.sampling_params, "max_tokens", 0), "BAD_SAMPLING_PARAMS",
-        ["max_tokens", "0", "1"],
+        ["max_tokens", "0", "1 and more", "prompt_logprobs"],
     ),
     "negative seed": (
         lambda m: setattr(m.sampling_params, "seed", -1), "BAD_SAMPLING_PARAMS", ["seed", "-1"],
@@ -217,18 +245,87 @@ BAD_INPUTS = {
         lambda m: setattr(m, "cache_salt", "x" * 257), "BAD_REQUEST", ["cache_salt", "257", "256"],
     ),
     **{
-        field: (
+        f"{field} of {value}": (
             lambda m, field=field, value=value: setattr(m.sampling_params, field, value),
-            "UNSUPPORTED_PARAMETER", [f"sampling_params.{field}"],
+            "BAD_SAMPLING_PARAMS", [field, shown, bounds],
         )
-        for field, value in {
-            "top_k": 0, "top_p": 1.0, "min_p": 0.0, "presence_penalty": 0.0,
-            "frequency_penalty": 0.0, "repetition_penalty": 1.0, "min_tokens": 0, "logprobs": 0,
-        }.items()
+        for field, value, shown, bounds in [
+            ("max_tokens", -1, "-1", "0 and more"),
+            ("top_k", -2, "-2", "-1 to"),
+            ("top_p", 1.5, "1.5", "0 to 1"),
+            ("top_p", float("nan"), "NaN", "0 to 1"),
+            ("min_p", -0.5, "-0.5", "0 to 1"),
+            ("presence_penalty", 2.5, "2.5", "-2 to 2"),
+            ("frequency_penalty", float("-inf"), "-inf", "-2 to 2"),
+            ("repetition_penalty", 0.0, "0", "0.01 to 100"),
+            ("min_tokens", -1, "-1", "0 and more"),
+            ("min_tokens", 62, "62", "0 to 61"),
+            ("logprobs", -1, "-1", "0 to 100"),
+            ("logprobs", 21, "21", "0 to 20"),
+            ("prompt_logprobs", 21, "21", "0 to 20"),
+            ("prompt_logprobs", 101, "101", "0 to 100"),
+            ("sample_index", 65_536, "65536", "0 to 65535"),
+        ]
     },
-    "logit_bias": (
-        lambda m: m.sampling_params.logit_bias.add(token_id=1, bias=2.0), "UNSUPPORTED_PARAMETER",
-        ["sampling_params.logit_bias"],
+    "more tokens at least than at most": (
+        lambda m: m.sampling_params.MergeFrom(_params(min_tokens=6, max_tokens=5)),
+        "BAD_SAMPLING_PARAMS", ["min_tokens", "6", "0 to 5, max_tokens"],
+    ),
+    "bias of a token beyond the vocabulary": (
+        lambda m: m.sampling_params.logit_bias.extend([_bias(1, 0), _bias(100, 1)]),
+        "TOKEN_OUT_OF_RANGE", ["logit_bias[1].token_id", "100", "99"],
+    ),
+    "bias that is too large": (
+        lambda m: m.sampling_params.logit_bias.append(_bias(1, 100.5)),
+        "BAD_SAMPLING_PARAMS", ["logit_bias[0].bias", "100.5", "-100"],
+    ),
+    "bias that is no number": (
+        lambda m: m.sampling_params.logit_bias.append(_bias(1, float("nan"))),
+        "BAD_SAMPLING_PARAMS", ["logit_bias[0].bias", "NaN"],
+    ),
+    "two biases of one token": (
+        lambda m: m.sampling_params.logit_bias.extend([_bias(7, 1), _bias(8, 1), _bias(7, 1)]),
+        "BAD_SAMPLING_PARAMS", ["logit_bias[2].token_id", "7", "logit_bias[0]"],
+    ),
+    "1,025 biases": (
+        lambda m: m.sampling_params.logit_bias.extend([_bias(1, 1)] * 1025),
+        "BAD_SAMPLING_PARAMS", ["logit_bias", "1025", "1024"],
+    ),
+    "bad word beyond the vocabulary": (
+        lambda m: m.sampling_params.bad_words_token_ids.extend([_ids(1), _ids(2, 3, 2**32 - 1)]),
+        "TOKEN_OUT_OF_RANGE", ["bad_words_token_ids[1][2]", "4294967295", "99"],
+    ),
+    "empty bad word": (
+        lambda m: m.sampling_params.bad_words_token_ids.extend([_ids(1), _ids()]),
+        "BAD_SAMPLING_PARAMS", ["bad_words_token_ids[1]", "0", "1 to 64"],
+    ),
+    "1,025 bad words": (
+        lambda m: m.sampling_params.bad_words_token_ids.extend([_ids(1)] * 1025),
+        "BAD_SAMPLING_PARAMS", ["bad_words_token_ids", "1025", "1024"],
+    ),
+    "long bad word": (
+        lambda m: m.sampling_params.bad_words_token_ids.append(_ids(*[1] * 65)),
+        "BAD_SAMPLING_PARAMS", ["token_ids", "65", "64"],
+    ),
+    "allowed token beyond the vocabulary": (
+        lambda m: m.sampling_params.allowed_token_ids.extend([*[5] * 1000, 2**31]),
+        "TOKEN_OUT_OF_RANGE", ["allowed_token_ids[1000]", "2147483648", "99"],
+    ),
+    "65,537 allowed tokens": (
+        lambda m: m.sampling_params.allowed_token_ids.extend([1] * 65_537),
+        "BAD_SAMPLING_PARAMS", ["allowed_token_ids", "at least 65537", "65536"],
+    ),
+    "allowed tokens of which none may come": (
+        lambda m: m.sampling_params.MergeFrom(
+            _params(allowed_token_ids=[5, 6], bad_words_token_ids=[_ids(5), _ids(6)])
+        ),
+        "BAD_SAMPLING_PARAMS", ["allowed_token_ids", "2", "bad_words_token_ids"],
+    ),
+    "allowed tokens that may not come yet": (
+        lambda m: m.sampling_params.MergeFrom(
+            _params(allowed_token_ids=[0, 6], stop_token_ids=[6], min_tokens=1)
+        ),
+        "BAD_SAMPLING_PARAMS", ["allowed_token_ids", "2", "min_tokens"],
     ),
 }  # fmt: skip
 
@@ -248,6 +345,12 @@ BAD_INPUTS = {
         lambda m: setattr(m.sampling_params, "temperature", 101.0),
         lambda m: setattr(m.sampling_params, "seed", -1),
         lambda m: setattr(m, "cache_salt", "x" * 257),
+        lambda m: m.sampling_params.MergeFrom(_params(allowed_token_ids=[1, 2**31 + 1])),
+        lambda m: m.sampling_params.MergeFrom(_params(logit_bias=[_bias(99, 1), _bias(100, 1)])),
+        lambda m: m.sampling_params.MergeFrom(_params(bad_words_token_ids=[_ids(99, 100)])),
+        lambda m: m.sampling_params.MergeFrom(_params(max_tokens=0, prompt_logprobs=3)),
+        lambda m: m.sampling_params.MergeFrom(_params(logprobs=21)),
+        lambda m: m.sampling_params.MergeFrom(_params(min_tokens=4, max_tokens=3)),
     ],
 )
 def test_what_enters_through_the_server_is_what_the_limits_let_in(change):
@@ -259,16 +362,11 @@ def test_what_enters_through_the_server_is_what_the_limits_let_in(change):
         request_id=1,
         prompt_token_ids=int32_array(list(message.prompt_token_ids)),
         resume_token_ids=int32_array(list(message.resume_token_ids)),
-        sampling_params=SamplingParams(
-            temperature=params.temperature if params.HasField("temperature") else 1.0,
-            max_tokens=params.max_tokens if params.HasField("max_tokens") else None,
-            stop_token_ids=frozenset(params.stop_token_ids),
-            seed=params.seed if params.HasField("seed") else None,
-        ),
+        sampling_params=from_message(params),
         cache_salt=message.cache_salt,
     )
 
-    assert _refusal(lambda: convert.to_request(message, 1, limits)) == _refusal(
+    assert _refusal(lambda: convert.to_request(message, 1, limits, SamplingParams())) == _refusal(
         lambda: limits.check(request)
     )
 
@@ -281,14 +379,45 @@ def _refusal(check):
     return None
 
 
-@pytest.fixture(scope="module")
-def unsupported_fields():
-    known = {"temperature", "max_tokens", "ignore_eos", "stop_token_ids", "seed"}
-    return {field.name for field in engine_pb2.SamplingParams.DESCRIPTOR.fields} - known
+NEUTRAL = engine_pb2.SamplingParams(
+    top_k=0, top_p=1, min_p=0, presence_penalty=0, frequency_penalty=0, repetition_penalty=1,
+    min_tokens=0, sample_index=0,
+)  # fmt: skip
+UNUSUAL = {
+    "top_k": 5, "top_p": 0.5, "min_p": 0.1, "presence_penalty": 1.0, "frequency_penalty": 1.0,
+    "repetition_penalty": 1.5, "min_tokens": 1, "logprobs": 0, "prompt_logprobs": 0,
+    "sample_index": 1, "allowed_token_ids": [1], "logit_bias": [_bias(1, 2)],
+    "bad_words_token_ids": [_ids(1)], "grammar": engine_pb2.Grammar(json_object=True),
+}  # fmt: skip
 
 
-def test_every_unsupported_field_of_the_contract_is_tried(unsupported_fields):
-    assert unsupported_fields <= set(BAD_INPUTS)
+async def test_neutral_values_of_all_parameters_are_accepted():
+    async with running_engine() as engine:
+        message = generate_request(1, 2)
+        message.sampling_params.CopyFrom(NEUTRAL)
+        call = engine.stub.Generate(message)
+        request = await engine.core.next_request()
+        assert list(request.prompt_token_ids) == [1, 2]
+        call.cancel()
+
+
+async def test_parameters_of_a_newer_contract_are_refused_by_name(monkeypatch, subtests):
+    old = ("temperature", "max_tokens", "ignore_eos", "stop_token_ids", "seed")
+    monkeypatch.setattr(limits_module, "SUPPORTED_PARAMS", old)
+    known = {*old, *UNUSUAL}
+    assert {field.name for field in engine_pb2.SamplingParams.DESCRIPTOR.fields} == known
+    async with running_engine() as engine:
+        for field, value in UNUSUAL.items():
+            with subtests.test(field):
+                message = generate_request()
+                message.sampling_params.CopyFrom(_params(**{field: value}))
+                status = await status_of(engine.stub.Generate(message))
+                assert (status.code, status.reason) == (3, "UNSUPPORTED_PARAMETER")
+                assert f"sampling_params.{field} is" in status.message
+                assert status.metadata["field"] == field
+        refused = await engine.metric('requests_total{outcome="unsupported_parameter"}')
+        assert refused == len(UNUSUAL)
+        await _serves_a_request(engine)
 
 
 async def test_bad_input_is_refused_by_name_before_the_core_and_service_goes_on(subtests):
@@ -307,8 +436,6 @@ async def test_bad_input_is_refused_by_name_before_the_core_and_service_goes_on(
                     assert {"field", "value", "bounds"} <= set(status.metadata)
         # The first request that the core sees is the good one.
         await _serves_a_request(engine)
-        refused = await engine.metric('requests_total{outcome="unsupported_parameter"}')
-        assert refused == 9
 
 
 async def test_ten_megabytes_of_prompt_are_refused_by_their_number():

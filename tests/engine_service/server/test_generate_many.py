@@ -99,7 +99,7 @@ async def test_refused_submission_fails_alone():
     async with running_engine() as engine:
         call = engine.stub.GenerateMany()
         await call.write(submission(1, generate_request(1, temperature=-1.0)))
-        await call.write(submission(2, generate_request(2, top_p=0.5)))
+        await call.write(submission(2, generate_request(2, logprobs=21)))
         await call.write(submission(3, generate_request(3)))
         request = await engine.core.next_request()
         assert list(request.prompt_token_ids) == [3]
@@ -108,7 +108,7 @@ async def test_refused_submission_fails_alone():
             for failure in (await read(call)).failures:
                 failures[failure.handle] = failure_status(failure)
         assert (failures[1].code, failures[1].reason) == (3, "BAD_SAMPLING_PARAMS")
-        assert (failures[2].code, failures[2].reason) == (3, "UNSUPPORTED_PARAMETER")
+        assert (failures[2].code, failures[2].reason) == (3, "BAD_SAMPLING_PARAMS")
         assert "temperature is -1," in failures[1].message
         engine.core.step({request.request_id: [9]})
         assert list((await read_until(call, _has_tokens)).handles) == [3]

@@ -7,6 +7,7 @@ import torch.distributed
 
 from engine_service.errors import StartupError
 from engine_service.llm import LLM, SamplingParams
+from tests.engine_service.sampling_choices import random_choices
 from tests.engine_service.tiny_models import Shape, make_model, random_tokens
 
 NUM_TOKENS = 24
@@ -36,7 +37,12 @@ def answers(tiny, num_ranks):
     prompts += [random_tokens(rng, length, tiny.vocab_size) for length in (1, 16, 33, 90, 50, 60)]
     params = [
         SamplingParams(
-            temperature=(0.0, 0.8)[i % 2], seed=i, max_tokens=NUM_TOKENS, ignore_eos=True
+            **(random_choices(rng, tiny.vocab_size) | {"stop_token_ids": ()})
+            if i % 3 == 2
+            else {"temperature": (0.0, 0.8)[i % 2]},
+            seed=i,
+            max_tokens=NUM_TOKENS,
+            ignore_eos=True,
         )
         for i in range(len(prompts))
     ]

@@ -80,7 +80,11 @@ def test_largest_graph_is_one_that_the_device_runs_longer_than_the_host_launches
 def step_graphs(decode_sizes, other_sizes):
     """Returns graphs that were not captured; others are (has_decodes, num_rows, num_tokens)."""
     batch = InputBatch(
-        max_num_seqs=8, max_model_len=512, block_size=BLOCK_SIZE, device=torch.device("cpu")
+        max_num_seqs=8,
+        max_model_len=512,
+        block_size=BLOCK_SIZE,
+        vocab_size=100,
+        device=torch.device("cpu"),
     )
     sizes = [
         TokenSize(has_decodes=has_decodes, num_rows=num_rows, num_tokens=num_tokens)
@@ -137,7 +141,13 @@ class Graphs:
         self.cache = allocate_kv_cache(
             config, num_blocks=12, block_size=BLOCK_SIZE, dtype=torch.float32, device=device
         )
-        batch = InputBatch(max_num_seqs=8, max_model_len=512, block_size=BLOCK_SIZE, device=device)
+        batch = InputBatch(
+            max_num_seqs=8,
+            max_model_len=512,
+            block_size=BLOCK_SIZE,
+            vocab_size=config.vocab_size,
+            device=device,
+        )
         runner = ModelRunner(model, self.cache, batch)
         with torch.inference_mode():
             self.worker = Worker(batch, runner, StepGraphs.capture(runner, batch, 64), device)

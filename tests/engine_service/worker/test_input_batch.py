@@ -18,6 +18,7 @@ def batch(request):
         max_num_seqs=8,
         max_model_len=64,
         block_size=BLOCK_SIZE,
+        vocab_size=200,
         device=torch.device(request.param),
     )
 

@@ -14,6 +14,7 @@ from engine_service.models.loading import build_model, load_weights
 from engine_service.worker.input_batch import InputBatch
 from engine_service.worker.kv_cache import allocate_kv_cache
 from engine_service.worker.model_runner import ModelRunner
+from engine_service.worker.slot_sampling import NOTHING
 from tests.engine_service.plans import NewSequence, Row, make_plan
 from tests.engine_service.tiny_models import CUDA_SHAPES, SHAPES, Shape, make_model, random_tokens
 from tests.engine_service.worker.inputs import prepare
@@ -44,7 +45,11 @@ class Steps:
         )
         cache.blocks.fill_(torch.nan)
         self.batch = InputBatch(
-            max_num_seqs=4, max_model_len=512, block_size=BLOCK_SIZE, device=device
+            max_num_seqs=4,
+            max_model_len=512,
+            block_size=BLOCK_SIZE,
+            vocab_size=config.vocab_size,
+            device=device,
         )
         self.runner = ModelRunner(model, cache, self.batch, ranks)
 
@@ -79,7 +84,7 @@ def check_chunk_that_yields_no_token(tiny, steps, prompt):
     """Of its last layer keys and values are all that is computed, but of all its tokens."""
     plan = make_plan([Row(1, 0, 9, is_sampled=False)], {1: NewSequence(prompt, [4, 11, 6])})
     with torch.inference_mode():
-        assert steps.runner.run(prepare(steps.batch, plan)) is None
+        assert steps.runner.run(prepare(steps.batch, plan), NOTHING) is None
 
     logits = steps.logits([Row(1, 9, len(prompt) - 9)])
 
@@ -147,7 +152,7 @@ def test_step_without_sampled_rows_yields_no_tokens(tiny_model):
     steps = Steps(tiny_model.folder)
     plan = make_plan([Row(0, 0, 4, is_sampled=False)], {0: NewSequence(range(9), [1])})
 
-    assert steps.runner.run(prepare(steps.batch, plan)) is None
+    assert steps.runner.run(prepare(steps.batch, plan), NOTHING) is None
 
 
 @pytest.mark.gpu

@@ -20,6 +20,7 @@ from engine_service.worker.cuda_graphs import (
 from engine_service.worker.executor import start_executor
 from engine_service.worker.worker import Worker
 from protos.wire.sampling_params import SamplingParams
+from tests.engine_service.sampling_choices import random_choices
 from tests.engine_service.tiny_models import CUDA_SHAPES, make_model, random_tokens
 
 BLOCK_SIZE = 16
@@ -31,7 +32,7 @@ def tiny(tmp_path_factory):
     return make_model(tmp_path_factory.mktemp("graphs") / "model", SHAPE)
 
 
-def make_requests(vocab_size, num_requests=12):
+def make_requests(vocab_size, num_requests=14):
     rng = random.Random(5)
     shared = random_tokens(rng, 40, vocab_size)
     return [
@@ -42,9 +43,9 @@ def make_requests(vocab_size, num_requests=12):
                 + random_tokens(rng, rng.randint(1, 60), vocab_size)
             ),
             sampling_params=SamplingParams(
-                temperature=rng.choice((0.0, 0.8)),
-                max_tokens=rng.randint(1, 40),
+                max_tokens=rng.randint(6, 40),
                 ignore_eos=True,
+                **random_choices(rng, vocab_size),
                 seed=number,
             ),
         )
@@ -55,9 +56,9 @@ def make_requests(vocab_size, num_requests=12):
 class PaddedStep(StepGraph):
     """Runs a step at its padded sizes, kernel by kernel, as its graphs would."""
 
-    def replay(self, rows):
+    def replay(self, rows, wants):
         self._rows.packed.copy_(rows.packed)
-        return self._runner.run(self._batch.read(self._rows, self._bounds))
+        return self._runner.run(self._batch.read(self._rows, self._bounds), wants)
 
 
 def pad_steps(executor, max_num_seqs, max_num_batched_tokens):

@@ -15,7 +15,7 @@ from router.request.samples import merged
 from router.text.tokenizer_pool import TokenizerPool
 from router.types import Admitted, FinishReason, PromptLogprobs, TokenLogprobs, Tokens
 from tests.fakes.fake_fleet import ALL_PARAMS, ENGINE, FakeFleet, model_info
-from tests.router.fleets import CONFIG, TIMEOUT, fleet_of
+from tests.router.fleets import CONFIG, TIMEOUT, fleet_of, until
 from tests.router.pipelines import BOUNDS, TOKENIZER, Recorder, collect, request, tokens
 
 ADMITTED = Admitted(engine=ENGINE, num_cached_tokens=0, seed=7)
@@ -185,8 +185,7 @@ async def test_each_continuation_counts_as_a_request(fleet, observer):
         deltas = pipeline.generate(request(tokens(*[1] * 50), n=2))
         first = asyncio.ensure_future(anext(deltas))
         async with asyncio.timeout(TIMEOUT):
-            while len(fleet.requests) < 2:
-                await asyncio.sleep(0)
+            await until(lambda: len(fleet.requests) == 2)
             assert pipeline.queued_prompt_tokens.held == 100
             with pytest.raises(QueueFull, match="2 requests are in progress, with 1 more"):
                 await collect(pipeline, request())

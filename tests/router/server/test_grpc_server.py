@@ -377,7 +377,7 @@ async def test_every_sampling_parameter_reaches_the_fleet():
 
     sent = fleet.requests[0].sampling_params
     assert {name: getattr(sent, name) for name in values} == values
-    assert (sent.stop_token_ids, sent.allowed_token_ids) == ((4, 5), (80, 81))
+    assert (sent.stop_token_ids, tuple(sent.allowed_token_ids)) == ((4, 5), (80, 81))
     assert sent.logit_bias == (LogitBias(3, -1.0),)
     assert sent.bad_words_token_ids == tuple(TOKENIZER.encode_word("fox"))
     assert sent.grammar == Grammar(form="regex", text="a+")
