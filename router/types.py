@@ -5,10 +5,10 @@ Counts are of tokens, requests or blocks, as the name says. Times are in seconds
 
 import enum
 from array import array
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
-from protos.wire.sampling_params import SUPPORTED_PARAMS, SamplingParams
+from protos.wire.sampling_params import BASIC_PARAMS, SamplingParams, demanded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -123,6 +123,23 @@ class Finished:
 EngineEvent = Admitted | PromptLogprobs | Tokens | Finished
 
 
+class Demands(NamedTuple):
+    """What a request needs that not every engine has."""
+
+    params: frozenset[str]
+    """Names of `SamplingParams`."""
+    num_logprobs: int = 0
+    """At each position, beside that of the token itself."""
+
+    @classmethod
+    def of(cls, params: SamplingParams) -> "Demands | None":
+        """Returns what these parameters demand; None if every engine supports them."""
+        names = demanded(params)
+        if not names:
+            return None
+        return cls(names, max(params.logprobs or 0, params.prompt_logprobs or 0))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
     """What an engine reports about the model it serves."""
@@ -142,12 +159,12 @@ class ModelInfo:
     max_num_seqs: int
     max_num_batched_tokens: int
     """The most tokens of one step; 0 means unknown."""
-    supported_params: frozenset[str] = frozenset(SUPPORTED_PARAMS)
+    supported_params: frozenset[str] = BASIC_PARAMS
     """Fields of `SamplingParams` that the engine supports."""
     default_sampling_params: SamplingParams = field(default_factory=SamplingParams)
     """Values for parameters that a request leaves unset."""
     max_logprobs: int = 0
-    """The most logprobs at each position."""
+    """The most candidates whose logprobs a request may ask for at each position."""
 
     @property
     def identity(self) -> tuple[str, str, str, int, int]:
@@ -160,11 +177,9 @@ class ModelInfo:
             self.vocab_size,
         )
 
-    def with_length(self, max_model_len: int) -> "ModelInfo":
-        """Returns a copy with another `max_model_len`."""
-        if max_model_len == self.max_model_len:
-            return self
-        return replace(self, max_model_len=max_model_len)
+    def supports(self, demands: "Demands") -> bool:
+        """Whether the engine supports what a request needs."""
+        return demands.params <= self.supported_params and demands.num_logprobs <= self.max_logprobs
 
     @property
     def max_sequence_len(self) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from engine_service.models.json_file import read_json, shown
 from engine_service.models.plain_file import exists
-from protos.wire.sampling_params import DEFAULTABLE_PARAMS, SamplingParams, out_of_bounds
+from protos.wire.sampling_params import DEFAULT_PARAMS, SamplingParams, out_of_bounds
 
 _FILE = "generation_config.json"
 
@@ -28,7 +28,7 @@ def read_default_sampling_params(folder: Path) -> SamplingParams:
     path = folder / _FILE
     values = read_json(path) if exists(path) else {}
     defaults: dict[str, float] = {}
-    for name in DEFAULTABLE_PARAMS:
+    for name in DEFAULT_PARAMS:
         value = values.get(name)
         if value is None:
             continue

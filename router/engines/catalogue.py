@@ -1,40 +1,42 @@
 """The models that the engines of a fleet serve, by name."""
 
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from operator import itemgetter
+from typing import Any
 
+from protos.wire.sampling_params import DEFAULT_PARAMS, SamplingParams
 from router.engines.member import FleetMember
 from router.errors import NoEngine, UnknownModel
-from router.types import ModelInfo, ModelSnapshot, TokenRequest
+from router.types import Demands, ModelInfo, ModelSnapshot, TokenRequest
 
 RETRY_SECONDS = 1.0
 """Seconds after which a client that found no engine may try again."""
 
 
 def models(members: Collection[FleetMember]) -> list[ModelSnapshot]:
-    """Returns the models of all connected engines, by name, with their longest length.
-
-    All else comes from the engine that has been connected longest, so that a new engine does not
-    change how requests are made.
-    """
-    infos: dict[str, ModelInfo] = {}
-    counts: dict[str, int] = {}
-    lengths: dict[str, int] = {}
+    """Returns the models of all connected engines, by name, as `find` describes them."""
+    infos: dict[str, list[ModelInfo]] = {}
+    counts: Counter[str] = Counter()
     for member in sorted(members, key=lambda member: member.life.accepted_at):
         if (info := member.life.served_model) is None:
             continue
-        name = info.name
-        infos.setdefault(name, info)
-        lengths[name] = max(lengths.get(name, 0), info.max_model_len)
-        counts[name] = counts.get(name, 0) + member.life.takes_requests
+        infos.setdefault(info.name, []).append(info)
+        counts[info.name] += member.life.takes_requests
     return [
-        ModelSnapshot(info=infos[name].with_length(lengths[name]), num_serving_engines=counts[name])
+        ModelSnapshot(info=_combined(infos[name]), num_serving_engines=counts[name])
         for name in sorted(infos)
     ]
 
 
 def find(name: str, members: Collection[FleetMember]) -> ModelInfo:
     """Returns the model served under a name; an empty name means the only model.
+
+    The length, the most logprobs and the supported parameters are the most that any engine has. All
+    else comes from the engine that has been connected longest, so that a new engine does not change
+    how requests are made; but defaults that some engine does not support count as none, so that
+    they keep no request from it.
 
     Raises:
         UnknownModel: Engines are connected, but none serves this model, or a name is needed.
@@ -45,8 +47,8 @@ def find(name: str, members: Collection[FleetMember]) -> ModelInfo:
     names = {info.name for _, info in served}
     if name in names or (not name and len(names) == 1):
         same = [(at, info) for at, info in served if not name or info.name == name]
-        _, oldest = min(same, key=itemgetter(0))
-        return oldest.with_length(max(info.max_model_len for _, info in same))
+        same.sort(key=itemgetter(0))
+        return _combined([info for _, info in same])
     met = [life.model.name for life in lives if life.model is not None]
     if not served or name in met:
         which = f' that serves model "{name:.128}"' if name else ""
@@ -56,6 +58,22 @@ def find(name: str, members: Collection[FleetMember]) -> ModelInfo:
     known = ", ".join(f'"{served_name}"' for served_name in sorted(names))
     problem = f'model "{name:.128}" is not served' if name else "model is empty"
     raise UnknownModel(f"{problem}; models served: {known}", {"model": name})
+
+
+def _combined(infos: Sequence[ModelInfo]) -> ModelInfo:
+    """Returns one description for the engines of a model; the first was connected first."""
+    first = infos[0]
+    changes: dict[str, Any] = {}
+    for field in ("max_model_len", "max_logprobs"):
+        most = max(getattr(info, field) for info in infos)
+        if most != getattr(first, field):
+            changes[field] = most
+    if any(info.supported_params != first.supported_params for info in infos):
+        changes["supported_params"] = frozenset().union(*(info.supported_params for info in infos))
+        demands = Demands.of(first.default_sampling_params)
+        if demands is not None and not all(info.supports(demands) for info in infos):
+            changes["default_sampling_params"] = SamplingParams()
+    return replace(first, **changes) if changes else first
 
 
 def find_for(request: TokenRequest, members: Collection[FleetMember]) -> ModelInfo:
@@ -91,3 +109,24 @@ def difference(newcomer: FleetMember, info: ModelInfo, members: Collection[Fleet
                     f"engine {member.address} serves it with {ours!r}"
                 )
     return ""
+
+
+def other_defaults(newcomer: FleetMember, info: ModelInfo, members: Collection[FleetMember]) -> str:
+    """Returns how an engine's defaults differ from others' of its model, or an empty string."""
+    for member in members:
+        known = member.life.accepted_model
+        if member is newcomer or known is None or known.name != info.name:
+            continue
+        for name in DEFAULT_PARAMS:
+            ours = getattr(known.default_sampling_params, name)
+            theirs = getattr(info.default_sampling_params, name)
+            if ours != theirs:
+                return (
+                    f"its default {name} is {_shown(theirs)}, "
+                    f"that of engine {member.address} is {_shown(ours)}"
+                )
+    return ""
+
+
+def _shown(value: float | None) -> str:
+    return "unset" if value is None else f"{value:.6g}"

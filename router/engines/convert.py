@@ -1,11 +1,21 @@
 """Converts between the messages of the engine's contract and the router's own types."""
 
+from typing import Any
+
 import grpc
 from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
 from protos.pagestream.engine.v1 import engine_pb2
-from protos.wire.sampling_params import to_fields
+from protos.wire.sampling_params import (
+    ALL_PARAMS,
+    BASIC_PARAMS,
+    DEFAULT_PARAMS,
+    SamplingParams,
+    is_neutral,
+    plain_value,
+    to_fields,
+)
 from protos.wire.status import ErrorStatus, Reason, code_number, cut, error_status, unpack
 from protos.wire.token_ids import add_token_ids
 from router.errors import DOMAIN, EngineError
@@ -53,11 +63,15 @@ def status_of(error: grpc.aio.AioRpcError) -> ErrorStatus:
     return unpack(code_number(error.code()), message, ())
 
 
-def to_submission(handle: int, request: TokenRequest) -> engine_pb2.Submission:
-    """Returns the submission of a request; raises ValueError if a value does not fit its field."""
+def to_submission(handle: int, request: TokenRequest, model: ModelInfo) -> engine_pb2.Submission:
+    """Returns the submission of a request to an engine with this model.
+
+    Raises:
+        ValueError: A value does not fit its field.
+    """
     message = engine_pb2.GenerateRequest(
         request_id=request.request_id,
-        sampling_params=engine_pb2.SamplingParams(**to_fields(request.sampling_params)),
+        sampling_params=engine_pb2.SamplingParams(**_fields(request.sampling_params, model)),
         priority=request.priority,
         cache_salt=request.cache_salt,
     )
@@ -72,6 +86,30 @@ def to_submission(handle: int, request: TokenRequest) -> engine_pb2.Submission:
     if request.timeout is not None:
         submission.timeout.FromNanoseconds(max(0, int(request.timeout * 1e9)))
     return submission
+
+
+def _fields(params: SamplingParams, model: ModelInfo) -> dict[str, Any]:
+    """Returns the parameters as fields that mean to this engine what they mean to the router.
+
+    An older engine refuses a field that it does not know even if the value changes nothing. An
+    engine with defaults of its own would use them for what the request leaves unset.
+    """
+    fields = to_fields(params)
+    if not fields.keys() <= model.supported_params:
+        for name in fields.keys() - model.supported_params:
+            if is_neutral(params, name):
+                del fields[name]
+    defaults = model.default_sampling_params
+    for name in DEFAULT_PARAMS:
+        if getattr(defaults, name) is not None and name not in fields:
+            fields[name] = plain_value(name)
+    return fields
+
+
+def default_params(message: engine_pb2.SamplingParams) -> SamplingParams:
+    """Returns the model's own defaults; other parameters have none, and are left out."""
+    names = [name for name in DEFAULT_PARAMS if message.HasField(name)]
+    return SamplingParams(**{name: getattr(message, name) for name in names})
 
 
 def to_model(response: engine_pb2.GetModelInfoResponse) -> ModelInfo:
@@ -90,6 +128,10 @@ def to_model(response: engine_pb2.GetModelInfoResponse) -> ModelInfo:
         num_blocks=response.total_block_count,
         max_num_seqs=response.max_running_request_count,
         max_num_batched_tokens=response.max_batched_token_count,
+        # Names of a newer contract mean nothing here.
+        supported_params=BASIC_PARAMS | ALL_PARAMS.intersection(response.supported_sampling_params),
+        default_sampling_params=default_params(response.default_sampling_params),
+        max_logprobs=response.max_logprob_count,
     )
 
 

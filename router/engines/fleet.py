@@ -230,7 +230,16 @@ class Fleet:
         """
         if twin := self._twin(newcomer, info):
             return f"it is the same engine as {twin.address} (epoch {info.epoch})"
-        return catalogue.difference(newcomer, info, self._members.values())
+        members = self._members.values()
+        refusal = catalogue.difference(newcomer, info, members)
+        if not refusal and (difference := catalogue.other_defaults(newcomer, info, members)):
+            _logger.warning(
+                "engine defaults differ engine=%s model=%s detail=%s",
+                newcomer.address,
+                info.name,
+                difference,
+            )
+        return refusal
 
     def _twin(self, member: FleetMember, info: ModelInfo | None) -> FleetMember | None:
         """Returns another member, not leaving, whose address leads to the same engine."""

@@ -5,6 +5,9 @@ from collections.abc import Mapping
 
 from protos.pagestream.engine.v1 import engine_pb2
 from protos.wire import block_hash
+from protos.wire.limits import MAX_LOGPROBS
+from protos.wire.sampling_params import out_of_bounds
+from router.engines.convert import default_params
 
 _MAX_NAME_CHARACTERS = 256
 _MAX_EOS_TOKEN_IDS = 1024
@@ -22,6 +25,7 @@ _BOUNDS: Mapping[str, tuple[int, int]] = {
     "total_block_count": (1, 2**31 - 1),
     "max_running_request_count": (1, 2**31 - 1),
     "max_batched_token_count": (0, 2**31 - 1),
+    "max_logprob_count": (0, MAX_LOGPROBS),
     "epoch": (1, 2**64 - 1),
 }
 
@@ -38,7 +42,7 @@ def model_fault(response: engine_pb2.GetModelInfoResponse) -> str:
         value = getattr(response, field)
         if not least <= value <= most:
             return f"{field} is {value}, outside {least} to {most}"
-    return _text_fault(response) or _eos_fault(response)
+    return _text_fault(response) or _eos_fault(response) or _defaults_fault(response)
 
 
 def _text_fault(response: engine_pb2.GetModelInfoResponse) -> str:
@@ -66,3 +70,10 @@ def _eos_fault(response: engine_pb2.GetModelInfoResponse) -> str:
     if largest >= response.vocabulary_size:
         return f"eos_token_ids contains {largest}, outside 0 to {response.vocabulary_size - 1}"
     return ""
+
+
+def _defaults_fault(response: engine_pb2.GetModelInfoResponse) -> str:
+    fault = out_of_bounds(default_params(response.default_sampling_params))
+    if fault is None:
+        return ""
+    return f"default_sampling_params.{fault.field} is {fault.value}, outside {fault.bounds}"

@@ -3,6 +3,7 @@
 from protos.pagestream.engine.v1 import engine_pb2
 from protos.wire.limits import MAX_SEED
 from router.engines.connection_loss import violation
+from router.engines.logprob_contract import PromptContract, read_logprobs
 from router.engines.request_stream import RequestStream
 from router.types import ModelInfo, TokenRequest
 
@@ -17,6 +18,7 @@ class RequestContract:
 
     Attributes:
         stream: The stream that receives the request's events.
+        has_logprobs: Whether the request asks for logprobs, of its prompt or of new tokens.
         num_tokens_left: Tokens that may still come; 0 before the admission.
     """
 
@@ -26,8 +28,12 @@ class RequestContract:
         "_last_resumed",
         "_max_num_tokens",
         "_num_known_tokens",
+        "_num_top",
+        "_prompt",
         "_seed",
         "_stop_token_ids",
+        "_vocab_size",
+        "has_logprobs",
         "num_tokens_left",
         "stream",
     )
@@ -47,12 +53,22 @@ class RequestContract:
         if params.max_tokens is not None:
             most = min(most, params.max_tokens - len(resumed))
         self._max_num_tokens = max(0, most)
+        self._vocab_size = vocab_size = model.vocab_size
+        num_top, num_prompt_top = params.logprobs, params.prompt_logprobs
+        self._num_top = None if num_top is None else min(num_top, vocab_size)
+        self._prompt: PromptContract | None = None
+        if num_prompt_top is not None:
+            num_prompt_top = min(num_prompt_top, vocab_size)
+            num_prompt_tokens = len(request.prompt_token_ids)
+            self._prompt = PromptContract(num_prompt_tokens, num_prompt_top, vocab_size)
+        self.has_logprobs = num_top is not None or num_prompt_top is not None
 
     @property
     def num_late(self) -> int:
-        """Tokens and events that may be in transit when the request is cancelled."""
+        """Tokens, logprobs of the prompt and events that may be in transit at a cancellation."""
         num_tokens = self.num_tokens_left if self._is_admitted else self._max_num_tokens
-        return num_tokens + _NUM_EVENTS
+        num_positions = 0 if self._prompt is None else self._prompt.num_left
+        return num_tokens + num_positions + _NUM_EVENTS
 
     def admit(self, handle: int, admission: engine_pb2.Admission) -> None:
         """Checks an admission and passes it on."""
@@ -72,6 +88,42 @@ class RequestContract:
         self.num_tokens_left = self._max_num_tokens
         self.stream.admit(num_cached, seed)
 
+    def add_prompt_logprobs(self, handle: int, message: engine_pb2.PromptLogprobs) -> None:
+        """Checks logprobs of the prompt and passes them on."""
+        if self._prompt is None:
+            raise violation(f"the logprobs of the prompt of request {handle} were not asked for")
+        if not self._is_admitted:
+            raise violation(f"logprobs of request {handle} came before its admission")
+        if self.num_tokens_left < self._max_num_tokens:
+            raise violation(f"logprobs of the prompt of request {handle} came after a token")
+        self.stream.add_prompt_logprobs(self._prompt.take(handle, message))
+
+    def add_tokens(
+        self, handle: int, token_ids: list[int], logprobs: engine_pb2.Logprobs | None
+    ) -> None:
+        """Checks tokens and their logprobs, and passes them on."""
+        num_left = self.num_tokens_left - len(token_ids)
+        if num_left < 0:
+            self.refuse_tokens(handle, len(token_ids))
+        self._check_prompt(handle)
+        self.num_tokens_left = num_left
+        if self._num_top is None:
+            if logprobs is not None:
+                raise violation(f"logprobs of request {handle} were not asked for")
+            self.stream.add_tokens(token_ids)
+            return
+        if logprobs is None:
+            raise violation(f"tokens of request {handle} came without their logprobs")
+        read = read_logprobs(handle, logprobs, len(token_ids), self._num_top, self._vocab_size)
+        self.stream.add_tokens_with_logprobs(token_ids, read)
+
+    def _check_prompt(self, handle: int) -> None:
+        if self._prompt is not None and self._prompt.num_left:
+            raise violation(
+                f"the logprobs of {self._prompt.num_left} tokens of the prompt of request {handle} "
+                "are missing"
+            )
+
     def refuse_tokens(self, handle: int, count: int) -> None:
         """Raises the error for more tokens than `num_tokens_left`."""
         if not self._is_admitted:
@@ -87,6 +139,8 @@ class RequestContract:
         # Resumed tokens may end a request before it is admitted.
         if not self._is_admitted and self._last_resumed is None:
             raise violation(f"request {handle} finished before its admission")
+        if self._is_admitted:
+            self._check_prompt(handle)
         if finish.reason == engine_pb2.FINISH_REASON_LENGTH:
             num_left = self.num_tokens_left if self._is_admitted else self._max_num_tokens
             if num_left:

@@ -18,7 +18,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from router.types import EngineSnapshot, EngineState
+from router.types import Demands, EngineSnapshot, EngineState
 
 # Used while no engine has measured anything: a small model on a good GPU, within a factor of ten.
 # Only the ratio of the terms matters, and the first request brings real figures.
@@ -59,6 +59,8 @@ class Query:
     """The longest answer that the request allows; None means no bound."""
     num_cached_tokens: Mapping[str, int] = field(default_factory=dict)
     """Tokens of the prompt that each engine holds; 0 if absent."""
+    demands: Demands | None = None
+    """What an engine must support; None if every engine does."""
     excluded: frozenset[str] = frozenset()
     """Engines that refused or failed this request."""
     turn: int = 0
@@ -111,7 +113,7 @@ Policy = Callable[[Sequence[EngineSnapshot], Query, random.Random], EngineSnapsh
 
 def candidates(engines: Sequence[EngineSnapshot], query: Query) -> list[EngineSnapshot]:
     """Returns the engines that serve the model and can take the request now."""
-    return [
+    available = [
         engine
         for engine in engines
         if engine.state is EngineState.SERVING
@@ -121,6 +123,10 @@ def candidates(engines: Sequence[EngineSnapshot], query: Query) -> list[EngineSn
         and engine.model.max_sequence_len >= query.num_sequence_tokens
         and engine.address not in query.excluded
     ]
+    demands = query.demands
+    if demands is None:
+        return available
+    return [engine for engine in available if engine.model and engine.model.supports(demands)]
 
 
 def typical_rates(engines: Sequence[EngineSnapshot]) -> Rates:

@@ -56,7 +56,8 @@ def _is_unjust(error: EngineError, request: TokenRequest, model: ModelInfo | Non
     if request.resume_token_ids or status.reason in _CHECKED:
         return True
     if status.reason == Reason.PROMPT_TOO_LONG and model is not None:
-        num_tokens = len(request.prompt_token_ids) + (request.sampling_params.max_tokens or 1)
+        max_tokens = request.sampling_params.max_tokens
+        num_tokens = len(request.prompt_token_ids) + (1 if max_tokens is None else max_tokens)
         return num_tokens <= model.max_sequence_len
     if status.code != code_number(grpc.StatusCode.INVALID_ARGUMENT):
         return True

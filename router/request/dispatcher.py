@@ -18,7 +18,17 @@ from router.placement.policy import POLICIES, Placement, Query, costs, place
 from router.request.blame import judged
 from router.request.failover import Failover
 from router.request.retry_budget import RetryBudget
-from router.types import Admitted, EngineEvent, ModelInfo, TokenRequest, Tokens
+from router.request.support import refusal
+from router.types import (
+    Admitted,
+    Demands,
+    EngineEvent,
+    EngineState,
+    ModelInfo,
+    PromptLogprobs,
+    TokenRequest,
+    Tokens,
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -94,14 +104,15 @@ class Dispatcher:
     async def generate(self, request: TokenRequest) -> AsyncGenerator[EngineEvent, None]:
         """Streams the events of one request from the engine where it costs least.
 
-        Yields `Admitted` once, then `Tokens`, then `Finished`. If an engine refuses, loses or hands
-        back the request, another engine continues from the tokens so far, so that a reader sees
-        each token once. This repeats for every engine that is full or shutting down, and after
-        failures as often as `Failover` allows. Closing the generator cancels the request on its
-        engine at once.
+        Yields `Admitted` once, then `PromptLogprobs`, `Tokens` and `Finished`. If an engine
+        refuses, loses or hands back the request, another engine continues from the tokens so far,
+        so that a reader sees each token, and the logprobs of each token of the prompt, once. This
+        repeats for every engine that is full or shutting down, and after failures as often as
+        `Failover` allows. Closing the generator cancels the request on its engine at once.
 
         Raises:
             UnknownModel, NoEngine: As `model_info`; NoEngine also if no engine takes requests.
+            InvalidRequest: No engine of the model supports the request's parameters.
             QueueFull: Every engine of the model is full.
             EngineError: An engine refused the request for its content, or failed.
         """
@@ -126,12 +137,17 @@ class Dispatcher:
                             self._admit(failover, placement, event)
                             admitted = event
                             continue
+                        if isinstance(event, Tokens):
+                            failover.add_tokens(event.token_ids)
+                        elif isinstance(event, PromptLogprobs):
+                            unseen = failover.unseen(event)
+                            if unseen is None:
+                                continue
+                            event = unseen
                         # Until an engine sends more than that, another may still replace it.
                         if admitted is not None and not is_announced:
                             is_announced = True
                             yield admitted
-                        if isinstance(event, Tokens):
-                            failover.add_tokens(event.token_ids)
                         yield event
                 return
             except (EngineError, QueueFull) as error:
@@ -150,18 +166,22 @@ class Dispatcher:
         start = time.perf_counter()
         request = failover.request
         num_tokens = request.num_known_tokens
-        # An engine always computes the last token, so its block is never a cache hit.
-        usable = hashes[: max(0, num_tokens - 1) // info.block_size]
+        demands = Demands.of(request.sampling_params)
+        # An engine always computes the last token, so its block is never a cache hit. For logprobs
+        # of the prompt, it computes all of them.
+        is_cached = request.sampling_params.prompt_logprobs is None
+        usable = hashes[: max(0, num_tokens - 1) // info.block_size if is_cached else 0]
         query = Query(
             model=info.name,
             fingerprint=info.fingerprint,
             num_prompt_tokens=num_tokens,
-            num_sequence_tokens=self._num_sequence_tokens(info.name, request),
+            num_sequence_tokens=self._num_sequence_tokens(info.name, request, demands),
             max_tokens=_num_tokens_left(request),
             num_cached_tokens={
                 engine: count * info.block_size
                 for engine, count in self._fleet.match(usable).items()
             },
+            demands=demands,
             excluded=frozenset(failover.refused),
             turn=self._num_placements,
         )
@@ -202,19 +222,40 @@ class Dispatcher:
                 return placement
             if not failover.may_wait or failover.waited >= _PATIENCE_SECONDS:
                 # A client that already has tokens needs the reason why they stopped.
-                raise failover.loss or _no_place(info.name, failover.refused)
+                raise (
+                    failover.loss
+                    or self._unsupported(info.name, failover.request)
+                    or _no_place(info.name, failover.refused)
+                )
             await asyncio.sleep(_PATIENCE_STEP_SECONDS)
             failover.wait(_PATIENCE_STEP_SECONDS, self._fleet.epoch_of)
 
-    def _num_sequence_tokens(self, model: str, request: TokenRequest) -> int:
+    def _num_sequence_tokens(
+        self, model: str, request: TokenRequest, demands: Demands | None
+    ) -> int:
         """Returns the sequence length that the request's engine must be able to hold.
 
         A request too long for all engines goes to one with the longest limit, which refuses it.
         """
-        lengths = [i.max_sequence_len for i in self._fleet.served() if i.name == model]
+        lengths = [
+            info.max_sequence_len
+            for info in self._fleet.served()
+            if info.name == model and (demands is None or info.supports(demands))
+        ]
         longest = max(lengths, default=0)
-        asked = len(request.prompt_token_ids) + (request.sampling_params.max_tokens or 1)
+        max_tokens = request.sampling_params.max_tokens
+        asked = len(request.prompt_token_ids) + (1 if max_tokens is None else max_tokens)
         return min(max(asked, request.num_known_tokens), longest)
+
+    def _unsupported(self, model: str, request: TokenRequest) -> RequestError | None:
+        """Returns the error for parameters that no engine of the model supports, or None.
+
+        Engines that are full or away count as well: one of them may take the request later.
+        """
+        engines = [e for e in self._fleet.engines() if e.model and e.model.name == model]
+        if not any(engine.state is EngineState.SERVING for engine in engines):
+            return None
+        return refusal(request.sampling_params, [e.model for e in engines if e.model])
 
     def _admit(self, failover: Failover, placement: Placement, admitted: Admitted) -> None:
         failover.admit(admitted)
@@ -253,7 +294,7 @@ class Dispatcher:
 
 def _num_tokens_left(request: TokenRequest) -> int | None:
     limit = request.sampling_params.max_tokens
-    return None if limit is None else max(1, limit - len(request.resume_token_ids))
+    return None if limit is None else max(0, limit - len(request.resume_token_ids))
 
 
 def block_hashes(request: TokenRequest, info: ModelInfo) -> list[int]:

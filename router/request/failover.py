@@ -7,7 +7,7 @@ from dataclasses import replace
 from protos.wire.status import Reason
 from router.errors import EngineError, EngineLost, QueueFull, RequestError
 from router.request.retry_budget import RetryBudget
-from router.types import Admitted, TokenRequest
+from router.types import Admitted, PromptLogprobs, TokenLogprobs, TokenRequest
 
 _MAX_FAILURES = 8
 """The most engine failures of one request."""
@@ -32,10 +32,10 @@ class Failover:
         request: The request for the next engine: with the tokens so far, and the seed of the first
             engine's draws.
         refused: Engines that may not be tried, and why.
-        loss: Why the last engine that sent tokens was left, or None.
+        loss: Why the last engine that sent tokens, or logprobs of the prompt, was left, or None.
         is_placed: Whether an engine was ever chosen.
         waited: Seconds spent waiting for an engine since the last failure, or since leaving an
-            engine that had sent tokens. They are counted, not measured: while this process is
+            engine that had sent output. They are counted, not measured: while this process is
             stopped, no engine can come back.
     """
 
@@ -49,6 +49,9 @@ class Failover:
         self._token_ids = array("i")
         self._seed = request.sampling_params.seed
         self._num_new_tokens = 0
+        self._next_prompt_position = 1
+        """Of the prompt; the logprobs of the tokens before it were delivered."""
+        self._has_new_prompt_logprobs = False
         self._num_failures = 0
         self._num_failures_in_a_row = 0
         self._num_losses_in_a_row = 0
@@ -77,7 +80,7 @@ class Failover:
         """
         self.waited += seconds
         self._pause = max(0.0, self._pause - seconds)
-        if self.request.resume_token_ids:
+        if self.loss is not None:
             self.refused.clear()
             self._lost.clear()
             self._num_failures_in_a_row = 0
@@ -95,6 +98,19 @@ class Failover:
         """Keeps new tokens."""
         self._token_ids.extend(token_ids)
         self._num_new_tokens += len(token_ids)
+
+    def unseen(self, event: PromptLogprobs) -> PromptLogprobs | None:
+        """Returns what the reader has not got yet of a prompt's logprobs; None if it has all.
+
+        Each engine computes them from the start.
+        """
+        end = event.first_position + len(event.logprobs.logprobs)
+        if end <= self._next_prompt_position:
+            return None
+        num_seen = self._next_prompt_position - event.first_position
+        self._next_prompt_position = end
+        self._has_new_prompt_logprobs = True
+        return _without_first(event, num_seen) if num_seen > 0 else event
 
     def leave(
         self,
@@ -116,7 +132,7 @@ class Failover:
             EngineError, QueueFull: The given error, if no other engine should be tried: the request
                 is at fault, or engines failed too often.
         """
-        is_new = self._num_new_tokens > 0
+        is_new = self._num_new_tokens > 0 or self._has_new_prompt_logprobs
         if is_new:
             self._num_failures_in_a_row = self._num_losses_in_a_row = 0
             self._lost.clear()
@@ -134,17 +150,21 @@ class Failover:
             self.loss = error
             self.waited = 0.0
             params = replace(self.request.sampling_params, seed=self._seed)
+            if self._token_ids:
+                # The logprobs of the prompt came before the first token.
+                params = replace(params, prompt_logprobs=None)
             self.request = replace(
                 self.request, sampling_params=params, resume_token_ids=self._token_ids[:]
             )
             self._num_new_tokens = 0
+            self._has_new_prompt_logprobs = False
         self.refused[engine] = error
 
     @property
     def _num_suspected(self) -> int:
         """Engines in a row that the request may have broken."""
-        # Its tokens prove that it can be computed, so it did not break engines that never got it.
-        num_lost = 0 if self.request.resume_token_ids else len(self._lost)
+        # Its output proves that it can be computed, so it did not break engines that never got it.
+        num_lost = 0 if self.loss is not None else len(self._lost)
         return self._num_failures_in_a_row + num_lost
 
     def _note_loss(self, engine: str, epoch: int) -> None:
@@ -162,3 +182,16 @@ class Failover:
             and self._num_failures <= _MAX_FAILURES
             and self._budget.take()
         )
+
+
+def _without_first(event: PromptLogprobs, num_seen: int) -> PromptLogprobs:
+    logprobs = event.logprobs
+    start = num_seen * logprobs.num_top
+    return PromptLogprobs(
+        first_position=event.first_position + num_seen,
+        logprobs=TokenLogprobs(
+            logprobs=logprobs.logprobs[num_seen:],
+            top_token_ids=logprobs.top_token_ids[start:],
+            top_logprobs=logprobs.top_logprobs[start:],
+        ),
+    )

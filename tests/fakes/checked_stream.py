@@ -1,7 +1,8 @@
 """A client's stream from fake engines, every token of which is known before."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
+from typing import Any
 
 import grpc
 from grpc_status import rpc_status
@@ -19,6 +20,7 @@ class CheckedStream:
         num_tokens: How many to ask for.
         temperature: 0 is greedy; else the engine draws a seed.
         model: Name of the model; empty is the only one.
+        params: More sampling parameters.
         fields: More of the request, such as its priority.
 
     Attributes:
@@ -35,6 +37,7 @@ class CheckedStream:
         num_tokens: int,
         temperature: float = 0.0,
         model: str = "",
+        params: Mapping[str, Any] | None = None,
         **fields: object,
     ) -> None:
         self.token_ids: list[int] = []
@@ -45,6 +48,7 @@ class CheckedStream:
         self._num_tokens = num_tokens
         self._temperature = temperature
         self._model = model
+        self._params = dict(params or {})
         self._fields = fields
         self._seeds: list[int] = []
         self._usage = -1
@@ -71,7 +75,7 @@ class CheckedStream:
             model=self._model,
             token_ids=router_pb2.TokenIds(ids=self._prompt),
             sampling_params=router_pb2.SamplingParams(
-                temperature=self._temperature, max_tokens=self._num_tokens
+                temperature=self._temperature, max_tokens=self._num_tokens, **self._params
             ),
             **self._fields,
         )

@@ -36,8 +36,6 @@ from tests.fakes.hash_executor import HashExecutor, TokenStream
 if TYPE_CHECKING:
     from engine_service.core.logprobs import StepLogprobs
 
-SUPPORTED = SUPPORTED_PARAMS
-
 _FINISH_REASONS = {
     FinishReason.STOP: engine_pb2.FINISH_REASON_STOP,
     FinishReason.LENGTH: engine_pb2.FINISH_REASON_LENGTH,
@@ -64,6 +62,9 @@ class FakeEngineConfig:
     eos_token_ids: tuple[int, ...] = ()
     """Tokens that end a request that names none; never generated."""
     tokenizer: Path | None = None
+    supported_params: frozenset[str] = frozenset(SUPPORTED_PARAMS)
+    """A request that sets another is refused, as by an older engine, even if its value is neutral.
+    """
     max_logprobs: int = 20
     default_sampling_params: SamplingParams = field(default_factory=SamplingParams)
     delta_history: int = 1024
@@ -303,6 +304,7 @@ class FakeCore:
         request_id = next(self._request_ids)
         try:
             self._check()
+            self._check_params(submission.request.sampling_params)
             defaults = self.config.default_sampling_params
             self.core.add(to_request(submission.request, request_id, self._limits, defaults))
         except Refused as error:
@@ -327,6 +329,12 @@ class FakeCore:
             raise self._refusal
         if self.num_waiting >= self.config.max_waiting:
             raise Refused(Reason.QUEUE_FULL, f"{self.config.max_waiting} requests wait", 1.0)
+
+    def _check_params(self, params: engine_pb2.SamplingParams) -> None:
+        for one, _ in params.ListFields():
+            if one.name not in self.config.supported_params:
+                text = f"sampling_params.{one.name} is not supported"
+                raise Refused(Reason.UNSUPPORTED_PARAMETER, text)
 
     def _expire(self, request: OpenRequest, seconds: float) -> None:
         self._cancel(request)

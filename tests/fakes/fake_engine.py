@@ -28,7 +28,6 @@ from protos.wire.sampling_params import to_fields
 from protos.wire.status import Reason
 from protos.wire.tokenizer_digest import tokenizer_digest
 from tests.fakes.fake_core import (
-    SUPPORTED,
     FakeCore,
     FakeEngineConfig,
     Refused,
@@ -254,7 +253,7 @@ class FakeEngine(FakeCore, engine_pb2_grpc.EngineServiceServicer):
             tensor_parallel_size=1,
             dtype="none",
             tokenizer_sha256=tokenizer_digest(digests),
-            supported_sampling_params=SUPPORTED,
+            supported_sampling_params=sorted(config.supported_params),
             default_sampling_params=engine_pb2.SamplingParams(
                 **to_fields(config.default_sampling_params)
             ),

@@ -4,8 +4,8 @@
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -16,6 +16,7 @@ from google.rpc.status_pb2 import Status
 
 from protos.pagestream.engine.v1 import engine_pb2 as pb
 from tests.fakes.fake_engine import FakeEngine, FakeEngineConfig, expected_tokens
+from tests.fakes.fake_logprobs import as_message, made_up_logprobs
 
 STEP = pb.GenerateManyResponse
 NUM_TOKENS = 12
@@ -50,6 +51,7 @@ class Mode:
         transfer: The messages of the transfer of the tokenizer, which ends with them.
         detail: What the router says of the engine afterwards; empty if it may go on serving.
         kind: Of the fault that the router counts; empty if it counts none.
+        params: Sampling parameters of its requests, besides temperature and max_tokens.
         is_refusal: Whether a client may get the engine's error, as it does a good engine's.
         is_long: Whether it is for the long run only.
     """
@@ -62,6 +64,7 @@ class Mode:
     transfer: Callable[[], Iterable[pb.GetTokenizerResponse | End]] | None = None
     detail: str = ""
     kind: str = ""
+    params: Mapping[str, int] = field(default_factory=dict)
     is_refusal: bool = False
     is_long: bool = False
 
@@ -154,6 +157,29 @@ def admission(handle, num_cached=0, seed=7) -> STEP:
 
 def tokens_of(handle, token_ids) -> STEP:
     return STEP(handles=[handle], token_counts=[len(token_ids)], token_ids=token_ids)
+
+
+def with_logprobs(step, first_position, num_top=1, **changes) -> STEP:
+    """Adds logprobs to the tokens of a step for one request; changes replace fields of these."""
+    told = _logprobs(first_position, step.token_ids, num_top, changes)
+    step.logprobs.add(handle=step.handles[0], logprobs=told)
+    return step
+
+
+def prompt_logprobs_of(handle, first_position, token_ids, num_top=1, **changes) -> STEP:
+    step = STEP()
+    told = _logprobs(first_position, token_ids, num_top, changes)
+    of_prompt = pb.PromptLogprobs(first_position=first_position, logprobs=told)
+    step.prompt_logprobs.add(handle=handle, prompt_logprobs=of_prompt)
+    return step
+
+
+def _logprobs(first_position, token_ids, num_top, changes) -> pb.Logprobs:
+    told = as_message(made_up_logprobs(first_position, token_ids, num_top))
+    for name, values in changes.items():
+        told.ClearField(name)
+        getattr(told, name).extend(values)
+    return told
 
 
 def finish(handle, reason=LENGTH, **fields) -> STEP:

@@ -30,8 +30,10 @@ from tests.fakes.hostile_engine import (
     honest,
     info,
     load,
+    prompt_logprobs_of,
     retry,
     tokens_of,
+    with_logprobs,
 )
 
 INTERNAL_STATUS = grpc.StatusCode.INTERNAL
@@ -190,6 +192,94 @@ def _violations() -> Iterator[Mode]:
     )
 
 
+PROMPT = [1, 2, 3, 0]
+"""Nothing depends on its last token here."""
+
+
+def _logprobs() -> Iterator[Mode]:
+    """Modes of logprobs: one for each token and each of the prompt, with a candidate, is asked for.
+
+    Positions from 4 on are those of new tokens.
+    """
+    nan, inf = float("nan"), float("inf")
+
+    def scored(h, t, **changes):
+        return with_logprobs(tokens_of(h, t), 4, **changes)
+
+    for name, detail, answer in (
+        ("missing", "without their logprobs", lambda h, t: [tokens_of(h, t)]),
+        ("too-few", "got 1 logprobs for 12", lambda h, t: [scored(h, t, logprobs=[-1])]),
+        ("too-many", "got 13 logprobs for 12", lambda h, t: [scored(h, t, logprobs=[-1] * 13)]),
+        ("without-candidates", "got 0 top_token_ids", lambda h, t: [scored(h, t, num_top=0)]),
+        ("many-candidates", "got 60 top_token_ids", lambda h, t: [scored(h, t, num_top=5)]),
+        (
+            "too-many-candidates",
+            "cannot be parsed or exceeds a bound",
+            lambda h, t: [scored(h, t, top_logprobs=[-1] * 300_000)],
+        ),
+        (
+            "candidate-out-of-range",
+            "candidate 1000",
+            lambda h, t: [scored(h, t, top_token_ids=[1000] * 12)],
+        ),
+        ("nan", "logprob nan", lambda h, t: [scored(h, t, logprobs=[nan] * 12)]),
+        ("positive", "logprob 3", lambda h, t: [scored(h, t, top_logprobs=[3] * 12)]),
+        ("infinite", "logprob inf", lambda h, t: [scored(h, t, logprobs=[inf] * 12)]),
+        (
+            "of-a-stranger",
+            "but no tokens of it",
+            lambda h, t: [_merged(scored(h, t), with_logprobs(tokens_of(10**6 + h, [1]), 4))],
+        ),
+        ("twice", "several places", lambda h, t: [_merged(scored(h, t), scored(h, t))]),
+        ("alone", "but no tokens", lambda h, t: [_merged(STEP(), scored(h, t))]),
+    ):
+        yield Mode(
+            name=f"logprobs-{name}",
+            answer=lambda h, t, answer=answer: [admission(h), *answer(h, t), finish(h)],
+            detail=detail,
+            kind="violation",
+            params={"logprobs": 1},
+        )
+    of_prompt = prompt_logprobs_of
+    for name, detail, answer in (
+        ("missing", "are missing", lambda h, t: []),
+        ("in-part", "2 tokens of the prompt", lambda h, t: [of_prompt(h, 1, [2])]),
+        ("from-zero", "begin at position 0, not 1", lambda h, t: [of_prompt(h, 0, PROMPT)]),
+        ("gap", "begin at position 2, not 1", lambda h, t: [of_prompt(h, 2, [3])]),
+        ("twice", "position 1, not 2", lambda h, t: [of_prompt(h, 1, [2]), of_prompt(h, 1, [2])]),
+        ("beyond", "outside 1 to 3", lambda h, t: [of_prompt(h, 1, [2, 3, 0, 5])]),
+        ("empty", "outside 1 to 3", lambda h, t: [of_prompt(h, 1, [])] * 1000),
+        ("candidates", "got 6 top_token_ids", lambda h, t: [of_prompt(h, 1, [2, 3, 0], 2)]),
+        ("nan", "logprob nan", lambda h, t: [of_prompt(h, 1, [2], logprobs=[nan])]),
+        ("late", "outside 1 to 0", lambda h, t: [of_prompt(h, 1, [2, 3, 0]), of_prompt(h, 4, [])]),
+    ):
+        yield Mode(
+            name=f"prompt-logprobs-{name}",
+            answer=lambda h, t, answer=answer: [
+                admission(h), *answer(h, t), tokens_of(h, t), finish(h)
+            ],
+            detail=detail,
+            kind="violation",
+            params={"prompt_logprobs": 1},
+        )  # fmt: skip
+    for name, answer in (
+        ("logprobs", lambda h, t: [scored(h, t)]),
+        ("prompt-logprobs", lambda h, t: [of_prompt(h, 1, [2]), tokens_of(h, t)]),
+    ):
+        yield Mode(
+            name=f"{name}-not-asked-for",
+            answer=lambda h, t, answer=answer: [admission(h), *answer(h, t), finish(h)],
+            detail="were not asked for",
+            kind="violation",
+        )
+
+
+def _merged(step, other):
+    """Adds the logprobs of another step."""
+    step.logprobs.extend(other.logprobs)
+    return step
+
+
 def _strangers(handle, tokens) -> list[Move]:
     handles = range(10**6, 10**6 + 20_000)
     return [STEP(handles=handles, token_counts=[1] * 20_000, token_ids=[5] * 20_000)] * 20
@@ -224,10 +314,25 @@ def _descriptions() -> Iterator[Mode]:
         ("model-tokenizer", {"tokenizer_sha256": "../../etc"}, "tokenizer_sha256 is"),
         ("model-epoch", {"epoch": 0}, "epoch is 0"),
         ("model-eos-beyond", {"eos_token_ids": [2**31]}, "eos_token_ids contains 2147483648"),
+        ("model-logprobs", {"max_logprob_count": 101}, "max_logprob_count is 101, outside 0"),
         ("model-hashes", {"block_hash_scheme": "m" * 900}, "its block hash scheme is"),
     ):
         yield Mode(name=name, describe=setting(**fields), detail=f"refused: {detail}")
+    for name, value in (
+        ("temperature", float("nan")),
+        ("top_k", -2),
+        ("top_p", 1e30),
+        ("repetition_penalty", 0),
+    ):
+        yield Mode(
+            name=f"model-default-{name}",
+            describe=lambda response, name=name, value=value: setattr(
+                response.default_sampling_params, name, value
+            ),
+            detail=f"refused: default_sampling_params.{name} is",
+        )
     for name, fields in (
+        ("model-many-params", {"supported_sampling_params": ["p"] * 65}),
         ("model-name-huge", {"model_name": "n" * 300_000}),
         ("model-eos-many", {"eos_token_ids": [1] * 2000}),
         ("model-hashes-huge", {"block_hash_scheme": "m" * 9000}),
@@ -366,6 +471,7 @@ MODES: list[Mode] = [
     *_errors(),
     *_ends(),
     *_violations(),
+    *_logprobs(),
     *_descriptions(),
     *_beginnings(),
     *_watches(),

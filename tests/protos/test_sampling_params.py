@@ -7,14 +7,18 @@ import torch
 from protos.pagestream.engine.v1 import engine_pb2
 from protos.pagestream.router.v1 import router_pb2
 from protos.wire.sampling_params import (
+    BASIC_PARAMS,
+    DEFAULT_PARAMS,
     GRAMMAR_FORMS,
     RECORD_COLUMNS,
     SUPPORTED_PARAMS,
     Grammar,
     LogitBias,
     SamplingParams,
+    demanded,
     from_message,
     out_of_bounds,
+    plain_value,
     to_fields,
     to_record,
     unsupported,
@@ -191,3 +195,25 @@ def test_record_holds_what_the_sampler_needs(temperature, expected, seed):
     assert record[RECORD_COLUMNS["seed"]] == seed
     bits = record[RECORD_COLUMNS["temperature"]].int()
     assert bits.view(torch.float32) == torch.tensor(expected, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("name", OF_ENGINE)
+def test_demands_are_what_is_neither_basic_nor_neutral(name):
+    asked = demanded(SamplingParams(**{name: OF_ENGINE[name]}))
+
+    assert asked == ({name} - BASIC_PARAMS)
+    for value in NEUTRAL.get(name, ()):
+        assert not demanded(SamplingParams(**{name: value}))
+
+
+def test_demands_are_those_of_a_message():
+    message = engine_pb2.SamplingParams(**to_fields(SamplingParams(**OF_ENGINE)))
+
+    assert demanded(from_message(message)) == OF_ENGINE.keys() - BASIC_PARAMS
+
+
+@pytest.mark.parametrize("name", DEFAULT_PARAMS)
+def test_plain_value_is_that_of_an_unset_parameter(name):
+    plain = SamplingParams(**{name: plain_value(name)})
+
+    assert to_record(plain, 3) == to_record(SamplingParams(), 3)

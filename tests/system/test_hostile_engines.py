@@ -143,7 +143,10 @@ async def check_mode(site, mode):
     hostile, good = site.hostile[mode.name], site.good[mode.name]
     hostile.is_asked.set()
     num_faults = await metric(site.operations, "engine_faults_total", kind=mode.kind or "violation")
-    streams = [CheckedStream([1, 2, 3, n], NUM_TOKENS, model=mode.name) for n in range(NUM_STREAMS)]
+    streams = [
+        CheckedStream([1, 2, 3, n], NUM_TOKENS, model=mode.name, params=mode.params)
+        for n in range(NUM_STREAMS)
+    ]
     async with asyncio.TaskGroup() as tasks:
         for stream in streams:
             tasks.create_task(stream.run(site.stub, TIMEOUT))

@@ -1,5 +1,6 @@
 import math
 import random
+from array import array
 from dataclasses import replace
 
 import grpc
@@ -8,11 +9,19 @@ from google.protobuf.any_pb2 import Any
 from google.rpc.status_pb2 import Status
 
 from protos.pagestream.engine.v1 import engine_pb2
+from protos.wire.sampling_params import (
+    ALL_PARAMS,
+    BASIC_PARAMS,
+    Grammar,
+    LogitBias,
+    SamplingParams,
+    from_message,
+)
 from protos.wire.status import Reason
-from router.engines.convert import status_of, to_load
+from router.engines.convert import status_of, to_load, to_model, to_submission
 from router.placement.policy import POLICIES, Query, place, reference_costs
 from router.server.convert import to_list_engines_response
-from router.types import EngineSnapshot, EngineState
+from router.types import EngineSnapshot, EngineState, TokenRequest
 from tests.fakes.fake_fleet import model_info
 
 
@@ -118,3 +127,85 @@ def test_details_in_trailers_that_cannot_be_parsed_leave_code_and_message():
 @pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL])
 def test_message_of_a_failed_call_is_cut(code):
     assert len(status_of(ended(code, "m" * 100_000)).message) < 1100
+
+
+ASKED = SamplingParams(
+    temperature=0.5,
+    max_tokens=0,
+    ignore_eos=True,
+    stop_token_ids=(4, 5),
+    seed=2**63 - 1,
+    top_k=3,
+    top_p=0.5,
+    min_p=0.25,
+    presence_penalty=-1.0,
+    frequency_penalty=1.0,
+    repetition_penalty=2.0,
+    min_tokens=2,
+    logprobs=0,
+    logit_bias=(LogitBias(3, -1.0),),
+    bad_words_token_ids=((1, 2), (3,)),
+    allowed_token_ids=array("I", [7, 8]),
+    prompt_logprobs=0,
+    sample_index=4,
+    grammar=Grammar(form="choice", choices=("a", "b"), start_after_token_id=0),
+)
+
+
+def submitted(params, **model):
+    """Returns the parameters that an engine gets."""
+    request = TokenRequest(
+        request_id="r", model="m", prompt_token_ids=array("i", [1]), sampling_params=params
+    )
+    return from_message(to_submission(7, request, model_info(**model)).request.sampling_params)
+
+
+def test_every_parameter_is_submitted():
+    assert submitted(ASKED, supported_params=ALL_PARAMS) == ASKED
+
+
+def test_neutral_values_are_submitted_only_to_engines_that_know_the_field():
+    neutral = SamplingParams(
+        temperature=0.5, max_tokens=3, top_k=-1, top_p=1.0, min_p=0.0, presence_penalty=0.0,
+        frequency_penalty=0.0, repetition_penalty=1.0, min_tokens=0, sample_index=0,
+    )  # fmt: skip
+
+    assert submitted(neutral) == SamplingParams(temperature=0.5, max_tokens=3)
+    assert submitted(neutral, supported_params=BASIC_PARAMS | {"top_p"}) == SamplingParams(
+        temperature=0.5, max_tokens=3, top_p=1.0
+    )
+    assert submitted(neutral, supported_params=ALL_PARAMS) == neutral
+
+
+def test_defaults_of_an_engine_change_no_request_that_leaves_them_unset():
+    own = SamplingParams(temperature=0.625, top_k=20, top_p=0.75, repetition_penalty=1.5)
+    model = {"supported_params": ALL_PARAMS, "default_sampling_params": own}
+
+    assert submitted(SamplingParams(top_p=0.5), **model) == SamplingParams(
+        temperature=1.0, top_k=0, top_p=0.5, repetition_penalty=1.0
+    )
+    assert submitted(replace(own, min_p=0.5), **model) == replace(own, min_p=0.5)
+
+
+def test_model_has_what_its_engine_says_of_parameters():
+    model = to_model(
+        engine_pb2.GetModelInfoResponse(
+            supported_sampling_params=["top_k", "of_a_later_version", "temperature"],
+            default_sampling_params=engine_pb2.SamplingParams(
+                temperature=0, top_k=20, min_tokens=3, stop_token_ids=[1], logprobs=2
+            ),
+            max_logprob_count=20,
+        )
+    )
+
+    assert model.supported_params == BASIC_PARAMS | {"top_k"}
+    assert model.default_sampling_params == SamplingParams(temperature=0.0, top_k=20)
+    assert model.max_logprobs == 20
+
+
+def test_model_of_an_older_engine_has_the_basic_parameters_and_no_logprobs():
+    model = to_model(engine_pb2.GetModelInfoResponse())
+
+    assert model.supported_params == BASIC_PARAMS
+    assert model.default_sampling_params == SamplingParams()
+    assert model.max_logprobs == 0

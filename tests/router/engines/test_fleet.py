@@ -64,9 +64,9 @@ async def test_sampling_parameters_reach_the_engine():
 async def test_engine_s_own_error_passes_through_unchanged():
     async with fleet_of(CONFIG, CONFIG) as (fleet, engines):
         with pytest.raises(EngineError) as raised:
-            await collect(fleet, request([1], top_k=5))
+            await collect(fleet, request([1], temperature=-1.0))
 
-        assert raised.value.status.reason == Reason.UNSUPPORTED_PARAMETER
+        assert raised.value.status.reason == Reason.BAD_SAMPLING_PARAMS
         assert raised.value.status.domain == "pagestream.engine.v1"
         assert raised.value.status.code == code_number(grpc.StatusCode.INVALID_ARGUMENT)
         assert sum(len(engine.submissions) for engine in engines) == 1

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from protos.pagestream.engine.v1 import engine_pb2
@@ -20,6 +22,10 @@ GOOD = engine_pb2.GetModelInfoResponse(
 )
 
 
+def defaults(**fields):
+    return {"default_sampling_params": engine_pb2.SamplingParams(**fields)}
+
+
 def changed(**fields):
     response = engine_pb2.GetModelInfoResponse()
     response.CopyFrom(GOOD)
@@ -39,6 +45,12 @@ def changed(**fields):
         {"max_batched_token_count": 8192},
         {"eos_token_ids": []},
         {"eos_token_ids": [1] * 1024},
+        {"max_logprob_count": 100},
+        {"supported_sampling_params": ["temperature", "of_a_later_version"]},
+        defaults(),
+        defaults(temperature=0, top_k=-1, top_p=1, min_p=0, repetition_penalty=100),
+        # No defaults of a model, which the router does not use.
+        defaults(presence_penalty=math.nan, logprobs=-1, stop_token_ids=[2**31], max_tokens=-9),
     ],
 )
 def test_good_description_has_no_fault(fields):
@@ -67,6 +79,14 @@ def test_good_description_has_no_fault(fields):
         ({"max_batched_token_count": -9}, "max_batched_token_count is -9"),
         ({"epoch": 0}, "epoch is 0"),
         ({"eos_token_ids": [1] * 1025}, "eos_token_ids has 1025 entries, over 1024"),
+        ({"max_logprob_count": -1}, "max_logprob_count is -1, outside 0 to 100"),
+        ({"max_logprob_count": 101}, "max_logprob_count is 101"),
+        (defaults(temperature=math.nan), "default_sampling_params.temperature is NaN, outside 0"),
+        (defaults(temperature=math.inf), "default_sampling_params.temperature is inf"),
+        (defaults(top_k=-2), "default_sampling_params.top_k is -2, outside -1 to 2147483647"),
+        (defaults(top_p=1.5), "default_sampling_params.top_p is 1.5, outside 0 to 1"),
+        (defaults(min_p=-0.5), "default_sampling_params.min_p is -0.5"),
+        (defaults(repetition_penalty=0), "default_sampling_params.repetition_penalty is 0"),
         ({"eos_token_ids": [1000]}, "eos_token_ids contains 1000, outside 0 to 999"),
     ],
 )

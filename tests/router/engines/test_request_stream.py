@@ -1,8 +1,19 @@
+from array import array
+
 import pytest
 
+from router.engines import request_stream
 from router.engines.request_stream import RequestStream
 from router.errors import QueueFull, SlowReader
-from router.types import Admitted, Finished, FinishReason, Tokens
+from router.types import (
+    Admitted,
+    Finished,
+    FinishReason,
+    PromptLogprobs,
+    TokenLogprobs,
+    Tokens,
+)
+from tests.fakes.fake_logprobs import as_lists, made_up_logprobs
 from tests.router.fleets import rest_of
 
 
@@ -93,3 +104,67 @@ async def test_closing_cancels_once_and_not_after_the_end():
         stream.close()
 
     assert cancelled == ["open"]
+
+
+def logprobs(first_position, token_ids, num_top):
+    expected = made_up_logprobs(first_position, token_ids, num_top)
+    return TokenLogprobs(
+        logprobs=array("f", expected.logprobs),
+        top_token_ids=array("I", expected.top_token_ids),
+        top_logprobs=array("f", expected.top_logprobs),
+    )
+
+
+async def test_logprobs_merge_and_stay_with_their_tokens():
+    stream = stream_of(max_buffered_tokens=10_000)
+    token_ids = list(range(1000))
+    for start in range(0, 1000, 10):
+        own = token_ids[start : start + 10]
+        stream.add_tokens_with_logprobs(own, logprobs(start, own, 3))
+    stream.end(Finished(reason=FinishReason.LENGTH))
+
+    *events, _ = await rest_of(stream)
+
+    assert [len(event.token_ids) for event in events] == [512, 488]
+    position = 0
+    for event in events:
+        expected = made_up_logprobs(position, event.token_ids, 3)
+        assert as_lists(event.logprobs) == expected
+        position += len(event.token_ids)
+
+
+async def test_logprobs_of_the_prompt_merge_and_come_first():
+    stream = stream_of(max_buffered_tokens=10_000)
+    for first, last in ((1, 700), (700, 2501)):
+        own = logprobs(first, range(first, last), 1)
+        stream.add_prompt_logprobs(PromptLogprobs(first_position=first, logprobs=own))
+    stream.add_tokens([5])
+
+    events = [await anext(stream) for _ in range(4)]
+
+    assert [event.first_position for event in events[:3]] == [1, 1025, 2049]
+    for event in events[:3]:
+        first, count = event.first_position, len(event.logprobs.logprobs)
+        assert as_lists(event.logprobs) == made_up_logprobs(first, range(first, first + count), 1)
+    assert sum(len(event.logprobs.logprobs) for event in events[:3]) == 2500
+    assert events[3] == Tokens(token_ids=[5])
+
+
+async def test_reader_too_far_behind_the_logprobs_of_a_prompt_is_cut_off(monkeypatch):
+    monkeypatch.setattr(request_stream, "_MAX_PROMPT_BYTES", 100)
+    cancelled = []
+    stream = stream_of(lambda: cancelled.append(True))
+
+    def add(first_position):
+        own = logprobs(first_position, [7] * 20, 0)
+        stream.add_prompt_logprobs(PromptLogprobs(first_position=first_position, logprobs=own))
+
+    add(1)
+    add(21)
+    assert not cancelled
+    add(41)
+    add(61)
+
+    with pytest.raises(SlowReader, match="logprobs of 40 tokens of the prompt wait"):
+        await anext(stream)
+    assert cancelled == [True]

@@ -15,7 +15,7 @@ from router.placement.policy import (
     reference_costs,
     typical_rates,
 )
-from router.types import EngineLoad, EngineSnapshot, EngineState, ModelInfo
+from router.types import Demands, EngineLoad, EngineSnapshot, EngineState, ModelInfo
 
 
 def engine(address, *, state=EngineState.SERVING, model="m", in_flight=0, unreported=0, **load):
@@ -76,6 +76,26 @@ def test_only_serving_engines_of_the_model_that_are_not_excluded_are_chosen(poli
     for turn in range(10):
         chosen = choose(engines, query(excluded=["excluded"], turn=turn), policy, seed=turn)
         assert chosen.engine == "good"
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_only_engines_that_support_what_is_asked_are_chosen(policy):
+    def of(address, params, max_logprobs):
+        one = engine(address)
+        changes = {"supported_params": frozenset(params), "max_logprobs": max_logprobs}
+        return replace(one, model=replace(one.model, **changes))
+
+    engines = [
+        of("none", [], 0),
+        of("other", ["logprobs", "top_p"], 20),
+        of("fewer", ["logprobs", "top_k"], 4),
+        of("good", ["logprobs", "top_k"], 5),
+    ]
+    asked = replace(query(), demands=Demands(frozenset({"logprobs", "top_k"}), 5))
+
+    for turn in range(10):
+        assert choose(engines, replace(asked, turn=turn), policy, seed=turn).engine == "good"
+    assert choose(engines[:3], asked, policy) is None
 
 
 @pytest.mark.parametrize("policy", POLICIES)

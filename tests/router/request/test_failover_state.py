@@ -9,8 +9,10 @@ from router.request.failover import Failover
 from router.request.retry_budget import RetryBudget
 from router.types import (
     Admitted,
+    PromptLogprobs,
     TokenRequest,
 )
+from tests.fakes.fake_logprobs import made_up_logprobs
 
 
 def error(reason):
@@ -190,3 +192,48 @@ def test_request_without_a_token_does_not_wait_for_lost_engines_when_others_refu
     assert one.may_wait
     one.leave("b", QueueFull("full"))
     assert not one.may_wait
+
+
+def prompt_logprobs(first_position, count):
+    expected = made_up_logprobs(first_position, [7] * count, 2)
+    return PromptLogprobs(first_position=first_position, logprobs=expected)
+
+
+def test_logprobs_of_a_prompt_are_seen_once():
+    one = failover(prompt_logprobs=2)
+    assert one.unseen(prompt_logprobs(1, 5)) == prompt_logprobs(1, 5)
+    assert one.unseen(prompt_logprobs(6, 2)) == prompt_logprobs(6, 2)
+    # Another engine begins again, and cuts them elsewhere.
+    assert one.unseen(prompt_logprobs(1, 3)) is None
+    assert one.unseen(prompt_logprobs(4, 4)) is None
+    assert one.unseen(prompt_logprobs(7, 3)) == prompt_logprobs(8, 2)
+    assert one.unseen(prompt_logprobs(10, 1)) == prompt_logprobs(10, 1)
+
+
+def test_next_engine_scores_the_prompt_again_until_there_is_a_token():
+    one = failover(temperature=0.7, prompt_logprobs=2, sample_index=3)
+    one.admit(Admitted(engine="a", num_cached_tokens=0, seed=77))
+    one.unseen(prompt_logprobs(1, 5))
+    one.leave("a", error(Reason.ENGINE_FAILED))
+
+    assert one.request.sampling_params == SamplingParams(
+        temperature=0.7, prompt_logprobs=2, sample_index=3, seed=77
+    )
+    assert one.loss is not None
+    assert one.may_wait
+
+    one.add_tokens([5])
+    one.leave("b", error(Reason.ENGINE_FAILED))
+
+    assert one.request.sampling_params == SamplingParams(temperature=0.7, sample_index=3, seed=77)
+    assert list(one.request.resume_token_ids) == [5]
+
+
+def test_logprobs_that_come_again_are_no_progress():
+    one = failover(prompt_logprobs=2)
+    one.unseen(prompt_logprobs(1, 5))
+    one.leave("a", error(Reason.ENGINE_FAILED))
+    one.unseen(prompt_logprobs(1, 5))
+
+    with pytest.raises(EngineError):
+        one.leave("b", error(Reason.ENGINE_FAILED))
