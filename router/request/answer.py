@@ -74,7 +74,6 @@ class Answer:
         self._stop_token_ids = eos_token_ids.union(params.stop_token_ids)
         self._min_tokens = params.min_tokens or 0
         self._index = params.sample_index or 0
-        self._next_prompt_position = 1
 
     def delta(self, event: EngineEvent) -> GenerationDelta:
         """Returns what an event adds to the client's output.
@@ -144,19 +143,10 @@ class Answer:
         return GenerationDelta(text=text, finish=finish, index=self._index)
 
     def _prompt_logprobs(self, event: PromptLogprobs) -> GenerationDelta:
-        # An engine that takes over before the first token reports all of them again.
-        num_known = max(0, self._next_prompt_position - event.first_position)
-        start = event.first_position + num_known
-        end = event.first_position + len(event.logprobs.logprobs)
-        if start >= end:
-            return GenerationDelta(index=self._index)
-        self._next_prompt_position = end
+        start = event.first_position
+        token_ids = self._request.prompt_token_ids[start : start + len(event.logprobs.logprobs)]
         return GenerationDelta(
-            index=self._index,
-            prompt_logprobs=self._scored(
-                self._request.prompt_token_ids[start:end],
-                event.logprobs.part(num_known, end - event.first_position),
-            ),
+            index=self._index, prompt_logprobs=self._scored(token_ids, event.logprobs)
         )
 
     def _scored(self, token_ids: Sequence[int], logprobs: TokenLogprobs) -> ScoredTokens:

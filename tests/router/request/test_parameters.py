@@ -8,7 +8,7 @@ from router.errors import InvalidRequest, NoTokenizer
 from router.request.pipeline import Pipeline
 from router.text.tokenizer_pool import TokenizerPool
 from tests.fakes import byte_fallback
-from tests.fakes.fake_fleet import ALL_PARAMS, FakeFleet, model_info
+from tests.fakes.fake_fleet import ALL_PARAMS
 from tests.router.pipelines import (
     BOUNDS,
     INFINITY,
@@ -16,6 +16,7 @@ from tests.router.pipelines import (
     TOKENIZER,
     Recorder,
     collect,
+    fleet_without_chats,
     request,
     tokens,
 )
@@ -50,12 +51,12 @@ OTHERS = {
 
 @pytest.fixture
 def fleet():
-    return FakeFleet(model_info(supported_params=ALL_PARAMS, max_logprobs=20))
+    return fleet_without_chats(supported_params=ALL_PARAMS, max_logprobs=20)
 
 
 @pytest.fixture
 def old_fleet():
-    return FakeFleet()
+    return fleet_without_chats()
 
 
 async def ask(fleet, **changes):
@@ -212,7 +213,7 @@ async def test_neutral_values_are_accepted_whatever_engines_support(old_fleet):
 
 async def test_defaults_of_the_model_fill_what_is_unset():
     defaults = SamplingParams(temperature=0.6, top_k=20, top_p=0.95, repetition_penalty=1.1)
-    fleet = FakeFleet(model_info(supported_params=ALL_PARAMS, default_sampling_params=defaults))
+    fleet = fleet_without_chats(supported_params=ALL_PARAMS, default_sampling_params=defaults)
     fleet.answer([80])
     fleet.answer([80])
 
@@ -254,7 +255,7 @@ async def test_longest_answer_to_a_scored_prompt_is_none(fleet):
     ],
 )
 async def test_texts_need_a_tokenizer(changes, message):
-    fleet = FakeFleet(model_info(supported_params=ALL_PARAMS, tokenizer_sha256=""))
+    fleet = fleet_without_chats(supported_params=ALL_PARAMS, tokenizer_sha256="")
 
     with pytest.raises(NoTokenizer, match=message) as caught:
         await ask(fleet, prompt=tokens(1), **changes)

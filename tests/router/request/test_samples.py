@@ -3,7 +3,6 @@
 import asyncio
 from collections import Counter
 from contextlib import aclosing
-from dataclasses import replace
 
 import pytest
 
@@ -14,9 +13,17 @@ from router.request.pipeline import Bounds, Pipeline
 from router.request.samples import merged
 from router.text.tokenizer_pool import TokenizerPool
 from router.types import Admitted, FinishReason, PromptLogprobs, TokenLogprobs, Tokens
-from tests.fakes.fake_fleet import ALL_PARAMS, ENGINE, FakeFleet, model_info
+from tests.fakes.fake_fleet import ALL_PARAMS, ENGINE
 from tests.router.fleets import CONFIG, TIMEOUT, fleet_of, until
-from tests.router.pipelines import BOUNDS, TOKENIZER, Recorder, collect, request, tokens
+from tests.router.pipelines import (
+    BOUNDS,
+    TOKENIZER,
+    Recorder,
+    collect,
+    fleet_without_chats,
+    request,
+    tokens,
+)
 
 ADMITTED = Admitted(engine=ENGINE, num_cached_tokens=0, seed=7)
 BOUNDS_OF_MANY = Bounds(
@@ -30,7 +37,7 @@ FAILED = EngineError(ErrorStatus(code=14, message="lost", reason="ENGINE_FAILED"
 
 @pytest.fixture
 def fleet():
-    return FakeFleet(model_info(supported_params=ALL_PARAMS, max_logprobs=5))
+    return fleet_without_chats(supported_params=ALL_PARAMS, max_logprobs=5)
 
 
 async def test_each_continuation_has_admission_tokens_text_and_finish_of_its_own(pipeline, fleet):
@@ -206,25 +213,11 @@ async def test_more_than_the_router_takes_is_refused_for_good(pipeline):
         await collect(pipeline, request(n=3))
 
 
-class WithoutIndex:
-    """A fleet of engines that seem to support everything; none of them hears of an index."""
-
-    def __init__(self, fleet):
-        self._fleet = fleet
-
-    def model_info(self, name):
-        return replace(self._fleet.model_info(name), supported_params=ALL_PARAMS)
-
-    def generate(self, asked):
-        params = replace(asked.sampling_params, sample_index=None)
-        return self._fleet.generate(replace(asked, sampling_params=params))
-
-
 async def test_continuations_go_where_the_prompt_is():
     async with fleet_of(*[CONFIG] * 4) as (fleet, engines):
         prompt = [*range(400)]
         with TokenizerPool(fleet.fetch_tokenizer, 1) as tokenizers:
-            pipeline = Pipeline(WithoutIndex(fleet), tokenizers, Recorder(), BOUNDS_OF_MANY)
+            pipeline = Pipeline(fleet, tokenizers, Recorder(), BOUNDS_OF_MANY)
             params = SamplingParams(max_tokens=3, seed=1)
             asked = request(tokens(*prompt), model="fake", n=8, sampling_params=params)
             deltas = await collect(pipeline, asked)

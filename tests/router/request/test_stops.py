@@ -28,11 +28,24 @@ from tests.fakes import byte_fallback, small_tokenizer
 from tests.fakes.fake_engine import expected_tokens
 from tests.fakes.fake_fleet import ENGINE, model_info
 from tests.router.fleets import SLOW, TIMEOUT, fleet_of, until
-from tests.router.pipelines import BOUNDS, TOKENIZER, Recorder, collect, request, tokens
+from tests.router.pipelines import (
+    BOUNDS,
+    TOKENIZER,
+    Recorder,
+    collect,
+    fleet_without_chats,
+    request,
+    tokens,
+)
 from tests.router.text.test_stop_texts import cut
 
 ADMITTED = Admitted(engine=ENGINE, num_cached_tokens=0, seed=7)
 LLAMA = Tokenizer.from_files(byte_fallback.files("llama"))
+
+
+@pytest.fixture
+def fleet():
+    return fleet_without_chats()
 
 
 def byte_tokens(text):
@@ -203,7 +216,7 @@ async def test_many_stops_are_prepared_outside_of_the_event_loop(pipeline, fleet
 
 @pytest.mark.parametrize("num_tokens", [3, 4, 5])
 async def test_stop_that_a_failure_splits_is_found(tmp_path, num_tokens):
-    for name, content in small_tokenizer.files().items():
+    for name, content in small_tokenizer.files(chat_template=None).items():
         (tmp_path / name).write_bytes(content)
     config = replace(SLOW, tokenizer=tmp_path, vocab_size=500)
     token_ids = expected_tokens((5, 6, 7), 40, config=config)

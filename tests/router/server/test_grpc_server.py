@@ -26,7 +26,8 @@ from router.types import (
     Tokens,
 )
 from tests.fakes import small_tokenizer
-from tests.fakes.fake_fleet import ALL_PARAMS, ENGINE, FakeFleet, model_info
+from tests.fakes.fake_fleet import ALL_PARAMS, ENGINE, FakeFleet
+from tests.router.pipelines import fleet_without_chats
 
 TOKENIZER = Tokenizer.from_files(small_tokenizer.files())
 TEXT = "the quick brown fox"
@@ -345,7 +346,7 @@ async def test_trace_context_is_passed_on(service, fleet):
 
 
 async def test_every_sampling_parameter_reaches_the_fleet():
-    fleet = FakeFleet(model_info(supported_params=ALL_PARAMS, max_logprobs=20))
+    fleet = fleet_without_chats(supported_params=ALL_PARAMS, max_logprobs=20)
     fleet.answer([80])
     values = {
         "temperature": 0.5,
@@ -386,7 +387,7 @@ async def test_every_sampling_parameter_reaches_the_fleet():
 
 
 async def test_answer_has_what_was_asked_for():
-    fleet = FakeFleet(model_info(supported_params=ALL_PARAMS, max_logprobs=2))
+    fleet = fleet_without_chats(supported_params=ALL_PARAMS, max_logprobs=2)
     text = TOKENIZER.encode_text("the quick fox").tolist()
     top = TokenLogprobs(logprobs=[-1.0], top_token_ids=[5, 6], top_logprobs=[-0.5, -2.0])
     fleet.put(
@@ -416,7 +417,7 @@ async def test_answer_has_what_was_asked_for():
 
 
 async def test_each_continuation_has_its_index():
-    fleet = FakeFleet(model_info(supported_params=ALL_PARAMS))
+    fleet = fleet_without_chats(supported_params=ALL_PARAMS)
     for index in (1, 0):
         fleet.answer([80 + index], index=index)
     async with serving(fleet) as (service, _):
@@ -444,7 +445,7 @@ async def test_message_of_a_plain_request_has_nothing_new(service, fleet):
 
 async def test_list_shows_a_models_defaults():
     defaults = SamplingParams(temperature=0.5, top_k=20)
-    async with serving(FakeFleet(model_info(default_sampling_params=defaults))) as (service, _):
+    async with serving(fleet_without_chats(default_sampling_params=defaults)) as (service, _):
         (model,) = (await service.ListModels(pb.ListModelsRequest(), timeout=10)).models
 
     assert model.default_sampling_params == pb.SamplingParams(temperature=0.5, top_k=20)
