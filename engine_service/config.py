@@ -216,6 +216,21 @@ class ServerOptions(Options):
             "or read slowly",
         ),
     )
+    grammar_seconds: float = field(
+        default=2.0,
+        metadata=about(
+            seconds(0.01, 60),
+            "seconds of processor time that checking one new grammar may take, 0.01 to 60; one "
+            "that takes more is refused",
+        ),
+    )
+    grammar_memory_bytes: int = field(
+        default=1 << 29,
+        metadata=about(
+            Integers(1 << 24, 1 << 40),
+            "bytes of memory that checking one new grammar may take",
+        ),
+    )
     drain_grace_seconds: float = field(default=30.0, metadata=common_options.DRAIN_GRACE_SECONDS)
     core_silence_seconds: float = field(
         default=5.0,

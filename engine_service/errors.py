@@ -90,6 +90,15 @@ def invalid_logits(position: int) -> RequestError:
     )
 
 
+def grammar_failed(position: int, why: str) -> RequestError:
+    """Returns the error for a request whose grammar cannot say what comes at this position."""
+    return RequestError(
+        f"the grammar allows no token at position {position}: {why}",
+        {"position": str(position), "detail": why},
+        reason=Reason.INTERNAL,
+    )
+
+
 def core_frozen() -> EngineFailed:
     """Returns the error for all calls while the core process sends no heartbeat."""
     return EngineFailed("the engine's core process does not respond; try another engine")

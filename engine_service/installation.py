@@ -8,7 +8,7 @@ from pathlib import Path
 import engine_service
 from engine_service.errors import StartupError
 
-EXTRA_MODULES = ("huggingface_hub", "numpy", "torch", "tqdm", "triton")
+EXTRA_MODULES = ("huggingface_hub", "llguidance", "numpy", "torch", "tqdm", "triton")
 """Import names of the packages in the extra `engine`."""
 
 

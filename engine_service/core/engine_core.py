@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING, Generic
 
 from engine_service.config import SchedulerOptions
@@ -33,6 +34,11 @@ logger = logging.getLogger(__name__)
 # A step creates about a thousand short-lived objects and no reference cycles. The default threshold
 # of 700 would run the collector several times a step.
 _GC_THRESHOLD = 50_000
+
+_MAX_PREPARING = 16
+"""Grammars compiled at a time; the executor keeps more than these."""
+_PREPARING_SECONDS = 0.001
+"""How often the core looks whether one is compiled, if it has nothing else to do."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,11 +73,14 @@ class EngineCore(Generic[HandleT]):
         self._max_steps_in_flight = options.max_steps_in_flight or default
         self._in_flight: deque[_InFlight[HandleT]] = deque()
         self._ended_at = 0.0
+        # By ID, in order of arrival: requests whose grammars are being compiled, so that no step
+        # of others waits for them.
+        self._preparing: dict[int, Request] = {}
 
     @property
     def has_work(self) -> bool:
         """Whether `step` has work to do or results to return."""
-        return self.scheduler.has_work or bool(self._in_flight)
+        return self.scheduler.has_work or bool(self._in_flight) or bool(self._preparing)
 
     def add(self, request: Request) -> None:
         """Adds a request; `step` returns its tokens and its end.
@@ -82,28 +91,37 @@ class EngineCore(Generic[HandleT]):
         Raises:
             InvalidRequest: Its ID is in use.
         """
-        if request.request_id in self.scheduler:
+        if request.request_id in self.scheduler or request.request_id in self._preparing:
             raise InvalidRequest(
                 f"request_id {request.request_id} is in use",
                 {"field": "request_id", "value": str(request.request_id)},
             )
         if not request.arrival_time:
             request = dataclasses.replace(request, arrival_time=time.monotonic())
-        self.scheduler.add(request)
+        grammar = request.sampling_params.grammar
+        if grammar is None or self._executor.prepare(grammar):
+            self.scheduler.add(request)
+        else:
+            self._preparing[request.request_id] = request
 
     def cancel(self, request_id: int) -> None:
         """Ends a request without reporting it; ignores one that is not open."""
-        self.scheduler.cancel(request_id)
+        if self._preparing.pop(request_id, None) is None:
+            self.scheduler.cancel(request_id)
 
     def step(self) -> StepOutput:
         """Launches steps until enough are in flight, then collects the oldest one.
 
         Blocks until that step's tokens arrive. Without work it returns the current state.
         """
+        if self._preparing:
+            self._add_prepared()
         self._launch()
         if not self._in_flight:
             assert not self.scheduler.has_unfinished, "unfinished requests, and nothing to run"
             self._executor.check_ranks()
+            if self._preparing:
+                time.sleep(_PREPARING_SECONDS)
             return self._output(StepProgress(), StepStats())
         step = self._in_flight.popleft()
         result = self._executor.collect(step.handle)
@@ -137,6 +155,15 @@ class EngineCore(Generic[HandleT]):
         finally:
             self._in_flight.clear()
             self._executor.close()
+
+    def _add_prepared(self) -> None:
+        """Adds the requests whose grammars are compiled by now."""
+        for request in list(islice(self._preparing.values(), _MAX_PREPARING)):
+            grammar = request.sampling_params.grammar
+            assert grammar is not None, f"{request.request_id=} has no grammar"
+            if self._executor.prepare(grammar):
+                del self._preparing[request.request_id]
+                self.scheduler.add(request)
 
     def _launch(self) -> None:
         """Plans and launches steps until enough are in flight."""
@@ -172,11 +199,11 @@ class EngineCore(Generic[HandleT]):
             stats=dataclasses.replace(
                 stats,
                 num_running=queues.num_running,
-                num_waiting=queues.num_waiting,
+                num_waiting=queues.num_waiting + len(self._preparing),
                 num_waiting_prefill_tokens=queues.num_waiting_prefill_tokens,
                 num_free_blocks=blocks.num_empty_blocks + blocks.num_cached_blocks,
                 num_used_blocks=blocks.num_used_blocks,
-                num_invalid_logits=len(events.failures),
+                num_invalid_logits=events.num_invalid_logits,
                 num_preemptions=events.num_preemptions,
                 num_prefix_query_tokens=events.num_prefix_query_tokens,
                 num_prefix_hit_tokens=events.num_prefix_hit_tokens,

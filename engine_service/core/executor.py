@@ -3,12 +3,20 @@
 from typing import Protocol, TypeVar
 
 from engine_service.core.types import StepPlan, StepResult
+from protos.wire.sampling_params import Grammar
 
 HandleT = TypeVar("HandleT")
 
 
 class Executor(Protocol[HandleT]):
     """Runs step plans on all ranks, in launch order."""
+
+    def prepare(self, grammar: Grammar) -> bool:
+        """Begins to compile a grammar; returns at once, whether it is compiled.
+
+        Called only if the engine supports grammars. A plan may name one that is not compiled; its
+        step then takes the longer.
+        """
 
     def launch(self, plan: StepPlan) -> HandleT:
         """Starts a step and returns without waiting for its tokens.

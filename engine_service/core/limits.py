@@ -32,6 +32,8 @@ class Limits:
     max_logprobs: int
     """Logprobs at each position."""
     eos_token_ids: frozenset[int]
+    supported_params: tuple[str, ...] = SUPPORTED_PARAMS
+    """The sampling parameters that the engine supports."""
 
     @classmethod
     def from_info(cls, info: EngineInfo) -> Self:
@@ -42,6 +44,7 @@ class Limits:
             num_cache_tokens=info.num_blocks * info.block_size,
             max_logprobs=min(info.max_logprobs, info.vocab_size),
             eos_token_ids=info.eos_token_ids,
+            supported_params=info.supported_params,
         )
 
     @property
@@ -95,7 +98,17 @@ class Limits:
         self._check_allowed(request)
 
     def _check_sampling_params(self, params: SamplingParams) -> None:
-        _check_supported(params)
+        if fault := unsupported(params, self.supported_params):
+            raise InvalidRequest(
+                f"sampling_params.{fault.field} is {fault.value}, but this engine does not support "
+                f"the parameter; it supports {', '.join(self.supported_params)}",
+                {
+                    "field": fault.field,
+                    "value": fault.value,
+                    "supported": ",".join(self.supported_params),
+                },
+                reason=Reason.UNSUPPORTED_PARAMETER,
+            )
         if fault := out_of_bounds(params):
             raise _bad_param(*fault)
         for field in ("logprobs", "prompt_logprobs"):
@@ -189,6 +202,9 @@ class Limits:
         self.check_token_ids("stop_token_ids", _array("stop_token_ids", params.stop_token_ids))
         biased = _array("logit_bias", (bias.token_id for bias in params.logit_bias))
         self.check_token_ids("logit_bias", biased, ".token_id")
+        if params.grammar is not None and params.grammar.start_after_token_id is not None:
+            start = _array("grammar", [params.grammar.start_after_token_id])
+            self.check_token_ids("grammar.start_after_token_id", start)
         sequences = params.bad_words_token_ids
         if self._are_tokens(_array("bad_words_token_ids", chain.from_iterable(sequences))):
             return
@@ -243,20 +259,6 @@ def _array(field: str, token_ids: Iterable[int]) -> "array[int]":
             {"field": field},
             reason=Reason.TOKEN_OUT_OF_RANGE,
         ) from error
-
-
-def _check_supported(params: SamplingParams) -> None:
-    if fault := unsupported(params, SUPPORTED_PARAMS):
-        raise InvalidRequest(
-            f"sampling_params.{fault.field} is {fault.value}, but this engine does not support the "
-            f"parameter; it supports {', '.join(SUPPORTED_PARAMS)}",
-            {
-                "field": fault.field,
-                "value": fault.value,
-                "supported": ",".join(SUPPORTED_PARAMS),
-            },
-            reason=Reason.UNSUPPORTED_PARAMETER,
-        )
 
 
 def _bad_param(field: str, value: str, bounds: str) -> InvalidRequest:

@@ -3,7 +3,7 @@
 from array import array
 
 from engine_service.core.sequence import Sequence
-from engine_service.core.types import StepPlan, int32_array
+from engine_service.core.types import SlotGrammar, StepPlan, int32_array
 
 
 class PlanBuilder:
@@ -22,6 +22,7 @@ class PlanBuilder:
         "_block_slots",
         "_is_sampled",
         "_new_edits",
+        "_new_grammars",
         "_new_num_tokens",
         "_new_sampling_records",
         "_new_slots",
@@ -43,6 +44,7 @@ class PlanBuilder:
         self._new_token_ids = int32_array()
         self._new_sampling_records = array("q")
         self._new_edits = int32_array()
+        self._new_grammars: list[SlotGrammar] = []
         self._block_slots: list[int] = []
         self._block_indices: list[int] = []
         self._block_ids: list[int] = []
@@ -61,6 +63,11 @@ class PlanBuilder:
         self._new_sampling_records.extend(sequence.sampling_record)
         if sequence.logit_edits:
             self._new_edits.extend(sequence.logit_edits.to_record(sequence.slot))
+        grammar = sequence.request.sampling_params.grammar
+        if grammar is not None:
+            self._new_grammars.append(
+                SlotGrammar(sequence.slot, grammar, sequence.num_prompt_tokens)
+            )
         num_blocks = len(sequence.block_table)
         self._block_slots.extend([sequence.slot] * num_blocks)
         self._block_indices.extend(range(num_blocks))
@@ -103,6 +110,7 @@ class PlanBuilder:
             new_token_ids=self._new_token_ids,
             new_sampling_records=self._new_sampling_records,
             new_edits=self._new_edits,
+            new_grammars=self._new_grammars,
             block_slots=int32_array(self._block_slots),
             block_indices=int32_array(self._block_indices),
             block_ids=int32_array(self._block_ids),

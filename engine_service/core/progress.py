@@ -15,6 +15,7 @@ class ScheduleEvents:
     finishes: list[Finish] = field(default_factory=list)
     """Requests already complete on arrival, and requests completed by a step."""
     failures: list[Failure] = field(default_factory=list)
+    num_invalid_logits: int = 0
     """Requests for which a step yielded no token."""
     num_preemptions: int = 0
     num_prefix_query_tokens: int = 0

@@ -30,7 +30,7 @@ from engine_service.core.types import (
     StepResult,
     int32_array,
 )
-from engine_service.errors import invalid_logits
+from engine_service.errors import grammar_failed, invalid_logits
 from protos.wire.block_hash import root_digest
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ class Scheduler:
             if sequence.is_scoring and not sequence.must_score_prompt:
                 self._finish(sequence)
         for sequence in invalid:
-            self._fail(sequence)
+            self._fail(sequence, None)
         return dataclasses.replace(progress, prompt_logprobs=logprobs)
 
     def _take_one_each(
@@ -223,7 +223,7 @@ class Scheduler:
             if sequence.state is _FINISHED:
                 continue
             if token_id == NO_TOKEN:
-                self._fail(sequence)
+                self._fail(sequence, result.grammar_failures.get(builder.sequences.index(sequence)))
                 continue
             if token_id is not None:
                 progress.request_ids.append(sequence.request_id)
@@ -245,8 +245,8 @@ class Scheduler:
     ) -> None:
         """Applies any number of tokens per sampled row."""
         start = 0
-        for sequence, is_sampled, count in zip(
-            builder.sequences, plan.is_sampled, result.token_counts, strict=True
+        for row, (sequence, is_sampled, count) in enumerate(
+            zip(builder.sequences, plan.is_sampled, result.token_counts, strict=True)
         ):
             token_ids = result.token_ids[start : start + count]
             start += count
@@ -266,7 +266,7 @@ class Scheduler:
                 progress.token_counts.append(num_taken)
                 progress.token_ids.extend(token_ids[:num_taken])
             if not is_valid:
-                self._fail(sequence)
+                self._fail(sequence, result.grammar_failures.get(row))
                 continue
             if is_sampled and not count:
                 self._compute_last_again(sequence)
@@ -510,13 +510,17 @@ class Scheduler:
         )
         self._end(sequence)
 
-    def _fail(self, sequence: Sequence) -> None:
-        """Ends a sequence whose logits gave no token."""
-        self._events.failures.append(
-            Failure(request_id=sequence.request_id, error=invalid_logits(len(sequence.token_ids)))
-        )
-        # A block that it read or wrote may hold bad values, which would spoil other sequences.
-        self.pool.forget(sequence.block_hashes)
+    def _fail(self, sequence: Sequence, grammar_failure: str | None) -> None:
+        """Ends a sequence whose logits gave no token, because of its grammar or by themselves."""
+        position = len(sequence.token_ids)
+        if grammar_failure is None:
+            error = invalid_logits(position)
+            self._events.num_invalid_logits += 1
+            # A block that it read or wrote may hold bad values, which would spoil other sequences.
+            self.pool.forget(sequence.block_hashes)
+        else:
+            error = grammar_failed(position, grammar_failure)
+        self._events.failures.append(Failure(request_id=sequence.request_id, error=error))
         self._end(sequence)
 
     def _release(self, sequence: Sequence) -> None:

@@ -112,7 +112,8 @@ class Sequence:
         self.cache_salt = request.cache_salt
         self.seed = secrets.randbits(63) if params.seed is None else params.seed
         self.stop_token_ids = frozenset(params.stop_token_ids)
-        if not params.ignore_eos:
+        # A grammar allows the end-of-sequence token where the text may end; nothing follows it.
+        if params.grammar is not None or not params.ignore_eos:
             self.stop_token_ids |= eos_token_ids
         self.num_prompt_tokens = len(request.prompt_token_ids)
         self.logit_edits = logit_edits(
@@ -125,7 +126,7 @@ class Sequence:
             self.seed,
             num_prompt_tokens=self.num_prompt_tokens,
             num_biases=self.logit_edits.num_biases,
-            is_restricted=bool(self.logit_edits.allowed),
+            is_restricted=bool(self.logit_edits.allowed) or params.grammar is not None,
         )
         self.num_logprobs = params.logprobs
         self.num_prompt_logprobs = params.prompt_logprobs

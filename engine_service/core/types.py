@@ -6,11 +6,13 @@ which is one clock for all processes of a host.
 
 import enum
 from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from engine_service.core.logprobs import RequestLogprobs
 from engine_service.core.logprobs import StepLogprobs as StepLogprobs
-from protos.wire.sampling_params import SamplingParams
+from protos.wire.sampling_params import SUPPORTED_PARAMS, Grammar, SamplingParams
 
 NO_TOKEN = -1
 """Token of a row whose logits are not a distribution: NaN, infinite or all masked."""
@@ -69,6 +71,8 @@ class EngineInfo:
     """The most logprobs that a request may ask for at each position."""
     default_sampling_params: SamplingParams
     """What the model's authors recommend for parameters that a request leaves unset."""
+    supported_params: tuple[str, ...] = SUPPORTED_PARAMS
+    """The sampling parameters that the engine supports with this model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +81,14 @@ class CoreInput:
 
     requests: list[Request] = field(default_factory=list)
     cancelled_ids: list[int] = field(default_factory=list)
+
+
+class SlotGrammar(NamedTuple):
+    """What a new slot's text must match: the tokens behind those of the prompt."""
+
+    slot: int
+    grammar: Grammar
+    num_prompt_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +139,9 @@ class StepPlan:
     """[num_rows] prompt tokens whose logprobs the row must bring: those at the positions from
     `num_computed_tokens[r] + 1` on. Empty if no row must bring any."""
 
+    new_grammars: list[SlotGrammar] = field(default_factory=list)
+    """The grammars of those of the new slots that have one."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
@@ -159,6 +174,8 @@ class StepResult:
     """Time the host then waited for the tokens."""
     device_seconds: float = 0.0
     """Time from the device's first kernel of the step to its last, gaps included."""
+    grammar_failures: Mapping[int, str] = field(default_factory=dict)
+    """By row of the plan, why the grammar of one that yielded `NO_TOKEN` cannot go on."""
 
     def check(self, plan: StepPlan) -> None:
         """Checks that each row of the plan has a count and that the counts match the tokens.

@@ -98,16 +98,15 @@ class Ranks:
         """
         if self.size == 1:
             return logits
-        num_rows, width = logits.shape[0], len(self.vocab_range(vocab_size))
+        # All parts must be equally large.
         largest = -(-vocab_size // self.size)
         largest = -(-largest // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
-        # All parts must be equally large.
+        num_rows, width = logits.shape
         sent = torch.zeros(num_rows, largest, dtype=logits.dtype, device=logits.device)
         sent[:, :width] = logits
-        parts = torch.empty(self.size * num_rows, largest, dtype=logits.dtype, device=logits.device)
-        dist.all_gather_into_tensor(parts, sent)
-        whole = parts.view(self.size, num_rows, largest).transpose(0, 1)
-        return whole.reshape(num_rows, self.size * largest)[:, :vocab_size].contiguous()
+        parts = [torch.empty_like(sent) for _ in range(self.size)]
+        dist.all_gather(parts, sent)
+        return torch.cat(parts, dim=1)[:, :vocab_size].contiguous()
 
     def minimum(self, value: int) -> int:
         """Returns the smallest of the ranks' numbers."""

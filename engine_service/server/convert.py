@@ -201,7 +201,7 @@ def to_model_info_response(
         tensor_parallel_size=info.tensor_parallel_size,
         dtype=info.dtype,
         tokenizer_sha256=tokenizer_sha256,
-        supported_sampling_params=sampling_params.SUPPORTED_PARAMS,
+        supported_sampling_params=info.supported_params,
         engine_version=engine_version,
         default_sampling_params=engine_pb2.SamplingParams(
             **sampling_params.to_fields(info.default_sampling_params)

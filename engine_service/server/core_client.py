@@ -21,6 +21,7 @@ from engine_service.errors import (
 from engine_service.server.core_channel import CoreChannel
 from engine_service.server.output_stream import OpenRequest, OutputStream
 from protos.wire.reason import Reason
+from protos.wire.sampling_params import Grammar
 
 _logger = logging.getLogger(__name__)
 
@@ -50,6 +51,17 @@ class RequestObserver(Protocol):
         """A request ended: a finish reason, a lower-case error reason, or `CANCELLED`."""
 
 
+class GrammarCheck(Protocol):
+    """Checks what a request's text must match."""
+
+    def check(self, grammar: Grammar, done: Callable[[RequestError | None], None]) -> None:
+        """Calls `done` once, at once or later, with the error that ends the request, or None.
+
+        Raises:
+            RequestError: It cannot be checked now.
+        """
+
+
 class CoreClient:
     """Sends the server's requests to the core and routes its outputs to readers.
 
@@ -69,6 +81,7 @@ class CoreClient:
         self._max_waiting_requests = max_waiting_requests
         self._observer = observer
         self._on_step = on_step
+        self._grammar_check: GrammarCheck | None = None
         self._request_ids = itertools.count(1)
         self._open_requests: dict[int, OpenRequest] = {}
         self._num_waiting = 0
@@ -89,6 +102,10 @@ class CoreClient:
         """
         self._channel.start()
         return await asyncio.shield(self._info)
+
+    def use_grammar_check(self, check: GrammarCheck) -> None:
+        """From now on, a request with a grammar reaches the core once its grammar is checked."""
+        self._grammar_check = check
 
     @property
     def num_open(self) -> int:
@@ -127,6 +144,8 @@ class CoreClient:
         timeout: float | None = None,
     ) -> None:
         """Sends a request to the core; its outputs arrive in the stream.
+
+        One with a new grammar is open at once, but waits here until the grammar is checked.
 
         Args:
             stream: From `open_stream`.
@@ -168,7 +187,11 @@ class CoreClient:
         self._num_waiting += 1
         self._num_waiting_tokens += _num_tokens(request)
         self._idle.clear()
-        self._channel.submit(request)
+        grammar = request.sampling_params.grammar
+        if grammar is None or self._grammar_check is None:
+            self._channel.submit(request)
+        else:
+            self._check_grammar(self._grammar_check, grammar, opened)
 
     def refuse(self, stream: OutputStream, handle: int, error: RequestError) -> None:
         """Answers a submission that never became a request."""
@@ -299,6 +322,22 @@ class CoreClient:
             self._info.set_exception(core_lost())
         self._lost.set()
         self.suspend(core_lost())
+
+    def _check_grammar(self, check: GrammarCheck, grammar: Grammar, opened: OpenRequest) -> None:
+        def go_on(error: RequestError | None) -> None:
+            # It may have been cancelled, or may have ended otherwise.
+            if opened.request.request_id not in self._open_requests:
+                return
+            if error is None:
+                self._channel.submit(opened.request)
+            else:
+                self._fail(opened, error)
+                self._cut_off_slow_readers()
+
+        try:
+            check.check(grammar, go_on)
+        except RequestError as error:
+            go_on(error)
 
     def _expire(self, opened: OpenRequest, timeout: float) -> None:
         self._channel.cancel(opened.request.request_id)

@@ -13,6 +13,9 @@ from engine_service.config import ServerOptions
 from engine_service.core.limits import Limits
 from engine_service.core.types import EngineInfo, StepOutput
 from engine_service.errors import DOMAIN, Draining, core_frozen, core_lost
+from engine_service.grammar.check_process import CheckSetup
+from engine_service.grammar.checker import GrammarChecker
+from engine_service.grammar.tokenizer import FILE_NAME as TOKENIZER_FILE
 from engine_service.server.cache_log import CacheLog
 from engine_service.server.core_client import CoreClient
 from engine_service.server.core_watch import TICK_SECONDS, CoreWatch
@@ -56,6 +59,7 @@ class EngineServer:
         self._operations = HttpServer(operations_handlers(self._metrics.registry, self._health))
         self._server = grpc.aio.server(options=server_options(ENGINE_REQUEST_BYTES))
         self._client: CoreClient | None = None
+        self._grammars: GrammarChecker | None = None
         self.port = 0
         self.operations_port = 0
 
@@ -112,6 +116,7 @@ class EngineServer:
         self._max_step_tokens = info.max_num_batched_tokens
         self._load_meter.start(info)
         self._metrics.set_info(info)
+        self._start_grammar_check(client, info, tokenizer)
         self._servicer.replica = Replica(
             info=info,
             limits=Limits.from_info(info),
@@ -179,11 +184,31 @@ class EngineServer:
         await self._enter(State.STARTING)
         await self._server.start()
 
+    def _start_grammar_check(
+        self, client: CoreClient, info: EngineInfo, tokenizer: TokenizerFiles
+    ) -> None:
+        """Lets requests with a grammar wait until it is checked, if the core takes any."""
+        tokenizer_json = tokenizer.content(TOKENIZER_FILE)
+        if "grammar" not in info.supported_params or tokenizer_json is None:
+            return
+        setup = CheckSetup(
+            vocab_size=info.vocab_size,
+            eos_token_ids=info.eos_token_ids,
+            cpu_seconds=self._options.grammar_seconds,
+            memory_bytes=self._options.grammar_memory_bytes,
+        )
+        self._grammars = GrammarChecker(setup, tokenizer_json, self._metrics)
+        self._grammars.start()
+        client.use_grammar_check(self._grammars)
+
     async def _close(self) -> None:
         await self._server.stop(_FAREWELL_SECONDS)
         if self._client is not None:
             self._client.close()
             await asyncio.to_thread(self._client.join, _FAREWELL_SECONDS)
+        if self._grammars is not None:
+            self._grammars.close()
+            await asyncio.to_thread(self._grammars.join, _FAREWELL_SECONDS)
         self._load_meter.close()
         await self._operations.stop()
 

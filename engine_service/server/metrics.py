@@ -3,6 +3,8 @@
 from prometheus_client import Counter, Gauge, Histogram
 
 from engine_service.core.types import Admission, EngineInfo, FinishReason, StepStats
+from engine_service.grammar.checker import KNOWN
+from engine_service.grammar.checker import OUTCOMES as GRAMMAR_OUTCOMES
 from engine_service.server.core_client import CANCELLED
 from engine_service.server.output_stream import OpenRequest
 from protos.wire.reason import Reason
@@ -124,6 +126,15 @@ class EngineMetrics:
             ("method",),
             registry=self.registry,
         )
+        self.grammars = Counter(
+            f"{_PREFIX}_grammars",
+            "Grammars of requests that were checked, by outcome.",
+            ("outcome",),
+            registry=self.registry,
+        )
+        self._grammars_by_outcome = {
+            outcome: self.grammars.labels(outcome=outcome) for outcome in GRAMMAR_OUTCOMES
+        }
         self.steps = self._counter("steps", "Steps that the engine has run.")
 
     def _add_times(self) -> None:
@@ -146,6 +157,11 @@ class EngineMetrics:
             "request_time_seconds",
             "Seconds from a request's arrival to its end, whatever the outcome.",
             REQUEST_BUCKETS,
+        )
+        self.grammar_check_time = self._histogram(
+            "grammar_check_time_seconds",
+            "Seconds to check a grammar that was not known yet.",
+            WORK_BUCKETS,
         )
         self.step_time = Histogram(
             f"{_PREFIX}_step_time_seconds",
@@ -219,6 +235,12 @@ class EngineMetrics:
     def count_refusal(self, outcome: str) -> None:
         """Counts a request that was refused before it opened."""
         self._count_outcome(outcome)
+
+    def count_grammar(self, outcome: str, seconds: float) -> None:
+        """Counts a grammar that was checked."""
+        self._grammars_by_outcome[outcome].inc()
+        if outcome != KNOWN:
+            self.grammar_check_time.observe(seconds)
 
     def count_slow_reader(self) -> None:
         """Counts a stream that was closed because its client did not read."""

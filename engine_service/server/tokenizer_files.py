@@ -32,6 +32,10 @@ class TokenizerFiles:
     sha256: str = ""
     """Over names and contents, 64 hexadecimal digits; empty when there are no files."""
 
+    def content(self, name: str) -> bytes | None:
+        """Returns the content of the file with that name, or None."""
+        return next((file.content for file in self.files if file.name == name), None)
+
     @classmethod
     def read(cls, paths: Iterable[Path]) -> Self:
         """Reads the files, sorted by name; blocks for as long as the disk takes.

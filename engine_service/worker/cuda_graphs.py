@@ -204,12 +204,15 @@ class StepGraph:
         )
         self._capture_sampler(self._captured, NOTHING)
 
-    def replay(self, rows: DeviceRows, wants: Wants) -> Sampled:
+    def replay(
+        self, rows: DeviceRows, wants: Wants, before_draw: Callable[[], object] | None = None
+    ) -> Sampled:
         """Runs the step on rows padded to its sizes.
 
         Args:
             rows: The rows.
             wants: What they ask of the sampler.
+            before_draw: Called when the logits are enqueued.
 
         Returns:
             What the sampler gives for all rows, which the next replay overwrites.
@@ -220,6 +223,8 @@ class StepGraph:
             self._capture_sampler(captured, wants)
         self._rows.packed.copy_(rows.packed)
         captured.forward.replay()
+        if before_draw is not None:
+            before_draw()
         sampler, sampled = captured.samplers[wants]
         sampler.replay()
         return sampled

@@ -17,6 +17,7 @@ from engine_service.worker.peers import CONSEQUENCES, NO_PEERS, Peers, RankLost
 from engine_service.worker.process_group import Rendezvous, leave
 from engine_service.worker.rank import RankOptions, read_model_config, start_rank
 from engine_service.worker.worker import PendingStep, Worker
+from protos.wire.sampling_params import Grammar
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,11 @@ class RanksExecutor:
         self._peers = peers
         self._device = device
         self._cpus = cpus
+
+    def prepare(self, grammar: Grammar) -> bool:
+        """Begins to compile a grammar; returns at once, whether it is compiled."""
+        assert self._worker is not None, "closed"
+        return self._worker.prepare(grammar)
 
     def launch(self, plan: StepPlan) -> PendingStep:
         """Starts a step and returns without waiting for its tokens."""
@@ -68,7 +74,9 @@ class RanksExecutor:
 
     def close(self) -> None:
         """Ends the other ranks and frees model and cache. A second call does nothing."""
-        self._worker = None
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.close()
         try:
             self._peers.close()
         finally:

@@ -214,7 +214,11 @@ class Bounds:
 
 
 class InputBatch:
-    """Per slot: tokens, block table row and sampling parameters, on the device."""
+    """Per slot: tokens, block table row and sampling parameters, on the device.
+
+    Attributes:
+        sampling: The sampling parameters.
+    """
 
     def __init__(
         self,
@@ -234,7 +238,7 @@ class InputBatch:
         with device:
             self._tokens = torch.zeros(max_num_seqs, max_model_len, dtype=torch.int32)
             self._block_table = torch.zeros(max_num_seqs, max_blocks_per_seq, dtype=torch.int32)
-        self._sampling = SlotSampling(max_num_seqs, vocab_size, device)
+        self.sampling = SlotSampling(max_num_seqs, vocab_size, device)
 
     def apply(self, plan: StepPlan, rows: Rows, num_rows: int, num_tokens: int) -> DeviceRows:
         """Applies a plan's changes and copies its rows to the device. Does not wait.
@@ -248,7 +252,7 @@ class InputBatch:
         sent = _SentPlan.send(plan, rows, rows.packed(num_rows, num_tokens), self.device)
         if plan.new_slots:
             self._fill_slots(sent)
-            self._sampling.fill(plan, sent.new_slots, sent.new_sampling_records)
+            self.sampling.fill(plan, sent.new_slots, sent.new_sampling_records)
         if plan.block_slots:
             self._block_table[sent.block_slots, sent.block_indices] = sent.block_ids.int()
         return DeviceRows(packed=sent.rows, num_rows=num_rows, sampled_rows=sent.sampled_rows)
@@ -257,7 +261,7 @@ class InputBatch:
         """Returns what the rows that yield a token ask of the sampler."""
         if not len(rows.sampled_rows):
             return NOTHING
-        return self._sampling.wants(rows.slots[rows.sampled_rows])
+        return self.sampling.wants(rows.slots[rows.sampled_rows])
 
     def scoring(self, plan: StepPlan, rows: Rows) -> ScoringInputs | None:
         """Returns which tokens of prompts must be scored, or None. Call it after `apply`."""
@@ -279,7 +283,7 @@ class InputBatch:
         return ScoringInputs(
             token_indices=token_indices,
             token_ids=self._tokens[on_slots, positions].long(),
-            num_top=self._sampling.num_top_of_prompts(slots),
+            num_top=self.sampling.num_top_of_prompts(slots),
         )
 
     def read(self, rows: DeviceRows, bounds: Bounds) -> StepInputs:
@@ -343,8 +347,8 @@ class InputBatch:
             slots=slots,
             token_indices=token_indices,
             positions=positions,
-            records=self._sampling.records,
-            edits=self._sampling.edits,
+            records=self.sampling.records,
+            edits=self.sampling.edits,
             tokens=self._tokens,
         )
 

@@ -1,5 +1,7 @@
 """Runs one step: inputs in, new tokens out, all on the device."""
 
+from collections.abc import Callable
+
 import torch
 
 from engine_service.layers.ranks import ALONE, Ranks
@@ -35,12 +37,18 @@ class ModelRunner:
         self._batch = batch
         self._ranks = ranks
 
-    def run(self, inputs: StepInputs, wants: Wants) -> Sampled | None:
+    def run(
+        self,
+        inputs: StepInputs,
+        wants: Wants,
+        before_draw: Callable[[], object] | None = None,
+    ) -> Sampled | None:
         """Runs a step and appends its tokens to their sequences.
 
         Args:
             inputs: The step.
             wants: What its rows ask of the sampler.
+            before_draw: Called when the logits are enqueued.
 
         Returns:
             What the sampler gives, in plan order; None if no row yields a token.
@@ -48,10 +56,16 @@ class ModelRunner:
         logits = self.compute_logits(inputs)
         if logits is None or inputs.sampling is None:
             return None
+        if before_draw is not None:
+            before_draw()
         return self.sample(logits, inputs.sampling, wants)
 
     def score(
-        self, inputs: StepInputs, wants: Wants, scoring: ScoringInputs
+        self,
+        inputs: StepInputs,
+        wants: Wants,
+        scoring: ScoringInputs,
+        before_draw: Callable[[], object] | None = None,
     ) -> tuple[Sampled | None, Logprobs]:
         """As `run`, and also computes logprobs of tokens of prompts, [num_scored] of them."""
         sampling = inputs.sampling
@@ -77,6 +91,8 @@ class ModelRunner:
         if sampling is None:
             return None, logprobs
         logits = self._model.compute_logits(hidden[num_scored:])
+        if before_draw is not None:
+            before_draw()
         return self.sample(logits, sampling, wants), logprobs
 
     def compute_logits(self, inputs: StepInputs) -> torch.Tensor | None:

@@ -1,6 +1,8 @@
 """What each rank of an engine does to start."""
 
 import logging
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -8,17 +10,23 @@ import torch
 from engine_service.config import CacheOptions, ModelOptions, SchedulerOptions
 from engine_service.core.types import EngineInfo
 from engine_service.errors import StartupError
+from engine_service.grammar.matchers import SlotMatchers
+from engine_service.grammar.tokenizer import FILE_NAME, UnusableTokenizer, read_tokenizer
 from engine_service.layers.ranks import Ranks
 from engine_service.models.checkpoint import Checkpoint, fingerprint
 from engine_service.models.config import parse_config
 from engine_service.models.dtypes import COMPUTED
+from engine_service.models.end_tokens import MAX_TOKENIZER_FILE_BYTES
 from engine_service.models.model_config import ModelConfig
 from engine_service.models.name import served_name
+from engine_service.models.plain_file import read_own_file
 from engine_service.worker.device import check_head_dim, choose_dtype
 from engine_service.worker.worker import Worker, WorkerConfig, start_worker
-from protos.wire.sampling_params import SamplingParams
+from protos.wire.sampling_params import SUPPORTED_PARAMS, SamplingParams
 
 logger = logging.getLogger(__name__)
+
+_MAX_MASK_THREADS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +63,7 @@ def start_rank(
     dtype = choose_dtype(model, config, device)
     max_model_len = _max_model_len(model, config)
     eos_token_ids = checkpoint.read_eos_token_ids(config.vocab_size)
+    matchers = _start_matchers(checkpoint, config.vocab_size, eos_token_ids)
     started = start_worker(
         WorkerConfig(
             model=model,
@@ -66,6 +75,7 @@ def start_rank(
             device=device,
             dtype=COMPUTED[dtype].torch_dtype,
             ranks=ranks,
+            matchers=matchers,
         )
     )
     model_fingerprint = fingerprint(
@@ -90,6 +100,7 @@ def start_rank(
         dtype=dtype,
         device=str(device),
         max_logprobs=options.scheduler.max_logprobs,
+        supported_params=_supported_params(matchers, ranks.rank),
         default_sampling_params=_default_sampling_params(model, checkpoint, ranks),
     )
     logger.info(
@@ -105,6 +116,45 @@ def start_rank(
         model_fingerprint,
     )
     return started.worker, info
+
+
+def _start_matchers(
+    checkpoint: Checkpoint, vocab_size: int, eos_token_ids: frozenset[int]
+) -> "Future[SlotMatchers] | None":
+    """Reads the tokens for grammars beside all else; None if the model has none to read."""
+    path = checkpoint.folder / FILE_NAME
+    if not path.is_file():
+        return None
+
+    def read() -> SlotMatchers:
+        content = read_own_file(path, MAX_TOKENIZER_FILE_BYTES)
+        tokenizer = read_tokenizer(content, vocab_size, eos_token_ids)
+        return SlotMatchers(tokenizer, _num_mask_threads())
+
+    reader = ThreadPoolExecutor(1, "grammar-tokens")
+    reading = reader.submit(read)
+    reader.shutdown(wait=False)
+    return reading
+
+
+def _num_mask_threads() -> int:
+    return max(1, min(_MAX_MASK_THREADS, (os.cpu_count() or 1) // 2))
+
+
+def _supported_params(matchers: "Future[SlotMatchers] | None", rank: int) -> tuple[str, ...]:
+    """Returns what the engine supports; waits until the tokens for grammars are read."""
+    if matchers is None:
+        obstacle = f"the model folder has no {FILE_NAME}"
+    else:
+        error = matchers.exception()
+        if error is None:
+            return SUPPORTED_PARAMS
+        if not isinstance(error, UnusableTokenizer):
+            raise error
+        obstacle = str(error)
+    if rank == 0:
+        logger.info("grammars unsupported detail=%s", obstacle)
+    return tuple(name for name in SUPPORTED_PARAMS if name != "grammar")
 
 
 def _default_sampling_params(

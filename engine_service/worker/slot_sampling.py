@@ -61,6 +61,8 @@ class SlotSampling:
                 forbidden=torch.zeros(num_slots, MAX_BAD_TOKENS, dtype=torch.int32),
                 allowed=torch.zeros(num_slots, num_words, dtype=torch.int32),
             )
+        self._allowed: dict[int, npt.NDArray[np.int32]] = {}
+        """The words of slots whose requests allow some tokens only."""
         self._wants_edits = np.zeros(num_slots, dtype=bool)
         self._wants_thresholds = np.zeros(num_slots, dtype=bool)
         self._num_logprobs = np.full(num_slots, _NO_LOGPROBS)
@@ -79,6 +81,9 @@ class SlotSampling:
             np.asarray(plan.new_slots),
             np.asarray(plan.new_sampling_records).reshape(-1, len(RECORD_COLUMNS)),
         )
+        if self._allowed:
+            for slot in plan.new_slots:
+                self._allowed.pop(slot, None)
         edits = np.asarray(plan.new_edits, dtype=np.int32)
         while len(edits):
             slot, *lengths = edits[:4].tolist()
@@ -104,6 +109,40 @@ class SlotSampling:
         if most == _NO_LOGPROBS:
             return None
         return min(1 << (most - 1).bit_length() if most else 0, MAX_TOP, self._vocab_size)
+
+    def staging(self, num_rows: int) -> torch.Tensor:
+        """Returns memory on the host for the masks of some rows, [num_rows, num_words] int32."""
+        return self._on_host(num_rows, self.edits.allowed.shape[1])
+
+    def write_masks(self, slots: _Integers, masks: torch.Tensor, ended: _Integers) -> None:
+        """Lets slots choose among the tokens of masks, as far as their requests allow them too.
+
+        Args:
+            slots: [num_rows].
+            masks: From `staging`, which it returns to torch: the bits of the tokens allowed.
+            ended: Those of the slots whose text is complete. Nothing else may then keep them from
+                an end-of-sequence token.
+        """
+        words = masks.numpy()
+        for row, slot in enumerate(slots.tolist()):
+            allowed = self._allowed.get(slot)
+            if allowed is not None and slot not in ended:
+                words[row] &= allowed
+        on_device = self._to_device(slots)
+        self.edits.allowed[on_device] = masks.to(self._device, non_blocking=True)
+        if len(ended):
+            self.records[self._to_device(ended), RECORD_COLUMNS["num_biases"]] = 0
+
+    def _to_device(self, numbers: _Integers) -> torch.Tensor:
+        staging = torch.empty(
+            len(numbers), dtype=torch.int64, pin_memory=self._device.type == "cuda"
+        )
+        staging.numpy()[...] = numbers
+        return staging.to(self._device, non_blocking=True)
+
+    def _on_host(self, *sizes: int) -> torch.Tensor:
+        # Torch reuses pinned memory only after the copy from it has ended.
+        return torch.empty(sizes, dtype=torch.int32, pin_memory=self._device.type == "cuda")
 
     def _note(self, slots: _Integers, records: _Integers) -> None:
         def column(name: str) -> _Integers:
@@ -140,12 +179,10 @@ class SlotSampling:
             is_allowed = np.zeros(words * 32, dtype=np.uint8)
             is_allowed[allowed] = 1
             packed = np.packbits(is_allowed, bitorder="little").view(np.int32)
+            self._allowed[slot] = packed
             self._copy(packed, self.edits.allowed[slot])
 
     def _copy(self, values: npt.NDArray[np.int32], target: torch.Tensor) -> None:
-        # Pinned memory is reused only after the copy has ended.
-        staging = torch.empty(
-            values.shape, dtype=torch.int32, pin_memory=self._device.type == "cuda"
-        )
+        staging = self._on_host(*values.shape)
         staging.numpy()[...] = values
         target.copy_(staging, non_blocking=True)

@@ -3,7 +3,9 @@
 import logging
 import time
 from array import array
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,9 +22,10 @@ from engine_service.models.loading import (
     load_weights,
 )
 from engine_service.models.model_config import ModelConfig
-from engine_service.worker.cuda_graphs import StepGraphs, max_num_graphs
+from engine_service.worker.cuda_graphs import StepGraph, StepGraphs, max_num_graphs
 from engine_service.worker.device import is_out_of_memory
-from engine_service.worker.input_batch import Bounds, InputBatch, Rows
+from engine_service.worker.grammar_masks import GrammarMasks
+from engine_service.worker.input_batch import Bounds, DeviceRows, InputBatch, Rows
 from engine_service.worker.kv_cache import (
     KVCache,
     allocate_kv_cache,
@@ -33,6 +36,12 @@ from engine_service.worker.kv_cache import (
 from engine_service.worker.model_runner import ModelRunner
 from engine_service.worker.sampler import Logprobs, Sampled
 from engine_service.worker.warm_up import warm_up_plans
+from protos.wire.sampling_params import Grammar
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from engine_service.grammar.matchers import SlotMatchers
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +62,8 @@ class WorkerConfig:
     device: torch.device
     dtype: torch.dtype
     ranks: Ranks
+    matchers: "Future[SlotMatchers] | None" = None
+    """Of grammars; None if the model does not support them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +75,8 @@ class PendingStep:
     """On the host; None if no row yields a token."""
     prompt_logprobs: Logprobs | None
     """On the host; None if no row must bring any."""
+    grammar_failures: Mapping[int, str]
+    """As `StepResult.grammar_failures`."""
     started: torch.cuda.Event | None
     """When the device began the step. None where the work is already done at launch."""
     ended: torch.cuda.Event | None
@@ -79,6 +92,7 @@ class Worker:
         runner: Runs steps of any kind.
         graphs: Run the steps that fit into them; None runs all steps with the runner.
         device: The device.
+        grammars: The masks of sequences with a grammar; None if there are none.
     """
 
     def __init__(
@@ -87,11 +101,23 @@ class Worker:
         runner: ModelRunner,
         graphs: StepGraphs | None,
         device: torch.device,
+        grammars: GrammarMasks | None = None,
     ) -> None:
+        self._grammars = grammars
         self._batch = batch
         self._runner = runner
         self._graphs = graphs
         self._device = device
+
+    def prepare(self, grammar: Grammar) -> bool:
+        """Begins to compile a grammar; returns at once, whether it is compiled."""
+        assert self._grammars is not None, "a request with a grammar, which is not supported"
+        return self._grammars.prepare(grammar)
+
+    def close(self) -> None:
+        """Ends the threads of its grammars."""
+        if self._grammars is not None:
+            self._grammars.close()
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> PendingStep:
@@ -103,37 +129,56 @@ class Worker:
         if self._graphs and not plan.num_prompt_logprobs:
             graph = self._graphs.fitting(rows)
         sizes = graph or rows
+        if self._grammars is not None:
+            self._grammars.apply(plan)
         sent = self._batch.apply(plan, rows, sizes.num_rows, sizes.num_tokens)
         prepared_at = time.perf_counter()
         started = self._record_event()
-        wants = self._batch.wants(rows)
-        sampled: Sampled | None
-        prompt_logprobs: Logprobs | None = None
-        scoring = self._batch.scoring(plan, rows)
-        if scoring is not None:
-            inputs = self._batch.read(sent, Bounds.of(rows))
-            sampled, prompt_logprobs = self._runner.score(inputs, wants, scoring)
-        elif graph is None:
-            sampled = self._runner.run(self._batch.read(sent, Bounds.of(rows)), wants)
-        elif rows.is_decode:
-            sampled = graph.replay(sent, wants).map(lambda x: x[: rows.num_rows])
-        else:
-            sampled = graph.replay(sent, wants).map(lambda x: x[sent.sampled_rows])
+        sampled_slots = rows.slots[rows.sampled_rows]
+        failures: dict[int, str] = {}
+
+        def fill_masks() -> None:
+            if self._grammars is not None:
+                failures.update(self._grammars.fill(sampled_slots))
+
+        sampled, prompt_logprobs = self._run(plan, rows, sent, graph, fill_masks)
         if started is not None:
-            if sampled is not None:
-                sampled = sampled.map(_to_host)
-            if prompt_logprobs is not None:
-                prompt_logprobs = Logprobs(*map(_to_host, prompt_logprobs))
+            sampled = sampled and sampled.map(_to_host)
+            prompt_logprobs = prompt_logprobs and Logprobs(*map(_to_host, prompt_logprobs))
         ended = self._record_event()
+        if self._grammars is not None and sampled is not None:
+            self._grammars.note(sampled_slots, sampled.token_ids, ended)
         return PendingStep(
             plan=plan,
             sampled=sampled,
             prompt_logprobs=prompt_logprobs,
+            grammar_failures=_by_row(plan, failures),
             started=started,
             ended=ended,
             prepare_seconds=prepared_at - begun_at,
             launch_seconds=time.perf_counter() - prepared_at,
         )
+
+    def _run(
+        self,
+        plan: StepPlan,
+        rows: Rows,
+        sent: DeviceRows,
+        graph: StepGraph | None,
+        fill_masks: Callable[[], None],
+    ) -> tuple[Sampled | None, Logprobs | None]:
+        """Enqueues the kernels of a step; returns what they give, in the order of the plan."""
+        wants = self._batch.wants(rows)
+        if graph is not None:
+            sampled = graph.replay(sent, wants, fill_masks)
+            if rows.is_decode:
+                return sampled.map(lambda x: x[: rows.num_rows]), None
+            return sampled.map(lambda x: x[sent.sampled_rows]), None
+        inputs = self._batch.read(sent, Bounds.of(rows))
+        scoring = self._batch.scoring(plan, rows)
+        if scoring is not None:
+            return self._runner.score(inputs, wants, scoring, fill_masks)
+        return self._runner.run(inputs, wants, fill_masks), None
 
     def collect(self, step: PendingStep) -> StepResult:
         """Waits for a step's tokens."""
@@ -149,6 +194,7 @@ class Worker:
             token_ids=int32_array(token_ids),
             logprobs=_packed(logprobs),
             prompt_logprobs=_packed(step.prompt_logprobs),
+            grammar_failures=step.grammar_failures,
             prepare_seconds=step.prepare_seconds,
             launch_seconds=step.launch_seconds,
             wait_seconds=time.perf_counter() - begun_at,
@@ -161,6 +207,14 @@ class Worker:
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(self._device))
         return event
+
+
+def _by_row(plan: StepPlan, failures: Mapping[int, str]) -> Mapping[int, str]:
+    """Returns failures by row of the plan, given by place among the rows that yield a token."""
+    if not failures:
+        return failures
+    sampled_rows = [row for row, is_sampled in enumerate(plan.is_sampled) if is_sampled]
+    return {sampled_rows[place]: text for place, text in failures.items()}
 
 
 def _packed(logprobs: Logprobs | None) -> StepLogprobs | None:
@@ -266,7 +320,13 @@ def _start_worker(config: WorkerConfig) -> StartedWorker:
             runner, batch, config.scheduler.max_num_batched_tokens, config.ranks
         )
     return StartedWorker(
-        worker=Worker(batch, runner, graphs, config.device),
+        worker=Worker(
+            batch,
+            runner,
+            graphs,
+            config.device,
+            None if config.matchers is None else GrammarMasks(config.matchers, batch.sampling),
+        ),
         num_blocks=num_blocks,
         weights_digest=weights_digest,
     )

@@ -180,7 +180,7 @@ _BOUNDED_LISTS: Mapping[str, int] = {
 DEFAULT_PARAMS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 """The parameters for which a model can have defaults of its own."""
 
-SUPPORTED_PARAMS = tuple(name for name in _UNSET if name != "grammar")
+SUPPORTED_PARAMS = tuple(_UNSET)
 """The parameters that this version's engines support."""
 
 BASIC_PARAMS = frozenset({"temperature", "max_tokens", "ignore_eos", "stop_token_ids", "seed"})

@@ -10,7 +10,7 @@ from engine_service.core.types import (
 )
 from engine_service.errors import InvalidRequest
 from protos.wire.reason import Reason
-from protos.wire.sampling_params import SamplingParams
+from protos.wire.sampling_params import LogitBias, SamplingParams
 from tests.engine_service.core.fake_executor import make_info, tokens
 
 
@@ -46,11 +46,21 @@ def test_empty_prompt_is_refused_even_with_resumed_tokens():
         {"temperature": math.nan},
         {"temperature": math.inf},
         {"temperature": 100.5},
-        {"max_tokens": 0},
         {"max_tokens": -1},
         {"seed": -1},
         {"seed": 2**63},
         {"stop_token_ids": frozenset(range(1025))},
+        {"top_k": -2},
+        {"top_p": 1.5},
+        {"min_p": math.nan},
+        {"presence_penalty": -2.5},
+        {"frequency_penalty": 2.5},
+        {"repetition_penalty": 0.001},
+        {"min_tokens": -1},
+        {"min_tokens": 62},
+        {"logprobs": 21},
+        {"prompt_logprobs": 21},
+        {"sample_index": 65_536},
     ],
     ids=str,
 )
@@ -93,6 +103,103 @@ def test_a_token_out_of_range_is_refused_with_its_index(field, changes):
         "value": str(value),
         "vocab_size": "100",
     }
+
+
+@pytest.mark.parametrize(
+    ("params", "field", "index", "value"),
+    [
+        ({"logit_bias": (LogitBias(1, 0), LogitBias(100, 0))}, "logit_bias", 1, 100),
+        ({"logit_bias": (LogitBias(-1, 0),)}, "logit_bias", 0, -1),
+        ({"bad_words_token_ids": ((1,), (2, 100))}, "bad_words_token_ids[1]", 1, 100),
+        ({"allowed_token_ids": (1, 2, 2**40)}, "allowed_token_ids", 2, 2**40),
+    ],
+)
+def test_a_token_out_of_range_in_a_parameter_is_refused_with_its_place(params, field, index, value):
+    error = refusal(request(**params))
+
+    assert error.reason is Reason.TOKEN_OUT_OF_RANGE
+    assert error.message.startswith(f"{field}[{index}]")
+    assert error.metadata["field"] == field
+    assert error.metadata["index"] == str(index)
+    assert error.metadata["value"] == str(value)
+
+
+def test_a_token_may_have_one_bias_only():
+    biases = (LogitBias(3, 1), LogitBias(4, 1), LogitBias(3, 1))
+    error = refusal(request(logit_bias=biases))
+
+    assert error.reason is Reason.BAD_SAMPLING_PARAMS
+    assert error.metadata["field"] == "logit_bias[2].token_id"
+    assert error.metadata["value"] == "3"
+
+
+def test_min_tokens_are_bounded_by_max_tokens_or_the_length_left():
+    limits().check(request(min_tokens=5, max_tokens=5))
+    limits().check(request(min_tokens=61))
+    limits().check(request(min_tokens=4, max_tokens=4, resumed=(1, 2, 3, 4)))
+    error = refusal(request(min_tokens=6, max_tokens=5))
+    assert error.message == "min_tokens is 6, outside 0 to 5, max_tokens"
+    error = refusal(request(min_tokens=62))
+    assert error.message == "min_tokens is 62, outside 0 to 61, the length left"
+
+
+@pytest.mark.parametrize(
+    ("params", "is_refused"),
+    [
+        ({"bad_words_token_ids": ((5,), (6,))}, True),
+        ({"bad_words_token_ids": ((5,), (6, 6))}, False),
+        ({"bad_words_token_ids": ((5,),)}, False),
+        ({"bad_words_token_ids": ((5,),), "stop_token_ids": (6,)}, False),
+        ({"bad_words_token_ids": ((5,),), "stop_token_ids": (6,), "min_tokens": 1}, True),
+        (
+            {
+                "bad_words_token_ids": ((5,),),
+                "stop_token_ids": (6,),
+                "min_tokens": 1,
+                "resumed": (7,),
+            },
+            False,
+        ),
+    ],
+)
+def test_allowed_tokens_of_which_none_may_come_are_refused(params, is_refused):
+    asked = request(allowed_token_ids=(5, 6, 5), **params)
+
+    if is_refused:
+        assert refusal(asked).metadata["field"] == "number of allowed_token_ids"
+    else:
+        limits().check(asked)
+
+
+@pytest.mark.parametrize("ignores", [False, True])
+def test_end_tokens_of_the_model_may_not_come_before_min_tokens(ignores):
+    asked = request(allowed_token_ids=(0,), min_tokens=1, ignore_eos=ignores)
+
+    if ignores:
+        limits().check(asked)
+    else:
+        assert refusal(asked).reason is Reason.BAD_SAMPLING_PARAMS
+
+
+def test_no_tokens_are_asked_for_with_logprobs_of_the_prompt_only():
+    error = refusal(request(max_tokens=0))
+    assert error.message == "max_tokens is 0, outside 1 and more; 0 needs prompt_logprobs"
+    limits().check(request([1] * 64, max_tokens=0, prompt_logprobs=0))
+    error = refusal(request([1] * 65, max_tokens=0, prompt_logprobs=0))
+    assert "65 tokens, over max_model_len 64" in error.message
+    small = limits(num_blocks=3, block_size=4)
+    small.check(request([1] * 12, max_tokens=0, prompt_logprobs=0))
+    error = refusal(request([1] * 13, max_tokens=0, prompt_logprobs=0), small)
+    assert "13 tokens, over 12, the maximum that fits in the KV cache" in error.message
+
+
+def test_logprobs_are_bounded_by_the_engine_and_by_its_vocabulary():
+    limits(max_logprobs=3).check(request(logprobs=3, prompt_logprobs=3))
+    error = refusal(request(prompt_logprobs=4), limits(max_logprobs=3))
+    assert error.message == "prompt_logprobs is 4, outside 0 to 3 of this engine"
+    limits(max_logprobs=0).check(request(logprobs=0))
+    assert refusal(request(logprobs=1), limits(max_logprobs=0)).metadata["bounds"].startswith("0 t")
+    assert refusal(request((1, 2), logprobs=8), limits(vocab_size=7)).metadata["value"] == "8"
 
 
 @pytest.mark.parametrize("token_id", [-1, 100, 2**40])

@@ -11,6 +11,7 @@ from engine_service.server import tokenizer_files
 from engine_service.server.tokenizer_files import TokenizerFiles
 from protos.pagestream.engine.v1 import engine_pb2
 from protos.wire import block_hash
+from protos.wire.sampling_params import SamplingParams, from_message
 from tests.engine_service.core.fake_executor import make_info
 from tests.engine_service.server.harness import (
     ScriptedCore,
@@ -25,7 +26,12 @@ SERVICE = "pagestream.engine.v1.EngineService"
 
 
 async def test_model_info_tells_what_start_up_learnt():
-    info = make_info(eos_token_ids=frozenset({7, 3}), dtype="bfloat16")
+    info = make_info(
+        eos_token_ids=frozenset({7, 3}),
+        dtype="bfloat16",
+        max_logprobs=7,
+        default_sampling_params=SamplingParams(temperature=0.5, top_k=20, min_p=0.0),
+    )
     async with running_engine(info) as engine:
         told = await engine.stub.GetModelInfo(engine_pb2.GetModelInfoRequest())
         assert told.model_name == info.model_name
@@ -45,6 +51,8 @@ async def test_model_info_tells_what_start_up_learnt():
         assert told.tokenizer_sha256 == ""
         assert "temperature" in told.supported_sampling_params
         assert told.engine_version
+        assert told.max_logprob_count == 7
+        assert from_message(told.default_sampling_params) == info.default_sampling_params
 
 
 async def test_every_supported_parameter_is_a_field_of_the_contract():
