@@ -303,6 +303,19 @@ class Finish:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCallDelta:
+    """A piece of a tool call of an answer."""
+
+    index: int
+    """Which call of the answer, from 0."""
+    call_id: str = ""
+    """In the first piece of each call only, as is the name."""
+    name: str = ""
+    arguments: str = ""
+    """More of the arguments, as JSON text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationDelta:
     """New output of one request; the first has `admission`, the last has `finish`."""
 
