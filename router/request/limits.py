@@ -8,14 +8,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from protos.wire.limits import (
-    MAX_CHAT_MESSAGES,
-    MAX_LABEL_CHARACTERS,
-)
+from protos.wire.limits import MAX_LABEL_CHARACTERS
 from protos.wire.printable import first_unprintable, shown
 from protos.wire.reason import Reason
 from protos.wire.sampling_params import SamplingParams, out_of_bounds
 from router.errors import InvalidRequest
+from router.request.chat_limits import check_chat, text_bytes
 from router.types import (
     ChatPrompt,
     GenerationRequest,
@@ -24,8 +22,6 @@ from router.types import (
     TextPrompt,
     TokenPrompt,
 )
-
-ROLES = ("system", "user", "assistant", "tool")
 
 _MAX_FEW = 1024
 """Up to this many token IDs, `max` is faster than numpy."""
@@ -65,7 +61,8 @@ def check_prompt(prompt: Prompt, model: ModelInfo, max_prompt_bytes: int) -> Non
         case TextPrompt():
             _check_size("text", len(prompt.text.encode()), max_prompt_bytes)
         case ChatPrompt():
-            _check_chat(prompt, max_prompt_bytes)
+            check_chat(prompt)
+            _check_size("chat.messages", text_bytes(prompt), max_prompt_bytes)
         case TokenPrompt():
             check_length(len(prompt.token_ids), None, model)
             check_token_ids("token_ids", prompt.token_ids, model)
@@ -140,28 +137,6 @@ def _check_sampling_params(params: SamplingParams, model: ModelInfo) -> None:
     if fault := out_of_bounds(params):
         raise _outside(*fault, Reason.BAD_SAMPLING_PARAMS)
     check_token_ids("stop_token_ids", tuple(params.stop_token_ids), model)
-
-
-def _check_chat(chat: ChatPrompt, max_prompt_bytes: int) -> None:
-    num_messages = len(chat.messages)
-    if not 1 <= num_messages <= MAX_CHAT_MESSAGES:
-        bounds = f"1 to {MAX_CHAT_MESSAGES}"
-        raise _outside("number of chat.messages", num_messages, bounds, Reason.BAD_CHAT)
-    for index, message in enumerate(chat.messages):
-        if message.role not in ROLES:
-            raise InvalidRequest(
-                f"chat.messages[{index}].role is {message.role[:64]!r}, not one of "
-                + ", ".join(ROLES),
-                {
-                    "field": f"chat.messages[{index}].role",
-                    "value": message.role[:64],
-                    "bounds": ", ".join(ROLES),
-                },
-                reason=Reason.BAD_CHAT,
-            )
-    _check_size(
-        "chat.messages", sum(len(m.content.encode()) for m in chat.messages), max_prompt_bytes
-    )
 
 
 def _check_size(field: str, num_bytes: int, max_prompt_bytes: int) -> None:
