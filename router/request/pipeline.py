@@ -16,11 +16,11 @@ from router.errors import Draining, InvalidRequest, QueueFull, RequestError
 from router.request import limits
 from router.request.answer import Answer
 from router.request.quota import Quota
+from router.text.answer_form import AnswerForm, answer_form
 from router.text.token_budget import Abandoned
 from router.text.tokenizer import Tokenizer
 from router.text.tokenizer_pool import TokenizerPool
 from router.types import (
-    ChatMessage,
     ChatPrompt,
     EngineEvent,
     Finished,
@@ -147,7 +147,7 @@ class Pipeline:
             model = self._fleet.model_info(request.model)
             limits.check_request(request, model, self._bounds.max_prompt_bytes)
             tokenizer = await self._tokenizer(model, request.prompt)
-            prompt = await self._encode(tokenizer, request.prompt, model)
+            prompt, form = await self._encode(tokenizer, request.prompt, model)
             limits.check_length(len(prompt), request.sampling_params.max_tokens, model)
             num_queued = len(prompt)
             self.queued_prompt_tokens.take(num_queued)
@@ -155,8 +155,7 @@ class Pipeline:
                 elapsed = time.monotonic() - progress.started
                 self._observer.handed_over(len(prompt))
                 token_request = _to_token_request(request, model, prompt, elapsed)
-                is_chat = isinstance(request.prompt, ChatPrompt)
-                answer = Answer(token_request, model, tokenizer, is_chat=is_chat)
+                answer = Answer(token_request, model, tokenizer, form=form)
                 async with aclosing(self._fleet.generate(token_request)) as events:
                     async for event in events:
                         if num_queued:
@@ -183,7 +182,7 @@ class Pipeline:
         with self._slot(num_bytes):
             model = self._fleet.model_info(model_name)
             limits.check_prompt(prompt, model, self._bounds.max_prompt_bytes)
-            token_ids = await self._encode(await self._tokenizers.get(model), prompt, model)
+            token_ids, _ = await self._encode(await self._tokenizers.get(model), prompt, model)
             limits.check_num_tokens(len(token_ids), model)
             return token_ids
 
@@ -298,38 +297,40 @@ class Pipeline:
 
     async def _encode(
         self, tokenizer: Tokenizer | None, prompt: Prompt, model: ModelInfo
-    ) -> "array[int]":
+    ) -> "tuple[array[int], AnswerForm | None]":
+        """Returns the tokens of a prompt, and what the answer to a chat will look like."""
         if isinstance(prompt, TokenPrompt):
-            return array("i", prompt.token_ids.tobytes())
+            return array("i", prompt.token_ids.tobytes()), None
         assert tokenizer is not None, "only token prompts go without one"
         started = time.monotonic()
         is_over = threading.Event()
         bounds = (model.max_model_len, is_over.is_set)
+        form = None
         try:
             if isinstance(prompt, TextPrompt):
                 token_ids = await self._tokenizers.run(tokenizer.encode_text, prompt.text, *bounds)
             else:
-                token_ids = await self._encode_chat(tokenizer, prompt.messages, *bounds)
+                token_ids, form = await self._encode_chat(tokenizer, prompt, *bounds)
         finally:
             # Stops the thread's work if the client has left.
             is_over.set()
         self._observer.tokenized(time.monotonic() - started)
-        return token_ids
+        return token_ids, form
 
     async def _encode_chat(
         self,
         tokenizer: Tokenizer,
-        messages: Sequence[ChatMessage],
+        chat: ChatPrompt,
         max_tokens: int,
         is_cancelled: Callable[[], bool],
-    ) -> "array[int]":
+    ) -> "tuple[array[int], AnswerForm]":
         def encode(text: str, marker: str) -> "array[int]":
             return tokenizer.encode_rendered(text, marker, max_tokens, is_cancelled)
 
         def lay_out() -> "tuple[str, str, array[int] | None]":
-            protected, marker = messages, ""
+            protected, marker = chat, ""
             if not self._allows_special_tokens:
-                protected, marker = tokenizer.protect(messages)
+                protected, marker = tokenizer.protect(chat)
             if is_cancelled():
                 raise Abandoned
             text = tokenizer.chat_template.render(protected)
@@ -339,7 +340,7 @@ class Pipeline:
         text, marker, token_ids = await self._tokenizers.run_chat(tokenizer, lay_out)
         if token_ids is None:
             token_ids = await self._tokenizers.run(encode, text, marker)
-        return token_ids
+        return token_ids, answer_form(tokenizer.formats, chat, text)
 
 
 def _to_token_request(

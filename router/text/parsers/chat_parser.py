@@ -40,11 +40,16 @@ class ChatParser:
         content, calls = self._tools.push(content)
         return Parsed(reasoning, content, tuple(calls))
 
-    def flush(self) -> Parsed:
-        """Returns what was held back when no more text comes."""
-        reasoning, content = self._reasoning.flush() if self._reasoning else ("", "")
+    def finish(self, text: str = "") -> Parsed:
+        """Returns what the last piece of text completes, and all that was held back."""
+        reasoning, content, calls = self.push(text)
+        if self._reasoning is not None:
+            rest, text = self._reasoning.flush()
+            reasoning += rest
+        else:
+            text = ""
         if self._tools is None:
-            return Parsed(reasoning, content)
-        text, calls = self._tools.push(content)
-        rest, more = self._tools.flush()
-        return Parsed(reasoning, text + rest, (*calls, *more))
+            return Parsed(reasoning, content + text, calls)
+        more, new = self._tools.push(text)
+        rest, last = self._tools.flush()
+        return Parsed(reasoning, content + more + rest, (*calls, *new, *last))

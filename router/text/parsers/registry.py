@@ -23,6 +23,13 @@ class ChatFormats:
     reasoning: ReasoningFormat | None = None
     tools: ToolFormat | None = None
 
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """All tags that a parser has to see."""
+        reasoning = self.reasoning
+        tags = () if reasoning is None else (reasoning.opening, reasoning.closing)
+        return tags if self.tools is None else (*tags, *self.tools.tags)
+
 
 def find_formats(
     tool_call_parser: str, reasoning_parser: str, template: str, tokens: Container[str]

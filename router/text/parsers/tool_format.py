@@ -88,6 +88,7 @@ class ToolFormat:
     Attributes:
         name: Its name in the router's options.
         opening: The tag that begins a call, or several.
+        other_tags: The tags beside the opening.
         styles: The ways to write them.
         written: How a model that is made to call writes its calls.
         is_bare: Whether an answer may begin with a call without the tag. The function must then be
@@ -99,8 +100,14 @@ class ToolFormat:
     opening: str
     styles: tuple[CallStyle, ...]
     written: WrittenCalls
+    other_tags: tuple[str, ...] = ()
     is_bare: bool = False
     make_id: Callable[[], str] = lambda: f"call_{uuid.uuid4().hex[:24]}"
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """All tags, which may be tokens of their own."""
+        return self.opening, *self.other_tags
 
 
 def _pattern(text: str) -> Pattern:
@@ -137,6 +144,7 @@ HERMES = ToolFormat(
         after_arguments="}\n</tool_call>",
         between="\n",
     ),
+    other_tags=("</tool_call>",),
 )
 LLAMA3_JSON = ToolFormat(
     name="llama3_json",
@@ -175,11 +183,13 @@ MISTRAL = ToolFormat(
         between=", ",
         after="]",
     ),
+    other_tags=("[ARGS]",),
     # Mistral's templates accept no other length.
     make_id=_short_id,
 )
 _DEEPSEEK_BEGIN, _DEEPSEEK_END = "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>"  # noqa: RUF001
 _DEEPSEEK_SEPARATOR = "<｜tool▁sep｜>"  # noqa: RUF001
+_DEEPSEEK_AFTER = "<｜tool▁calls▁end｜>"  # noqa: RUF001
 _DEEPSEEK_HEAD = (
     f"~{_DEEPSEEK_BEGIN}(?:function{_DEEPSEEK_SEPARATOR}(?P<name>{NAME})~```json"
     rf"|(?P<name>{NAME}){_DEEPSEEK_SEPARATOR})~(?=\{{)"
@@ -193,7 +203,7 @@ DEEPSEEK = ToolFormat(
             head=_pattern(_DEEPSEEK_HEAD),
             tail=_pattern(f"~(?:```)?~{_DEEPSEEK_END}"),
             following=_pattern(_DEEPSEEK_HEAD),
-            closing=_pattern("~<｜tool▁calls▁end｜>"),  # noqa: RUF001
+            closing=_pattern(f"~{_DEEPSEEK_AFTER}"),
         ),
     ),
     written=WrittenCalls(
@@ -202,8 +212,9 @@ DEEPSEEK = ToolFormat(
         before_arguments="\n```json\n",
         after_arguments=f"\n```{_DEEPSEEK_END}",
         between="\n",
-        after="<｜tool▁calls▁end｜>",  # noqa: RUF001
+        after=_DEEPSEEK_AFTER,
     ),
+    other_tags=(_DEEPSEEK_BEGIN, _DEEPSEEK_END, _DEEPSEEK_SEPARATOR, _DEEPSEEK_AFTER),
 )
 TOOL_FORMATS = {form.name: form for form in (HERMES, LLAMA3_JSON, MISTRAL, DEEPSEEK)}
 """By name."""

@@ -28,7 +28,7 @@ class Answer:
         self.ids = []
         for piece in pieces:
             self._add(parser.push(piece))
-        self._add(parser.flush())
+        self._add(parser.finish())
         self.has_calls = parser.has_calls
 
     def _add(self, parsed):

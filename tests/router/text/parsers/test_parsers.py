@@ -92,7 +92,7 @@ def test_arguments_come_as_they_are_written():
     assert not parser.has_calls
     assert [d.arguments for d in parser.push("]}}</tool").tool_calls] == ["]}"]
     assert parser.has_calls
-    assert parser.flush() == ("", "", ())
+    assert parser.finish() == ("", "", ())
 
 
 UNFINISHED = {
