@@ -56,8 +56,8 @@ def test_chat_becomes_the_text_of_transformers_without_special_tokens_in_what_is
     text = reference.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
 
     chat, marker = TOKENIZER.protect(ChatPrompt(messages=MESSAGES))
-    text = small_tokenizer.lay_out(chat.messages)
-    token_ids = TOKENIZER.encode_rendered(text, marker).tolist()
+    marked = small_tokenizer.lay_out(chat.messages)
+    token_ids = TOKENIZER.encode_rendered(marked, marker).tolist()
 
     assert TOKENIZER.decode(token_ids, skip_special_tokens=False) == text
     assert token_ids.count(TOKENIZER.backend.token_to_id(small_tokenizer.END)) == len(MESSAGES)
