@@ -7,13 +7,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from protos.wire.reason import Reason
-from router.errors import Draining, InvalidRequest, RequestError
+from router.errors import Draining, InvalidRequest, RequestError, StartupError
 from router.text import template_worker
 from router.text.parsers.registry import AUTO
 from router.text.template_process import TemplateEnded, TemplateProcess, TemplateRefused
-from router.types import ChatMessage, ChatPrompt, Tool
+from router.text.template_request import template_request
+from router.types import ChatPrompt
 
 _MIN_DEADLINE = 10.0
 _DEADLINE_FACTOR = 5
@@ -158,7 +160,6 @@ class ChatTemplate:
                 {"field": "chat"},
                 reason=Reason.BAD_CHAT,
             )
-        self._check_tools(chat)
         retry_after = None
         try:
             return self._ask(chat)
@@ -189,22 +190,8 @@ class ChatTemplate:
             process.kill()
         self._end_idle()
 
-    def _check_tools(self, chat: ChatPrompt) -> None:
-        """Refuses what the template would leave out without a word."""
-        has_calls = any(message.tool_calls for message in chat.messages)
-        for field, is_used, name in (
-            ("chat.tools", bool(chat.shown_tools), "tools"),
-            ("chat.messages.tool_calls", has_calls, "tool_calls"),
-        ):
-            if is_used and name not in self.text:
-                raise InvalidRequest(
-                    f"{field} is set, but the model's chat template does not show {name}",
-                    {"field": field, "bounds": "unset"},
-                    reason=Reason.BAD_CHAT,
-                )
-
     def _ask(self, chat: ChatPrompt) -> str:
-        request = _request(chat, knows_developers="developer" in self.text)
+        request = template_request(chat, knows_developers="developer" in self.text)
         with self._in_turn():
             answer = self._exchange(self._ready_process(), request)
             self._num_ends = 0
@@ -326,6 +313,31 @@ class ChatTemplate:
                 self._turn.release()
 
 
+def read_template(path: Path, settings: TemplateSettings) -> str:
+    """Returns an operator's own template, which was tried in a worker.
+
+    Raises:
+        StartupError: It cannot be read or used.
+    """
+    option = f"--chat-template {path}"
+    try:
+        with path.open("rb") as file:
+            content = file.read(4 * _MAX_CHARACTERS + 1)
+        source = content.decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise StartupError(f"{option} cannot be read: {error}") from None
+    if not source.strip():
+        raise StartupError(f"{option} is empty")
+    template = ChatTemplate(source, {}, settings)
+    try:
+        template.check()
+    except (TemplateRefused, TemplateEnded, RequestError) as error:
+        raise StartupError(f"{option} cannot be used: {error!s:.500}") from None
+    finally:
+        template.close()
+    return source
+
+
 class _Paused(Exception):
     """The template has ended too many workers in a row.
 
@@ -336,58 +348,3 @@ class _Paused(Exception):
     def __init__(self, text: str, seconds: float) -> None:
         super().__init__(text)
         self.seconds = seconds
-
-
-def _request(chat: ChatPrompt, *, knows_developers: bool) -> tuple[bytes, bytes]:
-    contents: list[bytes] = []
-    messages: list[tuple[str, int | None, dict[str, object]]] = []
-    for message in chat.messages:
-        # Older templates would leave the message out.
-        is_system = message.role == "developer" and not knows_developers
-        role = "system" if is_system else message.role
-        fields = {} if message.is_plain else _fields(message)
-        if message.tool_calls and not message.content and not message.parts:
-            messages.append((role, None, fields))
-            continue
-        content = message.content.encode(errors=template_worker.ENCODING_ERRORS)
-        contents.append(content)
-        messages.append((role, len(content), fields))
-    generates = chat.add_generation_prompt
-    head = template_worker.Chat(
-        messages=messages,
-        tools=[_tool(tool) for tool in chat.shown_tools] or None,
-        variables=chat.template_kwargs,
-        add_generation_prompt=not chat.continue_final_message if generates is None else generates,
-        continue_final_message=chat.continue_final_message,
-    )
-    return json.dumps(head).encode(), b"".join(contents)
-
-
-def _fields(message: ChatMessage) -> dict[str, object]:
-    """Returns what a message has beside role and content, as transformers names it."""
-    fields: dict[str, object] = {}
-    if message.parts:
-        fields["parts"] = message.parts
-    if message.reasoning:
-        fields["thinking"] = fields["reasoning_content"] = message.reasoning
-    if message.tool_calls:
-        fields["tool_calls"] = [
-            {
-                "type": "function",
-                "id": call.call_id,
-                "function": {"name": call.name, "arguments": call.arguments},
-            }
-            for call in message.tool_calls
-        ]
-    if message.tool_call_id:
-        fields["tool_call_id"] = message.tool_call_id
-    if message.name:
-        fields["name"] = message.name
-    return fields
-
-
-def _tool(tool: Tool) -> dict[str, object]:
-    function: dict[str, object] = {"name": tool.name, "description": tool.description}
-    # Templates expect a schema.
-    function["parameters"] = tool.parameters or {"type": "object", "properties": {}}
-    return {"type": "function", "function": function}

@@ -24,6 +24,7 @@ from typing import Any, BinaryIO, TypedDict
 import jinja2
 import jinja2.debug  # Imported now, not when a template first raises: that time is measured.
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
 import jinja2.runtime
@@ -151,6 +152,7 @@ class _Layout:
             if name in self._reserved:
                 raise ValueError(f"chat_template_kwargs.{name} is a name of the template's own")
         template = self._default if chat["tools"] is None else self._with_tools
+        template.check(chat)
         messages, start = [], 0
         for role, num_bytes, fields in chat["messages"]:
             content = None
@@ -192,11 +194,29 @@ class _Template:
         self.source = source
         self.compiled = environment.from_string(source)
         tree = environment.parse(source)
-        self._takes_parts = any(_is_content(loop.iter) for loop in tree.find_all(jinja2.nodes.For))
+        self._shows_tools = "tools" in jinja2.meta.find_undeclared_variables(tree)
+        self._shows_calls = any(
+            _is_named(node, "tool_calls") for node in tree.find_all(jinja2.nodes.Expr)
+        )
+        self._takes_parts = any(
+            _is_named(loop.iter, "content") for loop in tree.find_all(jinja2.nodes.For)
+        )
         self._takes_text = not self._takes_parts or any(
-            test.name == "string" and _is_content(test.node)
+            test.name == "string" and _is_named(test.node, "content")
             for test in tree.find_all(jinja2.nodes.Test)
         )
+
+    def check(self, chat: Chat) -> None:
+        """Refuses what the template would leave out without a word.
+
+        Raises:
+            ValueError: It does.
+        """
+        if chat["tools"] and not self._shows_tools:
+            raise ValueError("chat.tools is set, but the template does not show tools")
+        has_calls = any("tool_calls" in fields for _, _, fields in chat["messages"])
+        if has_calls and not self._shows_calls:
+            raise ValueError("a message has tool_calls, but the template does not show them")
 
     def message(self, role: str, content: str | None, fields: dict[str, Any]) -> dict[str, Any]:
         """Returns a message as the template sees it."""
@@ -210,15 +230,17 @@ class _Template:
         return {"role": role, "content": whole, **fields}
 
 
-def _is_content(node: jinja2.nodes.Node) -> bool:
-    """Whether an expression is the content of a message, as it is or filtered."""
+def _is_named(node: jinja2.nodes.Node, name: str) -> bool:
+    """Whether an expression is a variable, attribute or text of this name, perhaps filtered."""
     while isinstance(node, jinja2.nodes.Filter) and node.node is not None:
         node = node.node
     match node:
-        case jinja2.nodes.Getattr(attr=name) | jinja2.nodes.Name(name=name):
-            return bool(name == "content")
-        case jinja2.nodes.Getitem(arg=jinja2.nodes.Const(value=name)):
-            return bool(name == "content")
+        case jinja2.nodes.Getattr(attr=found) | jinja2.nodes.Name(name=found):
+            return bool(found == name)
+        case jinja2.nodes.Getitem(arg=jinja2.nodes.Const(value=found)):
+            return bool(found == name)
+        case jinja2.nodes.Const(value=found):
+            return bool(found == name)
     return False
 
 
