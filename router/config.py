@@ -165,7 +165,7 @@ class RouterConfig(Options):
         metadata=about(
             OneOf(TOOL_CALL_PARSERS),
             f"how models write tool calls: {', '.join(TOOL_CALL_PARSERS)}; auto goes by the "
-            "model's chat template and added tokens",
+            "model's chat template",
         ),
     )
     reasoning_parser: str = field(
@@ -173,7 +173,7 @@ class RouterConfig(Options):
         metadata=about(
             OneOf(REASONING_PARSERS),
             f"how models write their reasoning: {', '.join(REASONING_PARSERS)}; auto goes by the "
-            "model's chat template and added tokens",
+            "model's chat template",
         ),
     )
     allow_special_tokens_in_content: bool = field(

@@ -13,6 +13,7 @@ from protos.wire.limits import (
 )
 from protos.wire.printable import shown
 from protos.wire.reason import Reason
+from protos.wire.sampling_params import SamplingParams
 from router.errors import InvalidRequest
 from router.types import ChatMessage, ChatPrompt, Tool, ToolChoice
 
@@ -62,6 +63,22 @@ def check_chat(chat: ChatPrompt) -> None:
     _check_variables(chat.template_kwargs)
     if chat.continue_final_message:
         _check_continuation(chat)
+
+
+def check_grammar(chat: ChatPrompt, params: SamplingParams) -> None:
+    """Refuses a grammar beside a tool choice that needs one of its own.
+
+    Raises:
+        InvalidRequest: BAD_SAMPLING_PARAMS.
+    """
+    if chat.must_call and params.grammar is not None:
+        wanted = chat.function_name or chat.tool_choice.value
+        raise InvalidRequest(
+            f"grammar is set, but chat.tool_choice is {shown(wanted)}, which is a grammar of its "
+            "own; leave out one of them",
+            {"field": "grammar", "value": params.grammar.form, "bounds": "unset"},
+            reason=Reason.BAD_SAMPLING_PARAMS,
+        )
 
 
 def text_bytes(chat: ChatPrompt) -> int:

@@ -13,7 +13,7 @@ from protos.wire.printable import first_unprintable, shown
 from protos.wire.reason import Reason
 from protos.wire.sampling_params import SamplingParams, out_of_bounds
 from router.errors import InvalidRequest
-from router.request.chat_limits import check_chat, text_bytes
+from router.request.chat_limits import check_chat, check_grammar, text_bytes
 from router.types import (
     ChatPrompt,
     GenerationRequest,
@@ -49,6 +49,8 @@ def check_request(request: GenerationRequest, model: ModelInfo, max_prompt_bytes
     _check_unsupported(request)
     _check_sampling_params(request.sampling_params, model)
     check_prompt(request.prompt, model, max_prompt_bytes)
+    if isinstance(request.prompt, ChatPrompt):
+        check_grammar(request.prompt, request.sampling_params)
 
 
 def check_prompt(prompt: Prompt, model: ModelInfo, max_prompt_bytes: int) -> None:

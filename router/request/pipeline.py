@@ -1,6 +1,7 @@
 """One request through the router: checks, bounds, tokens, and text on the way back."""
 
 import asyncio
+import dataclasses
 import threading
 import time
 import uuid
@@ -15,6 +16,7 @@ from protos.wire.reason import Reason
 from router.errors import Draining, InvalidRequest, QueueFull, RequestError
 from router.request import limits
 from router.request.answer import Answer
+from router.request.chat_grammar import chat_params
 from router.request.quota import Quota
 from router.text.answer_form import AnswerForm, answer_form
 from router.text.token_budget import Abandoned
@@ -148,6 +150,10 @@ class Pipeline:
             limits.check_request(request, model, self._bounds.max_prompt_bytes)
             tokenizer = await self._tokenizer(model, request.prompt)
             prompt, form = await self._encode(tokenizer, request.prompt, model)
+            if isinstance(request.prompt, ChatPrompt) and tokenizer and form:
+                params = chat_params(request.sampling_params, request.prompt, form, tokenizer)
+                if params is not request.sampling_params:
+                    request = dataclasses.replace(request, sampling_params=params)
             limits.check_length(len(prompt), request.sampling_params.max_tokens, model)
             num_queued = len(prompt)
             self.queued_prompt_tokens.take(num_queued)

@@ -24,7 +24,7 @@ logging.getLogger("transformers").addFilter(
 from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: E402
 
 from router.errors import NoTokenizer, RequestError  # noqa: E402
-from router.text.added_tokens import added_tokens, cutting_tokens  # noqa: E402
+from router.text.added_tokens import cutting_tokens  # noqa: E402
 from router.text.chat_template import ChatTemplate, TemplateSettings  # noqa: E402
 from router.text.parsers.registry import find_formats  # noqa: E402
 from router.text.pieces import Pieces  # noqa: E402
@@ -108,14 +108,17 @@ class Tokenizer:
         self._text_pieces = TextPieces(self.backend)
         cutting = cutting_tokens(self.backend)
         self._special_tokens = SpecialTokens(self.backend, cutting, self.chat_template.text)
-        tokens = {token.content: token for token in added_tokens(self.backend)}
+        tokens = self.backend.get_added_tokens_decoder()
         self.formats = find_formats(
-            settings.tool_call_parser, settings.reasoning_parser, self.chat_template.text, tokens
+            settings.tool_call_parser,
+            settings.reasoning_parser,
+            self.chat_template.text,
+            {token.content for token in tokens.values()},
         )
         self.tag_texts = {
-            self.backend.token_to_id(tag): tag
-            for tag in self.formats.tags
-            if tag in tokens and tokens[tag].special
+            token_id: token.content
+            for token_id, token in tokens.items()
+            if token.special and token.content in self.formats.tags
         }
         # A bound method would make a reference cycle, and keep this object, its thread and its
         # cache alive until the next garbage collection, which is rare.

@@ -40,11 +40,11 @@ def find_formats(
         tool_call_parser: One of `TOOL_CALL_PARSERS`.
         reasoning_parser: One of `REASONING_PARSERS`.
         template: The model's chat template, which decides if the name is "auto".
-        tokens: The model's added tokens, which decide where the template does not.
+        tokens: The model's added tokens, which help to tell tool calls of Llama.
     """
     return ChatFormats(
         reasoning=(
-            _reasoning_of(template, tokens)
+            _reasoning_of(template)
             if reasoning_parser == AUTO
             else REASONING_FORMATS.get(reasoning_parser)
         ),
@@ -56,11 +56,10 @@ def find_formats(
     )
 
 
-def _reasoning_of(template: str, tokens: Container[str]) -> ReasoningFormat | None:
-    for form in REASONING_FORMATS.values():
-        if form.closing in template or (form.opening in tokens and form.closing in tokens):
-            return form
-    return None
+def _reasoning_of(template: str) -> ReasoningFormat | None:
+    # Models that do not reason share the vocabulary of those that do.
+    forms = REASONING_FORMATS.values()
+    return next((form for form in forms if form.closing in template), None)
 
 
 def _tools_of(template: str, tokens: Container[str]) -> ToolFormat | None:
