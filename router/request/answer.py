@@ -1,9 +1,11 @@
 """What a client receives for the events of its request."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from router.text import detokenizer
+from router.text.answer_form import AnswerForm
 from router.text.containment import contained
 from router.text.stop_texts import StopSearch
 from router.text.tokenizer import Tokenizer
@@ -41,8 +43,8 @@ class Answer:
         request: The request.
         model: Its model.
         tokenizer: The model's tokenizer; without one, the answer has no text.
+        form: What to expect of the answer to a chat; None if there is no chat.
         stop_search: Finds the stop texts of the request; needs a tokenizer.
-        is_chat: Whether the text stands by itself, rather than going on from the prompt.
     """
 
     def __init__(
@@ -50,9 +52,8 @@ class Answer:
         request: TokenRequest,
         model: ModelInfo,
         tokenizer: Tokenizer | None,
+        form: AnswerForm | None = None,
         stop_search: StopSearch | None = None,
-        *,
-        is_chat: bool,
     ) -> None:
         self._request = request
         self._num_completion_tokens = 0
@@ -64,11 +65,13 @@ class Answer:
                     tokenizer.backend,
                     tokenizer.token_bytes,
                     pieces=tokenizer.pieces,
-                    prompt=() if is_chat else request.prompt_token_ids,
+                    prompt=request.prompt_token_ids if form is None else (),
                 )
             )
         self._tokenizer = tokenizer
         self._stop_search = stop_search
+        self._parser = None if form is None else form.parser()
+        self._tag_texts = tokenizer.tag_texts if tokenizer and self._parser else {}
         params = request.sampling_params
         eos_token_ids = frozenset() if params.ignore_eos else model.eos_token_ids
         self._stop_token_ids = eos_token_ids.union(params.stop_token_ids)
@@ -87,12 +90,7 @@ class Answer:
                     return self._until_stop(event, self._stop_search)
                 token_ids = event.token_ids
                 self._num_completion_tokens += len(token_ids)
-                return GenerationDelta(
-                    text=self._text(token_ids),
-                    token_ids=tuple(token_ids),
-                    index=self._index,
-                    logprobs=self._scored(token_ids, event.logprobs) if event.logprobs else None,
-                )
+                return self._delta(self._text(token_ids), token_ids, event.logprobs)
             case Admitted():
                 return GenerationDelta(admission=self._admission(event), index=self._index)
             case PromptLogprobs():
@@ -106,6 +104,8 @@ class Answer:
         # Only the last token of a request can be a stop token; it is not part of the text.
         if token_ids[-1] in self._stop_token_ids:
             token_ids = token_ids[:-1]
+        if self._tag_texts and not self._tag_texts.keys().isdisjoint(token_ids):
+            return self._text_with_tags(self._detokenizer, token_ids)
         return contained(self._detokenizer.push, token_ids)
 
     def _until_stop(self, event: Tokens, search: StopSearch) -> GenerationDelta:
@@ -119,12 +119,49 @@ class Answer:
                 token_ids = token_ids[:count]
                 logprobs = logprobs.part(0, count) if logprobs else None
                 break
+        finish = None if search.found is None else self._finish_by(search.found)
+        return self._delta(text, token_ids, logprobs, finish)
+
+    def _text_with_tags(self, decoder: detokenizer.Detokenizer, token_ids: list[int]) -> str:
+        """Returns the text of tokens, with tags that are special tokens, which end a character."""
+        texts: list[str] = []
+        start = 0
+        for end, token_id in enumerate(token_ids):
+            tag = self._tag_texts.get(token_id)
+            if tag is not None:
+                texts += (contained(decoder.push, token_ids[start:end]), contained(decoder.flush))
+                texts.append(tag)
+                start = end + 1
+        return "".join((*texts, contained(decoder.push, token_ids[start:])))
+
+    def _delta(
+        self,
+        text: str,
+        token_ids: Sequence[int],
+        logprobs: TokenLogprobs | None = None,
+        finish: Finish | None = None,
+    ) -> GenerationDelta:
+        """Returns new output, with the text parsed that is the answer to a chat."""
+        scored = None if logprobs is None else self._scored(token_ids, logprobs)
+        if self._parser is None:
+            return GenerationDelta(
+                text=text,
+                token_ids=tuple(token_ids),
+                finish=finish,
+                index=self._index,
+                logprobs=scored,
+            )
+        parsed = self._parser.push(text) if finish is None else self._parser.finish(text)
+        if finish is not None and finish.reason is FinishReason.STOP and self._parser.has_calls:
+            finish = replace(finish, reason=FinishReason.TOOL_CALLS)
         return GenerationDelta(
-            text=text,
+            text=parsed.content,
+            reasoning=parsed.reasoning,
+            tool_calls=parsed.tool_calls,
             token_ids=tuple(token_ids),
-            finish=None if search.found is None else self._finish_by(search.found),
+            finish=finish,
             index=self._index,
-            logprobs=self._scored(token_ids, logprobs) if logprobs else None,
+            logprobs=scored,
         )
 
     @property
@@ -140,7 +177,7 @@ class Answer:
             text = search.push(text, may_end=self._may_end) + search.flush()
             if search.found is not None:
                 finish = self._finish_by(search.found)
-        return GenerationDelta(text=text, finish=finish, index=self._index)
+        return self._delta(text, (), finish=finish)
 
     def _prompt_logprobs(self, event: PromptLogprobs) -> GenerationDelta:
         start = event.first_position

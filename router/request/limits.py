@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from protos.wire.limits import MAX_CHAT_MESSAGES, MAX_LABEL_CHARACTERS
+from protos.wire.limits import MAX_LABEL_CHARACTERS
 from protos.wire.printable import first_unprintable, shown
 from protos.wire.reason import Reason
 from router.errors import InvalidRequest
+from router.request.chat_limits import check_chat, check_grammar, text_bytes
 from router.types import (
     ChatPrompt,
     GenerationRequest,
@@ -19,8 +20,6 @@ from router.types import (
     TextPrompt,
     TokenPrompt,
 )
-
-ROLES = ("system", "user", "assistant", "tool")
 
 _MAX_FEW = 1024
 """Up to this many token IDs, `max` is faster than numpy."""
@@ -48,6 +47,8 @@ def check_request(request: GenerationRequest, model: ModelInfo, max_prompt_bytes
     if isinstance(request.prompt, TokenPrompt):
         check_length(len(request.prompt.token_ids), request.sampling_params.max_tokens, model)
     check_prompt(request.prompt, model, max_prompt_bytes)
+    if isinstance(request.prompt, ChatPrompt):
+        check_grammar(request.prompt, request.sampling_params)
 
 
 def check_prompt(prompt: Prompt, model: ModelInfo, max_prompt_bytes: int) -> None:
@@ -60,7 +61,8 @@ def check_prompt(prompt: Prompt, model: ModelInfo, max_prompt_bytes: int) -> Non
         case TextPrompt():
             _check_size("text", len(prompt.text.encode()), max_prompt_bytes)
         case ChatPrompt():
-            _check_chat(prompt, max_prompt_bytes)
+            check_chat(prompt)
+            _check_size("chat.messages", text_bytes(prompt), max_prompt_bytes)
         case TokenPrompt():
             check_token_ids("token_ids", prompt.token_ids, model)
 
@@ -113,28 +115,6 @@ def check_token_ids(field: str, token_ids: Sequence[int], model: ModelInfo) -> N
         index = int(are_outside.argmax())
         bounds = f"0 to {model.vocab_size - 1}"
         raise outside(f"{field}[{index}]", token_ids[index], bounds, Reason.TOKEN_OUT_OF_RANGE)
-
-
-def _check_chat(chat: ChatPrompt, max_prompt_bytes: int) -> None:
-    num_messages = len(chat.messages)
-    if not 1 <= num_messages <= MAX_CHAT_MESSAGES:
-        bounds = f"1 to {MAX_CHAT_MESSAGES}"
-        raise outside("number of chat.messages", num_messages, bounds, Reason.BAD_CHAT)
-    for index, message in enumerate(chat.messages):
-        if message.role not in ROLES:
-            raise InvalidRequest(
-                f"chat.messages[{index}].role is {message.role[:64]!r}, not one of "
-                + ", ".join(ROLES),
-                {
-                    "field": f"chat.messages[{index}].role",
-                    "value": message.role[:64],
-                    "bounds": ", ".join(ROLES),
-                },
-                reason=Reason.BAD_CHAT,
-            )
-    _check_size(
-        "chat.messages", sum(len(m.content.encode()) for m in chat.messages), max_prompt_bytes
-    )
 
 
 def _check_size(field: str, num_bytes: int, max_prompt_bytes: int) -> None:

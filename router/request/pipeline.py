@@ -16,17 +16,19 @@ from protos.wire.sampling_params import SamplingParams, with_defaults
 from router.errors import Draining, InvalidRequest, NoTokenizer, QueueFull, RequestError
 from router.request import limits, parameters
 from router.request.answer import Answer
+from router.request.chat_grammar import chat_params
 from router.request.progress import Observer, Progress, recorded
 from router.request.quota import Quota
 from router.request.samples import merged
+from router.text.answer_form import AnswerForm, answer_form
 from router.text.stop_texts import StopSearch, StopTexts
 from router.text.token_budget import Abandoned
 from router.text.tokenizer import Tokenizer
 from router.text.tokenizer_pool import TokenizerPool
 from router.types import (
-    ChatMessage,
     ChatPrompt,
     EngineEvent,
+    FinishReason,
     GenerationDelta,
     GenerationRequest,
     ModelInfo,
@@ -118,10 +120,14 @@ class Pipeline:
             self._slot(request.num_bytes, n),
         ):
             model = self._fleet.model_info(request.model)
-            parameters.check_parameters(request, model)
             limits.check_request(request, model, self._bounds.max_prompt_bytes)
+            parameters.check_parameters(request, model)
             tokenizer = await self._tokenizer(model, request)
-            prompt = await self._encode(tokenizer, request.prompt, model)
+            prompt, form = await self._encode(tokenizer, request.prompt, model)
+            if isinstance(request.prompt, ChatPrompt) and tokenizer and form:
+                params = chat_params(request.sampling_params, request.prompt, form, tokenizer)
+                if params is not request.sampling_params:
+                    request = replace(request, sampling_params=params)
             limits.check_length(len(prompt), request.sampling_params.max_tokens, model)
             params = await self._resolve(request, model, tokenizer)
             stop_texts = await self._stop_texts(request.stop)
@@ -137,8 +143,7 @@ class Pipeline:
                     search = None
                     if stop_texts is not None:
                         search = StopSearch(stop_texts, is_included=request.include_stop_text)
-                    is_chat = isinstance(request.prompt, ChatPrompt)
-                    answer = Answer(one, model, tokenizer, search, is_chat=is_chat)
+                    answer = Answer(one, model, tokenizer, form, search)
                     samples.append(self._sample(one, answer, progress))
                 async with aclosing(merged(samples) if n > 1 else samples[0]) as deltas:
                     async for delta in deltas:
@@ -163,7 +168,11 @@ class Pipeline:
                 yield delta
             else:
                 raise AssertionError("an engine's events ended without a finish")
-        progress.outcome = delta.finish.reason.value
+        reason = delta.finish.reason
+        # An engine stops alike whether or not there are calls in the text.
+        progress.outcome = (
+            FinishReason.STOP if reason is FinishReason.TOOL_CALLS else reason
+        ).value
         yield delta
 
     async def tokenize(
@@ -182,7 +191,7 @@ class Pipeline:
         with self._slot(num_bytes):
             model = self._fleet.model_info(model_name)
             limits.check_prompt(prompt, model, self._bounds.max_prompt_bytes)
-            token_ids = await self._encode(await self._tokenizers.get(model), prompt, model)
+            token_ids, _ = await self._encode(await self._tokenizers.get(model), prompt, model)
             limits.check_num_tokens(len(token_ids), model)
             return token_ids
 
@@ -301,38 +310,40 @@ class Pipeline:
 
     async def _encode(
         self, tokenizer: Tokenizer | None, prompt: Prompt, model: ModelInfo
-    ) -> "array[int]":
+    ) -> "tuple[array[int], AnswerForm | None]":
+        """Returns the tokens of a prompt, and what the answer to a chat will look like."""
         if isinstance(prompt, TokenPrompt):
-            return array("i", prompt.token_ids.tobytes())
+            return array("i", prompt.token_ids.tobytes()), None
         assert tokenizer is not None, "only token prompts go without one"
         started = time.monotonic()
         is_over = threading.Event()
         bounds = (model.max_model_len, is_over.is_set)
+        form = None
         try:
             if isinstance(prompt, TextPrompt):
                 token_ids = await self._tokenizers.run(tokenizer.encode_text, prompt.text, *bounds)
             else:
-                token_ids = await self._encode_chat(tokenizer, prompt.messages, *bounds)
+                token_ids, form = await self._encode_chat(tokenizer, prompt, *bounds)
         finally:
             # Stops the thread's work if the client has left.
             is_over.set()
         self._observer.tokenized(time.monotonic() - started)
-        return token_ids
+        return token_ids, form
 
     async def _encode_chat(
         self,
         tokenizer: Tokenizer,
-        messages: Sequence[ChatMessage],
+        chat: ChatPrompt,
         max_tokens: int,
         is_cancelled: Callable[[], bool],
-    ) -> "array[int]":
+    ) -> "tuple[array[int], AnswerForm]":
         def encode(text: str, marker: str) -> "array[int]":
             return tokenizer.encode_rendered(text, marker, max_tokens, is_cancelled)
 
         def lay_out() -> "tuple[str, str, array[int] | None]":
-            protected, marker = messages, ""
+            protected, marker = chat, ""
             if not self._allows_special_tokens:
-                protected, marker = tokenizer.protect(messages)
+                protected, marker = tokenizer.protect(chat)
             if is_cancelled():
                 raise Abandoned
             text = tokenizer.chat_template.render(protected)
@@ -342,7 +353,7 @@ class Pipeline:
         text, marker, token_ids = await self._tokenizers.run_chat(tokenizer, lay_out)
         if token_ids is None:
             token_ids = await self._tokenizers.run(encode, text, marker)
-        return token_ids
+        return token_ids, answer_form(tokenizer.formats, chat, text)
 
 
 def _to_token_request(

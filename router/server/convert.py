@@ -13,9 +13,9 @@ from protos.wire.sampling_params import SamplingParams
 from protos.wire.token_ids import add_token_ids, read_token_ids
 from router.errors import InvalidRequest
 from router.placement.policy import Cost
+from router.server.chat import to_chat_prompt, to_tool_call_deltas
 from router.types import (
     Admission,
-    ChatMessage,
     ChatPrompt,
     EngineSnapshot,
     EngineState,
@@ -43,6 +43,7 @@ Metadata = Iterable[tuple[str, str | bytes]]
 _FINISH_REASONS = {
     FinishReason.STOP: router_pb2.FINISH_REASON_STOP,
     FinishReason.LENGTH: router_pb2.FINISH_REASON_LENGTH,
+    FinishReason.TOOL_CALLS: router_pb2.FINISH_REASON_TOOL_CALLS,
 }
 _ENGINE_STATES = {
     EngineState.CONNECTING: router_pb2.ENGINE_STATE_CONNECTING,
@@ -58,7 +59,7 @@ def to_generation_request(
     """Reads a request, with the trace context and the deadline that its call brought along.
 
     Raises:
-        InvalidRequest: There is no input.
+        InvalidRequest: There is no input, or what a chat holds as JSON is none.
     """
     traceparent, tracestate = _trace_context(metadata)
     return GenerationRequest(
@@ -98,7 +99,7 @@ def to_tokenize_prompt(request: router_pb2.TokenizeRequest) -> TextPrompt | Chat
     """Reads what to tokenize.
 
     Raises:
-        InvalidRequest: There is no input.
+        InvalidRequest: There is no input, or what a chat holds as JSON is none.
     """
     prompt = _to_prompt(request)
     assert not isinstance(prompt, TokenPrompt), "TokenizeRequest has no token_ids"
@@ -110,12 +111,7 @@ def _to_prompt(request: router_pb2.GenerateRequest | router_pb2.TokenizeRequest)
         case "text":
             return TextPrompt(text=request.text)
         case "chat":
-            return ChatPrompt(
-                messages=tuple(
-                    ChatMessage(role=message.role, content=message.content)
-                    for message in request.chat.messages
-                )
-            )
+            return to_chat_prompt(request.chat)
         case "token_ids" if isinstance(request, router_pb2.GenerateRequest):
             return TokenPrompt(token_ids=read_token_ids(request.token_ids, "ids"))
         case _:
@@ -131,6 +127,8 @@ def to_generate_response(delta: GenerationDelta) -> router_pb2.GenerateResponse:
     """Writes what is new of a request."""
     response = router_pb2.GenerateResponse(
         text=delta.text,
+        reasoning_text=delta.reasoning,
+        tool_calls=to_tool_call_deltas(delta.tool_calls) if delta.tool_calls else (),
         token_ids=delta.token_ids,
         admission=_to_admission(delta.admission) if delta.admission else None,
         finish=_to_finish(delta.finish) if delta.finish else None,

@@ -332,7 +332,7 @@ def sampling(**params):
         (
             {"prompt": chat(("user", "a"), ("pirate" * 20_000, "b"))},
             "BAD_CHAT",
-            r"chat.messages\[1\].role is 'pirate.*', not one of system, user, assistant, tool",
+            r"chat.messages\[1\].role is 'pirate.*'; it must be one of system, developer, user",
         ),
         (
             {"prompt": chat(("tool", "a"))},

@@ -59,11 +59,11 @@ def answer_to(chunks, stops, *, tokenizer=TOKENIZER, is_included=False, **params
     asked = TokenRequest(
         request_id="r",
         model="small",
-        prompt_token_ids=array("i", [3]),
+        prompt_token_ids=array("i"),
         sampling_params=SamplingParams(**params),
     )
     search = StopSearch(StopTexts(stops), is_included=is_included)
-    answer = Answer(asked, model_info(), tokenizer, search, is_chat=True)
+    answer = Answer(asked, model_info(), tokenizer, stop_search=search)
     deltas = []
     for event in (*(Tokens(token_ids=c) for c in chunks), Finished(reason=FinishReason.LENGTH)):
         deltas.append(answer.delta(event))

@@ -35,7 +35,14 @@ ADMITTED = Admitted(engine=ENGINE, num_cached_tokens=16, seed=7)
 
 
 @asynccontextmanager
-async def serving(fleet, *, max_concurrent_requests=8, slow_readers=None, client_options=()):
+async def serving(
+    fleet,
+    *,
+    max_concurrent_requests=8,
+    max_queued_prompt_tokens=200,
+    slow_readers=None,
+    client_options=(),
+):
     server = grpc.aio.server(options=channel.server_options())
     with TokenizerPool(fleet.fetch_tokenizer, 1) as tokenizers:
         pipeline = Pipeline(
@@ -46,7 +53,7 @@ async def serving(fleet, *, max_concurrent_requests=8, slow_readers=None, client
                 max_concurrent_requests=max_concurrent_requests,
                 max_prompt_bytes=1000,
                 max_request_bytes=100_000_000,
-                max_queued_prompt_tokens=200,
+                max_queued_prompt_tokens=max_queued_prompt_tokens,
             ),
         )
         servicer = RouterServicer(pipeline, fleet, slow_readers or SlowReaders(60.0))
