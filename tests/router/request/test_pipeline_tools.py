@@ -18,7 +18,7 @@ from router.types import (
     ToolChoice,
 )
 from tests.fakes import small_tokenizer
-from tests.fakes.fake_fleet import FakeFleet, model_info
+from tests.fakes.fake_fleet import ALL_PARAMS, FakeFleet, model_info
 from tests.router.pipelines import TOKENIZER, Recorder, collect, request
 from tests.router.text.tool_templates import QWEN3
 
@@ -35,7 +35,7 @@ LARGE = Bounds(
 
 @pytest.fixture
 def fleet():
-    fleet = FakeFleet(model_info(max_model_len=4096))
+    fleet = FakeFleet(model_info(max_model_len=4096, supported_params=ALL_PARAMS))
     fleet.files = small_tokenizer.files(chat_template=QWEN3)
     return fleet
 
@@ -299,3 +299,25 @@ async def test_next_turn_takes_back_what_the_last_one_gave(fleet):
 
     sent = TOKENIZER.decode(fleet.requests[1].prompt_token_ids, skip_special_tokens=False)
     assert f"<|im_start|>assistant\n{SAID}<|im_end|>\n" in sent
+
+
+@pytest.mark.parametrize(
+    ("stop", "reasoning", "content", "num_calls"),
+    [
+        ("call.", "hm", "I ", 0),
+        ("m\n</th", "h", "", 0),
+        ('", "arg', "hm", 'I call.\n<tool_call>\n{"name": "f', 0),
+        ("\n</tool_call>!", "hm", "I call.", 1),
+    ],
+)
+async def test_stop_text_ends_the_text_that_is_parsed(fleet, stop, reasoning, content, num_calls):
+    token_ids = TOKENIZER.encode_text(f"{SAID}!").tolist()
+    fleet.answer(*([token_id] for token_id in token_ids), [1], stop_token_id=1)
+    with TokenizerPool(fleet.fetch_tokenizer, 1) as tokenizers:
+        deltas = await collect(pipeline_of(fleet, tokenizers), request(chat_of(), stop=(stop,)))
+
+    assert "".join(delta.reasoning for delta in deltas) == reasoning
+    assert "".join(delta.text for delta in deltas).startswith(content)
+    assert deltas[-1].finish.stop_text == stop
+    calls = {call.index for delta in deltas for call in delta.tool_calls}
+    assert len(calls) >= num_calls
