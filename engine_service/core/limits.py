@@ -144,7 +144,7 @@ class Limits:
             banned.update(params.stop_token_ids)
             if not params.ignore_eos:
                 banned |= self.eos_token_ids
-        if banned.issuperset(allowed):
+        if banned and banned.issuperset(allowed):
             raise _bad_param(
                 "number of allowed_token_ids",
                 str(len(allowed)),
@@ -206,8 +206,13 @@ class Limits:
         sequences = params.bad_words_token_ids
         if self._are_tokens(_array("bad_words_token_ids", chain.from_iterable(sequences))):
             return
-        for index, sequence in enumerate(sequences):
-            self.check_token_ids(f"bad_words_token_ids[{index}]", array("q", sequence))
+        index, place, value = next(
+            (index, place, value)
+            for index, sequence in enumerate(sequences)
+            for place, value in enumerate(sequence)
+            if not 0 <= value < self.vocab_size
+        )
+        raise self.token_out_of_range(f"bad_words_token_ids[{index}]", place, value)
 
     def check_token_ids(self, field: str, token_ids: "array[int]", part: str = "") -> None:
         """Refuses token IDs outside the vocabulary.

@@ -121,7 +121,7 @@ class PlanBuilder:
             num_prompt_logprobs=self._num_prompt_logprobs(),
         )
 
-    def _num_prompt_logprobs(self) -> "array[int]":
+    def _num_prompt_logprobs(self) -> "array[int] | None":
         if not self._prompt_logprobs:
-            return int32_array()
+            return None
         return int32_array([self._prompt_logprobs.get(row, 0) for row in range(len(self._slots))])

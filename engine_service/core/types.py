@@ -136,9 +136,9 @@ class StepPlan:
     """[num_rows] tokens to compute, at least 1."""
     is_sampled: "array[int]"
     """[num_rows] typecode "b": 1 when the row ends at the last token of its sequence."""
-    num_prompt_logprobs: "array[int]" = field(default_factory=int32_array)
+    num_prompt_logprobs: "array[int] | None" = None
     """[num_rows] prompt tokens whose logprobs the row must bring: those at the positions from
-    `num_computed_tokens[r] + 1` on. Empty if no row must bring any."""
+    `num_computed_tokens[r] + 1` on. None if no row must bring any."""
 
     new_grammars: list[SlotGrammar] = field(default_factory=list)
     """The grammars of those of the new slots that have one."""

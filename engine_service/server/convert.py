@@ -90,8 +90,9 @@ def to_request(
     limits.check_all_but_token_ids(request)
     _check_token_ids("prompt_token_ids", request.prompt_token_ids, limits)
     _check_token_ids("resume_token_ids", request.resume_token_ids, limits)
-    allowed = array("I", params.allowed_token_ids)
-    _check_token_ids("allowed_token_ids", allowed, limits)
+    allowed = params.allowed_token_ids
+    if isinstance(allowed, array):  # else it is empty
+        _check_token_ids("allowed_token_ids", allowed, limits)
     limits.check_short_lists(params)
     return request
 

@@ -17,6 +17,7 @@ from tests.engine_service.core.helpers import (
     make_scheduler,
     run_until_idle,
 )
+from tests.fakes.hash_executor import HashExecutor
 from tests.fakes.logprobs import pack, unpack
 
 PROMPT = [5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
@@ -218,3 +219,21 @@ def test_reports_hold_requests_of_different_widths():
     assert list(pickle.loads(pickle.dumps(StepOutput(logprobs=report))).logprobs) == parts
     assert isinstance(next(iter(report))[2], StepLogprobs)
     assert report.logprobs.typecode == array("f").typecode
+
+
+def test_fake_model_of_routers_tests_scores_a_text_as_it_generated_it():
+    executor = HashExecutor(
+        vocab_size=100, eos_token_ids=(), prefill_tokens_per_second=0, decode_step_seconds=0
+    )
+    core = make_core(executor, options={"max_num_batched_tokens": 4})
+    core.add(make_request(1, PROMPT, 5, logprobs=2))
+    outputs = told(core)
+    generated = [token_id for output in outputs for token_id in output.token_ids]
+    rows = [row for _, _, part in rows_of(outputs, "logprobs") for row in part]
+    assert [likeliest[0] for _, likeliest, _ in rows] == generated
+    assert all(own == logprobs[0] == 0 for own, _, logprobs in rows)
+
+    core.add(scoring(2, PROMPT + generated))
+    scored = [row for _, _, part in rows_of(told(core), "prompt_logprobs") for row in part]
+    assert len(scored) == len(PROMPT) + 4
+    assert scored[-5:] == rows
