@@ -11,10 +11,16 @@ from protos.wire.channel import (
 )
 from protos.wire.field_bounds import FIELD_BOUNDS
 from protos.wire.limits import (
+    MAX_ALLOWED_TOKEN_IDS,
+    MAX_BAD_WORD_CHARACTERS,
+    MAX_BAD_WORDS,
     MAX_CANCELLED_HANDLES,
+    MAX_CHOICE_BYTES,
+    MAX_CHOICES,
     MAX_LABEL_BYTES,
     MAX_LOGIT_BIASES,
     MAX_SEQUENCE_TOKENS,
+    MAX_STOP_TEXTS,
     MAX_STOP_TOKEN_IDS,
     MAX_SUBMISSIONS,
     MAX_TRACEPARENT_BYTES,
@@ -134,6 +140,12 @@ def test_router_receives_the_largest_prompt_in_every_form(max_prompt_bytes):
     params = router_pb2.SamplingParams(
         stop_token_ids=[1] * MAX_STOP_TOKEN_IDS,
         logit_bias=[router_pb2.LogitBias(token_id=1, bias=1.0)] * MAX_LOGIT_BIASES,
+        allowed_token_ids=[1] * MAX_ALLOWED_TOKEN_IDS,
+        stop=["x" * MAX_LABEL_BYTES] * MAX_STOP_TEXTS,
+        bad_words=["x" * 4 * MAX_BAD_WORD_CHARACTERS] * MAX_BAD_WORDS,
+        grammar=router_pb2.Grammar(
+            choice=router_pb2.Choice(texts=["x" * MAX_CHOICE_BYTES] * MAX_CHOICES)
+        ),
     )
     labels = {"request_id": "r" * 1024, "model": "m" * 1024, "cache_salt": "s" * 1024}
     size = max(1, max_prompt_bytes // 4096)
@@ -145,4 +157,4 @@ def test_router_receives_the_largest_prompt_in_every_form(max_prompt_bytes):
     ):
         request = router_pb2.GenerateRequest(**prompt, **labels, sampling_params=params)
         assert request.ByteSize() <= limit
-    assert limit < max(max_prompt_bytes, 4 << 20) + (2 << 20)
+        assert limit < max(max_prompt_bytes, 4 << 20) + params.ByteSize() + (2 << 20)
