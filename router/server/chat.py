@@ -16,12 +16,6 @@ _CHOICES = {
     router_pb2.TOOL_CHOICE_MODE_REQUIRED: ToolChoice.REQUIRED,
 }
 
-_PLAIN_FIELDS = {
-    router_pb2.Chat: router_pb2.Chat.MESSAGES_FIELD_NUMBER,
-    router_pb2.ChatMessage: router_pb2.ChatMessage.CONTENT_FIELD_NUMBER,
-}
-"""The last field of those that most chats and messages have."""
-
 
 def to_chat_prompt(chat: router_pb2.Chat) -> ChatPrompt:
     """Reads a chat, with all that it holds as JSON.
@@ -30,12 +24,6 @@ def to_chat_prompt(chat: router_pb2.Chat) -> ChatPrompt:
         InvalidRequest: Something in JSON is none, is too long or too deep, or the tool choice is
             unknown.
     """
-    if _is_plain(chat) and all(map(_is_plain, chat.messages)):
-        return ChatPrompt(
-            messages=tuple(
-                ChatMessage(role=message.role, content=message.content) for message in chat.messages
-            )
-        )
     num_json_bytes = _num_json_bytes(chat)
     if num_json_bytes > MAX_CHAT_JSON_BYTES:
         raise InvalidRequest(
@@ -63,13 +51,6 @@ def to_chat_prompt(chat: router_pb2.Chat) -> ChatPrompt:
     )
 
 
-def _is_plain(message: router_pb2.Chat | router_pb2.ChatMessage) -> bool:
-    """Whether a chat has messages only, or a message role and content only."""
-    fields = message.ListFields()
-    # Ordered by their numbers.
-    return not fields or fields[-1][0].number <= _PLAIN_FIELDS[type(message)]
-
-
 def to_tool_call_deltas(deltas: Iterable[ToolCallDelta]) -> list[router_pb2.ToolCallDelta]:
     """Writes parts of tool calls."""
     return [
@@ -87,6 +68,14 @@ def _num_json_bytes(chat: router_pb2.Chat) -> int:
 
 
 def _to_message(index: int, message: router_pb2.ChatMessage) -> ChatMessage:
+    if not (
+        message.parts
+        or message.tool_calls
+        or message.tool_call_id
+        or message.name
+        or message.reasoning
+    ):
+        return ChatMessage(role=message.role, content=message.content)
     return ChatMessage(
         role=message.role,
         content=message.content,
