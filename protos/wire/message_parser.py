@@ -306,7 +306,7 @@ def _find_excess(message: Message, schema: _Schema, prefix: str, size: int) -> M
         if one.is_repeated:
             values = getattr(message, one.name)
             if values:
-                found = _find_excess_entries(values, one, prefix, size)
+                found = _find_excess_entries(values, one, prefix)
         elif one.schema is not None:
             if message.HasField(one.name):
                 inner = getattr(message, one.name)
@@ -320,15 +320,17 @@ def _find_excess(message: Message, schema: _Schema, prefix: str, size: int) -> M
     return None
 
 
-def _find_excess_entries(
-    values: Sequence[Any], one: _Field, prefix: str, size: int
-) -> Malformed | None:
+def _find_excess_entries(values: Sequence[Any], one: _Field, prefix: str) -> Malformed | None:
     if len(values) > one.bound.entries:
         return _too_many(prefix, one, str(len(values)))
     if one.schema is not None and one.has_lists:
         name = f"{prefix}{one.name}."
+        least_excess = one.schema.least_excess
         for value in values:
-            if found := _find_excess(value, one.schema, name, size):
+            own_size = value.ByteSize()
+            if own_size < least_excess:
+                continue
+            if found := _find_excess(value, one.schema, name, own_size):
                 return found
     elif one.is_bytes:
         for value in values:

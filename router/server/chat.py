@@ -1,6 +1,6 @@
 """The chats of the router's contract to its own types, and answers to them back."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from protos.pagestream.router.v1 import router_pb2
 from protos.wire.limits import MAX_CHAT_JSON_BYTES
@@ -24,7 +24,9 @@ def to_chat_prompt(chat: router_pb2.Chat) -> ChatPrompt:
         InvalidRequest: Something in JSON is none, is too long or too deep, or the tool choice is
             unknown.
     """
-    num_json_bytes = _num_json_bytes(chat)
+    # Each reading of the list makes objects of its entries.
+    messages = list(chat.messages)
+    num_json_bytes = _num_json_bytes(chat, messages)
     if num_json_bytes > MAX_CHAT_JSON_BYTES:
         raise InvalidRequest(
             f"tools, tool_calls and chat_template_kwargs of chat have {num_json_bytes} bytes of "
@@ -37,7 +39,7 @@ def to_chat_prompt(chat: router_pb2.Chat) -> ChatPrompt:
             reason=Reason.BAD_CHAT,
         )
     return ChatPrompt(
-        messages=tuple(_to_message(index, one) for index, one in enumerate(chat.messages)),
+        messages=tuple(_to_message(index, one) for index, one in enumerate(messages)),
         tools=tuple(_to_tool(index, tool) for index, tool in enumerate(chat.tools)),
         tool_choice=_to_choice(chat.tool_choice),
         function_name=chat.tool_choice.function_name,
@@ -61,13 +63,21 @@ def to_tool_call_deltas(deltas: Iterable[ToolCallDelta]) -> list[router_pb2.Tool
     ]
 
 
-def _num_json_bytes(chat: router_pb2.Chat) -> int:
+def _num_json_bytes(chat: router_pb2.Chat, messages: Sequence[router_pb2.ChatMessage]) -> int:
     texts = [chat.chat_template_kwargs, *(tool.parameters for tool in chat.tools)]
-    texts += [call.arguments for message in chat.messages for call in message.tool_calls]
-    return sum(len(text.encode()) for text in texts)
+    texts += [call.arguments for message in messages for call in message.tool_calls]
+    return sum(len(text.encode()) for text in texts if text)
 
 
 def _to_message(index: int, message: router_pb2.ChatMessage) -> ChatMessage:
+    if not (
+        message.parts
+        or message.tool_calls
+        or message.tool_call_id
+        or message.name
+        or message.reasoning
+    ):
+        return ChatMessage(role=message.role, content=message.content)
     return ChatMessage(
         role=message.role,
         content=message.content,
