@@ -48,15 +48,16 @@ def check_chat(chat: ChatPrompt) -> None:
         InvalidRequest: BAD_CHAT; message and metadata give field, value and bound.
     """
     _check_count("chat.messages", len(chat.messages), MAX_CHAT_MESSAGES, least=1)
+    num_parts = num_calls = 0
     for index, message in enumerate(chat.messages):
         if message.role not in ROLES:
             roles = ", ".join(ROLES)
             raise _bad(f"chat.messages[{index}].role", message.role, f"one of {roles}")
         if not message.is_plain:
             _check_message(f"chat.messages[{index}]", message)
-    num_parts = sum(len(message.parts) for message in chat.messages)
+            num_parts += len(message.parts)
+            num_calls += len(message.tool_calls)
     _check_count("parts of chat.messages", num_parts, MAX_CHAT_PARTS)
-    num_calls = sum(len(message.tool_calls) for message in chat.messages)
     _check_count("tool_calls of chat.messages", num_calls, MAX_CHAT_PARTS)
     _check_tools(chat.tools)
     _check_choice(chat)

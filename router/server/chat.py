@@ -16,6 +16,12 @@ _CHOICES = {
     router_pb2.TOOL_CHOICE_MODE_REQUIRED: ToolChoice.REQUIRED,
 }
 
+_PLAIN_FIELDS = {
+    router_pb2.Chat: router_pb2.Chat.MESSAGES_FIELD_NUMBER,
+    router_pb2.ChatMessage: router_pb2.ChatMessage.CONTENT_FIELD_NUMBER,
+}
+"""The last field of those that most chats and messages have."""
+
 
 def to_chat_prompt(chat: router_pb2.Chat) -> ChatPrompt:
     """Reads a chat, with all that it holds as JSON.
@@ -24,6 +30,12 @@ def to_chat_prompt(chat: router_pb2.Chat) -> ChatPrompt:
         InvalidRequest: Something in JSON is none, is too long or too deep, or the tool choice is
             unknown.
     """
+    if _is_plain(chat) and all(map(_is_plain, chat.messages)):
+        return ChatPrompt(
+            messages=tuple(
+                ChatMessage(role=message.role, content=message.content) for message in chat.messages
+            )
+        )
     num_json_bytes = _num_json_bytes(chat)
     if num_json_bytes > MAX_CHAT_JSON_BYTES:
         raise InvalidRequest(
@@ -49,6 +61,13 @@ def to_chat_prompt(chat: router_pb2.Chat) -> ChatPrompt:
         raw_output=chat.raw_output,
         num_json_bytes=num_json_bytes,
     )
+
+
+def _is_plain(message: router_pb2.Chat | router_pb2.ChatMessage) -> bool:
+    """Whether a chat has messages only, or a message role and content only."""
+    fields = message.ListFields()
+    # Ordered by their numbers.
+    return not fields or fields[-1][0].number <= _PLAIN_FIELDS[type(message)]
 
 
 def to_tool_call_deltas(deltas: Iterable[ToolCallDelta]) -> list[router_pb2.ToolCallDelta]:
