@@ -97,7 +97,8 @@ class RouterConfig(Options):
         default=4096,
         metadata=about(
             Integers(1, 1_000_000),
-            "maximum requests in progress at once; more are refused with QUEUE_FULL",
+            "maximum requests in progress at once, of which a call has n; more are refused with "
+            "QUEUE_FULL",
         ),
     )
     max_prompt_bytes: int = field(
@@ -126,7 +127,7 @@ class RouterConfig(Options):
         default=16_384,
         metadata=about(
             Integers(1, 100_000_000),
-            "maximum unread tokens kept for one client; above that, its request ends with "
+            "maximum unread tokens kept for each continuation; above that, its request ends with "
             "SLOW_READER",
         ),
     )

@@ -68,8 +68,6 @@ def check_parameters(request: GenerationRequest, model: ModelInfo) -> None:
 
 def _length_fault(params: SamplingParams) -> ParamFault | None:
     max_tokens, min_tokens = params.max_tokens, params.min_tokens
-    if max_tokens == 0 and params.prompt_logprobs is None:
-        return ParamFault("max_tokens", "0", "1 and more, unless prompt_logprobs is set")
     if max_tokens is not None and min_tokens is not None and min_tokens > max_tokens:
         return ParamFault("min_tokens", str(min_tokens), f"0 to max_tokens {max_tokens}")
     return None

@@ -299,7 +299,7 @@ def sampling(**params):
         (
             sampling(max_tokens=0),
             "BAD_SAMPLING_PARAMS",
-            "max_tokens is 0, outside 1 and more, unless prompt_logprobs is set",
+            "max_tokens is 0, outside 1 and more; 0 needs prompt_logprobs",
         ),
         (
             sampling(seed=-1),
