@@ -71,14 +71,15 @@ def _measure(matchers: SlotMatchers, grammar: Grammar, num_rows: int, num_tokens
     filling, advancing = [], []
     for _ in range(num_tokens):
         begun_at = time.perf_counter()
-        ended = matchers.fill(slots, masks).ended
+        filled = matchers.fill(slots, masks)
         filling.append(1e3 * (time.perf_counter() - begun_at))
+        assert not filled.failures, filled.failures
         bits = (np.unpackbits(row.view(np.uint8), bitorder="little") for row in masks)
         token_ids = [int(generator.choice(np.flatnonzero(row))) for row in bits]
         begun_at = time.perf_counter()
         matchers.advance(slots, token_ids)
         advancing.append(1e3 * (time.perf_counter() - begun_at))
-        for row in ended:
+        for row in filled.ended:
             matchers.start(row, grammar, [])
     return (
         f"compile_ms={1e3 * compiled:.1f} fill_ms={np.median(filling):.2f} "
