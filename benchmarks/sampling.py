@@ -11,16 +11,36 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from benchmarks.engine import SHAPES, Engine
 from benchmarks.provenance import commit
 from benchmarks.workloads import TEMPERATURE, uniform
-from protos.wire.sampling_params import LogitBias, SamplingParams
+from protos.wire.sampling_params import Grammar, LogitBias, SamplingParams
 
 PLAIN = "plain"
+SCHEMA = {
+    "type": "array",
+    "minItems": 100,
+    "items": {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "maxLength": 40},
+            "count": {"type": "integer"},
+            "kind": {"enum": ["first", "second", "third"]},
+            "parts": {"type": "array", "items": {"type": "number"}, "maxItems": 5},
+        },
+        "required": ["name", "count", "kind", "parts"],
+        "additionalProperties": False,
+    },
+}
+"""A text of it does not end within a run."""
+_MAX_TOKEN_BYTES = 10
+
 VARIANTS: Mapping[str, SamplingParams] = {
     PLAIN: SamplingParams(temperature=TEMPERATURE),
     "top_k 50, top_p 0.9": SamplingParams(temperature=TEMPERATURE, top_k=50, top_p=0.9),
@@ -44,7 +64,32 @@ VARIANTS: Mapping[str, SamplingParams] = {
     ),
     "logprobs 5": SamplingParams(temperature=TEMPERATURE, logprobs=5),
     "logprobs 20": SamplingParams(temperature=TEMPERATURE, logprobs=20),
+    "JSON schema": SamplingParams(
+        temperature=TEMPERATURE, grammar=Grammar(form="json_schema", text=json.dumps(SCHEMA))
+    ),
 }
+
+
+def write_tokenizer(folder: Path, vocab_size: int, eos_token_id: int) -> None:
+    """Writes a byte-level tokenizer of random tokens, which grammars need."""
+    rng = Random(0)
+    tokens = list(dict.fromkeys(pre_tokenizers.ByteLevel.alphabet()))
+    known, merges = set(tokens), []
+    while len(tokens) < vocab_size - 1:
+        pair = tokens[rng.randrange(min(len(tokens), 20_000))], tokens[rng.randrange(256)]
+        token = "".join(pair)
+        if token not in known and len(token) <= _MAX_TOKEN_BYTES:
+            known.add(token)
+            tokens.append(token)
+            merges.append(pair)
+    end = "<|end|>"
+    tokens.insert(eos_token_id, end)
+    vocab = {token: token_id for token_id, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocab, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([end])
+    tokenizer.save(str(folder / "tokenizer.json"))
 
 
 def measure(engine: Engine, batch: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -85,6 +130,8 @@ def main(arguments: list[str] | None = None) -> None:
     options.enforce_eager, options.tensor_parallel_size = False, 1
     options.max_steps_in_flight = None
     with tempfile.TemporaryDirectory() as folder:
+        shape = SHAPES[options.model]
+        write_tokenizer(Path(folder), int(shape["vocab_size"]), int(shape["eos_token_id"]))
         engine = Engine(options.model, Path(folder), options)
         report = {
             "command": "python -m benchmarks.sampling " + " ".join(arguments or sys.argv[1:]),

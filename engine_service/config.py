@@ -196,16 +196,16 @@ class ServerOptions(Options):
         default=16_384,
         metadata=about(
             _COUNTS,
-            "maximum unread tokens kept for one Generate call; above that, it ends with "
-            "SLOW_READER",
+            "maximum unread tokens kept for one Generate call, each logprob counted as one; above "
+            "that, it ends with SLOW_READER",
         ),
     )
     max_stream_buffered_tokens: int = field(
         default=262_144,
         metadata=about(
             _COUNTS,
-            "maximum unread tokens kept for one GenerateMany stream; above that, it ends with "
-            "SLOW_READER",
+            "maximum unread tokens kept for one GenerateMany stream, each logprob counted as one; "
+            "above that, it ends with SLOW_READER",
         ),
     )
     max_cache_history_hashes: int = field(

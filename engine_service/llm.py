@@ -296,8 +296,8 @@ def _take_in_logprobs(output: StepOutput, progress: dict[int, _Progress]) -> Non
         token_ids = prompt[position : position + len(logprobs)]
         progress[request_id].prompt_logprobs += _readable(token_ids, logprobs)
     for request_id, _, logprobs in output.logprobs or ():
-        newest = progress[request_id].token_ids[-len(logprobs) :]
-        progress[request_id].logprobs += _readable(newest, logprobs)
+        generated = progress[request_id].token_ids
+        progress[request_id].logprobs += _readable(generated[-len(logprobs) :], logprobs)
 
 
 def _readable(token_ids: Sequence[int], logprobs: StepLogprobs) -> list[TokenLogprobs]:

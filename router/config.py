@@ -11,6 +11,7 @@ from pathlib import Path
 from protos.wire.limits import MAX_PROMPT_BYTES
 from router.engines.discovery import ServiceName, parse_addresses, parse_service_name
 from router.errors import StartupError
+from router.text.parsers.registry import REASONING_PARSERS, TOOL_CALL_PARSERS
 from servicekit import common_options
 from servicekit.options import OptionReader, Options, about
 from servicekit.values import Flags, Integers, OneOf, Paths, quoted, seconds
@@ -149,6 +150,30 @@ class RouterConfig(Options):
         metadata=about(
             seconds(0.01, 60),
             "seconds of CPU time that a model's chat template may take for one chat, 0.01 to 60",
+        ),
+    )
+    chat_template: Path | None = field(
+        default=None,
+        metadata=about(
+            Paths(),
+            "file with a chat template that replaces those of all models, at most 1 Mi characters",
+            unset="each model's own",
+        ),
+    )
+    tool_call_parser: str = field(
+        default="auto",
+        metadata=about(
+            OneOf(TOOL_CALL_PARSERS),
+            f"how models write tool calls: {', '.join(TOOL_CALL_PARSERS)}; auto goes by the "
+            "model's chat template",
+        ),
+    )
+    reasoning_parser: str = field(
+        default="auto",
+        metadata=about(
+            OneOf(REASONING_PARSERS),
+            f"how models write their reasoning: {', '.join(REASONING_PARSERS)}; auto goes by the "
+            "model's chat template",
         ),
     )
     allow_special_tokens_in_content: bool = field(

@@ -1,6 +1,7 @@
 """Puts the router together, runs it and ends it; the only file that knows everyone."""
 
 import asyncio
+import dataclasses
 import functools
 import logging
 
@@ -20,7 +21,7 @@ from router.server.grpc_server import RouterServicer
 from router.server.health import Health, State
 from router.server.metrics import ResourceUsage, RouterMetrics
 from router.server.slow_readers import SlowReaders
-from router.text.chat_template import TemplateSettings
+from router.text.chat_template import TemplateSettings, read_template
 from router.text.tokenizer_pool import TokenizerPool
 from router.types import ModelInfo
 from servicekit.garbage import collect_garbage_rarely
@@ -62,6 +63,19 @@ async def _serve(config: RouterConfig) -> int:
     return await _Router(config).serve()
 
 
+def _template_settings(config: RouterConfig, metrics: RouterMetrics) -> TemplateSettings:
+    settings = TemplateSettings(
+        cpu_seconds=config.template_seconds,
+        max_prompt_bytes=config.max_prompt_bytes,
+        tool_call_parser=config.tool_call_parser,
+        reasoning_parser=config.reasoning_parser,
+        on_end=metrics.template_worker_ended,
+    )
+    if config.chat_template is None:
+        return settings
+    return dataclasses.replace(settings, source=read_template(config.chat_template, settings))
+
+
 class _Router:
     """One router process."""
 
@@ -93,11 +107,7 @@ class _Router:
             self._fleet.fetch_tokenizer,
             config.tokenizer_threads,
             in_use=self._fleet.tokenizers_in_use,
-            settings=TemplateSettings(
-                cpu_seconds=config.template_seconds,
-                max_prompt_bytes=config.max_prompt_bytes,
-                on_end=self._metrics.template_worker_ended,
-            ),
+            settings=_template_settings(config, self._metrics),
         )
         self._pipeline = Pipeline(
             self._dispatcher,

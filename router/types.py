@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from protos.wire.sampling_params import BASIC_PARAMS, SamplingParams, demanded
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 
 class FinishReason(enum.Enum):
@@ -19,6 +19,8 @@ class FinishReason(enum.Enum):
 
     STOP = "stop"
     LENGTH = "length"
+    TOOL_CALLS = "tool_calls"
+    """As STOP, of an answer with a complete tool call; no engine reports it."""
 
 
 class EngineState(enum.Enum):
@@ -83,6 +85,15 @@ class TokenLogprobs:
     def num_top(self) -> int:
         """Likeliest tokens at each position."""
         return len(self.top_token_ids) // len(self.logprobs) if self.logprobs else 0
+
+    def part(self, start: int, stop: int) -> "TokenLogprobs":
+        """Returns those of some of the tokens."""
+        num_top = self.num_top
+        return TokenLogprobs(
+            logprobs=self.logprobs[start:stop],
+            top_token_ids=self.top_token_ids[start * num_top : stop * num_top],
+            top_logprobs=self.top_logprobs[start * num_top : stop * num_top],
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,12 +258,52 @@ class TextPrompt:
     text: str
 
 
+class ToolChoice(enum.Enum):
+    """Whether a model calls functions."""
+
+    NONE = "none"
+    AUTO = "auto"
+    REQUIRED = "required"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tool:
+    """A function that a model may call."""
+
+    name: str
+    description: str = ""
+    parameters: "Mapping[str, object] | None" = None
+    """The JSON schema of its arguments; None means that it has none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """A call in an assistant's message."""
+
+    call_id: str
+    name: str
+    arguments: "Mapping[str, object]"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatMessage:
     """One message of a conversation."""
 
     role: str
     content: str
+    parts: tuple[str, ...] = ()
+    """The content in several parts, instead of `content`."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+    name: str = ""
+    reasoning: str = ""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the message has a role and a text only."""
+        return not (
+            self.parts or self.tool_calls or self.tool_call_id or self.name or self.reasoning
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,6 +311,29 @@ class ChatPrompt:
     """A conversation, rendered by the model's chat template."""
 
     messages: tuple[ChatMessage, ...]
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = ToolChoice.AUTO
+    function_name: str = ""
+    """The one function that must be called, once; empty means any, as `tool_choice` says."""
+    template_kwargs: "Mapping[str, object]" = field(default_factory=dict)
+    """More variables for the template."""
+    add_generation_prompt: bool | None = None
+    """None means unless the final message is continued."""
+    continue_final_message: bool = False
+    raw_output: bool = False
+    """Leaves reasoning and tool calls in the text of the answer."""
+    num_json_bytes: int = 0
+    """Size of all that was read from JSON."""
+
+    @property
+    def shown_tools(self) -> tuple[Tool, ...]:
+        """The tools that the model gets to know."""
+        return () if self.tool_choice is ToolChoice.NONE else self.tools
+
+    @property
+    def must_call(self) -> bool:
+        """Whether the model has to call a function."""
+        return bool(self.function_name) or self.tool_choice is ToolChoice.REQUIRED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -283,7 +357,12 @@ class GenerationRequest:
     prompt: Prompt
     sampling_params: SamplingParams = field(default_factory=SamplingParams)
     stop: tuple[str, ...] = ()
+    """Texts that end the output."""
+    include_stop_text: bool = False
+    bad_words: tuple[str, ...] = ()
+    """Texts that must not be generated."""
     n: int | None = None
+    """Number of continuations; None is one."""
     priority: int = 0
     cache_salt: str = ""
     timeout: float | None = None
@@ -315,13 +394,44 @@ class Finish:
     stop_token_id: int | None
     num_prompt_tokens: int
     num_completion_tokens: int
+    """Tokens delivered."""
+    stop_text: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredTokens:
+    """Consecutive tokens with their logprobs, and the texts of all tokens named there."""
+
+    token_ids: "Sequence[int]"
+    logprobs: TokenLogprobs
+    texts: "Mapping[int, tuple[str, bytes]]"
+    """Text and bytes of each token by its ID."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCallDelta:
+    """A piece of a tool call of an answer."""
+
+    index: int
+    """Which call of the answer, from 0."""
+    call_id: str = ""
+    """In the first piece of each call only, as is the name."""
+    name: str = ""
+    arguments: str = ""
+    """More of the arguments, as JSON text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationDelta:
-    """New output of one request; the first has `admission`, the last has `finish`."""
+    """New output of one continuation; the first has `admission`, the last has `finish`."""
 
     text: str = ""
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
     token_ids: tuple[int, ...] = ()
     admission: Admission | None = None
     finish: Finish | None = None
+    index: int = 0
+    logprobs: ScoredTokens | None = None
+    """Of `token_ids`."""
+    prompt_logprobs: ScoredTokens | None = None

@@ -114,8 +114,6 @@ class Limits:
         for field in ("logprobs", "prompt_logprobs"):
             if (count := getattr(params, field) or 0) > self.max_logprobs:
                 raise _bad_param(field, str(count), f"0 to {self.max_logprobs} of this engine")
-        if params.max_tokens == 0 and params.prompt_logprobs is None:
-            raise _bad_param("max_tokens", "0", "1 and more; 0 needs prompt_logprobs")
         seen: dict[int, int] = {}
         for index, (token_id, _) in enumerate(params.logit_bias):
             if (other := seen.setdefault(token_id, index)) != index:

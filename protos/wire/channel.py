@@ -7,8 +7,8 @@ from protos.wire.message_parser import max_bytes
 
 _SPARE_BYTES = 64 * 1024
 """For fields that a newer peer may send."""
-_CHAT_MESSAGE_BYTES = 64
-"""Size of one chat message, without its content."""
+_CHAT_MESSAGE_BYTES = 128
+"""Size of one chat message with a part and a tool call, without their texts."""
 
 MAX_SUBMISSION_BYTES = max_bytes(engine_pb2.Submission)
 """The largest submission whose fields are within their bounds."""

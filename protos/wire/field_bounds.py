@@ -15,7 +15,9 @@ from protos.wire.limits import (
     MAX_BAD_WORDS,
     MAX_BLOCK_HASHES,
     MAX_CANCELLED_HANDLES,
+    MAX_CHAT_JSON_BYTES,
     MAX_CHAT_MESSAGES,
+    MAX_CHAT_TOOLS,
     MAX_CHOICE_BYTES,
     MAX_CHOICES,
     MAX_CHUNK_BYTES,
@@ -25,6 +27,7 @@ from protos.wire.limits import (
     MAX_LABEL_BYTES,
     MAX_LOGIT_BIASES,
     MAX_LOGPROB_CANDIDATES,
+    MAX_MESSAGE_PARTS,
     MAX_PROMPT_BYTES,
     MAX_REGEX_BYTES,
     MAX_SEQUENCE_TOKENS,
@@ -32,9 +35,11 @@ from protos.wire.limits import (
     MAX_STEP_FAILURES,
     MAX_STEP_REQUESTS,
     MAX_STEP_TOKENS,
+    MAX_STOP_TEXT_BYTES,
     MAX_STOP_TEXTS,
     MAX_STOP_TOKEN_IDS,
     MAX_SUBMISSIONS,
+    MAX_TEMPLATE_KWARGS_BYTES,
     MAX_TRACEPARENT_BYTES,
     MAX_TRACESTATE_BYTES,
 )
@@ -72,6 +77,9 @@ _GRAMMARS = {
     "Grammar.lark": _GRAMMAR,
     "Choice.texts": _CHOICE,
 }
+_CHAT_LABEL = FieldBound(bytes=MAX_LABEL_BYTES, reason=Reason.BAD_CHAT)
+_CHAT_JSON = FieldBound(bytes=MAX_CHAT_JSON_BYTES, reason=Reason.BAD_CHAT)
+_MESSAGE_PARTS = FieldBound(entries=MAX_MESSAGE_PARTS, reason=Reason.BAD_CHAT)
 _STEP_REQUESTS = FieldBound(entries=MAX_STEP_REQUESTS)
 _STEP_TOKENS = FieldBound(entries=MAX_STEP_TOKENS)
 _STEP_EVENTS = FieldBound(entries=MAX_STEP_EVENTS)
@@ -92,13 +100,32 @@ FIELD_BOUNDS: Mapping[str, FieldBound] = {
             "GenerateRequest.text": _TEXT,
             "GenerateRequest.cache_salt": _LABEL,
             "Chat.messages": FieldBound(entries=MAX_CHAT_MESSAGES, reason=Reason.BAD_CHAT),
-            "ChatMessage.role": FieldBound(bytes=MAX_LABEL_BYTES, reason=Reason.BAD_CHAT),
+            "Chat.tools": FieldBound(entries=MAX_CHAT_TOOLS, reason=Reason.BAD_CHAT),
+            "Chat.chat_template_kwargs": FieldBound(
+                bytes=MAX_TEMPLATE_KWARGS_BYTES, reason=Reason.BAD_CHAT
+            ),
+            "ChatMessage.role": _CHAT_LABEL,
             "ChatMessage.content": _TEXT,
+            "ChatMessage.parts": _MESSAGE_PARTS,
+            "ChatMessage.tool_calls": _MESSAGE_PARTS,
+            "ChatMessage.tool_call_id": _CHAT_LABEL,
+            "ChatMessage.name": _CHAT_LABEL,
+            "ChatMessage.reasoning": _TEXT,
+            "TextPart.text": _TEXT,
+            "Tool.name": _CHAT_LABEL,
+            "Tool.description": _TEXT,
+            "Tool.parameters": _CHAT_JSON,
+            "ToolCall.id": _CHAT_LABEL,
+            "ToolCall.name": _CHAT_LABEL,
+            "ToolCall.arguments": _CHAT_JSON,
+            "ToolChoice.function_name": _CHAT_LABEL,
             "TokenIds.ids": _SEQUENCE,
             "SamplingParams.stop_token_ids": _STOP_TOKEN_IDS,
             "SamplingParams.logit_bias": _LOGIT_BIAS,
             "SamplingParams.stop": FieldBound(
-                entries=MAX_STOP_TEXTS, bytes=MAX_LABEL_BYTES, reason=Reason.BAD_SAMPLING_PARAMS
+                entries=MAX_STOP_TEXTS,
+                bytes=MAX_STOP_TEXT_BYTES,
+                reason=Reason.BAD_SAMPLING_PARAMS,
             ),
             "SamplingParams.bad_words": FieldBound(
                 entries=MAX_BAD_WORDS,

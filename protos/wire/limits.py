@@ -11,6 +11,9 @@ MAX_STOP_TOKEN_IDS = 1024
 MAX_LOGIT_BIASES = 1024
 MAX_LOGIT_BIAS = 100.0
 MAX_STOP_TEXTS = 1024
+MAX_STOP_TEXT_BYTES = 1024
+MAX_STOP_CHARACTERS = 16_384
+"""Of all different stop texts of a request together."""
 MAX_BAD_WORDS = 512
 MAX_BAD_WORD_CHARACTERS = 64
 MAX_BAD_SEQUENCES = 2 * MAX_BAD_WORDS
@@ -35,6 +38,16 @@ MAX_SEQUENCE_TOKENS = 1 << 20
 MAX_PROMPT_BYTES = 8 * 1024 * 1024
 """Of a text, or of all messages of a chat together; a router's default limit is lower."""
 MAX_CHAT_MESSAGES = 4096
+MAX_CHAT_TOOLS = 512
+MAX_MESSAGE_PARTS = 512
+"""Text parts, and tool calls, of one message."""
+MAX_CHAT_PARTS = 4096
+"""The same, of all messages."""
+MAX_CHAT_JSON_BYTES = 1 << 20
+"""Of all texts of a chat in JSON together, which are parsed at once."""
+MAX_JSON_DEPTH = 64
+MAX_TEMPLATE_KWARGS_BYTES = 1 << 16
+MAX_FUNCTION_NAME_CHARACTERS = 128
 
 MAX_TRACEPARENT_BYTES = 256
 MAX_TRACESTATE_BYTES = 1024

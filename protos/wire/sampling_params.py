@@ -10,6 +10,7 @@ import struct
 from array import array
 from collections.abc import Collection, Mapping, Sized
 from dataclasses import dataclass
+from functools import cache
 from operator import attrgetter
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
 
@@ -293,9 +294,11 @@ def out_of_bounds(params: SamplingParams) -> ParamFault | None:
             continue
         if scalar.kind == _INT and not hasattr(value, "__index__"):
             return ParamFault(name, _shown(value), f"the whole numbers {scalar.bounds}")
-        # The comparison is false for NaN.
-        if not scalar.low <= value <= scalar.high:
+        # The comparison is false for NaN. A float32 may be a little below the bound it stands for.
+        if not _in_float32(scalar.low) <= value <= scalar.high:
             return ParamFault(name, _shown(value), scalar.bounds)
+    if params.max_tokens == 0 and params.prompt_logprobs is None:
+        return ParamFault("max_tokens", "0", "1 and more; 0 needs prompt_logprobs")
     for name, most in _BOUNDED_LISTS.items():
         if (count := len(getattr(params, name))) > most:
             return ParamFault(f"number of {name}", str(count), f"0 to {most}")
@@ -398,6 +401,12 @@ def to_record(
     values[RECORD_COLUMNS["seed"]] = seed
     values += [num_prompt_tokens, num_biases, is_restricted]
     return array("q", _RECORD.pack(*values))
+
+
+@cache
+def _in_float32(value: float) -> float:
+    nearest: float = struct.unpack("<f", struct.pack("<f", value))[0]
+    return min(value, nearest)
 
 
 def _shown(value: float) -> str:

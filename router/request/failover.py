@@ -7,7 +7,7 @@ from dataclasses import replace
 from protos.wire.status import Reason
 from router.errors import EngineError, EngineLost, QueueFull, RequestError
 from router.request.retry_budget import RetryBudget
-from router.types import Admitted, PromptLogprobs, TokenLogprobs, TokenRequest
+from router.types import Admitted, PromptLogprobs, TokenRequest
 
 _MAX_FAILURES = 8
 """The most engine failures of one request."""
@@ -110,7 +110,10 @@ class Failover:
         num_seen = self._next_prompt_position - event.first_position
         self._next_prompt_position = end
         self._has_new_prompt_logprobs = True
-        return _without_first(event, num_seen) if num_seen > 0 else event
+        if num_seen <= 0:
+            return event
+        rest = event.logprobs.part(num_seen, len(event.logprobs.logprobs))
+        return PromptLogprobs(first_position=event.first_position + num_seen, logprobs=rest)
 
     def leave(
         self,
@@ -182,16 +185,3 @@ class Failover:
             and self._num_failures <= _MAX_FAILURES
             and self._budget.take()
         )
-
-
-def _without_first(event: PromptLogprobs, num_seen: int) -> PromptLogprobs:
-    logprobs = event.logprobs
-    start = num_seen * logprobs.num_top
-    return PromptLogprobs(
-        first_position=event.first_position + num_seen,
-        logprobs=TokenLogprobs(
-            logprobs=logprobs.logprobs[num_seen:],
-            top_token_ids=logprobs.top_token_ids[start:],
-            top_logprobs=logprobs.top_logprobs[start:],
-        ),
-    )

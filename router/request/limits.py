@@ -1,21 +1,17 @@
 """Checks the limits of one request before any work is done for it.
 
-The engine checks again, for clients that call it directly. Only the engine knows which of the other
-sampling parameters it supports; it refuses the rest by name.
+The engine checks again, for clients that call it directly. `parameters` has the limits of sampling.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from protos.wire.limits import (
-    MAX_CHAT_MESSAGES,
-    MAX_LABEL_CHARACTERS,
-)
+from protos.wire.limits import MAX_LABEL_CHARACTERS
 from protos.wire.printable import first_unprintable, shown
 from protos.wire.reason import Reason
-from protos.wire.sampling_params import SamplingParams, out_of_bounds
 from router.errors import InvalidRequest
+from router.request.chat_limits import check_chat, check_grammar, text_bytes
 from router.types import (
     ChatPrompt,
     GenerationRequest,
@@ -24,8 +20,6 @@ from router.types import (
     TextPrompt,
     TokenPrompt,
 )
-
-ROLES = ("system", "user", "assistant", "tool")
 
 _MAX_FEW = 1024
 """Up to this many token IDs, `max` is faster than numpy."""
@@ -40,7 +34,7 @@ def check_request(request: GenerationRequest, model: ModelInfo, max_prompt_bytes
     """
     for field, label in (("request_id", request.request_id), ("cache_salt", request.cache_salt)):
         if len(label) > MAX_LABEL_CHARACTERS:
-            raise _outside(f"length of {field}", len(label), f"0 to {MAX_LABEL_CHARACTERS}")
+            raise outside(f"length of {field}", len(label), f"0 to {MAX_LABEL_CHARACTERS}")
     if not request.request_id.isprintable():
         raise InvalidRequest(
             f"request_id contains {first_unprintable(request.request_id)}; it must be printable",
@@ -50,9 +44,11 @@ def check_request(request: GenerationRequest, model: ModelInfo, max_prompt_bytes
                 "bounds": "printable characters",
             },
         )
-    _check_unsupported(request)
-    _check_sampling_params(request.sampling_params, model)
+    if isinstance(request.prompt, TokenPrompt):
+        check_length(len(request.prompt.token_ids), request.sampling_params.max_tokens, model)
     check_prompt(request.prompt, model, max_prompt_bytes)
+    if isinstance(request.prompt, ChatPrompt):
+        check_grammar(request.prompt, request.sampling_params)
 
 
 def check_prompt(prompt: Prompt, model: ModelInfo, max_prompt_bytes: int) -> None:
@@ -65,9 +61,9 @@ def check_prompt(prompt: Prompt, model: ModelInfo, max_prompt_bytes: int) -> Non
         case TextPrompt():
             _check_size("text", len(prompt.text.encode()), max_prompt_bytes)
         case ChatPrompt():
-            _check_chat(prompt, max_prompt_bytes)
+            check_chat(prompt)
+            _check_size("chat.messages", text_bytes(prompt), max_prompt_bytes)
         case TokenPrompt():
-            check_length(len(prompt.token_ids), None, model)
             check_token_ids("token_ids", prompt.token_ids, model)
 
 
@@ -79,7 +75,7 @@ def check_length(num_prompt_tokens: int, max_tokens: int | None, model: ModelInf
     """
     if not num_prompt_tokens:
         raise InvalidRequest("the prompt has no tokens", reason=Reason.EMPTY_PROMPT)
-    num_tokens = num_prompt_tokens + (max_tokens or 1)
+    num_tokens = num_prompt_tokens + (1 if max_tokens is None else max_tokens)
     if num_tokens > model.max_model_len:
         asked = "one to generate" if max_tokens is None else f"max_tokens of {max_tokens}"
         raise InvalidRequest(
@@ -102,7 +98,7 @@ def check_num_tokens(num_tokens: int, model: ModelInfo) -> None:
     """
     if num_tokens > model.max_model_len:
         bounds = f"0 to {model.max_model_len}"
-        raise _outside("number of tokens", num_tokens, bounds, Reason.PROMPT_TOO_LONG)
+        raise outside("number of tokens", num_tokens, bounds, Reason.PROMPT_TOO_LONG)
 
 
 def check_token_ids(field: str, token_ids: Sequence[int], model: ModelInfo) -> None:
@@ -118,50 +114,7 @@ def check_token_ids(field: str, token_ids: Sequence[int], model: ModelInfo) -> N
     if are_outside.any():
         index = int(are_outside.argmax())
         bounds = f"0 to {model.vocab_size - 1}"
-        raise _outside(f"{field}[{index}]", token_ids[index], bounds, Reason.TOKEN_OUT_OF_RANGE)
-
-
-def _check_unsupported(request: GenerationRequest) -> None:
-    if request.n not in (None, 1):
-        raise InvalidRequest(
-            f"n is {request.n}; only 1 is supported",
-            {"field": "n", "value": str(request.n), "bounds": "1"},
-            reason=Reason.UNSUPPORTED_PARAMETER,
-        )
-    if request.stop:
-        raise InvalidRequest(
-            f"stop has {len(request.stop)} texts; it is not supported, use stop_token_ids instead",
-            {"field": "stop", "value": str(len(request.stop)), "bounds": "0"},
-            reason=Reason.UNSUPPORTED_PARAMETER,
-        )
-
-
-def _check_sampling_params(params: SamplingParams, model: ModelInfo) -> None:
-    if fault := out_of_bounds(params):
-        raise _outside(*fault, Reason.BAD_SAMPLING_PARAMS)
-    check_token_ids("stop_token_ids", tuple(params.stop_token_ids), model)
-
-
-def _check_chat(chat: ChatPrompt, max_prompt_bytes: int) -> None:
-    num_messages = len(chat.messages)
-    if not 1 <= num_messages <= MAX_CHAT_MESSAGES:
-        bounds = f"1 to {MAX_CHAT_MESSAGES}"
-        raise _outside("number of chat.messages", num_messages, bounds, Reason.BAD_CHAT)
-    for index, message in enumerate(chat.messages):
-        if message.role not in ROLES:
-            raise InvalidRequest(
-                f"chat.messages[{index}].role is {message.role[:64]!r}, not one of "
-                + ", ".join(ROLES),
-                {
-                    "field": f"chat.messages[{index}].role",
-                    "value": message.role[:64],
-                    "bounds": ", ".join(ROLES),
-                },
-                reason=Reason.BAD_CHAT,
-            )
-    _check_size(
-        "chat.messages", sum(len(m.content.encode()) for m in chat.messages), max_prompt_bytes
-    )
+        raise outside(f"{field}[{index}]", token_ids[index], bounds, Reason.TOKEN_OUT_OF_RANGE)
 
 
 def _check_size(field: str, num_bytes: int, max_prompt_bytes: int) -> None:
@@ -175,9 +128,10 @@ def _check_size(field: str, num_bytes: int, max_prompt_bytes: int) -> None:
         )
 
 
-def _outside(
+def outside(
     field: str, value: int | str, bounds: str, reason: Reason = Reason.BAD_REQUEST
 ) -> InvalidRequest:
+    """Returns the error for a value that exceeds its bounds."""
     return InvalidRequest(
         f"{field} is {value}, outside {bounds}",
         {"field": field, "value": str(value), "bounds": bounds},

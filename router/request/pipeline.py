@@ -7,23 +7,28 @@ import uuid
 from array import array
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
 from protos.wire.reason import Reason
-from router.errors import Draining, InvalidRequest, QueueFull, RequestError
-from router.request import limits
+from protos.wire.sampling_params import SamplingParams, with_defaults
+from router.errors import Draining, InvalidRequest, NoTokenizer, QueueFull, RequestError
+from router.request import limits, parameters
 from router.request.answer import Answer
+from router.request.chat_grammar import chat_params
+from router.request.progress import Observer, Progress, recorded
 from router.request.quota import Quota
+from router.request.samples import merged
+from router.text.answer_form import AnswerForm, answer_form
+from router.text.stop_texts import StopSearch, StopTexts
 from router.text.token_budget import Abandoned
 from router.text.tokenizer import Tokenizer
 from router.text.tokenizer_pool import TokenizerPool
 from router.types import (
-    ChatMessage,
     ChatPrompt,
     EngineEvent,
-    Finished,
+    FinishReason,
     GenerationDelta,
     GenerationRequest,
     ModelInfo,
@@ -37,20 +42,8 @@ from router.types import (
 _MAX_SHORT_CHAT = 1 << 13
 """Characters up to which a chat is tokenized in the thread that rendered it, in some 12 ms at
 worst: the model's next chat waits that long, but a switch of threads would delay this one."""
-_UNFINISHED = "internal"
-"""The outcome of a request when nothing else is known: an error of the router itself."""
-
-OUTCOMES = ("stop", "length", "cancelled", "other", *(reason.value.lower() for reason in Reason))
-"""How a request can end: finished, cancelled by its client, for one of our reasons, or another."""
-
-
-@dataclass(slots=True, kw_only=True)
-class _Progress:
-    """Times of one request, in seconds of `time.monotonic`, and its outcome."""
-
-    started: float
-    last_tokens: float
-    outcome: str = _UNFINISHED
+_MAX_SHORT_STOPS = 1 << 10
+"""Characters of all stop texts up to which they are prepared at once, in a millisecond or two."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,28 +71,6 @@ class Engines(Protocol):
 
     def generate(self, request: TokenRequest) -> AsyncGenerator[EngineEvent, None]:
         """Streams a request's events; closing it cancels the request on its engine."""
-
-
-class Observer(Protocol):
-    """Is notified of the stages of each request, for metrics above this layer.
-
-    Times are in seconds.
-    """
-
-    def started(self) -> None:
-        """A request arrived."""
-
-    def tokenized(self, seconds: float) -> None:
-        """A text or a chat was tokenized."""
-
-    def handed_over(self, num_prompt_tokens: int) -> None:
-        """A request goes to the dispatcher."""
-
-    def generated(self, num_tokens: int, seconds: float, *, is_first: bool) -> None:
-        """Tokens arrived, `seconds` after the previous ones or the start of the request."""
-
-    def ended(self, outcome: str, seconds: float) -> None:
-        """The request ended; the outcome is one of `OUTCOMES`."""
 
 
 class Pipeline:
@@ -143,29 +114,66 @@ class Pipeline:
         Raises:
             RequestError: The request was refused or failed; `status` is for the client.
         """
-        with self._recorded(request) as progress, self._slot(request.num_bytes):
+        n = parameters.num_samples(request)
+        with (
+            recorded(self._observer, n, request.timeout) as progresses,
+            self._slot(request.num_bytes, n),
+        ):
             model = self._fleet.model_info(request.model)
             limits.check_request(request, model, self._bounds.max_prompt_bytes)
-            tokenizer = await self._tokenizer(model, request.prompt)
-            prompt = await self._encode(tokenizer, request.prompt, model)
+            parameters.check_parameters(request, model)
+            tokenizer = await self._tokenizer(model, request)
+            prompt, form = await self._encode(tokenizer, request.prompt, model)
+            if isinstance(request.prompt, ChatPrompt) and tokenizer and form:
+                params = chat_params(request.sampling_params, request.prompt, form, tokenizer)
+                if params is not request.sampling_params:
+                    request = replace(request, sampling_params=params)
             limits.check_length(len(prompt), request.sampling_params.max_tokens, model)
-            num_queued = len(prompt)
-            self.queued_prompt_tokens.take(num_queued)
+            params = await self._resolve(request, model, tokenizer)
+            stop_texts = await self._stop_texts(request.stop)
+            self.queued_prompt_tokens.take(n * len(prompt))
+            for progress in progresses:
+                progress.num_queued_tokens = len(prompt)
             try:
-                elapsed = time.monotonic() - progress.started
-                self._observer.handed_over(len(prompt))
-                token_request = _to_token_request(request, model, prompt, elapsed)
-                is_chat = isinstance(request.prompt, ChatPrompt)
-                answer = Answer(token_request, model, tokenizer, is_chat=is_chat)
-                async with aclosing(self._fleet.generate(token_request)) as events:
-                    async for event in events:
-                        if num_queued:
-                            self.queued_prompt_tokens.give_back(num_queued)
-                            num_queued = 0
-                        self._note(event, progress)
-                        yield answer.delta(event)
+                elapsed = time.monotonic() - progresses[0].started
+                sent = _to_token_request(request, model, prompt, params, elapsed)
+                samples = []
+                for progress, one in zip(progresses, parameters.of_samples(sent, n), strict=True):
+                    self._observer.handed_over(len(prompt))
+                    search = None
+                    if stop_texts is not None:
+                        search = StopSearch(stop_texts, is_included=request.include_stop_text)
+                    answer = Answer(one, model, tokenizer, form, search)
+                    samples.append(self._sample(one, answer, progress))
+                async with aclosing(merged(samples) if n > 1 else samples[0]) as deltas:
+                    async for delta in deltas:
+                        yield delta
             finally:
-                self.queued_prompt_tokens.give_back(num_queued)
+                self.queued_prompt_tokens.give_back(sum(p.num_queued_tokens for p in progresses))
+
+    async def _sample(
+        self, request: TokenRequest, answer: Answer, progress: Progress
+    ) -> AsyncGenerator[GenerationDelta, None]:
+        """Streams one continuation; its engine is free before the last delta is given out."""
+        async with aclosing(self._fleet.generate(request)) as events:
+            async for event in events:
+                if progress.num_queued_tokens:
+                    self.queued_prompt_tokens.give_back(progress.num_queued_tokens)
+                    progress.num_queued_tokens = 0
+                if isinstance(event, Tokens):
+                    progress.note_tokens(len(event.token_ids), self._observer)
+                delta = answer.delta(event)
+                if delta.finish is not None:
+                    break
+                yield delta
+            else:
+                raise AssertionError("an engine's events ended without a finish")
+        reason = delta.finish.reason
+        # An engine stops alike whether or not there are calls in the text.
+        progress.outcome = (
+            FinishReason.STOP if reason is FinishReason.TOOL_CALLS else reason
+        ).value
+        yield delta
 
     async def tokenize(
         self, model_name: str, prompt: TextPrompt | ChatPrompt, *, num_bytes: int = 0
@@ -183,7 +191,7 @@ class Pipeline:
         with self._slot(num_bytes):
             model = self._fleet.model_info(model_name)
             limits.check_prompt(prompt, model, self._bounds.max_prompt_bytes)
-            token_ids = await self._encode(await self._tokenizers.get(model), prompt, model)
+            token_ids, _ = await self._encode(await self._tokenizers.get(model), prompt, model)
             limits.check_num_tokens(len(token_ids), model)
             return token_ids
 
@@ -232,104 +240,110 @@ class Pipeline:
         await self._idle.wait()
 
     @contextmanager
-    def _slot(self, num_bytes: int) -> Iterator[None]:
+    def _slot(self, num_bytes: int, num_requests: int = 1) -> Iterator[None]:
         if self._is_draining:
             raise Draining("the router is shutting down; send the request to another router")
         bound = self._bounds.max_concurrent_requests
-        if self._num_under_way >= bound:
+        if num_requests > bound:
+            raise limits.outside(
+                "n",
+                num_requests,
+                f"1 to max_concurrent_requests {bound}",
+                Reason.BAD_SAMPLING_PARAMS,
+            )
+        if self._num_under_way + num_requests > bound:
             raise QueueFull(
-                f"{bound} requests are in progress, the limit of max_concurrent_requests",
+                f"{self._num_under_way} requests are in progress, with {num_requests} more over "
+                f"max_concurrent_requests {bound}",
                 {"max_concurrent_requests": str(bound)},
                 retry_after=1.0,
             )
         self.request_bytes.take(num_bytes)
-        self._num_under_way += 1
+        self._num_under_way += num_requests
         self._idle.clear()
         try:
             yield
         finally:
             self.request_bytes.give_back(num_bytes)
-            self._num_under_way -= 1
+            self._num_under_way -= num_requests
             if not self._num_under_way:
                 self._idle.set()
 
-    @contextmanager
-    def _recorded(self, request: GenerationRequest) -> Iterator["_Progress"]:
-        now = time.monotonic()
-        progress = _Progress(started=now, last_tokens=now)
-        self._observer.started()
-        try:
-            yield progress
-        except RequestError as error:
-            reason = error.status.reason.lower()
-            progress.outcome = reason if reason in OUTCOMES else "other"
-            raise
-        except (asyncio.CancelledError, GeneratorExit):
-            # After the last message the client may leave in any way.
-            if progress.outcome == _UNFINISHED:
-                elapsed = time.monotonic() - progress.started
-                is_late = request.timeout is not None and elapsed >= request.timeout
-                progress.outcome = "deadline_exceeded" if is_late else "cancelled"
-            raise
-        finally:
-            self._observer.ended(progress.outcome, time.monotonic() - progress.started)
-
-    def _note(self, event: EngineEvent, progress: "_Progress") -> None:
-        match event:
-            case Tokens():
-                now = time.monotonic()
-                self._observer.generated(
-                    len(event.token_ids),
-                    now - progress.last_tokens,
-                    is_first=progress.last_tokens == progress.started,
-                )
-                progress.last_tokens = now
-            case Finished():
-                progress.outcome = event.reason.value
-
-    async def _tokenizer(self, model: ModelInfo, prompt: Prompt) -> Tokenizer | None:
+    async def _tokenizer(self, model: ModelInfo, request: GenerationRequest) -> Tokenizer | None:
         try:
             return await self._tokenizers.get(model)
+        except NoTokenizer as error:
+            if request.stop or request.bad_words:
+                field = "stop" if request.stop else "bad_words"
+                other = "stop_token_ids" if request.stop else "logit_bias"
+                raise NoTokenizer(
+                    f"{field} needs a tokenizer, use {other} instead: {error}",
+                    {"field": field, "model": model.name},
+                ) from error
+            if isinstance(request.prompt, TokenPrompt):
+                return None
+            raise
         except RequestError:
             # A prompt of token IDs needs no tokenizer: without one, the answer has no text.
-            if isinstance(prompt, TokenPrompt):
+            if isinstance(request.prompt, TokenPrompt) and not (request.stop or request.bad_words):
                 return None
             raise
 
+    async def _resolve(
+        self, request: GenerationRequest, model: ModelInfo, tokenizer: Tokenizer | None
+    ) -> SamplingParams:
+        """Returns the parameters for engines, which know neither words nor the model's defaults."""
+        params = with_defaults(request.sampling_params, model.default_sampling_params)
+        if not request.bad_words or tokenizer is None:
+            return params
+        sequences = await self._tokenizers.run(
+            parameters.bad_sequences, request.bad_words, tokenizer
+        )
+        return replace(params, bad_words_token_ids=sequences)
+
+    async def _stop_texts(self, texts: tuple[str, ...]) -> StopTexts | None:
+        if not texts:
+            return None
+        if sum(map(len, texts)) <= _MAX_SHORT_STOPS:
+            return StopTexts(texts)
+        return await self._tokenizers.run(StopTexts, texts)
+
     async def _encode(
         self, tokenizer: Tokenizer | None, prompt: Prompt, model: ModelInfo
-    ) -> "array[int]":
+    ) -> "tuple[array[int], AnswerForm | None]":
+        """Returns the tokens of a prompt, and what the answer to a chat will look like."""
         if isinstance(prompt, TokenPrompt):
-            return array("i", prompt.token_ids.tobytes())
+            return array("i", prompt.token_ids.tobytes()), None
         assert tokenizer is not None, "only token prompts go without one"
         started = time.monotonic()
         is_over = threading.Event()
         bounds = (model.max_model_len, is_over.is_set)
+        form = None
         try:
             if isinstance(prompt, TextPrompt):
                 token_ids = await self._tokenizers.run(tokenizer.encode_text, prompt.text, *bounds)
             else:
-                token_ids = await self._encode_chat(tokenizer, prompt.messages, *bounds)
+                token_ids, form = await self._encode_chat(tokenizer, prompt, *bounds)
         finally:
             # Stops the thread's work if the client has left.
             is_over.set()
         self._observer.tokenized(time.monotonic() - started)
-        return token_ids
+        return token_ids, form
 
     async def _encode_chat(
         self,
         tokenizer: Tokenizer,
-        messages: Sequence[ChatMessage],
+        chat: ChatPrompt,
         max_tokens: int,
         is_cancelled: Callable[[], bool],
-    ) -> "array[int]":
+    ) -> "tuple[array[int], AnswerForm]":
         def encode(text: str, marker: str) -> "array[int]":
             return tokenizer.encode_rendered(text, marker, max_tokens, is_cancelled)
 
         def lay_out() -> "tuple[str, str, array[int] | None]":
-            protected, marker = messages, ""
+            protected, marker = chat, ""
             if not self._allows_special_tokens:
-                protected, marker = tokenizer.protect(messages)
+                protected, marker = tokenizer.protect(chat)
             if is_cancelled():
                 raise Abandoned
             text = tokenizer.chat_template.render(protected)
@@ -339,11 +353,15 @@ class Pipeline:
         text, marker, token_ids = await self._tokenizers.run_chat(tokenizer, lay_out)
         if token_ids is None:
             token_ids = await self._tokenizers.run(encode, text, marker)
-        return token_ids
+        return token_ids, answer_form(tokenizer.formats, chat, text)
 
 
 def _to_token_request(
-    request: GenerationRequest, model: ModelInfo, prompt: "array[int]", elapsed: float
+    request: GenerationRequest,
+    model: ModelInfo,
+    prompt: "array[int]",
+    params: SamplingParams,
+    elapsed: float,
 ) -> TokenRequest:
     timeout = request.timeout
     return TokenRequest(
@@ -351,7 +369,7 @@ def _to_token_request(
         model=model.name,
         model_info=model,
         prompt_token_ids=prompt,
-        sampling_params=request.sampling_params,
+        sampling_params=params,
         priority=request.priority,
         cache_salt=request.cache_salt,
         timeout=None if timeout is None else max(0.0, timeout - elapsed),

@@ -9,12 +9,13 @@ from protos.pagestream.router.v1 import router_pb2
 from protos.wire import sampling_params
 from protos.wire.limits import MAX_TRACEPARENT_BYTES, MAX_TRACESTATE_BYTES
 from protos.wire.reason import Reason
+from protos.wire.sampling_params import SamplingParams
 from protos.wire.token_ids import add_token_ids, read_token_ids
 from router.errors import InvalidRequest
 from router.placement.policy import Cost
+from router.server.chat import to_chat_prompt, to_tool_call_deltas
 from router.types import (
     Admission,
-    ChatMessage,
     ChatPrompt,
     EngineSnapshot,
     EngineState,
@@ -24,12 +25,15 @@ from router.types import (
     GenerationRequest,
     ModelSnapshot,
     Prompt,
+    ScoredTokens,
     TextPrompt,
     TokenPrompt,
 )
 
 if TYPE_CHECKING:
     from array import array
+
+    from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 
 _MAX_COST_SECONDS = 1e9
 """Above it, figures of the engines are nonsense; a Duration holds some hundred times as much."""
@@ -39,6 +43,7 @@ Metadata = Iterable[tuple[str, str | bytes]]
 _FINISH_REASONS = {
     FinishReason.STOP: router_pb2.FINISH_REASON_STOP,
     FinishReason.LENGTH: router_pb2.FINISH_REASON_LENGTH,
+    FinishReason.TOOL_CALLS: router_pb2.FINISH_REASON_TOOL_CALLS,
 }
 _ENGINE_STATES = {
     EngineState.CONNECTING: router_pb2.ENGINE_STATE_CONNECTING,
@@ -54,7 +59,7 @@ def to_generation_request(
     """Reads a request, with the trace context and the deadline that its call brought along.
 
     Raises:
-        InvalidRequest: There is no input.
+        InvalidRequest: There is no input, or what a chat holds as JSON is none.
     """
     traceparent, tracestate = _trace_context(metadata)
     return GenerationRequest(
@@ -63,6 +68,8 @@ def to_generation_request(
         prompt=_to_prompt(request),
         sampling_params=sampling_params.from_message(request.sampling_params),
         stop=tuple(request.sampling_params.stop),
+        include_stop_text=request.sampling_params.include_stop_text,
+        bad_words=tuple(request.sampling_params.bad_words),
         n=request.sampling_params.n if request.sampling_params.HasField("n") else None,
         priority=request.priority,
         cache_salt=request.cache_salt,
@@ -92,7 +99,7 @@ def to_tokenize_prompt(request: router_pb2.TokenizeRequest) -> TextPrompt | Chat
     """Reads what to tokenize.
 
     Raises:
-        InvalidRequest: There is no input.
+        InvalidRequest: There is no input, or what a chat holds as JSON is none.
     """
     prompt = _to_prompt(request)
     assert not isinstance(prompt, TokenPrompt), "TokenizeRequest has no token_ids"
@@ -104,12 +111,7 @@ def _to_prompt(request: router_pb2.GenerateRequest | router_pb2.TokenizeRequest)
         case "text":
             return TextPrompt(text=request.text)
         case "chat":
-            return ChatPrompt(
-                messages=tuple(
-                    ChatMessage(role=message.role, content=message.content)
-                    for message in request.chat.messages
-                )
-            )
+            return to_chat_prompt(request.chat)
         case "token_ids" if isinstance(request, router_pb2.GenerateRequest):
             return TokenPrompt(token_ids=read_token_ids(request.token_ids, "ids"))
         case _:
@@ -123,12 +125,40 @@ def _to_prompt(request: router_pb2.GenerateRequest | router_pb2.TokenizeRequest)
 
 def to_generate_response(delta: GenerationDelta) -> router_pb2.GenerateResponse:
     """Writes what is new of a request."""
-    return router_pb2.GenerateResponse(
+    response = router_pb2.GenerateResponse(
         text=delta.text,
+        reasoning_text=delta.reasoning,
+        tool_calls=to_tool_call_deltas(delta.tool_calls) if delta.tool_calls else (),
         token_ids=delta.token_ids,
         admission=_to_admission(delta.admission) if delta.admission else None,
         finish=_to_finish(delta.finish) if delta.finish else None,
+        index=delta.index,
     )
+    if delta.logprobs is not None:
+        _add_logprobs(response.logprobs, delta.logprobs)
+    if delta.prompt_logprobs is not None:
+        _add_logprobs(response.prompt_logprobs, delta.prompt_logprobs)
+    return response
+
+
+def _add_logprobs(
+    field: "RepeatedCompositeFieldContainer[router_pb2.TokenLogprob]", scored: ScoredTokens
+) -> None:
+    """Writes the logprobs of tokens; about a microsecond for each candidate."""
+    texts, logprobs = scored.texts, scored.logprobs
+    candidate = router_pb2.Candidate
+    num_top, start = logprobs.num_top, 0
+    for token_id, logprob in zip(scored.token_ids, logprobs.logprobs, strict=True):
+        text, raw = texts[token_id]
+        end = start + num_top
+        token = candidate(token_id=token_id, logprob=logprob, text=text, raw=raw)
+        entry = field.add(token=token)
+        for top_id, top_logprob in zip(
+            logprobs.top_token_ids[start:end], logprobs.top_logprobs[start:end], strict=True
+        ):
+            text, raw = texts[top_id]
+            entry.top.add(token_id=top_id, logprob=top_logprob, text=text, raw=raw)
+        start = end
 
 
 def _to_admission(admission: Admission) -> router_pb2.Admission:
@@ -148,6 +178,7 @@ def _to_finish(finish: Finish) -> router_pb2.Finish:
         stop_token_id=finish.stop_token_id,
         prompt_token_count=finish.num_prompt_tokens,
         completion_token_count=finish.num_completion_tokens,
+        stop_text=finish.stop_text,
     )
 
 
@@ -171,10 +202,16 @@ def to_list_models_response(models: Iterable[ModelSnapshot]) -> router_pb2.ListM
                 vocabulary_size=model.info.vocab_size,
                 serving_engine_count=model.num_serving_engines,
                 model_fingerprint=model.info.fingerprint,
+                default_sampling_params=_to_defaults(model.info.default_sampling_params),
             )
             for model in sorted(models, key=lambda model: model.info.name)
         ]
     )
+
+
+def _to_defaults(params: SamplingParams) -> router_pb2.SamplingParams | None:
+    fields = sampling_params.to_fields(params)
+    return router_pb2.SamplingParams(**fields) if fields else None
 
 
 def to_list_engines_response(

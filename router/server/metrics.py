@@ -11,7 +11,7 @@ from router.engines.connection_loss import Fault
 from router.engines.fleet import FleetStatistics
 from router.errors import RequestError
 from router.placement.policy import Placement
-from router.request.pipeline import OUTCOMES
+from router.request.progress import OUTCOMES
 from router.text.template_process import END_CAUSES
 from router.types import EngineSnapshot, EngineState
 from servicekit.metrics import REQUEST_BUCKETS, TOKEN_BUCKETS, WORK_BUCKETS, new_registry
@@ -41,14 +41,15 @@ class RouterMetrics:
         self.registry.register(self._fleet)
         self._requests = Counter(
             f"{_PREFIX}_requests",
-            "Generate calls that ended, by finish reason, error reason or cancellation.",
+            "Requests that ended, by finish reason, error reason or cancellation. A Generate call "
+            "is one request for each of its continuations.",
             ("outcome",),
             registry=self.registry,
         )
         for outcome in OUTCOMES:
             self._requests.labels(outcome)
         self._in_flight = Gauge(
-            f"{_PREFIX}_requests_in_flight", "Generate calls in progress.", registry=self.registry
+            f"{_PREFIX}_requests_in_flight", "Requests in progress.", registry=self.registry
         )
         self._request_bytes = Gauge(
             f"{_PREFIX}_request_bytes",

@@ -4,15 +4,18 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from protos.wire.reason import Reason
-from router.errors import Draining, InvalidRequest, RequestError
+from router.errors import Draining, InvalidRequest, RequestError, StartupError
 from router.text import template_worker
+from router.text.parsers.registry import AUTO
 from router.text.template_process import TemplateEnded, TemplateProcess, TemplateRefused
-from router.types import ChatMessage
+from router.text.template_request import template_request
+from router.types import ChatPrompt
 
 _MIN_DEADLINE = 10.0
 _DEADLINE_FACTOR = 5
@@ -41,12 +44,18 @@ class TemplateSettings:
         model: The model's name, for the log.
         cpu_seconds: CPU time.
         max_prompt_bytes: UTF-8 bytes of the messages; bounds of memory and output are multiples.
+        source: A template that replaces the models' own, or None.
+        tool_call_parser: The format of tool calls, one of `registry.TOOL_CALL_PARSERS`.
+        reasoning_parser: The format of reasoning, one of `registry.REASONING_PARSERS`.
         on_end: Called with the reason why a worker ended, one of `template_process.END_CAUSES`.
     """
 
     model: str = ""
     cpu_seconds: float = 2.0
     max_prompt_bytes: int = 4 << 20
+    source: str | None = None
+    tool_call_parser: str = AUTO
+    reasoning_parser: str = AUTO
     on_end: Callable[[str], None] = lambda cause: None
 
     @property
@@ -70,6 +79,9 @@ class ChatTemplate:
 
     `start` and `render` block, and one thread may use them; `retire` and `close` may be called from
     any thread. After a template ends its worker repeatedly, retries wait for growing pauses.
+
+    Attributes:
+        text: All that the template says, to find out what the model can do.
     """
 
     def __init__(
@@ -78,23 +90,30 @@ class ChatTemplate:
         """Does not start a worker yet.
 
         Args:
-            source: The template as found in the tokenizer's files; None if there is none.
+            source: The template as found in the tokenizer's files; None if there is none. Of
+                several by name, "default" is used, and "tool_use" for chats with tools.
             special_tokens: The special tokens that the template sees, by name.
             settings: Its limits.
         """
+        self._tool_source: object = ""
+        if isinstance(source, Mapping):
+            self._tool_source = source.get("tool_use", "")
+            source = source.get("default", source)
         self._source = source
+        self.text = f"{source or ''}{self._tool_source}"
         self._special_tokens = dict(special_tokens)
         self._settings = settings
         self._turn = threading.Lock()
         self._process: TemplateProcess | None = None
         self._fault: str | None = None
         """Why the template can never be used."""
-        if source is not None and not isinstance(source, str):
-            self._fault = f"the template is of type {type(source).__name__}, not a string"
-        elif source and len(source) > _MAX_CHARACTERS:
-            self._fault = (
-                f"the template has {len(source)} characters, over the limit of {_MAX_CHARACTERS}"
-            )
+        for one in (source, self._tool_source):
+            if one is not None and not isinstance(one, str):
+                self._fault = f"the template is of type {type(one).__name__}, not a string"
+            elif one and len(one) > _MAX_CHARACTERS:
+                self._fault = (
+                    f"the template has {len(one)} characters, over the limit of {_MAX_CHARACTERS}"
+                )
         self._is_retired = self._is_closed = False
         self._num_ends = 0
         """Workers that ended since one last answered."""
@@ -116,11 +135,23 @@ class ChatTemplate:
                 message = "chat template unusable model=%s error=%.500s"
                 _logger.warning(message, self._settings.model, error)
 
-    def render(self, messages: Sequence[ChatMessage]) -> str:
+    def check(self) -> None:
+        """Starts the worker with the template.
+
+        Raises:
+            TemplateRefused: The template cannot be used.
+            TemplateEnded: It ended its worker.
+            RequestError: The worker cannot be started.
+        """
+        with self._in_turn():
+            self._ready_process()
+
+    def render(self, chat: ChatPrompt) -> str:
         """Returns the text of a conversation, up to where the assistant's answer begins.
 
         Raises:
-            InvalidRequest: There is no chat template, it raises, or it exceeds its limits.
+            InvalidRequest: There is no chat template, it raises, it does not show tools that the
+                chat has, or it exceeds its limits.
             RequestError: The worker cannot be started, or the router is shutting down.
         """
         if not self._source:
@@ -131,14 +162,14 @@ class ChatTemplate:
             )
         retry_after = None
         try:
-            return self._ask(messages)
+            return self._ask(chat)
         except TemplateRefused as error:
             why = f"the model's chat template rejected them: {error!s:.500}"
         except TemplateEnded as error:
             why = self._describe(error)
         except _Paused as error:
             why, retry_after = str(error), error.seconds
-        roles = ", ".join(message.role for message in messages[:_MAX_SHOWN_ROLES])
+        roles = ", ".join(message.role for message in chat.messages[:_MAX_SHOWN_ROLES])
         raise InvalidRequest(
             f"chat.messages with roles {roles}: {why}",
             {"field": "chat.messages", "value": roles},
@@ -159,9 +190,10 @@ class ChatTemplate:
             process.kill()
         self._end_idle()
 
-    def _ask(self, messages: Sequence[ChatMessage]) -> str:
+    def _ask(self, chat: ChatPrompt) -> str:
+        request = template_request(chat, knows_developers="developer" in self.text)
         with self._in_turn():
-            answer = self._exchange(self._ready_process(), _request(messages))
+            answer = self._exchange(self._ready_process(), request)
             self._num_ends = 0
             return answer
 
@@ -214,8 +246,10 @@ class ChatTemplate:
     def _load(self) -> template_worker.Load:
         settings = self._settings
         assert isinstance(self._source, str)
+        assert isinstance(self._tool_source, str)
         return template_worker.Load(
             source=self._source,
+            tool_source=self._tool_source,
             variables=self._special_tokens,
             cpu_seconds=settings.cpu_seconds,
             memory_bytes=settings.memory_bytes,
@@ -279,6 +313,31 @@ class ChatTemplate:
                 self._turn.release()
 
 
+def read_template(path: Path, settings: TemplateSettings) -> str:
+    """Returns an operator's own template, which was tried in a worker.
+
+    Raises:
+        StartupError: It cannot be read or used.
+    """
+    option = f"--chat-template {path}"
+    try:
+        with path.open("rb") as file:
+            content = file.read(4 * _MAX_CHARACTERS + 1)
+        source = content.decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise StartupError(f"{option} cannot be read: {error}") from None
+    if not source.strip():
+        raise StartupError(f"{option} is empty")
+    template = ChatTemplate(source, {}, settings)
+    try:
+        template.check()
+    except (TemplateRefused, TemplateEnded, RequestError) as error:
+        raise StartupError(f"{option} cannot be used: {error!s:.500}") from None
+    finally:
+        template.close()
+    return source
+
+
 class _Paused(Exception):
     """The template has ended too many workers in a row.
 
@@ -289,12 +348,3 @@ class _Paused(Exception):
     def __init__(self, text: str, seconds: float) -> None:
         super().__init__(text)
         self.seconds = seconds
-
-
-def _request(messages: Sequence[ChatMessage]) -> tuple[bytes, bytes]:
-    errors = template_worker.ENCODING_ERRORS
-    contents = [message.content.encode(errors=errors) for message in messages]
-    sizes = [
-        (message.role, len(content)) for message, content in zip(messages, contents, strict=True)
-    ]
-    return json.dumps(sizes).encode(), b"".join(contents)

@@ -1,14 +1,14 @@
-"""Keeps message contents from producing special tokens, such as one that ends a turn.
+"""Keeps what a client says in a chat from producing special tokens, such as one that ends a turn.
 
-Before a template renders the messages, a marker is put before each place where a special token
-begins in them. In the rendered text, the special tokens without a marker are the template's own.
-The text between them is tokenized as if there were no special tokens, and without the markers.
+Before a template renders the chat, a marker is put before each place where a special token begins
+in its contents, tools, tool calls and variables. In the rendered text, the special tokens without a
+marker are the template's own. The text between them is tokenized as if there were no special
+tokens, and without the markers.
 """
 
 import re
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import WordLevel
@@ -16,10 +16,11 @@ from tokenizers.models import WordLevel
 from protos.wire.reason import Reason
 from router.errors import InvalidRequest
 from router.text.added_tokens import added_tokens, twin
+from router.text.chat_texts import chat_texts, map_texts
 from router.text.text_pieces import TextPieces
 from router.text.token_budget import TokenBudget
 from router.text.token_pattern import TokenPattern
-from router.types import ChatMessage
+from router.types import ChatPrompt
 
 _FIRST_MARKER, _LAST_MARKER = 0xE000, 0xF8FF
 """Private-use characters: neither letters nor white space, and unchanged by templates."""
@@ -60,18 +61,19 @@ class SpecialTokens:
             literal = [AddedToken(t.content, normalized=True, special=True) for t in special]
             self._content_finders = [_Finder(backend, tokens), _Finder(backend, literal)]
 
-    def protect(self, messages: Sequence[ChatMessage]) -> tuple[Sequence[ChatMessage], str]:
-        """Marks the special tokens in message contents; costs little where there are none.
+    def protect(self, chat: ChatPrompt) -> tuple[ChatPrompt, str]:
+        """Marks the special tokens in the texts of a chat; costs little where there are none.
 
         Returns:
-            The messages for the template, and the marker: "" if they are the given ones unchanged.
+            The chat for the template, and the marker: "" if it is the given one unchanged.
 
         Raises:
-            InvalidRequest: The messages contain every character that could be the marker.
+            InvalidRequest: The chat contains every character that could be the marker.
         """
-        if not any(self._is_in(message.content) for message in messages):
-            return messages, ""
-        used = self._template_markers | _markers_in([message.content for message in messages])
+        texts = list(chat_texts(chat))
+        if not any(self._is_in(text) for text in texts):
+            return chat, ""
+        used = self._template_markers | _markers_in(texts)
         codes = range(_FIRST_MARKER, _LAST_MARKER + 1)
         marker = next((chr(code) for code in codes if chr(code) not in used), None)
         if marker is None:
@@ -81,8 +83,7 @@ class SpecialTokens:
                 {"field": "chat.messages"},
                 reason=Reason.BAD_CHAT,
             )
-        marked = [replace(m, content=self._marked(m.content, marker)) for m in messages]
-        return marked, marker
+        return map_texts(chat, lambda text: self._marked(text, marker)), marker
 
     def encode(self, text: str, marker: str, budget: TokenBudget) -> "array[int]":
         """Returns the token IDs of a rendered text with marked contents, typecode "i".

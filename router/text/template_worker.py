@@ -6,9 +6,9 @@ requests from its input in order; each is bounded by the limits that the process
 The environment is that of `transformers.utils.chat_template_utils`; a test compares both.
 
 Integers are big-endian. A request is the length of its head, the length of its body (4 bytes each),
-the head in JSON and the body. The first head is a `Load`; later heads hold `[role, bytes of
-content]` for each message, and the body holds the contents. An answer is its kind (1 byte), its
-length (4 bytes) and UTF-8 text: the rendered conversation, or why it cannot be rendered.
+the head in JSON and the body. The first head is a `Load`; each later one is a `Chat`, with the
+contents in the body. An answer is its kind (1 byte), its length (4 bytes) and UTF-8 text: the
+rendered conversation, or why it cannot be rendered.
 """
 
 import json
@@ -16,13 +16,15 @@ import os
 import resource
 import signal
 import struct
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import BinaryIO, TypedDict
+from typing import Any, BinaryIO, TypedDict
 
 import jinja2
 import jinja2.debug  # Imported now, not when a template first raises: that time is measured.
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
 import jinja2.runtime
@@ -35,6 +37,8 @@ LAID_OUT, REFUSED = b"T", b"E"
 MAX_ERROR_CHARACTERS = 500
 ENCODING_ERRORS = "surrogatepass"
 """Clients cannot send surrogates; a content with some must fail here, not in the router."""
+_END_MARK = "CONTINUE_FINAL_MESSAGE_TAG "
+"""As in transformers: its space shows whether a template strips contents."""
 
 
 class Load(TypedDict):
@@ -42,6 +46,7 @@ class Load(TypedDict):
 
     Attributes:
         source: The template.
+        tool_source: The template for chats with tools, if it is another one, or "".
         variables: What it sees besides the messages: the special tokens by name.
         cpu_seconds: CPU time per request; after it, the kernel ends the process by SIGPROF.
         memory_bytes: What the process may allocate beyond what it has at its start.
@@ -49,10 +54,30 @@ class Load(TypedDict):
     """
 
     source: str
+    tool_source: str
     variables: dict[str, str]
     cpu_seconds: float
     memory_bytes: int
     max_bytes: int
+
+
+class Chat(TypedDict):
+    """A request to render a conversation.
+
+    Attributes:
+        messages: `[role, bytes of content, other fields]` for each message. A message with tool
+            calls and no content has None bytes; the field "parts" is a content in several texts.
+        tools: The tools in the form of transformers, or None.
+        variables: Further variables.
+        add_generation_prompt: Whether to begin the assistant's answer.
+        continue_final_message: Whether to end within the last message.
+    """
+
+    messages: list[tuple[str, int | None, dict[str, Any]]]
+    tools: list[dict[str, Any]] | None
+    variables: Mapping[str, object]
+    add_generation_prompt: bool
+    continue_final_message: bool
 
 
 def main() -> None:
@@ -108,38 +133,141 @@ def _limit_memory(num_bytes: int) -> None:
 
 
 class _Layout:
-    """A compiled template and the variables that it sees besides the messages."""
+    """The compiled templates and the variables that they see in every chat."""
 
     def __init__(self, load: Load) -> None:
         self._variables = load["variables"]
         self._max_bytes = load["max_bytes"]
-        self._template = make_environment().from_string(load["source"])
+        environment = make_environment()
+        self._default = _Template(environment, load["source"])
+        self._with_tools = self._default
+        if load["tool_source"]:
+            self._with_tools = _Template(environment, load["tool_source"])
+        self._reserved = {*self._variables, *environment.globals}
 
     def render(self, head: bytes, body: bytes) -> bytes:
-        """Returns a conversation rendered up to where the assistant's answer begins, in UTF-8."""
+        """Returns a rendered conversation in UTF-8."""
+        chat: Chat = json.loads(head)
+        for name in chat["variables"]:
+            if name in self._reserved:
+                raise ValueError(f"chat_template_kwargs.{name} is a name of the template's own")
+        template = self._default if chat["tools"] is None else self._with_tools
+        template.check(chat)
         messages, start = [], 0
-        for role, num_bytes in json.loads(head):
-            content = body[start : start + num_bytes].decode(errors=ENCODING_ERRORS)
-            messages.append({"role": role, "content": content})
-            start += num_bytes
+        for role, num_bytes, fields in chat["messages"]:
+            content = None
+            if num_bytes is not None:
+                content = body[start : start + num_bytes].decode(errors=ENCODING_ERRORS)
+                start += num_bytes
+            messages.append(template.message(role, content, fields))
+        final = ""
+        if chat["continue_final_message"]:
+            final = _mark_end(messages[-1], template.source)
         pieces, num_characters = [], 0
-        for piece in self._template.generate(
+        for piece in template.compiled.generate(
             messages=messages,
-            tools=None,
+            tools=chat["tools"],
             documents=None,
-            add_generation_prompt=True,
+            add_generation_prompt=chat["add_generation_prompt"],
+            **chat["variables"],
             **self._variables,
         ):
             num_characters += len(piece)
             self._check_size(num_characters)
             pieces.append(piece)
-        text = "".join(pieces).encode()
-        self._check_size(len(text))
-        return text
+        text = "".join(pieces)
+        if chat["continue_final_message"]:
+            text = _cut_at_mark(text, final)
+        encoded = text.encode()
+        self._check_size(len(encoded))
+        return encoded
 
     def _check_size(self, size: int) -> None:
         if size > self._max_bytes:
             raise ValueError(f"its output is over {self._max_bytes} bytes")
+
+
+class _Template:
+    """A compiled template, and in which form it takes contents."""
+
+    def __init__(self, environment: jinja2.Environment, source: str) -> None:
+        self.source = source
+        self.compiled = environment.from_string(source)
+        tree = environment.parse(source)
+        self._shows_tools = "tools" in jinja2.meta.find_undeclared_variables(tree)
+        self._shows_calls = any(
+            _is_named(node, "tool_calls") for node in tree.find_all(jinja2.nodes.Expr)
+        )
+        self._takes_parts = any(
+            _is_named(loop.iter, "content") for loop in tree.find_all(jinja2.nodes.For)
+        )
+        self._takes_text = not self._takes_parts or any(
+            test.name == "string" and _is_named(test.node, "content")
+            for test in tree.find_all(jinja2.nodes.Test)
+        )
+
+    def check(self, chat: Chat) -> None:
+        """Refuses what the template would leave out without a word.
+
+        Raises:
+            ValueError: It does.
+        """
+        if chat["tools"] and not self._shows_tools:
+            raise ValueError("chat.tools is set, but the template does not show tools")
+        has_calls = any("tool_calls" in fields for _, _, fields in chat["messages"])
+        if has_calls and not self._shows_calls:
+            raise ValueError("a message has tool_calls, but the template does not show them")
+
+    def message(self, role: str, content: str | None, fields: dict[str, Any]) -> dict[str, Any]:
+        """Returns a message as the template sees it."""
+        parts = fields.pop("parts", None)
+        whole: object = content
+        if self._takes_parts and (parts is not None or not self._takes_text):
+            texts = parts if parts is not None else [content] if content is not None else []
+            whole = [{"type": "text", "text": text} for text in texts]
+        elif parts is not None:
+            whole = "\n".join(parts)
+        return {"role": role, "content": whole, **fields}
+
+
+def _is_named(node: jinja2.nodes.Node, name: str) -> bool:
+    """Whether an expression is a variable, attribute or text of this name, perhaps filtered."""
+    while isinstance(node, jinja2.nodes.Filter) and node.node is not None:
+        node = node.node
+    match node:
+        case jinja2.nodes.Getattr(attr=found) | jinja2.nodes.Name(name=found):
+            return bool(found == name)
+        case jinja2.nodes.Getitem(arg=jinja2.nodes.Const(value=found)):
+            return bool(found == name)
+        case jinja2.nodes.Const(value=found):
+            return bool(found == name)
+    return False
+
+
+def _mark_end(message: dict[str, Any], source: str) -> str:
+    """Puts a mark behind the message's content, and returns the last text of that."""
+    if "content" not in source:
+        raise ValueError("continue_final_message is set, but the template uses no content")
+    content = message["content"]
+    if isinstance(content, list):
+        text: str = content[-1]["text"]
+        content[-1]["text"] = text + _END_MARK
+        return text
+    message["content"] = content + _END_MARK
+    return str(content)
+
+
+def _cut_at_mark(text: str, final: str) -> str:
+    """Returns a text up to the mark; the white space before it as the template left it."""
+    place = text.rfind(_END_MARK.strip())
+    if place < 0 or final.strip() not in text:
+        raise ValueError(
+            "continue_final_message is set, but the template changes the last message's content"
+        )
+    if text.startswith(_END_MARK, place):
+        return text[:place]
+    # The template took the white space from the end of the content.
+    return text[:place].rstrip()
 
 
 def make_environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:

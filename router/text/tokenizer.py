@@ -2,15 +2,15 @@
 
 Text becomes `tokenizer(text).input_ids` of transformers: special tokens written in the text are
 recognised, and the tokenizer adds its usual ones (Qwen's adds none). A conversation becomes
-`apply_chat_template(messages, add_generation_prompt=True)`, rendered in another process, with one
-difference: message contents never become special tokens, only the letters of their names. No tokens
-are added to the rendered text.
+`apply_chat_template(messages, tools=tools, ...)`, rendered in another process, with one difference:
+what a client says never becomes special tokens, only the letters of their names. No tokens are
+added to the rendered text.
 """
 
 import logging
 import tempfile
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -26,13 +26,15 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: E402
 from router.errors import NoTokenizer, RequestError  # noqa: E402
 from router.text.added_tokens import cutting_tokens  # noqa: E402
 from router.text.chat_template import ChatTemplate, TemplateSettings  # noqa: E402
+from router.text.parsers.registry import find_formats  # noqa: E402
 from router.text.pieces import Pieces  # noqa: E402
 from router.text.special_tokens import SpecialTokens  # noqa: E402
 from router.text.text_pieces import TextPieces  # noqa: E402
 from router.text.threads import Threads  # noqa: E402
 from router.text.token_budget import TokenBudget  # noqa: E402
+from router.text.token_texts import TokenTexts  # noqa: E402
 from router.text.tokenization_cache import TokenizationCache  # noqa: E402
-from router.types import ChatMessage  # noqa: E402
+from router.types import ChatPrompt  # noqa: E402
 
 
 class TokenBytes(dict[int, bytes]):
@@ -81,7 +83,10 @@ class Tokenizer:
         backend: The tokenizer of the tokenizers library.
         token_bytes: Bytes of each token, or None if the vocabulary is not byte-level.
         pieces: The pieces of all tokens, or None if the vocabulary is byte-level.
+        token_texts: Text and bytes of each token by itself.
         chat_template: Renders conversations, one at a time; not yet started.
+        formats: How the model writes reasoning and tool calls.
+        tag_texts: The tags of these formats that are special tokens, which else have no text.
         chat_thread: The thread that waits for it.
     """
 
@@ -91,13 +96,9 @@ class Tokenizer:
         # The wrapper holds vocabulary and merges a second time as Python objects, 60 MB for Qwen3,
         # so keep no reference to it.
         self.backend: tokenizers.Tokenizer = tokenizer.backend_tokenizer
-        # Of several templates, transformers also takes the default for chats without tools.
-        templates = tokenizer.chat_template
-        self.chat_template = ChatTemplate(
-            templates.get("default", templates) if isinstance(templates, dict) else templates,
-            tokenizer.special_tokens_map,
-            settings or TemplateSettings(),
-        )
+        settings = settings or TemplateSettings()
+        source = tokenizer.chat_template if settings.source is None else settings.source
+        self.chat_template = ChatTemplate(source, tokenizer.special_tokens_map, settings)
         self.chat_thread = Threads(1, "chat-template")
         # A tokenizer.json may hold settings of its training; transformers resets them per call.
         self.backend.no_truncation()
@@ -105,10 +106,23 @@ class Tokenizer:
         is_byte_level = type(self.backend.decoder).__name__ == "ByteLevel"
         self.token_bytes = TokenBytes(self.backend) if is_byte_level else None
         self.pieces = None if is_byte_level else Pieces(self.backend)
+        self.token_texts = TokenTexts(self.backend, self.token_bytes, self.pieces)
         self._ends = _take_ends(self.backend)
         self._text_pieces = TextPieces(self.backend)
         cutting = cutting_tokens(self.backend)
-        self._special_tokens = SpecialTokens(self.backend, cutting, str(tokenizer.chat_template))
+        self._special_tokens = SpecialTokens(self.backend, cutting, self.chat_template.text)
+        tokens = self.backend.get_added_tokens_decoder()
+        self.formats = find_formats(
+            settings.tool_call_parser,
+            settings.reasoning_parser,
+            self.chat_template.text,
+            {token.content for token in tokens.values()},
+        )
+        self.tag_texts = {
+            token_id: token.content
+            for token_id, token in tokens.items()
+            if token.special and token.content in self.formats.tags
+        }
         # A bound method would make a reference cycle, and keep this object, its thread and its
         # cache alive until the next garbage collection, which is rare.
         encode = partial(_encode_part, self._special_tokens, self._text_pieces)
@@ -182,16 +196,30 @@ class Tokenizer:
         before, behind = self._ends
         return before + self._text_pieces.encode(text, budget) + behind
 
-    def protect(self, messages: Sequence[ChatMessage]) -> tuple[Sequence[ChatMessage], str]:
-        """Marks the special tokens in message contents, so that `encode_rendered` makes none.
+    def encode_word(self, word: str) -> list[tuple[int, ...]]:
+        """Returns the tokens of a text inside a word and those at the beginning of one.
+
+        One that the other ends with is left out: whatever has the other has both.
+        """
+        word = word.lstrip()
+        encodings = self.backend.encode_batch_fast([word, f" {word}"], add_special_tokens=False)
+        inside, after_space = (tuple(encoding.ids) for encoding in encodings)
+        if after_space[len(after_space) - len(inside) :] == inside:
+            return [inside]
+        if inside[len(inside) - len(after_space) :] == after_space:
+            return [after_space]
+        return [inside, after_space]
+
+    def protect(self, chat: ChatPrompt) -> tuple[ChatPrompt, str]:
+        """Marks the special tokens in a client's texts, so that `encode_rendered` makes none.
 
         Returns:
-            Messages for the chat template, and the marker: "" if they are the given ones unchanged.
+            The chat for the chat template, and the marker: "" if it is the given one unchanged.
 
         Raises:
             InvalidRequest: No character is left to mark with.
         """
-        return self._special_tokens.protect(messages)
+        return self._special_tokens.protect(chat)
 
     def encode_rendered(
         self,

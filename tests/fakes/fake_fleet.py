@@ -1,8 +1,11 @@
 """A fleet of one model for tests of what stands above the fleet: events as the test puts them."""
 
 import asyncio
+import dataclasses
+from collections import defaultdict
 from collections.abc import AsyncGenerator
 
+from protos.wire.sampling_params import SamplingParams
 from router.errors import RequestError, UnknownModel
 from router.types import (
     Admitted,
@@ -20,6 +23,8 @@ from router.types import (
 from tests.fakes import small_tokenizer
 
 ENGINE = "10.0.0.1:50051"
+BASIC_PARAMS = frozenset({"temperature", "max_tokens", "ignore_eos", "stop_token_ids", "seed"})
+ALL_PARAMS = frozenset(field.name for field in dataclasses.fields(SamplingParams))
 
 
 def model_info(**changes) -> ModelInfo:
@@ -37,12 +42,15 @@ def model_info(**changes) -> ModelInfo:
         "num_blocks": 8,
         "max_num_seqs": 4,
         "max_num_batched_tokens": 2048,
+        "supported_params": BASIC_PARAMS,
     }
     return ModelInfo(**{**values, **changes})
 
 
 class FakeFleet:
     """Serves what is put into `events`; an exception there is raised.
+
+    A request with a sample index gets what was put for this index.
 
     Attributes:
         requests: What was asked, in order.
@@ -54,22 +62,27 @@ class FakeFleet:
         self.model = model or model_info()
         self.files = small_tokenizer.files()
         self.events: asyncio.Queue[EngineEvent | Exception] = asyncio.Queue()
+        self.sample_events: dict[int | None, asyncio.Queue[EngineEvent | Exception]] = defaultdict(
+            asyncio.Queue, {None: self.events}
+        )
         self.requests: list[TokenRequest] = []
         self.num_open = 0
         self.is_asked = asyncio.Event()
         self.num_fetches = 0
         self.error: RequestError | None = None
 
-    def put(self, *events: EngineEvent | Exception) -> None:
+    def put(self, *events: EngineEvent | Exception, index: int | None = None) -> None:
         for event in events:
-            self.events.put_nowait(event)
+            self.sample_events[index].put_nowait(event)
 
-    def answer(self, *chunks: list[int], stop_token_id: int | None = None) -> None:
+    def answer(
+        self, *chunks: list[int], stop_token_id: int | None = None, index: int | None = None
+    ) -> None:
         """Puts a whole answer."""
-        self.put(Admitted(engine=ENGINE, num_cached_tokens=16, seed=7))
-        self.put(*(Tokens(token_ids=chunk) for chunk in chunks))
+        self.put(Admitted(engine=ENGINE, num_cached_tokens=16, seed=7), index=index)
+        self.put(*(Tokens(token_ids=chunk) for chunk in chunks), index=index)
         reason = FinishReason.LENGTH if stop_token_id is None else FinishReason.STOP
-        self.put(Finished(reason=reason, stop_token_id=stop_token_id))
+        self.put(Finished(reason=reason, stop_token_id=stop_token_id), index=index)
 
     def model_info(self, name: str) -> ModelInfo:
         if self.error:
@@ -105,7 +118,7 @@ class FakeFleet:
         self.num_open += 1
         try:
             while True:
-                event = await self.events.get()
+                event = await self.sample_events[request.sampling_params.sample_index].get()
                 if isinstance(event, Exception):
                     raise event
                 yield event

@@ -132,9 +132,11 @@ def test_small_and_large_messages_are_held_to_equal_bounds(content, field, reaso
 
 
 def test_text_in_a_list_is_bounded_by_a_small_message_and_by_its_bound_in_a_large_one():
-    role = chat(packed(1, b"r" * 1025))
-    assert parse(role).chat.messages[0].role == "r" * 1025
-    assert parse(role + PADDING).metadata["field"] == "chat.messages.role"
+    tool = packed(4, packed(2, packed(1, b"r" * 1025)))
+    assert parse(tool).chat.tools[0].name == "r" * 1025
+    assert parse(tool + PADDING).metadata["field"] == "chat.tools.name"
+    # A message that holds lists is looked into.
+    assert parse(chat(packed(1, b"r" * 1025))).metadata["field"] == "chat.messages.role"
 
 
 @pytest.mark.parametrize(

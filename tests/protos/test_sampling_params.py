@@ -109,6 +109,7 @@ def test_what_does_not_fit_its_field_is_refused():
         ({"temperature": -0.1}, ("temperature", "-0.1", "0 to 100")),
         ({"temperature": 100.5}, ("temperature", "100.5", "0 to 100")),
         ({"max_tokens": -1}, ("max_tokens", "-1", "0 and more")),
+        ({"max_tokens": 0}, ("max_tokens", "0", "1 and more; 0 needs prompt_logprobs")),
         ({"seed": -1}, ("seed", "-1", f"0 to {2**63 - 1}")),
         ({"seed": 2**63}, ("seed", str(2**63), f"0 to {2**63 - 1}")),
         ({"seed": 1.0}, ("seed", "1", f"the whole numbers 0 to {2**63 - 1}")),
@@ -163,7 +164,8 @@ def test_bounds_of_each_list(values, field):
 
 def test_bounds_themselves_and_unset_values_are_allowed():
     largest = {"temperature": 100.0, "seed": 2**63 - 1, "stop_token_ids": frozenset(range(1024))}
-    for values in ({}, {"temperature": 0, "max_tokens": 1, "seed": 0}, largest):
+    scoring = {"max_tokens": 0, "prompt_logprobs": 0}
+    for values in ({}, {"temperature": 0, "max_tokens": 1, "seed": 0}, largest, scoring):
         assert out_of_bounds(SamplingParams(**values)) is None
 
 

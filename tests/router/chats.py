@@ -2,6 +2,8 @@
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from router.types import ChatPrompt
+
 
 def render(tokenizer, messages):
     """Returns what the tokenizer's chat template makes of messages."""
@@ -18,7 +20,7 @@ def render(tokenizer, messages):
 
 def encode_chat(tokenizer, messages, *limits, allow_special_tokens=False):
     """Returns the token IDs of messages, as the pipeline gets them."""
-    marker = ""
+    chat, marker = ChatPrompt(messages=tuple(messages)), ""
     if not allow_special_tokens:
-        messages, marker = tokenizer.protect(messages)
-    return tokenizer.encode_rendered(render(tokenizer, messages), marker, *limits)
+        chat, marker = tokenizer.protect(chat)
+    return tokenizer.encode_rendered(render(tokenizer, chat.messages), marker, *limits)

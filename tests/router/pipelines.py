@@ -14,6 +14,7 @@ from router.types import (
     TokenPrompt,
 )
 from tests.fakes import small_tokenizer
+from tests.fakes.fake_fleet import FakeFleet, model_info
 
 TOKENIZER = Tokenizer.from_files(small_tokenizer.files())
 END = TOKENIZER.backend.token_to_id(small_tokenizer.END)
@@ -25,6 +26,13 @@ BOUNDS = Bounds(
     max_request_bytes=2000,
     max_queued_prompt_tokens=200,
 )
+
+
+def fleet_without_chats(**changes) -> FakeFleet:
+    """Returns a fleet of a model that has no chat template, whose process takes time to start."""
+    fleet = FakeFleet(model_info(**changes))
+    fleet.files = small_tokenizer.files(chat_template=None)
+    return fleet
 
 
 class Recorder:

@@ -237,6 +237,7 @@ def test_help_gives_each_option_its_default_and_variable(option, capsys):
         "engines": one_of,
         "engines_file": one_of,
         "engine_dns": one_of,
+        "chat_template": "default: each model's own",
         "allow_special_tokens_in_content": "default: off",
     }.get(option) or f"default: {getattr(RouterConfig(), option)}"
     name = option.replace("_", "-")

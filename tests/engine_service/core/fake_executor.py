@@ -33,11 +33,9 @@ def next_token(values, seed, temperature, vocab_size):
     return state % vocab_size
 
 
-def row_logprobs(values, token_id, width, vocab_size):
-    """Returns a token's logprob, and the likeliest tokens and theirs, after a context."""
-    state = len(values)
-    for value in values:
-        state = _mix(state, value)
+def row_logprobs(value, token_id, width, vocab_size):
+    """Returns a token's logprob, and the likeliest tokens and theirs, after a token's value."""
+    state = _mix(value, 1)
     likeliest = [(state + rank) % vocab_size for rank in range(width)]
     own = -(_mix(state, token_id) % 4096) / 256
     return own, likeliest, [-rank / 4 - state % 64 for rank in range(width)]
@@ -45,14 +43,11 @@ def row_logprobs(values, token_id, width, vocab_size):
 
 def oracle_logprobs(token_ids, width, vocab_size):
     """Returns what `row_logprobs` gives for each token of a list but the first."""
-    values = []
-    state = 0
+    value = _mix(0, token_ids[0])
     rows = []
-    for token_id in token_ids:
-        if values:
-            rows.append(row_logprobs(values, token_id, width, vocab_size))
-        state = _mix(state, token_id)
-        values.append(state)
+    for token_id in token_ids[1:]:
+        rows.append(row_logprobs(value, token_id, width, vocab_size))
+        value = _mix(value, token_id)
     return rows
 
 
@@ -214,16 +209,16 @@ class FakeExecutor:
             assert not num_prompt_logprobs or slot.num_prompt_logprobs >= 0, "nobody asked"
             assert num_prompt_logprobs <= count
             for position in range(start + 1, start + 1 + num_prompt_logprobs):
-                values = self._values(slot, position)
+                value = self.cache[self._address(slot, position - 1)]
                 token_id = slot.tokens[position]
-                prompt_logprobs.append(self._logprobs(values, token_id, prompt_width))
+                prompt_logprobs.append(self._logprobs(value, token_id, prompt_width))
             new_tokens = []
             if is_sampled:
-                values = self._values(slot, len(slot.tokens))
-                new_tokens = self._sample(slot, list(values))
-                for token_id in new_tokens:
-                    logprobs.append(self._logprobs(values, token_id, max(width, 0)))
-                    values.append(_mix(values[-1], token_id))
+                new_tokens = self._sample(slot)
+                value = self.cache[self._address(slot, len(slot.tokens) - 1)]
+                for token_id in new_tokens if width >= 0 else ():
+                    logprobs.append(self._logprobs(value, token_id, width))
+                    value = _mix(value, token_id)
             slot.tokens += new_tokens
             token_ids += new_tokens
             token_counts.append(len(new_tokens))
@@ -243,13 +238,11 @@ class FakeExecutor:
             max((slot.num_prompt_logprobs for slot in slots), default=-1),
         )
 
-    def _logprobs(self, values, token_id, width):
-        return row_logprobs(values, token_id, width, self.info.vocab_size)
+    def _logprobs(self, value, token_id, width):
+        return row_logprobs(value, token_id, width, self.info.vocab_size)
 
-    def _values(self, slot, num_tokens):
-        return [self.cache[self._address(slot, position)] for position in range(num_tokens)]
-
-    def _sample(self, slot, values):
+    def _sample(self, slot):
+        values = [self.cache[self._address(slot, position)] for position in range(len(slot.tokens))]
         token_ids = []
         for _ in range(self.count_tokens()):
             token_id = next_token(values, slot.seed, slot.temperature, self.info.vocab_size)

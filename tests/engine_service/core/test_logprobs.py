@@ -154,8 +154,8 @@ def test_cancelled_prompt_tells_nothing_more():
 class NanExecutor(FakeExecutor):
     """The logits at the position that the token 9 follows are not a distribution."""
 
-    def _logprobs(self, values, token_id, width):
-        own, likeliest, logprobs = super()._logprobs(values, token_id, width)
+    def _logprobs(self, value, token_id, width):
+        own, likeliest, logprobs = super()._logprobs(value, token_id, width)
         return float("nan") if token_id == 9 else own, likeliest, logprobs
 
 

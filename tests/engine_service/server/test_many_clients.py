@@ -11,7 +11,12 @@ from engine_service.config import SchedulerOptions
 from engine_service.core.engine_core import EngineCore, serve
 from engine_service.server.tokenizer_files import TokenizerFiles
 from protos.pagestream.engine.v1 import engine_pb2
-from tests.engine_service.core.fake_executor import FakeExecutor, make_info, oracle
+from tests.engine_service.core.fake_executor import (
+    FakeExecutor,
+    make_info,
+    oracle,
+    oracle_logprobs,
+)
 from tests.engine_service.server.harness import (
     WAIT_SECONDS,
     generate_request,
@@ -22,6 +27,7 @@ from tests.engine_service.server.harness import (
 
 NUM_SINGLE = 40
 NUM_OF_STREAM = 40
+NUM_SCORERS = 15
 VOCABULARY = 100
 
 
@@ -40,6 +46,8 @@ async def test_random_clients_get_their_tokens_and_leave_nothing_behind():
                 tasks.create_task(_single(engine, random.Random(seed)))
             for seed in range(2):
                 tasks.create_task(_stream(engine, random.Random(100 + seed)))
+            for seed in range(NUM_SCORERS):
+                tasks.create_task(_scorer(engine, random.Random(200 + seed)))
         async with asyncio.timeout(WAIT_SECONDS):
             while await engine.metric("requests_running") + await engine.metric("requests_waiting"):
                 pass
@@ -48,7 +56,7 @@ async def test_random_clients_get_their_tokens_and_leave_nothing_behind():
             await engine.metric(f'requests_total{{outcome="{outcome}"}}')
             for outcome in ("length", "cancelled")
         ]
-        assert sum(ends) == NUM_SINGLE + 2 * NUM_OF_STREAM
+        assert sum(ends) == NUM_SINGLE + 2 * NUM_OF_STREAM + NUM_SCORERS
         assert all(ends)
         assert await engine.metric("streams") == 0
     thread.join(WAIT_SECONDS)
@@ -70,6 +78,38 @@ async def _single(engine, rng):
             tokens += (await read(call)).token_ids
         call.cancel()
         assert tokens == expected[: len(tokens)]
+
+
+async def _scorer(engine, rng):
+    """Asks for logprobs of prompt and tokens, sometimes of no token."""
+    prompt, max_tokens, expected = _draw(rng)
+    max_tokens = rng.choice([0, max_tokens])
+    width = rng.choice([0, 1, 5])
+    request = _request(prompt, max_tokens)
+    request.sampling_params.prompt_logprobs = request.sampling_params.logprobs = width
+    call = engine.stub.Generate(request)
+    tokens, rows = [], []
+    while (message := await read(call)) is not grpc.aio.EOF:
+        if message.HasField("prompt_logprobs"):
+            assert not tokens
+            assert message.prompt_logprobs.first_position == 1 + len(rows)
+            rows += _rows(message.prompt_logprobs.logprobs, width)
+        tokens += message.token_ids
+        rows += _rows(message.logprobs, width)
+        assert len(message.logprobs.logprobs) == len(message.token_ids)
+    assert tokens == expected[:max_tokens]
+    assert rows == oracle_logprobs(prompt + tokens, width, VOCABULARY)
+
+
+def _rows(logprobs, width):
+    return [
+        (
+            own,
+            list(logprobs.top_token_ids[row * width : (row + 1) * width]),
+            list(logprobs.top_logprobs[row * width : (row + 1) * width]),
+        )
+        for row, own in enumerate(logprobs.logprobs)
+    ]
 
 
 async def _stream(engine, rng):

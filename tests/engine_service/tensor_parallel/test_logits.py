@@ -8,6 +8,7 @@ import torch
 from engine_service.models.checkpoint import resolve_checkpoint
 from engine_service.models.config import parse_config
 from engine_service.models.loading import build_model, fill_randomly, load_weights
+from engine_service.worker.slot_sampling import NOTHING
 from tests.engine_service.plans import NewSequence, Row, make_plan
 from tests.engine_service.tensor_parallel.thread_ranks import RankThreads
 from tests.engine_service.tiny_models import Shape, make_model, random_tokens
@@ -50,7 +51,7 @@ class RankedSteps:
         def run(rank):
             steps = self.steps[rank]
             with torch.inference_mode():
-                return steps.runner.run(prepare(steps.batch, plan)).tolist()
+                return steps.runner.run(prepare(steps.batch, plan), NOTHING).token_ids.tolist()
 
         return self._threads.run(run)
 
@@ -74,7 +75,7 @@ def test_all_ranks_draw_the_token_of_a_single_one(tiny, threads, temperature):
     plan = make_plan([Row(slot, 0, 20) for slot in new], new)
     alone = Steps(tiny.folder)
     with torch.inference_mode():
-        expected = alone.runner.run(prepare(alone.batch, plan)).tolist()
+        expected = alone.runner.run(prepare(alone.batch, plan), NOTHING).token_ids.tolist()
 
     assert RankedSteps(tiny.folder, threads).sampled(plan) == [expected] * len(threads.ranks)
 

@@ -118,15 +118,15 @@ async def test_client_that_leaves_stops_the_work_for_its_prompt(fleet, observer,
         def encode_rendered(self, text, marker, max_tokens, is_cancelled):
             return self.encode_text(text, max_tokens, is_cancelled)
 
-        def protect(self, messages):
-            return messages, ""
+        def protect(self, chat):
+            return chat, ""
 
         @property
         def chat_template(self):
             return self
 
-        def render(self, messages):
-            return messages[0].content
+        def render(self, chat):
+            return chat.messages[0].content
 
     class Pool(TokenizerPool):
         async def get(self, model):
@@ -145,10 +145,10 @@ async def test_client_that_leaves_before_its_chat_is_laid_out_costs_no_template(
     started, goes_on, rendered = threading.Event(), threading.Event(), []
 
     class Slow(Tokenizer):
-        def protect(self, messages):
+        def protect(self, chat):
             started.set()
             assert goes_on.wait(10)
-            return super().protect(messages)
+            return super().protect(chat)
 
     tokenizer = Slow.from_files(small_tokenizer.files())
     tokenizer.chat_template.render = rendered.append
@@ -174,9 +174,9 @@ async def test_long_chat_of_special_tokens_leaves_the_event_loop_free(fleet, obs
     threads = []
 
     class Noting(Tokenizer):
-        def protect(self, messages):
+        def protect(self, chat):
             threads.append(threading.current_thread())
-            return super().protect(messages)
+            return super().protect(chat)
 
     tokenizer = Noting.from_files(small_tokenizer.files())
 

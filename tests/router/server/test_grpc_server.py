@@ -8,6 +8,7 @@ from grpc_status import rpc_status
 from protos.pagestream.router.v1 import router_pb2 as pb
 from protos.pagestream.router.v1 import router_pb2_grpc
 from protos.wire import channel
+from protos.wire.sampling_params import Grammar, LogitBias, SamplingParams
 from protos.wire.status import ErrorStatus, unpack
 from router.errors import EngineError, NoEngine
 from router.request.pipeline import Bounds, Pipeline
@@ -16,9 +17,17 @@ from router.server.metrics import RouterMetrics
 from router.server.slow_readers import SlowReaders
 from router.text.tokenizer import Tokenizer
 from router.text.tokenizer_pool import TokenizerPool
-from router.types import Admitted, Finished, FinishReason, Tokens
+from router.types import (
+    Admitted,
+    Finished,
+    FinishReason,
+    PromptLogprobs,
+    TokenLogprobs,
+    Tokens,
+)
 from tests.fakes import small_tokenizer
-from tests.fakes.fake_fleet import ENGINE, FakeFleet
+from tests.fakes.fake_fleet import ALL_PARAMS, ENGINE, FakeFleet
+from tests.router.pipelines import fleet_without_chats
 
 TOKENIZER = Tokenizer.from_files(small_tokenizer.files())
 TEXT = "the quick brown fox"
@@ -26,7 +35,14 @@ ADMITTED = Admitted(engine=ENGINE, num_cached_tokens=16, seed=7)
 
 
 @asynccontextmanager
-async def serving(fleet, *, max_concurrent_requests=8, slow_readers=None, client_options=()):
+async def serving(
+    fleet,
+    *,
+    max_concurrent_requests=8,
+    max_queued_prompt_tokens=200,
+    slow_readers=None,
+    client_options=(),
+):
     server = grpc.aio.server(options=channel.server_options())
     with TokenizerPool(fleet.fetch_tokenizer, 1) as tokenizers:
         pipeline = Pipeline(
@@ -37,7 +53,7 @@ async def serving(fleet, *, max_concurrent_requests=8, slow_readers=None, client
                 max_concurrent_requests=max_concurrent_requests,
                 max_prompt_bytes=1000,
                 max_request_bytes=100_000_000,
-                max_queued_prompt_tokens=200,
+                max_queued_prompt_tokens=max_queued_prompt_tokens,
             ),
         )
         servicer = RouterServicer(pipeline, fleet, slow_readers or SlowReaders(60.0))
@@ -165,8 +181,15 @@ def chat(*messages) -> pb.GenerateRequest:
             "BAD_SAMPLING_PARAMS",
             "stop_token_ids is 10000, outside 0 to 1024",
         ),
-        (params(stop=["a"]), "INVALID_ARGUMENT", "UNSUPPORTED_PARAMETER", "stop has 1"),
+        (params(stop=["a", ""]), "INVALID_ARGUMENT", "BAD_SAMPLING_PARAMS", "stop[1] is 0"),
         (params(n=2), "INVALID_ARGUMENT", "UNSUPPORTED_PARAMETER", "n is 2"),
+        (params(n=0), "INVALID_ARGUMENT", "BAD_SAMPLING_PARAMS", "n is 0, outside 1 to 128"),
+        (
+            params(stop=["a"] * 10_000),
+            "INVALID_ARGUMENT",
+            "BAD_SAMPLING_PARAMS",
+            "stop is 10000, outside 0 to 1024",
+        ),
         (chat(("pirate", "a")), "INVALID_ARGUMENT", "BAD_CHAT", "role is 'pirate'"),
         (chat(("tool", "a")), "INVALID_ARGUMENT", "BAD_CHAT", "tools are not supported"),
         (chat(), "INVALID_ARGUMENT", "BAD_CHAT", "number of chat.messages is 0"),
@@ -329,7 +352,8 @@ async def test_trace_context_is_passed_on(service, fleet):
     assert fleet.requests[0].tracestate == "a=b"
 
 
-async def test_every_sampling_parameter_reaches_the_fleet(service, fleet):
+async def test_every_sampling_parameter_reaches_the_fleet():
+    fleet = fleet_without_chats(supported_params=ALL_PARAMS, max_logprobs=20)
     fleet.answer([80])
     values = {
         "temperature": 0.5,
@@ -344,19 +368,94 @@ async def test_every_sampling_parameter_reaches_the_fleet(service, fleet):
         "repetition_penalty": 0.5,
         "min_tokens": 2,
         "logprobs": 0,
+        "prompt_logprobs": 3,
     }
-    biases = [pb.LogitBias(token_id=3, bias=-1)]
-
-    request = params(**values, stop_token_ids=[4, 5], logit_bias=biases)
-    await service.Generate(request, timeout=10).read()
+    others = {
+        "stop_token_ids": [4, 5],
+        "logit_bias": [pb.LogitBias(token_id=3, bias=-1)],
+        "allowed_token_ids": [80, 81],
+        "bad_words": ["fox"],
+        "grammar": pb.Grammar(regex="a+"),
+        "stop": ["quick"],
+        "include_stop_text": True,
+        "n": 1,
+    }
+    async with serving(fleet) as (service, _):
+        await service.Generate(params(**values, **others), timeout=10).read()
 
     sent = fleet.requests[0].sampling_params
     assert {name: getattr(sent, name) for name in values} == values
-    assert sent.stop_token_ids == (4, 5)
-    assert [(bias.token_id, bias.bias) for bias in sent.logit_bias] == [(3, -1.0)]
-    # Whatever the message gains must be handed on or refused by name.
-    fields = {field.name for field in pb.SamplingParams.DESCRIPTOR.fields}
-    assert fields == {*values, "stop_token_ids", "logit_bias", "stop", "n"}
+    assert (sent.stop_token_ids, tuple(sent.allowed_token_ids)) == ((4, 5), (80, 81))
+    assert sent.logit_bias == (LogitBias(3, -1.0),)
+    assert sent.bad_words_token_ids == tuple(TOKENIZER.encode_word("fox"))
+    assert sent.grammar == Grammar(form="regex", text="a+")
+    # Whatever the message gains must be handed on, used here or refused by name.
+    assert {field.name for field in pb.SamplingParams.DESCRIPTOR.fields} == {*values, *others}
+
+
+async def test_answer_has_what_was_asked_for():
+    fleet = fleet_without_chats(supported_params=ALL_PARAMS, max_logprobs=2)
+    text = TOKENIZER.encode_text("the quick fox").tolist()
+    top = TokenLogprobs(logprobs=[-1.0], top_token_ids=[5, 6], top_logprobs=[-0.5, -2.0])
+    fleet.put(
+        ADMITTED,
+        PromptLogprobs(first_position=1, logprobs=top),
+        *(Tokens(token_ids=[token_id], logprobs=top) for token_id in text),
+    )
+    asked = params(stop=["quick"], logprobs=2, prompt_logprobs=2)
+    async with serving(fleet) as (service, _):
+        _, prompt, *others = [m async for m in service.Generate(asked, timeout=10)]
+
+    expected = [
+        pb.Candidate(token_id=5, logprob=-0.5, text="$", raw=b"$"),
+        pb.Candidate(token_id=6, logprob=-2.0, text="%", raw=b"%"),
+    ]
+    assert prompt.prompt_logprobs[0].token.token_id == TOKENIZER.encode_text(TEXT)[1]
+    assert list(prompt.prompt_logprobs[0].top) == list(others[0].logprobs[0].top) == expected
+    assert [m.logprobs[0].token.token_id for m in others] == [m.token_ids[0] for m in others]
+    assert "".join(m.text for m in others) == "the "
+    assert others[-1].finish == pb.Finish(
+        reason=pb.FINISH_REASON_STOP,
+        prompt_token_count=len(TOKENIZER.encode_text(TEXT)),
+        completion_token_count=len(others),
+        stop_text="quick",
+    )
+    assert fleet.num_open == 0
+
+
+async def test_each_continuation_has_its_index():
+    fleet = fleet_without_chats(supported_params=ALL_PARAMS)
+    for index in (1, 0):
+        fleet.answer([80 + index], index=index)
+    async with serving(fleet) as (service, _):
+        messages = [m async for m in service.Generate(params(n=2), timeout=10)]
+
+    for index in (0, 1):
+        own = [m for m in messages if m.index == index]
+        assert [m.HasField("admission") for m in own] == [True, False, False]
+        assert [list(m.token_ids) for m in own] == [[], [80 + index], []]
+        assert [m.HasField("finish") for m in own] == [False, False, True]
+
+
+async def test_message_of_a_plain_request_has_nothing_new(service, fleet):
+    fleet.answer([80, 81])
+
+    messages = [m async for m in service.Generate(pb.GenerateRequest(text=TEXT), timeout=10)]
+
+    names = [sorted(field.name for field, _ in m.ListFields()) for m in messages]
+    assert names == [["admission"], ["text", "token_ids"], ["finish"]]
+    finish = sorted(field.name for field, _ in messages[-1].finish.ListFields())
+    assert finish == ["completion_token_count", "prompt_token_count", "reason"]
+    (model,) = (await service.ListModels(pb.ListModelsRequest(), timeout=10)).models
+    assert not model.HasField("default_sampling_params")
+
+
+async def test_list_shows_a_models_defaults():
+    defaults = SamplingParams(temperature=0.5, top_k=20)
+    async with serving(fleet_without_chats(default_sampling_params=defaults)) as (service, _):
+        (model,) = (await service.ListModels(pb.ListModelsRequest(), timeout=10)).models
+
+    assert model.default_sampling_params == pb.SamplingParams(temperature=0.5, top_k=20)
 
 
 async def test_tokenize_and_detokenize_are_each_others_inverse(service):

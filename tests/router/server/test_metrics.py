@@ -5,7 +5,7 @@ from router.engines.fleet import FleetStatistics
 from router.errors import QueueFull
 from router.placement.policy import Cost, Placement
 from router.placement.prefix_index import IndexStatistics
-from router.request.pipeline import OUTCOMES
+from router.request.progress import OUTCOMES
 from router.server.metrics import ResourceUsage, RouterMetrics
 from router.text.template_process import END_CAUSES
 from tests.fakes.fake_fleet import ENGINE, FakeFleet

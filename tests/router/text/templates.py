@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from router.text.chat_template import ChatTemplate, TemplateSettings
-from router.types import ChatMessage
+from router.types import ChatMessage, ChatPrompt
 
 SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 HI = (ChatMessage(role="user", content="hi"),)
@@ -20,6 +20,17 @@ DEFAULTS = TemplateSettings()
 HASTY = TemplateSettings(cpu_seconds=0.2, max_prompt_bytes=160 << 10)
 
 
+class MessageTemplate(ChatTemplate):
+    """A chat template that also takes messages alone."""
+
+    def render(self, chat):
+        return super().render(chat if isinstance(chat, ChatPrompt) else prompt_of(chat))
+
+
+def prompt_of(messages):
+    return ChatPrompt(messages=tuple(messages))
+
+
 class Templates:
     """Chat templates that are closed in the end, and why their workers ended."""
 
@@ -29,7 +40,7 @@ class Templates:
 
     def __call__(self, source, settings=DEFAULTS, **changes):
         settings = dataclasses.replace(settings, on_end=self.ends.append, **changes)
-        template = ChatTemplate(source, SPECIAL_TOKENS, settings)
+        template = MessageTemplate(source, SPECIAL_TOKENS, settings)
         self._made.append(template)
         return template
 

@@ -22,6 +22,7 @@ from tests.router.text.templates import (
     chats_of,
     is_there,
     pid_of,
+    prompt_of,
     says,
 )
 
@@ -176,7 +177,7 @@ def test_special_tokens_and_default_template_are_those_of_the_files(tmp_path):
     )
     template = Tokenizer.from_files(files).chat_template
     try:
-        assert template.render(HI) == expected == f"{small_tokenizer.END}hi"
+        assert template.render(prompt_of(HI)) == expected == f"{small_tokenizer.END}hi"
     finally:
         template.close()
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from protos.wire.reason import Reason
 from router.errors import InvalidRequest
-from router.types import ChatMessage
+from router.types import ChatMessage, ChatPrompt
 from tests.fakes import small_tokenizer
 from tests.router import added_token_sets
 from tests.router.added_token_sets import (
@@ -116,11 +116,11 @@ def test_tokens_not_marked_special_may_be_said():
 
 def test_messages_without_special_tokens_are_left_alone():
     tokenizer = tokenizer_of([], chat_template=TEMPLATE)
-    messages = say("<|im_", "end|>", "\ue000<think>")
+    chat = ChatPrompt(messages=say("<|im_", "end|>", "\ue000<think>"))
 
-    protected, marker = tokenizer.protect(messages)
+    protected, marker = tokenizer.protect(chat)
 
-    assert protected is messages
+    assert protected is chat
     assert marker == ""
 
 
@@ -128,12 +128,12 @@ def test_marker_is_a_character_that_nobody_uses():
     tokenizer = tokenizer_of(
         [tokenizers.AddedToken("\ue001")], chat_template=TEMPLATE + "{# \ue002 #}"
     )
-    messages = say(END, "\ue000", r"a \ue003 in JSON")
+    chat = ChatPrompt(messages=say(END, "\ue000", r"a \ue003 in JSON"))
 
-    protected, marker = tokenizer.protect(messages)
+    protected, marker = tokenizer.protect(chat)
 
     assert marker == "\ue004"
-    assert [message.content for message in protected] == [
+    assert [message.content for message in protected.messages] == [
         f"\ue004{END}", "\ue000", r"a \ue003 in JSON"
     ]  # fmt: skip
 

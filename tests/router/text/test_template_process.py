@@ -177,13 +177,13 @@ def test_worker_ends_with_a_router_that_is_killed(text):
     script = f"""
         import time
         from router.text.chat_template import ChatTemplate, TemplateSettings
-        from router.types import ChatMessage
+        from router.types import ChatMessage, ChatPrompt
 
         template = ChatTemplate({LOOPS_IF_TOLD!r}, {{}}, TemplateSettings(cpu_seconds=1))
         template.start()
         print(template._process.pid, flush=True)
         if {text!r} == "loop":
-            template.render([ChatMessage(role="user", content="loop")])
+            template.render(ChatPrompt(messages=(ChatMessage(role="user", content="loop"),)))
         time.sleep(60)
     """
     command = [sys.executable, "-c", textwrap.dedent(script)]

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from router.errors import NoTokenizer
 from router.text.tokenizer import Tokenizer
-from router.types import ChatMessage
+from router.types import ChatMessage, ChatPrompt
 from tests.fakes import small_tokenizer
 
 FILES = small_tokenizer.files()
@@ -55,8 +55,9 @@ def test_chat_becomes_the_text_of_transformers_without_special_tokens_in_what_is
     conversation = [{"role": m.role, "content": m.content} for m in MESSAGES]
     text = reference.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
 
-    messages, marker = TOKENIZER.protect(MESSAGES)
-    token_ids = TOKENIZER.encode_rendered(small_tokenizer.lay_out(messages), marker).tolist()
+    chat, marker = TOKENIZER.protect(ChatPrompt(messages=MESSAGES))
+    marked = small_tokenizer.lay_out(chat.messages)
+    token_ids = TOKENIZER.encode_rendered(marked, marker).tolist()
 
     assert TOKENIZER.decode(token_ids, skip_special_tokens=False) == text
     assert token_ids.count(TOKENIZER.backend.token_to_id(small_tokenizer.END)) == len(MESSAGES)

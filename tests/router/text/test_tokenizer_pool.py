@@ -13,7 +13,7 @@ from router.text import tokenizer_pool
 from router.text.template_process import TemplateEnded
 from router.text.tokenizer import Tokenizer
 from router.text.tokenizer_pool import TokenizerPool
-from router.types import ChatMessage, ModelInfo
+from router.types import ChatMessage, ChatPrompt, ModelInfo
 from tests.fakes import small_tokenizer
 
 FILES = small_tokenizer.files()
@@ -151,8 +151,9 @@ async def test_template_without_a_thread_costs_no_text(monkeypatch, caplog):
             patch.setattr(threading.Thread, "start", no_room)
             tokenizer = await pool.get(model())
             assert await pool.run(tokenizer.encode_text, "a") == TOKENIZER.encode_text("a")
-        messages = [ChatMessage(role="user", content="hi")]
-        text = await pool.run_chat(tokenizer, tokenizer.chat_template.render, messages)
+        messages = (ChatMessage(role="user", content="hi"),)
+        chat = ChatPrompt(messages=messages)
+        text = await pool.run_chat(tokenizer, tokenizer.chat_template.render, chat)
 
     assert text == small_tokenizer.lay_out(messages)
     assert "chat template not started model=small error=no thread can be started" in caplog.text
