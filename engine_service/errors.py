@@ -90,6 +90,16 @@ def invalid_logits(position: int) -> RequestError:
     )
 
 
+def unusable_grammar(form: str, why: str) -> InvalidRequest:
+    """Returns the error for a request whose grammar, of this form, cannot be used."""
+    field = f"grammar.{form}" if form else "grammar"
+    return InvalidRequest(
+        f"{field} cannot be used: {why}",
+        {"field": field, "bounds": why},
+        reason=Reason.BAD_SAMPLING_PARAMS,
+    )
+
+
 def grammar_failed(position: int, why: str) -> RequestError:
     """Returns the error for a request whose grammar cannot say what comes at this position."""
     return RequestError(

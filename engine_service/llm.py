@@ -18,10 +18,11 @@ from engine_service.core.types import (
     StepOutput,
     int32_array,
 )
-from engine_service.errors import InvalidRequest, StartupError
+from engine_service.errors import InvalidRequest, StartupError, unusable_grammar
 from engine_service.installation import check_installation
 from protos.wire.limits import MAX_SAMPLES
 from protos.wire.reason import Reason
+from protos.wire.sampling_params import Grammar as Grammar
 from protos.wire.sampling_params import SamplingParams as SamplingParams
 from protos.wire.sampling_params import with_defaults
 
@@ -93,6 +94,7 @@ class LLM:
 
         model_options, cache, scheduler = _parse_options({"model": model, **options})
         executor, self.info = start_executor(model_options, cache, scheduler)
+        self._executor = executor
         self._core: EngineCore[PendingStep] | None = EngineCore(
             self.info,
             scheduler,
@@ -185,6 +187,7 @@ class LLM:
                 f"sampling_params has {len(sampling_params)} entries for {len(prompts)} prompts"
             )
         limits = Limits.from_info(self.info)
+        tried: set[Grammar] = set()
         requests = []
         for index, (prompt, params) in enumerate(zip(prompts, sampling_params, strict=True)):
             if n > 1 and params.sample_index is not None:
@@ -203,12 +206,26 @@ class LLM:
                 ) from error
             try:
                 limits.check(request)
+                self._try_grammar(params, tried)
             except InvalidRequest as error:
                 raise InvalidRequest(
                     f"prompt {index}: {error.message}", error.metadata, reason=error.reason
                 ) from error
             requests += self._samples(request, n) if n > 1 else [request]
         return requests
+
+    def _try_grammar(self, params: SamplingParams, tried: set[Grammar]) -> None:
+        grammar = params.grammar
+        if grammar is None or grammar in tried:
+            return
+        # Not before the installation is checked.
+        from engine_service.grammar.compiler import BadGrammar
+
+        try:
+            self._executor.try_grammar(grammar)
+        except BadGrammar as error:
+            raise unusable_grammar(grammar.form, str(error)) from error
+        tried.add(grammar)
 
     def _samples(self, request: Request, n: int) -> list[Request]:
         """Returns a request's continuations."""

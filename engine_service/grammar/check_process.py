@@ -26,8 +26,8 @@ _NAME = "pagestream-engine-grammar-check"
 _MAX_ANSWER_BYTES = 1 << 14
 _LOAD_SECONDS = 60.0
 _REAP_SECONDS = 1.0
-_WALL_FACTOR = 5
-"""Wall time per CPU time: the machine may be busy."""
+_WALL_FACTOR, _WALL_SECONDS = 5, 10.0
+"""Wall time per CPU time, and beside it: the machine may be busy."""
 
 
 class CheckEnded(Exception):
@@ -90,7 +90,9 @@ class CheckProcess:
             CheckEnded: The process ended, because the grammar takes too much or by itself.
         """
         text = {"form": grammar.form, "text": grammar.text, "choices": grammar.choices}
-        return self._ask(json.dumps(text).encode(), _WALL_FACTOR * self._setup.cpu_seconds)
+        return self._ask(
+            json.dumps(text).encode(), _WALL_FACTOR * self._setup.cpu_seconds + _WALL_SECONDS
+        )
 
     def kill(self) -> None:
         """Kills the process; a pending call raises CheckEnded."""

@@ -12,9 +12,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Protocol
 
-from engine_service.errors import InvalidRequest, QueueFull, RequestError
+from engine_service.errors import QueueFull, RequestError, unusable_grammar
 from engine_service.grammar.check_process import CheckEnded, CheckProcess, CheckSetup
-from protos.wire.reason import Reason
 from protos.wire.sampling_params import Grammar
 
 Done = Callable[[RequestError | None], None]
@@ -82,7 +81,7 @@ class GrammarChecker:
         if refusal is not None:
             self._known.move_to_end(key)
             self._observer.count_grammar(KNOWN, 0.0)
-            done(_bad_grammar(grammar, refusal) if refusal else None)
+            done(unusable_grammar(grammar.form, refusal) if refusal else None)
             return
         if key in self._waiting:
             self._waiting[key].append(done)
@@ -163,18 +162,9 @@ class GrammarChecker:
             self._known[key] = refusal
             if len(self._known) > _MAX_KNOWN:
                 self._known.popitem(last=False)
-        error = _bad_grammar(grammar, refusal) if refusal else None
+        error = unusable_grammar(grammar.form, refusal) if refusal else None
         for done in self._waiting.pop(key, ()):
             done(error)
-
-
-def _bad_grammar(grammar: Grammar, refusal: str) -> InvalidRequest:
-    field = f"grammar.{grammar.form}" if grammar.form else "grammar"
-    return InvalidRequest(
-        f"{field} cannot be used: {refusal}",
-        {"field": field, "bounds": refusal},
-        reason=Reason.BAD_SAMPLING_PARAMS,
-    )
 
 
 def _digest(grammar: Grammar) -> bytes:

@@ -26,9 +26,10 @@ _JSON_OPTIONS: "JsonCompileOptions" = {
 }
 
 _LIMITS = LLParserLimits(
-    # Work for one mask: some five milliseconds of one processor.
-    step_lexer_fuel=50_000,
-    step_max_items=20_000,
+    # Work for one mask: some twenty milliseconds of one processor. A usual schema of a hundred
+    # fields takes 50,000 items where any name may begin.
+    step_lexer_fuel=100_000,
+    step_max_items=200_000,
     # One or two kilobytes each, in each matcher.
     max_lexer_states=20_000,
     max_grammar_size=500_000,

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from llguidance import LLExecutor, LLMatcher, LLTokenizer
 
 from engine_service.grammar.compiler import BadGrammar, bad_grammar, compile_grammar
+from engine_service.grammar.trial import try_grammar
 from protos.wire.sampling_params import Grammar
 
 _MAX_COMPILED = 64
@@ -87,6 +88,10 @@ class SlotMatchers:
     def num_words(self) -> int:
         """Words of 32 bits in one row of masks."""
         return -(-self._tokenizer.vocab_size // 32)
+
+    def try_grammar(self, grammar: Grammar) -> None:
+        """As `trial.try_grammar`, which bounds neither time nor memory."""
+        try_grammar(self._tokenizer, grammar)
 
     def prepare(self, grammar: Grammar) -> bool:
         """Compiles a grammar, unless it is compiled already; returns at once, whether it is.

@@ -38,6 +38,11 @@ class RanksExecutor:
         self._device = device
         self._cpus = cpus
 
+    def try_grammar(self, grammar: Grammar) -> None:
+        """Compiles a grammar and lets it begin; raises BadGrammar. Waits for all of that."""
+        assert self._worker is not None, "closed"
+        self._worker.try_grammar(grammar)
+
     def prepare(self, grammar: Grammar) -> bool:
         """Begins to compile a grammar; returns at once, whether it is compiled."""
         assert self._worker is not None, "closed"

@@ -49,6 +49,10 @@ class GrammarMasks:
     def _matchers(self) -> "SlotMatchers":
         return self._future.result()
 
+    def try_grammar(self, grammar: Grammar) -> None:
+        """Compiles a grammar and lets it begin; raises BadGrammar. Waits for all of that."""
+        self._matchers.try_grammar(grammar)
+
     def prepare(self, grammar: Grammar) -> bool:
         """Begins to compile a grammar; returns at once, whether it is compiled."""
         return self._future.done() and self._matchers.prepare(grammar)

@@ -109,6 +109,11 @@ class Worker:
         self._graphs = graphs
         self._device = device
 
+    def try_grammar(self, grammar: Grammar) -> None:
+        """Compiles a grammar and lets it begin; raises BadGrammar. Waits for all of that."""
+        assert self._grammars is not None, "a request with a grammar, which is not supported"
+        self._grammars.try_grammar(grammar)
+
     def prepare(self, grammar: Grammar) -> bool:
         """Begins to compile a grammar; returns at once, whether it is compiled."""
         assert self._grammars is not None, "a request with a grammar, which is not supported"

@@ -232,9 +232,10 @@ def _grammar_from_message(message: "Message") -> Grammar | None:
     start = values.pop("start_after_token_id", None)
     # A form that is set to false or to an empty text is not listed.
     form = message.WhichOneof("form")
-    if form is None:
-        return None
-    value = values.get(form)
+    value = None if form is None else values.get(form)
+    if form is None or (form == "json_object" and not value):
+        # Without a form, it asks for nothing; that it has a beginning is a mistake.
+        return None if start is None else Grammar(form="", start_after_token_id=start)
     return Grammar(
         form=form,
         text=value if isinstance(value, str) else "",

@@ -1,0 +1,81 @@
+"""A request waits for its grammar; the others, and the step loop, do not."""
+
+from engine_service.core.types import StepResult
+from protos.wire.sampling_params import SUPPORTED_PARAMS, Grammar
+from tests.engine_service.core.fake_executor import FakeExecutor, make_info
+from tests.engine_service.core.helpers import make_core, make_request
+
+GRAMMAR = Grammar(form="regex", text="a")
+
+
+class Compiler(FakeExecutor):
+    """Compiles when the test says so, and fails the grammars of slots if told to."""
+
+    def __init__(self, info):
+        super().__init__(info)
+        self.is_compiled = False
+        self.plans = []
+        self.failure = None
+
+    def prepare(self, grammar):
+        assert grammar is GRAMMAR
+        return self.is_compiled
+
+    def launch(self, plan):
+        self.plans.append(plan)
+        return super().launch(plan)
+
+    def collect(self, handle):
+        result = super().collect(handle)
+        if self.failure is None:
+            return result
+        return StepResult(
+            token_counts=result.token_counts,
+            token_ids=result.token_ids[:0]
+            + type(result.token_ids)("i", [-1] * len(result.token_ids)),
+            grammar_failures={0: self.failure},
+        )
+
+
+def _core():
+    executor = Compiler(make_info())
+    return make_core(executor, supported_params=SUPPORTED_PARAMS), executor
+
+
+def test_others_run_while_a_grammar_is_compiled():
+    core, executor = _core()
+    core.add(make_request(1, [1, 2, 3], 2, grammar=GRAMMAR))
+    core.add(make_request(2, [4, 5], 2))
+    output = core.step()
+    assert list(output.request_ids) == [2]
+    assert output.stats.num_waiting == 1
+    core.step()
+    assert core.step().stats.num_waiting == 1
+    assert core.has_work
+    executor.is_compiled = True
+    assert list(core.step().request_ids) == [1]
+    ((new,),) = [plan.new_grammars for plan in executor.plans if plan.new_grammars]
+    assert (new.grammar, new.num_prompt_tokens) == (GRAMMAR, 3)
+
+
+def test_a_request_can_be_cancelled_while_its_grammar_is_compiled():
+    core, executor = _core()
+    core.add(make_request(1, [1], 2, grammar=GRAMMAR))
+    core.cancel(1)
+    assert not core.has_work
+    executor.is_compiled = True
+    assert not core.step().request_ids
+    core.add(make_request(1, [1], 2, grammar=GRAMMAR))
+    assert list(core.step().request_ids) == [1]
+
+
+def test_a_grammar_that_cannot_go_on_has_its_own_error():
+    core, executor = _core()
+    executor.is_compiled = True
+    executor.failure = "lexer error: too many states"
+    core.add(make_request(1, [1, 2], 2, grammar=GRAMMAR))
+    output = core.step()
+    (failure,) = output.failures
+    assert "grammar allows no token at position 2: lexer error" in str(failure.error)
+    assert output.stats.num_invalid_logits == 0
+    assert not core.has_work

@@ -1,0 +1,81 @@
+"""Grammars of sequences of a real model, in one process."""
+
+import json
+
+import pytest
+
+from engine_service.core.types import FinishReason
+from engine_service.errors import InvalidRequest
+from engine_service.llm import LLM
+from protos.wire.sampling_params import Grammar, SamplingParams
+from tests.engine_service.grammar.model import CHECKPOINT, TOKENIZER, token_ids
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 6}, "age": {"enum": [1, 20, 300]}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+OBJECT = Grammar(form="json_schema", text=json.dumps(SCHEMA))
+CHOICE = Grammar(form="choice", choices=("north", "south-west"))
+PROMPT = token_ids("Where is it? ")
+
+
+@pytest.fixture(scope="module")
+def llm():
+    with LLM(str(CHECKPOINT), device="cpu", num_blocks=64, block_size=16) as found:
+        yield found
+
+
+def text_of(llm, completion):
+    """Returns the text of a completion that must have ended by itself."""
+    assert completion.finish_reason is FinishReason.STOP
+    *text, end = completion.token_ids
+    assert end in llm.info.eos_token_ids
+    return TOKENIZER.decode_bytes(text).decode()
+
+
+def run(llm, *params):
+    return llm.generate([PROMPT] * len(params), list(params), use_tqdm=False)
+
+
+def test_rows_with_and_without_grammars_do_not_change_each_other(llm):
+    params = [
+        SamplingParams(grammar=OBJECT, temperature=1.5, seed=1, max_tokens=80),
+        SamplingParams(temperature=1.5, seed=2, max_tokens=20),
+        SamplingParams(grammar=CHOICE, temperature=0, max_tokens=40),
+        SamplingParams(grammar=CHOICE, temperature=1.5, seed=3, ignore_eos=True, max_tokens=40),
+    ]
+    together = run(llm, *params)
+    alone = [run(llm, one)[0] for one in params]
+    assert [one.token_ids for one in together] == [one.token_ids for one in alone]
+    value = json.loads(text_of(llm, together[0]))
+    assert set(value) == {"name", "age"}
+    assert value["age"] in (1, 20, 300)
+    for completion in together[2:]:
+        # Even where the request ignores the end: nothing may follow.
+        assert text_of(llm, completion) in CHOICE.choices
+
+
+def test_min_tokens_does_not_outlast_the_text(llm):
+    (completion,) = run(llm, SamplingParams(grammar=CHOICE, min_tokens=30, max_tokens=40))
+    assert text_of(llm, completion) in CHOICE.choices
+
+
+def test_preempted_sequences_continue_as_undisturbed():
+    letters = Grammar(form="regex", text="([a-c] ){45}")
+    params = [
+        SamplingParams(grammar=letters, temperature=1.5, seed=seed, max_tokens=150)
+        for seed in range(6)
+    ]
+    with LLM(str(CHECKPOINT), device="cpu", num_blocks=12, block_size=16) as small:
+        few = run(small, *params)
+        assert small.num_preemptions
+        assert [one.token_ids for one in few] == [run(small, one)[0].token_ids for one in params]
+
+
+def test_a_bad_grammar_is_refused_before_anything_is_computed(llm):
+    bad = SamplingParams(grammar=Grammar(form="regex", text="a("))
+    with pytest.raises(InvalidRequest, match=r"prompt 1: grammar.regex cannot be used: .*unclosed"):
+        run(llm, SamplingParams(grammar=CHOICE), bad)
+    assert run(llm, SamplingParams(max_tokens=1))
