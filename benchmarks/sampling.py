@@ -7,6 +7,7 @@ the same. The variants take turns, and each is compared with the plain one of it
 import argparse
 import json
 import statistics
+import string
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -29,7 +30,7 @@ SCHEMA = {
     "items": {
         "type": "object",
         "properties": {
-            "name": {"type": "string", "maxLength": 40},
+            "name": {"type": "string"},
             "count": {"type": "integer"},
             "kind": {"enum": ["first", "second", "third"]},
             "parts": {"type": "array", "items": {"type": "number"}, "maxItems": 5},
@@ -39,6 +40,8 @@ SCHEMA = {
     },
 }
 """A text of it does not end within a run."""
+SHORT_NAMES = json.loads(json.dumps(SCHEMA).replace('"string"', '"string", "maxLength": 40'))
+"""The same with a bound on strings, whose masks take more time: each length is another state."""
 _MAX_TOKEN_BYTES = 10
 
 VARIANTS: Mapping[str, SamplingParams] = {
@@ -67,20 +70,28 @@ VARIANTS: Mapping[str, SamplingParams] = {
     "JSON schema": SamplingParams(
         temperature=TEMPERATURE, grammar=Grammar(form="json_schema", text=json.dumps(SCHEMA))
     ),
+    "JSON schema, bounded strings": SamplingParams(
+        temperature=TEMPERATURE,
+        grammar=Grammar(form="json_schema", text=json.dumps(SHORT_NAMES)),
+    ),
 }
 
 
 def write_tokenizer(folder: Path, vocab_size: int, eos_token_id: int) -> None:
-    """Writes a byte-level tokenizer of random tokens, which grammars need."""
+    """Writes a byte-level tokenizer of random words, which grammars need."""
     rng = Random(0)
-    tokens = list(dict.fromkeys(pre_tokenizers.ByteLevel.alphabet()))
+    tokens = sorted(pre_tokenizers.ByteLevel.alphabet())
     known, merges = set(tokens), []
+    # Nearly all words of real vocabularies are of letters; the first letter of some is a space.
+    letters = string.ascii_letters
+    begun = [*letters, "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"]
     while len(tokens) < vocab_size - 1:
-        pair = tokens[rng.randrange(min(len(tokens), 20_000))], tokens[rng.randrange(256)]
+        pair = begun[rng.randrange(min(len(begun), 20_000))], rng.choice(letters)
         token = "".join(pair)
         if token not in known and len(token) <= _MAX_TOKEN_BYTES:
             known.add(token)
             tokens.append(token)
+            begun.append(token)
             merges.append(pair)
     end = "<|end|>"
     tokens.insert(eos_token_id, end)
@@ -95,13 +106,15 @@ def write_tokenizer(folder: Path, vocab_size: int, eos_token_id: int) -> None:
 def measure(engine: Engine, batch: int, options: argparse.Namespace) -> dict[str, Any]:
     """Measures all variants at one batch size."""
     workload = uniform(batch, options.prompt_len, options.output_len)
-    step_ms: dict[str, list[float]] = {name: [] for name in VARIANTS}
-    for params in VARIANTS.values():
+    names = [PLAIN, *(name for name in options.variants if name != PLAIN)]
+    step_ms: dict[str, list[float]] = {name: [] for name in names}
+    for name in names:
         # Captures the graphs.
-        engine.run(uniform(batch, 16, 4), params)
+        engine.run(uniform(batch, 16, 4), VARIANTS[name])
     for _ in range(options.repeats):
-        for name, params in VARIANTS.items():
-            step_ms[name].append(engine.run(workload, params).decode_phases()["step"])
+        for name in names:
+            run = engine.run(workload, VARIANTS[name])
+            step_ms[name].append(run.decode_phases()["step"])
     results = {}
     for name, times in step_ms.items():
         changes = [
@@ -124,6 +137,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--prompt-len", type=int, default=512)
     parser.add_argument("--output-len", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--commit", default=None)
     parser.add_argument("--output", type=Path, default=None)
     options = parser.parse_args(arguments)
