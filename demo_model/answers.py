@@ -28,15 +28,24 @@ class Answer:
 
     Attributes:
         text: Without the end-of-turn token.
-        has_ended: Whether it ended by that token rather than at its greatest length.
+        has_ended: Whether it ended by that token or a stop text, not at its greatest length.
     """
 
     text: str
     has_ended: bool
 
 
-async def ask_router(address: str, conversations: Sequence[Conversation]) -> list[Answer]:
+async def ask_router(
+    address: str,
+    conversations: Sequence[Conversation],
+    params: Sequence[router_pb2.SamplingParams] | None = None,
+) -> list[Answer]:
     """Sends the questions as chats, 64 at a time, and returns the answers in their order.
+
+    Args:
+        address: Of the router.
+        conversations: The questions.
+        params: How to ask each; None asks for greedy answers.
 
     Raises:
         grpc.aio.AioRpcError: A request failed; the others are cancelled.
@@ -45,23 +54,32 @@ async def ask_router(address: str, conversations: Sequence[Conversation]) -> lis
     async with grpc.aio.insecure_channel(address, options=client_options()) as channel:
         stub = router_pb2_grpc.RouterServiceStub(channel)  # type: ignore[no-untyped-call]
 
-        async def ask(conversation: Conversation) -> Answer:
+        async def ask(conversation: Conversation, how: router_pb2.SamplingParams) -> Answer:
             async with limit:
-                return await _ask(stub, conversation)
+                return await _ask(stub, conversation, how)
 
+        greedy = router_pb2.SamplingParams(temperature=0, max_tokens=MAX_TOKENS)
+        hows = params or [greedy] * len(conversations)
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(ask(conversation)) for conversation in conversations]
+            tasks = [
+                group.create_task(ask(conversation, how))
+                for conversation, how in zip(conversations, hows, strict=True)
+            ]
     return [task.result() for task in tasks]
 
 
-async def _ask(stub: router_pb2_grpc.RouterServiceStub, conversation: Conversation) -> Answer:
+async def _ask(
+    stub: router_pb2_grpc.RouterServiceStub,
+    conversation: Conversation,
+    params: router_pb2.SamplingParams,
+) -> Answer:
     messages = [
         router_pb2.ChatMessage(role=message.role, content=message.content)
         for message in conversation.question
     ]
     request = router_pb2.GenerateRequest(
         chat=router_pb2.Chat(messages=messages),
-        sampling_params=router_pb2.SamplingParams(temperature=0, max_tokens=MAX_TOKENS),
+        sampling_params=params,
     )
     text = ""
     reason = router_pb2.FINISH_REASON_UNSPECIFIED

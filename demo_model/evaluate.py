@@ -4,7 +4,8 @@
 
 Pagestream is a router and two engines, all started here, with prefix caching, in float32 on a CPU
 and in bfloat16 on a GPU; transformers computes in float32. An answer counts as right if it is right
-to the letter and ends by itself.
+to the letter and ends by itself. Every tenth question is asked again with a stop text and with
+grammars: what the answer must be then follows from the plain one.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from rich.table import Table
 from demo_model.answers import Answer, ask_router, ask_transformers
 from demo_model.conversation import Conversation
 from demo_model.generator import TASKS, questions
+from demo_model.variations import Variation, variations
 from examples.demo.errors import DemoFailedError
 from examples.demo.figures import gpu_count
 from examples.demo.fleet import start_fleet
@@ -35,6 +37,7 @@ SEED = "evaluation"
 MIN_SHARE = 0.97
 """Of right answers, over all tasks."""
 MIN_TASK_SHARE = 0.90
+_VARIED_EVERY = 10
 _LOG_FOLDER = ROOT / ".demo" / "evaluation"
 
 
@@ -77,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(highlight=False)
     asked = questions(SEED, given.questions)
     try:
-        pagestream = asyncio.run(_ask_pagestream(given.model, asked, console))
+        pagestream, varied = asyncio.run(_ask_pagestream(given.model, asked, console))
     except (DemoFailedError, OSError) as error:
         console.print(f"the evaluation failed: {error}", markup=False, soft_wrap=True)
         return 1
@@ -89,7 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.show_wrong:
         _print_wrong(outcomes, console)
     console.print(_table(outcomes))
-    failures = shortfalls(outcomes)
+    console.print(_table_of_variations(varied))
+    failures = shortfalls(outcomes) + wrong_variations(varied)
     num_different = sum(one.pagestream != one.transformers for one in outcomes)
     if is_float32 and num_different:
         failures.append(f"{num_different} answers differ from those of transformers")
@@ -100,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 async def _ask_pagestream(
     folder: Path, asked: Sequence[Conversation], console: Console
-) -> list[Answer]:
+) -> tuple[list[Answer], list[tuple[Variation, Answer]]]:
     async with Services(_LOG_FOLDER) as services:
         model = Model(path=str(folder), is_small=True)
         fleet = await start_fleet(services, model, gpu_count())
@@ -109,12 +113,39 @@ async def _ask_pagestream(
         async with services.failures_first():
             try:
                 answers = await ask_router(fleet.router.address, asked)
+                varied = variations(asked[::_VARIED_EVERY], answers[::_VARIED_EVERY])
+                varied_answers = await ask_router(
+                    fleet.router.address,
+                    [variation.conversation for variation in varied],
+                    [variation.params for variation in varied],
+                )
             except* grpc.aio.AioRpcError as errors:
                 (error, *_) = errors.exceptions
                 assert isinstance(error, grpc.aio.AioRpcError)
                 raise DemoFailedError(f"a request failed: {describe(error)}") from error
     console.print(f"Pagestream answered in {time.monotonic() - started:.0f} s")
-    return answers
+    return answers, list(zip(varied, varied_answers, strict=True))
+
+
+def wrong_variations(varied: Sequence[tuple[Variation, Answer]]) -> list[str]:
+    """Returns a sentence for each answer that is not what it must be."""
+    return [
+        f"{variation.name}: the answer to {variation.conversation.question[-1].content[-80:]!r} "
+        f"with these parameters is wrong: {answer.text!r}"
+        for variation, answer in varied
+        if not variation.is_right(answer)
+    ]
+
+
+def _table_of_variations(varied: Sequence[tuple[Variation, Answer]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("asked with")
+    for title in ("questions", "right answers"):
+        table.add_column(title, justify="right")
+    for name in dict.fromkeys(variation.name for variation, _ in varied):
+        rights = [v.is_right(answer) for v, answer in varied if v.name == name]
+        table.add_row(name, f"{len(rights)}", f"{sum(rights) / len(rights):.1%}")
+    return table
 
 
 def is_right(answer: Answer, conversation: Conversation) -> bool:
