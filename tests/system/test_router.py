@@ -1,6 +1,7 @@
 """The router as a process of its own, beside engines that fake only the model."""
 
 import asyncio
+import dataclasses
 import re
 import signal
 import socket
@@ -18,6 +19,7 @@ from grpc_status import rpc_status
 from protos.pagestream.router.v1 import router_pb2 as pb
 from protos.pagestream.router.v1 import router_pb2_grpc
 from protos.wire import channel
+from protos.wire.sampling_params import BASIC_PARAMS
 from protos.wire.status import Reason, unpack
 from router.text.tokenizer import Tokenizer
 from tests.fakes import small_tokenizer
@@ -223,6 +225,7 @@ async def test_cancelled_call_is_gone_from_its_engine(config):
 
 
 async def test_parameter_that_no_engine_supports_is_refused_by_name(config):
+    config = dataclasses.replace(config, supported_params=BASIC_PARAMS)
     async with FakeEngine(config) as engine, routing(engine.address) as router:
         await router.watch_health(Status.SERVING)
         request = greedy()
@@ -232,7 +235,7 @@ async def test_parameter_that_no_engine_supports_is_refused_by_name(config):
 
     assert (code, error.reason) == ("INVALID_ARGUMENT", "UNSUPPORTED_PARAMETER")
     assert "top_k" in error.message
-    assert error.domain == "pagestream.engine.v1"
+    assert error.domain == "pagestream.router.v1"
 
 
 async def test_reflection_lists_the_services(config):
