@@ -421,9 +421,12 @@ class ToolCallDelta:
     """More of the arguments, as JSON text."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class GenerationDelta:
-    """New output of one continuation; the first has `admission`, the last has `finish`."""
+    """New output of one continuation; the first has `admission`, the last has `finish`.
+
+    Nobody changes one. It is not frozen because that triples the time to make one, per message.
+    """
 
     text: str = ""
     reasoning: str = ""

@@ -73,6 +73,18 @@ class Engines(Protocol):
         """Streams a request's events; closing it cancels the request on its engine."""
 
 
+_NO_FINISH = "an engine's events ended without a finish"
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """One continuation of a prompt."""
+
+    request: TokenRequest
+    answer: Answer
+    progress: Progress
+
+
 class Pipeline:
     """Passes requests of clients, as text, chats or tokens, to engines and their output back.
 
@@ -144,36 +156,53 @@ class Pipeline:
                     if stop_texts is not None:
                         search = StopSearch(stop_texts, is_included=request.include_stop_text)
                     answer = Answer(one, model, tokenizer, form, search)
-                    samples.append(self._sample(one, answer, progress))
-                async with aclosing(merged(samples) if n > 1 else samples[0]) as deltas:
-                    async for delta in deltas:
-                        yield delta
+                    samples.append(_Sample(one, answer, progress))
+                if n > 1:
+                    async with aclosing(merged(list(map(self._deltas, samples)))) as deltas:
+                        async for delta in deltas:
+                            yield delta
+                    return
+                # As `_deltas`, without a second generator for each message.
+                async with aclosing(self._fleet.generate(samples[0].request)) as events:
+                    async for event in events:
+                        last = self._delta(event, samples[0])
+                        if last.finish is not None:
+                            break
+                        yield last
+                    else:
+                        raise AssertionError(_NO_FINISH)
+                yield last
             finally:
                 self.queued_prompt_tokens.give_back(sum(p.num_queued_tokens for p in progresses))
 
-    async def _sample(
-        self, request: TokenRequest, answer: Answer, progress: Progress
-    ) -> AsyncGenerator[GenerationDelta, None]:
+    async def _deltas(self, sample: "_Sample") -> AsyncGenerator[GenerationDelta, None]:
         """Streams one continuation; its engine is free before the last delta is given out."""
-        async with aclosing(self._fleet.generate(request)) as events:
+        async with aclosing(self._fleet.generate(sample.request)) as events:
             async for event in events:
-                if progress.num_queued_tokens:
-                    self.queued_prompt_tokens.give_back(progress.num_queued_tokens)
-                    progress.num_queued_tokens = 0
-                if isinstance(event, Tokens):
-                    progress.note_tokens(len(event.token_ids), self._observer)
-                delta = answer.delta(event)
+                delta = self._delta(event, sample)
                 if delta.finish is not None:
                     break
                 yield delta
             else:
-                raise AssertionError("an engine's events ended without a finish")
-        reason = delta.finish.reason
-        # An engine stops alike whether or not there are calls in the text.
-        progress.outcome = (
-            FinishReason.STOP if reason is FinishReason.TOOL_CALLS else reason
-        ).value
+                raise AssertionError(_NO_FINISH)
         yield delta
+
+    def _delta(self, event: EngineEvent, sample: "_Sample") -> GenerationDelta:
+        """Counts an event, and returns what it adds to the client's output."""
+        progress = sample.progress
+        if progress.num_queued_tokens:
+            self.queued_prompt_tokens.give_back(progress.num_queued_tokens)
+            progress.num_queued_tokens = 0
+        if isinstance(event, Tokens):
+            progress.note_tokens(len(event.token_ids), self._observer)
+        delta = sample.answer.delta(event)
+        if delta.finish is not None:
+            reason = delta.finish.reason
+            # An engine stops alike whether or not there are calls in the text.
+            progress.outcome = (
+                FinishReason.STOP if reason is FinishReason.TOOL_CALLS else reason
+            ).value
+        return delta
 
     async def tokenize(
         self, model_name: str, prompt: TextPrompt | ChatPrompt, *, num_bytes: int = 0

@@ -125,15 +125,18 @@ def _to_prompt(request: router_pb2.GenerateRequest | router_pb2.TokenizeRequest)
 
 def to_generate_response(delta: GenerationDelta) -> router_pb2.GenerateResponse:
     """Writes what is new of a request."""
-    response = router_pb2.GenerateResponse(
-        text=delta.text,
-        reasoning_text=delta.reasoning,
-        tool_calls=to_tool_call_deltas(delta.tool_calls) if delta.tool_calls else (),
-        token_ids=delta.token_ids,
-        admission=_to_admission(delta.admission) if delta.admission else None,
-        finish=_to_finish(delta.finish) if delta.finish else None,
-        index=delta.index,
-    )
+    # Most messages have nothing else, and each further argument takes time.
+    response = router_pb2.GenerateResponse(text=delta.text, token_ids=delta.token_ids)
+    if delta.admission is not None:
+        response.admission.CopyFrom(_to_admission(delta.admission))
+    if delta.finish is not None:
+        response.finish.CopyFrom(_to_finish(delta.finish))
+    if delta.index:
+        response.index = delta.index
+    if delta.reasoning:
+        response.reasoning_text = delta.reasoning
+    if delta.tool_calls:
+        response.tool_calls.extend(to_tool_call_deltas(delta.tool_calls))
     if delta.logprobs is not None:
         _add_logprobs(response.logprobs, delta.logprobs)
     if delta.prompt_logprobs is not None:
