@@ -13,6 +13,7 @@ from protos.wire.reason import Reason
 from protos.wire.sampling_params import (
     SUPPORTED_PARAMS,
     SamplingParams,
+    end_token_ids,
     out_of_bounds,
     unsupported,
 )
@@ -141,9 +142,7 @@ class Limits:
             return
         banned = {sequence[0] for sequence in params.bad_words_token_ids if len(sequence) == 1}
         if (params.min_tokens or 0) > len(request.resume_token_ids):
-            banned.update(params.stop_token_ids)
-            if not params.ignore_eos:
-                banned |= self.eos_token_ids
+            banned |= end_token_ids(params, self.eos_token_ids)
         if banned and banned.issuperset(allowed):
             raise _bad_param(
                 "number of allowed_token_ids",

@@ -7,7 +7,7 @@ from array import array
 from engine_service.core.logit_edits import logit_edits
 from engine_service.core.types import FinishReason, Request
 from protos.wire.block_hash import block_digests, low_64_bits
-from protos.wire.sampling_params import to_record
+from protos.wire.sampling_params import end_token_ids, to_record
 
 NO_SLOT = -1
 
@@ -111,10 +111,7 @@ class Sequence:
         self.order = (-request.priority, number)
         self.cache_salt = request.cache_salt
         self.seed = secrets.randbits(63) if params.seed is None else params.seed
-        self.stop_token_ids = frozenset(params.stop_token_ids)
-        # A grammar allows the end-of-sequence token where the text may end; nothing follows it.
-        if params.grammar is not None or not params.ignore_eos:
-            self.stop_token_ids |= eos_token_ids
+        self.stop_token_ids = end_token_ids(params, eos_token_ids)
         self.num_prompt_tokens = len(request.prompt_token_ids)
         self.logit_edits = logit_edits(
             params,

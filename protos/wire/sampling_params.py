@@ -286,6 +286,18 @@ def with_defaults(params: SamplingParams, defaults: SamplingParams) -> SamplingP
     return dataclasses.replace(params, **missing) if missing else params
 
 
+def end_token_ids(params: SamplingParams, eos_token_ids: Collection[int]) -> frozenset[int]:
+    """Returns the tokens that end a request, given the model's end-of-sequence tokens.
+
+    With a grammar these count even if the request ignores them: a grammar allows them where the
+    text may end, and nothing follows them.
+    """
+    ends = frozenset(params.stop_token_ids)
+    if params.ignore_eos and params.grammar is None:
+        return ends
+    return ends.union(eos_token_ids)
+
+
 def out_of_bounds(params: SamplingParams) -> ParamFault | None:
     """Returns the first parameter outside its bounds, or None. Token IDs are not checked here."""
     for name, scalar in _SCALARS.items():

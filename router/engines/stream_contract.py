@@ -2,6 +2,7 @@
 
 from protos.pagestream.engine.v1 import engine_pb2
 from protos.wire.limits import MAX_SEED
+from protos.wire.sampling_params import end_token_ids
 from router.engines.connection_loss import violation
 from router.engines.logprob_contract import PromptContract, read_logprobs
 from router.engines.request_stream import RequestStream
@@ -23,7 +24,7 @@ class RequestContract:
     """
 
     __slots__ = (
-        "_eos_token_ids",
+        "_end_token_ids",
         "_is_admitted",
         "_last_resumed",
         "_max_num_tokens",
@@ -31,7 +32,6 @@ class RequestContract:
         "_num_top",
         "_prompt",
         "_seed",
-        "_stop_token_ids",
         "_vocab_size",
         "has_logprobs",
         "num_tokens_left",
@@ -47,8 +47,7 @@ class RequestContract:
         self._num_known_tokens = request.num_known_tokens
         self._last_resumed = resumed[-1] if resumed else None
         self._seed = params.seed
-        self._stop_token_ids = params.stop_token_ids
-        self._eos_token_ids = frozenset[int]() if params.ignore_eos else model.eos_token_ids
+        self._end_token_ids = end_token_ids(params, model.eos_token_ids)
         most = model.max_sequence_len - self._num_known_tokens
         if params.max_tokens is not None:
             most = min(most, params.max_tokens - len(resumed))
@@ -152,7 +151,7 @@ class RequestContract:
         if not finish.HasField("stop_token_id"):
             raise violation(f"request {handle} stopped without a stop token")
         token_id = finish.stop_token_id
-        if token_id not in self._stop_token_ids and token_id not in self._eos_token_ids:
+        if token_id not in self._end_token_ids:
             raise violation(f"request {handle} stopped at token {token_id}, which does not end it")
         has_new = self._is_admitted and self.num_tokens_left < self._max_num_tokens
         if not has_new and token_id != self._last_resumed:

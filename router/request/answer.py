@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
+from protos.wire.sampling_params import end_token_ids
 from router.text import detokenizer
 from router.text.answer_form import AnswerForm
 from router.text.containment import contained
@@ -73,8 +74,7 @@ class Answer:
         self._parser = None if form is None else form.parser()
         self._tag_texts = tokenizer.tag_texts if tokenizer and self._parser else {}
         params = request.sampling_params
-        eos_token_ids = frozenset() if params.ignore_eos else model.eos_token_ids
-        self._stop_token_ids = eos_token_ids.union(params.stop_token_ids)
+        self._stop_token_ids = end_token_ids(params, model.eos_token_ids)
         self._min_tokens = params.min_tokens or 0
         self._index = params.sample_index or 0
 

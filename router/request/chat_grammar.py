@@ -33,7 +33,7 @@ def chat_params(
     start = _end_of_reasoning(form, tokenizer)
     grammar = params.grammar
     if grammar is None:
-        grammar = _call_grammar(chat, form, tokenizer.tag_texts, has_reasoning=start is not None)
+        grammar = _call_grammar(chat, form, tokenizer.tag_ids, has_reasoning=start is not None)
     return replace(params, grammar=replace(grammar, start_after_token_id=start))
 
 
@@ -53,7 +53,7 @@ def _end_of_reasoning(form: AnswerForm, tokenizer: Tokenizer) -> int | None:
 
 
 def _call_grammar(
-    chat: ChatPrompt, form: AnswerForm, tag_texts: Mapping[int, str], *, has_reasoning: bool
+    chat: ChatPrompt, form: AnswerForm, tag_ids: Mapping[str, int], *, has_reasoning: bool
 ) -> Grammar:
     if form.tools is None:
         wanted = chat.function_name or chat.tool_choice.value
@@ -67,7 +67,7 @@ def _call_grammar(
     text = call_grammar(
         form.tools.written,
         tools,
-        tag_texts,
+        tag_ids,
         is_single=bool(chat.function_name),
         has_reasoning=has_reasoning,
     )
@@ -88,7 +88,7 @@ def _call_grammar(
 def call_grammar(
     written: WrittenCalls,
     tools: Sequence[Tool],
-    tag_texts: Mapping[int, str],
+    tag_ids: Mapping[str, int],
     *,
     is_single: bool,
     has_reasoning: bool,
@@ -98,41 +98,44 @@ def call_grammar(
     Args:
         written: How the model writes calls.
         tools: The functions, at least one.
-        tag_texts: The tags that are special tokens; others are plain text.
+        tag_ids: The tags that are single tokens; others are plain text.
         is_single: Whether one call only is allowed.
         has_reasoning: Whether white space may come first, as it does after a reasoning.
     """
     again = ""
     if not is_single and written.between is not None:
-        again = f"({_terms(written.between, tag_texts)} call)*"
+        again = f"({_terms(written.between, tag_ids)} call)*"
     parts = [
         "SPACE?" if has_reasoning else "",
-        _terms(written.before, tag_texts),
+        _terms(written.before, tag_ids),
         "call",
         again,
-        _terms(written.after, tag_texts),
+        _terms(written.after, tag_ids),
     ]
     rules = [f"start: {' '.join(filter(None, parts))}"]
     if has_reasoning:
         rules.append(r"SPACE: /[ \n]{1,4}/")
     rules.append(f"call: {' | '.join(f'call_{index}' for index in range(len(tools)))}")
     for index, tool in enumerate(tools):
-        head = _terms(written.before_name + tool.name + written.before_arguments, tag_texts)
-        tail = _terms(written.after_arguments, tag_texts)
+        head = _terms(written.before_name + tool.name + written.before_arguments, tag_ids)
+        tail = _terms(written.after_arguments, tag_ids)
         rules.append(f"call_{index}: {head} arguments_{index} {tail}".rstrip())
         schema = {"type": "object", **(tool.parameters or _NO_PARAMETERS)}
         rules.append(f"arguments_{index}: %json {json.dumps(schema, ensure_ascii=False)}")
     return "\n".join(rules) + "\n"
 
 
-def _terms(text: str, tag_texts: Mapping[int, str]) -> str:
-    """Returns a text as literals, with special tokens by their IDs."""
-    ids = {tag: token_id for token_id, tag in tag_texts.items()}
-    if not ids:
+def _terms(text: str, tag_ids: Mapping[str, int]) -> str:
+    """Returns a text as literals, with tags that are single tokens by their IDs.
+
+    A model writes such a tag as its token. llguidance does not take the token for the tag's text,
+    even where the tokenizer does not mark it as special.
+    """
+    if not tag_ids:
         return json.dumps(text, ensure_ascii=False) if text else ""
-    pieces = re.split("(" + "|".join(map(re.escape, ids)) + ")", text)
+    pieces = re.split("(" + "|".join(map(re.escape, tag_ids)) + ")", text)
     return " ".join(
-        f"<[{ids[piece]}]>" if piece in ids else json.dumps(piece, ensure_ascii=False)
+        f"<[{tag_ids[piece]}]>" if piece in tag_ids else json.dumps(piece, ensure_ascii=False)
         for piece in pieces
         if piece
     )

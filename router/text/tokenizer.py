@@ -87,6 +87,7 @@ class Tokenizer:
         chat_template: Renders conversations, one at a time; not yet started.
         formats: How the model writes reasoning and tool calls.
         tag_texts: The tags of these formats that are special tokens, which else have no text.
+        tag_ids: Those that are single tokens, special or not.
         chat_thread: The thread that waits for it.
     """
 
@@ -122,6 +123,11 @@ class Tokenizer:
             token_id: token.content
             for token_id, token in tokens.items()
             if token.special and token.content in self.formats.tags
+        }
+        self.tag_ids = {
+            token.content: token_id
+            for token_id, token in tokens.items()
+            if token.content in self.formats.tags
         }
         # A bound method would make a reference cycle, and keep this object, its thread and its
         # cache alive until the next garbage collection, which is rare.

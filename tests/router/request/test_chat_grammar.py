@@ -60,21 +60,32 @@ def test_named_function_is_called_once_after_white_space_if_reasoning_comes_firs
     assert text.count("%json") == 1
 
 
-def test_tags_that_are_special_tokens_are_written_by_their_ids():
+def test_tags_that_are_single_tokens_are_written_by_their_ids():
     form = TOOL_FORMATS["mistral"]
     text = call_grammar(
-        form.written, [G], {5: "[TOOL_CALLS]"}, is_single=False, has_reasoning=False
+        form.written, [G], {"[TOOL_CALLS]": 5}, is_single=False, has_reasoning=False
     )
 
     assert text.splitlines()[0] == 'start: <[5]> "[" call (", " call)* "]"'
     # And by their IDs within a text.
     form = TOOL_FORMATS["hermes"]
-    tags = {7: "<tool_call>", 8: "</tool_call>"}
+    tags = {"<tool_call>": 7, "</tool_call>": 8}
     text = call_grammar(form.written, [G], tags, is_single=True, has_reasoning=False)
     assert (
         'call_0: <[7]> "\\n{\\"name\\": \\"g\\", \\"arguments\\": " arguments_0 "}\\n" <[8]>'
         in (text)
     )
+
+
+def test_tags_that_are_tokens_are_written_by_their_ids_also_if_they_are_not_special():
+    tokenizer = tokenizer_of(("<tool_call>", False), ("</tool_call>", False))
+    opening, closing = map(tokenizer.backend.token_to_id, ("<tool_call>", "</tool_call>"))
+
+    text = params_of(tokenizer, NAMED, SamplingParams()).grammar.text
+
+    assert f'call_0: <[{opening}]> "\\n' in text
+    assert text.count(f"<[{closing}]>") == 1
+    assert "tool_call" not in text
 
 
 @pytest.mark.parametrize("form", TOOL_FORMATS)
