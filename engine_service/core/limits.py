@@ -142,7 +142,7 @@ class Limits:
         banned = {sequence[0] for sequence in params.bad_words_token_ids if len(sequence) == 1}
         if (params.min_tokens or 0) > len(request.resume_token_ids):
             banned.update(params.stop_token_ids)
-            if not params.ignore_eos:
+            if params.ends_at_eos:
                 banned |= self.eos_token_ids
         if banned and banned.issuperset(allowed):
             raise _bad_param(

@@ -112,8 +112,7 @@ class Sequence:
         self.cache_salt = request.cache_salt
         self.seed = secrets.randbits(63) if params.seed is None else params.seed
         self.stop_token_ids = frozenset(params.stop_token_ids)
-        # A grammar allows the end-of-sequence token where the text may end; nothing follows it.
-        if params.grammar is not None or not params.ignore_eos:
+        if params.ends_at_eos:
             self.stop_token_ids |= eos_token_ids
         self.num_prompt_tokens = len(request.prompt_token_ids)
         self.logit_edits = logit_edits(

@@ -156,6 +156,15 @@ class SamplingParams:
     grammar: Grammar | None = None
     """What the text must match."""
 
+    @property
+    def ends_at_eos(self) -> bool:
+        """Whether an end-of-sequence token ends the request.
+
+        A grammar allows such a token where the text may end; nothing follows it, whatever
+        `ignore_eos` says.
+        """
+        return self.grammar is not None or not self.ignore_eos
+
 
 _UNSET: Mapping[str, object] = {
     field.name: field.default for field in dataclasses.fields(SamplingParams)

@@ -48,7 +48,7 @@ class RequestContract:
         self._last_resumed = resumed[-1] if resumed else None
         self._seed = params.seed
         self._stop_token_ids = params.stop_token_ids
-        self._eos_token_ids = frozenset[int]() if params.ignore_eos else model.eos_token_ids
+        self._eos_token_ids = model.eos_token_ids if params.ends_at_eos else frozenset[int]()
         most = model.max_sequence_len - self._num_known_tokens
         if params.max_tokens is not None:
             most = min(most, params.max_tokens - len(resumed))

@@ -73,7 +73,7 @@ class Answer:
         self._parser = None if form is None else form.parser()
         self._tag_texts = tokenizer.tag_texts if tokenizer and self._parser else {}
         params = request.sampling_params
-        eos_token_ids = frozenset() if params.ignore_eos else model.eos_token_ids
+        eos_token_ids = model.eos_token_ids if params.ends_at_eos else frozenset()
         self._stop_token_ids = eos_token_ids.union(params.stop_token_ids)
         self._min_tokens = params.min_tokens or 0
         self._index = params.sample_index or 0

@@ -5,7 +5,7 @@ from array import array
 import pytest
 
 from protos.pagestream.engine.v1 import engine_pb2
-from protos.wire.sampling_params import SamplingParams
+from protos.wire.sampling_params import Grammar, SamplingParams
 from protos.wire.status import Reason, error_status
 from router.engines.connection_loss import ConnectionLost, Fault
 from router.engines.open_requests import OpenRequests
@@ -101,6 +101,7 @@ async def test_model_s_length_is_that_of_its_blocks_if_they_are_few():
         ({}, 1, True),
         ({}, 2, False),
         ({"ignore_eos": True}, 1, False),
+        ({"ignore_eos": True, "grammar": Grammar(form="regex", text="a")}, 1, True),
         ({"stop_token_ids": (2, 3)}, 3, True),
         ({"stop_token_ids": (1,), "ignore_eos": True}, 1, True),
     ],

@@ -3,7 +3,7 @@ from array import array
 
 import pytest
 
-from protos.wire.sampling_params import SamplingParams
+from protos.wire.sampling_params import SUPPORTED_PARAMS, Grammar, SamplingParams
 from protos.wire.status import ErrorStatus, Reason, error_status
 from router.errors import (
     EngineError,
@@ -123,11 +123,14 @@ async def test_engine_gets_what_is_left_of_the_deadline(pipeline, fleet):
         (SamplingParams(stop_token_ids=(70,)), 70),
         (SamplingParams(stop_token_ids=(70,), ignore_eos=True), 70),
         (SamplingParams(), 69),
+        (SamplingParams(ignore_eos=True, grammar=Grammar(form="regex", text=".*")), 69),
     ],
 )
 async def test_token_that_ends_a_request_is_sent_but_no_text(params, stop_token_id, observer):
     # 69 and 70 are ordinary letters, which would be text.
-    fleet = FakeFleet(model_info(eos_token_ids=frozenset({69})))
+    fleet = FakeFleet(
+        model_info(eos_token_ids=frozenset({69}), supported_params=frozenset(SUPPORTED_PARAMS))
+    )
     fleet.answer([80, 81], [82, stop_token_id], stop_token_id=stop_token_id)
 
     with TokenizerPool(fleet.fetch_tokenizer, 1) as tokenizers:
