@@ -14,6 +14,8 @@ ServiceError                base of all; it and StartupError are in servicekit
     └── NoTokenizer         the model folder holds no tokenizer files
 """
 
+from collections.abc import Sequence
+
 from protos.wire.reason import Reason
 from servicekit import errors
 from servicekit.errors import StartupError as StartupError
@@ -106,6 +108,17 @@ def grammar_failed(position: int, why: str) -> RequestError:
         f"the grammar allows no token at position {position}: {why}",
         {"position": str(position), "detail": why},
         reason=Reason.INTERNAL,
+    )
+
+
+def nothing_allowed(position: int, fields: Sequence[str]) -> InvalidRequest:
+    """Returns the error for a request whose parameters leave no token for this position."""
+    names = ", ".join(fields)
+    return InvalidRequest(
+        f"{names} together allow no token at position {position}, unless the model's logits are "
+        "NaN or infinite",
+        {"field": names, "position": str(position), "bounds": "a token that all of them allow"},
+        reason=Reason.BAD_SAMPLING_PARAMS,
     )
 
 

@@ -30,7 +30,7 @@ from engine_service.core.types import (
     StepResult,
     int32_array,
 )
-from engine_service.errors import grammar_failed, invalid_logits
+from engine_service.errors import RequestError, grammar_failed, invalid_logits, nothing_allowed
 from protos.wire.block_hash import root_digest
 
 if TYPE_CHECKING:
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 # Looking up enum members hundreds of times a step would be the largest cost.
 _RUNNING = SequenceState.RUNNING
 _FINISHED = SequenceState.FINISHED
+
+_FORBIDDING_PARAMS = ("grammar", "allowed_token_ids", "bad_words_token_ids", "min_tokens")
+"""Two of these may leave no token, each of them some."""
 
 
 class Scheduler:
@@ -513,9 +516,15 @@ class Scheduler:
     def _fail(self, sequence: Sequence, grammar_failure: str | None) -> None:
         """Ends a sequence whose logits gave no token, because of its grammar or by themselves."""
         position = len(sequence.token_ids)
+        error: RequestError
         if grammar_failure is None:
-            error = invalid_logits(position)
-            self._events.num_invalid_logits += 1
+            params = sequence.request.sampling_params
+            forbidding = [name for name in _FORBIDDING_PARAMS if getattr(params, name)]
+            if len(forbidding) > 1:
+                error = nothing_allowed(position, forbidding)
+            else:
+                error = invalid_logits(position)
+                self._events.num_invalid_logits += 1
             # A block that it read or wrote may hold bad values, which would spoil other sequences.
             self.pool.forget(sequence.block_hashes)
         else:

@@ -17,7 +17,7 @@ from protos.wire.sampling_params import Grammar
 _MAX_COMPILED = 64
 """Grammars kept for the next sequence that has the same one."""
 
-_COMPILER_THREADS = 2
+_COMPILER_THREADS = _STARTER_THREADS = 2
 _ALLOWED = -1
 """A word of a mask with all bits set."""
 
@@ -71,6 +71,8 @@ class SlotMatchers:
         self._tokenizer = tokenizer
         self._executor = LLExecutor(num_threads)
         self._compiler = ThreadPoolExecutor(_COMPILER_THREADS, "grammar-compiler")
+        # A step waits for what these do, so it must not queue behind grammars of later requests.
+        self._starter = ThreadPoolExecutor(_STARTER_THREADS, "grammar-starter")
         self._compiled: OrderedDict[tuple[object, ...], Future[LLMatcher]] = OrderedDict()
         self._slots: dict[int, _Slot] = {}
         self._end_mask = np.zeros(self.num_words, np.int32)
@@ -98,7 +100,7 @@ class SlotMatchers:
 
         A sequence whose grammar is compiled before its first step delays none.
         """
-        return self._compile(grammar).done()
+        return self._compile(grammar, self._compiler).done()
 
     def start(self, slot: int, grammar: Grammar, output_token_ids: Sequence[int]) -> None:
         """Gives a slot a grammar, in place of any earlier one; returns at once.
@@ -116,9 +118,10 @@ class SlotMatchers:
                 start_after = None
             except ValueError:
                 tokens = []
-        compiled = self._compile(grammar)
+        # Others may have taken its place since it was prepared.
+        compiled = self._compile(grammar, self._starter)
         self._slots[slot] = _Slot(
-            matcher=self._compiler.submit(_follow, compiled, tokens),
+            matcher=self._starter.submit(_follow, compiled, tokens),
             start_after_token_id=start_after,
         )
 
@@ -195,12 +198,13 @@ class SlotMatchers:
         self._slots.clear()
         self._compiled.clear()
         self._compiler.shutdown(cancel_futures=True)
+        self._starter.shutdown(cancel_futures=True)
 
-    def _compile(self, grammar: Grammar) -> "Future[LLMatcher]":
+    def _compile(self, grammar: Grammar, executor: ThreadPoolExecutor) -> "Future[LLMatcher]":
         key = (grammar.form, grammar.text, grammar.choices)
         compiled = self._compiled.get(key)
         if compiled is None:
-            compiled = self._compiler.submit(compile_grammar, self._tokenizer, grammar)
+            compiled = executor.submit(compile_grammar, self._tokenizer, grammar)
             self._compiled[key] = compiled
             if len(self._compiled) > _MAX_COMPILED:
                 self._compiled.popitem(last=False)

@@ -1,6 +1,9 @@
 """A request waits for its grammar; the others, and the step loop, do not."""
 
+import pytest
+
 from engine_service.core.types import StepResult
+from protos.wire.reason import Reason
 from protos.wire.sampling_params import SUPPORTED_PARAMS, Grammar
 from tests.engine_service.core.fake_executor import FakeExecutor, make_info
 from tests.engine_service.core.helpers import make_core, make_request
@@ -33,7 +36,7 @@ class Compiler(FakeExecutor):
             token_counts=result.token_counts,
             token_ids=result.token_ids[:0]
             + type(result.token_ids)("i", [-1] * len(result.token_ids)),
-            grammar_failures={0: self.failure},
+            grammar_failures={0: self.failure} if self.failure else {},
         )
 
 
@@ -79,3 +82,45 @@ def test_a_grammar_that_cannot_go_on_has_its_own_error():
     assert "grammar allows no token at position 2: lexer error" in str(failure.error)
     assert output.stats.num_invalid_logits == 0
     assert not core.has_work
+
+
+@pytest.mark.parametrize(
+    ("params", "text"),
+    [
+        (
+            {"allowed_token_ids": (5, 6), "bad_words_token_ids": ((2, 5), (2, 6))},
+            "allowed_token_ids, bad_words_token_ids together allow no token at position 2",
+        ),
+        (
+            {"grammar": GRAMMAR, "allowed_token_ids": (5,)},
+            "grammar, allowed_token_ids together allow no token at position 2",
+        ),
+        (
+            {"grammar": GRAMMAR, "min_tokens": 2},
+            "grammar, min_tokens together allow no token at position 2",
+        ),
+    ],
+)
+def test_parameters_that_leave_no_token_are_the_client_s_mistake(params, text):
+    core, executor = _core()
+    executor.is_compiled = True
+    executor.failure = ""
+    core.add(make_request(1, [1, 2], 2, **params))
+    output = core.step()
+    (failure,) = output.failures
+    assert text in str(failure.error)
+    assert failure.error.reason is Reason.BAD_SAMPLING_PARAMS
+    assert output.stats.num_invalid_logits == 0
+    assert not core.has_work
+
+
+def test_one_parameter_alone_does_not_excuse_a_model_without_logits():
+    core, executor = _core()
+    executor.is_compiled = True
+    executor.failure = ""
+    core.add(make_request(1, [1, 2], 2, allowed_token_ids=(5,)))
+    output = core.step()
+    (failure,) = output.failures
+    assert "NaN or infinite" in str(failure.error)
+    assert failure.error.reason is Reason.INTERNAL
+    assert output.stats.num_invalid_logits == 1

@@ -1,10 +1,12 @@
 import json
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from engine_service.grammar.compiler import BadGrammar
+from engine_service.grammar.compiler import BadGrammar, compile_grammar
 from engine_service.grammar.matchers import SlotMatchers
 from engine_service.grammar.tokenizer import UnusableTokenizer, read_tokenizer
 from engine_service.grammar.trial import try_grammar
@@ -236,3 +238,28 @@ def test_what_allows_nothing_is_refused(grammar):
 def test_unusable_tokenizers_are_named(content, vocab_size, eos, words):
     with pytest.raises(UnusableTokenizer, match=words):
         read_tokenizer(content, vocab_size, eos)
+
+
+def test_a_sequence_starts_while_many_grammars_are_compiled(matchers, monkeypatch):
+    release = threading.Event()
+    prepared = Grammar(form="regex", text="a")
+    matchers.start(0, prepared, [])
+    masks = np.zeros((2, matchers.num_words), np.int32)
+    matchers.fill([0], masks)
+    assert matchers.prepare(prepared)
+
+    def compile_late(tokenizer, grammar):
+        assert release.wait(60)
+        return compile_grammar(tokenizer, grammar)
+
+    monkeypatch.setattr("engine_service.grammar.matchers.compile_grammar", compile_late)
+    for count in range(8):
+        assert not matchers.prepare(Grammar(form="regex", text=f"b{{{count + 1}}}"))
+    matchers.start(1, prepared, [])
+    with ThreadPoolExecutor(1) as thread:
+        try:
+            filled = thread.submit(matchers.fill, [0, 1], masks).result(timeout=30)
+        finally:
+            release.set()
+    assert not filled.failures
+    assert np.array_equal(masks[0], masks[1])
