@@ -178,9 +178,11 @@ def token_logprobs(
         [num_rows] float32; [num_rows, num_top] int32, the likeliest first, of equal ones the
         smaller token; and theirs, [num_rows, num_top] float32
     """
-    logprobs = logits.float().log_softmax(-1)
-    # A stable sort keeps the order of equal ones.
-    order = logits.float().sort(dim=-1, descending=True, stable=True).indices[:, :num_top]
+    wide = logits.float()
+    logprobs = wide.log_softmax(-1)
+    # Faster than a sort. As in `sample_keys`, of equal scores the first token has the largest key.
+    ids = torch.arange(logits.shape[-1], device=logits.device)
+    order = (_ordered(wide) << 32 | _MAX_INT32 - ids).topk(num_top).indices
     of_token = logprobs.gather(1, token_ids.clamp(min=0)[:, None])[:, 0]
     return of_token, order.int(), logprobs.gather(1, order)
 
@@ -254,10 +256,8 @@ def sample_keys(
         scores = torch.where(is_greedy[:, None], wide, wide / temperatures[:, None] + noise)
     # `max` treats NaN as the largest value.
     best, token_ids = scores.max(-1)
-    best = torch.where(best.isnan(), torch.inf, best.float()) + 0.0  # -0 and 0 are equal
-    bits = best.view(torch.int32)
-    ordered = bits ^ ((bits >> 31) & _MAX_INT32)
-    return ordered.long() << 32 | _MAX_INT32 - (token_ids + first_id)
+    best = torch.where(best.isnan(), torch.inf, best.float())
+    return _ordered(best) << 32 | _MAX_INT32 - (token_ids + first_id)
 
 
 def tokens_of_keys(keys: torch.Tensor) -> torch.Tensor:
@@ -265,6 +265,12 @@ def tokens_of_keys(keys: torch.Tensor) -> torch.Tensor:
     scores = keys >> 32
     is_distribution = (scores > _LEAST_SCORE) & (scores < _LARGEST_SCORE)
     return torch.where(is_distribution, _MAX_INT32 - (keys & _LOW_32_BITS), -1)
+
+
+def _ordered(scores: torch.Tensor) -> torch.Tensor:
+    """Converts float32 to int64 of the same order; 0 and -0 are equal."""
+    bits = (scores + 0.0).view(torch.int32)
+    return (bits ^ ((bits >> 31) & _MAX_INT32)).long()
 
 
 def as_float(words: torch.Tensor) -> torch.Tensor:

@@ -66,8 +66,9 @@ class GrammarMasks:
         new_slots = np.asarray(plan.new_slots, dtype=np.int64)
         for unread in self._unread:
             unread.slots[np.isin(unread.slots, new_slots)] = _NO_SLOT
+        matchers = self._matchers
         for slot in plan.new_slots:
-            self._matchers.stop(slot)
+            matchers.stop(slot)
         if plan.new_grammars:
             ends = np.cumsum(plan.new_num_tokens)
             end_of = dict(zip(plan.new_slots, ends.tolist(), strict=True))
@@ -75,7 +76,7 @@ class GrammarMasks:
             for slot, grammar, num_prompt_tokens in plan.new_grammars:
                 begin = end_of[slot] - count_of[slot] + num_prompt_tokens
                 output = plan.new_token_ids[begin : end_of[slot]]
-                self._matchers.start(slot, grammar, output.tolist())
+                matchers.start(slot, grammar, output.tolist())
 
     def fill(self, slots: _Integers) -> dict[int, str]:
         """Writes the masks for the next token of some slots.
@@ -88,17 +89,18 @@ class GrammarMasks:
         """
         if not self._has_any:
             return {}
-        places = [place for place, slot in enumerate(slots.tolist()) if slot in self._matchers]
+        matchers = self._matchers
+        places = [place for place, slot in enumerate(slots.tolist()) if slot in matchers]
         if not places:
             return {}
         while self._unread:
             unread = self._unread.popleft()
             if unread.ended is not None:
                 unread.ended.synchronize()
-            self._matchers.advance(unread.slots.tolist(), unread.token_ids.tolist())
+            matchers.advance(unread.slots.tolist(), unread.token_ids.tolist())
         masked = slots[places]
         masks = self._sampling.staging(len(places))
-        filled = self._matchers.fill(masked.tolist(), masks.numpy())
+        filled = matchers.fill(masked.tolist(), masks.numpy())
         self._sampling.write_masks(masked, masks, ended=masked[filled.ended])
         return {places[row]: text for row, text in filled.failures.items()}
 
@@ -112,7 +114,10 @@ class GrammarMasks:
             token_ids: [num_sampled] int64 on the host, complete once `ended` has happened.
             ended: None if they are complete.
         """
-        if self._has_any and any(slot in self._matchers for slot in slots.tolist()):
+        if not self._has_any:
+            return
+        matchers = self._matchers
+        if any(slot in matchers for slot in slots.tolist()):
             self._unread.append(_Unread(slots.copy(), token_ids, ended))
 
     def close(self) -> None:
