@@ -117,6 +117,18 @@ class Run:
         return _mean_phases([step for step in self.steps if not step.num_prefill_tokens])
 
 
+def _means_of_rank(before: RankStats, after: RankStats) -> dict[str, float]:
+    num_steps = max(after.num_steps - before.num_steps, 1)
+    means = {
+        "mean_lag_us": 1e6 * (after.lag_seconds - before.lag_seconds) / num_steps,
+        "memory_bytes": after.memory_bytes,
+    }
+    if before.collective_seconds is not None and after.collective_seconds is not None:
+        seconds = after.collective_seconds - before.collective_seconds
+        means["mean_collective_us"] = 1e6 * seconds / num_steps
+    return {name: round(mean, 1) for name, mean in means.items()}
+
+
 def _mean_phases(steps: list[StepStats]) -> dict[str, float]:
     if not steps:
         return {}
@@ -148,6 +160,7 @@ class Engine:
         self._ids = itertools.count()
         self._num_runs = 0
         self._ranks: dict[int, RankStats] = {}
+        self._ranks_before: dict[int, RankStats] = {}
 
     def submit(self, workload: Workload, params: SamplingParams | None = None) -> None:
         """Adds all requests of a workload, none of which finds a prefix of an earlier one."""
@@ -182,16 +195,20 @@ class Engine:
         return run
 
     def ranks(self) -> dict[int, dict[str, float]]:
-        """Returns how late each of several ranks began its steps on average, and its memory."""
-        if self.info.tensor_parallel_size > 1:
-            time.sleep(2 * REPORT_SECONDS)
-            self._hear_ranks(self.core.step())
+        """Returns each of several ranks' memory, and its means since the last call.
+
+        They are how late a rank began a step after the first one was about to send its plan, and
+        how long its collectives took in a step.
+        """
+        if self.info.tensor_parallel_size == 1:
+            return {}
+        time.sleep(2 * REPORT_SECONDS)
+        self._hear_ranks(self.core.step())
+        before, self._ranks_before = self._ranks_before, dict(self._ranks)
         return {
-            rank: {
-                "mean_lag_us": round(1e6 * stats.lag_seconds / max(stats.num_steps, 1), 1),
-                "memory_bytes": stats.memory_bytes,
-            }
+            rank: _means_of_rank(before[rank], stats)
             for rank, stats in sorted(self._ranks.items())
+            if rank in before
         }
 
     def _hear_ranks(self, output: StepOutput) -> None:
@@ -278,6 +295,7 @@ def measure(shape: str, options: argparse.Namespace) -> dict[str, Any]:
         workloads = QUICK_WORKLOADS if options.quick else WORKLOADS
         for name in options.workloads:
             workload = workloads[name]()
+            engine.ranks()
             runs = [engine.run(workload) for _ in range(options.repeats)]
             rates = sorted(_rate(name, workload, run) for run in runs)
             best = min(runs, key=lambda run: run.seconds)
@@ -292,6 +310,8 @@ def measure(shape: str, options: argparse.Namespace) -> dict[str, Any]:
                 "step_ms": best.phases(),
                 "decode_step_ms": best.decode_phases(),
             }
+            if ranks := engine.ranks():
+                results[name]["ranks"] = ranks
             _print_workload(shape, name, results[name])
         if options.profile:
             results["decode_profile"] = {
@@ -301,8 +321,6 @@ def measure(shape: str, options: argparse.Namespace) -> dict[str, Any]:
         if torch.cuda.is_available():
             free, total = torch.cuda.mem_get_info()
             results["gpu_memory_bytes"] = total - free
-        if ranks := engine.ranks():
-            results["ranks"] = ranks
         engine.core.close()
     return results
 

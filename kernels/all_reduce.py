@@ -47,9 +47,6 @@ from kernels.dependent_launch import dependent_launch, wait_for_inputs
 from kernels.peer_memory import PeerMemory, Peers
 from kernels.rms_norm import add_rms_norm
 
-# Bytes that a rank sends in one shot. By the bandwidth of NVLink; with two ranks, 64 rows of 4,096.
-_MAX_ONE_SHOT_BYTES = 1 << 20
-
 
 def all_reduce(x: torch.Tensor, peers: Peers) -> torch.Tensor:
     """Adds x over all ranks.
@@ -130,7 +127,7 @@ def _all_reduce_nccl(x: torch.Tensor, peers: Peers) -> torch.Tensor:
 
 def _all_reduce_triton(x: torch.Tensor, memory: PeerMemory) -> torch.Tensor:
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    _launch(x, None, None, 0.0, out, None, memory, is_one_shot=_is_one_shot(x, memory))
+    _launch(x, None, None, 0.0, out, None, memory)
     return out
 
 
@@ -139,14 +136,8 @@ def _all_reduce_add_rms_norm_triton(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     total = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    is_one_shot = _is_one_shot(x, memory)
-    _launch(x, residual, weight, eps, out, total, memory, is_one_shot=is_one_shot)
+    _launch(x, residual, weight, eps, out, total, memory)
     return out, total
-
-
-def _is_one_shot(x: torch.Tensor, memory: PeerMemory) -> bool:
-    word_bytes = 2 * x.element_size()
-    return x.numel() * word_bytes * (memory.world_size - 1) <= _MAX_ONE_SHOT_BYTES
 
 
 def _is_timed(x: torch.Tensor) -> bool:
@@ -163,11 +154,13 @@ def _launch(
     total: torch.Tensor | None,
     memory: PeerMemory,
     *,
-    is_one_shot: bool,
+    is_two_shot: bool = False,
 ) -> None:
+    """Launches the kernel for so many rows, or that of two shots whatever their number."""
     num_rows, hidden = x.shape
     if num_rows == 0:
         return
+    is_one_shot = num_rows <= memory.max_one_shot_rows and not is_two_shot
     columns = triton.next_power_of_2(hidden)
     kernel = _one_shot_kernel if is_one_shot else _two_shot_kernel
     kernel[(min(num_rows, memory.max_programs),)](
@@ -181,7 +174,7 @@ def _launch(
         memory.nanoseconds,
         memory.rank,
         num_rows,
-        memory.max_rows,
+        memory.max_one_shot_rows,
         x.stride(0),
         0 if residual is None else residual.stride(0),
         hidden,
@@ -331,7 +324,7 @@ def _one_shot_kernel(
     nanoseconds,
     rank,
     num_rows,
-    max_rows,
+    max_one_shot_rows,
     x_stride,
     residual_stride,
     hidden,
@@ -356,7 +349,7 @@ def _one_shot_kernel(
         round_ = tl.load(counts + row) + 1
         part = tl.load(x + row * x_stride + columns, mask=is_inside, other=0.0)
         words = _pack(part, _tag(round_, word_type), word_type)
-        place = ((round_ % 2 * max_rows + row) * WORLD_SIZE + rank) * hidden
+        place = ((round_ % 2 * max_one_shot_rows + row) * WORLD_SIZE + rank) * hidden
         for peer in tl.static_range(WORLD_SIZE):
             target = _area(areas, 0, peer, WORLD_SIZE, word_type) + place
             tl.store(target + columns, words, mask=is_inside & (peer != rank))
@@ -370,7 +363,7 @@ def _one_shot_kernel(
         own = tl.load(x + row * x_stride + columns, mask=is_inside, other=0.0)
         wide = tl.zeros([COLUMNS], tl.float32)
         for source in tl.static_range(WORLD_SIZE):
-            place = ((round_ % 2 * max_rows + row) * WORLD_SIZE + source) * hidden
+            place = ((round_ % 2 * max_one_shot_rows + row) * WORLD_SIZE + source) * hidden
             is_sent = is_inside & (source != rank)
             part = _receive(own_words + place + columns, is_sent, tag, word_type, dtype)
             wide += tl.where(source == rank, own, part).to(tl.float32)
@@ -393,7 +386,7 @@ def _two_shot_kernel(
     nanoseconds,
     rank,
     num_rows,
-    max_rows,
+    max_one_shot_rows,
     x_stride,
     residual_stride,
     hidden,

@@ -84,9 +84,10 @@ class RanksExecutor:
 
     def close(self) -> None:
         """Ends the other ranks and frees model and cache. A second call does nothing."""
-        worker, self._worker = self._worker, None
-        if worker is not None:
-            worker.close()
+        if self._worker is not None:
+            self._worker.close()
+        # Its graphs must be gone before their process group can end.
+        self._worker = None
         try:
             self._peers.close()
         finally:

@@ -42,10 +42,13 @@ def test_two_ranks_are_measured_beside_one_and_written(tmp_path):
         assert list(found) == ["decode_b1", "prefill", "seconds_to_ready"]
         assert min(found.values()) > 0
     assert "| tiny decode_b1 |" in done.stdout
-    assert "ranks" not in results["details"]["tiny"]["1"]
-    ranks = results["details"]["tiny"]["2"]["ranks"]
-    assert list(ranks) == ["0", "1"]
-    assert all(rank["mean_lag_us"] > 0 and rank["memory_bytes"] > 0 for rank in ranks.values())
+    assert "ranks" not in results["details"]["tiny"]["1"]["decode_b1"]
+    for workload in ("decode_b1", "prefill"):
+        ranks = results["details"]["tiny"]["2"][workload]["ranks"]
+        assert list(ranks) == ["0", "1"]
+        for rank in ranks.values():
+            assert min(rank.values()) > 0
+            assert list(rank) == ["mean_lag_us", "memory_bytes", "mean_collective_us"]
 
 
 @pytest.mark.slow

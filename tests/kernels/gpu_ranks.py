@@ -88,7 +88,7 @@ def check_eager(target: Target, peers: Peers, num_collectives: int) -> None:
         if own.random() < 0.3:
             torch.cuda._sleep(own.randrange(1_000_000))  # cycles
         is_one_shot = same.random() < 0.5
-        _launch(x, residual, weight, EPS, out, total, memory, is_one_shot=is_one_shot)
+        _launch(x, residual, weight, EPS, out, total, memory, is_two_shot=not is_one_shot)
         expected, right = reference.all_reduce_add_rms_norm(parts, residual, weight, EPS)
         assert torch.equal(total, right), (index, num_rows, is_one_shot)
         assert worst_row_error(out, expected) < target.tolerance

@@ -124,10 +124,10 @@ def launch_all():
     rms_norm._add_rms_norm_triton(x, residual, norm_weight, 1e-6)
     activation._silu_and_mul_triton(x)
     memory = peer_memory(1, [0, 0], x.device, HIDDEN, x.dtype, NUM_ROWS, 1, None)
-    for is_one_shot in (True, False):
+    for is_two_shot in (True, False):
         norm = (residual, norm_weight, 1e-6, x, residual)
-        all_reduce._launch(x, *norm, memory, is_one_shot=is_one_shot)
-        all_reduce._launch(x, None, None, 0.0, x, None, memory, is_one_shot=is_one_shot)
+        all_reduce._launch(x, *norm, memory, is_two_shot=is_two_shot)
+        all_reduce._launch(x, None, None, 0.0, x, None, memory, is_two_shot=is_two_shot)
     qk_norm_rope_store._qk_norm_rope_store_triton(
         *(randn(NUM_ROWS, 8 * HEAD_DIM), head_weight, head_weight, 1e-6),
         *(torch.zeros(50, HEAD_DIM), integers, integers, kv_cache, 4),

@@ -115,6 +115,6 @@ def reduce(run: Run, place: int, rank: int, peers: Peers) -> list[torch.Tensor]:
     norm = (residual, weight) if collective.has_norm else (None, None)
     results = [out, total] if collective.has_norm else [out, None]
     all_reduce._launch(
-        *(x, *norm, EPS, *results, peers.memory), is_one_shot=collective.way == ONE_SHOT
+        *(x, *norm, EPS, *results, peers.memory), is_two_shot=collective.way == TWO_SHOTS
     )
     return [result for result in results if result is not None]

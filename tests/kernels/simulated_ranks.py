@@ -24,12 +24,12 @@ class Reduction:
         self.total = [torch.empty_like(self.residual) for _ in range(world_size)]
 
     def launch(self, memory: PeerMemory, *, is_one_shot: bool) -> None:
-        """Launches one rank's kernel on the current stream."""
+        """Launches one rank's kernel on the current stream; too many rows always take two shots."""
         rank = memory.rank
         all_reduce._launch(
             *(self.x[rank], self.residual, self.weight, EPS, self.out[rank], self.total[rank]),
             memory,
-            is_one_shot=is_one_shot,
+            is_two_shot=not is_one_shot,
         )
 
 

@@ -120,7 +120,7 @@ def add_rms_norm_case():
 
 def all_reduce_alone(x, residual, weight, memory, is_one_shot):
     out, total = torch.empty_like(x), torch.empty_like(x)
-    _launch(x, residual, weight, EPS, out, total, memory, is_one_shot=is_one_shot)
+    _launch(x, residual, weight, EPS, out, total, memory, is_two_shot=not is_one_shot)
     return out, total
 
 

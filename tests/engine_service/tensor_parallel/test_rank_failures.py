@@ -21,10 +21,10 @@ SLOW = pytest.mark.slow
 SILENCE = ["--core-silence-seconds", "2", "--frozen-core-exit-seconds", "3"]
 
 
-@pytest.fixture(scope="module")
-def arguments(tiny_model):
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.multi_gpu)])
+def arguments(request, tiny_model):
     return [
-        *("--model", str(tiny_model.folder), "--device", "cpu", "--cpu-threads", "1"),
+        *("--model", str(tiny_model.folder), "--device", request.param, "--cpu-threads", "1"),
         *("--block-size", "16", "--num-blocks", "64", "--max-num-batched-tokens", "32"),
         *("--tensor-parallel-size", str(NUM_RANKS)),
     ]

@@ -1,0 +1,79 @@
+"""Tokens of ranks that have a GPU each, against those of a single one."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.engine_service.tiny_models import Shape, make_model
+
+pytestmark = [pytest.mark.multi_gpu, pytest.mark.timeout(300)]
+ROOT = Path(__file__).parents[3]
+SECONDS = 200
+SHAPE = Shape(num_heads=8, num_kv_heads=2, head_dim=64, is_tied=True, vocab_size=301)
+TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1}
+"""Of logprobs."""
+WAYS = {
+    f"{steps}, {sums}": {
+        "enforce_eager": steps == "eager",
+        "has_peer_memory": sums == "peer memory",
+    }
+    for steps in ("graphs", "eager")
+    for sums in ("peer memory", "NCCL")
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("ranks") / "model", SHAPE).folder
+
+
+def answers(results, folder, **asked):
+    """Returns what the program answers, and the tokens of each rank."""
+    asked |= {"folder": str(folder), "results": str(results)}
+    # A process of its own: torch's symmetric memory allows only one group in one.
+    subprocess.run(
+        [sys.executable, "-m", "tests.engine_service.tensor_parallel.gpu_ranks", json.dumps(asked)],
+        cwd=ROOT,
+        check=True,
+        timeout=SECONDS,
+    )
+    tokens = [path.read_text().splitlines() for path in results.glob("rank-*")]
+    return json.loads((results / "answers").read_text()), tokens
+
+
+@pytest.fixture(scope="module")
+def alone(folder, tmp_path_factory):
+    return {
+        dtype: answers(
+            tmp_path_factory.mktemp("alone"),
+            folder,
+            num_ranks=1,
+            dtype=dtype,
+            enforce_eager=False,
+            has_peer_memory=True,
+        )[0]
+        for dtype in TOLERANCES
+    }
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_ranks_give_the_tokens_of_a_single_one(folder, alone, tmp_path, dtype, way):
+    found, tokens = answers(tmp_path, folder, num_ranks=2, dtype=dtype, **way)
+
+    first, other = tokens
+    assert len(first) > 50
+    # One of them may have been ended before it could write its last step.
+    for own, theirs in zip(first, other, strict=False):
+        assert own == theirs
+    assert abs(len(first) - len(other)) <= 2
+    expected = alone[dtype]
+    assert expected["num_preemptions"] > 0
+    logprobs = pytest.approx(expected["prompt_logprobs"], rel=0, abs=TOLERANCES[dtype])
+    assert found["prompt_logprobs"] == logprobs
+    if dtype == "float32":
+        del found["prompt_logprobs"]
+        assert found.items() <= expected.items()
