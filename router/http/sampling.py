@@ -1,0 +1,208 @@
+"""The fields about sampling that OpenAI's APIs have in common, and those that vLLM adds."""
+
+import json
+from typing import Annotated, Any, Literal
+
+import pydantic
+from starlette.requests import Request
+
+from protos.wire.reason import Reason
+from protos.wire.sampling_params import Grammar, LogitBias, SamplingParams
+from router.errors import InvalidRequest
+from router.request.json_object import read_object
+from router.request.trace_context import trace_context
+from router.types import GenerationRequest, Prompt
+
+Int32 = Annotated[int, pydantic.Field(ge=-(2**31), lt=2**31)]
+Int64 = Annotated[int, pydantic.Field(ge=-(2**63), lt=2**63)]
+TokenId = Annotated[int, pydantic.Field(ge=0, lt=2**32)]
+JsonObject = dict[str, Any]
+
+
+class Fields(pydantic.BaseModel):
+    """An object of a request; a field that it does not have is refused by name."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class JsonSchemaFormat(Fields):
+    """A schema, as `response_format` has it."""
+
+    name: str = ""
+    description: str | None = None
+    schema_: JsonObject | None = pydantic.Field(default=None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Fields):
+    """What form the answer has."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+
+
+class StructuredOutputs(Fields):
+    """vLLM's way to say what the text must match; one of them is given."""
+
+    json_: JsonObject | str | None = pydantic.Field(default=None, alias="json")
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+
+
+class SamplingFields(Fields):
+    """How tokens are chosen and when a request ends.
+
+    None is unset: the model's own default. Bounds are those of `SamplingParams`.
+    """
+
+    model: str = ""
+    temperature: float | None = None
+    top_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    seed: Int64 | None = None
+    n: Int32 | None = None
+    stop: str | list[str] | None = None
+    stream: bool | None = None
+    response_format: ResponseFormat | None = None
+    # vLLM's
+    top_k: Int32 | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    min_tokens: Int32 | None = None
+    stop_token_ids: list[TokenId] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    bad_words: list[str] | None = None
+    allowed_token_ids: list[TokenId] | None = None
+    prompt_logprobs: Int32 | None = None
+    structured_outputs: StructuredOutputs | None = None
+    priority: Int32 | None = None
+    cache_salt: str | None = None
+    request_id: str | None = None
+    # Known, and of no effect here
+    user: str | None = None
+    metadata: JsonObject | None = None
+    service_tier: str | None = None
+    prompt_cache_key: str | None = None
+    safety_identifier: str | None = None
+
+    def params(self, *, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
+        """Returns the parameters, not yet checked.
+
+        Raises:
+            InvalidRequest: `logit_bias` has a key that is no token ID, or more than one form of
+                text is asked for.
+        """
+        return SamplingParams(
+            temperature=self.temperature,
+            max_tokens=max_tokens,
+            ignore_eos=bool(self.ignore_eos),
+            stop_token_ids=tuple(self.stop_token_ids or ()),
+            seed=self.seed,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            repetition_penalty=self.repetition_penalty,
+            min_tokens=self.min_tokens,
+            logprobs=logprobs,
+            prompt_logprobs=self.prompt_logprobs,
+            logit_bias=_biases(self.logit_bias or {}),
+            allowed_token_ids=tuple(self.allowed_token_ids or ()),
+            grammar=_grammar(self.response_format, self.structured_outputs),
+        )
+
+    def generation(
+        self, request: Request, prompt: Prompt, params: SamplingParams, num_bytes: int
+    ) -> GenerationRequest:
+        """Returns the request to the pipeline, with the trace context of the HTTP request."""
+        traceparent, tracestate = trace_context(request.headers.items())
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return GenerationRequest(
+            request_id=self.request_id or "",
+            model=self.model,
+            prompt=prompt,
+            sampling_params=params,
+            stop=stop,
+            include_stop_text=bool(self.include_stop_str_in_output),
+            bad_words=tuple(self.bad_words or ()),
+            n=self.n,
+            priority=self.priority or 0,
+            cache_salt=self.cache_salt or "",
+            traceparent=traceparent,
+            tracestate=tracestate,
+            num_bytes=num_bytes,
+        )
+
+
+def json_schema_grammar(field: str, schema: JsonObject) -> Grammar:
+    """Returns the grammar of a schema that came as JSON.
+
+    Raises:
+        InvalidRequest: It is too deep, or has numbers that are none.
+    """
+    text = json.dumps(schema, ensure_ascii=False)
+    read_object(field, text)
+    return Grammar(form="json_schema", text=text)
+
+
+def _biases(biases: dict[str, float]) -> tuple[LogitBias, ...]:
+    found = []
+    for key, bias in biases.items():
+        if not key.isdecimal() or len(key) > 10 or int(key) >= 2**32:
+            raise _bad("logit_bias", f"a key is {key!r:.50}, which is no token ID", key[:50])
+        found.append(LogitBias(int(key), bias))
+    return tuple(found)
+
+
+def _grammar(response: ResponseFormat | None, outputs: StructuredOutputs | None) -> Grammar | None:
+    of_response = None if response is None else _response_grammar(response)
+    if outputs is None:
+        return of_response
+    if of_response is not None:
+        raise _bad("structured_outputs", "is given beside response_format; give one of them", "")
+    return _outputs_grammar(outputs)
+
+
+def _response_grammar(response: ResponseFormat) -> Grammar | None:
+    if response.type == "text":
+        return None
+    if response.type == "json_object":
+        return Grammar(form="json_object")
+    field = "response_format.json_schema"
+    if response.json_schema is None or response.json_schema.schema_ is None:
+        raise _bad(f"{field}.schema", "is missing", "")
+    return json_schema_grammar(f"{field}.schema", response.json_schema.schema_)
+
+
+def _outputs_grammar(outputs: StructuredOutputs) -> Grammar | None:
+    forms = {
+        "json": outputs.json_,
+        "regex": outputs.regex,
+        "choice": outputs.choice,
+        "grammar": outputs.grammar,
+        "json_object": outputs.json_object or None,
+    }
+    given = [name for name, value in forms.items() if value is not None]
+    if len(given) != 1:
+        text = f"has {', '.join(given) or 'nothing'}; give one of {', '.join(forms)}"
+        raise _bad("structured_outputs", text, "")
+    if isinstance(outputs.json_, dict):
+        return json_schema_grammar("structured_outputs.json", outputs.json_)
+    if outputs.choice is not None:
+        return Grammar(form="choice", choices=tuple(outputs.choice))
+    if outputs.json_object:
+        return Grammar(form="json_object")
+    form = {"json": "json_schema", "regex": "regex", "grammar": "lark"}[given[0]]
+    return Grammar(form=form, text=str(forms[given[0]]))
+
+
+def _bad(field: str, text: str, value: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"{field} {text}", {"field": field, "value": value}, reason=Reason.BAD_SAMPLING_PARAMS
+    )
