@@ -54,7 +54,7 @@ soak: $(VENV)/.ready ## 200 streams for 10 minutes while engines are killed, sto
 	$(PYTHON) -m benchmarks.router.soak
 
 gpu: ## Tests for a machine with a CUDA GPU, with the python3 that is there.
-	$(SYSTEM_PYTHON) -m pytest -q -m gpu tests/kernels tests/engine_service tests/mutants
+	$(SYSTEM_PYTHON) -m pytest -q -m "gpu or multi_gpu" tests/kernels tests/engine_service tests/mutants
 
 bench: ## Kernels and engine on a CUDA GPU, with the python3 that is there.
 	$(SYSTEM_PYTHON) -m benchmarks.kernels

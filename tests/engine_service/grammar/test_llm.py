@@ -57,6 +57,21 @@ def test_rows_with_and_without_grammars_do_not_change_each_other(llm):
         assert text_of(llm, completion) in CHOICE.choices
 
 
+def test_ranks_draw_what_a_single_one_draws(llm):
+    params = [
+        SamplingParams(grammar=OBJECT, temperature=1.5, seed=1, max_tokens=80, logprobs=2),
+        SamplingParams(temperature=1.5, seed=2, top_p=0.9, max_tokens=20),
+        SamplingParams(grammar=CHOICE, temperature=0, max_tokens=40),
+    ]
+    alone = run(llm, *params)
+    options = {"device": "cpu", "num_blocks": 64, "block_size": 16, "tensor_parallel_size": 2}
+    with LLM(str(CHECKPOINT), **options) as ranks:
+        together = run(ranks, *params)
+        assert json.loads(text_of(ranks, together[0]))
+        assert text_of(ranks, together[2]) in CHOICE.choices
+    assert [one.token_ids for one in together] == [one.token_ids for one in alone]
+
+
 def test_min_tokens_does_not_outlast_the_text(llm):
     (completion,) = run(llm, SamplingParams(grammar=CHOICE, min_tokens=30, max_tokens=40))
     assert text_of(llm, completion) in CHOICE.choices

@@ -12,7 +12,7 @@ from collections import deque
 from pathlib import Path
 
 from engine_service.layers import ranks
-from engine_service.llm import LLM, SamplingParams
+from engine_service.llm import LLM, Grammar, SamplingParams
 from engine_service.worker.worker import Worker
 from kernels import peer_memory
 from tests.engine_service.sampling_choices import random_choices
@@ -32,6 +32,11 @@ OPTIONS = {
     "max_num_batched_tokens": 320,
 }
 
+ASKS_FOR = (
+    {"temperature": 0.0},
+    {"temperature": 0.8},
+    {"temperature": 0.8, "grammar": Grammar(form="regex", text="([a-m]{3} ){9}")},
+)
 _launch = Worker.launch
 _in_flight: deque = deque()
 
@@ -73,8 +78,8 @@ def answers():
         params = [
             SamplingParams(
                 **(random_choices(rng, vocab_size) | {"stop_token_ids": ()})
-                if i % 3 == 2
-                else {"temperature": (0.0, 0.8)[i % 2]},
+                if i % 4 == 3
+                else ASKS_FOR[i % 4],
                 seed=i,
                 max_tokens=NUM_TOKENS,
                 ignore_eos=True,
@@ -82,6 +87,7 @@ def answers():
             for i in range(len(prompts))
         ]
         scored = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=2)
+        assert "grammar" in llm.info.supported_params
         first = llm.generate(prompts, params, use_tqdm=False)
         again = llm.generate(prompts[:2], params[:2], use_tqdm=False)
         of_prompts = llm.generate(prompts[:8], scored, use_tqdm=False)

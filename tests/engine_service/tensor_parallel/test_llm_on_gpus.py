@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.engine_service.grammar.model import EOS_TOKEN_IDS, TOKENIZER_JSON, VOCAB_SIZE
 from tests.engine_service.tiny_models import Shape, make_model
 
 pytestmark = [pytest.mark.multi_gpu, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[3]
 SECONDS = 200
-SHAPE = Shape(num_heads=8, num_kv_heads=2, head_dim=64, is_tied=True, vocab_size=301)
+SHAPE = Shape(num_heads=8, num_kv_heads=2, head_dim=64, is_tied=True, vocab_size=VOCAB_SIZE)
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1}
 """Of logprobs."""
 WAYS = {
@@ -24,7 +25,12 @@ WAYS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return make_model(tmp_path_factory.mktemp("ranks") / "model", SHAPE).folder
+    folder = make_model(tmp_path_factory.mktemp("ranks") / "model", SHAPE).folder
+    # For grammars.
+    (folder / "tokenizer.json").write_bytes(TOKENIZER_JSON)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": EOS_TOKEN_IDS}))
+    return folder
 
 
 def answers(results, folder, **asked):
