@@ -151,8 +151,8 @@ def _add_copies_kernel(
     columns = tl.arange(0, COLUMNS)
     is_inside = columns < hidden
     scale = tl.load(weight + columns, mask=is_inside, other=0.0)
-    for place in tl.static_range(WORLD_SIZE - 1):
-        while tl.atomic_add(flags + place, 0, sem="acquire", scope="sys") != 1:
+    for peer in tl.static_range(WORLD_SIZE - 1):
+        while tl.atomic_add(flags + peer, 0, sem="acquire", scope="sys") != 1:
             pass
     tl.debug_barrier()
     for row in range(tl.program_id(0).to(tl.int64), num_rows, tl.num_programs(0)):
