@@ -276,7 +276,9 @@ def _start_worker(config: WorkerConfig) -> StartedWorker:
     max_num_seqs = config.scheduler.max_num_seqs
     num_kv_heads = config.model_config.num_kv_heads_of(config.ranks.size)
     part = replace(config.model_config, num_kv_heads=num_kv_heads)
-    config.ranks.connect(config.device, part.hidden_size, config.dtype)
+    config.ranks.connect(
+        config.device, part.hidden_size, config.dtype, config.scheduler.max_num_batched_tokens
+    )
     model, weights_digest = _load_model(config)
     batch = InputBatch(
         max_num_seqs=max_num_seqs,
