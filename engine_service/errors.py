@@ -111,6 +111,19 @@ def grammar_failed(position: int, why: str) -> RequestError:
     )
 
 
+def resume_mismatch(index: int, token_id: int, form: str) -> InvalidRequest:
+    """Returns the error for a request whose grammar, of this form, forbids a resumed token."""
+    return InvalidRequest(
+        f"resume_token_ids[{index}] is {token_id}, which grammar.{form} does not allow there",
+        {
+            "field": "resume_token_ids",
+            "index": str(index),
+            "value": str(token_id),
+            "bounds": f"tokens that grammar.{form} allows",
+        },
+    )
+
+
 def nothing_allowed(position: int, fields: Sequence[str]) -> InvalidRequest:
     """Returns the error for a request whose parameters leave no token for this position."""
     names = ", ".join(fields)

@@ -25,12 +25,19 @@ from engine_service.core.types import (
     Failure,
     Finish,
     FinishReason,
+    GrammarFailure,
     Request,
     StepPlan,
     StepResult,
     int32_array,
 )
-from engine_service.errors import RequestError, grammar_failed, invalid_logits, nothing_allowed
+from engine_service.errors import (
+    RequestError,
+    grammar_failed,
+    invalid_logits,
+    nothing_allowed,
+    resume_mismatch,
+)
 from protos.wire.block_hash import root_digest
 
 if TYPE_CHECKING:
@@ -513,7 +520,7 @@ class Scheduler:
         )
         self._end(sequence)
 
-    def _fail(self, sequence: Sequence, grammar_failure: str | None) -> None:
+    def _fail(self, sequence: Sequence, grammar_failure: GrammarFailure | None) -> None:
         """Ends a sequence whose logits gave no token, because of its grammar or by themselves."""
         position = len(sequence.token_ids)
         error: RequestError
@@ -528,7 +535,7 @@ class Scheduler:
             # A block that it read or wrote may hold bad values, which would spoil other sequences.
             self.pool.forget(sequence.block_hashes)
         else:
-            error = grammar_failed(position, grammar_failure)
+            error = _grammar_error(sequence, grammar_failure)
         self._events.failures.append(Failure(request_id=sequence.request_id, error=error))
         self._end(sequence)
 
@@ -560,3 +567,14 @@ class Scheduler:
                 queue_seconds=max(0.0, time.monotonic() - sequence.request.arrival_time),
             )
         )
+
+
+def _grammar_error(sequence: Sequence, failure: GrammarFailure) -> RequestError:
+    """Returns the error for a sequence whose grammar cannot say what comes next."""
+    index = failure.mismatch_index
+    resumed = sequence.request.resume_token_ids
+    if index is None or index >= len(resumed):
+        return grammar_failed(len(sequence.token_ids), failure.why)
+    grammar = sequence.request.sampling_params.grammar
+    assert grammar is not None, f"{sequence.request_id=} has no grammar"
+    return resume_mismatch(index, resumed[index], grammar.form)

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from engine_service.core.types import StepPlan
+from engine_service.core.types import GrammarFailure, StepPlan
 from engine_service.worker.slot_sampling import SlotSampling
 from protos.wire.sampling_params import Grammar
 
@@ -78,7 +78,7 @@ class GrammarMasks:
                 output = plan.new_token_ids[begin : end_of[slot]]
                 matchers.start(slot, grammar, output.tolist())
 
-    def fill(self, slots: _Integers) -> dict[int, str]:
+    def fill(self, slots: _Integers) -> dict[int, GrammarFailure]:
         """Writes the masks for the next token of some slots.
 
         Args:
@@ -102,7 +102,7 @@ class GrammarMasks:
         masks = self._sampling.staging(len(places))
         filled = matchers.fill(masked.tolist(), masks.numpy())
         self._sampling.write_masks(masked, masks, ended=masked[filled.ended])
-        return {places[row]: text for row, text in filled.failures.items()}
+        return {places[row]: failure for row, failure in filled.failures.items()}
 
     def note(
         self, slots: _Integers, token_ids: torch.Tensor, ended: torch.cuda.Event | None

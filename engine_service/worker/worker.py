@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine_service.config import CacheOptions, ModelOptions, SchedulerOptions
-from engine_service.core.types import StepLogprobs, StepPlan, StepResult, int32_array
+from engine_service.core.types import (
+    GrammarFailure,
+    StepLogprobs,
+    StepPlan,
+    StepResult,
+    int32_array,
+)
 from engine_service.errors import StartupError
 from engine_service.layers.ranks import Ranks
 from engine_service.models.causal_lm import CausalLM
@@ -75,7 +81,7 @@ class PendingStep:
     """On the host; None if no row yields a token."""
     prompt_logprobs: Logprobs | None
     """On the host; None if no row must bring any."""
-    grammar_failures: Mapping[int, str]
+    grammar_failures: Mapping[int, GrammarFailure]
     """As `StepResult.grammar_failures`."""
     started: torch.cuda.Event | None
     """When the device began the step. None where the work is already done at launch."""
@@ -140,7 +146,7 @@ class Worker:
         prepared_at = time.perf_counter()
         started = self._record_event()
         sampled_slots = rows.slots[rows.sampled_rows]
-        failures: dict[int, str] = {}
+        failures: dict[int, GrammarFailure] = {}
 
         def fill_masks() -> None:
             if self._grammars is not None:
@@ -214,12 +220,12 @@ class Worker:
         return event
 
 
-def _by_row(plan: StepPlan, failures: Mapping[int, str]) -> Mapping[int, str]:
+def _by_row(plan: StepPlan, failures: Mapping[int, GrammarFailure]) -> Mapping[int, GrammarFailure]:
     """Returns failures by row of the plan, given by place among the rows that yield a token."""
     if not failures:
         return failures
     sampled_rows = [row for row, is_sampled in enumerate(plan.is_sampled) if is_sampled]
-    return {sampled_rows[place]: text for place, text in failures.items()}
+    return {sampled_rows[place]: failure for place, failure in failures.items()}
 
 
 def _packed(logprobs: Logprobs | None) -> StepLogprobs | None:

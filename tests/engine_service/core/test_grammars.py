@@ -1,10 +1,13 @@
 """A request waits for its grammar; the others, and the step loop, do not."""
 
+import grpc
 import pytest
 
-from engine_service.core.types import StepResult
+from engine_service.core.types import GrammarFailure, StepResult
+from engine_service.errors import InvalidRequest
 from protos.wire.reason import Reason
 from protos.wire.sampling_params import SUPPORTED_PARAMS, Grammar
+from protos.wire.status import STATUS_CODES
 from tests.engine_service.core.fake_executor import FakeExecutor, make_info
 from tests.engine_service.core.helpers import make_core, make_request
 
@@ -75,13 +78,38 @@ def test_a_request_can_be_cancelled_while_its_grammar_is_compiled():
 def test_a_grammar_that_cannot_go_on_has_its_own_error():
     core, executor = _core()
     executor.is_compiled = True
-    executor.failure = "lexer error: too many states"
+    executor.failure = GrammarFailure("lexer error: too many states")
     core.add(make_request(1, [1, 2], 2, grammar=GRAMMAR))
     output = core.step()
     (failure,) = output.failures
     assert "grammar allows no token at position 2: lexer error" in str(failure.error)
     assert output.stats.num_invalid_logits == 0
     assert not core.has_work
+
+
+def _failure_of(request, grammar_failure):
+    core, executor = _core()
+    executor.is_compiled = True
+    executor.failure = grammar_failure
+    core.add(request)
+    (failure,) = core.step().failures
+    assert not core.has_work
+    return failure.error
+
+
+def test_resumed_tokens_that_do_not_match_are_the_caller_s_mistake():
+    request = make_request(1, [1, 2], 9, grammar=GRAMMAR, resumed=[3, 4])
+    error = _failure_of(request, GrammarFailure("no", mismatch_index=1))
+    assert isinstance(error, InvalidRequest)
+    assert error.message == ("resume_token_ids[1] is 4, which grammar.regex does not allow there")
+    assert (error.metadata["field"], error.metadata["index"]) == ("resume_token_ids", "1")
+    assert STATUS_CODES[error.reason] is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_tokens_drawn_here_that_do_not_match_are_our_mistake():
+    request = make_request(1, [1, 2], 9, grammar=GRAMMAR, resumed=[3, 4])
+    error = _failure_of(request, GrammarFailure("no", mismatch_index=2))
+    assert error.reason is Reason.INTERNAL
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,11 @@
 """Grammars of sequences of a real model, in one process."""
 
 import json
+import time
 
 import pytest
 
-from engine_service.core.types import FinishReason
+from engine_service.core.types import FinishReason, Request, int32_array
 from engine_service.errors import InvalidRequest
 from engine_service.llm import LLM
 from protos.wire.sampling_params import Grammar, SamplingParams
@@ -79,3 +80,31 @@ def test_a_bad_grammar_is_refused_before_anything_is_computed(llm):
     with pytest.raises(InvalidRequest, match=r"prompt 1: grammar.regex cannot be used: .*unclosed"):
         run(llm, SamplingParams(grammar=CHOICE), bad)
     assert run(llm, SamplingParams(max_tokens=1))
+
+
+def test_resumed_tokens_must_match_the_grammar(llm):
+    params = SamplingParams(grammar=CHOICE, temperature=0, max_tokens=40)
+    (whole,) = run(llm, params)
+    foreign = [*whole.token_ids[:2], *token_ids("?")]
+    core = llm._core
+    for request_id, resumed in enumerate((whole.token_ids[:2], foreign), start=1000):
+        core.add(
+            Request(
+                request_id=request_id,
+                prompt_token_ids=int32_array(PROMPT),
+                resume_token_ids=int32_array(resumed),
+                sampling_params=params,
+            )
+        )
+    tokens, failures = list(whole.token_ids[:2]), []
+    deadline = time.monotonic() + 60
+    while core.has_work and time.monotonic() < deadline:
+        output = core.step()
+        assert set(output.request_ids) <= {1000}
+        tokens += output.token_ids
+        failures += output.failures
+    assert tokens == whole.token_ids
+    (failure,) = failures
+    assert failure.request_id == 1001
+    assert isinstance(failure.error, InvalidRequest)
+    assert failure.error.message.startswith(f"resume_token_ids[2] is {token_ids('?')[0]}, which")
