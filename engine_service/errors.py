@@ -10,7 +10,7 @@ ServiceError                base of all; it and StartupError are in servicekit
     ├── Starting            the model is not loaded yet
     ├── Draining            the engine is about to exit
     ├── EpochMismatch       the router means another start of an engine
-    ├── EngineFailed        the engine lost its core or a rank
+    ├── EngineFailed        the engine lost its core, a rank, or its check of grammars
     └── NoTokenizer         the model folder holds no tokenizer files
 """
 
@@ -72,7 +72,7 @@ class EpochMismatch(RequestError):
 
 
 class EngineFailed(RequestError):
-    """The engine lost its core or one of its ranks."""
+    """The engine lost its core, one of its ranks, or the process that checks grammars."""
 
     reason = Reason.ENGINE_FAILED
 
@@ -99,6 +99,14 @@ def unusable_grammar(form: str, why: str) -> InvalidRequest:
         f"{field} cannot be used: {why}",
         {"field": field, "bounds": why},
         reason=Reason.BAD_SAMPLING_PARAMS,
+    )
+
+
+def grammar_not_checked(form: str, why: str) -> EngineFailed:
+    """Returns the error for a request whose grammar, of this form, could not be checked."""
+    return EngineFailed(
+        f"grammar.{form} could not be checked: {why}; try again or try another engine",
+        {"detail": why},
     )
 
 
