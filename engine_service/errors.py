@@ -136,8 +136,7 @@ def nothing_allowed(position: int, fields: Sequence[str]) -> InvalidRequest:
     """Returns the error for a request whose parameters leave no token for this position."""
     names = ", ".join(fields)
     return InvalidRequest(
-        f"{names} together allow no token at position {position}, unless the model's logits are "
-        "NaN or infinite",
+        f"{names} together allow no token at position {position}",
         {"field": names, "position": str(position), "bounds": "a token that all of them allow"},
         reason=Reason.BAD_SAMPLING_PARAMS,
     )

@@ -186,6 +186,9 @@ class StepResult:
     """Time from the device's first kernel of the step to its last, gaps included."""
     grammar_failures: Mapping[int, GrammarFailure] = field(default_factory=dict)
     """By row of the plan, why the grammar of one that yielded `NO_TOKEN` cannot go on."""
+    grammar_token_ids: "Mapping[int, array[int]]" = field(default_factory=dict)
+    """By row of the plan, the tokens that the grammar of one that yielded `NO_TOKEN` allows, if it
+    has one that can go on and whose text is not complete."""
 
     def check(self, plan: StepPlan) -> None:
         """Checks that each row of the plan has a count and that the counts match the tokens.

@@ -11,6 +11,7 @@ import torch
 
 from engine_service.config import CacheOptions, ModelOptions, SchedulerOptions
 from engine_service.core.types import (
+    NO_TOKEN,
     GrammarFailure,
     StepLogprobs,
     StepPlan,
@@ -206,11 +207,29 @@ class Worker:
             logprobs=_packed(logprobs),
             prompt_logprobs=_packed(step.prompt_logprobs),
             grammar_failures=step.grammar_failures,
+            grammar_token_ids=self._grammar_token_ids(step, token_ids),
             prepare_seconds=step.prepare_seconds,
             launch_seconds=step.launch_seconds,
             wait_seconds=time.perf_counter() - begun_at,
             device_seconds=device_seconds,
         )
+
+    def _grammar_token_ids(
+        self, step: PendingStep, token_ids: list[int]
+    ) -> "dict[int, array[int]]":
+        """As `StepResult.grammar_token_ids`."""
+        if self._grammars is None or NO_TOKEN not in token_ids:
+            return {}
+        found = {}
+        plan = step.plan
+        sampled_rows = [row for row, is_sampled in enumerate(plan.is_sampled) if is_sampled]
+        for row, token_id in zip(sampled_rows, token_ids, strict=True):
+            if token_id == NO_TOKEN and row not in step.grammar_failures:
+                # The step after it may have been launched, but nothing follows `NO_TOKEN`.
+                allowed = self._grammars.allowed_token_ids(plan.slots[row])
+                if allowed is not None:
+                    found[row] = allowed
+        return found
 
     def _record_event(self) -> torch.cuda.Event | None:
         if self._device.type != "cuda":
