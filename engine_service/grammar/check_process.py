@@ -28,6 +28,8 @@ _NAME = "pagestream-engine-grammar-check"
 _MAX_ANSWER_BYTES = 1 << 14
 _LOAD_SECONDS = 60.0
 _REAP_SECONDS = 1.0
+_UNLIMITED_STACK_BYTES = 2 << 20
+"""What the C library gives a thread if stacks have no limit."""
 _WALL_FACTOR, _WALL_SECONDS = 5, 10.0
 """Wall time per CPU time, and beside it: the machine may be busy."""
 
@@ -185,6 +187,7 @@ def _main(pipe: Connection, setup: CheckSetup) -> None:
     logging.disable()
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _limit_stack()
     with contextlib.suppress(EOFError, OSError):
         try:
             tokenizer = read_tokenizer(pipe.recv_bytes(), setup.vocab_size, setup.eos_token_ids)
@@ -217,3 +220,13 @@ def _limit_memory(num_bytes: int) -> None:
     num_pages = int(Path("/proc/self/statm").read_text().split()[0])
     bound = num_pages * os.sysconf("SC_PAGE_SIZE") + num_bytes
     resource.setrlimit(resource.RLIMIT_AS, (bound, bound))
+
+
+def _limit_stack() -> None:
+    """Leaves half of what a thread of the core has, in which the grammar is compiled again.
+
+    What overflows the stack there would end the engine.
+    """
+    limit, hard_limit = resource.getrlimit(resource.RLIMIT_STACK)
+    num_bytes = _UNLIMITED_STACK_BYTES if limit == resource.RLIM_INFINITY else limit
+    resource.setrlimit(resource.RLIMIT_STACK, (num_bytes // 2, hard_limit))

@@ -1,6 +1,7 @@
 import asyncio
 import json
 import os
+import resource
 import signal
 import threading
 from pathlib import Path
@@ -21,12 +22,15 @@ from engine_service.grammar.checker import (
     USABLE,
     GrammarChecker,
 )
+from engine_service.grammar.compiler import compile_grammar
 from protos.wire.limits import MAX_GRAMMAR_BYTES
 from protos.wire.sampling_params import Grammar
 from protos.wire.status import STATUS_CODES
-from tests.engine_service.grammar.model import EOS_TOKEN_IDS, TOKENIZER_JSON, VOCAB_SIZE
+from tests.engine_service.grammar.model import EOS_TOKEN_IDS, TOKENIZER, TOKENIZER_JSON, VOCAB_SIZE
 
 WAIT_SECONDS = 60.0
+BYTES_PER_RULE = 3140
+"""Of the stack, with `_chain`, as seen."""
 GOOD = Grammar(form="regex", text="[a-c]+")
 
 
@@ -95,6 +99,11 @@ def _schema(value):
     return Grammar(form="json_schema", text=json.dumps(value))
 
 
+def _chain(num_rules):
+    rules = [f'r{index}: "a" r{index + 1}? "b"' for index in range(num_rules)]
+    return Grammar(form="lark", text="\n".join(["start: r0", *rules, f'r{num_rules}: "c"']))
+
+
 HOSTILE = {
     "nested regex": Grammar(form="regex", text="(" * 30_000 + "a" + ")" * 30_000),
     "nested lark": Grammar(form="lark", text="start: " + "(" * 99_000 + '"a"' + ")" * 99_000),
@@ -109,10 +118,7 @@ HOSTILE = {
     "overlapping patterns": _schema(
         {"type": "object", "patternProperties": {f"^a{i}.*b{{{i}}}$": {} for i in range(200)}}),
     # Ends the process: the library's stack overflows.
-    "chain of rules": Grammar(
-        form="lark",
-        text="start: r0\n" + "\n".join(f'r{i}: "a" r{i + 1}? "b"' for i in range(9_000))
-        + '\nr9000: "c"'),
+    "chain of rules": _chain(9_000),
 }  # fmt: skip
 
 
@@ -176,6 +182,17 @@ async def test_a_grammar_that_takes_too_much_memory_is_refused():
         error = await checks.answer(_schema({"anyOf": parts}))
         assert "bytes of memory" in error.message
         assert await checks.answer(GOOD) is None
+
+
+async def test_what_would_nearly_overflow_the_stack_of_the_core_is_refused():
+    limit, _ = resource.getrlimit(resource.RLIMIT_STACK)
+    stack_bytes = 2 << 20 if limit == resource.RLIM_INFINITY else limit
+    # Three quarters of what the core has.
+    num_rules = stack_bytes * 3 // 4 // BYTES_PER_RULE
+    compile_grammar(TOKENIZER, _chain(num_rules))
+    async with Checks() as checks:
+        assert "nested too deep" in (await checks.answer(_chain(num_rules))).message
+        assert await checks.answer(_chain(num_rules // 3)) is None
 
 
 async def test_a_process_killed_by_others_is_not_the_client_s_mistake():
