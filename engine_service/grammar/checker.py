@@ -37,7 +37,7 @@ KNOWN, USABLE, REFUSED, ENDED, LOST, DROPPED = OUTCOMES = (
 ended the process; the process was lost otherwise; it was ended since nobody waited any more."""
 
 _MAX_KNOWN = 4096
-_MAX_WAITING = 64
+_MAX_WAITING = 256
 """Grammars, not requests."""
 _RETRY_AFTER_SECONDS = 1.0
 _DROP_SECONDS = 2.0
