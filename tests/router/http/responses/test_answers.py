@@ -1,7 +1,6 @@
 """Answers of the Responses API over HTTP: their forms, streams and errors."""
 
 import asyncio
-import dataclasses
 import json
 from itertools import chain
 
@@ -11,10 +10,12 @@ from openai.types.responses import Response
 from protos.wire.status import ErrorStatus, Reason
 from router.errors import EngineError, QueueFull
 from router.types import Admitted, Finished, FinishReason, TokenLogprobs, Tokens
-from tests.fakes.fake_fleet import ENGINE, FakeFleet
-from tests.router.http.responses.asking import PATH, events_of, fleet_of_qwen3, prompt_of, say
-from tests.router.http.serving import MAX_BODY_BYTES, client_of
+from tests.fakes.fake_fleet import ENGINE
+from tests.router.http.responses.asking import PATH, events_of, http_client, prompt_of, say
+from tests.router.http.serving import MAX_BODY_BYTES
 from tests.router.pipelines import TOKENIZER
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SAID = '<think>\nhm\n</think>\n\nI call.\n<tool_call>\n{"name": "f", "arguments": {"x": "é"}}\n'
 SAID += "</tool_call>"
@@ -23,13 +24,8 @@ TOOL = {"type": "function", "name": "f", "parameters": {"type": "object"}, "stri
 ADMITTED = Admitted(engine=ENGINE, num_cached_tokens=16, seed=7)
 
 
-@pytest.fixture
-def fleet():
-    return fleet_of_qwen3()
-
-
 async def ask(fleet, **body):
-    async with client_of(fleet) as client:
+    async with http_client(fleet) as client:
         answer = await client.post(PATH, json={"input": "go"} | body)
     assert answer.status_code == 200, answer.text
     if body.get("stream"):
@@ -115,7 +111,7 @@ async def test_answer_has_items_usage_and_the_settings_of_its_request(fleet):
 async def test_output_can_be_sent_back_as_input(fleet):
     say(fleet, SAID)
     say(fleet, "<think>\n\n</think>\n\nFine.")
-    async with client_of(fleet) as client:
+    async with http_client(fleet) as client:
         spoken = [{"role": "user", "content": "go"}]
         body = {"tools": [TOOL], "input": spoken}
         output = (await client.post(PATH, json=body)).json()["output"]
@@ -274,7 +270,7 @@ async def test_stream_that_fails_says_so_in_events(fleet):
 @pytest.mark.parametrize("stream", [False, True])
 async def test_answer_that_fails_before_it_begins_has_the_status_of_its_error(fleet, stream):
     fleet.error = QueueFull("too many requests", retry_after=1.5)
-    async with client_of(fleet) as client:
+    async with http_client(fleet) as client:
         answer = await client.post(PATH, json={"input": "go", "stream": stream})
 
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "2")
@@ -377,10 +373,8 @@ HUGE = "9" * 5000
         (b"x" * (MAX_BODY_BYTES + 1), 413, "body", "outside 0 to"),
     ],
 )
-async def test_bad_requests_are_told_what_is_wrong(body, status, param, message):
-    fleet = fleet_of_qwen3()
-    fleet.model = dataclasses.replace(fleet.model, max_logprobs=5)
-    async with client_of(fleet) as client:
+async def test_bad_requests_are_told_what_is_wrong(fleet, body, status, param, message):
+    async with http_client(fleet) as client:
         answer = await client.post(PATH, content=body)
 
     error = answer.json()["error"]
@@ -389,13 +383,12 @@ async def test_bad_requests_are_told_what_is_wrong(body, status, param, message)
     assert not fleet.requests
 
 
-async def test_client_that_leaves_cancels_its_request():
-    fleet = FakeFleet()
+async def test_client_that_leaves_cancels_its_request(fleet):
     fleet.put(ADMITTED, Tokens(token_ids=[80]))
-    async with client_of(fleet) as client:
+    async with http_client(fleet) as client:
         async with client.stream("POST", PATH, json={"input": "go", "stream": True}) as answer:
             await anext(answer.aiter_bytes())
             assert fleet.num_open == 1
         async with asyncio.timeout(10):
-            while fleet.num_open:  # noqa: ASYNC110
-                await asyncio.sleep(0.001)
+            await fleet.is_left.wait()
+    assert fleet.num_open == 0

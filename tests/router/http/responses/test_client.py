@@ -11,8 +11,10 @@ from protos.wire.status import ErrorStatus, Reason
 from router.errors import EngineError, QueueFull
 from router.types import Admitted, Tokens
 from tests.fakes.fake_fleet import ENGINE
-from tests.router.http.responses.asking import fleet_of_qwen3, openai_client, prompt_of, say
+from tests.router.http.responses.asking import openai_client, prompt_of, say
 from tests.router.pipelines import TOKENIZER
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 CALLS = '<think>\nhm\n</think>\n\n<tool_call>\n{"name": "weather", "arguments": {"city": "Köln"}}\n'
 CALLS += "</tool_call>"
@@ -27,11 +29,6 @@ class Weather(pydantic.BaseModel):
 class Answer(pydantic.BaseModel):
     city: str
     sky: Literal["clear", "grey"]
-
-
-@pytest.fixture
-def fleet():
-    return fleet_of_qwen3()
 
 
 async def test_client_gets_a_text(fleet):
