@@ -40,8 +40,14 @@ class TextLogprobs:
             self._tokens.append((start, self._num_used + len(self._bytes), entry))
 
     def skip(self) -> None:
-        """Forgets what has come before something else than text."""
+        """Notes that something else than text has come, perhaps of some of the tokens."""
         self._follows_text = False
+
+    def clear(self) -> None:
+        """Forgets all tokens, as none of them is of a text."""
+        self._num_used += len(self._bytes)
+        self._bytes = b""
+        self._tokens.clear()
 
     def take(self, text: str) -> list[Entry]:
         """Returns the tokens of the next piece of text."""

@@ -189,6 +189,8 @@ class Output:
             self._push_calls(calls)
         if self._changes:
             self._num_held_tokens = 0
+            if self._logprobs is not None and not delta.text:
+                self._logprobs.clear()
         return self._taken()
 
     def end(self, status: str) -> list[Change]:
