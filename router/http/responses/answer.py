@@ -11,7 +11,6 @@ from router.types import Admission, Finish, FinishReason, GenerationDelta
 
 _NAMES = {
     "messages": "input",
-    "number of messages": "number of items of input",
     "tool_choice.function_name": "tool_choice.name",
     "max_tokens": "max_output_tokens",
     "logprobs": "top_logprobs",

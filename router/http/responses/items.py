@@ -12,10 +12,12 @@ from protos.wire.reason import Reason
 from router.errors import InvalidRequest
 from router.http.kinds import LIST, OTHER, TEXT, by_type, other_type, refused, text_or_list
 from router.http.sampling import Fields, JsonObject
+from router.request.chat_limits import FUNCTION_NAME
 from router.request.json_object import read_object
 from router.types import ChatMessage, ToolCall
 
 Label = Annotated[str, pydantic.Field(max_length=MAX_LABEL_CHARACTERS)]
+Name = Annotated[str, pydantic.Field(pattern=f"^{FUNCTION_NAME.pattern}$")]
 Status = Literal["in_progress", "completed", "incomplete"]
 
 _NO_PART = other_type(
@@ -93,7 +95,7 @@ class FunctionCall(Fields):
 
     type: Literal["function_call"]
     call_id: Label
-    name: str
+    name: Name
     arguments: str
     id: str | None = None
     status: Status | None = None

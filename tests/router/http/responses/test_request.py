@@ -291,6 +291,7 @@ NOT_STORED = "nothing is stored here"
         ({"input": [CALL | {"arguments": "{"}]}, "input[0].arguments", "cannot be read"),
         ({"input": [CALL | {"arguments": "[1]"}]}, "input[0].arguments", "is no object"),
         ({"input": [CALL | {"async": True}]}, "input[0].async", "not called in the background"),
+        ({"input": [CALL | {"name": "a b"}]}, "input[0].name", "name is a b: string should match"),
         ({"input": [CALL | {"namespace": "n"}]}, "input[0].namespace", "no namespaces here"),
         ({"input": [RESULT | {"call_id": "c" * 257}]}, "input[0].call_id", "at most 256 char"),
         ({"input": [{"type": "reasoning", "encrypted_content": "gAAA", "summary": []}]},
