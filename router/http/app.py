@@ -11,6 +11,8 @@ from starlette.routing import Route
 
 from router.http.errors import ErrorForm, HttpError, error_response, log_error, openai_error
 from router.http.models import Endpoint, model_endpoints
+from router.http.responses.answer import responses_error
+from router.http.responses.endpoint import responses_endpoints
 from router.http.service import Service
 
 _CLIENT_LEFT = 499
@@ -19,6 +21,7 @@ _CLIENT_LEFT = 499
 
 _APIS: list[tuple[str, Callable[[Service], dict[str, Endpoint]], ErrorForm]] = [
     ("GET", model_endpoints, openai_error),
+    ("POST", responses_endpoints, responses_error),
 ]
 """Their method, what makes their endpoints by path, and the form of their errors."""
 
