@@ -1,0 +1,42 @@
+"""Errors in the form of Anthropic's API."""
+
+import re
+from typing import Any
+
+from router.http.errors import Refusal
+
+_KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    # Anthropic's own status is 529, which load balancers do not know; clients retry both alike.
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+_NAMES = {
+    "chat.": "",
+    "stop": "stop_sequences",
+    "parameters": "input_schema",
+    "grammar": "output_config.format.schema",
+}
+"""Names of fields over gRPC that have other names here."""
+_NAME = re.compile(r"\bchat\.|\b(?:stop|parameters|grammar)\b")
+
+
+def anthropic_error(refusal: Refusal) -> dict[str, Any]:
+    """Returns the error object."""
+    kind = "invalid_request_error" if refusal.http_status < 500 else "api_error"
+    return {
+        "type": "error",
+        "error": {"type": _KINDS.get(refusal.http_status, kind), "message": _message(refusal)},
+        "request_id": None,
+    }
+
+
+def _message(refusal: Refusal) -> str:
+    field, message = refusal.field, refusal.message
+    if not message.startswith(field):
+        return message
+    return _NAME.sub(lambda name: _NAMES[name[0]], field) + message[len(field) :]
