@@ -36,7 +36,8 @@ def anthropic_error(refusal: Refusal) -> dict[str, Any]:
 
 
 def _message(refusal: Refusal) -> str:
-    field, message = refusal.field, refusal.message
-    if not message.startswith(field):
-        return message
-    return _NAME.sub(lambda name: _NAMES[name[0]], field) + message[len(field) :]
+    before, field, behind = refusal.message.partition(refusal.field or " ")
+    # Not where the word is used without being the name of a field.
+    if before and not before.endswith((" of ", " different ")):
+        return refusal.message
+    return before + _NAME.sub(lambda name: _NAMES[name[0]], field) + behind

@@ -27,6 +27,7 @@ def to_chat_prompt(fields: PromptFields) -> ChatPrompt:
         tools=tools,
         tool_choice=choice,
         function_name=function_name,
+        parallel_calls=_has_parallel_calls(fields),
         template_kwargs=_variables(fields),
         continue_final_message=continues,
         num_json_bytes=objects.num_bytes,
@@ -55,6 +56,11 @@ def _choice(fields: PromptFields) -> tuple[ToolChoice, str]:
     if all(tool.name != choice.name for tool in fields.tools or ()):
         raise bad("tool_choice.name", choice.name, f"is {shown(choice.name)}, which no tool has")
     return ToolChoice.AUTO, choice.name
+
+
+def _has_parallel_calls(fields: PromptFields) -> bool:
+    choice = fields.tool_choice
+    return choice is None or choice.type == "none" or not choice.disable_parallel_tool_use
 
 
 def _variables(fields: PromptFields) -> dict[str, object]:

@@ -1,15 +1,12 @@
 """An answer as the events of Anthropic's API."""
 
-import json
-
-from router.http.answers import event
+from router.http.answers import event, quoted
 from router.http.anthropic.errors import anthropic_error
 from router.http.anthropic.message import first_block, message_head, stop_fields, usage
 from router.http.anthropic.pieces import TEXT, THINKING, Piece, Place, pieces
 from router.http.errors import ErrorForm, Refusal
 from router.types import Admission, Finish, GenerationDelta
 
-_to_json = json.JSONEncoder(ensure_ascii=False).encode
 _DELTA = (
     'event: content_block_delta\ndata: {{"type":"content_block_delta","index":{},'
     '"delta":{{"type":"{}_delta","{}":'
@@ -86,7 +83,7 @@ class MessageWriter:
         return event(start, "content_block_start")
 
     def _more(self, text: str) -> bytes:
-        return self._delta_begin + _to_json(text).encode() + _DELTA_END
+        return self._delta_begin + quoted(text) + _DELTA_END
 
     def _end_block(self) -> bytes:
         if self._place is None:
