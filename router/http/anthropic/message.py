@@ -108,10 +108,9 @@ class MessageReader:
 
 def _input(text: str) -> dict[str, Any]:
     """Reads the arguments of a call, which are not complete if the answer was too long."""
-    try:
-        value = from_json(text, allow_partial=True, allow_inf_nan=False)
-    except ValueError:
+    if not text:
         return {}
+    value = from_json(text, allow_partial=True)
     # A number such as 1e999 is read as infinity, which JSON has not.
-    value = json.loads(json.dumps(value), parse_constant=_LARGEST.__getitem__)
-    return value if isinstance(value, dict) else {}
+    arguments: dict[str, Any] = json.loads(json.dumps(value), parse_constant=_LARGEST.get)
+    return arguments
