@@ -9,7 +9,7 @@ from router.http.anthropic.prompt import to_chat_prompt
 from router.http.anthropic.request import PromptFields
 from router.http.body import parse_body
 from router.types import ChatMessage, Tool, ToolCall
-from tests.router.http.anthropic.answers import TOOL, USER, fleet_of, post, prompt_of
+from tests.router.http.anthropic.requests import TOOL, USER
 
 
 def prompt(*messages, **changes):
@@ -108,13 +108,21 @@ def test_examples_of_a_tool_are_in_its_schema():
     assert found.parameters == {**TOOL["input_schema"], "examples": [{"city": "Bonn"}]}
 
 
-async def test_last_message_of_the_assistant_is_continued():
-    fleet = fleet_of(" ok")
-    messages = [USER, {"role": "assistant", "content": "It is"}]
-    answer = (await post(fleet, messages=messages)).json()
+def test_last_message_of_the_assistant_is_continued():
+    assert prompt(USER, assistant(text("It is"))).continue_final_message
 
-    assert prompt_of(fleet).endswith("It is")
-    assert answer["content"] == [{"type": "text", "text": " ok"}]
+
+@pytest.mark.parametrize(
+    ("thinking", "variables"),
+    [
+        (None, {}),
+        ({"type": "disabled"}, {"enable_thinking": False}),
+        ({"type": "adaptive"}, {"enable_thinking": True}),
+        ({"type": "enabled", "budget_tokens": 1024}, {"enable_thinking": True}),
+    ],
+)
+def test_thinking_is_a_variable_of_the_template(thinking, variables):
+    assert prompt(thinking=thinking).template_kwargs == variables
 
 
 DEEP = {"a": 1}

@@ -6,19 +6,9 @@ import sys
 import pytest
 
 from protos.wire.sampling_params import Grammar
-from tests.router.http.anthropic.answers import (
-    BASE,
-    CALLS,
-    THINKS,
-    TOOL,
-    USER,
-    events,
-    fleet_of,
-    post,
-    prompt_of,
-    say,
-)
-from tests.router.http.serving import client_of
+from tests.router.http.anthropic.requests import CALLS, THINKS, TOOL, USER
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 THINKING = {"type": "thinking", "thinking": "hm", "signature": ""}
 ARGUMENTS = {"city": "Köln"}
@@ -44,8 +34,8 @@ USE = {"type": "tool_use", "name": "weather", "input": ARGUMENTS}
         ("", [], "end_turn"),
     ],
 )
-async def test_answer_has_blocks_in_the_order_in_which_they_come(said, content, reason):
-    answer = (await post(fleet_of(said), tools=[TOOL])).json()
+async def test_answer_has_blocks_in_the_order_in_which_they_come(door, said, content, reason):
+    answer = (await door.post(said, tools=[TOOL])).json()
 
     assert answer.pop("id").startswith("msg_")
     usage = answer.pop("usage")
@@ -61,48 +51,45 @@ async def test_answer_has_blocks_in_the_order_in_which_they_come(said, content, 
     assert (usage["cache_read_input_tokens"], usage["cache_creation_input_tokens"]) == (16, 0)
 
 
-async def test_input_tokens_are_those_that_were_not_cached():
-    fleet = fleet_of("a")
-    usage = (await post(fleet)).json()["usage"]
+async def test_input_tokens_are_those_that_were_not_cached(door):
+    usage = (await door.post()).json()["usage"]
 
-    assert usage["input_tokens"] == len(fleet.requests[0].prompt_token_ids) - 16
+    assert usage["input_tokens"] == len(door.request.prompt_token_ids) - 16
 
 
-async def test_message_ends_with_max_tokens_even_in_a_call():
+async def test_message_ends_with_max_tokens_even_in_a_call(door):
     text = CALLS[: CALLS.index("ln")]
-    answer = (await post(fleet_of(text, is_cut=True), tools=[TOOL])).json()
+    answer = (await door.post(text, is_cut=True, tools=[TOOL])).json()
 
     assert answer["stop_reason"] == "max_tokens"
     assert without_ids(answer["content"]) == [{**USE, "input": {}}]
 
 
-async def test_numbers_that_no_client_can_hold_become_the_largest():
+async def test_numbers_that_no_client_can_hold_become_the_largest(door):
     said = CALLS.replace('"Köln"', "[1e999, -1e999]")
-    answer = (await post(fleet_of(said), tools=[TOOL])).json()
+    answer = (await door.post(said, tools=[TOOL])).json()
 
     assert answer["content"][0]["input"]["city"] == [sys.float_info.max, -sys.float_info.max]
 
 
-async def test_stop_sequence_is_told():
-    fleet = fleet_of("one two three")
-    answer = (await post(fleet, stop_sequences=["three", "two"])).json()
+async def test_stop_sequence_is_told(door):
+    answer = (await door.post("one two three", stop_sequences=["three", "two"])).json()
 
     assert (answer["stop_reason"], answer["stop_sequence"]) == ("stop_sequence", "two")
     assert answer["content"] == [{"type": "text", "text": "one "}]
-    assert fleet.num_open == 0
+    assert door.fleet.num_open == 0
 
 
-async def test_sampling_parameters_reach_the_engine():
-    fleet = fleet_of("a")
-    await post(fleet, temperature=0.5, top_p=0.25, top_k=7, max_tokens=9, metadata={"user_id": "u"})
+async def test_sampling_parameters_reach_the_engine(door):
+    await door.post(temperature=0.5, top_p=0.25, top_k=7, max_tokens=9, metadata={"user_id": "u"})
 
-    params = fleet.requests[0].sampling_params
+    params = door.request.sampling_params
     assert (params.temperature, params.top_p, params.top_k) == (0.5, 0.25, 7)
     assert params.max_tokens == 9
 
 
-async def test_events_of_a_message_are_those_of_anthropic():
-    found = await events(fleet_of(THINKS + "ok " + CALLS), tools=[TOOL])
+async def test_events_of_a_message_are_those_of_anthropic(door):
+    found = await door.events(THINKS + "ok " + CALLS, tools=[TOOL])
 
     start = found[0]["message"]
     assert start["content"] == []
@@ -146,9 +133,9 @@ async def test_events_of_a_message_are_those_of_anthropic():
     assert end["usage"]["output_tokens"] > 0
 
 
-async def test_text_of_any_characters_is_one_event_each():
+async def test_text_of_any_characters_is_one_event_each(door):
     said = 'a "b"\\ \n\n\r é 😀 \x85'
-    found = await events(fleet_of(said))
+    found = await door.events(said)
 
     deltas = [event["delta"]["text"] for event in found if event["type"] == "content_block_delta"]
     assert "".join(deltas) == said
@@ -156,16 +143,15 @@ async def test_text_of_any_characters_is_one_event_each():
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
-async def test_thinking_can_be_left_out(is_stream):
+async def test_thinking_can_be_left_out(door, is_stream):
     thinking = {"type": "adaptive", "display": "omitted"}
-    fleet = fleet_of(THINKS + "ok")
     if is_stream:
-        found = await events(fleet, thinking=thinking)
+        found = await door.events(THINKS + "ok", thinking=thinking)
         deltas = [event["delta"] for event in found if event["type"] == "content_block_delta"]
         assert deltas[0] == {"type": "signature_delta", "signature": ""}
         assert {delta["type"] for delta in deltas[1:]} == {"text_delta"}
     else:
-        content = (await post(fleet, thinking=thinking)).json()["content"]
+        content = (await door.post(THINKS + "ok", thinking=thinking)).json()["content"]
         assert content == [{**THINKING, "thinking": ""}, {"type": "text", "text": "ok"}]
 
 
@@ -178,77 +164,68 @@ async def test_thinking_can_be_left_out(is_stream):
         ({"type": "adaptive"}, False),
     ],
 )
-async def test_thinking_is_switched_in_the_prompt(thinking, is_off):
-    fleet = fleet_of("ok")
-    await post(fleet, thinking=thinking)
+async def test_thinking_is_switched_in_the_prompt(door, thinking, is_off):
+    await door.post(thinking=thinking)
 
-    assert prompt_of(fleet).endswith("<think>\n\n</think>\n\n") == is_off
-
-
-async def test_enabled_thinking_is_told_to_templates_that_do_not_think_by_themselves():
-    template = "{{ messages[0].content }} {{ enable_thinking is defined and enable_thinking }}"
-    fleet = fleet_of("ok", chat_template=template)
-    say(fleet, "ok")
-    async with client_of(fleet) as client:
-        await client.post("/v1/messages", json={**BASE, "thinking": {"type": "adaptive"}})
-        await client.post("/v1/messages", json=BASE)
-
-    assert [prompt_of(fleet, 0), prompt_of(fleet, 1)] == ["go True", "go False"]
+    assert door.prompt.endswith("<think>\n\n</think>\n\n") == is_off
 
 
 @pytest.mark.parametrize("name", ["output_format", "output_config"])
-async def test_schema_of_the_answer_is_a_grammar(name):
+async def test_schema_of_the_answer_is_a_grammar(door, name):
     form = {"type": "json_schema", "schema": {"type": "object"}}
-    fleet = fleet_of("{}")
-    await post(fleet, **{name: form if name == "output_format" else {"format": form}})
+    await door.post("{}", **{name: form if name == "output_format" else {"format": form}})
 
-    grammar = fleet.requests[0].sampling_params.grammar
+    grammar = door.request.sampling_params.grammar
     assert grammar == Grammar(form="json_schema", text='{"type": "object"}')
 
 
-async def test_cut_off_call_that_must_be_made_is_held_to_its_schema():
-    fleet = fleet_of(CALLS)
-    await post(fleet, tools=[{**TOOL, "strict": True}], tool_choice={"type": "any"})
+async def test_cut_off_call_that_must_be_made_is_held_to_its_schema(door):
+    await door.post(CALLS, tools=[{**TOOL, "strict": True}], tool_choice={"type": "any"})
 
-    grammar = fleet.requests[0].sampling_params.grammar
+    grammar = door.request.sampling_params.grammar
     assert grammar.form == "lark"
     assert '"city"' in grammar.text
 
 
-async def test_only_the_named_tool_can_be_called():
-    fleet = fleet_of(CALLS)
+async def test_only_the_named_tool_can_be_called(door):
     tools = [TOOL, {**TOOL, "name": "time"}]
-    await post(fleet, tools=tools, tool_choice={"type": "tool", "name": "time"})
+    await door.post(CALLS, tools=tools, tool_choice={"type": "tool", "name": "time"})
 
-    text = fleet.requests[0].sampling_params.grammar.text
+    text = door.request.sampling_params.grammar.text
     assert "time" in text
     assert "weather" not in text
 
 
 @pytest.mark.parametrize("kind", ["auto", "any"])
-async def test_parallel_calls_can_be_forbidden(kind):
-    fleet = fleet_of(CALLS + "\n" + CALLS)
+async def test_parallel_calls_can_be_forbidden(door, kind):
+    said = CALLS + "\n" + CALLS
     choice = {"type": kind, "disable_parallel_tool_use": True}
-    answer = (await post(fleet, tools=[TOOL], tool_choice=choice)).json()
+    answer = (await door.post(said, tools=[TOOL], tool_choice=choice)).json()
 
     assert (without_ids(answer["content"]), answer["stop_reason"]) == ([USE], "tool_use")
-    assert fleet.num_open == 0
+    assert door.fleet.num_open == 0
 
 
-async def test_tools_are_not_shown_if_none_may_be_called():
-    fleet = fleet_of(CALLS)
-    answer = (await post(fleet, tools=[TOOL], tool_choice={"type": "none"})).json()
+async def test_tools_are_not_shown_if_none_may_be_called(door):
+    answer = (await door.post(CALLS, tools=[TOOL], tool_choice={"type": "none"})).json()
 
-    assert "weather" not in prompt_of(fleet)
+    assert "weather" not in door.prompt
     assert answer["content"] == [{"type": "text", "text": CALLS}]
 
 
-async def test_tokens_are_counted_as_they_are_sent():
-    fleet = fleet_of("ok")
-    content = {"messages": [USER], "tools": [TOOL], "system": "Be nice."}
-    async with client_of(fleet) as client:
-        await client.post("/v1/messages", json={**BASE, **content})
-        answer = await client.post("/v1/messages/count_tokens", json={"model": "small", **content})
+async def test_last_message_of_the_assistant_is_continued(door):
+    messages = [USER, {"role": "assistant", "content": "It is"}]
+    answer = (await door.post(" ok", messages=messages)).json()
 
-    assert answer.json() == {"input_tokens": len(fleet.requests[0].prompt_token_ids)}
-    assert len(fleet.requests) == 1
+    assert door.prompt.endswith("It is")
+    assert answer["content"] == [{"type": "text", "text": " ok"}]
+
+
+async def test_tokens_are_counted_as_they_are_sent(door):
+    content = {"messages": [USER], "tools": [TOOL], "system": "Be nice."}
+    await door.post(**content)
+    request = {"model": "small", **content}
+    answer = await door.send("/v1/messages/count_tokens", json=request)
+
+    assert answer.json() == {"input_tokens": len(door.request.prompt_token_ids)}
+    assert len(door.fleet.requests) == 1
