@@ -41,7 +41,9 @@ def make_app(service: Service) -> Starlette:
             text = f"{request.method} is not a method of {request.url.path:.200}; use {methods}"
         else:
             text = f"{request.url.path:.200} is no path of this server"
-        return error_response(HttpError(http.HTTPStatus(error.status_code), text), openai_error)
+        is_anthropic = request.scope["path"].startswith("/v1/messages")
+        form = anthropic_error if is_anthropic else openai_error
+        return error_response(HttpError(http.HTTPStatus(error.status_code), text), form)
 
     return Starlette(routes=routes, exception_handlers={HTTPException: not_found})
 
