@@ -195,6 +195,7 @@ class EnabledThinking(Fields):
     type: Literal["enabled"]
     budget_tokens: Annotated[Int32, pydantic.Field(ge=1)]
     display: Display | None = None
+    block_binding: Unsupported = None
 
 
 class AdaptiveThinking(Fields):
@@ -202,6 +203,7 @@ class AdaptiveThinking(Fields):
 
     type: Literal["adaptive"]
     display: Display | None = None
+    block_binding: Unsupported = None
 
 
 class DisabledThinking(Fields):

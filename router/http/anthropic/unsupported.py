@@ -3,8 +3,9 @@
 import pydantic
 from pydantic_core import PydanticCustomError
 
-_REASONS = {
+REASONS = {
     "billing_policy": "nobody is billed",
+    "block_binding": "thinking blocks are bound to no conversation",
     "citations": "there are no documents to cite",
     "compaction": "conversations are not compacted",
     "container": "there are no containers",
@@ -23,7 +24,7 @@ _REASONS = {
 
 def _refuse(value: object, info: pydantic.ValidationInfo) -> None:
     if value not in (None, [], {}):
-        reason = {"reason": _REASONS[info.field_name or ""]}
+        reason = {"reason": REASONS[info.field_name or ""]}
         raise PydanticCustomError("unsupported", "it is not supported: {reason}", reason)
 
 

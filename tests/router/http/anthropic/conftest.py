@@ -1,5 +1,6 @@
 """One door in front of one fleet for all tests of a module: a chat template takes time to start."""
 
+import asyncio
 import json
 from contextlib import asynccontextmanager
 
@@ -22,9 +23,9 @@ END = 1
 class Door:
     """The door, and what the fleet behind it says next."""
 
-    def __init__(self, fleet, port):
+    def __init__(self, fleet, http):
         self.fleet = fleet
-        self.url = f"http://127.0.0.1:{port}"
+        self._http = http
 
     def will_say(self, text, *, is_cut=False):
         """Sets the next answer, which comes token by token."""
@@ -44,10 +45,15 @@ class Door:
         """What the engine was asked last to go on with."""
         return TOKENIZER.decode(self.request.prompt_token_ids, skip_special_tokens=False)
 
+    async def wait_idle(self):
+        """Waits until no engine works for anybody."""
+        async with asyncio.timeout(10):
+            while self.fleet.num_open:  # noqa: ASYNC110 - a fake has no event for it
+                await asyncio.sleep(0.01)
+
     async def send(self, path="/v1/messages", method="POST", **request):
         """Returns the answer to any request."""
-        async with httpx.AsyncClient(base_url=self.url, timeout=20) as client:
-            return await client.request(method, path, **request)
+        return await self._http.request(method, path, **request)
 
     async def post(self, said="ok", *, is_cut=False, **changes):
         """Returns the answer to a message."""
@@ -70,7 +76,9 @@ class Door:
     async def client(self, **options):
         """Yields Anthropic's own client."""
         options = {"max_retries": 0, "timeout": 20, **options}
-        async with anthropic.AsyncAnthropic(base_url=self.url, api_key="any", **options) as client:
+        async with anthropic.AsyncAnthropic(
+            base_url=str(self._http.base_url), api_key="any", **options
+        ) as client:
             yield client
 
 
@@ -79,8 +87,11 @@ async def module_door():
     """The door of a module."""
     fleet = FakeFleet(model_info(max_model_len=2000, num_blocks=200, supported_params=ALL_PARAMS))
     fleet.files = small_tokenizer.files(chat_template=QWEN3)
-    async with serving(fleet) as port:
-        yield Door(fleet, port)
+    async with (
+        serving(fleet) as port,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as http,
+    ):
+        yield Door(fleet, http)
 
 
 @pytest.fixture
