@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from router.http.errors import Refusal
+from router.http.errors import MEASURED, Refusal
 
 _KINDS = {
     401: "authentication_error",
@@ -16,13 +16,12 @@ _KINDS = {
     504: "timeout_error",
 }
 _NAMES = {
-    "chat.": "",
     "stop": "stop_sequences",
     "parameters": "input_schema",
     "grammar": "output_config.format.schema",
 }
 """Names of fields over gRPC that have other names here."""
-_NAME = re.compile(r"\bchat\.|\b(?:stop|parameters|grammar)\b")
+_NAME = re.compile(rf"\b(?:{'|'.join(_NAMES)})\b")
 
 
 def anthropic_error(refusal: Refusal) -> dict[str, Any]:
@@ -36,8 +35,10 @@ def anthropic_error(refusal: Refusal) -> dict[str, Any]:
 
 
 def _message(refusal: Refusal) -> str:
-    before, field, behind = refusal.message.partition(refusal.field or " ")
-    # Not where the word is used without being the name of a field.
-    if before and not before.endswith((" of ", " different ")):
+    if not refusal.field:
+        return refusal.message
+    before, field, behind = refusal.message.partition(refusal.field)
+    # Elsewhere, a word is not the name of a field.
+    if before and not MEASURED.fullmatch(before):
         return refusal.message
     return before + _NAME.sub(lambda name: _NAMES[name[0]], field) + behind
