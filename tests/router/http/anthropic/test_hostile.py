@@ -3,6 +3,7 @@
 import copy
 import json
 
+import jsonschema
 import pytest
 from starlette.requests import Request
 
@@ -87,6 +88,16 @@ def check(body):
 
 def test_full_request_is_served():
     check(FULL)
+
+
+@pytest.mark.parametrize("place", ["messages", "system", "tools", "tool_choice", "thinking"])
+def test_schema_of_requests_describes_them(place):
+    schema = MessagesRequest.model_json_schema()
+
+    jsonschema.validate(FULL, schema)
+    jsonschema.validate({**FULL, "system": "a", "thinking": None}, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**FULL, place: [{"type": "other"}]}, schema)
 
 
 @pytest.mark.parametrize("path", list(places(FULL)), ids=lambda path: "-".join(map(str, path)))
