@@ -1,12 +1,10 @@
 """The conversation of a request, as chat templates know conversations."""
 
-import json
 from dataclasses import dataclass, field
 
-from protos.wire.limits import MAX_CHAT_JSON_BYTES
 from protos.wire.printable import shown
-from protos.wire.reason import Reason
-from router.errors import InvalidRequest
+from router.http.anthropic.errors import bad
+from router.http.anthropic.json_objects import JsonObjects
 from router.http.anthropic.request import (
     AssistantBlock,
     PromptFields,
@@ -16,40 +14,7 @@ from router.http.anthropic.request import (
     ToolUseBlock,
     UserBlock,
 )
-from router.http.sampling import JsonObject
-from router.request.json_object import read_object
 from router.types import ChatMessage, ToolCall
-
-
-def bad(name: str, value: str, text: str) -> InvalidRequest:
-    """Returns the error for a field, whose name the text goes on from."""
-    metadata = {"field": name, "value": shown(value)}
-    return InvalidRequest(f"{name} {text}", metadata, reason=Reason.BAD_CHAT)
-
-
-class JsonObjects:
-    """Reads the objects of one request that have any form, within bounds.
-
-    Attributes:
-        num_bytes: Size of all that was read, as JSON.
-    """
-
-    def __init__(self) -> None:
-        self.num_bytes = 0
-
-    def read(self, name: str, value: JsonObject) -> dict[str, object]:
-        """Returns the object of a field.
-
-        Raises:
-            InvalidRequest: It is too deep, has numbers that are none, or all are too long.
-        """
-        text = json.dumps(value, ensure_ascii=False)
-        self.num_bytes += len(text.encode())
-        if self.num_bytes > MAX_CHAT_JSON_BYTES:
-            bounds = f"outside 0 to {MAX_CHAT_JSON_BYTES}"
-            have = f"and the objects before it have {self.num_bytes} bytes of JSON"
-            raise bad(name, f"{self.num_bytes} bytes", f"{have}, {bounds}")
-        return read_object(name, text)
 
 
 @dataclass(slots=True)

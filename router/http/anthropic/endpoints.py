@@ -6,7 +6,7 @@ from starlette.responses import JSONResponse, Response
 from protos.wire.sampling_params import Grammar, SamplingParams
 from router.errors import InvalidRequest
 from router.http.answers import EventStream, read_answer
-from router.http.anthropic.conversation import bad
+from router.http.anthropic.errors import bad
 from router.http.anthropic.message import MessageReader
 from router.http.anthropic.prompt import to_chat_prompt
 from router.http.anthropic.request import DisabledThinking, MessagesRequest, PromptFields

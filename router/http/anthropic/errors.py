@@ -3,6 +3,9 @@
 import re
 from typing import Any
 
+from protos.wire.printable import shown
+from protos.wire.reason import Reason
+from router.errors import InvalidRequest
 from router.http.errors import MEASURED, Refusal
 
 _KINDS = {
@@ -22,6 +25,12 @@ _NAMES = {
 }
 """Names of fields over gRPC that have other names here."""
 _NAME = re.compile(rf"\b(?:{'|'.join(_NAMES)})\b")
+
+
+def bad(name: str, value: str, text: str) -> InvalidRequest:
+    """Returns the error for a field, whose name the text goes on from."""
+    metadata = {"field": name, "value": shown(value)}
+    return InvalidRequest(f"{name} {text}", metadata, reason=Reason.BAD_CHAT)
 
 
 def anthropic_error(refusal: Refusal) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """The prompt that a request stands for."""
 
 from protos.wire.printable import shown
-from router.http.anthropic.conversation import Conversation, JsonObjects, bad
+from router.http.anthropic.conversation import Conversation
+from router.http.anthropic.errors import bad
+from router.http.anthropic.json_objects import JsonObjects
 from router.http.anthropic.request import CustomTool, PromptFields
 from router.types import ChatPrompt, Tool, ToolChoice
 

@@ -133,13 +133,15 @@ async def test_events_of_a_message_are_those_of_anthropic(door):
     assert end["usage"]["output_tokens"] > 0
 
 
-async def test_text_of_any_characters_is_one_event_each(door):
-    said = 'a "b"\\ \n\n\r é 😀 \x85'
+async def test_text_of_any_characters_is_one_line_each(door):
+    said = 'a "b"\\ \n\n\r é 😀 \x85 \u2028'
     found = await door.events(said)
+    answer = await door.post(said, stream=True)
 
     deltas = [event["delta"]["text"] for event in found if event["type"] == "content_block_delta"]
     assert "".join(deltas) == said
     assert len(deltas) > 5
+    assert answer.text.splitlines() == answer.text.removesuffix("\n").split("\n")
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
