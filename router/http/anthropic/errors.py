@@ -44,6 +44,8 @@ def anthropic_error(refusal: Refusal) -> dict[str, Any]:
 
 
 def _message(refusal: Refusal) -> str:
+    if refusal.reason == Reason.PROMPT_TOO_LONG:
+        return _too_long(refusal)
     if not refusal.field:
         return refusal.message
     before, field, behind = refusal.message.partition(refusal.field)
@@ -51,3 +53,15 @@ def _message(refusal: Refusal) -> str:
     if before and not MEASURED.fullmatch(before):
         return refusal.message
     return before + _NAME.sub(lambda name: _NAMES[name[0]], field) + behind
+
+
+def _too_long(refusal: Refusal) -> str:
+    """Returns Anthropic's own words, by which clients know that they must send or ask for less."""
+    names = ("num_prompt_tokens", "max_tokens", "max_model_len")
+    num_prompt_tokens, max_tokens, most = map(refusal.metadata.get, names)
+    if not (num_prompt_tokens and max_tokens and most):
+        return f"prompt is too long: {refusal.message}"
+    return (
+        "input length and `max_tokens` exceed context limit: "
+        f"{num_prompt_tokens} + {max_tokens} > {most}"
+    )

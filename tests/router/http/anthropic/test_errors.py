@@ -50,7 +50,7 @@ def use(**changes):
         ({"max_tokens": 1.5}, "max_tokens is 1.5"),
         ({"max_tokens": True}, "max_tokens is true"),
         ({"max_tokens": HUGE}, "max_tokens is 1000"),
-        ({"max_tokens": 5000}, "over max_model_len 2000"),
+        ({"system": "z " * 2000}, "prompt is too long: "),
         ({"model": ""}, "model is "),
         ({"temperature": "1"}, "temperature is 1"),
         ({"temperature": NAN}, "temperature is "),
@@ -175,15 +175,14 @@ async def test_body_that_is_no_object_of_json_is_told(door, path, body):
     assert "the body is no JSON object" in answer.json()["error"]["message"]
 
 
-def failure(code, reason="ENGINE_FAILED", retry_after=None):
+def failure(code, reason="ENGINE_FAILED"):
     return EngineError(
         ErrorStatus(
             code=code,
             message="engine says no",
             reason=reason,
             domain="pagestream.engine.v1",
-            metadata={"engine": ENGINE},
-            retry_after=retry_after,
+            metadata={"engine": ENGINE, "max_tokens": "5"},
         )
     )
 
@@ -192,6 +191,7 @@ def failure(code, reason="ENGINE_FAILED", retry_after=None):
     ("error", "status", "kind"),
     [
         (failure(3), 400, "invalid_request_error"),
+        (failure(3, "PROMPT_TOO_LONG"), 400, "invalid_request_error"),
         (failure(16), 401, "authentication_error"),
         (failure(7), 403, "permission_error"),
         (failure(8), 429, "rate_limit_error"),
@@ -216,6 +216,17 @@ async def test_waiting_is_suggested_where_it_helps(door):
     answer = await door.send(json=BASE)
 
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "2")
+
+
+async def test_client_is_told_how_much_room_there_is(door):
+    request = {"model": "small", "messages": [USER]}
+    counted = (await door.send("/v1/messages/count_tokens", json=request)).json()
+    answer = await door.send(json={**BASE, "max_tokens": 5000})
+
+    assert answer.status_code == 400
+    sizes = f"{counted['input_tokens']} + 5000 > 2000"
+    text = f"input length and `max_tokens` exceed context limit: {sizes}"
+    assert answer.json()["error"]["message"] == text
 
 
 async def test_unknown_model_is_not_found(door):
