@@ -62,6 +62,7 @@ class Refusal:
         message: Names the field as the client has named it.
         reason: One of `Reason`, or what an engine has said.
         field: The field that is wrong, or empty.
+        metadata: The numbers of the message by their names.
         retry_after: Whole seconds, or None.
     """
 
@@ -73,6 +74,7 @@ class Refusal:
         self.reason = status.reason
         self.field = MEASURED.sub("", _of_http(status.metadata.get("field", "")), count=1)
         self.message = _of_http(status.message)
+        self.metadata = status.metadata
         self.retry_after = None if status.retry_after is None else math.ceil(status.retry_after)
 
     @property
