@@ -102,7 +102,11 @@ def check_num_tokens(num_tokens: int, model: ModelInfo) -> None:
     """
     if num_tokens > model.max_model_len:
         bounds = f"0 to {model.max_model_len}"
-        raise outside("number of tokens", num_tokens, bounds, Reason.PROMPT_TOO_LONG)
+        raise InvalidRequest(
+            f"the text has {num_tokens} tokens, outside {bounds}",
+            {"field": "text", "value": str(num_tokens), "bounds": bounds},
+            reason=Reason.PROMPT_TOO_LONG,
+        )
 
 
 def check_token_ids(field: str, token_ids: Sequence[int], model: ModelInfo) -> None:

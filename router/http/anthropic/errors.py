@@ -6,7 +6,7 @@ from typing import Any
 from protos.wire.printable import shown
 from protos.wire.reason import Reason
 from router.errors import InvalidRequest
-from router.http.errors import MEASURED, Refusal
+from router.http.errors import Refusal
 
 _KINDS = {
     401: "authentication_error",
@@ -48,11 +48,10 @@ def _message(refusal: Refusal) -> str:
         return _too_long(refusal)
     if not refusal.field:
         return refusal.message
-    before, field, behind = refusal.message.partition(refusal.field)
-    # Elsewhere, a word is not the name of a field.
-    if before and not MEASURED.fullmatch(before):
+    if not refusal.message.startswith(refusal.field):
         return refusal.message
-    return before + _NAME.sub(lambda name: _NAMES[name[0]], field) + behind
+    behind = refusal.message.removeprefix(refusal.field)
+    return _NAME.sub(lambda name: _NAMES[name[0]], refusal.field) + behind
 
 
 def _too_long(refusal: Refusal) -> str:

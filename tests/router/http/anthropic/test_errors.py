@@ -60,7 +60,7 @@ def use(**changes):
         ({"top_p": 2}, "top_p is 2"),
         ({"stop_sequences": "a"}, "stop_sequences is a"),
         ({"stop_sequences": ["a", ""]}, "stop_sequences[1] is "),
-        ({"stop_sequences": ["é" * 600]}, "bytes of stop_sequences[0] is 1200"),
+        ({"stop_sequences": ["é" * 600]}, "stop_sequences[0] has 1200 bytes, outside 1 to 1024"),
         ({"stop_sequences": ["a"] * 1025}, "stop_sequences is "),
         ({"messages": []}, "messages is "),
         ({"messages": {}}, "messages is "),
