@@ -256,6 +256,10 @@ class TextPrompt:
     """Text to tokenize as it is."""
 
     text: str
+    add_special_tokens: bool = True
+    """Adds what the tokenizer adds around a text."""
+    field: str = "text"
+    """What the client calls it, for errors."""
 
 
 class ToolChoice(enum.Enum):
@@ -342,6 +346,8 @@ class TokenPrompt:
 
     token_ids: "array[int]"
     """Typecode "I"."""
+    field: str = "token_ids"
+    """What the client calls them, for errors."""
 
 
 Prompt = TextPrompt | ChatPrompt | TokenPrompt
