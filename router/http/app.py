@@ -9,9 +9,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from router.http.completions import completion_endpoints
 from router.http.errors import ErrorForm, HttpError, error_response, log_error, openai_error
 from router.http.models import Endpoint, model_endpoints
 from router.http.service import Service
+from router.http.tokens import token_endpoints
 
 _CLIENT_LEFT = 499
 """Nobody reads it."""
@@ -19,6 +21,8 @@ _CLIENT_LEFT = 499
 
 _APIS: list[tuple[str, Callable[[Service], dict[str, Endpoint]], ErrorForm]] = [
     ("GET", model_endpoints, openai_error),
+    ("POST", completion_endpoints, openai_error),
+    ("POST", token_endpoints, openai_error),
 ]
 """Their method, what makes their endpoints by path, and the form of their errors."""
 
