@@ -30,7 +30,6 @@ from router.http.models import Endpoint
 from router.http.prompts import PROMPTS_SCHEMA, read_prompts
 from router.http.sampling import Fields, Int32, SamplingFields
 from router.http.service import Service
-from router.request.limits import outside
 from router.request.pipeline import Pipeline
 from router.request.samples import merged
 from router.types import GenerationDelta, GenerationRequest, TextPrompt, TokenPrompt
@@ -226,7 +225,12 @@ async def _numbered(deltas: Deltas, first: int) -> AsyncGenerator[GenerationDelt
 def _check_number(num_prompts: int, n: int, max_requests: int) -> None:
     most = min(MAX_SAMPLES, max_requests)
     if n * num_prompts > most:
-        raise outside("number of prompt times n", n * num_prompts, f"1 to {most}")
+        raise InvalidRequest(
+            f"prompt has {num_prompts} prompts, with n {n} that is {n * num_prompts} choices, "
+            f"outside 1 to {most}",
+            {"field": "prompt", "value": str(num_prompts), "bounds": f"1 to {most} choices"},
+            reason=Reason.BAD_SAMPLING_PARAMS,
+        )
 
 
 def _wrong(field: str, value: str | int | None, rule: str) -> InvalidRequest:

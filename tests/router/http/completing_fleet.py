@@ -1,4 +1,4 @@
-"""A fleet that continues each prompt by itself, so that several prompts have answers of their own."""
+"""A fleet that continues each prompt with itself, so that several have answers of their own."""
 
 from router.types import Admitted, Finished, FinishReason, PromptLogprobs, Tokens
 from tests.fakes import small_tokenizer

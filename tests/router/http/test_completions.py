@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from itertools import chain
 
 import pytest
 
@@ -9,6 +10,7 @@ from router.errors import NoEngine
 from router.types import Admitted, Tokens
 from tests.fakes import small_tokenizer
 from tests.fakes.fake_fleet import ENGINE
+from tests.router.fleets import until
 from tests.router.http.completing_fleet import CompletingFleet, prompt_logprobs
 from tests.router.http.serving import client_of
 from tests.router.pipelines import END, TOKENIZER, fleet_without_chats
@@ -42,7 +44,7 @@ def joined(events, index=0):
     lists = [part["logprobs"] for part in parts if part["logprobs"]]
     return {
         "text": "".join(part["text"] for part in parts),
-        "logprobs": {name: sum((one[name] for one in lists), []) for name in lists[0]}
+        "logprobs": {name: [*chain(*(one[name] for one in lists))] for name in lists[0]}
         if lists
         else None,
         "finish_reason": parts[-1]["finish_reason"],
@@ -366,10 +368,6 @@ async def test_client_that_leaves_cancels_all_prompts(streamed):
     async with client_of(fleet) as client:
         body = {"prompt": [TEXT, TEXT], "stream": streamed}
         asking = asyncio.ensure_future(client.post("/v1/completions", json=body))
-        async with asyncio.timeout(10):
-            while fleet.num_open < 2:
-                await asyncio.sleep(0.01)
-            asking.cancel()
-            while fleet.num_open:
-                await asyncio.sleep(0.01)
-    assert asking.cancelled()
+        await until(lambda: fleet.num_open == 2)
+        asking.cancel()
+        await until(lambda: fleet.num_open == 0)
