@@ -1,9 +1,8 @@
 """Writes the answers to completions, at once or in parts, in the form of OpenAI's API."""
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from router.http.answers import event, quoted
 from router.http.completion_logprobs import LogprobLists, prompt_entries
@@ -11,6 +10,9 @@ from router.http.errors import ErrorForm, Refusal, openai_error
 from router.types import Finish, GenerationDelta
 
 _DONE = b"data: [DONE]\n\n"
+
+Json = dict[str, bytes]
+"""An object of JSON, with its fields as JSON."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,26 +65,27 @@ class CompletionForm:
     has_usage_always: bool = False
 
     @property
-    def head(self) -> dict[str, Any]:
-        """What an answer and each part of one begin with."""
-        return {
-            "id": self.completion_id,
-            "object": "text_completion",
-            "created": self.created,
-            "model": self.model,
-            "system_fingerprint": f"fp_{self.fingerprint}" if self.fingerprint else None,
-        }
+    def head(self) -> bytes:
+        """What an answer and each part of one begin with, up to the choices."""
+        return (
+            b'{"id":%b,"object":"text_completion","created":%d,"model":%b,"system_fingerprint":%b,'
+        ) % (
+            quoted(self.completion_id),
+            self.created,
+            quoted(self.model),
+            quoted(f"fp_{self.fingerprint}") if self.fingerprint else b"null",
+        )
 
-    def end(self, finish: Finish | None) -> dict[str, Any]:
-        """Why a choice has ended, if it has."""
+    def end(self, finish: Finish | None) -> "Json":
+        """Returns why a choice has ended, if it has."""
         if finish is None:
-            return {"finish_reason": None}
-        stop = finish.stop_text
-        is_own = finish.stop_token_id in self.stop_token_ids
-        return {
-            "finish_reason": finish.reason.value,
-            "stop_reason": finish.stop_token_id if stop is None and is_own else stop,
-        }
+            return {"finish_reason": b"null"}
+        stop = b"null"
+        if finish.stop_text is not None:
+            stop = quoted(finish.stop_text)
+        elif finish.stop_token_id in self.stop_token_ids:
+            stop = b"%d" % finish.stop_token_id
+        return {"finish_reason": quoted(finish.reason.value), "stop_reason": stop}
 
     def lists(self, position: int = 0) -> LogprobLists:
         """Returns lists for logprobs of tokens from a position of the text on."""
@@ -113,7 +116,7 @@ class Usage:
             self._num_prompt_tokens[prompt] = delta.admission.num_prompt_tokens
             self._num_cached_tokens[prompt] = delta.admission.num_cached_tokens
 
-    def total(self) -> dict[str, Any]:
+    def total(self) -> bytes:
         """Returns the tokens of all choices."""
         return _usage(
             sum(self._num_prompt_tokens),
@@ -121,7 +124,7 @@ class Usage:
             sum(self._num_cached_tokens),
         )
 
-    def of_choice(self, index: int) -> dict[str, Any]:
+    def of_choice(self, index: int) -> bytes:
         """Returns the tokens of one choice so far."""
         prompt = index // self._n
         return _usage(
@@ -136,7 +139,7 @@ class Prompt:
 
     Attributes:
         lists: The logprobs to echo, or None.
-        entries: The logprobs in vLLM's form, or None.
+        entries: The logprobs in vLLM's form as JSON, or None.
         held: Deltas that wait until all of the prompt is there.
         is_open: Whether it has been sent.
     """
@@ -145,9 +148,7 @@ class Prompt:
         self._form = form
         self._opening = opening
         self.lists = form.lists() if form.echoes and form.num_logprobs is not None else None
-        self.entries: list[dict[str, Any] | None] | None = None
-        if form.num_prompt_logprobs is not None:
-            self.entries = [None]
+        self.entries = None if form.num_prompt_logprobs is None else [b"null"]
         self.held: list[GenerationDelta] = []
         self.is_open = False
 
@@ -161,8 +162,8 @@ class Prompt:
         text, token_ids = self._opening.text, self._opening.token_ids
         scored = delta.prompt_logprobs
         if self.lists is not None and not self.lists and (scored or len(token_ids) == 1):
-            first = text if scored is None else scored.texts[token_ids[0]][0]
-            self.lists.add_first(token_ids[0], first, text)
+            first = (text, text.encode()) if scored is None else scored.texts[token_ids[0]]
+            self.lists.add_first(token_ids[0], *first, text)
         if scored is None:
             return
         if self.lists is not None:
@@ -170,16 +171,16 @@ class Prompt:
         if self.entries is not None:
             self.entries += prompt_entries(scored, self._form.num_prompt_logprobs or 0)
 
-    def opening_choice(self) -> dict[str, Any]:
+    def choice(self) -> Json:
         """Returns the part of a stream that a choice begins with."""
-        choice: dict[str, Any] = {
-            "text": self._opening.text,
-            "logprobs": None if self.lists is None else self.lists.content(),
-            "finish_reason": None,
+        choice = {
+            "text": quoted(self._opening.text),
+            "logprobs": b"null" if self.lists is None else self.lists.to_json(),
+            "finish_reason": b"null",
         }
         if self._form.shows_token_ids:
-            choice["prompt_token_ids"] = self._opening.token_ids.tolist()
-            choice["token_ids"] = []
+            choice["prompt_token_ids"] = _numbers(self._opening.token_ids)
+            choice["token_ids"] = b"[]"
         return choice
 
 
@@ -198,17 +199,18 @@ class CompletionAnswer:
         self._prompts[delta.index // self._form.n].read(delta)
         self._choices[delta.index].read(delta)
 
-    def content(self) -> dict[str, Any]:
+    def to_json(self) -> bytes:
         """Returns the answer, which is complete."""
         n = self._form.n
-        return {
-            **self._form.head,
-            "choices": [
-                {"index": index, **choice.content(self._prompts[index // n])}
-                for index, choice in enumerate(self._choices)
-            ],
-            "usage": self._usage.total(),
-        }
+        choices = [
+            _object({"index": b"%d" % index, **choice.content(self._prompts[index // n])})
+            for index, choice in enumerate(self._choices)
+        ]
+        return b'%b"choices":[%b],"usage":%b}' % (
+            self._form.head,
+            b",".join(choices),
+            self._usage.total(),
+        )
 
 
 class _Choice:
@@ -234,14 +236,17 @@ class _Choice:
             self._token_ids += delta.token_ids
         self._finish = delta.finish or self._finish
 
-    def content(self, prompt: Prompt) -> dict[str, Any]:
-        lists = None if self._lists is None else self._lists.content(prompt.lists)
-        content = {"text": "".join(self._texts), "logprobs": lists, **self._form.end(self._finish)}
+    def content(self, prompt: Prompt) -> Json:
+        content = {
+            "text": quoted("".join(self._texts)),
+            "logprobs": b"null" if self._lists is None else self._lists.to_json(prompt.lists),
+            **self._form.end(self._finish),
+        }
         if self._form.shows_token_ids:
-            content["prompt_token_ids"] = self._opening.token_ids.tolist()
-            content["token_ids"] = self._token_ids
+            content["prompt_token_ids"] = _numbers(self._opening.token_ids)
+            content["token_ids"] = _numbers(self._token_ids)
         if prompt.entries is not None:
-            content["prompt_logprobs"] = prompt.entries
+            content["prompt_logprobs"] = b"[%b]" % b",".join(prompt.entries)
         return content
 
 
@@ -253,15 +258,11 @@ class CompletionStream:
     def __init__(self, form: CompletionForm) -> None:
         self._form = form
         self._usage = Usage(form.n, len(form.openings))
-        self._head = form.head
+        self._head = b'data: %b"choices":[' % form.head
         self._is_plain = (
             form.num_logprobs is None and not form.shows_token_ids and not form.has_usage_always
         )
-        # All but index and text of a part that has nothing else.
-        self._begin = event({**self._head, "choices": []})[: -len(b"]}\n\n")] + b'{"index":'
-        self._end = b',"logprobs":null,"finish_reason":null}]%b}\n\n' % (
-            b',"usage":null' if form.has_usage else b""
-        )
+        self._tail = b'],"usage":null}\n\n' if form.has_usage else b"]}\n\n"
         self._opens = form.echoes or form.shows_token_ids
         self._prompts = [Prompt(form, opening) for opening in form.openings]
         self._num_characters = [
@@ -285,7 +286,7 @@ class CompletionStream:
         """Returns the tokens used, if the client wants to know, and the end of the stream."""
         if not self._form.has_usage:
             return _DONE
-        return event({**self._head, "choices": [], "usage": self._usage.total()}) + _DONE
+        return b'%b],"usage":%b}\n\n%b' % (self._head, self._usage.total(), _DONE)
 
     def error(self, refusal: Refusal) -> bytes:
         """Returns the error, without the end that a complete stream has."""
@@ -300,7 +301,8 @@ class CompletionStream:
         prompt.is_open = True
         n = self._form.n
         first = delta.index - delta.index % n
-        parts = [self._event(index, prompt.opening_choice()) for index in range(first, first + n)]
+        choice = prompt.choice()
+        parts = [self._event(index, choice) for index in range(first, first + n)]
         parts += map(self._part, prompt.held)
         prompt.held.clear()
         return b"".join(parts)
@@ -309,41 +311,49 @@ class CompletionStream:
         if self._is_plain and delta.finish is None:
             if not delta.text:
                 return b""
-            index = str(delta.index).encode()
-            return b'%b%b,"text":%b%b' % (self._begin, index, quoted(delta.text), self._end)
+            return b'%b{"index":%d,"text":%b,"logprobs":null,"finish_reason":null}%b' % (
+                self._head,
+                delta.index,
+                quoted(delta.text),
+                self._tail,
+            )
         if not (delta.text or delta.token_ids or delta.finish):
             return b""
-        choice: dict[str, Any] = {
-            "text": delta.text,
+        choice = {
+            "text": quoted(delta.text),
             "logprobs": self._lists(delta),
             **self._form.end(delta.finish),
         }
         if self._form.shows_token_ids:
-            choice["token_ids"] = delta.token_ids
+            choice["token_ids"] = _numbers(delta.token_ids)
         return self._event(delta.index, choice)
 
-    def _lists(self, delta: GenerationDelta) -> dict[str, Any] | None:
+    def _lists(self, delta: GenerationDelta) -> bytes:
         start = self._num_characters[delta.index]
         end = self._num_characters[delta.index] = start + len(delta.text)
         if delta.logprobs is None or self._form.num_logprobs is None:
-            return None
+            return b"null"
         lists = self._form.lists(start)
         lists.add(delta.logprobs, end)
-        return lists.content()
+        return lists.to_json()
 
-    def _event(self, index: int, choice: dict[str, Any]) -> bytes:
-        content = {**self._head, "choices": [{"index": index, **choice}]}
+    def _event(self, index: int, choice: Json) -> bytes:
+        tail = self._tail
         if self._form.has_usage_always:
-            content["usage"] = self._usage.of_choice(index)
-        elif self._form.has_usage:
-            content["usage"] = None
-        return event(content)
+            tail = b'],"usage":%b}\n\n' % self._usage.of_choice(index)
+        return b"%b%b%b" % (self._head, _object({"index": b"%d" % index, **choice}), tail)
 
 
-def _usage(num_prompt: int, num_completion: int, num_cached: int) -> dict[str, Any]:
-    return {
-        "prompt_tokens": num_prompt,
-        "completion_tokens": num_completion,
-        "total_tokens": num_prompt + num_completion,
-        "prompt_tokens_details": {"cached_tokens": num_cached},
-    }
+def _object(fields: Json) -> bytes:
+    return b"{%b}" % b",".join([b'"%b":%b' % (name.encode(), one) for name, one in fields.items()])
+
+
+def _numbers(numbers: Iterable[int]) -> bytes:
+    return b"[%b]" % ",".join(map(str, numbers)).encode()
+
+
+def _usage(num_prompt: int, num_completion: int, num_cached: int) -> bytes:
+    return (
+        b'{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d,'
+        b'"prompt_tokens_details":{"cached_tokens":%d}}'
+    ) % (num_prompt, num_completion, num_prompt + num_completion, num_cached)

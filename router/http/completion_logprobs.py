@@ -1,20 +1,23 @@
 """Logprobs in the form of OpenAI's completions, and of the prompt in vLLM's."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
+from router.http.answers import quoted
 from router.types import ScoredTokens
 
 _LEAST = -9999.0
 """JSON has no minus infinity; vLLM writes this for it."""
 _CONTINUATIONS = bytes(range(0x80, 0xC0))
 """The bytes of UTF-8 that do not begin a character."""
+_NAMES = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
 
 Texts = Mapping[int, tuple[str, bytes]]
 
 
 class LogprobLists:
-    """Parallel lists with one entry for each token.
+    """Parallel lists of JSON with one entry for each token.
+
+    They are written as the tokens come: all of a long prompt at once would hold up others.
 
     Attributes:
         position: Where the next token begins, in characters of the choice's text.
@@ -31,23 +34,24 @@ class LogprobLists:
         self.position = position
         self._num_top = num_top
         self._as_token_ids = as_token_ids
-        self._tokens: list[str] = []
-        self._logprobs: list[float | None] = []
-        self._tops: list[dict[str, float] | None] = []
-        self._offsets: list[int] = []
+        self._lists: tuple[list[bytes], ...] = ([], [], [], [])
 
     def __len__(self) -> int:
-        return len(self._tokens)
+        return len(self._lists[0])
 
-    def add_first(self, token_id: int, text: str, prompt: str) -> None:
-        """Adds the first token of a prompt, which follows nothing and so has no logprob."""
-        self._tokens.append(_name(token_id, text, as_token_id=self._as_token_ids))
-        self._logprobs.append(None)
-        self._tops.append(None)
-        self._offsets.append(self.position)
+    def add_first(self, token_id: int, text: str, raw: bytes, prompt: str) -> None:
+        """Adds the first token of a prompt, which follows nothing and so has no logprob.
+
+        Args:
+            token_id: The token.
+            text: Its text.
+            raw: Its bytes.
+            prompt: The prompt, as its text is sent.
+        """
+        self._add(self._quoted(token_id, text), b"null", b"null", self.position)
         # What the tokenizer adds before a text is not in the prompt as the client wrote it.
-        if prompt.startswith(text):
-            self.position += len(text)
+        if prompt[: len(raw)].encode().startswith(raw):
+            self.position += _num_begun(raw)
 
     def add(self, scored: ScoredTokens, end: int) -> None:
         """Adds tokens.
@@ -61,46 +65,45 @@ class LogprobLists:
         for index, (token_id, logprob) in enumerate(
             zip(scored.token_ids, logprobs.logprobs, strict=True)
         ):
-            name = self._name(token_id, texts)
+            text, raw = texts[token_id]
+            name, shown = self._quoted(token_id, text), _number(logprob)
             start = index * num_top
             stop = start + min(num_top, self._num_top)
-            top: dict[str, float] = {}
+            # Parts of characters may have the same text; the likeliest stands for all.
+            top: dict[bytes, bytes] = {}
             for top_id, top_logprob in zip(
                 logprobs.top_token_ids[start:stop], logprobs.top_logprobs[start:stop], strict=True
             ):
-                # Parts of characters may have the same text; the likeliest stands for all.
-                top.setdefault(self._name(top_id, texts), max(_LEAST, top_logprob))
-            logprob = max(_LEAST, logprob)
-            top.setdefault(name, logprob)
-            self._tokens.append(name)
-            self._logprobs.append(logprob)
-            self._tops.append(top)
-            self._place(texts[token_id][1], end)
+                top.setdefault(self._quoted(top_id, texts[top_id][0]), _number(top_logprob))
+            top.setdefault(name, shown)
+            entries = b",".join([b"%b:%b" % entry for entry in top.items()])
+            is_inside = len(raw) > 0 and 0x80 <= raw[0] < 0xC0
+            self._add(name, shown, b"{%b}" % entries, max(0, self.position - is_inside))
+            self.position = min(self.position + _num_begun(raw), end)
 
-    def content(self, before: "LogprobLists | None" = None) -> dict[str, Any]:
+    def to_json(self, before: "LogprobLists | None" = None) -> bytes:
         """Returns the lists, behind those of the prompt if it is echoed."""
-        lists = {
-            "tokens": self._tokens,
-            "token_logprobs": self._logprobs,
-            "top_logprobs": self._tops,
-            "text_offset": self._offsets,
-        }
-        if before is None:
-            return lists
-        return {name: before_list + lists[name] for name, before_list in before.content().items()}
+        lists: Sequence[list[bytes]] = self._lists
+        if before is not None:
+            lists = [one + other for one, other in zip(before._lists, lists, strict=True)]
+        named = zip(_NAMES, lists, strict=True)
+        return b"{%b}" % b",".join(
+            [b'"%b":[%b]' % (name.encode(), b",".join(entries)) for name, entries in named]
+        )
 
-    def _name(self, token_id: int, texts: Texts) -> str:
-        return _name(token_id, texts[token_id][0], as_token_id=self._as_token_ids)
+    def _add(self, name: bytes, logprob: bytes, top: bytes, position: int) -> None:
+        for one, entry in zip(self._lists, (name, logprob, top, b"%d" % position), strict=True):
+            one.append(entry)
 
-    def _place(self, raw: bytes, end: int) -> None:
-        num_begun = len(raw.translate(None, _CONTINUATIONS))
-        is_inside = len(raw) > 0 and 0x80 <= raw[0] < 0xC0
-        self._offsets.append(max(0, min(self.position - is_inside, end)))
-        self.position = min(self.position + num_begun, end)
+    def _quoted(self, token_id: int, text: str) -> bytes:
+        # A model without a tokenizer has no texts.
+        if self._as_token_ids or not text:
+            return b'"token_id:%d"' % token_id
+        return quoted(text)
 
 
-def prompt_entries(scored: ScoredTokens, num_top: int) -> list[dict[str, Any]]:
-    """Returns logprobs of tokens of a prompt in vLLM's form, by token ID.
+def prompt_entries(scored: ScoredTokens, num_top: int) -> list[bytes]:
+    """Returns logprobs of tokens of a prompt as JSON in vLLM's form, by token ID.
 
     Args:
         scored: The tokens.
@@ -115,18 +118,22 @@ def prompt_entries(scored: ScoredTokens, num_top: int) -> list[dict[str, Any]]:
         span = slice(start, start + min(num_top, logprobs.num_top))
         top = zip(logprobs.top_token_ids[span], logprobs.top_logprobs[span], strict=True)
         entry = {
-            str(top_id): _entry(top_logprob, rank, texts[top_id][0])
+            top_id: _entry(top_logprob, b"%d" % rank, texts[top_id][0])
             for rank, (top_id, top_logprob) in enumerate(top, 1)
         }
-        entry.setdefault(str(token_id), _entry(logprob, None, texts[token_id][0]))
-        entries.append(entry)
+        entry.setdefault(token_id, _entry(logprob, b"null", texts[token_id][0]))
+        entries.append(b"{%b}" % b",".join([b'"%d":%b' % one for one in entry.items()]))
     return entries
 
 
-def _entry(logprob: float, rank: int | None, text: str) -> dict[str, Any]:
-    return {"logprob": max(_LEAST, logprob), "rank": rank, "decoded_token": text}
+def _entry(logprob: float, rank: bytes, text: str) -> bytes:
+    fields = (_number(logprob), rank, quoted(text))
+    return b'{"logprob":%b,"rank":%b,"decoded_token":%b}' % fields
 
 
-def _name(token_id: int, text: str, *, as_token_id: bool) -> str:
-    # A model without a tokenizer has no texts.
-    return f"token_id:{token_id}" if as_token_id or not text else text
+def _num_begun(raw: bytes) -> int:
+    return len(raw.translate(None, _CONTINUATIONS))
+
+
+def _number(logprob: float) -> bytes:
+    return repr(max(_LEAST, logprob)).encode()

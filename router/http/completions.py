@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import pydantic
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from protos.wire.limits import MAX_SAMPLES
 from protos.wire.printable import shown
@@ -37,6 +37,8 @@ from router.types import GenerationDelta, GenerationRequest, TextPrompt, TokenPr
 _DEFAULT_MAX_TOKENS = 16
 """OpenAI's, and vLLM's."""
 _MAX_FINGERPRINT = 16
+_MAX_OPENINGS = 1 << 18
+"""Characters and tokens of prompts that are sent with several choices of each."""
 _SERVED = (
     ("suffix", "", "empty: a text between two others is not generated here"),
     ("skip_special_tokens", True, "true: special tokens have no text here"),
@@ -153,6 +155,7 @@ def completion_endpoints(service: Service) -> dict[str, Endpoint]:
         if fields.echo or fields.return_token_ids:
             async with until_client_leaves(request.receive):
                 prompts, openings = await _opened(pipeline, fields, prompts, len(body))
+            _check_openings(openings, fields.num_choices)
         form = fields.form(service, openings)
         first = fields.generation(
             request, prompts[0], fields.completion_params(), len(body) // len(prompts)
@@ -163,7 +166,7 @@ def completion_endpoints(service: Service) -> dict[str, Endpoint]:
             return EventStream(service, deltas, CompletionStream(form))
         answer = CompletionAnswer(form)
         await read_answer(request, deltas, answer.read)
-        return JSONResponse(answer.content())
+        return Response(answer.to_json(), media_type="application/json")
 
     return {"/v1/completions": complete}
 
@@ -231,6 +234,14 @@ def _check_number(num_prompts: int, n: int, max_requests: int) -> None:
             {"field": "prompt", "value": str(num_prompts), "bounds": f"1 to {most} choices"},
             reason=Reason.BAD_SAMPLING_PARAMS,
         )
+
+
+def _check_openings(openings: Sequence[Opening], n: int) -> None:
+    """Refuses to send much of a prompt again and again, which takes no work of an engine."""
+    size = n * sum(len(opening.text) + len(opening.token_ids) for opening in openings)
+    if n > 1 and size > _MAX_OPENINGS:
+        rule = f"at most {_MAX_OPENINGS}; leave out echo and return_token_ids, or n"
+        raise _wrong("n", f"{n}, with which {size} characters and tokens of prompts are sent", rule)
 
 
 def _wrong(field: str, value: str | int | None, rule: str) -> InvalidRequest:

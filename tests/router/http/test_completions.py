@@ -253,8 +253,8 @@ async def test_logprobs_are_those_of_the_token_and_of_the_likeliest():
     assert streamed["logprobs"] == lists
 
 
-async def test_offsets_count_characters_however_many_tokens_they_have():
-    text = "é😀字x"
+@pytest.mark.parametrize("text", ["é😀字x", "🦊é x", "x🦊"])
+async def test_offsets_count_characters_however_many_tokens_they_have(text):
     tokens = TOKENIZER.encode_text(text).tolist()
     async with client_of(CompletingFleet()) as client:
         asked = {"prompt": text, "echo": True, "max_tokens": 0, "logprobs": 0}
@@ -263,6 +263,7 @@ async def test_offsets_count_characters_however_many_tokens_they_have():
     raw = [TOKENIZER.token_texts[token_id][1] for token_id in tokens]
     assert len(tokens) > len(text)
     starts = [len(b"".join(raw[:index]).decode(errors="ignore")) for index in range(len(raw))]
+    assert max(starts) > 0
     assert choice["logprobs"]["text_offset"] == starts
 
 
