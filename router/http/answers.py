@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from json.encoder import encode_basestring
 from typing import Any, Protocol
 
 from starlette.requests import ClientDisconnect, Request
@@ -18,6 +19,8 @@ from router.types import GenerationDelta
 Deltas = AsyncGenerator[GenerationDelta, None]
 
 _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_LINE_ENDS = str.maketrans({end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"})
+"""Some clients take these for the end of a line of the stream, which JSON's own escapes prevent."""
 _START = {
     "type": "http.response.start",
     "status": 200,
@@ -50,10 +53,15 @@ class EventWriter(Protocol):
 
 def event(content: dict[str, Any], name: str = "") -> bytes:
     """Returns one server-sent event with an object of JSON."""
-    data = _to_json(content).encode()
+    data = _one_line(_to_json(content))
     if name:
         return b"event: %b\ndata: %b\n\n" % (name.encode(), data)
     return b"data: %b\n\n" % data
+
+
+def quoted(text: str) -> bytes:
+    """Returns a text as JSON, for an event that is put together by hand."""
+    return _one_line(encode_basestring(text))
 
 
 class EventStream(Response):
@@ -107,6 +115,10 @@ async def read_answer(
     async with until_client_leaves(request.receive), aclosing(deltas):
         async for delta in deltas:
             read(delta)
+
+
+def _one_line(text: str) -> bytes:
+    return (text if text.isascii() else text.translate(_LINE_ENDS)).encode()
 
 
 async def _send(send: Send, body: bytes, *, is_last: bool = False) -> None:
