@@ -9,6 +9,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from router.http.chat import chat_endpoints
+from router.http.chat_answer import chat_error
 from router.http.errors import ErrorForm, HttpError, error_response, log_error, openai_error
 from router.http.models import Endpoint, model_endpoints
 from router.http.service import Service
@@ -19,6 +21,7 @@ _CLIENT_LEFT = 499
 
 _APIS: list[tuple[str, Callable[[Service], dict[str, Endpoint]], ErrorForm]] = [
     ("GET", model_endpoints, openai_error),
+    ("POST", chat_endpoints, chat_error),
 ]
 """Their method, what makes their endpoints by path, and the form of their errors."""
 
