@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from router.http.answers import event, quoted
-from router.http.chat_logprobs import chat_logprobs, prompt_logprobs
+from router.http.chat_logprobs import chat_logprobs, logprobs_object, prompt_logprobs
 from router.http.errors import MEASURED, ErrorForm, Refusal, openai_error
 from router.types import (
     Admission,
@@ -100,9 +100,9 @@ class ChatEvents:
         self._models = models
         self._usage = _Usage()
         self._head = b""
-        self._tail = b"}\n\n"
-        if form.has_usage:
-            self._tail = b',"usage":null}\n\n'
+        self._tail = b',"usage":null}\n\n' if form.has_usage else b"}\n\n"
+        self._text_heads: dict[int, bytes] = {}
+        self._text_tail = b'},"logprobs":null,"finish_reason":null}]' + self._tail
 
     def begin(self) -> bytes:
         """Nothing: each choice begins with its own admission."""
@@ -111,22 +111,17 @@ class ChatEvents:
     def delta(self, delta: GenerationDelta) -> bytes:
         """Returns a chunk for each kind of output, and one for the end."""
         self._usage.num_completion_tokens += len(delta.token_ids)
-        index = delta.index
-        chunks = []
-        if delta.admission is not None:
-            chunks.append(self._admission(index, delta.admission))
-        fields = self._fields(delta)
-        logprobs = b"null"
-        if delta.logprobs is not None and self._form.has_logprobs:
-            logprobs = b'{"content":[%b],"refusal":null}' % chat_logprobs(delta.logprobs)
-            # Such as a token that is part of a character.
-            fields = fields or [b'"content":""']
-        for one in fields:
-            chunks.append(self._chunk(index, one, logprobs))
-            logprobs = b"null"
-        if delta.finish is not None:
-            chunks.append(self._chunk(index, b"", reason=_reason(delta.finish)))
-        return b"".join(chunks)
+        if (
+            not delta.text
+            or delta.admission is not None
+            or delta.finish is not None
+            or delta.logprobs is not None
+            or delta.reasoning
+            or delta.tool_calls
+            or self._form.has_usage_always
+        ):
+            return self._chunks(delta)
+        return self._text_heads[delta.index] + quoted(delta.text) + self._text_tail
 
     def end(self) -> bytes:
         """Returns the counts, if they are asked for, and the end of the stream."""
@@ -138,10 +133,28 @@ class ChatEvents:
         """Returns the error, without the end that a complete stream has."""
         return event(chat_error(refusal))
 
+    def _chunks(self, delta: GenerationDelta) -> bytes:
+        index, chunks = delta.index, []
+        if delta.admission is not None:
+            chunks.append(self._admission(index, delta.admission))
+        fields = self._fields(delta)
+        logprobs = b"null"
+        if delta.logprobs is not None:
+            logprobs = logprobs_object(chat_logprobs(delta.logprobs))
+            # Such as a token that is part of a character.
+            fields = fields or [b'"content":""']
+        for one in fields:
+            chunks.append(self._chunk(index, one, logprobs))
+            logprobs = b"null"
+        if delta.finish is not None:
+            chunks.append(self._chunk(index, b"", reason=_reason(delta.finish)))
+        return b"".join(chunks)
+
     def _admission(self, index: int, admission: Admission) -> bytes:
         self._usage.admit(admission)
         if not self._head:
             self._head = b"data: " + _head("chat.completion.chunk", admission, self._models)
+        self._text_heads[index] = self._chunk_head(index) + b'"content":'
         return self._chunk(index, b'"role":"assistant","content":"","refusal":null')
 
     def _fields(self, delta: GenerationDelta) -> list[bytes]:
@@ -160,14 +173,16 @@ class ChatEvents:
     ) -> bytes:
         if self._form.has_usage_always:
             self._tail = b',"usage":%b}\n\n' % self._usage.to_json()
-        return b'%b"choices":[{"index":%d,"delta":{%b},"logprobs":%b,"finish_reason":%b}]%b' % (
-            self._head,
-            index,
+        return b'%b%b},"logprobs":%b,"finish_reason":%b}]%b' % (
+            self._chunk_head(index),
             fields,
             logprobs,
             reason,
             self._tail,
         )
+
+    def _chunk_head(self, index: int) -> bytes:
+        return b'%b"choices":[{"index":%d,"delta":{' % (self._head, index)
 
 
 @dataclass(slots=True)
@@ -203,7 +218,7 @@ class WholeAnswer:
             choice.reasoning.append(delta.reasoning)
         for call in _calls(delta.tool_calls, self._form):
             choice.calls.setdefault(call.index, []).append(call)
-        if delta.logprobs is not None and self._form.has_logprobs:
+        if delta.logprobs is not None:
             # At once, since all of them together would hold up others.
             choice.logprobs.append(chat_logprobs(delta.logprobs))
         if delta.prompt_logprobs is not None:
@@ -232,7 +247,7 @@ class WholeAnswer:
     def _logprobs(self, choice: _Choice) -> bytes:
         if not self._form.has_logprobs:
             return b"null"
-        return b'{"content":[%b],"refusal":null}' % b",".join(filter(None, choice.logprobs))
+        return logprobs_object(b",".join(choice.logprobs))
 
 
 def _head(kind: str, admission: Admission, models: Models) -> bytes:

@@ -28,6 +28,11 @@ def chat_logprobs(scored: ScoredTokens) -> bytes:
     return b",".join(entries)
 
 
+def logprobs_object(entries: bytes) -> bytes:
+    """Returns the field `logprobs` of a choice with these entries."""
+    return b'{"content":[%b],"refusal":null}' % entries
+
+
 def prompt_logprobs(parts: Iterable[ScoredTokens]) -> bytes:
     """Returns vLLM's list with an object for each token of the prompt, and null for the first.
 
