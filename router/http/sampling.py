@@ -25,6 +25,13 @@ TokenId = Annotated[int, pydantic.Field(ge=0, lt=2**32)]
 JsonObject = dict[str, Any]
 
 
+TextOrTexts = Annotated[
+    Annotated[str, pydantic.Tag("text")] | Annotated[list[str], pydantic.Tag("texts")],
+    pydantic.Discriminator(lambda value: "texts" if isinstance(value, list) else "text"),
+]
+"""Only the faults of the form that was given are told."""
+
+
 class Fields(pydantic.BaseModel):
     """An object of a request; a field that it does not have is refused by name."""
 
@@ -71,7 +78,7 @@ class SamplingFields(Fields):
     logit_bias: dict[str, float] | None = None
     seed: Int64 | None = None
     n: Int32 | None = None
-    stop: str | list[str] | None = None
+    stop: TextOrTexts | None = None
     stream: bool | None = None
     response_format: ResponseFormat | None = None
     # vLLM's
