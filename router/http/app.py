@@ -41,7 +41,10 @@ def make_app(service: Service) -> Starlette:
             text = f"{request.method} is not a method of {request.url.path:.200}; use {methods}"
         else:
             text = f"{request.url.path:.200} is no path of this server"
-        return error_response(HttpError(http.HTTPStatus(error.status_code), text), openai_error)
+        refused = HttpError(http.HTTPStatus(error.status_code), text)
+        response = error_response(refused, openai_error)
+        response.headers.update(error.headers or {})
+        return response
 
     return Starlette(routes=routes, exception_handlers={HTTPException: not_found})
 
