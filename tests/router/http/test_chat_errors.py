@@ -86,7 +86,8 @@ WRONG = {
     "depth of a schema": ("tools[0].function.parameters", "has 100 levels",
                           tool(parameters=json.loads(NESTED))),
     "choice": ("tool_choice", "is any: input should be 'none', 'auto'", {"tool_choice": "any"}),
-    "choice of nothing": ("tool_choice", "must be unset, none or auto", {"tool_choice": "required"}),
+    "choice of nothing": ("tool_choice", "must be unset, none or auto", {
+                          "tool_choice": "required"}),
     "custom choice": ("tool_choice.type", "is custom; it must be", {"tool_choice": {
                       "type": "custom", "custom": {"name": "f"}}}),
     "empty choice": ("tool_choice.function", "is null; it must be set", {"tool_choice": {
