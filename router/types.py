@@ -316,7 +316,7 @@ class ChatPrompt:
     function_name: str = ""
     """The one function that must be called, once; empty means any, as `tool_choice` says."""
     parallel_calls: bool = True
-    """Whether an answer that must have a call may have more than one."""
+    """Whether an answer may have more than one call; if not, it ends with the first."""
     template_kwargs: "Mapping[str, object]" = field(default_factory=dict)
     """More variables for the template."""
     add_generation_prompt: bool | None = None
