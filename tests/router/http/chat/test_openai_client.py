@@ -12,7 +12,7 @@ import pytest
 from router.errors import EngineError, NoEngine, QueueFull
 from router.types import Admitted, TokenLogprobs, Tokens
 from tests.fakes.fake_fleet import ENGINE, FakeFleet
-from tests.router.http.chats import CALL, SECOND_CALL, TOOLS, chat_fleet, say, tool_fleet
+from tests.router.http.chat.chats import CALL, SECOND_CALL, TOOLS, chat_fleet, say, tool_fleet
 from tests.router.http.serving import serving
 from tests.router.pipelines import TOKENIZER
 

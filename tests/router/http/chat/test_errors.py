@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.fakes.fake_fleet import FakeFleet
-from tests.router.http.chats import PATH, TOOLS, USER, body, chat_fleet
+from tests.router.http.chat.chats import PATH, TOOLS, USER, body, chat_fleet
 from tests.router.http.serving import MAX_BODY_BYTES, client_of
 
 NESTED = '{"a":' * 100 + "1" + "}" * 100

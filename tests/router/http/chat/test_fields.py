@@ -10,7 +10,7 @@ from openai.types.chat import completion_create_params
 from router.http import chat_messages, chat_tools
 from router.http.chat import _REFUSED, ChatFields, StreamOptions
 
-DOCS = Path(__file__).parents[3] / "docs/http/chat.md"
+DOCS = Path(__file__).parents[4] / "docs/http/chat.md"
 VLLM = {
     "top_k", "min_p", "repetition_penalty", "min_tokens", "stop_token_ids",
     "include_stop_str_in_output", "ignore_eos", "bad_words", "allowed_token_ids",

@@ -9,7 +9,7 @@ from protos.wire.sampling_params import LogitBias
 from router.errors import EngineError, QueueFull
 from router.types import Admitted, Finished, FinishReason, PromptLogprobs, TokenLogprobs, Tokens
 from tests.fakes.fake_fleet import ENGINE
-from tests.router.http.chats import (
+from tests.router.http.chat.chats import (
     CALL,
     PATH,
     SECOND_CALL,
