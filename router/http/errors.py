@@ -33,6 +33,11 @@ _FIELDS_OF_GRPC = re.compile(r"(?<!\S)(?:chat|sampling_params)\.(?=[a-z])")
 """Messages that the fields are in over gRPC, and not here."""
 MEASURED = re.compile(r"(?:number|length|bytes|characters|tokens) of (?:all )?(?:different )?")
 """What of a field is out of bounds."""
+_OPENAI_CODES: dict[str, str] = {
+    Reason.UNKNOWN_MODEL: "model_not_found",
+    Reason.PROMPT_TOO_LONG: "context_length_exceeded",
+}
+"""Reasons that clients know under another name, and act on."""
 
 _logger = logging.getLogger(__name__)
 
@@ -109,9 +114,7 @@ def openai_error(refusal: Refusal) -> dict[str, Any]:
             "message": refusal.message,
             "type": kinds.get(refusal.http_status, kind),
             "param": refusal.field or None,
-            "code": "model_not_found"
-            if refusal.reason == Reason.UNKNOWN_MODEL
-            else refusal.reason.lower() or None,
+            "code": _OPENAI_CODES.get(refusal.reason, refusal.reason.lower()) or None,
         }
     }
 
