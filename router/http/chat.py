@@ -119,7 +119,6 @@ class ChatFields(SamplingFields):
         return AnswerForm(
             has_usage=options is not None and bool(options.include_usage),
             has_usage_always=options is not None and bool(options.continuous_usage_stats),
-            has_one_call=self.parallel_tool_calls is False,
             has_logprobs=bool(self.logprobs),
         )
 

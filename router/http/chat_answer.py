@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,13 +45,11 @@ class AnswerForm:
     Attributes:
         has_usage: Whether a stream ends with the token counts.
         has_usage_always: Whether, beside that, each chunk has those so far.
-        has_one_call: Whether all calls but the first are left out.
         has_logprobs: Whether the client has asked for logprobs of the answer.
     """
 
     has_usage: bool = False
     has_usage_always: bool = False
-    has_one_call: bool = False
     has_logprobs: bool = False
 
 
@@ -164,8 +162,9 @@ class ChatEvents:
             fields.append(b'"reasoning":%b,"reasoning_content":%b' % (reasoning, reasoning))
         if delta.text:
             fields.append(b'"content":' + quoted(delta.text))
-        if delta.tool_calls and (calls := _calls(delta.tool_calls, self._form)):
-            fields.append(b'"tool_calls":[%b]' % b",".join(map(_call_chunk, calls)))
+        if delta.tool_calls:
+            calls = b",".join(map(_call_chunk, delta.tool_calls))
+            fields.append(b'"tool_calls":[%b]' % calls)
         return fields
 
     def _chunk(
@@ -216,7 +215,7 @@ class WholeAnswer:
         choice.text.append(delta.text)
         if delta.reasoning:
             choice.reasoning.append(delta.reasoning)
-        for call in _calls(delta.tool_calls, self._form):
+        for call in delta.tool_calls:
             choice.calls.setdefault(call.index, []).append(call)
         if delta.logprobs is not None:
             # At once, since all of them together would hold up others.
@@ -295,11 +294,6 @@ def _call_chunk(call: ToolCallDelta) -> bytes:
         quoted(call.name),
         arguments,
     )
-
-
-def _calls(calls: Iterable[ToolCallDelta], form: AnswerForm) -> Sequence[ToolCallDelta]:
-    """Returns the parts of those calls that the client wants."""
-    return [call for call in calls if not (form.has_one_call and call.index)]
 
 
 def _renamed(text: str) -> str:

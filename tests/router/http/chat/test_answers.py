@@ -11,27 +11,25 @@ from router.types import Admitted, Finished, FinishReason, PromptLogprobs, Token
 from tests.fakes.fake_fleet import ENGINE
 from tests.router.http.chat.chats import (
     CALL,
-    PATH,
     SECOND_CALL,
     TOOLS,
-    body,
-    chat_fleet,
+    USER,
+    ChatFleet,
     chunks,
     prompt_of,
     say,
-    tool_fleet,
 )
-from tests.router.http.serving import client_of
+from tests.router.http.serving import serving
 from tests.router.pipelines import TOKENIZER
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 ADMITTED = Admitted(engine=ENGINE, num_cached_tokens=16, seed=7)
 SHORT, LONG = (TOKENIZER.encode_text(text).tolist() for text in ("a", "Grüße"))
 STOPPED = Finished(reason=FinishReason.STOP, stop_token_id=1)
 
 
 async def ask(fleet, **fields):
-    async with client_of(fleet) as client:
-        answer = await client.post(PATH, json=body(**fields))
+    answer = await fleet.post(**fields)
     assert answer.status_code == 200, answer.text
     return answer
 
@@ -46,8 +44,7 @@ async def stream(fleet, **fields):
     return chunks(answer.text)
 
 
-async def test_whole_answer_has_the_form_of_openai():
-    fleet = chat_fleet()
+async def test_whole_answer_has_the_form_of_openai(fleet):
     say(fleet, "Grüße \x00😀")
 
     answer = await whole(fleet, model="small", request_id="mine")
@@ -77,8 +74,7 @@ async def test_whole_answer_has_the_form_of_openai():
     }
 
 
-async def test_stream_has_a_role_first_then_the_text_then_the_reason():
-    fleet = chat_fleet()
+async def test_stream_has_a_role_first_then_the_text_then_the_reason(fleet):
     fleet.answer(LONG, SHORT)
 
     first, *middle, last = await stream(fleet)
@@ -106,8 +102,7 @@ async def test_stream_has_a_role_first_then_the_text_then_the_reason():
     assert shared == [shared[0]] * 4
 
 
-async def test_stream_ends_with_the_usage_if_it_is_asked_for():
-    fleet = chat_fleet()
+async def test_stream_ends_with_the_usage_if_it_is_asked_for(fleet):
     fleet.answer(LONG, SHORT)
 
     *before, last = await stream(fleet, stream_options={"include_usage": True})
@@ -123,8 +118,7 @@ async def test_stream_ends_with_the_usage_if_it_is_asked_for():
     }
 
 
-async def test_usage_so_far_comes_with_each_chunk_if_it_is_asked_for():
-    fleet = chat_fleet()
+async def test_usage_so_far_comes_with_each_chunk_if_it_is_asked_for(fleet):
     fleet.answer(LONG, SHORT)
 
     options = {"include_usage": True, "continuous_usage_stats": True}
@@ -135,8 +129,7 @@ async def test_usage_so_far_comes_with_each_chunk_if_it_is_asked_for():
     assert counts == [0, len(LONG), num_new, num_new, num_new]
 
 
-async def test_cached_tokens_are_told_also_if_there_are_none():
-    fleet = chat_fleet()
+async def test_cached_tokens_are_told_also_if_there_are_none(fleet):
     fleet.put(Admitted(engine=ENGINE, num_cached_tokens=0, seed=7), Tokens(token_ids=SHORT))
     fleet.put(STOPPED)
 
@@ -145,8 +138,7 @@ async def test_cached_tokens_are_told_also_if_there_are_none():
     assert usage["prompt_tokens_details"] == {"cached_tokens": 0}
 
 
-async def test_text_with_line_ends_of_any_kind_stays_one_line_of_the_stream():
-    fleet = chat_fleet()
+async def test_text_with_line_ends_of_any_kind_stays_one_line_of_the_stream(fleet):
     text = 'a\n\r\x85\u2028\u2029\x0b\x0c\x1c"\\b'
     say(fleet, text)
 
@@ -157,11 +149,10 @@ async def test_text_with_line_ends_of_any_kind_stays_one_line_of_the_stream():
     assert all(line == "" or line.startswith("data: ") for line in answer.text.splitlines())
 
 
-async def test_reasoning_and_calls_come_in_fields_of_their_own():
-    fleet = tool_fleet()
-    say(fleet, f"<think>\nhm\n</think>\n\nI call.\n{CALL}{SECOND_CALL}")
+async def test_reasoning_and_calls_come_in_fields_of_their_own(tool_fleet):
+    say(tool_fleet, f"<think>\nhm\n</think>\n\nI call.\n{CALL}{SECOND_CALL}")
 
-    [choice] = (await whole(fleet, tools=TOOLS))["choices"]
+    [choice] = (await whole(tool_fleet, tools=TOOLS))["choices"]
 
     message = choice["message"]
     assert (message["reasoning"], message["reasoning_content"]) == ("hm", "hm")
@@ -175,21 +166,19 @@ async def test_reasoning_and_calls_come_in_fields_of_their_own():
     assert choice["finish_reason"] == "tool_calls"
 
 
-async def test_answer_of_calls_only_has_no_content():
-    fleet = tool_fleet()
-    say(fleet, CALL)
+async def test_answer_of_calls_only_has_no_content(tool_fleet):
+    say(tool_fleet, CALL)
 
-    [choice] = (await whole(fleet, tools=TOOLS))["choices"]
+    [choice] = (await whole(tool_fleet, tools=TOOLS))["choices"]
 
     assert choice["message"]["content"] is None
     assert "reasoning" not in choice["message"]
 
 
-async def test_calls_are_streamed_in_pieces():
-    fleet = tool_fleet()
-    say(fleet, f"<think>\nhm\n</think>\n\n{CALL}{SECOND_CALL}")
+async def test_calls_are_streamed_in_pieces(tool_fleet):
+    say(tool_fleet, f"<think>\nhm\n</think>\n\n{CALL}{SECOND_CALL}")
 
-    deltas = [chunk["choices"][0]["delta"] for chunk in await stream(fleet, tools=TOOLS)]
+    deltas = [chunk["choices"][0]["delta"] for chunk in await stream(tool_fleet, tools=TOOLS)]
 
     assert "".join(delta.get("reasoning", "") for delta in deltas) == "hm"
     assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "hm"
@@ -207,24 +196,22 @@ async def test_calls_are_streamed_in_pieces():
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
-async def test_one_call_is_left_if_no_more_are_wanted(is_streamed):
-    fleet = tool_fleet()
-    say(fleet, CALL + SECOND_CALL)
+async def test_one_call_is_left_if_no_more_are_wanted(is_streamed, tool_fleet):
+    say(tool_fleet, CALL + SECOND_CALL)
 
-    answer = await ask(fleet, tools=TOOLS, parallel_tool_calls=False, stream=is_streamed)
+    answer = await ask(tool_fleet, tools=TOOLS, parallel_tool_calls=False, stream=is_streamed)
 
     assert '"name":"f"' in answer.text
     assert '"name":"g"' not in answer.text
     assert '"finish_reason":"tool_calls"' in answer.text
 
 
-async def test_call_that_must_be_alone_is_one_by_its_grammar():
-    fleet = tool_fleet()
+async def test_call_that_must_be_alone_is_one_by_its_grammar(tool_fleet):
     for parallel in (True, False):
-        say(fleet, CALL)
-        await ask(fleet, tools=TOOLS, tool_choice="required", parallel_tool_calls=parallel)
+        say(tool_fleet, CALL)
+        await ask(tool_fleet, tools=TOOLS, tool_choice="required", parallel_tool_calls=parallel)
 
-    several, alone = (request.sampling_params.grammar.text for request in fleet.requests)
+    several, alone = (request.sampling_params.grammar.text for request in tool_fleet.requests)
     assert "call)*" in several
     assert "call)*" not in alone
 
@@ -243,8 +230,7 @@ def put_scored(fleet):
     fleet.put(STOPPED)
 
 
-async def test_logprobs_have_texts_and_bytes_and_stay_numbers():
-    fleet = chat_fleet()
+async def test_logprobs_have_texts_and_bytes_and_stay_numbers(fleet):
     put_scored(fleet)
 
     [choice] = (await whole(fleet, logprobs=True, top_logprobs=2))["choices"]
@@ -267,8 +253,7 @@ async def test_logprobs_have_texts_and_bytes_and_stay_numbers():
     assert fleet.requests[0].sampling_params.logprobs == 2
 
 
-async def test_logprobs_of_a_stream_are_those_of_the_whole_answer():
-    fleet = chat_fleet()
+async def test_logprobs_of_a_stream_are_those_of_the_whole_answer(fleet):
     put_scored(fleet)
     put_scored(fleet)
 
@@ -280,8 +265,7 @@ async def test_logprobs_of_a_stream_are_those_of_the_whole_answer():
     assert all("content" in part["delta"] for part in parts if part["logprobs"])
 
 
-async def test_logprobs_without_candidates_are_those_of_the_tokens():
-    fleet = chat_fleet()
+async def test_logprobs_without_candidates_are_those_of_the_tokens(fleet):
     fleet.put(ADMITTED, Tokens(token_ids=SHORT, logprobs=logprobs(-1)), STOPPED)
 
     [choice] = (await whole(fleet, logprobs=True))["choices"]
@@ -291,8 +275,7 @@ async def test_logprobs_without_candidates_are_those_of_the_tokens():
     ]
 
 
-async def test_prompt_logprobs_have_the_form_of_vllm():
-    fleet = chat_fleet()
+async def test_prompt_logprobs_have_the_form_of_vllm(fleet):
     fleet.put(ADMITTED)
     fleet.put(PromptLogprobs(first_position=1, logprobs=logprobs(-1, top_ids=[97], top=[-0.5])))
     fleet.put(STOPPED)
@@ -310,8 +293,7 @@ async def test_prompt_logprobs_have_the_form_of_vllm():
     ]
 
 
-async def test_choices_are_told_apart_and_counted_together():
-    fleet = chat_fleet()
+async def test_choices_are_told_apart_and_counted_together(fleet):
     for _ in range(2):
         for index, token_ids in enumerate((SHORT, LONG)):
             fleet.answer(token_ids, index=index)
@@ -331,8 +313,7 @@ async def test_choices_are_told_apart_and_counted_together():
         assert own[-1]["finish_reason"] == "length"
 
 
-async def test_parameters_reach_the_engine():
-    fleet = chat_fleet()
+async def test_parameters_reach_the_engine(fleet):
     say(fleet, "a")
 
     await whole(
@@ -356,8 +337,7 @@ async def test_parameters_reach_the_engine():
     assert params.grammar.form == "json_object"
 
 
-async def test_stop_text_ends_the_answer_without_it():
-    fleet = chat_fleet()
+async def test_stop_text_ends_the_answer_without_it(fleet):
     say(fleet, "one, two")
 
     parts = [chunk["choices"][0] for chunk in await stream(fleet, stop=", t")]
@@ -366,43 +346,40 @@ async def test_stop_text_ends_the_answer_without_it():
     assert parts[-1]["finish_reason"] == "stop"
 
 
-async def test_own_answers_and_results_can_be_sent_back():
-    fleet = tool_fleet()
-    say(fleet, f"<think>\nhm\n</think>\n\nI call.\n{CALL}")
-    [choice] = (await whole(fleet, tools=TOOLS))["choices"]
-    say(fleet, "ok")
+async def test_own_answers_and_results_can_be_sent_back(tool_fleet):
+    say(tool_fleet, f"<think>\nhm\n</think>\n\nI call.\n{CALL}")
+    [choice] = (await whole(tool_fleet, tools=TOOLS))["choices"]
+    say(tool_fleet, "ok")
 
     call_id = choice["message"]["tool_calls"][0]["id"]
     result = {"role": "tool", "tool_call_id": call_id, "content": [{"type": "text", "text": "42"}]}
     extras = {"annotations": [], "audio": None, "function_call": None}
-    turns = [*body()["messages"], {**choice["message"], **extras}, result]
-    await whole(fleet, messages=turns, tools=TOOLS)
+    turns = [USER, {**choice["message"], **extras}, result]
+    await whole(tool_fleet, messages=turns, tools=TOOLS)
 
-    sent = prompt_of(fleet, 1)
+    sent = prompt_of(tool_fleet, 1)
     assert "<think>\nhm\n</think>\n\nI call." in sent
     assert '{"name": "f", "arguments": {"x": "é😀"}}' in sent
     assert "<tool_response>\n42\n</tool_response>" in sent
 
 
-async def test_functions_of_old_are_calls_of_tools():
-    fleet = tool_fleet()
-    say(fleet, "ok")
+async def test_functions_of_old_are_calls_of_tools(tool_fleet):
+    say(tool_fleet, "ok")
 
     called = {"name": "f", "arguments": '{"x": "y"}'}
     turns = [
-        *body()["messages"],
+        USER,
         {"role": "assistant", "content": None, "function_call": called},
         {"role": "function", "name": "f", "content": "42"},
     ]
-    await whole(fleet, messages=turns)
+    await whole(tool_fleet, messages=turns)
 
-    sent = prompt_of(fleet)
+    sent = prompt_of(tool_fleet)
     assert '<tool_call>\n{"name": "f", "arguments": {"x": "y"}}\n</tool_call>' in sent
     assert "<tool_response>\n42\n</tool_response>" in sent
 
 
-async def test_content_in_parts_is_text_in_lines():
-    fleet = chat_fleet()
+async def test_content_in_parts_is_text_in_lines(fleet):
     say(fleet, "ok")
 
     parts = [{"type": "text", "text": text} for text in ("one", "two")]
@@ -411,34 +388,28 @@ async def test_content_in_parts_is_text_in_lines():
     assert "user\none\ntwo<|im_end|>" in prompt_of(fleet)
 
 
-@pytest.mark.parametrize(
-    ("fields", "text"),
-    [
+async def test_effort_of_reasoning_reaches_the_template():
+    names = ("reasoning_effort", "enable_thinking")
+    template = "/".join(f"{{{{ {name} | default('unset') }}}}" for name in names)
+    fleet = ChatFleet(template=template)
+    cases = [
         ({"reasoning_effort": "none"}, "none/False"),
         ({"reasoning_effort": "high"}, "high/unset"),
         ({"chat_template_kwargs": {"enable_thinking": True}}, "unset/True"),
-        (
-            {"reasoning_effort": "none", "chat_template_kwargs": {"enable_thinking": 1}},
-            "none/1",
-        ),
-    ],
-)
-async def test_effort_of_reasoning_reaches_the_template(fields, text):
-    names = ("reasoning_effort", "enable_thinking")
-    template = "/".join(f"{{{{ {name} | default('unset') }}}}" for name in names)
-    fleet = chat_fleet(template)
-    say(fleet, "ok")
+        ({"reasoning_effort": "none", "chat_template_kwargs": {"enable_thinking": 1}}, "none/1"),
+    ]
+    async with serving(fleet) as fleet.port:
+        for fields, _ in cases:
+            say(fleet, "ok")
+            await whole(fleet, **fields)
 
-    await whole(fleet, **fields)
-
-    assert prompt_of(fleet) == text
+    assert [prompt_of(fleet, number) for number in range(4)] == [text for _, text in cases]
 
 
-async def test_last_message_is_continued():
-    fleet = chat_fleet()
+async def test_last_message_is_continued(fleet):
     say(fleet, "c")
 
-    turns = [*body()["messages"], {"role": "assistant", "content": "a b"}]
+    turns = [USER, {"role": "assistant", "content": "a b"}]
     await whole(fleet, messages=turns, continue_final_message=True, add_generation_prompt=False)
 
     assert prompt_of(fleet).endswith("assistant\na b")
@@ -458,25 +429,24 @@ ALLOWED = {"mode": "auto", "tools": [{"type": "function", "function": {"name": "
         ({"type": "allowed_tools", "allowed_tools": {**ALLOWED, "mode": "required"}}, "g", "g"),
     ],
 )
-async def test_tool_choice_says_what_is_shown_and_what_is_called(choice, shown, callable_):
-    fleet = tool_fleet()
-    say(fleet, CALL)
+async def test_tool_choice_says_what_is_shown_and_what_is_called(
+    choice, shown, callable_, tool_fleet
+):
+    say(tool_fleet, CALL)
 
-    await whole(fleet, tools=TOOLS, tool_choice=choice)
+    await whole(tool_fleet, tools=TOOLS, tool_choice=choice)
 
-    sent, grammar = prompt_of(fleet), fleet.requests[0].sampling_params.grammar
+    sent, grammar = prompt_of(tool_fleet), tool_fleet.requests[0].sampling_params.grammar
     assert [name for name in "fg" if f'{{"name": "{name}"' in sent] == list(shown)
     rules = grammar.text if grammar else ""
     assert [name for name in "fg" if json.dumps(f'"{name}"')[1:-1] in rules] == list(callable_)
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
-async def test_error_before_the_first_output_is_the_status(is_streamed):
-    fleet = chat_fleet()
+async def test_error_before_the_first_output_is_the_status(is_streamed, fleet):
     fleet.put(QueueFull("all engines are busy", retry_after=2.5))
 
-    async with client_of(fleet) as client:
-        answer = await client.post(PATH, json=body(stream=is_streamed))
+    answer = await fleet.post(stream=is_streamed)
 
     assert answer.status_code == 429
     assert answer.headers["retry-after"] == "3"
@@ -490,8 +460,7 @@ async def test_error_before_the_first_output_is_the_status(is_streamed):
     }
 
 
-async def test_error_in_the_middle_of_a_stream_ends_it_without_the_usual_end():
-    fleet = chat_fleet()
+async def test_error_in_the_middle_of_a_stream_ends_it_without_the_usual_end(fleet):
     lost = QueueFull("the engine is gone").status
     fleet.put(ADMITTED, Tokens(token_ids=SHORT), EngineError(lost))
 

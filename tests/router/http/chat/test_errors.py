@@ -5,9 +5,10 @@ import json
 import pytest
 
 from tests.fakes.fake_fleet import FakeFleet
-from tests.router.http.chat.chats import PATH, TOOLS, USER, body, chat_fleet
+from tests.router.http.chat.chats import PATH, TOOLS, USER
 from tests.router.http.serving import MAX_BODY_BYTES, client_of
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 NESTED = '{"a":' * 100 + "1" + "}" * 100
 FUNCTION = {"name": "f", "arguments": "{}"}
 
@@ -151,12 +152,12 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-async def test_wrong_request_is_told_which_field_is_wrong(name):
+async def test_wrong_request_is_told_which_field_is_wrong(name, fleet):
     field, text, fields = WRONG[name]
-    request = {key: value for key, value in body(**fields).items() if value is not ...}
-    fleet = chat_fleet()
-    async with client_of(fleet) as client:
-        answer = await client.post(PATH, content=json.dumps(request))
+    request = {"messages": [USER], **fields}
+    if request["messages"] is ...:
+        del request["messages"]
+    answer = await fleet.send(content=json.dumps(request))
 
     assert answer.status_code == 400, answer.text
     error = answer.json()["error"]
@@ -180,9 +181,8 @@ async def test_wrong_request_is_told_which_field_is_wrong(name):
         (b'{"metadata": ' + b'{"a":' * 5000 + b"1" + b"}" * 5000 + b"}", "recursion limit"),
     ],
 )
-async def test_body_that_is_no_json_object_is_refused(content, text):
-    async with client_of(FakeFleet()) as client:
-        answer = await client.post(PATH, content=content)
+async def test_body_that_is_no_json_object_is_refused(content, text, fleet):
+    answer = await fleet.send(content=content)
 
     assert answer.status_code == 400
     assert text in answer.json()["error"]["message"]
@@ -193,14 +193,13 @@ async def test_body_that_is_no_json_object_is_refused(content, text):
     ("fields", "status", "code"),
     [
         ({"model": "large"}, 404, "model_not_found"),
-        ({"messages": [{**USER, "content": "a" * 11_000}]}, 400, "prompt_too_long"),
+        ({"messages": [{**USER, "content": "a" * 11_000}]}, 400, "context_length_exceeded"),
         ({"metadata": {"a": "a" * MAX_BODY_BYTES}}, 413, "bad_request"),
         ({"n": 9}, 400, "bad_sampling_params"),
     ],
 )
-async def test_errors_have_the_status_and_code_of_openai(fields, status, code):
-    async with client_of(chat_fleet()) as client:
-        answer = await client.post(PATH, json=body(**fields))
+async def test_errors_have_the_status_and_code_of_openai(fields, status, code, fleet):
+    answer = await fleet.post(**fields)
 
     assert answer.status_code == status
     assert answer.json()["error"]["code"] == code
@@ -208,7 +207,9 @@ async def test_errors_have_the_status_and_code_of_openai(fields, status, code):
 
 async def test_parameter_that_no_engine_has_is_named_as_the_client_has_it():
     async with client_of(FakeFleet()) as client:
-        answer = await client.post(PATH, json=body(logprobs=True, top_logprobs=5))
+        answer = await client.post(
+            PATH, json={"messages": [USER], "logprobs": True, "top_logprobs": 5}
+        )
 
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "top_logprobs"

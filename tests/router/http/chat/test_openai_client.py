@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from contextlib import aclosing, asynccontextmanager
 from typing import Literal
 
 import openai
@@ -11,27 +10,23 @@ import pytest
 
 from router.errors import EngineError, NoEngine, QueueFull
 from router.types import Admitted, TokenLogprobs, Tokens
-from tests.fakes.fake_fleet import ENGINE, FakeFleet
-from tests.router.http.chat.chats import CALL, SECOND_CALL, TOOLS, chat_fleet, say, tool_fleet
+from tests.fakes.fake_fleet import ENGINE
+from tests.router.http.chat.chats import CALL, SECOND_CALL, TOOLS, ChatFleet, say
 from tests.router.http.serving import serving
 from tests.router.pipelines import TOKENIZER
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 MESSAGES = [{"role": "developer", "content": "be brief"}, {"role": "user", "content": "go"}]
 ADMITTED = Admitted(engine=ENGINE, num_cached_tokens=16, seed=7)
 
 
-@asynccontextmanager
-async def client_of(fleet, *, max_retries=0, **options):
-    async with (
-        serving(fleet, **options) as port,
-        openai.AsyncOpenAI(
-            base_url=f"http://127.0.0.1:{port}/v1",
-            api_key="none",
-            max_retries=max_retries,
-            timeout=20,
-        ) as client,
-    ):
-        yield client
+def client_of(fleet, max_retries=0):
+    return openai.AsyncOpenAI(
+        base_url=f"http://127.0.0.1:{fleet.port}/v1",
+        api_key="none",
+        max_retries=max_retries,
+        timeout=20,
+    )
 
 
 async def create(client, **fields):
@@ -39,8 +34,7 @@ async def create(client, **fields):
     return await client.chat.completions.create(**fields)
 
 
-async def test_chat():
-    fleet = chat_fleet()
+async def test_chat(fleet):
     say(fleet, "Grüße")
     async with client_of(fleet) as client:
         answer = await create(client, max_completion_tokens=20, seed=1, stop=["\n"], user="me")
@@ -53,8 +47,7 @@ async def test_chat():
     assert answer.system_fingerprint.startswith("fp_")
 
 
-async def test_stream():
-    fleet = chat_fleet()
+async def test_stream(fleet):
     say(fleet, "the quick fox")
     async with client_of(fleet) as client:
         stream = await create(client, stream=True, stream_options={"include_usage": True})
@@ -66,11 +59,10 @@ async def test_stream():
     assert (last.choices, last.usage.prompt_tokens_details.cached_tokens) == ([], 16)
 
 
-async def test_stream_that_the_client_puts_together():
-    fleet = tool_fleet()
-    say(fleet, f"<think>\nhm\n</think>\n\nI call.\n{CALL}{SECOND_CALL}")
+async def test_stream_that_the_client_puts_together(tool_fleet):
+    say(tool_fleet, f"<think>\nhm\n</think>\n\nI call.\n{CALL}{SECOND_CALL}")
     async with (
-        client_of(fleet) as client,
+        client_of(tool_fleet) as client,
         client.chat.completions.stream(model="small", messages=MESSAGES, tools=TOOLS) as stream,
     ):
         answer = await stream.get_final_completion()
@@ -82,11 +74,10 @@ async def test_stream_that_the_client_puts_together():
     assert [json.loads(function.arguments) for function in functions] == [{"x": "é😀"}, {}]
 
 
-async def test_tools_and_their_results():
-    fleet = tool_fleet()
-    say(fleet, f"<think>\nhm\n</think>\n\n{CALL}")
-    say(fleet, "done")
-    async with client_of(fleet) as client:
+async def test_tools_and_their_results(tool_fleet):
+    say(tool_fleet, f"<think>\nhm\n</think>\n\n{CALL}")
+    say(tool_fleet, "done")
+    async with client_of(tool_fleet) as client:
         called = await create(client, tools=TOOLS, tool_choice="auto")
         message = called.choices[0].message
         assert (message.content, message.reasoning, message.reasoning_content) == (None, "hm", "hm")
@@ -103,8 +94,7 @@ class Step(pydantic.BaseModel):
     colour: Literal["red", "blue"]
 
 
-async def test_json_schema():
-    fleet = chat_fleet()
+async def test_json_schema(fleet):
     say(fleet, '{"colour": "red"}')
     async with client_of(fleet) as client:
         answer = await client.chat.completions.parse(
@@ -117,8 +107,7 @@ async def test_json_schema():
     assert json.loads(grammar.text)["properties"]["colour"]["enum"] == ["red", "blue"]
 
 
-async def test_logprobs():
-    fleet = chat_fleet()
+async def test_logprobs(fleet):
     token_ids = TOKENIZER.encode_text("字").tolist()
     for token_id in token_ids:
         scored = TokenLogprobs(logprobs=[-1.5], top_token_ids=[token_id], top_logprobs=[-1.5])
@@ -134,8 +123,7 @@ async def test_logprobs():
     assert [entry.top_logprobs[0].bytes for entry in entries] == [e.bytes for e in entries]
 
 
-async def test_several_choices():
-    fleet = chat_fleet()
+async def test_several_choices(fleet):
     for index, text in enumerate("abc"):
         say(fleet, text, index=index)
     async with client_of(fleet) as client:
@@ -144,8 +132,7 @@ async def test_several_choices():
     assert [choice.message.content for choice in answer.choices] == ["a", "b", "c"]
 
 
-async def test_stop_text():
-    fleet = chat_fleet()
+async def test_stop_text(fleet):
     say(fleet, "one, two")
     async with client_of(fleet) as client:
         answer = await create(client, stop=[", "])
@@ -154,8 +141,7 @@ async def test_stop_text():
     assert answer.choices[0].finish_reason == "stop"
 
 
-async def test_errors_are_exceptions_of_their_own():
-    fleet = chat_fleet()
+async def test_errors_are_exceptions_of_their_own(fleet):
     for error in (QueueFull("full"), NoEngine("none")):
         fleet.put(error)
     async with client_of(fleet) as client:
@@ -173,8 +159,7 @@ async def test_errors_are_exceptions_of_their_own():
     assert none.value.status_code == 503
 
 
-async def test_error_in_the_middle_of_a_stream_is_an_exception():
-    fleet = chat_fleet()
+async def test_error_in_the_middle_of_a_stream_is_an_exception(fleet):
     lost = NoEngine("the engine is gone").status
     fleet.put(ADMITTED, Tokens(token_ids=TOKENIZER.encode_text("a").tolist()), EngineError(lost))
     async with client_of(fleet) as client:
@@ -187,8 +172,11 @@ async def test_error_in_the_middle_of_a_stream_is_an_exception():
 
 @pytest.mark.slow
 async def test_request_that_finds_no_room_is_sent_again_when_it_is_told_to():
-    fleet = chat_fleet()
-    async with client_of(fleet, max_retries=2, max_concurrent_requests=1) as client:
+    fleet = ChatFleet()
+    async with (
+        serving(fleet, max_concurrent_requests=1) as fleet.port,
+        client_of(fleet, max_retries=2) as client,
+    ):
         first = asyncio.ensure_future(create(client))
         await asyncio.wait_for(fleet.is_asked.wait(), 20)
         with pytest.raises(openai.RateLimitError) as full:
@@ -203,25 +191,8 @@ async def test_request_that_finds_no_room_is_sent_again_when_it_is_told_to():
     assert answer.choices[0].message.content == "b"
 
 
-class WatchedFleet(FakeFleet):
-    """Tells when a request has ended."""
-
-    def __init__(self, model):
-        super().__init__(model)
-        self.is_left = asyncio.Event()
-
-    async def generate(self, request):
-        try:
-            async with aclosing(super().generate(request)) as events:
-                async for event in events:
-                    yield event
-        finally:
-            self.is_left.set()
-
-
 @pytest.mark.parametrize("is_streamed", [False, True])
-async def test_client_that_leaves_cancels_its_request(is_streamed):
-    fleet = WatchedFleet(chat_fleet().model)
+async def test_client_that_leaves_cancels_its_request(is_streamed, fleet):
     fleet.put(ADMITTED, Tokens(token_ids=TOKENIZER.encode_text("a").tolist()))
     async with client_of(fleet) as client:
         asked = asyncio.ensure_future(create(client, stream=is_streamed))
