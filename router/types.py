@@ -386,6 +386,8 @@ class Admission:
     num_prompt_tokens: int
     num_cached_tokens: int
     seed: int
+    prompt_token_ids: "array[int]" = field(default_factory=lambda: array("i"))
+    """Typecode "i"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
