@@ -60,6 +60,7 @@ class ChatFields(SamplingFields):
     chat_template_kwargs: JsonObject | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    return_token_ids: bool | None = None
     # Known, and not served
     functions: Any = None
     function_call: Any = None
@@ -120,6 +121,7 @@ class ChatFields(SamplingFields):
             has_usage=options is not None and bool(options.include_usage),
             has_usage_always=options is not None and bool(options.continuous_usage_stats),
             has_logprobs=bool(self.logprobs),
+            has_token_ids=bool(self.return_token_ids),
         )
 
     def _variables(self, texts: JsonTexts) -> JsonObject:

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ Models = Callable[[], list[ModelSnapshot]]
 
 _MAX_FINGERPRINT = 16
 _DONE = b"data: [DONE]\n\n"
+_NO_DETAILS = b'"logprobs":null'
 _NAMES = [
     (re.compile(pattern), name)
     for pattern, name in (
@@ -46,11 +47,13 @@ class AnswerForm:
         has_usage: Whether a stream ends with the token counts.
         has_usage_always: Whether, beside that, each chunk has those so far.
         has_logprobs: Whether the client has asked for logprobs of the answer.
+        has_token_ids: Whether the tokens of prompt and answer are told, as vLLM tells them.
     """
 
     has_usage: bool = False
     has_usage_always: bool = False
     has_logprobs: bool = False
+    has_token_ids: bool = False
 
 
 def chat_error(refusal: Refusal) -> dict[str, Any]:
@@ -100,7 +103,8 @@ class ChatEvents:
         self._head = b""
         self._tail = b',"usage":null}\n\n' if form.has_usage else b"}\n\n"
         self._text_heads: dict[int, bytes] = {}
-        self._text_tail = b'},"logprobs":null,"finish_reason":null}]' + self._tail
+        self._text_tail = b'},%b,"finish_reason":null}]%b' % (_NO_DETAILS, self._tail)
+        self._has_details = form.has_usage_always or form.has_token_ids
 
     def begin(self) -> bytes:
         """Nothing: each choice begins with its own admission."""
@@ -116,7 +120,7 @@ class ChatEvents:
             or delta.logprobs is not None
             or delta.reasoning
             or delta.tool_calls
-            or self._form.has_usage_always
+            or self._has_details
         ):
             return self._chunks(delta)
         return self._text_heads[delta.index] + quoted(delta.text) + self._text_tail
@@ -135,15 +139,13 @@ class ChatEvents:
         index, chunks = delta.index, []
         if delta.admission is not None:
             chunks.append(self._admission(index, delta.admission))
-        fields = self._fields(delta)
-        logprobs = b"null"
-        if delta.logprobs is not None:
-            logprobs = logprobs_object(chat_logprobs(delta.logprobs))
+        fields, details = self._fields(delta), self._details(delta)
+        if details != _NO_DETAILS:
             # Such as a token that is part of a character.
             fields = fields or [b'"content":""']
         for one in fields:
-            chunks.append(self._chunk(index, one, logprobs))
-            logprobs = b"null"
+            chunks.append(self._chunk(index, one, details))
+            details = _NO_DETAILS
         if delta.finish is not None:
             chunks.append(self._chunk(index, b"", reason=_reason(delta.finish)))
         return b"".join(chunks)
@@ -152,8 +154,19 @@ class ChatEvents:
         self._usage.admit(admission)
         if not self._head:
             self._head = b"data: " + _head("chat.completion.chunk", admission, self._models)
+        prompt = b""
+        if self._form.has_token_ids and not self._text_heads:
+            prompt = b'"prompt_token_ids":%b,' % _numbers(admission.prompt_token_ids)
         self._text_heads[index] = self._chunk_head(index) + b'"content":'
-        return self._chunk(index, b'"role":"assistant","content":"","refusal":null')
+        return self._chunk(index, b'"role":"assistant","content":"","refusal":null', prompt=prompt)
+
+    def _details(self, delta: GenerationDelta) -> bytes:
+        details = _NO_DETAILS
+        if delta.logprobs is not None:
+            details = b'"logprobs":' + logprobs_object(chat_logprobs(delta.logprobs))
+        if self._form.has_token_ids and delta.token_ids:
+            details += b',"token_ids":' + _numbers(delta.token_ids)
+        return details
 
     def _fields(self, delta: GenerationDelta) -> list[bytes]:
         fields = []
@@ -168,20 +181,26 @@ class ChatEvents:
         return fields
 
     def _chunk(
-        self, index: int, fields: bytes, logprobs: bytes = b"null", reason: bytes = b"null"
+        self,
+        index: int,
+        fields: bytes,
+        details: bytes = _NO_DETAILS,
+        *,
+        reason: bytes = b"null",
+        prompt: bytes = b"",
     ) -> bytes:
         if self._form.has_usage_always:
             self._tail = b',"usage":%b}\n\n' % self._usage.to_json()
-        return b'%b%b},"logprobs":%b,"finish_reason":%b}]%b' % (
-            self._chunk_head(index),
+        return b'%b%b},%b,"finish_reason":%b}]%b' % (
+            self._chunk_head(index, prompt),
             fields,
-            logprobs,
+            details,
             reason,
             self._tail,
         )
 
-    def _chunk_head(self, index: int) -> bytes:
-        return b'%b"choices":[{"index":%d,"delta":{' % (self._head, index)
+    def _chunk_head(self, index: int, prompt: bytes = b"") -> bytes:
+        return b'%b%b"choices":[{"index":%d,"delta":{' % (self._head, prompt, index)
 
 
 @dataclass(slots=True)
@@ -192,6 +211,7 @@ class _Choice:
     reasoning: list[str] = field(default_factory=list)
     calls: dict[int, list[ToolCallDelta]] = field(default_factory=dict)
     logprobs: list[bytes] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
     reason: bytes = b"null"
 
 
@@ -210,8 +230,7 @@ class WholeAnswer:
         """Adds what is new."""
         choice = self._choices.setdefault(delta.index, _Choice())
         if delta.admission is not None:
-            self._usage.admit(delta.admission)
-            self._head = _head("chat.completion", delta.admission, self._models)
+            self._admit(delta.admission)
         choice.text.append(delta.text)
         if delta.reasoning:
             choice.reasoning.append(delta.reasoning)
@@ -220,6 +239,8 @@ class WholeAnswer:
         if delta.logprobs is not None:
             # At once, since all of them together would hold up others.
             choice.logprobs.append(chat_logprobs(delta.logprobs))
+        if self._form.has_token_ids:
+            choice.token_ids += delta.token_ids
         if delta.prompt_logprobs is not None:
             self._prompt_logprobs.append(delta.prompt_logprobs)
         if delta.finish is not None:
@@ -229,8 +250,8 @@ class WholeAnswer:
     def to_json(self) -> bytes:
         """Returns the complete answer."""
         choices = b",".join(
-            b'{"index":%d,"message":%b,"logprobs":%b,"finish_reason":%b}'
-            % (index, _message(choice), self._logprobs(choice), choice.reason)
+            b'{"index":%d,"message":%b,%b,"finish_reason":%b}'
+            % (index, _message(choice), self._details(choice), choice.reason)
             for index, choice in sorted(self._choices.items())
         )
         scored = b""
@@ -243,10 +264,20 @@ class WholeAnswer:
             scored,
         )
 
-    def _logprobs(self, choice: _Choice) -> bytes:
-        if not self._form.has_logprobs:
-            return b"null"
-        return logprobs_object(b",".join(choice.logprobs))
+    def _admit(self, admission: Admission) -> None:
+        self._usage.admit(admission)
+        if not self._head:
+            self._head = _head("chat.completion", admission, self._models)
+            if self._form.has_token_ids:
+                self._head += b'"prompt_token_ids":%b,' % _numbers(admission.prompt_token_ids)
+
+    def _details(self, choice: _Choice) -> bytes:
+        details = _NO_DETAILS
+        if self._form.has_logprobs:
+            details = b'"logprobs":' + logprobs_object(b",".join(choice.logprobs))
+        if self._form.has_token_ids:
+            details += b',"token_ids":' + _numbers(choice.token_ids)
+        return details
 
 
 def _head(kind: str, admission: Admission, models: Models) -> bytes:
@@ -303,6 +334,10 @@ def _renamed(text: str) -> str:
         if match := pattern.match(text, start):
             return text[:start] + match.expand(name) + text[match.end() :]
     return text
+
+
+def _numbers(numbers: Iterable[int]) -> bytes:
+    return b"[%b]" % ",".join(map(str, numbers)).encode()
 
 
 def _reason(finish: Finish) -> bytes:

@@ -293,6 +293,22 @@ async def test_prompt_logprobs_have_the_form_of_vllm(fleet):
     ]
 
 
+async def test_tokens_are_told_if_they_are_asked_for(fleet):
+    # The last token of two is no text.
+    for _ in range(2):
+        fleet.answer(LONG, SHORT, [1], stop_token_id=1)
+
+    answer = await whole(fleet, return_token_ids=True)
+    first, *others = await stream(fleet, return_token_ids=True)
+
+    prompt = list(fleet.requests[0].prompt_token_ids)
+    assert answer["prompt_token_ids"] == first["prompt_token_ids"] == prompt
+    assert answer["choices"][0]["token_ids"] == [*LONG, *SHORT, 1]
+    assert all("prompt_token_ids" not in chunk for chunk in others)
+    parts = [chunk["choices"][0].get("token_ids", []) for chunk in others]
+    assert parts == [LONG, SHORT, [1], []]
+
+
 async def test_choices_are_told_apart_and_counted_together(fleet):
     for _ in range(2):
         for index, token_ids in enumerate((SHORT, LONG)):

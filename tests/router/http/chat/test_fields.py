@@ -16,6 +16,7 @@ VLLM = {
     "include_stop_str_in_output", "ignore_eos", "bad_words", "allowed_token_ids",
     "prompt_logprobs", "structured_outputs", "priority", "cache_salt", "request_id",
     "chat_template_kwargs", "add_generation_prompt", "continue_final_message",
+    "return_token_ids",
 }  # fmt: skip
 NO_EFFECT = {
     "metadata", "moderation", "prompt_cache_key", "prompt_cache_options",
