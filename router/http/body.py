@@ -2,6 +2,7 @@
 
 import asyncio
 import http
+import json
 from typing import TypeVar
 
 import pydantic
@@ -17,8 +18,6 @@ from router.request.quota import Quota
 _BODY_SECONDS = 60.0
 _MAX_FAULTS = 3
 """Faults of a body that are told."""
-_MAX_SHOWN = 200
-"""Characters of a value, before they are cut and escaped."""
 
 Model = TypeVar("Model", bound=pydantic.BaseModel)
 
@@ -125,12 +124,12 @@ def _path(loc: tuple[int | str, ...], kind: str, content: object) -> str:
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, str):
+        return shown(value) or "empty"
+    if isinstance(value, bool | int | float | None):
+        return shown(json.dumps(value))
     # Making a text of all that was sent may take long.
-    if isinstance(value, bytes | str):
-        value = value[:_MAX_SHOWN]
-    elif isinstance(value, list | dict):
-        return "an object" if isinstance(value, dict) else f"a list of {len(value)}"
-    return shown(str(value))
+    return f"a list of {len(value)}" if isinstance(value, list) else "an object"
 
 
 __all__ = ["ClientDisconnect", "parse_body", "read_body"]
