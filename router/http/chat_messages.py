@@ -181,7 +181,7 @@ def _reasoning(field: str, message: Message) -> str:
 def bad(field: str, value: str, rule: str) -> InvalidRequest:
     """Returns the error for a field of a chat that cannot be served."""
     return InvalidRequest(
-        f"{field} is {shown(value)}; it must be {rule}",
+        f"{field} is {shown(value) or 'empty'}; it must be {rule}",
         {"field": field, "value": shown(value), "bounds": rule},
         reason=Reason.BAD_CHAT,
     )

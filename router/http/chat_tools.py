@@ -1,6 +1,8 @@
 """The tools of a chat completion, and which of them the model may or must call."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
+
+import pydantic
 
 from router.http.chat_messages import JsonTexts, bad
 from router.http.sampling import Fields, JsonObject
@@ -55,7 +57,11 @@ class ChoiceFields(Fields):
     custom: Any = None
 
 
-ToolChoiceField = Literal["none", "auto", "required"] | ChoiceFields
+ToolChoiceField = Annotated[
+    Annotated[Literal["none", "auto", "required"], pydantic.Tag("word")]
+    | Annotated[ChoiceFields, pydantic.Tag("object")],
+    pydantic.Discriminator(lambda value: "object" if isinstance(value, dict) else "word"),
+]
 
 
 class Choice(NamedTuple):
