@@ -70,8 +70,12 @@ class Message(Fields):
     function_call: CalledFunction | None = None
     refusal: str | None = None
     audio: Any = None
-    # Known, and of no effect here
+    # Known, and of no effect here; lm-eval sends a type
     annotations: list[Any] | None = None
+    type: Literal["text"] | None = None
+
+
+_PLAIN = {"role", "content"}
 
 
 class JsonTexts:
@@ -117,6 +121,8 @@ def to_message(index: int, message: Message, texts: JsonTexts) -> ChatMessage:
     Raises:
         InvalidRequest: Something in it cannot be served, which the error names.
     """
+    if message.model_fields_set == _PLAIN and isinstance(message.content, str):
+        return ChatMessage(role=_role(message), content=message.content)
     field = f"messages[{index}]"
     for name in ("refusal", "audio"):
         if value := getattr(message, name):
@@ -130,7 +136,7 @@ def to_message(index: int, message: Message, texts: JsonTexts) -> ChatMessage:
         arguments = texts.read(f"{field}.function_call.arguments", called.arguments)
         calls.append(ToolCall(call_id="", name=called.name, arguments=arguments))
     return ChatMessage(
-        role="tool" if message.role == "function" else message.role,
+        role=_role(message),
         content=content,
         parts=parts,
         tool_calls=tuple(calls),
@@ -138,6 +144,10 @@ def to_message(index: int, message: Message, texts: JsonTexts) -> ChatMessage:
         name=message.name or "",
         reasoning=_reasoning(field, message),
     )
+
+
+def _role(message: Message) -> str:
+    return "tool" if message.role == "function" else message.role
 
 
 def _content(field: str, message: Message) -> tuple[str, tuple[str, ...]]:

@@ -81,3 +81,15 @@ def prompt_of(fleet, number=0):
     """Returns the text that an engine got."""
     token_ids = fleet.requests[number].prompt_token_ids
     return TOKENIZER.decode(token_ids, skip_special_tokens=False)
+
+
+async def ask(fleet, **fields):
+    """Returns the answer to a request that must have one."""
+    answer = await fleet.post(**fields)
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
+async def whole(fleet, **fields):
+    """Returns a whole answer."""
+    return (await ask(fleet, **fields)).json()

@@ -49,7 +49,8 @@ def test_fields_of_a_request_are_those_of_the_clients():
                 chat.ChatCompletionToolMessageParam,
                 chat.ChatCompletionUserMessageParam,
             ],
-            {"reasoning", "reasoning_content"} | chat.ChatCompletionMessage.model_fields.keys(),
+            {"reasoning", "reasoning_content", "type"}
+            | chat.ChatCompletionMessage.model_fields.keys(),
         ),
         (
             chat_messages.ContentPart,
