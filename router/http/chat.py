@@ -11,7 +11,7 @@ from protos.wire.sampling_params import SamplingParams
 from router.errors import InvalidRequest
 from router.http.answers import EventStream, read_answer
 from router.http.body import parse_body, read_body
-from router.http.chat_answer import AnswerForm, ChatEvents, WholeAnswer
+from router.http.chat_answer import ChatEvents, Extras, WholeAnswer
 from router.http.chat_messages import JsonTexts, Message, bad, to_message
 from router.http.chat_tools import ToolChoiceField, ToolFields, to_choice, to_tools
 from router.http.models import Endpoint
@@ -114,10 +114,10 @@ class ChatFields(SamplingFields):
             max_tokens=self._max_tokens(), logprobs=num_top if self.logprobs else None
         )
 
-    def answer_form(self) -> AnswerForm:
-        """Returns what the answer has beside its text."""
+    def extras(self) -> Extras:
+        """Returns what the client wants of the answer beside its text."""
         options = self.stream_options
-        return AnswerForm(
+        return Extras(
             has_usage=options is not None and bool(options.include_usage),
             has_usage_always=options is not None and bool(options.continuous_usage_stats),
             has_logprobs=bool(self.logprobs),
@@ -178,10 +178,10 @@ def chat_endpoints(service: Service) -> dict[str, Endpoint]:
         fields = parse_body(ChatFields, body)
         params = fields.chat_params()
         deltas = pipeline.generate(fields.generation(request, fields.prompt(), params, len(body)))
-        form = fields.answer_form()
+        extras = fields.extras()
         if fields.stream:
-            return EventStream(service, deltas, ChatEvents(form, service.models))
-        answer = WholeAnswer(form, service.models)
+            return EventStream(service, deltas, ChatEvents(extras, service.models))
+        answer = WholeAnswer(extras, service.models)
         await read_answer(request, deltas, answer.read)
         return Response(answer.to_json(), media_type="application/json")
 

@@ -40,8 +40,8 @@ _NAMES = [
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AnswerForm:
-    """What an answer has beside its text.
+class Extras:
+    """What a client wants of an answer beside its text.
 
     Attributes:
         has_usage: Whether a stream ends with the token counts.
@@ -95,16 +95,16 @@ class _Usage:
 class ChatEvents:
     """Writes an answer as events, each with a chunk of one choice."""
 
-    def __init__(self, form: AnswerForm, models: Models) -> None:
+    def __init__(self, extras: Extras, models: Models) -> None:
         self.error_form: ErrorForm = chat_error
-        self._form = form
+        self._extras = extras
         self._models = models
         self._usage = _Usage()
         self._head = b""
-        self._tail = b',"usage":null}\n\n' if form.has_usage else b"}\n\n"
+        self._tail = b',"usage":null}\n\n' if extras.has_usage else b"}\n\n"
         self._text_heads: dict[int, bytes] = {}
         self._text_tail = b'},%b,"finish_reason":null}]%b' % (_NO_DETAILS, self._tail)
-        self._has_details = form.has_usage_always or form.has_token_ids
+        self._has_details = extras.has_usage_always or extras.has_token_ids
 
     def begin(self) -> bytes:
         """Nothing: each choice begins with its own admission."""
@@ -127,7 +127,7 @@ class ChatEvents:
 
     def end(self) -> bytes:
         """Returns the counts, if they are asked for, and the end of the stream."""
-        if not self._form.has_usage:
+        if not self._extras.has_usage:
             return _DONE
         return b'%b"choices":[],"usage":%b}\n\n%b' % (self._head, self._usage.to_json(), _DONE)
 
@@ -155,7 +155,7 @@ class ChatEvents:
         if not self._head:
             self._head = b"data: " + _head("chat.completion.chunk", admission, self._models)
         prompt = b""
-        if self._form.has_token_ids and not self._text_heads:
+        if self._extras.has_token_ids and not self._text_heads:
             prompt = b'"prompt_token_ids":%b,' % _numbers(admission.prompt_token_ids)
         self._text_heads[index] = self._chunk_head(index) + b'"content":'
         return self._chunk(index, b'"role":"assistant","content":"","refusal":null', prompt=prompt)
@@ -164,7 +164,7 @@ class ChatEvents:
         details = _NO_DETAILS
         if delta.logprobs is not None:
             details = b'"logprobs":' + logprobs_object(chat_logprobs(delta.logprobs))
-        if self._form.has_token_ids and delta.token_ids:
+        if self._extras.has_token_ids and delta.token_ids:
             details += b',"token_ids":' + _numbers(delta.token_ids)
         return details
 
@@ -189,7 +189,7 @@ class ChatEvents:
         reason: bytes = b"null",
         prompt: bytes = b"",
     ) -> bytes:
-        if self._form.has_usage_always:
+        if self._extras.has_usage_always:
             self._tail = b',"usage":%b}\n\n' % self._usage.to_json()
         return b'%b%b},%b,"finish_reason":%b}]%b' % (
             self._chunk_head(index, prompt),
@@ -218,8 +218,8 @@ class _Choice:
 class WholeAnswer:
     """Collects an answer."""
 
-    def __init__(self, form: AnswerForm, models: Models) -> None:
-        self._form = form
+    def __init__(self, extras: Extras, models: Models) -> None:
+        self._extras = extras
         self._models = models
         self._usage = _Usage()
         self._head = b""
@@ -239,7 +239,7 @@ class WholeAnswer:
         if delta.logprobs is not None:
             # At once, since all of them together would hold up others.
             choice.logprobs.append(chat_logprobs(delta.logprobs))
-        if self._form.has_token_ids:
+        if self._extras.has_token_ids:
             choice.token_ids += delta.token_ids
         if delta.prompt_logprobs is not None:
             self._prompt_logprobs.append(delta.prompt_logprobs)
@@ -268,14 +268,14 @@ class WholeAnswer:
         self._usage.admit(admission)
         if not self._head:
             self._head = _head("chat.completion", admission, self._models)
-            if self._form.has_token_ids:
+            if self._extras.has_token_ids:
                 self._head += b'"prompt_token_ids":%b,' % _numbers(admission.prompt_token_ids)
 
     def _details(self, choice: _Choice) -> bytes:
         details = _NO_DETAILS
-        if self._form.has_logprobs:
+        if self._extras.has_logprobs:
             details = b'"logprobs":' + logprobs_object(b",".join(choice.logprobs))
-        if self._form.has_token_ids:
+        if self._extras.has_token_ids:
             details += b',"token_ids":' + _numbers(choice.token_ids)
         return details
 

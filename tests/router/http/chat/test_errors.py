@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from router.errors import InvalidRequest
 from tests.fakes.fake_fleet import FakeFleet
 from tests.router.http.chat.chats import PATH, TOOLS, USER
 from tests.router.http.serving import MAX_BODY_BYTES, client_of
@@ -214,6 +215,19 @@ async def test_parameter_that_no_engine_has_is_named_as_the_client_has_it():
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "top_logprobs"
     assert answer.json()["error"]["message"].startswith("top_logprobs is 5")
+
+
+async def test_grammar_that_an_engine_refuses_is_named_by_its_fields(fleet):
+    text = "grammar.json_schema cannot be used: Invalid type: nonsense"
+    fleet.put(InvalidRequest(f"sampling_params.{text}", {"field": "grammar.json_schema"}))
+
+    schema = {"name": "a", "schema": {"type": "nonsense"}}
+    answer = await fleet.post(response_format={"type": "json_schema", "json_schema": schema})
+
+    names = "response_format or structured_outputs"
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == names
+    assert answer.json()["error"]["message"] == f"{names} cannot be used: Invalid type: nonsense"
 
 
 async def test_nothing_but_post_is_a_method():
