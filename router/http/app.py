@@ -9,6 +9,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from router.http.chat import chat_endpoints
+from router.http.chat_answer import chat_error
 from router.http.completions import completion_endpoints
 from router.http.errors import ErrorForm, HttpError, error_response, log_error, openai_error
 from router.http.models import Endpoint, model_endpoints
@@ -23,6 +25,7 @@ _APIS: list[tuple[str, Callable[[Service], dict[str, Endpoint]], ErrorForm]] = [
     ("GET", model_endpoints, openai_error),
     ("POST", completion_endpoints, openai_error),
     ("POST", token_endpoints, openai_error),
+    ("POST", chat_endpoints, chat_error),
 ]
 """Their method, what makes their endpoints by path, and the form of their errors."""
 
@@ -42,7 +45,10 @@ def make_app(service: Service) -> Starlette:
             text = f"{request.method} is not a method of {request.url.path:.200}; use {methods}"
         else:
             text = f"{request.url.path:.200} is no path of this server"
-        return error_response(HttpError(http.HTTPStatus(error.status_code), text), openai_error)
+        refused = HttpError(http.HTTPStatus(error.status_code), text)
+        response = error_response(refused, openai_error)
+        response.headers.update(error.headers or {})
+        return response
 
     return Starlette(routes=routes, exception_handlers={HTTPException: not_found})
 
