@@ -24,7 +24,7 @@ _CLIENT_LEFT = 499
 _APIS: list[tuple[str, Callable[[Service], dict[str, Endpoint]], ErrorForm]] = [
     ("GET", model_endpoints, openai_error),
     ("POST", completion_endpoints, openai_error),
-    ("POST", token_endpoints, openai_error),
+    ("POST", token_endpoints, chat_error),
     ("POST", chat_endpoints, chat_error),
 ]
 """Their method, what makes their endpoints by path, and the form of their errors."""

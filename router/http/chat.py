@@ -5,17 +5,17 @@ from typing import Any, Literal
 from starlette.requests import Request
 from starlette.responses import Response
 
-from protos.wire.limits import MAX_LOGPROBS, MAX_TEMPLATE_KWARGS_BYTES
+from protos.wire.limits import MAX_LOGPROBS
 from protos.wire.reason import Reason
 from protos.wire.sampling_params import SamplingParams
 from router.errors import InvalidRequest
 from router.http.answers import EventStream, read_answer
 from router.http.body import parse_body, read_body
 from router.http.chat_answer import ChatEvents, Extras, WholeAnswer
-from router.http.chat_messages import JsonTexts, Message, bad, to_message
+from router.http.chat_messages import JsonTexts, Message, template_variables, to_message
 from router.http.chat_tools import ToolChoiceField, ToolFields, to_choice, to_tools
 from router.http.models import Endpoint
-from router.http.sampling import Fields, Int32, JsonObject, SamplingFields
+from router.http.sampling import Int32, JsonObject, SamplingFields, StreamOptions
 from router.http.service import Service
 from router.types import ChatPrompt
 
@@ -28,16 +28,6 @@ _REFUSED = {
     "moderation": "this server does not moderate",
 }
 """Fields that are known and not served, and what to do about them."""
-
-
-class StreamOptions(Fields):
-    """What a stream has beside the answer."""
-
-    include_usage: bool | None = None
-    # vLLM's
-    continuous_usage_stats: bool | None = None
-    # Of no effect here
-    include_obfuscation: bool | None = None
 
 
 class ChatFields(SamplingFields):
@@ -126,19 +116,13 @@ class ChatFields(SamplingFields):
 
     def _variables(self, texts: JsonTexts) -> JsonObject:
         """Returns the variables of the template, with those that an effort of reasoning sets."""
-        field, variables = "chat_template_kwargs", self.chat_template_kwargs
-        if variables:
-            before = texts.num_bytes
-            variables = texts.check(field, variables)
-            if (num_bytes := texts.num_bytes - before) > MAX_TEMPLATE_KWARGS_BYTES:
-                bounds = f"0 to {MAX_TEMPLATE_KWARGS_BYTES} bytes"
-                raise bad(field, f"{num_bytes} bytes of JSON", bounds)
+        variables = template_variables(self.chat_template_kwargs or {}, texts)
         if self.reasoning_effort is None:
-            return variables or {}
+            return variables
         effort: JsonObject = {"reasoning_effort": self.reasoning_effort}
         if self.reasoning_effort == "none":
             effort["enable_thinking"] = False
-        return {**effort, **(variables or {})}
+        return {**effort, **variables}
 
     def _max_tokens(self) -> int | None:
         most, same = self.max_completion_tokens, self.max_tokens

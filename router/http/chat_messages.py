@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from protos.wire.limits import MAX_CHAT_JSON_BYTES
+from protos.wire.limits import MAX_CHAT_JSON_BYTES, MAX_TEMPLATE_KWARGS_BYTES
 from protos.wire.printable import shown
 from protos.wire.reason import Reason
 from router.errors import InvalidRequest
@@ -111,6 +111,22 @@ class JsonTexts:
             InvalidRequest: As `read`.
         """
         return self.read(field, json.dumps(value, ensure_ascii=False))
+
+
+def template_variables(variables: JsonObject, texts: JsonTexts) -> JsonObject:
+    """Returns more variables for the chat template, as they came in the body.
+
+    Raises:
+        InvalidRequest: They are too deep or too long.
+    """
+    field = "chat_template_kwargs"
+    if not variables:
+        return {}
+    before = texts.num_bytes
+    variables = texts.check(field, variables)
+    if (num_bytes := texts.num_bytes - before) > MAX_TEMPLATE_KWARGS_BYTES:
+        raise bad(field, f"{num_bytes} bytes of JSON", f"0 to {MAX_TEMPLATE_KWARGS_BYTES} bytes")
+    return variables
 
 
 def to_message(index: int, message: Message, texts: JsonTexts) -> ChatMessage:

@@ -28,7 +28,7 @@ from router.http.completion_answer import (
 from router.http.leaving import until_client_leaves
 from router.http.models import Endpoint
 from router.http.prompts import PROMPTS_SCHEMA, read_prompts
-from router.http.sampling import Fields, Int32, SamplingFields
+from router.http.sampling import Int32, SamplingFields, StreamOptions
 from router.http.service import Service
 from router.request.pipeline import Pipeline
 from router.request.samples import merged
@@ -47,16 +47,6 @@ _SERVED = (
 """Fields that have one value only, and why."""
 
 Count = Annotated[int, pydantic.Field(ge=0, lt=2**31)]
-
-
-class StreamOptions(Fields):
-    """What a stream has beside the text."""
-
-    include_usage: bool | None = None
-    # vLLM's
-    continuous_usage_stats: bool | None = None
-    # Known, and of no effect here
-    include_obfuscation: bool | None = None
 
 
 class CompletionFields(SamplingFields):

@@ -64,6 +64,16 @@ class StructuredOutputs(Fields):
     json_object: bool | None = None
 
 
+class StreamOptions(Fields):
+    """What a stream has beside the answer."""
+
+    include_usage: bool | None = None
+    # vLLM's
+    continuous_usage_stats: bool | None = None
+    # Of no effect here
+    include_obfuscation: bool | None = None
+
+
 class SamplingFields(Fields):
     """How tokens are chosen and when a request ends.
 

@@ -1,60 +1,21 @@
 """POST /tokenize and /detokenize, in the form of vLLM's API."""
 
-import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import pydantic
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from protos.wire.limits import MAX_CHAT_JSON_BYTES
 from protos.wire.reason import Reason
 from router.errors import InvalidRequest
 from router.http.body import parse_body, read_body
+from router.http.chat_messages import JsonTexts, Message, template_variables, to_message
+from router.http.chat_tools import ToolFields, to_tools
 from router.http.models import Endpoint, find_model
 from router.http.prompts import TOKENS_SCHEMA, read_token_ids
 from router.http.sampling import Fields, JsonObject
 from router.http.service import Service
-from router.request.json_object import read_object
-from router.types import ChatMessage, ChatPrompt, TextPrompt, Tool
-
-
-class TextPart(Fields):
-    """A part of a message."""
-
-    type: Literal["text"]
-    text: str
-
-
-class Message(Fields):
-    """A message of a conversation."""
-
-    role: str
-    content: str | list[TextPart]
-
-    def message(self) -> ChatMessage:
-        """Returns the message, not yet checked."""
-        if isinstance(self.content, str):
-            return ChatMessage(role=self.role, content=self.content)
-        parts = tuple(part.text for part in self.content)
-        return ChatMessage(role=self.role, content="", parts=parts)
-
-
-class Function(Fields):
-    """A function that a model may call."""
-
-    name: str
-    description: str | None = None
-    parameters: JsonObject | None = None
-    # Known, and of no effect here
-    strict: bool | None = None
-
-
-class FunctionTool(Fields):
-    """A tool, which is a function."""
-
-    type: Literal["function"]
-    function: Function
+from router.types import ChatPrompt, TextPrompt
 
 
 class TokenizeFields(Fields):
@@ -65,7 +26,7 @@ class TokenizeFields(Fields):
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
     messages: list[Message] | None = None
-    tools: list[FunctionTool] | None = None
+    tools: list[ToolFields] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: JsonObject | None = None
@@ -94,31 +55,15 @@ class TokenizeFields(Fields):
         return self._chat()
 
     def _chat(self) -> ChatPrompt:
-        variables, num_bytes = _checked("chat_template_kwargs", self.chat_template_kwargs or {})
-        tools = []
-        for index, tool in enumerate(self.tools or ()):
-            parameters = tool.function.parameters
-            if parameters is not None:
-                field = f"tools[{index}].function.parameters"
-                parameters, size = _checked(field, parameters)
-                num_bytes += size
-            tools.append(
-                Tool(
-                    name=tool.function.name,
-                    description=tool.function.description or "",
-                    parameters=parameters,
-                )
-            )
-        if num_bytes > MAX_CHAT_JSON_BYTES:
-            rule = f"at most {MAX_CHAT_JSON_BYTES} bytes of JSON, with chat_template_kwargs"
-            raise _wrong("tools", f"{num_bytes} bytes of JSON", rule)
+        texts = JsonTexts()
+        messages = enumerate(self.messages or ())
         return ChatPrompt(
-            messages=tuple(message.message() for message in self.messages or ()),
-            tools=tuple(tools),
-            template_kwargs=variables,
+            messages=tuple(to_message(index, message, texts) for index, message in messages),
+            tools=to_tools(self.tools or [], texts),
+            template_kwargs=template_variables(self.chat_template_kwargs or {}, texts),
             add_generation_prompt=self.add_generation_prompt,
             continue_final_message=bool(self.continue_final_message),
-            num_json_bytes=num_bytes,
+            num_json_bytes=texts.num_bytes,
         )
 
 
@@ -165,12 +110,6 @@ def token_endpoints(service: Service) -> dict[str, Endpoint]:
         return JSONResponse({"prompt": text})
 
     return {"/tokenize": tokenize, "/detokenize": detokenize}
-
-
-def _checked(field: str, value: JsonObject) -> tuple[JsonObject, int]:
-    """Returns an object of JSON that is not too deep, and its bytes as text."""
-    text = json.dumps(value, ensure_ascii=False)
-    return read_object(field, text), len(text.encode())
 
 
 def _wrong(field: str, value: str, rule: str) -> InvalidRequest:

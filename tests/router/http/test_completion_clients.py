@@ -9,7 +9,8 @@ from openai.types import completion_create_params
 from openai.types.chat.chat_completion_stream_options_param import ChatCompletionStreamOptionsParam
 
 from router.errors import NoEngine
-from router.http.completions import CompletionFields, StreamOptions
+from router.http.completions import CompletionFields
+from router.http.sampling import StreamOptions
 from router.types import Admitted, Tokens
 from tests.fakes.fake_fleet import ENGINE
 from tests.router.http.completing_fleet import CompletingFleet, prompt_logprobs
