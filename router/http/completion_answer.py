@@ -1,8 +1,7 @@
 """Writes the answers to completions, at once or in parts, in the form of OpenAI's API."""
 
-from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from router.http.answers import event, quoted
 from router.http.completion_logprobs import LogprobLists, prompt_entries
@@ -16,19 +15,6 @@ Json = dict[str, bytes]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Opening:
-    """What a client wants to see of one prompt.
-
-    Attributes:
-        text: Its text, if it is echoed.
-        token_ids: Its tokens, if they or their logprobs are shown.
-    """
-
-    text: str = ""
-    token_ids: "array[int]" = field(default_factory=lambda: array("I"))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionForm:
     """What a client has asked of the form of its answer.
 
@@ -38,8 +24,8 @@ class CompletionForm:
         model: The model's name.
         fingerprint: The model's fingerprint, or empty.
         n: Choices of each prompt.
-        openings: Of each prompt.
-        echoes: Whether choices begin with the prompt.
+        texts: What the choices of each prompt begin with, which is empty unless they echo it.
+        echoes: Whether they do.
         num_logprobs: The likeliest tokens shown at each position; None shows no logprobs.
         num_prompt_logprobs: The same of the prompt, in vLLM's form.
         shows_token_ids: Whether choices have the IDs of their tokens, as vLLM's.
@@ -54,7 +40,7 @@ class CompletionForm:
     model: str
     fingerprint: str
     n: int
-    openings: Sequence[Opening]
+    texts: Sequence[str]
     echoes: bool = False
     num_logprobs: int | None = None
     num_prompt_logprobs: int | None = None
@@ -138,15 +124,18 @@ class Prompt:
     """What comes of one prompt before its choices.
 
     Attributes:
+        text: The text to echo, or empty.
+        token_ids: The tokens, which are there from the first delta on.
         lists: The logprobs to echo, or None.
         entries: The logprobs in vLLM's form as JSON, or None.
         held: Deltas that wait until all of the prompt is there.
         is_open: Whether it has been sent.
     """
 
-    def __init__(self, form: CompletionForm, opening: Opening) -> None:
+    def __init__(self, form: CompletionForm, text: str) -> None:
         self._form = form
-        self._opening = opening
+        self.text = text
+        self.token_ids: Sequence[int] = ()
         self.lists = form.lists() if form.echoes and form.num_logprobs is not None else None
         self.entries = None if form.num_prompt_logprobs is None else [b"null"]
         self.held: list[GenerationDelta] = []
@@ -155,12 +144,13 @@ class Prompt:
     @property
     def is_complete(self) -> bool:
         """Whether all that is to be sent of the prompt is there."""
-        return self.lists is None or len(self.lists) == len(self._opening.token_ids)
+        return self.lists is None or len(self.lists) == len(self.token_ids)
 
     def read(self, delta: GenerationDelta) -> None:
         """Takes what is new of the prompt."""
-        text, token_ids = self._opening.text, self._opening.token_ids
-        scored = delta.prompt_logprobs
+        if delta.admission is not None:
+            self.token_ids = delta.admission.prompt_token_ids
+        text, token_ids, scored = self.text, self.token_ids, delta.prompt_logprobs
         if self.lists is not None and not self.lists and (scored or len(token_ids) == 1):
             first = (text, text.encode()) if scored is None else scored.texts[token_ids[0]]
             self.lists.add_first(token_ids[0], *first, text)
@@ -174,12 +164,12 @@ class Prompt:
     def choice(self) -> Json:
         """Returns the part of a stream that a choice begins with."""
         choice = {
-            "text": quoted(self._opening.text),
+            "text": quoted(self.text),
             "logprobs": b"null" if self.lists is None else self.lists.to_json(),
             "finish_reason": b"null",
         }
         if self._form.shows_token_ids:
-            choice["prompt_token_ids"] = _numbers(self._opening.token_ids)
+            choice["prompt_token_ids"] = _numbers(self.token_ids)
             choice["token_ids"] = b"[]"
         return choice
 
@@ -189,9 +179,9 @@ class CompletionAnswer:
 
     def __init__(self, form: CompletionForm) -> None:
         self._form = form
-        self._usage = Usage(form.n, len(form.openings))
-        self._prompts = [Prompt(form, opening) for opening in form.openings]
-        self._choices = [_Choice(form, opening) for opening in form.openings for _ in range(form.n)]
+        self._usage = Usage(form.n, len(form.texts))
+        self._prompts = [Prompt(form, text) for text in form.texts]
+        self._choices = [_Choice(form, text) for text in form.texts for _ in range(form.n)]
 
     def read(self, delta: GenerationDelta) -> None:
         """Takes what is new."""
@@ -216,11 +206,10 @@ class CompletionAnswer:
 class _Choice:
     """One continuation of an answer that is sent at once."""
 
-    def __init__(self, form: CompletionForm, opening: Opening) -> None:
+    def __init__(self, form: CompletionForm, text: str) -> None:
         self._form = form
-        self._opening = opening
-        self._texts = [opening.text]
-        self._num_characters = len(opening.text)
+        self._texts = [text]
+        self._num_characters = len(text)
         self._token_ids: list[int] = []
         self._lists = None if form.num_logprobs is None else form.lists()
         self._finish: Finish | None = None
@@ -243,7 +232,7 @@ class _Choice:
             **self._form.end(self._finish),
         }
         if self._form.shows_token_ids:
-            content["prompt_token_ids"] = _numbers(self._opening.token_ids)
+            content["prompt_token_ids"] = _numbers(prompt.token_ids)
             content["token_ids"] = _numbers(self._token_ids)
         if prompt.entries is not None:
             content["prompt_logprobs"] = b"[%b]" % b",".join(prompt.entries)
@@ -257,17 +246,15 @@ class CompletionStream:
 
     def __init__(self, form: CompletionForm) -> None:
         self._form = form
-        self._usage = Usage(form.n, len(form.openings))
+        self._usage = Usage(form.n, len(form.texts))
         self._head = b'data: %b"choices":[' % form.head
         self._is_plain = (
             form.num_logprobs is None and not form.shows_token_ids and not form.has_usage_always
         )
         self._tail = b'],"usage":null}\n\n' if form.has_usage else b"]}\n\n"
         self._opens = form.echoes or form.shows_token_ids
-        self._prompts = [Prompt(form, opening) for opening in form.openings]
-        self._num_characters = [
-            len(opening.text) for opening in form.openings for _ in range(form.n)
-        ]
+        self._prompts = [Prompt(form, text) for text in form.texts]
+        self._num_characters = [len(text) for text in form.texts for _ in range(form.n)]
 
     def begin(self) -> bytes:
         """Returns nothing: the first part is like the others."""

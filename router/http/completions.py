@@ -2,7 +2,6 @@
 
 import time
 import uuid
-from array import array
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -23,7 +22,6 @@ from router.http.completion_answer import (
     CompletionAnswer,
     CompletionForm,
     CompletionStream,
-    Opening,
 )
 from router.http.leaving import until_client_leaves
 from router.http.models import Endpoint
@@ -37,8 +35,8 @@ from router.types import GenerationDelta, GenerationRequest, TextPrompt, TokenPr
 _DEFAULT_MAX_TOKENS = 16
 """OpenAI's, and vLLM's."""
 _MAX_FINGERPRINT = 16
-_MAX_OPENINGS = 1 << 18
-"""Characters and tokens of prompts that are sent with several choices of each."""
+_MAX_REPEATED = 1 << 18
+"""Characters or tokens of prompts that are sent with several choices of each."""
 _SERVED = (
     ("suffix", "", "empty: a text between two others is not generated here"),
     ("skip_special_tokens", True, "true: special tokens have no text here"),
@@ -107,8 +105,8 @@ class CompletionFields(SamplingFields):
         most = max(self.logprobs or 0, self.prompt_logprobs or 0)
         return replace(params, prompt_logprobs=most)
 
-    def form(self, service: Service, openings: Sequence[Opening]) -> CompletionForm:
-        """Returns the form of the answer."""
+    def form(self, service: Service, texts: Sequence[str]) -> CompletionForm:
+        """Returns the form of the answer, whose choices begin with a text for each prompt."""
         infos = [model.info for model in service.models() if self.model in ("", model.info.name)]
         options = self.stream_options
         return CompletionForm(
@@ -117,7 +115,7 @@ class CompletionFields(SamplingFields):
             model=infos[0].name if infos else self.model,
             fingerprint=infos[0].fingerprint[:_MAX_FINGERPRINT] if infos else "",
             n=self.num_choices,
-            openings=openings,
+            texts=texts,
             echoes=bool(self.echo),
             num_logprobs=self.logprobs,
             num_prompt_logprobs=self.prompt_logprobs,
@@ -141,12 +139,13 @@ def completion_endpoints(service: Service) -> dict[str, Endpoint]:
             fields.prompt, add_special_tokens=fields.add_special_tokens is not False
         )
         _check_number(len(prompts), fields.num_choices, pipeline.max_requests)
-        openings = [Opening()] * len(prompts)
+        texts = [""] * len(prompts)
         if fields.echo or fields.return_token_ids:
+            _check_repetition(prompts, fields.num_choices)
+        if fields.echo:
             async with until_client_leaves(request.receive):
-                prompts, openings = await _opened(pipeline, fields, prompts, len(body))
-            _check_openings(openings, fields.num_choices)
-        form = fields.form(service, openings)
+                texts = [await _echo(pipeline, fields.model, one, len(body)) for one in prompts]
+        form = fields.form(service, texts)
         first = fields.generation(
             request, prompts[0], fields.completion_params(), len(body) // len(prompts)
         )
@@ -161,40 +160,19 @@ def completion_endpoints(service: Service) -> dict[str, Endpoint]:
     return {"/v1/completions": complete}
 
 
-async def _opened(
-    pipeline: Pipeline,
-    fields: CompletionFields,
-    prompts: Sequence[TextPrompt | TokenPrompt],
-    num_bytes: int,
-) -> tuple[list[TextPrompt | TokenPrompt], list[Opening]]:
-    """Returns the prompts, as token IDs if these are shown, and what is shown of each."""
-    needs_tokens = fields.return_token_ids or fields.logprobs is not None
-    opened: list[TextPrompt | TokenPrompt] = []
-    openings = []
-    for prompt in prompts:
-        text = ""
-        if isinstance(prompt, TextPrompt):
-            text = prompt.text
-            if needs_tokens:
-                found = await pipeline.tokenize(fields.model, prompt, num_bytes=num_bytes)
-                token_ids = array("I", found.tobytes())
-                prompt = TokenPrompt(token_ids=token_ids, field=prompt.field)
-        elif fields.echo:
-            text = await pipeline.detokenize(
-                fields.model,
-                prompt.token_ids,
-                skip_special_tokens=False,
-                field=prompt.field,
-                num_bytes=num_bytes,
-            )
-        opened.append(prompt)
-        openings.append(
-            Opening(
-                text=text if fields.echo else "",
-                token_ids=prompt.token_ids if isinstance(prompt, TokenPrompt) else array("I"),
-            )
-        )
-    return opened, openings
+async def _echo(
+    pipeline: Pipeline, model: str, prompt: TextPrompt | TokenPrompt, num_bytes: int
+) -> str:
+    """Returns the text of a prompt."""
+    if isinstance(prompt, TextPrompt):
+        return prompt.text
+    return await pipeline.detokenize(
+        model,
+        prompt.token_ids,
+        skip_special_tokens=False,
+        field=prompt.field,
+        num_bytes=num_bytes,
+    )
 
 
 def _deltas(pipeline: Pipeline, requests: Sequence[GenerationRequest]) -> Deltas:
@@ -226,12 +204,16 @@ def _check_number(num_prompts: int, n: int, max_requests: int) -> None:
         )
 
 
-def _check_openings(openings: Sequence[Opening], n: int) -> None:
+def _check_repetition(prompts: Sequence[TextPrompt | TokenPrompt], n: int) -> None:
     """Refuses to send much of a prompt again and again, which takes no work of an engine."""
-    size = n * sum(len(opening.text) + len(opening.token_ids) for opening in openings)
-    if n > 1 and size > _MAX_OPENINGS:
-        rule = f"at most {_MAX_OPENINGS}; leave out echo and return_token_ids, or n"
-        raise _wrong("n", f"{n}, with which {size} characters and tokens of prompts are sent", rule)
+    sizes = [
+        len(prompt.text) if isinstance(prompt, TextPrompt) else len(prompt.token_ids)
+        for prompt in prompts
+    ]
+    size = n * sum(sizes)
+    if n > 1 and size > _MAX_REPEATED:
+        rule = f"at most {_MAX_REPEATED}; leave out echo and return_token_ids, or n"
+        raise _wrong("n", f"{n}, with which {size} characters or tokens of prompts are sent", rule)
 
 
 def _wrong(field: str, value: str | int | None, rule: str) -> InvalidRequest:

@@ -7,9 +7,9 @@ from router.http.completion_answer import (
     CompletionAnswer,
     CompletionForm,
     CompletionStream,
-    Opening,
 )
 from router.types import (
+    Admission,
     Finish,
     FinishReason,
     GenerationDelta,
@@ -36,7 +36,7 @@ def form(**changes) -> CompletionForm:
         "model": "small",
         "fingerprint": "",
         "n": 1,
-        "openings": [Opening()],
+        "texts": [""],
     }
     return CompletionForm(**{**values, **changes})
 
@@ -59,13 +59,23 @@ def parts(content: bytes):
 
 
 def test_choice_that_is_first_waits_for_the_echo_of_its_prompt():
-    opening = Opening(text="ab", token_ids=array("I", [1, 2]))
-    stream = CompletionStream(form(n=2, openings=[opening], echoes=True, num_logprobs=0))
+    admission = Admission(
+        request_id="x",
+        model="small",
+        engine="",
+        num_prompt_tokens=2,
+        num_cached_tokens=0,
+        seed=1,
+        prompt_token_ids=array("i", [1, 2]),
+    )
+    stream = CompletionStream(form(n=2, texts=["ab"], echoes=True, num_logprobs=0))
     early = GenerationDelta(
         index=1, text="c", token_ids=(1,), logprobs=scored([1], [-0.5]), finish=FINISH
     )
 
+    assert stream.delta(GenerationDelta(index=1, admission=admission)) == b""
     assert stream.delta(early) == b""
+    assert stream.delta(GenerationDelta(index=0, admission=admission)) == b""
     opened = parts(stream.delta(GenerationDelta(index=0, prompt_logprobs=scored([2], [-0.25]))))
 
     assert [(part["index"], part["text"]) for part in opened] == [(0, "ab"), (1, "ab"), (1, "c")]

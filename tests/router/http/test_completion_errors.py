@@ -162,11 +162,11 @@ async def test_bytes_of_a_body_count_once_for_all_its_prompts(monkeypatch):
 
 
 async def test_many_choices_do_not_send_a_long_prompt_again_and_again(monkeypatch):
-    monkeypatch.setattr(completions, "_MAX_OPENINGS", 100)
+    monkeypatch.setattr(completions, "_MAX_REPEATED", 100)
     async with client_of(CompletingFleet()) as client:
         body = {"prompt": "z" * 40, "echo": True, "max_tokens": 1}
         refused = await client.post("/v1/completions", json={**body, "n": 3})
         served = await client.post("/v1/completions", json={**body, "n": 2})
 
     assert (refused.status_code, served.status_code) == (400, 200)
-    assert "n is 3, with which 120 characters and tokens" in refused.json()["error"]["message"]
+    assert "n is 3, with which 120 characters or tokens" in refused.json()["error"]["message"]
