@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 import pydantic_core
+from pydantic.fields import FieldInfo
 from starlette.requests import Request
 
 from protos.wire.limits import (
@@ -31,6 +32,12 @@ TextOrTexts = Annotated[
     pydantic.Discriminator(lambda value: "texts" if isinstance(value, list) else "text"),
 ]
 """Only the faults of the form that was given are told."""
+
+
+def bounded(most: int) -> FieldInfo:
+    """Returns what keeps a list from being read beyond its bound."""
+    info: FieldInfo = pydantic.Field(max_length=most)
+    return info
 
 
 def _fail_fast(schema: object) -> None:
