@@ -1,11 +1,11 @@
 """POST /v1/chat/completions, in the form of OpenAI's API with vLLM's further fields."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from protos.wire.limits import MAX_LOGPROBS
+from protos.wire.limits import MAX_CHAT_MESSAGES, MAX_CHAT_TOOLS, MAX_LOGPROBS
 from protos.wire.reason import Reason
 from protos.wire.sampling_params import SamplingParams
 from router.errors import InvalidRequest
@@ -15,7 +15,7 @@ from router.http.chat_answer import ChatEvents, Extras, WholeAnswer
 from router.http.chat_messages import JsonTexts, Message, template_variables, to_message
 from router.http.chat_tools import ToolChoiceField, ToolFields, to_choice, to_tools
 from router.http.models import Endpoint
-from router.http.sampling import Int32, JsonObject, SamplingFields, StreamOptions
+from router.http.sampling import Int32, JsonObject, SamplingFields, StreamOptions, bounded
 from router.http.service import Service
 from router.types import ChatPrompt
 
@@ -33,13 +33,13 @@ _REFUSED = {
 class ChatFields(SamplingFields):
     """The body of a request."""
 
-    messages: list[Message]
+    messages: Annotated[list[Message], bounded(MAX_CHAT_MESSAGES)]
     max_tokens: Int32 | None = None
     max_completion_tokens: Int32 | None = None
     logprobs: bool | None = None
     top_logprobs: Int32 | None = None
     stream_options: StreamOptions | None = None
-    tools: list[ToolFields] | None = None
+    tools: Annotated[list[ToolFields], bounded(MAX_CHAT_TOOLS)] | None = None
     tool_choice: ToolChoiceField | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (

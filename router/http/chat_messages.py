@@ -5,11 +5,15 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from protos.wire.limits import MAX_CHAT_JSON_BYTES, MAX_TEMPLATE_KWARGS_BYTES
+from protos.wire.limits import (
+    MAX_CHAT_JSON_BYTES,
+    MAX_MESSAGE_PARTS,
+    MAX_TEMPLATE_KWARGS_BYTES,
+)
 from protos.wire.printable import shown
 from protos.wire.reason import Reason
 from router.errors import InvalidRequest
-from router.http.sampling import Fields, JsonObject
+from router.http.sampling import Fields, JsonObject, bounded
 from router.request.json_object import read_object
 from router.types import ChatMessage, ToolCall
 
@@ -33,7 +37,8 @@ class ContentPart(Fields):
 
 
 Content = Annotated[
-    Annotated[str, pydantic.Tag("text")] | Annotated[list[ContentPart], pydantic.Tag("parts")],
+    Annotated[str, pydantic.Tag("text")]
+    | Annotated[list[ContentPart], bounded(MAX_MESSAGE_PARTS), pydantic.Tag("parts")],
     pydantic.Discriminator(lambda value: "parts" if isinstance(value, list) else "text"),
 ]
 """Only the faults of the form that was given are told."""
@@ -63,7 +68,7 @@ class Message(Fields):
     role: Role
     content: Content | None = None
     name: str | None = None
-    tool_calls: list[CalledTool] | None = None
+    tool_calls: Annotated[list[CalledTool], bounded(MAX_MESSAGE_PARTS)] | None = None
     tool_call_id: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None

@@ -4,6 +4,8 @@ import json
 from typing import Annotated, Any, Literal
 
 import pydantic
+import pydantic_core
+from pydantic.fields import FieldInfo
 from starlette.requests import Request
 
 from protos.wire.limits import (
@@ -32,10 +34,36 @@ TextOrTexts = Annotated[
 """Only the faults of the form that was given are told."""
 
 
+def bounded(most: int) -> FieldInfo:
+    """Returns what keeps a list from being read beyond its bound."""
+    info: FieldInfo = pydantic.Field(max_length=most)
+    return info
+
+
+def _fail_fast(schema: object) -> None:
+    if isinstance(schema, dict):
+        if schema.get("type") == "list":
+            schema["fail_fast"] = True
+        for inner in schema.values():
+            _fail_fast(inner)
+    elif isinstance(schema, list | tuple):
+        for inner in schema:
+            _fail_fast(inner)
+
+
 class Fields(pydantic.BaseModel):
     """An object of a request; a field that it does not have is refused by name."""
 
     model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @classmethod
+    def __get_pydantic_core_schema__(
+        cls, source: type[pydantic.BaseModel], handler: pydantic.GetCoreSchemaHandler
+    ) -> pydantic_core.CoreSchema:
+        """Returns a schema whose lists tell their first fault only: a body may have a million."""
+        schema = handler(source)
+        _fail_fast(schema)
+        return schema
 
 
 class JsonSchemaFormat(Fields):

@@ -41,6 +41,12 @@ WRONG = {
     # field, what the message has, the fields of the request
     "no messages": ("messages", "messages is missing", {"messages": ...}),
     "no list": ("messages", "messages is go: input should be a valid array", {"messages": "go"}),
+    "many messages": ("messages", "list should have at most 4096 items", {
+                      "messages": [{"role": "tool"}] * 4097}),
+    "many tools": ("tools", "list should have at most 512 items", {"tools": TOOLS[1:] * 513}),
+    "many parts": ("messages[0].content", "is a list of 513:", turn(content=[
+                   {"type": "text", "text": ""}] * 513)),
+    "many calls": ("messages[0].tool_calls", "is a list of 513:", turn(tool_calls=[{}] * 513)),
     "empty": ("messages", "number of messages is 0, outside 1 to", {"messages": []}),
     "role": ("messages[0].role", "is pirate: input should be 'system',", turn(role="pirate")),
     "content": ("messages[0].content", "is 5: input should be a valid string", turn(content=5)),
@@ -215,6 +221,33 @@ async def test_parameter_that_no_engine_has_is_named_as_the_client_has_it():
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "top_logprobs"
     assert answer.json()["error"]["message"].startswith("top_logprobs is 5")
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (
+            b'{"messages": [' + b"5," * 40_000 + b"5]}",
+            "messages[0] is 5: input should be an object",
+        ),
+        (
+            b'{"messages": [{"role": "user", "content": [' + b"{}," * 30_000 + b"{}]}]}",
+            "messages[0].content[0].type is missing",
+        ),
+        (b'{"stop_token_ids": [' + b"null," * 10_000 + b"1]}", "stop_token_ids[0] is null: input"),
+        (
+            b'{"messages": [],' + b",".join(b'"a%d":1' % i for i in range(9000)) + b"}",
+            "the body has 9000 faults, too many to name",
+        ),
+    ],
+)
+async def test_body_with_many_faults_is_told_the_first_ones(content, text, fleet):
+    answer = await fleet.send(content=content)
+
+    assert answer.status_code == 400
+    message = answer.json()["error"]["message"]
+    assert text in message
+    assert message.count(" is ") < 4
 
 
 async def test_grammar_that_an_engine_refuses_is_named_by_its_fields(fleet):
