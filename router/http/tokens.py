@@ -6,6 +6,7 @@ import pydantic
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from protos.wire.limits import MAX_CHAT_MESSAGES, MAX_CHAT_TOOLS
 from protos.wire.reason import Reason
 from router.errors import InvalidRequest
 from router.http.body import parse_body, read_body
@@ -13,7 +14,7 @@ from router.http.chat_messages import JsonTexts, Message, template_variables, to
 from router.http.chat_tools import ToolFields, to_tools
 from router.http.models import Endpoint, find_model
 from router.http.prompts import TOKENS_SCHEMA, read_token_ids
-from router.http.sampling import Fields, JsonObject
+from router.http.sampling import Fields, JsonObject, bounded
 from router.http.service import Service
 from router.types import ChatPrompt, TextPrompt
 
@@ -25,8 +26,8 @@ class TokenizeFields(Fields):
     prompt: str | None = None
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
-    messages: list[Message] | None = None
-    tools: list[ToolFields] | None = None
+    messages: Annotated[list[Message], bounded(MAX_CHAT_MESSAGES)] | None = None
+    tools: Annotated[list[ToolFields], bounded(MAX_CHAT_TOOLS)] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: JsonObject | None = None
