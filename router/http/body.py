@@ -18,6 +18,8 @@ from router.request.quota import Quota
 _BODY_SECONDS = 60.0
 _MAX_FAULTS = 3
 """Faults of a body that are told."""
+_MAX_LISTED = 1000
+"""Faults that are looked at; making objects of a million takes seconds."""
 
 Model = TypeVar("Model", bound=pydantic.BaseModel)
 
@@ -82,21 +84,22 @@ def _too_long(how: str, max_bytes: int) -> HttpError:
 
 
 def _invalid(error: pydantic.ValidationError, body: bytes) -> InvalidRequest:
+    num_faults = error.error_count()
+    if num_faults > _MAX_LISTED:
+        text = f"the body has {num_faults} faults, too many to name"
+        return InvalidRequest(text, {"field": "body"}, reason=Reason.BAD_REQUEST)
     faults = error.errors(include_url=False, include_context=False)
     is_json = faults[0]["type"] != "json_invalid"
     content = pydantic_core.from_json(body) if is_json else None
-    paths = [_path(fault["loc"], fault["type"], content) for fault in faults]
-    texts = [
-        _fault(path, fault["type"], fault["msg"], fault["input"])
-        for path, fault in zip(paths, faults, strict=True)
-    ]
-    told = "; ".join(texts[:_MAX_FAULTS])
-    if len(texts) > _MAX_FAULTS:
-        told += f"; and {len(texts) - _MAX_FAULTS} more"
+    told = [(_path(fault["loc"], fault["type"], content), fault) for fault in faults[:_MAX_FAULTS]]
+    text = "; ".join(
+        _fault(path, fault["type"], fault["msg"], fault["input"]) for path, fault in told
+    )
+    if num_faults > _MAX_FAULTS:
+        text += f"; and {num_faults - _MAX_FAULTS} more"
+    path, first = told[0]
     return InvalidRequest(
-        told,
-        {"field": paths[0], "value": _shown(faults[0]["input"])},
-        reason=Reason.BAD_REQUEST,
+        text, {"field": path, "value": _shown(first["input"])}, reason=Reason.BAD_REQUEST
     )
 
 

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from router.errors import UnknownModel
 from router.http.service import Service
-from router.types import ModelSnapshot
+from router.types import ModelInfo
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -22,15 +22,16 @@ def model_endpoints(service: Service) -> dict[str, Endpoint]:
     """Returns the endpoints by path, all for GET."""
 
     async def list_models(request: Request) -> Response:
-        entries = sorted(map(_entry, service.models()), key=lambda entry: str(entry["id"]))
+        entries = sorted(
+            (_entry(model.info) for model in service.models()), key=lambda entry: str(entry["id"])
+        )
         return JSONResponse({"object": "list", "data": entries})
 
     async def get_model(request: Request) -> Response:
         name = request.path_params["model"]
-        for model in service.models():
-            if model.info.name == name:
-                return JSONResponse(_entry(model))
-        raise UnknownModel(f"model is {name!r:.200}, which no engine serves", {"model": name})
+        if not name:
+            return await list_models(request)
+        return JSONResponse(_entry(find_model(service, name)))
 
     async def health(request: Request) -> Response:
         is_well = any(model.num_serving_engines for model in service.models())
@@ -50,11 +51,23 @@ def model_endpoints(service: Service) -> dict[str, Endpoint]:
     }
 
 
-def _entry(model: ModelSnapshot) -> dict[str, Any]:
+def find_model(service: Service, name: str) -> ModelInfo:
+    """Returns a model by its name; an empty name means the only one.
+
+    Raises:
+        UnknownModel: No engine serves it.
+    """
+    for model in service.models():
+        if name in ("", model.info.name):
+            return model.info
+    raise UnknownModel(f"model is {name!r:.200}, which no engine serves", {"model": name})
+
+
+def _entry(model: ModelInfo) -> dict[str, Any]:
     return {
-        "id": model.info.name,
+        "id": model.name,
         "object": "model",
         "created": _STARTED,
         "owned_by": "pagestream",
-        "max_model_len": model.info.max_model_len,
+        "max_model_len": model.max_model_len,
     }

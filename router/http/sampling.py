@@ -4,6 +4,8 @@ import json
 from typing import Annotated, Any, Literal
 
 import pydantic
+import pydantic_core
+from pydantic.fields import FieldInfo
 from starlette.requests import Request
 
 from protos.wire.limits import (
@@ -32,10 +34,36 @@ TextOrTexts = Annotated[
 """Only the faults of the form that was given are told."""
 
 
+def bounded(most: int) -> FieldInfo:
+    """Returns what keeps a list from being read beyond its bound."""
+    info: FieldInfo = pydantic.Field(max_length=most)
+    return info
+
+
+def _fail_fast(schema: object) -> None:
+    if isinstance(schema, dict):
+        if schema.get("type") == "list":
+            schema["fail_fast"] = True
+        for inner in schema.values():
+            _fail_fast(inner)
+    elif isinstance(schema, list | tuple):
+        for inner in schema:
+            _fail_fast(inner)
+
+
 class Fields(pydantic.BaseModel):
     """An object of a request; a field that it does not have is refused by name."""
 
     model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @classmethod
+    def __get_pydantic_core_schema__(
+        cls, source: type[pydantic.BaseModel], handler: pydantic.GetCoreSchemaHandler
+    ) -> pydantic_core.CoreSchema:
+        """Returns a schema whose lists tell their first fault only: a body may have a million."""
+        schema = handler(source)
+        _fail_fast(schema)
+        return schema
 
 
 class JsonSchemaFormat(Fields):
@@ -62,6 +90,16 @@ class StructuredOutputs(Fields):
     choice: list[str] | None = None
     grammar: str | None = None
     json_object: bool | None = None
+
+
+class StreamOptions(Fields):
+    """What a stream has beside the answer."""
+
+    include_usage: bool | None = None
+    # vLLM's
+    continuous_usage_stats: bool | None = None
+    # Of no effect here
+    include_obfuscation: bool | None = None
 
 
 class SamplingFields(Fields):
@@ -219,19 +257,19 @@ def _outputs_grammar(outputs: StructuredOutputs) -> Grammar | None:
 def _bounded(field: str, grammar: Grammar) -> Grammar:
     """Returns a grammar that is small enough for an engine, which would refuse all of a message."""
     if len(grammar.choices) > MAX_CHOICES:
-        raise _outside(f"number of {field}", len(grammar.choices), MAX_CHOICES)
+        raise _outside(field, len(grammar.choices), "entries", MAX_CHOICES)
     for index, choice in enumerate(grammar.choices):
         if (num_bytes := len(choice.encode())) > MAX_CHOICE_BYTES:
-            raise _outside(f"bytes of {field}[{index}]", num_bytes, MAX_CHOICE_BYTES)
+            raise _outside(f"{field}[{index}]", num_bytes, "bytes", MAX_CHOICE_BYTES)
     most = MAX_REGEX_BYTES if grammar.form == "regex" else MAX_GRAMMAR_BYTES
     if (num_bytes := len(grammar.text.encode())) > most:
-        raise _outside(f"bytes of {field}", num_bytes, most)
+        raise _outside(field, num_bytes, "bytes", most)
     return grammar
 
 
-def _outside(field: str, value: int, most: int) -> InvalidRequest:
+def _outside(field: str, value: int, unit: str, most: int) -> InvalidRequest:
     return InvalidRequest(
-        f"{field} is {value}, outside 0 to {most}",
+        f"{field} has {value} {unit}, outside 0 to {most}",
         {"field": field, "value": str(value), "bounds": f"0 to {most}"},
         reason=Reason.BAD_SAMPLING_PARAMS,
     )

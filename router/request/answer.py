@@ -204,6 +204,7 @@ class Answer:
             num_prompt_tokens=len(self._request.prompt_token_ids),
             num_cached_tokens=admitted.num_cached_tokens,
             seed=admitted.seed,
+            prompt_token_ids=self._request.prompt_token_ids,
         )
 
     def _finish(

@@ -67,6 +67,22 @@ async def test_tokenize_refuses_what_generate_would(pipeline):
         await pipeline.tokenize("", TextPrompt(text=""))
 
 
+async def test_errors_name_a_prompt_as_its_client_does(pipeline):
+    with pytest.raises(RequestError, match=r"^prompt\[2\] is empty"):
+        await pipeline.tokenize("", TextPrompt(text="", field="prompt[2]"))
+    with pytest.raises(RequestError, match=r"^tokens\[0\] is 600"):
+        await pipeline.detokenize("", [600], skip_special_tokens=True, field="tokens")
+
+
+async def test_names_are_those_of_the_vocabulary(pipeline):
+    token_ids = TOKENIZER.encode_text("é the")
+
+    names = await pipeline.token_names("", [*token_ids, END, 599])
+
+    expected = [TOKENIZER.backend.id_to_token(token_id) for token_id in token_ids]
+    assert names == [*expected, small_tokenizer.END, ""]
+
+
 async def test_tokenize_refuses_more_tokens_than_the_model_holds(pipeline):
     with pytest.raises(InvalidRequest, match="the text has 200 tokens") as caught:
         await pipeline.tokenize("", TextPrompt(text="z " * 100))
