@@ -9,10 +9,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from router.http.anthropic.endpoints import anthropic_endpoints
+from router.http.anthropic.errors import anthropic_error
 from router.http.chat import chat_endpoints
 from router.http.chat_answer import chat_error
 from router.http.errors import ErrorForm, HttpError, error_response, log_error, openai_error
 from router.http.models import Endpoint, model_endpoints
+from router.http.responses.answer import responses_error
+from router.http.responses.endpoint import responses_endpoints
 from router.http.service import Service
 
 _CLIENT_LEFT = 499
@@ -22,6 +26,8 @@ _CLIENT_LEFT = 499
 _APIS: list[tuple[str, Callable[[Service], dict[str, Endpoint]], ErrorForm]] = [
     ("GET", model_endpoints, openai_error),
     ("POST", chat_endpoints, chat_error),
+    ("POST", responses_endpoints, responses_error),
+    ("POST", anthropic_endpoints, anthropic_error),
 ]
 """Their method, what makes their endpoints by path, and the form of their errors."""
 
@@ -41,8 +47,9 @@ def make_app(service: Service) -> Starlette:
             text = f"{request.method} is not a method of {request.url.path:.200}; use {methods}"
         else:
             text = f"{request.url.path:.200} is no path of this server"
-        refused = HttpError(http.HTTPStatus(error.status_code), text)
-        response = error_response(refused, openai_error)
+        is_anthropic = request.scope["path"].startswith("/v1/messages")
+        form = anthropic_error if is_anthropic else openai_error
+        response = error_response(HttpError(http.HTTPStatus(error.status_code), text), form)
         response.headers.update(error.headers or {})
         return response
 

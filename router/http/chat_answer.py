@@ -8,7 +8,7 @@ from typing import Any
 
 from router.http.answers import event, quoted
 from router.http.chat_logprobs import chat_logprobs, logprobs_object, prompt_logprobs
-from router.http.errors import MEASURED, ErrorForm, Refusal, openai_error
+from router.http.errors import ErrorForm, Refusal, openai_error
 from router.types import (
     Admission,
     Finish,
@@ -36,7 +36,7 @@ _NAMES = [
         (r"grammar(?:\.\w+)?(?= cannot be used|$)", "response_format or structured_outputs"),
     )
 ]
-"""What this API calls fields of the router's, at the beginning of an error or behind a measure."""
+"""What this API calls fields of the router's, at the beginning of an error."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -328,11 +328,9 @@ def _call_chunk(call: ToolCallDelta) -> bytes:
 
 
 def _renamed(text: str) -> str:
-    measure = MEASURED.match(text)
-    start = measure.end() if measure else 0
     for pattern, name in _NAMES:
-        if match := pattern.match(text, start):
-            return text[:start] + match.expand(name) + text[match.end() :]
+        if match := pattern.match(text):
+            return match.expand(name) + text[match.end() :]
     return text
 
 

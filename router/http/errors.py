@@ -31,8 +31,6 @@ _STATUSES = {
 }
 _FIELDS_OF_GRPC = re.compile(r"(?<!\S)(?:chat|sampling_params)\.(?=[a-z])")
 """Messages that the fields are in over gRPC, and not here."""
-MEASURED = re.compile(r"(?:number|length|bytes|characters|tokens) of (?:all )?(?:different )?")
-"""What of a field is out of bounds."""
 _OPENAI_CODES: dict[str, str] = {
     Reason.UNKNOWN_MODEL: "model_not_found",
     Reason.PROMPT_TOO_LONG: "context_length_exceeded",
@@ -62,6 +60,7 @@ class Refusal:
         message: Names the field as the client has named it.
         reason: One of `Reason`, or what an engine has said.
         field: The field that is wrong, or empty.
+        metadata: The numbers of the message by their names.
         retry_after: Whole seconds, or None.
     """
 
@@ -71,8 +70,9 @@ class Refusal:
         status = error.status
         self.http_status = _http_status(error, status)
         self.reason = status.reason
-        self.field = MEASURED.sub("", _of_http(status.metadata.get("field", "")), count=1)
+        self.field = _of_http(status.metadata.get("field", ""))
         self.message = _of_http(status.message)
+        self.metadata = status.metadata
         self.retry_after = None if status.retry_after is None else math.ceil(status.retry_after)
 
     @property

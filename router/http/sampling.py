@@ -247,20 +247,20 @@ def _outputs_grammar(outputs: StructuredOutputs) -> Grammar | None:
 def _bounded(field: str, grammar: Grammar) -> Grammar:
     """Returns a grammar that is small enough for an engine, which would refuse all of a message."""
     if len(grammar.choices) > MAX_CHOICES:
-        raise _outside(f"number of {field}", len(grammar.choices), MAX_CHOICES)
+        raise _outside(field, f"{len(grammar.choices)} entries", MAX_CHOICES)
     for index, choice in enumerate(grammar.choices):
         if (num_bytes := len(choice.encode())) > MAX_CHOICE_BYTES:
-            raise _outside(f"bytes of {field}[{index}]", num_bytes, MAX_CHOICE_BYTES)
+            raise _outside(f"{field}[{index}]", f"{num_bytes} bytes", MAX_CHOICE_BYTES)
     most = MAX_REGEX_BYTES if grammar.form == "regex" else MAX_GRAMMAR_BYTES
     if (num_bytes := len(grammar.text.encode())) > most:
-        raise _outside(f"bytes of {field}", num_bytes, most)
+        raise _outside(field, f"{num_bytes} bytes", most)
     return grammar
 
 
-def _outside(field: str, value: int, most: int) -> InvalidRequest:
+def _outside(field: str, size: str, most: int) -> InvalidRequest:
     return InvalidRequest(
-        f"{field} is {value}, outside 0 to {most}",
-        {"field": field, "value": str(value), "bounds": f"0 to {most}"},
+        f"{field} has {size}, outside 0 to {most}",
+        {"field": field, "value": size, "bounds": f"0 to {most}"},
         reason=Reason.BAD_SAMPLING_PARAMS,
     )
 

@@ -47,7 +47,7 @@ WRONG = {
     "many parts": ("messages[0].content", "is a list of 513:", turn(content=[
                    {"type": "text", "text": ""}] * 513)),
     "many calls": ("messages[0].tool_calls", "is a list of 513:", turn(tool_calls=[{}] * 513)),
-    "empty": ("messages", "number of messages is 0, outside 1 to", {"messages": []}),
+    "empty": ("messages", "messages has 0 entries, outside 1 to", {"messages": []}),
     "role": ("messages[0].role", "is pirate: input should be 'system',", turn(role="pirate")),
     "content": ("messages[0].content", "is 5: input should be a valid string", turn(content=5)),
     "no content": ("messages[0].content", "is null; it must be text", turn(content=None)),
@@ -133,7 +133,7 @@ WRONG = {
     "candidates alone": ("top_logprobs", "is 5; it must be unset unless", {"top_logprobs": 5}),
     "n": ("n", "n is 0, outside 1 to 128", {"n": 0}),
     "stop": ("stop[1]", "is 5: input should be a valid string", {"stop": ["a", 5]}),
-    "empty stop": ("stop[0]", "bytes of stop[0] is 0, outside 1 to", {"stop": [""]}),
+    "empty stop": ("stop[0]", "stop[0] is empty, outside 1 to", {"stop": [""]}),
     "stream options": ("stream_options", "unset unless stream is true", {
                        "stream_options": {"include_usage": True}}),
     "prompt of a stream": ("prompt_logprobs", "is 1; it must be unset if stream is true", {
@@ -150,10 +150,10 @@ WRONG = {
     "effort": ("reasoning_effort", "is huge: input should be 'none',", {
                "reasoning_effort": "huge"}),
     "unknown": ("best_of", "best_of is not a field of this request", {"best_of": 2}),
-    "long grammar": ("structured_outputs.regex", "is 70000, outside 0 to 65536", {
+    "long grammar": ("structured_outputs.regex", "has 70000 bytes, outside 0 to 65536", {
                      "structured_outputs": {"regex": "a" * 70_000}}),
     "request ID": ("request_id", "must be printable", {"request_id": "a\x00"}),
-    "salt": ("cache_salt", "length of cache_salt is 257, outside 0 to 256", {
+    "salt": ("cache_salt", "cache_salt has 257 characters, outside 0 to 256", {
              "cache_salt": "a" * 257}),
 }  # fmt: skip
 
