@@ -36,7 +36,7 @@ _NAMES = [
         (r"grammar(?:\.\w+)?(?= cannot be used|$)", "response_format or structured_outputs"),
     )
 ]
-"""What this API calls fields of the router's, at the beginning of an error or behind a measure."""
+"""What this API calls fields of the router's, at the beginning of an error."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
