@@ -9,6 +9,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from router.errors import SlowReader
+from router.http.connection import ABORT
 from router.http.errors import ErrorForm, Refusal, error_response, log_error
 from router.http.leaving import until_client_leaves
 from router.http.service import Service
@@ -18,6 +20,7 @@ from router.types import GenerationDelta
 Deltas = AsyncGenerator[GenerationDelta, None]
 
 _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_BODY = "http.response.body"
 _START = {
     "type": "http.response.start",
     "status": 200,
@@ -81,16 +84,20 @@ class EventStream(Response):
                         content = writer.begin() + content
                     if content:
                         reader.num_ticks = 0
-                        await _send(send, content)
+                        await send({"type": _BODY, "body": content, "more_body": True})
                         reader.num_ticks = READING
-                await _send(send, writer.end(), is_last=True)
+                await _send_last(send, writer.end())
         except ClientDisconnect:
             return
+        except SlowReader as error:
+            # It would not read this error either.
+            log_error(error, scope["path"])
+            scope["state"][ABORT]()
         # A failing request must not fail the service.
         except Exception as error:
             log_error(error, scope["path"])
             if is_begun:
-                await _send(send, writer.error(Refusal(error)), is_last=True)
+                await _send_last(send, writer.error(Refusal(error)))
             else:
                 await error_response(error, writer.error_form)(scope, receive, send)
 
@@ -109,5 +116,5 @@ async def read_answer(
             read(delta)
 
 
-async def _send(send: Send, body: bytes, *, is_last: bool = False) -> None:
-    await send({"type": "http.response.body", "body": body, "more_body": not is_last})
+async def _send_last(send: Send, body: bytes) -> None:
+    await send({"type": _BODY, "body": body, "more_body": False})
