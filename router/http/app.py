@@ -9,6 +9,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from protos.wire.printable import shown
 from router.http.errors import ErrorForm, HttpError, error_response, log_error, openai_error
 from router.http.models import Endpoint, model_endpoints
 from router.http.service import Service
@@ -35,12 +36,17 @@ def make_app(service: Service) -> Starlette:
         assert isinstance(error, HTTPException)
         if error.status_code == http.HTTPStatus.METHOD_NOT_ALLOWED:
             methods = (error.headers or {}).get("Allow", "")
-            text = f"{request.method} is not a method of {request.url.path:.200}; use {methods}"
+            text = (
+                f"{request.method} is not a method of {shown(request.scope['path'])}; use {methods}"
+            )
         else:
-            text = f"{request.url.path:.200} is no path of this server"
+            text = f"{shown(request.scope['path'])} is no path of this server"
         return error_response(HttpError(http.HTTPStatus(error.status_code), text), openai_error)
 
-    return Starlette(routes=routes, exception_handlers={HTTPException: not_found})
+    app = Starlette(routes=routes, exception_handlers={HTTPException: not_found})
+    # It would send the client to whatever host its own headers name.
+    app.router.redirect_slashes = False
+    return app
 
 
 def guarded(endpoint: Endpoint, form: ErrorForm) -> Endpoint:
@@ -53,7 +59,7 @@ def guarded(endpoint: Endpoint, form: ErrorForm) -> Endpoint:
             return Response(status_code=_CLIENT_LEFT)
         # A failing request must not fail the service.
         except Exception as error:
-            log_error(error, request.url.path)
+            log_error(error, request.scope["path"])
             return error_response(error, form)
 
     return answer

@@ -9,6 +9,7 @@ import http
 from collections.abc import Callable
 
 import httptools
+from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -81,6 +82,8 @@ class Connection(HttpToolsProtocol):
         self._unread_seconds = unread_seconds
         self._deadline: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
+        self._active: RequestResponseCycle | None = None
+        """Its answer is under way, or was the last; those in `pipeline` come after it."""
         self._is_in_head = True
         self._is_body_pending = False
         self._is_deaf = False
@@ -105,8 +108,8 @@ class Connection(HttpToolsProtocol):
         self._stop_deadline()
         self._stop_unread()
         self._unset_keepalive_if_required()
-        # They have had no task yet.
         self.pipeline.clear()
+        self._forsake()
         super().connection_lost(exc)
         self._all.closed(self)
 
@@ -183,7 +186,7 @@ class Connection(HttpToolsProtocol):
         super().on_response_complete()
         if self.transport.is_closing():
             return
-        if self.cycle.response_complete:
+        if not self._is_answering:
             self._num_early_bytes = 0
             if self._is_body_pending:
                 self._end()
@@ -202,6 +205,16 @@ class Connection(HttpToolsProtocol):
         super().resume_writing()
         self._stop_unread()
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._active = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _forsake(self) -> None:
+        """Lets the answer under way end; uvicorn does it to the request that came last."""
+        if self._active is not None:
+            self._active.disconnected = True
+            self._active.message_event.set()
+
     def _listen(self) -> None:
         """Reads on while requests wait, where uvicorn would not notice that the client leaves."""
         if self.pipeline:
@@ -209,7 +222,7 @@ class Connection(HttpToolsProtocol):
 
     @property
     def _is_answering(self) -> bool:
-        return self.cycle is not None and not self.cycle.response_complete
+        return self._active is not None and not self._active.response_complete
 
     def _check_bytes(self) -> None:
         if self._num_early_bytes > _MAX_EARLY_BYTES:
@@ -223,10 +236,12 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self, fault: _Fault) -> None:
         """Answers instead of the application, and closes the connection."""
-        if self._is_answering:
-            # The client would take it for a part of the answer under way.
-            self.abort()
-            return
+        if self._active is not None and self._is_answering:
+            if self.pipeline or self._active.response_started:
+                # The client would take it for a part of the answer under way.
+                self.abort()
+                return
+            self._forsake()
         body = f"{fault}\n".encode()
         head = (
             f"HTTP/1.1 {fault.status.value} {fault.status.phrase}\r\n"

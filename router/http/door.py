@@ -99,7 +99,8 @@ class HttpDoor:
             self._refuse(accepted)
             return
         # asyncio does it only for sockets whose protocol is named, which these inherit as 0.
-        accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with suppress(OSError):
+            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connecting = asyncio.get_running_loop().create_task(
             self._connect(accepted), name="http connection"
         )

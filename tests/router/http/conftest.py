@@ -1,0 +1,10 @@
+import pytest
+
+from router.http import app
+from tests.router.http.plain_api import PLAIN_API
+
+
+@pytest.fixture
+def plain_api(monkeypatch):
+    """Adds endpoints that the tests know all about."""
+    monkeypatch.setattr(app, "_APIS", [*app._APIS, PLAIN_API])
