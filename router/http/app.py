@@ -12,6 +12,7 @@ from starlette.routing import Route
 from protos.wire.printable import shown
 from router.http.errors import ErrorForm, HttpError, error_response, log_error, openai_error
 from router.http.models import Endpoint, model_endpoints
+from router.http.openapi import Operation, document_endpoints
 from router.http.service import Service
 
 _CLIENT_LEFT = 499
@@ -23,6 +24,14 @@ _APIS: list[tuple[str, Callable[[Service], dict[str, Endpoint]], ErrorForm]] = [
 ]
 """Their method, what makes their endpoints by path, and the form of their errors."""
 
+_OPERATIONS = [
+    Operation("GET", "/v1/models", "Lists the models that can be asked for."),
+    Operation("GET", "/v1/models/{model:path}", "Describes one model."),
+    Operation("GET", "/health", "Says whether an engine takes requests: 200, or 503."),
+    Operation("GET", "/version", "Returns the version of the router."),
+]
+"""Each endpoint, as the OpenAPI document has it: method, path, summary and model of the body."""
+
 
 def make_app(service: Service) -> Starlette:
     """Returns the application."""
@@ -31,6 +40,7 @@ def make_app(service: Service) -> Starlette:
         for method, endpoints, form in _APIS
         for path, endpoint in endpoints(service).items()
     ]
+    routes += [Route(path, page) for path, page in document_endpoints(_OPERATIONS).items()]
 
     async def not_found(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -41,7 +51,9 @@ def make_app(service: Service) -> Starlette:
             )
         else:
             text = f"{shown(request.scope['path'])} is no path of this server"
-        return error_response(HttpError(http.HTTPStatus(error.status_code), text), openai_error)
+        refused = error_response(HttpError(http.HTTPStatus(error.status_code), text), openai_error)
+        refused.headers.update(error.headers or {})
+        return refused
 
     app = Starlette(routes=routes, exception_handlers={HTTPException: not_found})
     # It would send the client to whatever host its own headers name.

@@ -1,6 +1,7 @@
 """An API of two endpoints for tests of what all share: a stream of tokens, and all at once."""
 
 from array import array
+from typing import Annotated
 
 import pydantic
 from starlette.responses import JSONResponse
@@ -9,6 +10,7 @@ from protos.wire.sampling_params import SamplingParams
 from router.http.answers import EventStream, event, read_answer
 from router.http.body import parse_body, read_body
 from router.http.errors import openai_error
+from router.http.openapi import Operation
 from router.http.sampling import Fields
 from router.types import GenerationRequest, TokenPrompt
 
@@ -16,7 +18,9 @@ from router.types import GenerationRequest, TokenPrompt
 class PlainRequest(Fields):
     """Token IDs to go on from."""
 
-    prompt: list[int] = pydantic.Field(min_length=1, max_length=64)
+    prompt: list[Annotated[int, pydantic.Field(ge=0, lt=1 << 32)]] = pydantic.Field(
+        min_length=1, max_length=64
+    )
     max_tokens: int = pydantic.Field(default=16, ge=1, le=4096)
     padding: str = ""
 
@@ -69,4 +73,9 @@ def plain_endpoints(service):
     return {"/plain/stream": stream, "/plain/whole": whole, "/plain/large": large}
 
 
+PLAIN_OPERATIONS = [
+    Operation("POST", "/plain/stream", "Streams tokens.", PlainRequest),
+    Operation("POST", "/plain/whole", "Returns tokens.", PlainRequest),
+    Operation("POST", "/plain/large", "Returns much."),
+]
 PLAIN_API = ("POST", plain_endpoints, openai_error)

@@ -85,7 +85,7 @@ class Port:
 
 async def until(is_so):
     async with asyncio.timeout(WAIT):
-        while not is_so():
+        while not is_so():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
 
