@@ -4,6 +4,7 @@ import asyncio
 import socket
 from contextlib import suppress
 
+from starlette.types import Receive, Scope, Send
 from uvicorn.config import Config
 
 from router.http.app import make_app
@@ -38,8 +39,16 @@ class HttpDoor:
             service: The router.
             max_requests: Requests that the router takes at once.
         """
+        app = make_app(service)
+
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            # Only `stop` cancels, and uvicorn would log that as a failure of the application.
+            with suppress(asyncio.CancelledError):
+                await app(scope, receive, send)
+
         self._config = Config(
-            make_app(service),
+            answer,
+            interface="asgi3",
             http="httptools",
             ws="none",
             lifespan="off",

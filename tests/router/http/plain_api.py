@@ -70,12 +70,24 @@ def plain_endpoints(service):
     async def large(request):
         return JSONResponse({"text": "x" * (32 << 20)})
 
-    return {"/plain/stream": stream, "/plain/whole": whole, "/plain/large": large}
+    async def stuck(request):
+        """Does not mind that its client leaves."""
+        async for _ in await read(request):
+            pass
+        return JSONResponse({})
+
+    return {
+        "/plain/stream": stream,
+        "/plain/whole": whole,
+        "/plain/large": large,
+        "/plain/stuck": stuck,
+    }
 
 
 PLAIN_OPERATIONS = [
     Operation("POST", "/plain/stream", "Streams tokens.", PlainRequest),
     Operation("POST", "/plain/whole", "Returns tokens.", PlainRequest),
     Operation("POST", "/plain/large", "Returns much."),
+    Operation("POST", "/plain/stuck", "Returns nothing.", PlainRequest),
 ]
 PLAIN_API = ("POST", plain_endpoints, openai_error)
