@@ -1,10 +1,10 @@
 """Sends what the pipeline generates: at once when it is complete, or as server-sent events."""
 
-import json
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any, Protocol
 
+from pydantic_core import to_json
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -19,7 +19,6 @@ from router.types import GenerationDelta
 
 Deltas = AsyncGenerator[GenerationDelta, None]
 
-_to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _BODY = "http.response.body"
 _START = {
     "type": "http.response.start",
@@ -53,7 +52,8 @@ class EventWriter(Protocol):
 
 def event(content: dict[str, Any], name: str = "") -> bytes:
     """Returns one server-sent event with an object of JSON."""
-    data = _to_json(content).encode()
+    # A third of the time of `json`.
+    data = to_json(content)
     if name:
         return b"event: %b\ndata: %b\n\n" % (name.encode(), data)
     return b"data: %b\n\n" % data

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import httptools
 from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from router.http.connections import Connections
@@ -25,10 +26,13 @@ _LINGER_SECONDS = 2.0
 _MAX_HEAD_BYTES = 64 * 1024
 _MAX_HEADERS = 128
 _MAX_EARLY_BYTES = 64 * 1024
-"""Sent before the answer to an earlier request has ended, beyond what comes at once."""
+"""Sent before the answers to earlier requests have ended."""
 _MAX_EARLY_REQUESTS = 16
 _MAX_BYTES_PER_BYTE = 2
-"""What a byte of a body may cost on the wire, chunks included, beyond `_MAX_HEAD_BYTES`."""
+"""What a byte of a body may take on its way, chunks included, beyond `_FREE_BYTES`."""
+_FREE_BYTES = 16 * 1024
+_PIECE_BYTES = 16 * 1024
+"""Parsed before the bounds are looked at again."""
 
 
 class _Fault(Exception):
@@ -127,15 +131,12 @@ class Connection(HttpToolsProtocol):
         if self._is_deaf or self._is_lingering or self.transport.is_closing():
             return
         self._unset_keepalive_if_required()
-        self._num_wire_bytes += len(data)
-        if self._is_answering:
-            if self.pipeline or not self._is_body_pending:
-                self._num_early_bytes += len(data)
-        elif self._is_in_head and self._deadline is None:
+        if self._is_in_head and self._deadline is None and not self._is_answering:
             self._expect_head()
         try:
-            self.parser.feed_data(data)
-            self._check_bytes()
+            # A piece at a time, as one read may hold tens of thousands of chunks.
+            for start in range(0, len(data), _PIECE_BYTES):
+                self._feed(data[start : start + _PIECE_BYTES])
         except httptools.HttpParserUpgrade:
             # It is answered as if it had asked for nothing else, and what follows is not HTTP/1.1.
             self.cycle.keep_alive = False
@@ -145,6 +146,13 @@ class Connection(HttpToolsProtocol):
             self._refuse(cause if isinstance(cause, _Fault) else _Fault(*_NOT_HTTP))
         except _Fault as fault:
             self._refuse(fault)
+
+    def _feed(self, piece: bytes) -> None:
+        self._num_wire_bytes += len(piece)
+        if self._is_answering and (self.pipeline or not self._is_body_pending):
+            self._num_early_bytes += len(piece)
+        self.parser.feed_data(piece)
+        self._check_bytes()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Adds a header; those behind a body mean nothing here."""
@@ -163,13 +171,20 @@ class Connection(HttpToolsProtocol):
         self._num_wire_bytes = self._num_body_bytes = 0
         super().on_headers_complete()
         self.cycle.transport = _Outlet(self.cycle, self._end)  # type: ignore[assignment]
-        self._listen()
+        if self.pipeline:
+            # uvicorn reads no more then, and would not notice that the client leaves.
+            self.flow.resume_reading()
 
     def on_body(self, body: bytes) -> None:
         """Takes a part of the body."""
         self._num_body_bytes += len(body)
-        super().on_body(body)
-        self._listen()
+        cycle = self.cycle
+        if cycle.response_complete:
+            return
+        cycle.body += body
+        if len(cycle.body) > HIGH_WATER_LIMIT and not self.pipeline:
+            self.flow.pause_reading()
+        cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         """Expects the next head, whose bytes may already be there."""
@@ -215,11 +230,6 @@ class Connection(HttpToolsProtocol):
             self._active.disconnected = True
             self._active.message_event.set()
 
-    def _listen(self) -> None:
-        """Reads on while requests wait, where uvicorn would not notice that the client leaves."""
-        if self.pipeline:
-            self.flow.resume_reading()
-
     @property
     def _is_answering(self) -> bool:
         return self._active is not None and not self._active.response_complete
@@ -227,12 +237,11 @@ class Connection(HttpToolsProtocol):
     def _check_bytes(self) -> None:
         if self._num_early_bytes > _MAX_EARLY_BYTES:
             raise _Fault(*_NOT_HTTP)
-        spare = self._num_wire_bytes - _MAX_HEAD_BYTES
-        if spare > 0:
-            if self._is_in_head:
+        if self._is_in_head:
+            if self._num_wire_bytes > _MAX_HEAD_BYTES:
                 raise _Fault(*_LARGE_HEAD)
-            if spare > _MAX_BYTES_PER_BYTE * self._num_body_bytes:
-                raise _Fault(*_WASTEFUL_BODY)
+        elif self._num_wire_bytes > _FREE_BYTES + _MAX_BYTES_PER_BYTE * self._num_body_bytes:
+            raise _Fault(*_WASTEFUL_BODY)
 
     def _refuse(self, fault: _Fault) -> None:
         """Answers instead of the application, and closes the connection."""
