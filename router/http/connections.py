@@ -62,7 +62,8 @@ class Connections:
         """Closes one that awaits its client; returns whether there was one."""
         if not self._waiting:
             return False
-        connection = next(iter(max(self._waiting.values(), key=len)))
+        most: dict[Connection, None] = max(self._waiting.values(), key=len)
+        connection = next(iter(most))
         self.answers(connection)
         # At once, as the connection ends only in the next iteration of the loop.
         self.state.connections.discard(connection)

@@ -117,7 +117,7 @@ def _described(operation: Operation, schema: dict[str, Any] | None) -> dict[str,
             "description": text,
             "content": {"application/json": {"schema": {"$ref": f"{_SCHEMAS}Error"}}},
         }
-    described = {"summary": operation.summary, "responses": answers}
+    described: dict[str, Any] = {"summary": operation.summary, "responses": answers}
     if names := _PARAMETER.findall(operation.path):
         described["parameters"] = [
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
