@@ -9,8 +9,6 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from router.errors import SlowReader
-from router.http.connection import ABORT
 from router.http.errors import ErrorForm, Refusal, error_response, log_error
 from router.http.leaving import until_client_leaves
 from router.http.service import Service
@@ -71,6 +69,7 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As ASGI has it."""
         writer, is_begun = self._writer, False
+        held = b""
         try:
             async with (
                 until_client_leaves(receive),
@@ -82,22 +81,22 @@ class EventStream(Response):
                         await send(_START)
                         is_begun = True
                         content = writer.begin() + content
-                    if content:
+                    if delta.finish is not None:
+                        # It goes with what follows, which of a single continuation is the end.
+                        held += content
+                    elif content:
                         reader.num_ticks = 0
-                        await send({"type": _BODY, "body": content, "more_body": True})
+                        await send({"type": _BODY, "body": held + content, "more_body": True})
                         reader.num_ticks = READING
-                await _send_last(send, writer.end())
+                        held = b""
+                await _send_last(send, held + writer.end())
         except ClientDisconnect:
             return
-        except SlowReader as error:
-            # It would not read this error either.
-            log_error(error, scope["path"])
-            scope["state"][ABORT]()
         # A failing request must not fail the service.
         except Exception as error:
             log_error(error, scope["path"])
             if is_begun:
-                await _send_last(send, writer.error(Refusal(error)))
+                await _send_last(send, held + writer.error(Refusal(error)))
             else:
                 await error_response(error, writer.error_form)(scope, receive, send)
 

@@ -16,9 +16,6 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from router.http.connections import Connections
 
-ABORT = "pagestream.abort"
-"""Key of what closes a client's connection at once, in the state of its requests."""
-
 _HEAD_SECONDS = 10.0
 """Time for the head of a request, from the connection's begin or the head's first byte."""
 _LINGER_SECONDS = 2.0
@@ -80,7 +77,7 @@ class Connection(HttpToolsProtocol):
             connections: Are told what this one waits for.
             unread_seconds: Time that a client may leave unread what was sent to it.
         """
-        super().__init__(config, connections.state, {ABORT: self.abort}, loop)
+        super().__init__(config, connections.state, {}, loop)
         self.peer = ""
         self._all = connections
         self._unread_seconds = unread_seconds

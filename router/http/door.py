@@ -19,7 +19,7 @@ _KEEP_ALIVE_SECONDS = 75
 _SPARE_CONNECTIONS = 1024
 """Beyond the requests that the router takes."""
 _UNREAD_SPARE_SECONDS = 3.0
-"""Beyond what slow readers get: they are told why, where it can be told."""
+"""Beyond what slow readers get: one that reads on finds the reason behind what it left unread."""
 _END_SECONDS = 1.0
 """Time for requests to end by themselves when their connections are gone."""
 _MAX_HEAD_BYTES = 64 * 1024
@@ -56,6 +56,8 @@ class HttpDoor:
             access_log=False,
             server_header=False,
             date_header=False,
+            # Nothing here is done by what a client says of its own address.
+            proxy_headers=False,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         )
         self._config.load()

@@ -53,6 +53,14 @@ class Client:
         async with asyncio.timeout(WAIT):
             return await self.reader.readuntil(text)
 
+    async def read_past(self, text):
+        """As `until`, of a stream of any length."""
+        last = b""
+        async with asyncio.timeout(WAIT):
+            while text not in last:
+                last = last[-len(text) :] + await self.reader.read(1 << 16)
+                assert not self.reader.at_eof()
+
     async def rest(self):
         """Reads until the connection ends, one way or another."""
         async with asyncio.timeout(WAIT):
@@ -337,18 +345,24 @@ async def test_nonsense_behind_a_request_in_progress_is_not_answered_within_its_
         await until(lambda: fleet.num_open == 0)
 
 
-async def test_stream_that_is_not_read_is_cut_off():
+@pytest.mark.parametrize("reads_on", [False, True])
+async def test_stream_that_is_not_read_is_cut_off(monkeypatch, reads_on):
+    monkeypatch.setattr(door, "_UNREAD_SPARE_SECONDS", 5.0 if reads_on else 0.5)
     fleet = FakeFleet()
     readers = SlowReaders(0.2)
     async with listening(fleet, slow_readers=readers) as port:
         ticking = asyncio.create_task(readers.run())
         client = await port.connect(generate(max_tokens=100), limit=1)
         client.writer.transport.pause_reading()
-        await until(lambda: fleet.num_open == 1)
+        await fleet.is_asked.wait()
         async with asyncio.timeout(WAIT):
             while fleet.num_open:
                 fleet.put(*(Tokens(token_ids=(7,) * 1000) for _ in range(20)))
                 await asyncio.sleep(0.005)
+        if reads_on:
+            client.writer.transport.resume_reading()
+            await client.read_past(b"read faster")
+            client.writer.close()
         await until(lambda: not list(port.door._connections))
         ticking.cancel()
 
