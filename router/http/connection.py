@@ -7,6 +7,7 @@ other sign of it, and every client that closes its connection gives this one.
 import asyncio
 import http
 from collections.abc import Callable
+from contextlib import suppress
 
 import httptools
 from uvicorn._types import ASGI3Application
@@ -59,7 +60,7 @@ class Connection(HttpToolsProtocol):
     """Closes a connection whose client is too slow, sends too much or does not read.
 
     Attributes:
-        peer: Address of the client's machine, or empty.
+        peer: Address of the client's machine.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Connection(HttpToolsProtocol):
         config: Config,
         loop: asyncio.AbstractEventLoop,
         connections: Connections,
+        peer: str,
         unread_seconds: float,
     ) -> None:
         """Begins when it gets its transport.
@@ -75,10 +77,11 @@ class Connection(HttpToolsProtocol):
             config: Of uvicorn.
             loop: The running loop.
             connections: Are told what this one waits for.
+            peer: Address of the client's machine.
             unread_seconds: Time that a client may leave unread what was sent to it.
         """
         super().__init__(config, connections.state, {}, loop)
-        self.peer = ""
+        self.peer = peer
         self._all = connections
         self._unread_seconds = unread_seconds
         self._deadline: asyncio.TimerHandle | None = None
@@ -100,7 +103,6 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         # Each message waits until the one before has gone, as over gRPC.
         transport.set_write_buffer_limits(high=0)
-        self.peer = self.client[0] if self.client else ""
         self._all.awaits_client(self)
         self._expect_head()
 
@@ -271,7 +273,9 @@ class Connection(HttpToolsProtocol):
         self._stop_deadline()
         # Only now, as a fault may have stopped it in the middle.
         self.flow.resume_reading()
-        self.transport.write_eof()
+        # The client may have gone.
+        with suppress(OSError):
+            self.transport.write_eof()
         self._deadline = self.loop.call_later(_LINGER_SECONDS, self.abort)
         self._all.awaits_client(self)
 

@@ -105,7 +105,7 @@ class HttpDoor:
             if late:
                 await asyncio.wait(late)
 
-    def _take(self, accepted: socket.socket, _: str) -> None:
+    def _take(self, accepted: socket.socket, peer: str) -> None:
         if self._connections.is_full() and not self._connections.evict():
             self._refuse(accepted)
             return
@@ -113,15 +113,15 @@ class HttpDoor:
         with suppress(OSError):
             accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connecting = asyncio.get_running_loop().create_task(
-            self._connect(accepted), name="http connection"
+            self._connect(accepted, peer), name="http connection"
         )
         self._connecting.add(connecting)
         connecting.add_done_callback(self._connecting.discard)
 
-    async def _connect(self, accepted: socket.socket) -> None:
+    async def _connect(self, accepted: socket.socket, peer: str) -> None:
         loop = asyncio.get_running_loop()
         await loop.connect_accepted_socket(
-            lambda: Connection(self._config, loop, self._connections, self._unread_seconds),
+            lambda: Connection(self._config, loop, self._connections, peer, self._unread_seconds),
             accepted,
         )
 

@@ -77,8 +77,10 @@ class Port:
         self.number = port
         self._writers = []
 
-    async def connect(self, content=b"", limit=1 << 16):
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.number, limit=limit)
+    async def connect(self, content=b"", limit=1 << 16, source="127.0.0.1"):
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", self.number, limit=limit, local_addr=(source, 0)
+        )
         self._writers.append(writer)
         writer.write(content)
         return Client(reader, writer)
@@ -401,6 +403,16 @@ async def test_oldest_connection_without_a_request_gives_way(monkeypatch):
             assert await one.rest() == b""
         fleet.answer([7])
         assert b"[DONE]" in await busy.until(b"0\r\n\r\n")
+
+
+async def test_peer_with_most_connections_gives_way_first(monkeypatch):
+    monkeypatch.setattr(door, "_SPARE_CONNECTIONS", 0)
+    async with listening(max_concurrent_requests=6) as port:
+        other = await port.connect(source="127.0.0.2")
+        flood = [await port.connect() for _ in range(40)]
+        other.send(HEALTH)
+        assert await other.status() == 200
+        assert await flood[0].rest() == b""
 
 
 async def test_connection_beyond_those_with_requests_is_refused(monkeypatch):
