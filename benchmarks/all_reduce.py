@@ -141,7 +141,9 @@ def measure_rank(rank: int, num_ranks: int, folder: str) -> None:
     dist.init_process_group("nccl", init_method=store, rank=rank, world_size=num_ranks)
     rows, stream = [], torch.cuda.Stream()
     for hidden in HIDDEN:
-        peers = connect_peers(None, torch.device("cuda", rank), hidden, DTYPE, max(NUM_ROWS))
+        peers = connect_peers(
+            None, torch.device("cuda", rank), hidden, DTYPE, max_rows=max(NUM_ROWS)
+        )
         if peers.memory is None:
             raise RuntimeError(f"no peer memory: {peers.obstacle}")
         for num_rows in NUM_ROWS:
@@ -178,9 +180,8 @@ def measure_one_gpu(_: int, num_ranks: int, folder: str) -> None:
     for hidden in HIDDEN:
         num_bytes = buffer_bytes(num_ranks, hidden, DTYPE, max(NUM_ROWS))
         buffers = [torch.zeros(num_bytes, dtype=torch.uint8, device=device) for _ in streams]
-        starts = [buffer.data_ptr() for buffer in buffers]
-        sizes = (device, hidden, DTYPE, max(NUM_ROWS), num_programs, buffers)
-        memories = [peer_memory(rank, starts, *sizes) for rank in range(num_ranks)]
+        sizes = (buffers, hidden, DTYPE, max(NUM_ROWS), num_programs)
+        memories = [peer_memory(rank, *sizes) for rank in range(num_ranks)]
         for num_rows in NUM_ROWS:
             reductions = [Reduction(memory, num_rows, hidden) for memory in memories]
             parts, us = [reduction.inputs[-1] for reduction in reductions], {}

@@ -10,7 +10,7 @@ ServiceError                base of all; it and StartupError are in servicekit
     ├── Starting            the model is not loaded yet
     ├── Draining            the engine is about to exit
     ├── EpochMismatch       the router means another start of an engine
-    ├── EngineFailed        the engine lost its core or a rank
+    ├── EngineFailed        the engine lost its core, a rank, or its check of grammars
     └── NoTokenizer         the model folder holds no tokenizer files
 """
 
@@ -72,7 +72,7 @@ class EpochMismatch(RequestError):
 
 
 class EngineFailed(RequestError):
-    """The engine lost its core or one of its ranks."""
+    """The engine lost its core, one of its ranks, or the process that checks grammars."""
 
     reason = Reason.ENGINE_FAILED
 
@@ -102,6 +102,14 @@ def unusable_grammar(form: str, why: str) -> InvalidRequest:
     )
 
 
+def grammar_not_checked(form: str, why: str) -> EngineFailed:
+    """Returns the error for a request whose grammar, of this form, could not be checked."""
+    return EngineFailed(
+        f"grammar.{form} could not be checked: {why}; try again or try another engine",
+        {"detail": why},
+    )
+
+
 def grammar_failed(position: int, why: str) -> RequestError:
     """Returns the error for a request whose grammar cannot say what comes at this position."""
     return RequestError(
@@ -111,12 +119,24 @@ def grammar_failed(position: int, why: str) -> RequestError:
     )
 
 
+def resume_mismatch(index: int, token_id: int, form: str) -> InvalidRequest:
+    """Returns the error for a request whose grammar, of this form, forbids a resumed token."""
+    return InvalidRequest(
+        f"resume_token_ids[{index}] is {token_id}, which grammar.{form} does not allow there",
+        {
+            "field": "resume_token_ids",
+            "index": str(index),
+            "value": str(token_id),
+            "bounds": f"tokens that grammar.{form} allows",
+        },
+    )
+
+
 def nothing_allowed(position: int, fields: Sequence[str]) -> InvalidRequest:
     """Returns the error for a request whose parameters leave no token for this position."""
     names = ", ".join(fields)
     return InvalidRequest(
-        f"{names} together allow no token at position {position}, unless the model's logits are "
-        "NaN or infinite",
+        f"{names} together allow no token at position {position}",
         {"field": names, "position": str(position), "bounds": "a token that all of them allow"},
         reason=Reason.BAD_SAMPLING_PARAMS,
     )

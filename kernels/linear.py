@@ -26,20 +26,25 @@ _MAX_PRODUCTS = (1 << 24) - 1
 _MAX_PRODUCTS_OF_ONE_TILE = (1 << 25) - 1
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def linear(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
     """Multiplies each row by the transposed weight.
 
     Args:
         x: [num_tokens, in_features], rows may be strided
         weight: [out_features, in_features] of the same type, rows may be strided
+        out: [num_tokens, out_features] of the same type, written in place; None creates it
 
     Returns:
-        [num_tokens, out_features]
+        [num_tokens, out_features], `out` if that is given
 
     Raises:
         ValueError: an unsupported shape or type
     """
     _check(x, weight, x.shape[-1])
+    if out is not None:
+        check_dtype("out", out, x.dtype)
+        check_shape("out", out, x.shape[0], weight.shape[0])
+        return torch.mm(x, weight.t(), out=out)
     if x.device.type == "cpu":
         return reference.linear(x, weight)
     return _project(x, weight)

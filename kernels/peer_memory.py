@@ -7,7 +7,9 @@ used. What the areas mean, and who may write them when, is described in `all_red
 """
 
 import functools
+import math
 import socket
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -17,9 +19,15 @@ import torch.distributed._symmetric_memory as symmetric_memory
 
 # Bytes that a rank sends in one shot: 64 rows of 4,096 bfloat16 to one peer. Measured on two H200.
 _MAX_ONE_SHOT_BYTES = 1 << 20
+# With more ranks, each would send more than in NCCL's ring.
+_MAX_RANKS_THAT_COPY = 2
 _ALIGNMENT = 256
 """Bytes; where an area begins."""
 _FLAG_BYTES = 4
+NUM_LANES = 2
+"""Parts of a step's rows that are exchanged on their own."""
+NUM_BUFFERS = 2
+"""Buffers of a lane, used in turn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -73,17 +81,67 @@ def _copy_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CopyMemory:
+    """One rank's view of where all ranks receive rows that others copy to them.
+
+    Each rank receives into lanes, buffers of a lane, and places, one for each of its peers: that of
+    rank s in the memory of rank r is (s - r - 1) mod world_size.
+
+    Attributes:
+        rank: this rank, from 0 on
+        min_rows: the smallest number of rows of one collective
+        max_rows: the largest number
+        num_processors: multiprocessors of the GPU
+        rows: of each rank, [lanes, buffers, world_size - 1, max_rows, hidden]
+        flags: of each rank, [lanes, buffers, world_size - 1] int32, 1 where rows have come
+        one: [] int32, what a flag is set to
+        buffer: this rank's own buffer, or its handle, kept alive
+    """
+
+    rank: int
+    min_rows: int
+    max_rows: int
+    num_processors: int
+    rows: list[torch.Tensor]
+    flags: list[torch.Tensor]
+    one: torch.Tensor
+    buffer: object
+
+    @property
+    def world_size(self) -> int:
+        """The number of ranks."""
+        return len(self.rows)
+
+    def takes(self, num_rows: int) -> bool:
+        """Returns whether the rows go through this memory."""
+        return self.min_rows <= num_rows <= self.max_rows
+
+    def destinations(self, lane: int, buffer: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yields where each peer receives this rank's rows, and the flag that follows them."""
+        for peer in range(self.world_size):
+            if peer != self.rank:
+                place = lane, buffer, (self.rank - peer - 1) % self.world_size
+                yield self.rows[peer][place], self.flags[peer][place]
+
+    def received(self, lane: int, buffer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns what this rank receives, [world_size - 1, max_rows, hidden], and the flags."""
+        return self.rows[self.rank][lane, buffer], self.flags[self.rank][lane, buffer]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Peers:
     """The ranks that reduce together.
 
     Attributes:
         group: their process group; None is torch's default group
         memory: what all ranks access directly; None where they cannot
+        copies: where they copy many rows to; None where they do not
         obstacle: why there is no such memory, in words; empty if there is
     """
 
     group: dist.ProcessGroup | None
     memory: PeerMemory | None = None
+    copies: CopyMemory | None = None
     obstacle: str = ""
 
     @property
@@ -97,9 +155,11 @@ def connect_peers(
     device: torch.device,
     hidden: int,
     dtype: torch.dtype,
+    *,
     max_rows: int = 1024,
+    max_copied_rows: int = 0,
 ) -> Peers:
-    """Allocates this rank's buffer and learns where those of the others are.
+    """Allocates this rank's buffers and learns where those of the others are.
 
     All ranks of the group call it at the same time, with the same sizes, and all get memory or
     none does. On a CPU none does.
@@ -109,12 +169,13 @@ def connect_peers(
         device: this rank's; the current one, if it is a GPU
         hidden: elements of a row
         dtype: of an element
-        max_rows: the largest number of rows of one collective in peer memory; with more, NCCL is
-            faster (two H200: equal at 1,024 to 2,048 rows of 4,096)
+        max_rows: the largest number of rows that the kernels of `all_reduce` send; with more, NCCL
+            is faster (two H200: equal at 1,024 to 2,048 rows of 4,096)
+        max_copied_rows: the largest number of rows that copy engines send
 
     Raises:
         RuntimeError: the ranks have direct access, but could not share the memory
-        torch.OutOfMemoryError: no room for `buffer_bytes`
+        torch.OutOfMemoryError: no room for `buffer_bytes` and `copy_bytes`
     """
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
@@ -122,52 +183,117 @@ def connect_peers(
     if obstacle:
         return Peers(group=group, obstacle=obstacle)
     world_size, rank = dist.get_world_size(group), dist.get_rank(group)
-    num_bytes = buffer_bytes(world_size, hidden, dtype, max_rows)
-    buffer = symmetric_memory.empty(num_bytes, dtype=torch.uint8, device=device)
+    num_processors = torch.cuda.get_device_properties(device).multi_processor_count
+    buffers, owner = _share(group, device, buffer_bytes(world_size, hidden, dtype, max_rows))
+    memory = peer_memory(rank, buffers, hidden, dtype, max_rows, num_processors, owner)
+    copies = None
+    if max_rows < max_copied_rows and world_size <= _MAX_RANKS_THAT_COPY:
+        buffers, owner = _share(
+            group, device, copy_bytes(world_size, hidden, dtype, max_copied_rows)
+        )
+        bounds = max_rows + 1, max_copied_rows
+        copies = copy_memory(rank, buffers, hidden, dtype, bounds, num_processors, owner)
+    return Peers(group=group, memory=memory, copies=copies)
+
+
+def _share(
+    group: dist.ProcessGroup | None, device: torch.device, num_bytes: int
+) -> tuple[list[torch.Tensor], object]:
+    """Returns a buffer of zeros of each rank, as bytes, and what keeps this rank's alive."""
+    rank = dist.get_rank(group)
+    own = symmetric_memory.empty(num_bytes, dtype=torch.uint8, device=device)
     named = dist.group.WORLD if group is None else group
-    handle = symmetric_memory.rendezvous(buffer, cast("dist.ProcessGroup", named))
-    buffer.zero_()
+    handle = symmetric_memory.rendezvous(own, cast("dist.ProcessGroup", named))
+    own.zero_()
     torch.cuda.synchronize(device)
     # No rank may write into a buffer that its owner has still to clear.
     dist.barrier(group)
     torch.cuda.synchronize(device)
     # The buffer may begin inside its allocation, at the same place on every rank.
-    offset = buffer.data_ptr() - handle.buffer_ptrs[rank]
-    starts = [start + offset for start in handle.buffer_ptrs]
-    num_programs = torch.cuda.get_device_properties(device).multi_processor_count
-    memory = peer_memory(
-        rank, starts, device, hidden, dtype, max_rows, num_programs, (buffer, handle)
-    )
-    return Peers(group=group, memory=memory)
+    offset = own.data_ptr() - handle.get_buffer(rank, (num_bytes,), torch.uint8).data_ptr()
+    buffers = [
+        handle.get_buffer(peer, (num_bytes,), torch.uint8, offset)
+        for peer in range(handle.world_size)
+    ]
+    return buffers, (own, handle)
 
 
 def peer_memory(
     rank: int,
-    starts: list[int],
-    device: torch.device,
+    buffers: Sequence[torch.Tensor],
     hidden: int,
     dtype: torch.dtype,
     max_rows: int,
     max_programs: int,
-    buffer: object,
+    owner: object = None,
 ) -> PeerMemory:
-    """Describes buffers of zeros at these addresses, one for each rank."""
+    """Describes buffers of `buffer_bytes` zeros, one of each rank."""
+    world_size, device = len(buffers), buffers[rank].device
     areas, offset = [], 0
-    for size in _area_sizes(len(starts), hidden, dtype, max_rows):
-        areas.append([start + offset for start in starts])
+    for size in _area_sizes(world_size, hidden, dtype, max_rows):
+        areas.append([buffer.data_ptr() + offset for buffer in buffers])
         offset += size
     return PeerMemory(
         rank=rank,
         hidden=hidden,
         dtype=dtype,
         max_rows=max_rows,
-        max_one_shot_rows=_max_one_shot_rows(len(starts), hidden, dtype, max_rows),
+        max_one_shot_rows=_max_one_shot_rows(world_size, hidden, dtype, max_rows),
         max_programs=max_programs,
         areas=torch.tensor(areas, dtype=torch.int64).to(device),
         counts=torch.zeros(2, max_rows, dtype=torch.int64).to(device),
         nanoseconds=torch.zeros((), dtype=torch.int64).to(device),
-        buffer=buffer,
+        buffer=(buffers, owner),
     )
+
+
+def copy_memory(
+    rank: int,
+    buffers: Sequence[torch.Tensor],
+    hidden: int,
+    dtype: torch.dtype,
+    bounds: tuple[int, int],
+    num_processors: int,
+    owner: object = None,
+) -> CopyMemory:
+    """Describes buffers of `copy_bytes` zeros, one of each rank.
+
+    Args:
+        rank: this rank
+        buffers: of bytes, one of each rank
+        hidden: elements of a row
+        dtype: of an element
+        bounds: the smallest and the largest number of rows
+        num_processors: multiprocessors of the GPU
+        owner: what keeps this rank's buffer alive
+    """
+    min_rows, max_rows = bounds
+    shape = _copy_shape(len(buffers))
+    num_bytes = math.prod(shape) * max_rows * hidden * dtype.itemsize
+    return CopyMemory(
+        rank=rank,
+        min_rows=min_rows,
+        max_rows=max_rows,
+        num_processors=num_processors,
+        rows=[buffer[:num_bytes].view(dtype).view(*shape, max_rows, hidden) for buffer in buffers],
+        flags=[
+            buffer[-_FLAG_BYTES * math.prod(shape) :].view(torch.int32).view(shape)
+            for buffer in buffers
+        ],
+        one=torch.ones((), dtype=torch.int32, device=buffers[rank].device),
+        buffer=(buffers, owner),
+    )
+
+
+def copy_bytes(world_size: int, hidden: int, dtype: torch.dtype, max_rows: int) -> int:
+    """Returns the bytes of one rank's buffer: 134 MB for 2 ranks, 4,096 rows of 4,096 bfloat16."""
+    places = math.prod(_copy_shape(world_size))
+    num_bytes = places * (max_rows * hidden * dtype.itemsize + _FLAG_BYTES)
+    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
+
+
+def _copy_shape(world_size: int) -> tuple[int, int, int]:
+    return NUM_LANES, NUM_BUFFERS, world_size - 1
 
 
 def buffer_bytes(world_size: int, hidden: int, dtype: torch.dtype, max_rows: int) -> int:

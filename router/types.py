@@ -315,6 +315,8 @@ class ChatPrompt:
     tool_choice: ToolChoice = ToolChoice.AUTO
     function_name: str = ""
     """The one function that must be called, once; empty means any, as `tool_choice` says."""
+    parallel_calls: bool = True
+    """Whether an answer may have more than one call; if not, it ends with the first."""
     template_kwargs: "Mapping[str, object]" = field(default_factory=dict)
     """More variables for the template."""
     add_generation_prompt: bool | None = None

@@ -12,6 +12,7 @@ from protos.wire.limits import MAX_LABEL_CHARACTERS
 from protos.wire.reason import Reason
 from protos.wire.sampling_params import (
     SUPPORTED_PARAMS,
+    ParamFault,
     SamplingParams,
     end_token_ids,
     out_of_bounds,
@@ -111,17 +112,19 @@ class Limits:
                 reason=Reason.UNSUPPORTED_PARAMETER,
             )
         if fault := out_of_bounds(params):
-            raise _bad_param(*fault)
+            raise _bad_param(fault)
         for field in ("logprobs", "prompt_logprobs"):
             if (count := getattr(params, field) or 0) > self.max_logprobs:
-                raise _bad_param(field, str(count), f"0 to {self.max_logprobs} of this engine")
+                bounds = f"0 to {self.max_logprobs} of this engine"
+                raise _bad_param(ParamFault(field, str(count), bounds))
         seen: dict[int, int] = {}
         for index, (token_id, _) in enumerate(params.logit_bias):
             if (other := seen.setdefault(token_id, index)) != index:
-                raise _bad_param(
-                    f"logit_bias[{index}].token_id",
-                    str(token_id),
-                    f"tokens that are named once; logit_bias[{other}] has it already",
+                field, bounds = f"logit_bias[{index}].token_id", "tokens that are named once"
+                raise InvalidRequest(
+                    f"{field} is {token_id}, which logit_bias[{other}] names already",
+                    {"field": field, "value": str(token_id), "bounds": bounds},
+                    reason=Reason.BAD_SAMPLING_PARAMS,
                 )
 
     def _check_min_tokens(self, request: Request) -> None:
@@ -130,9 +133,10 @@ class Limits:
             return
         longest = self.max_num_tokens(request) - len(request.prompt_token_ids)
         if params.min_tokens > longest:
-            bound = "max_tokens" if params.max_tokens is not None else "the length left"
-            bounds = f"0 to {longest}, {bound}"
-            raise _bad_param("min_tokens", str(params.min_tokens), bounds)
+            bounds = f"0 to {longest}, the length left"
+            if params.max_tokens is not None:
+                bounds = f"0 to max_tokens {longest}"
+            raise _bad_param(ParamFault("min_tokens", str(params.min_tokens), bounds))
 
     def _check_allowed(self, request: Request) -> None:
         """Refuses a request whose next token is certain to be none."""
@@ -140,14 +144,22 @@ class Limits:
         allowed = params.allowed_token_ids
         if not allowed:
             return
-        banned = {sequence[0] for sequence in params.bad_words_token_ids if len(sequence) == 1}
+        bad = {sequence[0] for sequence in params.bad_words_token_ids if len(sequence) == 1}
+        ends = frozenset[int]()
         if (params.min_tokens or 0) > len(request.resume_token_ids):
-            banned |= end_token_ids(params, self.eos_token_ids)
+            ends = end_token_ids(params, self.eos_token_ids)
+        banned = bad | ends
         if banned and banned.issuperset(allowed):
-            raise _bad_param(
-                "number of allowed_token_ids",
-                str(len(allowed)),
-                "lists with a token that neither bad_words_token_ids nor min_tokens forbids",
+            by = {"bad_words_token_ids": bad, "min_tokens": ends}
+            names = " and ".join(name for name, some in by.items() if not some.isdisjoint(allowed))
+            raise InvalidRequest(
+                f"allowed_token_ids has {len(allowed)} entries, all forbidden by {names}",
+                {
+                    "field": "allowed_token_ids",
+                    "value": str(len(allowed)),
+                    "bounds": f"a token not forbidden by {names}",
+                },
+                reason=Reason.BAD_SAMPLING_PARAMS,
             )
 
     def _check_length(self, request: Request) -> None:
@@ -200,8 +212,7 @@ class Limits:
         biased = _array("logit_bias", (bias.token_id for bias in params.logit_bias))
         self.check_token_ids("logit_bias", biased, ".token_id")
         if params.grammar is not None and params.grammar.start_after_token_id is not None:
-            start = _array("grammar", [params.grammar.start_after_token_id])
-            self.check_token_ids("grammar.start_after_token_id", start)
+            self._check_start(params.grammar.start_after_token_id)
         sequences = params.bad_words_token_ids
         if self._are_tokens(_array("bad_words_token_ids", chain.from_iterable(sequences))):
             return
@@ -212,6 +223,15 @@ class Limits:
             if not 0 <= value < self.vocab_size
         )
         raise self.token_out_of_range(f"bad_words_token_ids[{index}]", place, value)
+
+    def _check_start(self, token_id: int) -> None:
+        if not 0 <= token_id < self.vocab_size:
+            field, bounds = "grammar.start_after_token_id", f"0 to {self.vocab_size - 1}"
+            raise InvalidRequest(
+                f"{field} is {token_id}, outside {bounds}",
+                {"field": field, "value": str(token_id), "bounds": bounds},
+                reason=Reason.TOKEN_OUT_OF_RANGE,
+            )
 
     def check_token_ids(self, field: str, token_ids: "array[int]", part: str = "") -> None:
         """Refuses token IDs outside the vocabulary.
@@ -246,6 +266,7 @@ class Limits:
                 "field": field,
                 "index": str(index),
                 "value": str(value),
+                "bounds": f"0 to {self.vocab_size - 1}",
                 "vocab_size": str(self.vocab_size),
             },
             reason=Reason.TOKEN_OUT_OF_RANGE,
@@ -263,10 +284,10 @@ def _array(field: str, token_ids: Iterable[int]) -> "array[int]":
         ) from error
 
 
-def _bad_param(field: str, value: str, bounds: str) -> InvalidRequest:
+def _bad_param(fault: ParamFault) -> InvalidRequest:
     return InvalidRequest(
-        f"{field} is {value}, outside {bounds}",
-        {"field": field, "value": value, "bounds": bounds},
+        fault.message,
+        {"field": fault.field, "value": fault.value, "bounds": fault.bounds},
         reason=Reason.BAD_SAMPLING_PARAMS,
     )
 

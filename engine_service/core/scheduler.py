@@ -9,6 +9,7 @@ from engine_service.config import SchedulerOptions
 from engine_service.core import logprob_report
 from engine_service.core.block_pool import BlockPool, PrefixMatch
 from engine_service.core.limits import Limits
+from engine_service.core.missing_token import why_missing
 from engine_service.core.plan_builder import PlanBuilder
 from engine_service.core.progress import (
     ScheduleEvents,
@@ -30,7 +31,7 @@ from engine_service.core.types import (
     StepResult,
     int32_array,
 )
-from engine_service.errors import RequestError, grammar_failed, invalid_logits, nothing_allowed
+from engine_service.errors import RequestError, invalid_logits
 from protos.wire.block_hash import root_digest
 
 if TYPE_CHECKING:
@@ -39,9 +40,6 @@ if TYPE_CHECKING:
 # Looking up enum members hundreds of times a step would be the largest cost.
 _RUNNING = SequenceState.RUNNING
 _FINISHED = SequenceState.FINISHED
-
-_FORBIDDING_PARAMS = ("grammar", "allowed_token_ids", "bad_words_token_ids", "min_tokens")
-"""Two of these may leave no token, each of them some."""
 
 
 class Scheduler:
@@ -206,7 +204,7 @@ class Scheduler:
             if sequence.is_scoring and not sequence.must_score_prompt:
                 self._finish(sequence)
         for sequence in invalid:
-            self._fail(sequence, None)
+            self._fail_with_invalid_logits(sequence)
         return dataclasses.replace(progress, prompt_logprobs=logprobs)
 
     def _take_one_each(
@@ -226,7 +224,7 @@ class Scheduler:
             if sequence.state is _FINISHED:
                 continue
             if token_id == NO_TOKEN:
-                self._fail(sequence, result.grammar_failures.get(builder.sequences.index(sequence)))
+                self._fail_without_token(sequence, result, builder.sequences.index(sequence))
                 continue
             if token_id is not None:
                 progress.request_ids.append(sequence.request_id)
@@ -269,7 +267,7 @@ class Scheduler:
                 progress.token_counts.append(num_taken)
                 progress.token_ids.extend(token_ids[:num_taken])
             if not is_valid:
-                self._fail(sequence, result.grammar_failures.get(row))
+                self._fail_without_token(sequence, result, row)
                 continue
             if is_sampled and not count:
                 self._compute_last_again(sequence)
@@ -513,24 +511,23 @@ class Scheduler:
         )
         self._end(sequence)
 
-    def _fail(self, sequence: Sequence, grammar_failure: str | None) -> None:
-        """Ends a sequence whose logits gave no token, because of its grammar or by themselves."""
-        position = len(sequence.token_ids)
-        error: RequestError
-        if grammar_failure is None:
-            params = sequence.request.sampling_params
-            forbidding = [name for name in _FORBIDDING_PARAMS if getattr(params, name)]
-            if len(forbidding) > 1:
-                error = nothing_allowed(position, forbidding)
-            else:
-                error = invalid_logits(position)
-                self._events.num_invalid_logits += 1
-            # A block that it read or wrote may hold bad values, which would spoil other sequences.
-            self.pool.forget(sequence.block_hashes)
-        else:
-            error = grammar_failed(position, grammar_failure)
+    def _fail(self, sequence: Sequence, error: RequestError) -> None:
         self._events.failures.append(Failure(request_id=sequence.request_id, error=error))
         self._end(sequence)
+
+    def _fail_without_token(self, sequence: Sequence, result: StepResult, row: int) -> None:
+        """Ends a sequence whose row yielded `NO_TOKEN`."""
+        error = why_missing(sequence, result, row, self._info.vocab_size)
+        if error is None:
+            self._fail_with_invalid_logits(sequence)
+        else:
+            self._fail(sequence, error)
+
+    def _fail_with_invalid_logits(self, sequence: Sequence) -> None:
+        # A block that it read or wrote may hold bad values, which would spoil other sequences.
+        self.pool.forget(sequence.block_hashes)
+        self._events.num_invalid_logits += 1
+        self._fail(sequence, invalid_logits(len(sequence.token_ids)))
 
     def _release(self, sequence: Sequence) -> None:
         """Gives back slot and blocks, at once or when the last step that uses them is done."""

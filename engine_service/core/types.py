@@ -92,6 +92,15 @@ class SlotGrammar(NamedTuple):
     num_prompt_tokens: int
 
 
+class GrammarFailure(NamedTuple):
+    """Why a grammar cannot say what comes next."""
+
+    why: str
+    mismatch_index: int | None = None
+    """Of the first output token that the grammar does not allow, if that is the reason; resumed
+    tokens are the first ones."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepPlan:
     """What every rank needs to run one step: flat integer arrays over stable slots.
@@ -175,8 +184,11 @@ class StepResult:
     """Time the host then waited for the tokens."""
     device_seconds: float = 0.0
     """Time from the device's first kernel of the step to its last, gaps included."""
-    grammar_failures: Mapping[int, str] = field(default_factory=dict)
+    grammar_failures: Mapping[int, GrammarFailure] = field(default_factory=dict)
     """By row of the plan, why the grammar of one that yielded `NO_TOKEN` cannot go on."""
+    grammar_token_ids: "Mapping[int, array[int]]" = field(default_factory=dict)
+    """By row of the plan, the tokens that the grammar of one that yielded `NO_TOKEN` allows, if it
+    has one that can go on and whose text is not complete."""
 
     def check(self, plan: StepPlan) -> None:
         """Checks that each row of the plan has a count and that the counts match the tokens.

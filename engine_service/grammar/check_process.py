@@ -11,6 +11,8 @@ import multiprocessing
 import os
 import resource
 import signal
+import socket
+import threading
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -26,12 +28,28 @@ _NAME = "pagestream-engine-grammar-check"
 _MAX_ANSWER_BYTES = 1 << 14
 _LOAD_SECONDS = 60.0
 _REAP_SECONDS = 1.0
+_UNLIMITED_STACK_BYTES = 2 << 20
+"""What the C library gives a thread if stacks have no limit."""
 _WALL_FACTOR, _WALL_SECONDS = 5, 10.0
 """Wall time per CPU time, and beside it: the machine may be busy."""
 
 
+# What Rust or Python ends with where the library cannot go on. Other signals come from outside.
+_CRASH_CODES = frozenset({1, -signal.SIGILL})
+
+
 class CheckEnded(Exception):
-    """The process ended before it answered, or had to be ended; the text says why."""
+    """The process ended before it answered, or had to be ended; the text says why.
+
+    Attributes:
+        is_by_grammar: Whether the grammar ended it, by a limit or a crash. Otherwise it was killed,
+            by the kernel for want of memory perhaps, or did not answer: nothing is known of the
+            grammar.
+    """
+
+    def __init__(self, why: str, *, is_by_grammar: bool = False) -> None:
+        super().__init__(why)
+        self.is_by_grammar = is_by_grammar
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +80,11 @@ class CheckProcess:
             OSError: The system cannot start another process.
         """
         self._setup = setup
+        self._is_killed = False
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
+        # Of the same connection; it can be shut down while a call waits.
+        self._socket = socket.fromfd(self._pipe.fileno(), socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             with theirs:
                 self._process = context.Process(
@@ -71,7 +92,7 @@ class CheckProcess:
                 )
                 start_without_signals(self._process)
         except BaseException:
-            self._pipe.close()
+            self._close()
             raise
         refusal = self._ask(tokenizer_json, _LOAD_SECONDS)
         if refusal:
@@ -83,11 +104,18 @@ class CheckProcess:
         """The process's ID."""
         return self._process.pid
 
+    @property
+    def is_usable(self) -> bool:
+        """Whether it can be asked: it runs, and nobody has killed it."""
+        return not self._is_killed and self._process.is_alive()
+
     def check(self, grammar: Grammar) -> str:
         """Tries a grammar; returns an empty text, or why it cannot be used.
 
+        Takes a bounded time, whatever the process does.
+
         Raises:
-            CheckEnded: The process ended, because the grammar takes too much or by itself.
+            CheckEnded: The process ended.
         """
         text = {"form": grammar.form, "text": grammar.text, "choices": grammar.choices}
         return self._ask(
@@ -95,43 +123,71 @@ class CheckProcess:
         )
 
     def kill(self) -> None:
-        """Kills the process; a pending call raises CheckEnded."""
+        """Kills the process; a pending call raises CheckEnded at once, even if it does not end."""
+        self._is_killed = True
         self._process.kill()
+        # It may have been closed in the meantime.
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def end(self) -> None:
         """Kills the process and waits up to a second for its end."""
-        self._process.kill()
+        self.kill()
         self._process.join(_REAP_SECONDS)
+        self._close()
+
+    def _close(self) -> None:
+        self._socket.close()
         self._pipe.close()
 
     def _ask(self, message: bytes, seconds: float) -> str:
+        deadline = time.monotonic() + seconds
+        # Sending waits too, for a process that does not read.
+        watchdog = threading.Timer(seconds, self.kill)
+        watchdog.daemon = True
         try:
-            deadline = time.monotonic() + seconds
+            watchdog.start()
             self._pipe.send_bytes(message)
-            if not self._pipe.poll(max(0.0, deadline - time.monotonic())):
-                self.end()
-                raise CheckEnded(f"it takes over {seconds:g} s")
             return self._pipe.recv_bytes(_MAX_ANSWER_BYTES).decode()
-        except (OSError, EOFError, UnicodeDecodeError) as error:
+        # The first is of a host that has no more threads.
+        except (RuntimeError, OSError, EOFError, UnicodeDecodeError) as error:
+            is_late = time.monotonic() >= deadline
+            if not self._is_killed:
+                # It is about to end by itself, and its exit code says why.
+                self._process.join(_REAP_SECONDS)
             self.end()
-            raise CheckEnded(self._why_ended()) from error
+            ended = why_ended(self._setup, self._process.exitcode)
+            if is_late and not ended.is_by_grammar:
+                ended = CheckEnded(f"the process that tries it did not answer in {seconds:g} s")
+            raise ended from error
+        finally:
+            watchdog.cancel()
 
-    def _why_ended(self) -> str:
-        code = self._process.exitcode
-        if code == -signal.SIGPROF:
-            return f"it takes over {self._setup.cpu_seconds:g} s of processor time"
-        if code == -signal.SIGABRT:
-            return f"it takes over {self._setup.memory_bytes} bytes of memory or is nested too deep"
-        return f"the process that tries it ended with exit code {code}"
+
+def why_ended(setup: CheckSetup, exit_code: int | None) -> CheckEnded:
+    """Returns the error for a process that ended while it tried a grammar."""
+    if exit_code == -signal.SIGPROF:
+        why = f"it takes over {setup.cpu_seconds:g} s of processor time"
+    elif exit_code in (-signal.SIGABRT, -signal.SIGSEGV):
+        why = f"it takes over {setup.memory_bytes} bytes of memory or is nested too deep"
+    elif exit_code in _CRASH_CODES:
+        why = f"the process that tries it crashes with exit code {exit_code}"
+    else:
+        return CheckEnded(f"the process that tries it ended with exit code {exit_code}")
+    return CheckEnded(why, is_by_grammar=True)
 
 
 def _main(pipe: Connection, setup: CheckSetup) -> None:
     die_with_parent()
+    # If the machine has no memory left, the kernel should end this process and not the core.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
     # The library writes to standard error before it aborts.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     logging.disable()
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _limit_stack()
     with contextlib.suppress(EOFError, OSError):
         try:
             tokenizer = read_tokenizer(pipe.recv_bytes(), setup.vocab_size, setup.eos_token_ids)
@@ -164,3 +220,13 @@ def _limit_memory(num_bytes: int) -> None:
     num_pages = int(Path("/proc/self/statm").read_text().split()[0])
     bound = num_pages * os.sysconf("SC_PAGE_SIZE") + num_bytes
     resource.setrlimit(resource.RLIMIT_AS, (bound, bound))
+
+
+def _limit_stack() -> None:
+    """Leaves half of what a thread of the core has, in which the grammar is compiled again.
+
+    What overflows the stack there would end the engine.
+    """
+    limit, hard_limit = resource.getrlimit(resource.RLIMIT_STACK)
+    num_bytes = _UNLIMITED_STACK_BYTES if limit == resource.RLIM_INFINITY else limit
+    resource.setrlimit(resource.RLIMIT_STACK, (num_bytes // 2, hard_limit))

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from llguidance import LLExecutor, LLMatcher, LLTokenizer
 
+from engine_service.core.types import GrammarFailure
 from engine_service.grammar.compiler import BadGrammar, bad_grammar, compile_grammar
 from engine_service.grammar.trial import try_grammar
 from protos.wire.sampling_params import Grammar
@@ -24,6 +25,14 @@ _ALLOWED = -1
 _logger = logging.getLogger(__name__)
 
 
+class _Mismatch(BadGrammar):
+    """The grammar does not allow the output token of this index."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__(f"it does not allow output token {index}")
+        self.index = index
+
+
 @dataclass(frozen=True, slots=True)
 class FilledMasks:
     """What a mask does not tell.
@@ -34,7 +43,7 @@ class FilledMasks:
             must be generated, whatever the request's `min_tokens`.
     """
 
-    failures: dict[int, str] = field(default_factory=dict)
+    failures: dict[int, GrammarFailure] = field(default_factory=dict)
     ended: list[int] = field(default_factory=list)
 
 
@@ -111,17 +120,18 @@ class SlotMatchers:
             output_token_ids: Tokens generated so far, resumed ones included.
         """
         tokens = list(output_token_ids)
+        begin = 0
         start_after = grammar.start_after_token_id
         if start_after is not None:
             try:
-                tokens = tokens[tokens.index(start_after) + 1 :]
+                begin = tokens.index(start_after) + 1
                 start_after = None
             except ValueError:
-                tokens = []
+                begin = len(tokens)
         # Others may have taken its place since it was prepared.
         compiled = self._compile(grammar, self._starter)
         self._slots[slot] = _Slot(
-            matcher=self._starter.submit(_follow, compiled, tokens),
+            matcher=self._starter.submit(_follow, compiled, tokens, begin),
             start_after_token_id=start_after,
         )
 
@@ -212,12 +222,15 @@ class SlotMatchers:
         return compiled
 
 
-def _follow(compiled: "Future[LLMatcher]", token_ids: list[int]) -> LLMatcher:
-    """Returns a matcher of its own, past these tokens."""
+def _follow(compiled: "Future[LLMatcher]", token_ids: list[int], begin: int) -> LLMatcher:
+    """Returns a matcher of its own, past the tokens from index `begin` on."""
     # Its compilation was submitted before this, so it has been begun at least.
     matcher = compiled.result().deep_copy()
-    if token_ids and not matcher.consume_tokens(token_ids):
-        raise bad_grammar(f"its text so far does not match: {matcher.get_error()}")
+    index = begin + matcher.try_consume_tokens(token_ids[begin:])
+    if matcher.is_error():
+        raise bad_grammar(matcher.get_error())
+    if index < len(token_ids):
+        raise _Mismatch(index)
     return matcher
 
 
@@ -227,4 +240,5 @@ def _fail(
     masks[row] = 0
     if not isinstance(error, BadGrammar):
         _logger.error("grammar failed", exc_info=error)
-    filled.failures[row] = str(error)
+    index = error.index if isinstance(error, _Mismatch) else None
+    filled.failures[row] = GrammarFailure(why=str(error), mismatch_index=index)

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from engine_service.layers.norm import RMSNorm
-from engine_service.layers.ranks import Ranks
 from engine_service.layers.weight_scheme import Unquantised
 from engine_service.layers.weight_slot import Shard, WeightSlot
 
@@ -29,9 +28,9 @@ class Linear(nn.Module):
         for name, parameter in self.scheme.parameters().items():
             self.register_parameter(name, parameter)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps [num_tokens, in_features] to [num_tokens, out_features]."""
-        return self.scheme.linear(x)
+    def forward(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Maps [num_tokens, in_features] to [num_tokens, out_features], `out` if that is given."""
+        return self.scheme.linear(x, out)
 
     def norm_linear(
         self, norm: RMSNorm, x: torch.Tensor, residual: torch.Tensor | None
@@ -47,15 +46,6 @@ class Linear(nn.Module):
             The projection, [num_tokens, out_features], and the new residual.
         """
         return self.scheme.norm_linear(norm, x, residual)
-
-    def reduced_norm_linear(
-        self, norm: RMSNorm, x: torch.Tensor, residual: torch.Tensor, ranks: Ranks
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `norm_linear`, of the sum of all ranks' x."""
-        if ranks.size == 1:
-            return self.norm_linear(norm, x, residual)
-        normed, residual = ranks.all_reduce_add_norm(norm, x, residual)
-        return self(normed), residual
 
     def silu_linear(self, gate_up: torch.Tensor) -> torch.Tensor:
         """Projects silu(gate) * up of packed rows [num_tokens, 2 * in_features]."""

@@ -8,13 +8,23 @@ import torch.distributed as dist
 
 from engine_service.layers.norm import RMSNorm
 from engine_service.layers.weight_slot import Shard
-from kernels.all_reduce import all_reduce, all_reduce_add_rms_norm
+from kernels.all_reduce import all_reduce
+from kernels.copied_all_reduce import (
+    PartialSum,
+    begin_all_reduce,
+    end_all_reduce_add_rms_norm,
+)
 from kernels.peer_memory import Peers, connect_peers
 
 logger = logging.getLogger(__name__)
 
 _VOCAB_MULTIPLE = 4
 """Parts of the vocabulary begin at multiples of it, as groups of random numbers do."""
+
+# With fewer, the kernels of the products would not fill a GPU, and launches take longer than they.
+_LANE_TOKENS = 1024
+_LANE_MULTIPLE = 128
+"""Tokens of the first lane; products compute so many together."""
 
 
 class Ranks:
@@ -48,11 +58,18 @@ class Ranks:
         memory = self._peers.memory
         return None if memory is None else memory.collective_seconds()
 
-    def connect(self, device: torch.device, hidden_size: int, dtype: torch.dtype) -> None:
+    def connect(
+        self, device: torch.device, hidden_size: int, dtype: torch.dtype, max_num_tokens: int
+    ) -> None:
         """Lets GPUs write into each other's memory where they can; all ranks call it together."""
         self._is_on_host = device.type == "cpu"
         if self.size > 1:
-            self._peers = connect_peers(None, device, hidden_size, dtype)
+            max_copied_rows = min(
+                max_num_tokens, max(_lane_sizes(max_num_tokens)[0], 2 * _LANE_TOKENS)
+            )
+            self._peers = connect_peers(
+                None, device, hidden_size, dtype, max_copied_rows=max_copied_rows
+            )
             if device.type == "cuda" and self.rank == 0 and self._peers.obstacle:
                 logger.warning("peer memory unusable detail=%s", self._peers.obstacle)
 
@@ -81,23 +98,35 @@ class Ranks:
         self._host_seconds += time.perf_counter() - begun_at
         return total
 
-    def all_reduce_add_norm(
-        self, norm: RMSNorm, x: torch.Tensor, residual: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Adds the sum of all ranks' x to the residual stream and normalises the result.
+    def lane_sizes(self, num_tokens: int) -> list[int]:
+        """Divides a step's tokens so that sums of some can run beside the work on others."""
+        return [num_tokens] if self._peers.copies is None else _lane_sizes(num_tokens)
+
+    def begin_sum(self, x: torch.Tensor, lane: int, index: int) -> PartialSum:
+        """Begins to add up all ranks' x; other work may follow until `end_sum`.
 
         Args:
+            x: [num_tokens, hidden_size], this rank's part; not to be written any more.
+            lane: Which of the step's tokens they are, by `lane_sizes`.
+            index: The number of the lane's sum within the step, from 0 on.
+        """
+        return begin_all_reduce(x, self._peers, lane, index)
+
+    def end_sum(
+        self, part: PartialSum, norm: RMSNorm, residual: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Adds the sum of all ranks' parts to the residual stream and normalises the result.
+
+        Args:
+            part: This rank's part.
             norm: The norm to apply.
-            x: [num_tokens, hidden_size], this rank's part of a sum; may be overwritten.
             residual: [num_tokens, hidden_size].
 
         Returns:
-            The normalised rows and the new residual, as x.
+            The normalised rows and the new residual, both [num_tokens, hidden_size].
         """
-        if self.size == 1:
-            return norm(x, residual)
         begun_at = time.perf_counter()
-        both = all_reduce_add_rms_norm(x, residual, norm.weight, norm.eps, self._peers)
+        both = end_all_reduce_add_rms_norm(part, residual, norm.weight, norm.eps, self._peers)
         self._host_seconds += time.perf_counter() - begun_at
         return both
 
@@ -151,6 +180,15 @@ class Ranks:
         sent = torch.tensor(values, dtype=torch.float64)
         dist.broadcast(sent, 0)
         return tuple(sent.tolist())
+
+
+def _lane_sizes(num_tokens: int) -> list[int]:
+    """Returns the sizes of two lanes, or of one if they would be small."""
+    if num_tokens <= 2 * _LANE_TOKENS:
+        return [num_tokens]
+    half = -(-num_tokens // 2)
+    first = -(-half // _LANE_MULTIPLE) * _LANE_MULTIPLE
+    return [first, num_tokens - first]
 
 
 ALONE = Ranks()

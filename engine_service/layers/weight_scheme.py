@@ -40,9 +40,9 @@ class Unquantised:
         for kind, parameter in self.parameters().items():
             yield from merged_slots([f"{name}.{kind}" for name in names], parameter, sizes, shards)
 
-    def linear(self, x: torch.Tensor) -> torch.Tensor:
+    def linear(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """As `Linear.forward`."""
-        out = linear(x, self.weight)
+        out = linear(x, self.weight, out)
         return out if self.bias is None else out.add_(self.bias)
 
     def norm_linear(

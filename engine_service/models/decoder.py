@@ -14,6 +14,7 @@ from engine_service.layers.embedding import Embedding
 from engine_service.layers.linear import Linear
 from engine_service.layers.norm import RMSNorm
 from engine_service.layers.ranks import ALONE, Ranks
+from engine_service.layers.residual_stream import ResidualStream
 from engine_service.layers.rotary import rotary_table
 from engine_service.layers.weight_slot import Shard, WeightSlot
 from engine_service.models.decoder_config import DecoderConfig
@@ -109,39 +110,29 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
         self.mlp = DecoderMLP(config, dtype, ranks)
 
-    def attention_block(
+    def attend(
         self,
-        hidden: torch.Tensor,
-        residual: torch.Tensor | None,
+        stream: ResidualStream,
         positions: torch.Tensor,
         metadata: AttentionMetadata,
         kv_cache: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Stores keys and values; returns the attention output and the residual stream.
-
-        `hidden` is the stream's beginning, or this rank's part of what the layer before adds to it.
-        """
-        attention, norm = self.self_attn, self.input_layernorm
+    ) -> torch.Tensor:
+        """Stores keys and values; returns the attention output of this rank's heads."""
+        attention = self.self_attn
         # [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim], of this rank's heads
-        if residual is None:
-            qkv, residual = attention.qkv_proj.norm_linear(norm, hidden, None)
-        else:
-            qkv, residual = attention.qkv_proj.reduced_norm_linear(
-                norm, hidden, residual, self._ranks
-            )
-        return attention.attention(qkv, positions, metadata, kv_cache), residual
+        qkv = stream.norm_linear(self.input_layernorm, attention.qkv_proj)
+        return attention.attention(qkv, positions, metadata, kv_cache)
 
-    def mlp_block(
-        self, attended: torch.Tensor, residual: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns this rank's part of the layer's output and the residual stream to add it to.
+    def add_blocks(self, attended: torch.Tensor, stream: ResidualStream) -> None:
+        """Adds the attention block and the feed-forward block to the stream.
 
-        Rows are independent, so any subset of the rows that `attention_block` returns is valid.
+        Rows are independent, so the stream may have any subset of the rows that `attend` has had.
         """
-        gate_up, residual = self.mlp.gate_up_proj.reduced_norm_linear(
-            self.post_attention_layernorm, self.self_attn.o_proj(attended), residual, self._ranks
-        )  # [num_tokens, 2 * intermediate_size / num_ranks]
-        return self.mlp(gate_up), residual
+        stream.add(self.self_attn.o_proj, attended)
+        for lane in stream.lanes:
+            # [num_rows, 2 * intermediate_size / num_ranks]
+            gate_up = lane.norm_linear(self.post_attention_layernorm, self.mlp.gate_up_proj)
+            lane.add(self.mlp(gate_up))
 
     def weight_slots(self, prefix: str) -> Iterator[WeightSlot]:
         """Yields the slot of each checkpoint tensor; the names begin with the prefix."""
@@ -191,19 +182,15 @@ class Decoder(nn.Module):
 
         The last layer computes keys and values of all tokens, and the rest only for the outputs.
         """
-        hidden: torch.Tensor = self.embed_tokens(input_ids)
-        residual: torch.Tensor | None = None
+        stream = ResidualStream(self.embed_tokens(input_ids), self._ranks)
         for layer, kv_cache in zip(self.layers, kv_caches, strict=True):
             assert isinstance(layer, DecoderLayer)
-            attended, residual = layer.attention_block(
-                hidden, residual, positions, metadata, kv_cache
-            )
+            attended = layer.attend(stream, positions, metadata, kv_cache)
             if output_indices is not None and layer is self.layers[-1]:
-                attended, residual = attended[output_indices], residual[output_indices]
-            hidden, residual = layer.mlp_block(attended, residual)
-        assert residual is not None, "there is a layer"
-        hidden, _ = self._ranks.all_reduce_add_norm(self.norm, hidden, residual)
-        return hidden
+                attended = attended[output_indices]
+                stream.keep(output_indices)
+            layer.add_blocks(attended, stream)
+        return stream.norm(self.norm)
 
     @property
     def token_ids(self) -> range:

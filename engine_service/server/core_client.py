@@ -54,8 +54,13 @@ class RequestObserver(Protocol):
 class GrammarCheck(Protocol):
     """Checks what a request's text must match."""
 
-    def check(self, grammar: Grammar, done: Callable[[RequestError | None], None]) -> None:
+    def check(
+        self, grammar: Grammar, done: Callable[[RequestError | None], None]
+    ) -> Callable[[], None]:
         """Calls `done` once, at once or later, with the error that ends the request, or None.
+
+        Returns:
+            What to call when the answer is not wanted any more.
 
         Raises:
             RequestError: It cannot be checked now.
@@ -335,7 +340,7 @@ class CoreClient:
                 self._cut_off_slow_readers()
 
         try:
-            check.check(grammar, go_on)
+            opened.forget_check = check.check(grammar, go_on)
         except RequestError as error:
             go_on(error)
 
@@ -374,6 +379,8 @@ class CoreClient:
             self._forget_waiting(opened)
         if opened.timer is not None:
             opened.timer.cancel()
+        if opened.forget_check is not None:
+            opened.forget_check()
         if not self._open_requests:
             self._idle.set()
         self._observer.count_end(opened, outcome, time.monotonic())

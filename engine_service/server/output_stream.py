@@ -10,7 +10,7 @@ from engine_service.errors import RequestError
 
 if TYPE_CHECKING:
     from array import array
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 _EVENT_COST = 16
 """Tokens that an admission, finish or failure counts as."""
@@ -28,6 +28,8 @@ class OpenRequest:
         is_admitted: Whether the core has scheduled it once.
         num_generated_tokens: Tokens generated here so far.
         last_token_time: When the newest of them arrived.
+        timer: Ends it at its deadline.
+        forget_check: Says at its end that nobody needs the check of its grammar; harmless after it.
     """
 
     request: Request
@@ -38,6 +40,7 @@ class OpenRequest:
     num_generated_tokens: int = 0
     last_token_time: float = 0.0
     timer: asyncio.TimerHandle | None = None
+    forget_check: "Callable[[], None] | None" = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

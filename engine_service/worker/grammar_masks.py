@@ -1,5 +1,6 @@
 """Brings the masks of grammars to the device, between a step's logits and its draw."""
 
+from array import array
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -7,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from engine_service.core.types import StepPlan
+from engine_service.core.types import GrammarFailure, StepPlan
 from engine_service.worker.slot_sampling import SlotSampling
 from protos.wire.sampling_params import Grammar
 
@@ -78,7 +79,7 @@ class GrammarMasks:
                 output = plan.new_token_ids[begin : end_of[slot]]
                 matchers.start(slot, grammar, output.tolist())
 
-    def fill(self, slots: _Integers) -> dict[int, str]:
+    def fill(self, slots: _Integers) -> dict[int, GrammarFailure]:
         """Writes the masks for the next token of some slots.
 
         Args:
@@ -102,7 +103,21 @@ class GrammarMasks:
         masks = self._sampling.staging(len(places))
         filled = matchers.fill(masked.tolist(), masks.numpy())
         self._sampling.write_masks(masked, masks, ended=masked[filled.ended])
-        return {places[row]: text for row, text in filled.failures.items()}
+        return {places[row]: failure for row, failure in filled.failures.items()}
+
+    def allowed_token_ids(self, slot: int) -> "array[int] | None":
+        """Returns what the grammar of a slot allows after the tokens known; takes milliseconds.
+
+        None without a grammar, and where its text is complete: no other parameter counts there.
+        """
+        if not self._has_any or slot not in self._matchers:
+            return None
+        masks = np.zeros((1, self._matchers.num_words), np.int32)
+        if self._matchers.fill([slot], masks).ended:
+            return None
+        bits = np.unpackbits(masks.view(np.uint8), bitorder="little")
+        token_ids = np.flatnonzero(bits[: self._sampling.vocab_size])
+        return array("i", token_ids.astype(np.int32).tobytes())
 
     def note(
         self, slots: _Integers, token_ids: torch.Tensor, ended: torch.cuda.Event | None

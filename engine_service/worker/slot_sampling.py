@@ -45,13 +45,14 @@ class SlotSampling:
     """The sampling parameters of all slots.
 
     Attributes:
+        vocab_size: The number of tokens.
         records: [num_slots, len(RECORD_COLUMNS)] int64 on the device.
         edits: The lists on the device.
     """
 
     def __init__(self, num_slots: int, vocab_size: int, device: torch.device) -> None:
         """Allocates about 100 KB a slot."""
-        self._vocab_size = vocab_size
+        self.vocab_size = vocab_size
         self._device = device
         num_words = -(-vocab_size // 32)
         with device:
@@ -108,7 +109,7 @@ class SlotSampling:
         most = int(asked.max(initial=_NO_LOGPROBS))
         if most == _NO_LOGPROBS:
             return None
-        return min(1 << (most - 1).bit_length() if most else 0, MAX_TOP, self._vocab_size)
+        return min(1 << (most - 1).bit_length() if most else 0, MAX_TOP, self.vocab_size)
 
     def staging(self, num_rows: int) -> torch.Tensor:
         """Returns memory on the host for the masks of some rows, [num_rows, num_words] int32."""
@@ -158,7 +159,7 @@ class SlotSampling:
             | (real("frequency_penalty") != 0)
             | (real("presence_penalty") != 0)
         )
-        is_cut = (column("top_k") > 0) & (column("top_k") < self._vocab_size)
+        is_cut = (column("top_k") > 0) & (column("top_k") < self.vocab_size)
         is_cut |= (real("top_p") < 1) | (real("min_p") > 0)
         self._wants_thresholds[slots] = is_cut & (real("temperature") >= MIN_TEMPERATURE)
         self._num_logprobs[slots] = column("logprobs")

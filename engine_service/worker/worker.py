@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine_service.config import CacheOptions, ModelOptions, SchedulerOptions
-from engine_service.core.types import StepLogprobs, StepPlan, StepResult, int32_array
+from engine_service.core.types import (
+    NO_TOKEN,
+    GrammarFailure,
+    StepLogprobs,
+    StepPlan,
+    StepResult,
+    int32_array,
+)
 from engine_service.errors import StartupError
 from engine_service.layers.ranks import Ranks
 from engine_service.models.causal_lm import CausalLM
@@ -75,7 +82,7 @@ class PendingStep:
     """On the host; None if no row yields a token."""
     prompt_logprobs: Logprobs | None
     """On the host; None if no row must bring any."""
-    grammar_failures: Mapping[int, str]
+    grammar_failures: Mapping[int, GrammarFailure]
     """As `StepResult.grammar_failures`."""
     started: torch.cuda.Event | None
     """When the device began the step. None where the work is already done at launch."""
@@ -140,7 +147,7 @@ class Worker:
         prepared_at = time.perf_counter()
         started = self._record_event()
         sampled_slots = rows.slots[rows.sampled_rows]
-        failures: dict[int, str] = {}
+        failures: dict[int, GrammarFailure] = {}
 
         def fill_masks() -> None:
             if self._grammars is not None:
@@ -200,11 +207,29 @@ class Worker:
             logprobs=_packed(logprobs),
             prompt_logprobs=_packed(step.prompt_logprobs),
             grammar_failures=step.grammar_failures,
+            grammar_token_ids=self._grammar_token_ids(step, token_ids),
             prepare_seconds=step.prepare_seconds,
             launch_seconds=step.launch_seconds,
             wait_seconds=time.perf_counter() - begun_at,
             device_seconds=device_seconds,
         )
+
+    def _grammar_token_ids(
+        self, step: PendingStep, token_ids: list[int]
+    ) -> "dict[int, array[int]]":
+        """As `StepResult.grammar_token_ids`."""
+        if self._grammars is None or NO_TOKEN not in token_ids:
+            return {}
+        found = {}
+        plan = step.plan
+        sampled_rows = [row for row, is_sampled in enumerate(plan.is_sampled) if is_sampled]
+        for row, token_id in zip(sampled_rows, token_ids, strict=True):
+            if token_id == NO_TOKEN and row not in step.grammar_failures:
+                # The step after it may have been launched, but nothing follows `NO_TOKEN`.
+                allowed = self._grammars.allowed_token_ids(plan.slots[row])
+                if allowed is not None:
+                    found[row] = allowed
+        return found
 
     def _record_event(self) -> torch.cuda.Event | None:
         if self._device.type != "cuda":
@@ -214,12 +239,12 @@ class Worker:
         return event
 
 
-def _by_row(plan: StepPlan, failures: Mapping[int, str]) -> Mapping[int, str]:
+def _by_row(plan: StepPlan, failures: Mapping[int, GrammarFailure]) -> Mapping[int, GrammarFailure]:
     """Returns failures by row of the plan, given by place among the rows that yield a token."""
     if not failures:
         return failures
     sampled_rows = [row for row, is_sampled in enumerate(plan.is_sampled) if is_sampled]
-    return {sampled_rows[place]: text for place, text in failures.items()}
+    return {sampled_rows[place]: failure for place, failure in failures.items()}
 
 
 def _packed(logprobs: Logprobs | None) -> StepLogprobs | None:
@@ -276,7 +301,9 @@ def _start_worker(config: WorkerConfig) -> StartedWorker:
     max_num_seqs = config.scheduler.max_num_seqs
     num_kv_heads = config.model_config.num_kv_heads_of(config.ranks.size)
     part = replace(config.model_config, num_kv_heads=num_kv_heads)
-    config.ranks.connect(config.device, part.hidden_size, config.dtype)
+    config.ranks.connect(
+        config.device, part.hidden_size, config.dtype, config.scheduler.max_num_batched_tokens
+    )
     model, weights_digest = _load_model(config)
     batch = InputBatch(
         max_num_seqs=max_num_seqs,

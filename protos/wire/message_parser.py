@@ -355,8 +355,10 @@ def _too_many(prefix: str, one: _Field, count: str) -> Malformed:
 
 def _too_large(prefix: str, one: _Field, size: int) -> Malformed:
     most = one.bound.bytes
+    # Of a list, each entry has this bound.
+    name = f"an entry of {prefix}{one.name}" if one.is_repeated else f"{prefix}{one.name}"
     return Malformed(
-        text=f"{prefix}{one.name} has {size} bytes, the most allowed is {most}",
+        text=f"{name} has {size} bytes, the most allowed is {most}",
         metadata={"field": prefix + one.name, "value": str(size), "bounds": f"0 to {most}"},
         reason=one.bound.reason,
     )

@@ -205,6 +205,14 @@ class ParamFault(NamedTuple):
     field: str
     value: str
     bounds: str
+    unit: str = ""
+    """Of what value and bounds count, such as the entries of a list; empty for a number itself."""
+
+    @property
+    def message(self) -> str:
+        """What is wrong, on one line."""
+        found = f"has {self.value} {self.unit}" if self.unit else f"is {self.value}"
+        return f"{self.field} {found}, outside {self.bounds}"
 
 
 def from_message(message: "Message") -> SamplingParams:
@@ -313,14 +321,14 @@ def out_of_bounds(params: SamplingParams) -> ParamFault | None:
         return ParamFault("max_tokens", "0", "1 and more; 0 needs prompt_logprobs")
     for name, most in _BOUNDED_LISTS.items():
         if (count := len(getattr(params, name))) > most:
-            return ParamFault(f"number of {name}", str(count), f"0 to {most}")
+            return ParamFault(name, str(count), f"0 to {most}", "entries")
     return _bias_fault(params) or _bad_words_fault(params)
 
 
 def _bias_fault(params: SamplingParams) -> ParamFault | None:
     for index, bias in enumerate(params.logit_bias):
         if not -MAX_LOGIT_BIAS <= bias.bias <= MAX_LOGIT_BIAS:
-            bounds = f"{-MAX_LOGIT_BIAS} to {MAX_LOGIT_BIAS}"
+            bounds = f"{-MAX_LOGIT_BIAS:g} to {MAX_LOGIT_BIAS:g}"
             return ParamFault(f"logit_bias[{index}].bias", _shown(bias.bias), bounds)
     return None
 
@@ -330,12 +338,12 @@ def _bad_words_fault(params: SamplingParams) -> ParamFault | None:
     for index, sequence in enumerate(params.bad_words_token_ids):
         num_tokens += len(sequence)
         if not 1 <= len(sequence) <= MAX_BAD_SEQUENCE_TOKENS:
-            name = f"number of tokens of bad_words_token_ids[{index}]"
-            return ParamFault(name, str(len(sequence)), f"1 to {MAX_BAD_SEQUENCE_TOKENS}")
+            name = f"bad_words_token_ids[{index}]"
+            bounds = f"1 to {MAX_BAD_SEQUENCE_TOKENS}"
+            return ParamFault(name, str(len(sequence)), bounds, "tokens")
     if num_tokens > MAX_BAD_TOKENS:
-        return ParamFault(
-            "tokens of bad_words_token_ids", str(num_tokens), f"0 to {MAX_BAD_TOKENS}"
-        )
+        bounds = f"0 to {MAX_BAD_TOKENS}"
+        return ParamFault("bad_words_token_ids", str(num_tokens), bounds, "tokens in all")
     return None
 
 

@@ -11,9 +11,15 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from protos.wire.printable import shown
+from router.http.anthropic.endpoints import anthropic_endpoints
+from router.http.anthropic.errors import anthropic_error
+from router.http.anthropic.request import MessagesRequest, PromptFields
 from router.http.errors import ErrorForm, HttpError, error_response, log_error, openai_error
 from router.http.models import Endpoint, model_endpoints
 from router.http.openapi import Operation, document_endpoints
+from router.http.responses.answer import responses_error
+from router.http.responses.endpoint import responses_endpoints
+from router.http.responses.request import ResponsesRequest
 from router.http.service import Service
 
 _CLIENT_LEFT = 499
@@ -22,6 +28,8 @@ _CLIENT_LEFT = 499
 
 _APIS: list[tuple[str, Callable[[Service], dict[str, Endpoint]], ErrorForm]] = [
     ("GET", model_endpoints, openai_error),
+    ("POST", responses_endpoints, responses_error),
+    ("POST", anthropic_endpoints, anthropic_error),
 ]
 """Their method, what makes their endpoints by path, and the form of their errors."""
 
@@ -30,6 +38,9 @@ _OPERATIONS = [
     Operation("GET", "/v1/models/{model:path}", "Describes one model."),
     Operation("GET", "/health", "Says whether an engine takes requests: 200, or 503."),
     Operation("GET", "/version", "Returns the version of the router."),
+    Operation("POST", "/v1/responses", "Answers as OpenAI's Responses API.", ResponsesRequest),
+    Operation("POST", "/v1/messages", "Answers as Anthropic's Messages API.", MessagesRequest),
+    Operation("POST", "/v1/messages/count_tokens", "Counts a prompt's tokens.", PromptFields),
 ]
 """Each endpoint, as the OpenAPI document has it: method, path, summary and model of the body."""
 
@@ -72,7 +83,9 @@ def _routed(endpoints: dict[tuple[str, str], Endpoint]) -> Starlette:
             )
         else:
             text = f"{shown(request.scope['path'])} is no path of this server"
-        refused = error_response(HttpError(http.HTTPStatus(error.status_code), text), openai_error)
+        is_anthropic = request.scope["path"].startswith("/v1/messages")
+        form = anthropic_error if is_anthropic else openai_error
+        refused = error_response(HttpError(http.HTTPStatus(error.status_code), text), form)
         refused.headers.update(error.headers or {})
         return refused
 

@@ -2,9 +2,11 @@
 
 import asyncio
 import http
+import json
 from typing import TypeVar
 
 import pydantic
+import pydantic_core
 from starlette.requests import ClientDisconnect, Request
 
 from protos.wire.printable import shown
@@ -73,7 +75,7 @@ def parse_body(model: type[Model], body: bytes | bytearray) -> Model:
     try:
         return model.model_validate_json(body)
     except pydantic.ValidationError as error:
-        raise _invalid(error) from None
+        raise _invalid(error, body) from None
 
 
 def _too_long(how: str, max_bytes: int) -> HttpError:
@@ -87,36 +89,55 @@ def _too_long(how: str, max_bytes: int) -> HttpError:
     )
 
 
-def _invalid(error: pydantic.ValidationError) -> InvalidRequest:
+def _invalid(error: pydantic.ValidationError, body: bytes) -> InvalidRequest:
     faults = error.errors(include_url=False, include_context=False)
-    texts = [_fault(fault["loc"], fault["type"], fault["msg"], fault["input"]) for fault in faults]
+    is_json = faults[0]["type"] != "json_invalid"
+    content = pydantic_core.from_json(body) if is_json else None
+    paths = [_path(fault["loc"], fault["type"], content) for fault in faults]
+    texts = [
+        _fault(path, fault["type"], fault["msg"], fault["input"])
+        for path, fault in zip(paths, faults, strict=True)
+    ]
     told = "; ".join(texts[:_MAX_FAULTS])
     if len(texts) > _MAX_FAULTS:
         told += f"; and {len(texts) - _MAX_FAULTS} more"
-    first = faults[0]
     return InvalidRequest(
         told,
-        {"field": _path(first["loc"]), "value": shown(str(first["input"]))},
+        {"field": paths[0], "value": _shown(faults[0]["input"])},
         reason=Reason.BAD_REQUEST,
     )
 
 
-def _fault(loc: tuple[int | str, ...], kind: str, message: str, value: object) -> str:
-    path = _path(loc)
-    if not loc:
+def _fault(path: str, kind: str, message: str, value: object) -> str:
+    if not path:
         return f"the body is no JSON object that can be read: {message}"
     if kind == "extra_forbidden":
         return f"{path} is not a field of this request"
     if kind == "missing":
         return f"{path} is missing"
-    return f"{path} is {shown(str(value))}: {message[:1].lower()}{message[1:]}"
+    return f"{path} is {_shown(value)}: {message[:1].lower()}{message[1:]}"
 
 
-def _path(loc: tuple[int | str, ...]) -> str:
+def _path(loc: tuple[int | str, ...], kind: str, content: object) -> str:
+    """Returns where a fault is, without pydantic's names for the types that a field may have."""
     path = ""
-    for step in loc:
-        path += f"[{step}]" if isinstance(step, int) else f".{step}" if path else str(step)
+    for number, step in enumerate(loc, 1):
+        is_missing = kind == "missing" and number == len(loc)
+        if isinstance(content, list) and isinstance(step, int):
+            path, content = f"{path}[{step}]", content[step]
+        elif isinstance(content, dict) and (step in content or is_missing):
+            name = shown(str(step))
+            path, content = f"{path}.{name}" if path else name, content.get(step)
     return path
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, str):
+        return shown(value) or "empty"
+    if isinstance(value, bool | int | float | None):
+        return shown(json.dumps(value))
+    # Making a text of all that was sent may take long.
+    return f"a list of {len(value)}" if isinstance(value, list) else "an object"
 
 
 __all__ = ["ClientDisconnect", "parse_body", "read_body"]

@@ -98,6 +98,8 @@ class HttpDoor:
             await asyncio.wait(tasks, timeout=grace_seconds)
         for connection in self._connections:
             connection.abort()
+        # They end in the next iteration of the loop, which may be its last.
+        await asyncio.sleep(0)
         if tasks := set(self._connections.state.tasks):
             _, late = await asyncio.wait(tasks, timeout=_END_SECONDS)
             for task in late:

@@ -3,6 +3,7 @@
 import http
 import logging
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -28,8 +29,13 @@ _STATUSES = {
         grpc.StatusCode.UNIMPLEMENTED: http.HTTPStatus.NOT_IMPLEMENTED,
     }.items()
 }
-_FIELDS_OF_GRPC = ("chat.", "sampling_params.")
+_FIELDS_OF_GRPC = re.compile(r"(?<!\S)(?:chat|sampling_params)\.(?=[a-z])")
 """Messages that the fields are in over gRPC, and not here."""
+_OPENAI_CODES: dict[str, str] = {
+    Reason.UNKNOWN_MODEL: "model_not_found",
+    Reason.PROMPT_TOO_LONG: "context_length_exceeded",
+}
+"""Reasons that clients know under another name, and act on."""
 
 _logger = logging.getLogger(__name__)
 
@@ -51,9 +57,10 @@ class Refusal:
 
     Attributes:
         http_status: The status.
-        message: Begins with the field, as the client has named it.
+        message: Names the field as the client has named it.
         reason: One of `Reason`, or what an engine has said.
         field: The field that is wrong, or empty.
+        metadata: The numbers of the message by their names.
         retry_after: Whole seconds, or None.
     """
 
@@ -63,8 +70,9 @@ class Refusal:
         status = error.status
         self.http_status = _http_status(error, status)
         self.reason = status.reason
-        self.field = _without_prefix(status.metadata.get("field", ""))
-        self.message = _without_prefix(status.message)
+        self.field = _of_http(status.metadata.get("field", ""))
+        self.message = _of_http(status.message)
+        self.metadata = status.metadata
         self.retry_after = None if status.retry_after is None else math.ceil(status.retry_after)
 
     @property
@@ -106,9 +114,7 @@ def openai_error(refusal: Refusal) -> dict[str, Any]:
             "message": refusal.message,
             "type": kinds.get(refusal.http_status, kind),
             "param": refusal.field or None,
-            "code": "model_not_found"
-            if refusal.reason == Reason.UNKNOWN_MODEL
-            else refusal.reason.lower() or None,
+            "code": _OPENAI_CODES.get(refusal.reason, refusal.reason.lower()) or None,
         }
     }
 
@@ -119,7 +125,5 @@ def _http_status(error: Exception, status: ErrorStatus) -> int:
     return _STATUSES.get(status.code, http.HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
-def _without_prefix(text: str) -> str:
-    for prefix in _FIELDS_OF_GRPC:
-        text = text.removeprefix(prefix)
-    return text
+def _of_http(text: str) -> str:
+    return _FIELDS_OF_GRPC.sub("", text)

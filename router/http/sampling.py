@@ -6,6 +6,12 @@ from typing import Annotated, Any, Literal
 import pydantic
 from starlette.requests import Request
 
+from protos.wire.limits import (
+    MAX_CHOICE_BYTES,
+    MAX_CHOICES,
+    MAX_GRAMMAR_BYTES,
+    MAX_REGEX_BYTES,
+)
 from protos.wire.reason import Reason
 from protos.wire.sampling_params import Grammar, LogitBias, SamplingParams
 from router.errors import InvalidRequest
@@ -17,6 +23,13 @@ Int32 = Annotated[int, pydantic.Field(ge=-(2**31), lt=2**31)]
 Int64 = Annotated[int, pydantic.Field(ge=-(2**63), lt=2**63)]
 TokenId = Annotated[int, pydantic.Field(ge=0, lt=2**32)]
 JsonObject = dict[str, Any]
+
+
+TextOrTexts = Annotated[
+    Annotated[str, pydantic.Tag("text")] | Annotated[list[str], pydantic.Tag("texts")],
+    pydantic.Discriminator(lambda value: "texts" if isinstance(value, list) else "text"),
+]
+"""Only the faults of the form that was given are told."""
 
 
 class Fields(pydantic.BaseModel):
@@ -65,7 +78,7 @@ class SamplingFields(Fields):
     logit_bias: dict[str, float] | None = None
     seed: Int64 | None = None
     n: Int32 | None = None
-    stop: str | list[str] | None = None
+    stop: TextOrTexts | None = None
     stream: bool | None = None
     response_format: ResponseFormat | None = None
     # vLLM's
@@ -144,11 +157,11 @@ def json_schema_grammar(field: str, schema: JsonObject) -> Grammar:
     """Returns the grammar of a schema that came as JSON.
 
     Raises:
-        InvalidRequest: It is too deep, or has numbers that are none.
+        InvalidRequest: It is too deep or too long, or has numbers that are none.
     """
     text = json.dumps(schema, ensure_ascii=False)
     read_object(field, text)
-    return Grammar(form="json_schema", text=text)
+    return _bounded(field, Grammar(form="json_schema", text=text))
 
 
 def _biases(biases: dict[str, float]) -> tuple[LogitBias, ...]:
@@ -194,12 +207,34 @@ def _outputs_grammar(outputs: StructuredOutputs) -> Grammar | None:
         raise _bad("structured_outputs", text, "")
     if isinstance(outputs.json_, dict):
         return json_schema_grammar("structured_outputs.json", outputs.json_)
-    if outputs.choice is not None:
-        return Grammar(form="choice", choices=tuple(outputs.choice))
     if outputs.json_object:
         return Grammar(form="json_object")
+    field = f"structured_outputs.{given[0]}"
+    if outputs.choice is not None:
+        return _bounded(field, Grammar(form="choice", choices=tuple(outputs.choice)))
     form = {"json": "json_schema", "regex": "regex", "grammar": "lark"}[given[0]]
-    return Grammar(form=form, text=str(forms[given[0]]))
+    return _bounded(field, Grammar(form=form, text=str(forms[given[0]])))
+
+
+def _bounded(field: str, grammar: Grammar) -> Grammar:
+    """Returns a grammar that is small enough for an engine, which would refuse all of a message."""
+    if len(grammar.choices) > MAX_CHOICES:
+        raise _outside(f"number of {field}", len(grammar.choices), MAX_CHOICES)
+    for index, choice in enumerate(grammar.choices):
+        if (num_bytes := len(choice.encode())) > MAX_CHOICE_BYTES:
+            raise _outside(f"bytes of {field}[{index}]", num_bytes, MAX_CHOICE_BYTES)
+    most = MAX_REGEX_BYTES if grammar.form == "regex" else MAX_GRAMMAR_BYTES
+    if (num_bytes := len(grammar.text.encode())) > most:
+        raise _outside(f"bytes of {field}", num_bytes, most)
+    return grammar
+
+
+def _outside(field: str, value: int, most: int) -> InvalidRequest:
+    return InvalidRequest(
+        f"{field} is {value}, outside 0 to {most}",
+        {"field": field, "value": str(value), "bounds": f"0 to {most}"},
+        reason=Reason.BAD_SAMPLING_PARAMS,
+    )
 
 
 def _bad(field: str, text: str, value: str) -> InvalidRequest:

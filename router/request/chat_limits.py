@@ -34,7 +34,7 @@ RESERVED_VARIABLES = frozenset(
 )
 """Names that the variables of a chat cannot have. The template's worker knows further ones."""
 
-_FUNCTION_NAME = re.compile(rf"[A-Za-z0-9_.:/\-]{{1,{MAX_FUNCTION_NAME_CHARACTERS}}}")
+FUNCTION_NAME = re.compile(rf"[A-Za-z0-9_.:/\-]{{1,{MAX_FUNCTION_NAME_CHARACTERS}}}")
 _FUNCTION_NAME_RULE = (
     f'1 to {MAX_FUNCTION_NAME_CHARACTERS} letters, digits, "_", ".", ":", "/" and "-"'
 )
@@ -57,8 +57,8 @@ def check_chat(chat: ChatPrompt) -> None:
             _check_message(f"chat.messages[{index}]", message)
             num_parts += len(message.parts)
             num_calls += len(message.tool_calls)
-    _check_count("parts of chat.messages", num_parts, MAX_CHAT_PARTS)
-    _check_count("tool_calls of chat.messages", num_calls, MAX_CHAT_PARTS)
+    _check_count("chat.messages", num_parts, MAX_CHAT_PARTS, unit="parts in all")
+    _check_count("chat.messages", num_calls, MAX_CHAT_PARTS, unit="tool calls in all")
     _check_tools(chat.tools)
     _check_choice(chat)
     _check_variables(chat.template_kwargs)
@@ -166,11 +166,13 @@ def _check_continuation(chat: ChatPrompt) -> None:
         )
 
 
-def _check_count(field: str, count: int, most: int, least: int = 0) -> None:
+def _check_count(
+    field: str, count: int, most: int, *, least: int = 0, unit: str = "entries"
+) -> None:
     if not least <= count <= most:
         raise InvalidRequest(
-            f"number of {field} is {count}, outside {least} to {most}",
-            {"field": f"number of {field}", "value": str(count), "bounds": f"{least} to {most}"},
+            f"{field} has {count} {unit}, outside {least} to {most}",
+            {"field": field, "value": str(count), "bounds": f"{least} to {most}"},
             reason=Reason.BAD_CHAT,
         )
 
@@ -179,14 +181,14 @@ def _check_label(field: str, label: str) -> None:
     if len(label) > MAX_LABEL_CHARACTERS:
         bounds = f"0 to {MAX_LABEL_CHARACTERS}"
         raise InvalidRequest(
-            f"length of {field} is {len(label)}, outside {bounds}",
-            {"field": f"length of {field}", "value": str(len(label)), "bounds": bounds},
+            f"{field} has {len(label)} characters, outside {bounds}",
+            {"field": field, "value": str(len(label)), "bounds": bounds},
             reason=Reason.BAD_CHAT,
         )
 
 
 def _check_name(field: str, name: str) -> None:
-    if not _FUNCTION_NAME.fullmatch(name):
+    if not FUNCTION_NAME.fullmatch(name):
         raise _bad(field, name, _FUNCTION_NAME_RULE)
 
 

@@ -34,7 +34,11 @@ def check_request(request: GenerationRequest, model: ModelInfo, max_prompt_bytes
     """
     for field, label in (("request_id", request.request_id), ("cache_salt", request.cache_salt)):
         if len(label) > MAX_LABEL_CHARACTERS:
-            raise outside(f"length of {field}", len(label), f"0 to {MAX_LABEL_CHARACTERS}")
+            bounds = f"0 to {MAX_LABEL_CHARACTERS}"
+            raise InvalidRequest(
+                f"{field} has {len(label)} characters, outside {bounds}",
+                {"field": field, "value": str(len(label)), "bounds": bounds},
+            )
     if not request.request_id.isprintable():
         raise InvalidRequest(
             f"request_id contains {first_unprintable(request.request_id)}; it must be printable",
@@ -98,7 +102,11 @@ def check_num_tokens(num_tokens: int, model: ModelInfo) -> None:
     """
     if num_tokens > model.max_model_len:
         bounds = f"0 to {model.max_model_len}"
-        raise outside("number of tokens", num_tokens, bounds, Reason.PROMPT_TOO_LONG)
+        raise InvalidRequest(
+            f"the text has {num_tokens} tokens, outside {bounds}",
+            {"field": "text", "value": str(num_tokens), "bounds": bounds},
+            reason=Reason.PROMPT_TOO_LONG,
+        )
 
 
 def check_token_ids(field: str, token_ids: Sequence[int], model: ModelInfo) -> None:

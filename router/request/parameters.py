@@ -44,7 +44,7 @@ def check_parameters(request: GenerationRequest, model: ModelInfo) -> None:
     """
     params = request.sampling_params
     if fault := out_of_bounds(params) or _length_fault(params):
-        raise _bad(*fault)
+        raise _bad_param(fault)
     if request.stop:
         _check_stop(request.stop)
     if request.bad_words:
@@ -97,36 +97,48 @@ def _check_tokens(params: SamplingParams, model: ModelInfo) -> None:
 
 def _check_stop(texts: Sequence[str]) -> None:
     if len(texts) > MAX_STOP_TEXTS:
-        raise _bad("number of stop", len(texts), f"0 to {MAX_STOP_TEXTS}")
+        raise _bad("stop", len(texts), f"0 to {MAX_STOP_TEXTS}", "texts")
     for index, text in enumerate(texts):
+        if not text:
+            raise _bad(f"stop[{index}]", "empty", f"1 to {MAX_STOP_TEXT_BYTES} bytes")
         num_bytes = len(text.encode())
-        if not 1 <= num_bytes <= MAX_STOP_TEXT_BYTES:
-            raise _bad(f"bytes of stop[{index}]", num_bytes, f"1 to {MAX_STOP_TEXT_BYTES}")
+        if num_bytes > MAX_STOP_TEXT_BYTES:
+            raise _bad(f"stop[{index}]", num_bytes, f"1 to {MAX_STOP_TEXT_BYTES}", "bytes")
     num_characters = sum(map(len, set(texts)))
     if num_characters > MAX_STOP_CHARACTERS:
-        raise _bad(
-            "characters of all different stop", num_characters, f"0 to {MAX_STOP_CHARACTERS}"
-        )
+        bounds = f"0 to {MAX_STOP_CHARACTERS}"
+        raise _bad("stop", num_characters, bounds, "characters in its different texts")
 
 
 def _check_bad_words(words: Sequence[str]) -> None:
     if len(words) > MAX_BAD_WORDS:
-        raise _bad("number of bad_words", len(words), f"0 to {MAX_BAD_WORDS}")
+        raise _bad("bad_words", len(words), f"0 to {MAX_BAD_WORDS}", "words")
     for index, word in enumerate(words):
-        if not word.strip() or len(word) > MAX_BAD_WORD_CHARACTERS:
-            bounds = f"1 to {MAX_BAD_WORD_CHARACTERS}, not only spaces"
-            raise _bad(f"characters of bad_words[{index}]", len(word), bounds)
+        field, bounds = f"bad_words[{index}]", f"1 to {MAX_BAD_WORD_CHARACTERS}"
+        if not word.strip():
+            value = "only white space" if word else "empty"
+            raise _bad(field, value, f"{bounds} characters, not only white space")
+        if len(word) > MAX_BAD_WORD_CHARACTERS:
+            raise _bad(field, len(word), bounds, "characters")
 
 
 def _check_n(n: int, params: SamplingParams) -> None:
     if not 1 <= n <= MAX_SAMPLES:
         raise _bad("n", n, f"1 to {MAX_SAMPLES}")
     if n > 1 and params.max_tokens == 0:
-        raise _bad("n", n, "1, since max_tokens 0 generates nothing")
+        raise _bad("n", n, "1 to 1, as max_tokens is 0")
 
 
-def _bad(field: str, value: int | str, bounds: str) -> InvalidRequest:
-    return outside(field, value, bounds, Reason.BAD_SAMPLING_PARAMS)
+def _bad(field: str, value: int | str, bounds: str, unit: str = "") -> InvalidRequest:
+    return _bad_param(ParamFault(field, str(value), bounds, unit))
+
+
+def _bad_param(fault: ParamFault) -> InvalidRequest:
+    return InvalidRequest(
+        fault.message,
+        {"field": fault.field, "value": fault.value, "bounds": fault.bounds},
+        reason=Reason.BAD_SAMPLING_PARAMS,
+    )
 
 
 def bad_sequences(words: Sequence[str], tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
@@ -143,11 +155,11 @@ def bad_sequences(words: Sequence[str], tokenizer: Tokenizer) -> tuple[tuple[int
         for sequence in tokenizer.encode_word(word):
             if not 1 <= len(sequence) <= MAX_BAD_SEQUENCE_TOKENS:
                 bounds = f"1 to {MAX_BAD_SEQUENCE_TOKENS}"
-                raise _bad(f"tokens of bad_words[{index}]", len(sequence), bounds)
+                raise _bad(f"bad_words[{index}]", len(sequence), bounds, "tokens")
             sequences[sequence] = None
     num_tokens = sum(map(len, sequences))
     if num_tokens > MAX_BAD_TOKENS:
-        raise _bad("tokens of all bad_words", num_tokens, f"0 to {MAX_BAD_TOKENS}")
+        raise _bad("bad_words", num_tokens, f"0 to {MAX_BAD_TOKENS}", "tokens in all")
     return tuple(sequences)
 
 

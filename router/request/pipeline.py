@@ -247,9 +247,9 @@ class Pipeline:
             model = self._fleet.model_info(model_name)
             if len(token_ids) > model.max_model_len:
                 raise InvalidRequest(
-                    f"number of token_ids is {len(token_ids)}, outside 0 to {model.max_model_len}",
+                    f"token_ids has {len(token_ids)} entries, outside 0 to {model.max_model_len}",
                     {
-                        "field": "number of token_ids",
+                        "field": "token_ids",
                         "value": str(len(token_ids)),
                         "bounds": f"0 to {model.max_model_len}",
                     },

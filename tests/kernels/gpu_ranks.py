@@ -11,13 +11,14 @@ import torch.multiprocessing as multiprocessing
 
 from kernels import reference
 from kernels.all_reduce import _launch, all_reduce, all_reduce_add_rms_norm
+from kernels.copied_all_reduce import begin_all_reduce, end_all_reduce_add_rms_norm
 from kernels.peer_memory import Peers, connect_peers
 from tests.kernels.processes import finish
 from tests.kernels.targets import Target, worst_row_error
 
 DEADLINE = 200.0  # seconds
 EPS = 1e-6
-HIDDEN, MAX_ROWS = 4096, 64
+HIDDEN, MAX_ROWS, MAX_COPIED_ROWS = 4096, 64, 300
 NUM_ROWS = (1, 2, 8, 64)
 
 
@@ -50,10 +51,18 @@ def run_rank(
     )
     for dtype in (torch.float32, torch.bfloat16):
         target = Target(device="cuda", dtype=dtype)
-        peers = connect_peers(None, torch.device("cuda"), HIDDEN, dtype, MAX_ROWS)
+        peers = connect_peers(
+            None,
+            torch.device("cuda"),
+            HIDDEN,
+            dtype,
+            max_rows=MAX_ROWS,
+            max_copied_rows=MAX_COPIED_ROWS,
+        )
         assert peers.memory is not None, peers.obstacle
         check_eager(target, peers, num_collectives)
         check_replays(target, peers, num_replays)
+        check_copies(target, peers, num_collectives // 12, num_replays // 4)
         if has_gpu_each:
             check_fallback(target, peers)
         sys.stdout.write(f"rank {rank}, {dtype}: done\n")
@@ -124,10 +133,71 @@ def check_replays(target: Target, peers: Peers, num_replays: int) -> None:
         assert torch.equal(of_rank, expected[0])
 
 
+class CopiedSums:
+    """Three sums of each of two lanes, as a step has them, and what is right."""
+
+    def __init__(self, target: Target, peers: Peers) -> None:
+        memory = peers.copies
+        self.peers = peers
+        self.random = random.Random(memory.rank + 1)
+        torch.manual_seed(7)
+        self.weight, self.start = target.randn(HIDDEN), target.randn(1, HIDDEN)
+        self.inputs, self.right = [], []
+        for place in range(6):
+            num_rows = MAX_COPIED_ROWS if place % 2 == 0 else MAX_ROWS + place
+            torch.manual_seed(place)
+            residual = target.randn(num_rows, HIDDEN)
+            torch.manual_seed(100 + place + 1000 * memory.rank)
+            x = target.randn(num_rows, HIDDEN)
+            parts = gather(x, memory.world_size)
+            self.inputs.append((x, residual))
+            self.right.append(reference.all_reduce_add_rms_norm(parts, residual, self.weight, EPS))
+
+    def run(self, *, is_late: bool) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Returns what the sums of a step give; both of a number have begun before one ends."""
+        # As the embedding's, which keeps ranks from being a step ahead.
+        all_reduce(self.start.clone(), self.peers)
+        ended = []
+        for number in range(3):
+            begun = []
+            for lane, (x, _) in enumerate(self.inputs[2 * number : 2 * number + 2]):
+                if is_late and self.random.random() < 0.3:
+                    torch.cuda._sleep(self.random.randrange(1_000_000))  # cycles
+                begun.append(begin_all_reduce(x, self.peers, lane, number))
+                assert begun[-1].buffer == number % 2
+            for lane, part in enumerate(begun):
+                residual = self.inputs[2 * number + lane][1]
+                args = residual, self.weight, EPS, self.peers
+                ended.append(end_all_reduce_add_rms_norm(part, *args))
+        return ended
+
+
+def check_copies(target: Target, peers: Peers, num_steps: int, num_replays: int) -> None:
+    """Compares sums by copies with the right ones: while ranks are late, then in a graph."""
+    sums = CopiedSums(target, peers)
+    for number in range(num_steps):
+        for (out, total), (normed, right) in zip(sums.run(is_late=True), sums.right, strict=True):
+            assert torch.equal(total, right), number
+            assert worst_row_error(out, normed) < target.tolerance
+            if number == 0:
+                for of_rank in gather(out, peers.world_size):
+                    assert torch.equal(of_rank, out)
+    torch.cuda.synchronize()
+    num_wrong = torch.zeros(1, dtype=torch.int64, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for (_, total), (_, right) in zip(sums.run(is_late=False), sums.right, strict=True):
+            num_wrong += (total != right).sum()
+            total.fill_(torch.nan)
+    for _ in range(num_replays):
+        graph.replay()
+    assert num_wrong.item() == 0
+
+
 def check_fallback(target: Target, peers: Peers) -> None:
     """More rows than the peer memory holds, and no peer memory, take NCCL."""
     without = Peers(group=peers.group)
-    for num_rows, chosen in ((MAX_ROWS + 1, peers), (2, without)):
+    for num_rows, chosen in ((MAX_COPIED_ROWS + 1, peers), (2, without)):
         torch.manual_seed(peers.memory.rank)
         x = target.randn(num_rows, HIDDEN)
         expected = reference.all_reduce(gather(x, peers.world_size))

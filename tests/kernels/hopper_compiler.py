@@ -123,7 +123,7 @@ def launch_all():
     rms_norm._rms_norm_triton(x, norm_weight, 1e-6)
     rms_norm._add_rms_norm_triton(x, residual, norm_weight, 1e-6)
     activation._silu_and_mul_triton(x)
-    memory = peer_memory(1, [0, 0], x.device, HIDDEN, x.dtype, NUM_ROWS, 1, None)
+    memory = peer_memory(1, [x, x], HIDDEN, x.dtype, NUM_ROWS, 1)
     for is_two_shot in (True, False):
         norm = (residual, norm_weight, 1e-6, x, residual)
         all_reduce._launch(x, *norm, memory, is_two_shot=is_two_shot)

@@ -10,7 +10,15 @@ import torch.distributed as dist
 
 import tests.triton_mode  # noqa: F401  before the kernels
 from kernels import all_reduce
-from kernels.peer_memory import Peers, buffer_bytes, connect_peers, peer_memory
+from kernels.copied_all_reduce import begin_all_reduce, end_all_reduce_add_rms_norm
+from kernels.peer_memory import (
+    Peers,
+    buffer_bytes,
+    connect_peers,
+    copy_bytes,
+    copy_memory,
+    peer_memory,
+)
 from tests.kernels.processes import finish
 
 DEADLINE = 90.0  # seconds
@@ -18,7 +26,7 @@ MAX_ROWS = 5
 # Fewer than rows, so that a program has several.
 MAX_PROGRAMS = 2
 EPS = 1e-6
-ONE_SHOT, TWO_SHOTS, GROUP = "one shot", "two shots", "process group"
+ONE_SHOT, TWO_SHOTS, COPIES, GROUP = "one shot", "two shots", "copies", "process group"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +61,9 @@ def run_ranks(world_size: int, runs: list[Run], folder: Path) -> list[list[list[
     """Returns, of each rank, run and collective, what the collective gave."""
     for rank in range(world_size):
         for index, run in enumerate(runs):
-            num_bytes = buffer_bytes(world_size, run.hidden, run.dtype, MAX_ROWS)
-            (folder / f"buffer{index}.{rank}").write_bytes(bytes(num_bytes))
+            for name, size in (("buffer", buffer_bytes), ("copies", copy_bytes)):
+                num_bytes = size(world_size, run.hidden, run.dtype, MAX_ROWS)
+                (folder / f"{name}{index}.{rank}").write_bytes(bytes(num_bytes))
     context = multiprocessing.get_context("spawn")
     processes = [
         context.Process(target=run_rank, args=(world_size, runs, rank, folder))
@@ -77,7 +86,7 @@ def run_rank(world_size: int, runs: list[Run], rank: int, folder: Path) -> None:
     assert by_group.obstacle == "the ranks compute on a cpu"
     results = []
     for index, run in enumerate(runs):
-        peers = map_memory(world_size, run, rank, [folder / f"buffer{index}.{i}" for i in range(8)])
+        peers = map_memory(world_size, run, rank, folder, index)
         results.append([])
         for place, collective in enumerate(run.sequence):
             if rank == run.delayed_rank:
@@ -88,19 +97,21 @@ def run_rank(world_size: int, runs: list[Run], rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def map_memory(world_size: int, run: Run, rank: int, paths: list[Path]) -> Peers:
-    """Returns the peers of a rank, with one of the files as the buffer of each."""
-    num_bytes = buffer_bytes(world_size, run.hidden, run.dtype, MAX_ROWS)
-    buffers = [
-        torch.from_file(str(path), shared=True, size=num_bytes, dtype=torch.uint8)
-        for path in paths[:world_size]
-    ]
-    memory = peer_memory(
-        *(rank, [buffer.data_ptr() for buffer in buffers], torch.device("cpu")),
-        *(run.hidden, run.dtype, MAX_ROWS, MAX_PROGRAMS, buffers),
-    )
+def map_memory(world_size: int, run: Run, rank: int, folder: Path, index: int) -> Peers:
+    """Returns the peers of a rank, with two files as the buffers of each."""
+
+    def buffers(name):
+        paths = [folder / f"{name}{index}.{i}" for i in range(world_size)]
+        return [
+            torch.from_file(str(path), shared=True, size=path.stat().st_size, dtype=torch.uint8)
+            for path in paths
+        ]
+
+    sizes = run.hidden, run.dtype
+    memory = peer_memory(rank, buffers("buffer"), *sizes, MAX_ROWS, MAX_PROGRAMS)
     memory.counts.fill_(run.first_count)
-    return Peers(group=None, memory=memory)
+    copies = copy_memory(rank, buffers("copies"), *sizes, (1, MAX_ROWS), MAX_PROGRAMS)
+    return Peers(group=None, memory=memory, copies=copies)
 
 
 def reduce(run: Run, place: int, rank: int, peers: Peers) -> list[torch.Tensor]:
@@ -111,6 +122,11 @@ def reduce(run: Run, place: int, rank: int, peers: Peers) -> list[torch.Tensor]:
         if collective.has_norm:
             return list(all_reduce.all_reduce_add_rms_norm(x, residual, weight, EPS, peers))
         return [all_reduce.all_reduce(x, peers)]
+    if collective.way == COPIES:
+        lane, index = place % 2, place // 2
+        part = begin_all_reduce(x, peers, lane, index)
+        assert part.buffer == index % 2
+        return list(end_all_reduce_add_rms_norm(part, residual, weight, EPS, peers))
     out, total = torch.full_like(x, torch.nan), torch.full_like(x, torch.nan)
     norm = (residual, weight) if collective.has_norm else (None, None)
     results = [out, total] if collective.has_norm else [out, None]

@@ -45,12 +45,11 @@ class SimulatedRanks:
         buffers = [
             torch.zeros(num_bytes, dtype=torch.uint8, device="cuda") for _ in range(world_size)
         ]
-        starts = [buffer.data_ptr() for buffer in buffers]
         num_programs = torch.cuda.get_device_properties().multi_processor_count
         self.memories = [
             peer_memory(
-                *(rank, starts, buffers[0].device, hidden, target.dtype, max_rows),
-                *(num_programs // (2 * world_size), buffers),
+                *(rank, buffers, hidden, target.dtype, max_rows),
+                num_programs // (2 * world_size),
             )
             for rank in range(world_size)
         ]

@@ -5,8 +5,9 @@ import torch
 
 from kernels import reference
 from kernels.all_reduce import all_reduce, all_reduce_add_rms_norm
-from kernels.peer_memory import Peers, buffer_bytes, peer_memory
+from kernels.peer_memory import Peers, buffer_bytes, copy_bytes, peer_memory
 from tests.kernels.interpreted_ranks import (
+    COPIES,
     EPS,
     GROUP,
     MAX_ROWS,
@@ -33,6 +34,13 @@ def rounds(way):
     return (Collective(way=way, num_rows=1, has_norm=False),) * 6
 
 
+def copies(num_rounds):
+    return tuple(
+        Collective(way=COPIES, num_rows=1 + place % MAX_ROWS, has_norm=True)
+        for place in range(num_rounds)
+    )
+
+
 MIXED = sequence(ONE_SHOT, TWO_SHOTS, ONE_SHOT)
 # Each on memory of its own; all of them in the processes of one start.
 RUNS = {
@@ -40,6 +48,9 @@ RUNS = {
     "float16": Run(hidden=40, dtype=torch.float16, sequence=MIXED),
     "group-float32": Run(hidden=40, dtype=torch.float32, sequence=sequence(GROUP)),
     "group-bfloat16": Run(hidden=40, dtype=torch.bfloat16, sequence=sequence(GROUP)),
+    "copies-float32": Run(hidden=40, dtype=torch.float32, sequence=copies(12)),
+    "copies-float16": Run(hidden=40, dtype=torch.float16, sequence=copies(6)),
+    "copies-slow": Run(hidden=16, dtype=torch.float32, sequence=copies(12), delayed_rank=0),
     "slow": Run(hidden=16, dtype=torch.float32, sequence=MIXED, delayed_rank=1),
     "tags-16": Run(
         hidden=16, dtype=torch.float16, sequence=rounds(ONE_SHOT), first_count=2**16 - 4
@@ -95,11 +106,11 @@ def test_sums_of_float32_are_in_the_order_of_ranks():
 
 def test_the_buffer_is_bounded():
     assert buffer_bytes(2, 4096, torch.bfloat16, 1024) < 30e6
+    assert copy_bytes(2, 4096, torch.bfloat16, 4096) < 135e6
 
 
 def test_wrong_tensors_are_refused_by_name_and_value():
-    start, cpu = torch.zeros(8).data_ptr(), torch.device("cpu")
-    memory = peer_memory(0, [start], cpu, 8, torch.float32, 4, 1, None)
+    memory = peer_memory(0, [torch.zeros(8)], 8, torch.float32, 4, 1)
     peers, x, weight = Peers(group=None, memory=memory), torch.randn(2, 8), torch.randn(8)
     with pytest.raises(ValueError, match=r"x has shape \(2, 7\); expected \(any, 8\)"):
         all_reduce(x[:, :7], peers)

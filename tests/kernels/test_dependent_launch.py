@@ -128,9 +128,7 @@ def all_reduce_case(is_one_shot):
     """The only rank: it waits for no other."""
     num_bytes = buffer_bytes(1, HIDDEN, GPU.dtype, NUM_ROWS)
     buffer = torch.zeros(num_bytes, dtype=torch.uint8).cuda()
-    memory = peer_memory(
-        *(0, [buffer.data_ptr()], buffer.device, HIDDEN, GPU.dtype, NUM_ROWS, 2, buffer)
-    )
+    memory = peer_memory(0, [buffer], HIDDEN, GPU.dtype, NUM_ROWS, 2)
     return partial(all_reduce_alone, memory=memory, is_one_shot=is_one_shot), {
         "x": GPU.randn(NUM_ROWS, HIDDEN),
         "residual": GPU.randn(NUM_ROWS, HIDDEN),

@@ -131,6 +131,13 @@ def test_small_and_large_messages_are_held_to_equal_bounds(content, field, reaso
         assert refused.metadata["bounds"].removeprefix("0 to ") in refused.text
 
 
+def test_bound_of_the_entries_of_a_list_is_not_told_as_that_of_the_list():
+    content = packed(6, packed(15, b"s" * 1025))
+    for padding in (b"", PADDING):
+        text = "an entry of sampling_params.stop has 1025 bytes, the most allowed is 1024"
+        assert parse(content + padding).text == text
+
+
 def test_text_in_a_list_is_bounded_by_a_small_message_and_by_its_bound_in_a_large_one():
     tool = packed(4, packed(2, packed(1, b"r" * 1025)))
     assert parse(tool).chat.tools[0].name == "r" * 1025

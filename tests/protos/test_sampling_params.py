@@ -14,6 +14,7 @@ from protos.wire.sampling_params import (
     SUPPORTED_PARAMS,
     Grammar,
     LogitBias,
+    ParamFault,
     SamplingParams,
     demanded,
     from_message,
@@ -114,11 +115,11 @@ def test_what_does_not_fit_its_field_is_refused():
         ({"seed": 2**63}, ("seed", str(2**63), f"0 to {2**63 - 1}")),
         ({"seed": 1.0}, ("seed", "1", f"the whole numbers 0 to {2**63 - 1}")),
         ({"max_tokens": "9"}, ("max_tokens", "9", "the whole numbers 0 and more")),
-        ({"stop_token_ids": [1] * 1025}, ("number of stop_token_ids", "1025", "0 to 1024")),
+        ({"stop_token_ids": [1] * 1025}, ("stop_token_ids", "1025", "0 to 1024", "entries")),
     ],
 )
 def test_value_outside_its_bounds_is_named_with_them(values, fault):
-    assert out_of_bounds(SamplingParams(**values)) == fault
+    assert out_of_bounds(SamplingParams(**values)) == ParamFault(*fault)
 
 
 @pytest.mark.parametrize(
@@ -150,12 +151,12 @@ def test_bounds_of_each_number(name, value, bounds):
     [
         ({"logit_bias": (LogitBias(1, 100.5),)}, "logit_bias[0].bias"),
         ({"logit_bias": (LogitBias(1, 0), LogitBias(1, math.nan))}, "logit_bias[1].bias"),
-        ({"logit_bias": (LogitBias(1, 0),) * 1025}, "number of logit_bias"),
-        ({"allowed_token_ids": range(65_537)}, "number of allowed_token_ids"),
-        ({"bad_words_token_ids": ((1,),) * 1025}, "number of bad_words_token_ids"),
-        ({"bad_words_token_ids": ((1,), ())}, "number of tokens of bad_words_token_ids[1]"),
-        ({"bad_words_token_ids": ((1,) * 65,)}, "number of tokens of bad_words_token_ids[0]"),
-        ({"bad_words_token_ids": ((1,) * 64,) * 65}, "tokens of bad_words_token_ids"),
+        ({"logit_bias": (LogitBias(1, 0),) * 1025}, "logit_bias"),
+        ({"allowed_token_ids": range(65_537)}, "allowed_token_ids"),
+        ({"bad_words_token_ids": ((1,),) * 1025}, "bad_words_token_ids"),
+        ({"bad_words_token_ids": ((1,), ())}, "bad_words_token_ids[1]"),
+        ({"bad_words_token_ids": ((1,) * 65,)}, "bad_words_token_ids[0]"),
+        ({"bad_words_token_ids": ((1,) * 64,) * 65}, "bad_words_token_ids"),
     ],
 )
 def test_bounds_of_each_list(values, field):

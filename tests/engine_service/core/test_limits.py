@@ -10,7 +10,7 @@ from engine_service.core.types import (
 )
 from engine_service.errors import InvalidRequest
 from protos.wire.reason import Reason
-from protos.wire.sampling_params import LogitBias, SamplingParams
+from protos.wire.sampling_params import Grammar, LogitBias, SamplingParams
 from tests.engine_service.core.fake_executor import make_info, tokens
 
 
@@ -101,6 +101,7 @@ def test_a_token_out_of_range_is_refused_with_its_index(field, changes):
         "field": field,
         "index": "2",
         "value": str(value),
+        "bounds": "0 to 99",
         "vocab_size": "100",
     }
 
@@ -131,6 +132,15 @@ def test_a_token_may_have_one_bias_only():
     assert error.reason is Reason.BAD_SAMPLING_PARAMS
     assert error.metadata["field"] == "logit_bias[2].token_id"
     assert error.metadata["value"] == "3"
+    assert error.message == "logit_bias[2].token_id is 3, which logit_bias[0] names already"
+
+
+def test_the_token_after_which_a_grammar_begins_is_named_if_out_of_range():
+    grammar = Grammar(form="regex", text="a", start_after_token_id=100)
+    error = refusal(request(grammar=grammar))
+
+    assert error.reason is Reason.TOKEN_OUT_OF_RANGE
+    assert error.message == "grammar.start_after_token_id is 100, outside 0 to 99"
 
 
 def test_min_tokens_are_bounded_by_max_tokens_or_the_length_left():
@@ -138,19 +148,23 @@ def test_min_tokens_are_bounded_by_max_tokens_or_the_length_left():
     limits().check(request(min_tokens=61))
     limits().check(request(min_tokens=4, max_tokens=4, resumed=(1, 2, 3, 4)))
     error = refusal(request(min_tokens=6, max_tokens=5))
-    assert error.message == "min_tokens is 6, outside 0 to 5, max_tokens"
+    assert error.message == "min_tokens is 6, outside 0 to max_tokens 5"
     error = refusal(request(min_tokens=62))
     assert error.message == "min_tokens is 62, outside 0 to 61, the length left"
 
 
 @pytest.mark.parametrize(
-    ("params", "is_refused"),
+    ("params", "forbidden_by"),
     [
-        ({"bad_words_token_ids": ((5,), (6,))}, True),
-        ({"bad_words_token_ids": ((5,), (6, 6))}, False),
-        ({"bad_words_token_ids": ((5,),)}, False),
-        ({"bad_words_token_ids": ((5,),), "stop_token_ids": (6,)}, False),
-        ({"bad_words_token_ids": ((5,),), "stop_token_ids": (6,), "min_tokens": 1}, True),
+        ({"bad_words_token_ids": ((5,), (6,))}, "bad_words_token_ids"),
+        ({"bad_words_token_ids": ((5,), (6, 6))}, None),
+        ({"bad_words_token_ids": ((5,),)}, None),
+        ({"bad_words_token_ids": ((5,),), "stop_token_ids": (6,)}, None),
+        ({"stop_token_ids": (5, 6), "min_tokens": 1}, "min_tokens"),
+        (
+            {"bad_words_token_ids": ((5,),), "stop_token_ids": (6,), "min_tokens": 1},
+            "bad_words_token_ids and min_tokens",
+        ),
         (
             {
                 "bad_words_token_ids": ((5,),),
@@ -158,15 +172,18 @@ def test_min_tokens_are_bounded_by_max_tokens_or_the_length_left():
                 "min_tokens": 1,
                 "resumed": (7,),
             },
-            False,
+            None,
         ),
     ],
 )
-def test_allowed_tokens_of_which_none_may_come_are_refused(params, is_refused):
+def test_allowed_tokens_of_which_none_may_come_are_refused(params, forbidden_by):
     asked = request(allowed_token_ids=(5, 6, 5), **params)
 
-    if is_refused:
-        assert refusal(asked).metadata["field"] == "number of allowed_token_ids"
+    if forbidden_by:
+        error = refusal(asked)
+        assert error.metadata["field"] == "allowed_token_ids"
+        text = f"allowed_token_ids has 3 entries, all forbidden by {forbidden_by}"
+        assert error.message == text
     else:
         limits().check(asked)
 

@@ -164,7 +164,9 @@ class NanExecutor(FakeExecutor):
 def test_prompt_whose_logits_are_not_a_distribution_ends_alone(max_tokens):
     info = make_info()
     core = make_core(NanExecutor(info))
-    core.add(make_request(1, PROMPT, max_tokens, prompt_logprobs=1))
+    # Parameters that contradict each other do not excuse it.
+    params = {"allowed_token_ids": (5,), "bad_words_token_ids": ((5,),)}
+    core.add(make_request(1, PROMPT, max_tokens, prompt_logprobs=1, **params))
     core.add(scoring(2, [1, 2, 3]))
 
     outputs = told(core)

@@ -154,7 +154,7 @@ def test_slots_are_separate_and_a_new_sequence_takes_a_slot_over(matchers):
     ("grammar", "tokens", "words"),
     [
         (Grammar(form="regex", text="a("), [], "unclosed group"),
-        (Grammar(form="regex", text="a"), token_ids("b"), "does not match"),
+        (Grammar(form="regex", text="a"), token_ids("b"), "does not allow output token 0"),
         (Grammar(form=""), [], "has no form"),
     ],
 )
@@ -165,10 +165,32 @@ def test_a_grammar_that_fails_says_so_and_allows_nothing(matchers, grammar, toke
     masks = np.full((2, matchers.num_words), -1, np.int32)
     filled = matchers.fill([0, 1], masks)
     assert list(filled.failures) == [0]
-    assert words in filled.failures[0]
-    assert filled.failures[0].isprintable()
+    assert words in filled.failures[0].why
+    assert filled.failures[0].why.isprintable()
     assert not masks[0].any()
     assert masks[1].any()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "start_after", "index"),
+    [
+        (token_ids("b"), None, 0),
+        ([*token_ids("a"), *token_ids("b"), *token_ids("c")], None, 2),
+        # Nothing follows the end.
+        ([*token_ids("a"), *token_ids("b"), EOS[0], *token_ids("b")], None, 3),
+        ([9, 10, *token_ids("a"), *token_ids("c")], 10, 3),
+        ([9, 10], 10, None),
+        (token_ids("c"), 10, None),
+        ([*token_ids("a"), *token_ids("b")], None, None),
+    ],
+)
+def test_the_first_token_that_does_not_match_is_named(matchers, tokens, start_after, index):
+    grammar = Grammar(form="regex", text="ab+", start_after_token_id=start_after)
+    matchers.start(0, grammar, tokens)
+    failures = allowed(matchers, 0)[1].failures
+    assert {row: failure.mismatch_index for row, failure in failures.items()} == (
+        {} if index is None else {0: index}
+    )
 
 
 def test_a_token_that_is_not_allowed_fails_the_slot(matchers):
@@ -179,6 +201,8 @@ def test_a_token_that_is_not_allowed_fails_the_slot(matchers):
     found, filled = allowed(matchers, 0)
     assert found == []
     assert list(filled.failures) == [0]
+    # It was drawn here, so it is no mistake of who asked.
+    assert filled.failures[0].mismatch_index is None
 
 
 def test_a_grammar_that_exceeds_a_limit_in_mid_stream_fails_clearly(matchers):
@@ -191,7 +215,7 @@ def test_a_grammar_that_exceeds_a_limit_in_mid_stream_fails_clearly(matchers):
         assert set(letters) <= set(found)
         matchers.advance([0], [letters[index * index % 7 % 2]])
     assert found == []
-    assert "lexer" in filled.failures[0]
+    assert "lexer" in filled.failures[0].why
 
 
 def test_preparing_compiles_once(matchers):

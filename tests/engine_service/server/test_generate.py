@@ -268,7 +268,7 @@ BAD_INPUTS = {
     },
     "more tokens at least than at most": (
         lambda m: m.sampling_params.MergeFrom(_params(min_tokens=6, max_tokens=5)),
-        "BAD_SAMPLING_PARAMS", ["min_tokens", "6", "0 to 5, max_tokens"],
+        "BAD_SAMPLING_PARAMS", ["min_tokens", "6", "0 to max_tokens 5"],
     ),
     "bias of a token beyond the vocabulary": (
         lambda m: m.sampling_params.logit_bias.extend([_bias(1, 0), _bias(100, 1)]),

@@ -39,11 +39,13 @@ class HeldCheck:
 
     def __init__(self):
         self.waiting = []
+        self.forgotten = []
         self._asked = asyncio.Event()
 
     def check(self, grammar, done):
         self.waiting.append((grammar, done))
         self._asked.set()
+        return lambda: self.forgotten.append(grammar.text)
 
     async def asked(self):
         async with asyncio.timeout(WAIT_SECONDS):
@@ -110,6 +112,7 @@ async def test_a_request_can_be_cancelled_while_its_grammar_is_checked():
         await call.write(engine_pb2.GenerateManyRequest(cancelled_handles=[1]))
         await call.write(submission(2, generate_request(2)))
         assert list((await engine.core.next_request()).prompt_token_ids) == [2]
+        assert check.forgotten == ["a"]
         check.waiting[0][1](None)
         check.waiting[0][1](InvalidRequest("too late"))
         # Its handle is free again.
@@ -126,6 +129,7 @@ async def test_the_time_of_the_check_counts():
         await call.write(message)
         answer = await read_until(call, lambda message: message.failures)
         assert failure_status(answer.failures[0]).reason == "DEADLINE_EXCEEDED"
+        assert check.forgotten == ["a"]
         check.waiting[0][1](None)
         await call.write(submission(2, generate_request(2)))
         assert list((await engine.core.next_request()).prompt_token_ids) == [2]

@@ -11,6 +11,7 @@ import sys
 from collections import deque
 from pathlib import Path
 
+from engine_service.layers import ranks
 from engine_service.llm import LLM, Grammar, SamplingParams
 from engine_service.worker.worker import Worker
 from kernels import peer_memory
@@ -18,7 +19,7 @@ from tests.engine_service.sampling_choices import random_choices
 from tests.engine_service.tiny_models import random_tokens
 
 ASKED = json.loads(sys.argv[1])
-"""`folder` of the model, `num_ranks`, `dtype`, `enforce_eager`, `has_peer_memory`, and `results`,
+"""`folder` of the model, `num_ranks`, `dtype`, `enforce_eager`, how `sums` are made, and `results`,
 a folder for the answers and for a file of tokens from each rank."""
 
 NUM_TOKENS = 24
@@ -53,8 +54,10 @@ def _launch_and_note(worker, plan):
 
 
 Worker.launch = _launch_and_note
-if not ASKED["has_peer_memory"]:
+if ASKED["sums"] == "NCCL":
     peer_memory._obstacle = lambda group, device: "the test wants none"
+if ASKED["sums"] == "copies":
+    peer_memory.connect_peers.__kwdefaults__["max_rows"] = ranks._LANE_TOKENS = 32
 
 
 def answers():

@@ -17,12 +17,9 @@ SHAPE = Shape(num_heads=8, num_kv_heads=2, head_dim=64, is_tied=True, vocab_size
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1}
 """Of logprobs."""
 WAYS = {
-    f"{steps}, {sums}": {
-        "enforce_eager": steps == "eager",
-        "has_peer_memory": sums == "peer memory",
-    }
+    f"{steps}, {sums}": {"enforce_eager": steps == "eager", "sums": sums}
     for steps in ("graphs", "eager")
-    for sums in ("peer memory", "NCCL")
+    for sums in ("kernels", "copies", "NCCL")
 }
 
 
@@ -59,7 +56,7 @@ def alone(folder, tmp_path_factory):
             num_ranks=1,
             dtype=dtype,
             enforce_eager=False,
-            has_peer_memory=True,
+            sums="kernels",
         )[0]
         for dtype in TOLERANCES
     }

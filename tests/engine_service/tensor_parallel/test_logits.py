@@ -28,9 +28,10 @@ def tiny(request, tmp_path_factory):
     return make_model(tmp_path_factory.mktemp("ranks") / "model", request.param)
 
 
-@pytest.fixture(params=[2, 4])
+@pytest.fixture(params=[(2, 1), (2, 2), (4, 1)], ids=["2 ranks", "2 ranks, 2 lanes", "4 ranks"])
 def threads(request):
-    threads = RankThreads(request.param)
+    num_ranks, num_lanes = request.param
+    threads = RankThreads(num_ranks, num_lanes)
     yield threads
     threads.close()
 

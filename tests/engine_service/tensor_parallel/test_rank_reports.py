@@ -145,7 +145,7 @@ def test_time_in_collectives_is_unknown_where_the_host_cannot_see_them():
 
     assert RankMeter(ranks, CPU).read().collective_seconds is None
     on_gpu = Ranks()
-    on_gpu.connect(torch.device("cuda"), 64, torch.bfloat16)
+    on_gpu.connect(torch.device("cuda"), 64, torch.bfloat16, 100)
     assert on_gpu.collective_seconds is None
 
 

@@ -30,16 +30,23 @@ class _Meeting:
 
 
 class ThreadRanks(Ranks):
-    def __init__(self, rank, size, meeting):
+    def __init__(self, rank, size, meeting, num_lanes):
         super().__init__(rank, size)
         self._meeting = meeting
+        self._num_lanes = num_lanes
+
+    def lane_sizes(self, num_tokens):
+        if self._num_lanes == 1:
+            return [num_tokens]
+        assert self._num_lanes == 2
+        return [num_tokens - num_tokens // 3, num_tokens // 3]
 
     def all_reduce(self, x):
         given = self._meeting.exchange(self.rank, x.clone())
         return torch.stack(given).sum(0)
 
-    def all_reduce_add_norm(self, norm, x, residual):
-        return norm(self.all_reduce(x), residual)
+    def end_sum(self, part, norm, residual):
+        return norm(self.all_reduce(part.x), residual)
 
     sum_on_cpu = all_reduce
 
@@ -56,10 +63,10 @@ class ThreadRanks(Ranks):
 class RankThreads:
     """A thread for each rank, which all do the same work at the same time."""
 
-    def __init__(self, size):
+    def __init__(self, size, num_lanes=1):
         self._meeting = _Meeting(size)
         self._pool = ThreadPoolExecutor(size)
-        self.ranks = [ThreadRanks(rank, size, self._meeting) for rank in range(size)]
+        self.ranks = [ThreadRanks(rank, size, self._meeting, num_lanes) for rank in range(size)]
 
     def run(self, work):
         """Calls `work` with each rank's number; returns the results in the order of ranks."""

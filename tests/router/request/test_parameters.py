@@ -1,5 +1,7 @@
 """Parameters are checked before any work, and engines get explicit values."""
 
+import re
+
 import pytest
 
 from protos.wire.reason import Reason
@@ -64,6 +66,9 @@ async def ask(fleet, **changes):
         return await collect(Pipeline(fleet, tokenizers, Recorder(), BOUNDS), request(**changes))
 
 
+BAD_WORD = "1 to 64 characters, not only white space"
+
+
 def sampling(**params):
     return {"sampling_params": SamplingParams(**params)}
 
@@ -103,9 +108,9 @@ def sampling(**params):
             sampling(logit_bias=(LogitBias(1, NAN),)),
             "logit_bias[0].bias",
             "NaN",
-            "-100.0 to 100.0",
+            "-100 to 100",
         ),
-        (sampling(allowed_token_ids=range(65_537)), "number of allowed_token_ids", "65537", None),
+        (sampling(allowed_token_ids=range(65_537)), "allowed_token_ids", "65537", "0 to 65536"),
         ({"n": 0}, "n", "0", "1 to 128"),
         ({"n": -(2**31)}, "n", "-2147483648", "1 to 128"),
         ({"n": 2**31 - 1}, "n", "2147483647", "1 to 128"),
@@ -114,30 +119,30 @@ def sampling(**params):
             {"n": 2, **sampling(max_tokens=0, prompt_logprobs=0)},
             "n",
             "2",
-            "1, since max_tokens 0 generates nothing",
+            "1 to 1, as max_tokens is 0",
         ),
-        ({"stop": ("a",) * 10_000}, "number of stop", "10000", "0 to 1024"),
-        ({"stop": ("a", "")}, "bytes of stop[1]", "0", "1 to 1024"),
-        ({"stop": ("é" * 513,)}, "bytes of stop[0]", "1026", "1 to 1024"),
+        ({"stop": ("a",) * 10_000}, "stop", "10000", "0 to 1024"),
+        ({"stop": ("a", "")}, "stop[1]", "empty", "1 to 1024 bytes"),
+        ({"stop": ("é" * 513,)}, "stop[0]", "1026", "1 to 1024"),
         (
             {"stop": tuple("a" * i for i in range(1, 1025))},
-            "characters of all different stop",
+            "stop",
             "524800",
             "0 to 16384",
         ),
-        ({"bad_words": ("a",) * 513}, "number of bad_words", "513", "0 to 512"),
+        ({"bad_words": ("a",) * 513}, "bad_words", "513", "0 to 512"),
         (
             {"bad_words": ("a", "b" * 65)},
-            "characters of bad_words[1]",
+            "bad_words[1]",
             "65",
-            "1 to 64, not only spaces",
+            "1 to 64",
         ),
-        ({"bad_words": ("  ",)}, "characters of bad_words[0]", "2", "1 to 64, not only spaces"),
-        ({"bad_words": ("",)}, "characters of bad_words[0]", "0", "1 to 64, not only spaces"),
-        ({"bad_words": ("ﷺ" * 64,)}, "tokens of bad_words[0]", "192", "1 to 64"),
+        ({"bad_words": ("  ",)}, "bad_words[0]", "only white space", BAD_WORD),
+        ({"bad_words": ("",)}, "bad_words[0]", "empty", BAD_WORD),
+        ({"bad_words": ("ﷺ" * 64,)}, "bad_words[0]", "192", "1 to 64"),
         (
             {"bad_words": tuple(f"{i:03}" + "ab" * 30 for i in range(90))},
-            "tokens of all bad_words",
+            "bad_words",
             None,
             "0 to 4096",
         ),
@@ -152,8 +157,33 @@ async def test_value_out_of_bounds_is_named_with_them(fleet, changes, field, val
     assert status.metadata["field"] == field
     assert value is None or status.metadata["value"] == value
     assert bounds is None or status.metadata["bounds"] == bounds
-    assert f"{field} is {status.metadata['value']}, outside" in status.message
+    assert re.match(
+        rf"{re.escape(field)} (is|has) {status.metadata['value']}[a-z ]*, outside", status.message
+    )
     assert fleet.requests == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stop": ("a", "")}, "stop[1] is empty, outside 1 to 1024 bytes"),
+        ({"stop": ("a" * 1025,)}, "stop[0] has 1025 bytes, outside 1 to 1024"),
+        (
+            {"stop": tuple("a" * i for i in range(1, 1025))},
+            "stop has 524800 characters in its different texts, outside 0 to 16384",
+        ),
+        ({"bad_words": ("",)}, f"bad_words[0] is empty, outside {BAD_WORD}"),
+        ({"bad_words": ("a", " ")}, f"bad_words[1] is only white space, outside {BAD_WORD}"),
+        ({"bad_words": ("b" * 65,)}, "bad_words[0] has 65 characters, outside 1 to 64"),
+        ({"bad_words": ("ﷺ" * 64,)}, "bad_words[0] has 192 tokens, outside 1 to 64"),
+        (sampling(stop_token_ids=[1] * 1025), "stop_token_ids has 1025 entries, outside 0 to 1024"),
+    ],
+)
+async def test_text_or_list_out_of_bounds_is_named_in_plain_words(fleet, changes, message):
+    with pytest.raises(InvalidRequest) as caught:
+        await ask(fleet, **changes)
+
+    assert caught.value.status.message == message
 
 
 @pytest.mark.parametrize(

@@ -289,7 +289,7 @@ def sampling(**params):
         (
             sampling(stop_token_ids=(3,) * 10_000),
             "BAD_SAMPLING_PARAMS",
-            "number of stop_token_ids is 10000, outside 0 to 1024",
+            "stop_token_ids has 10000 entries, outside 0 to 1024",
         ),
         (
             sampling(temperature=-0.5),
@@ -308,7 +308,11 @@ def sampling(**params):
             "BAD_SAMPLING_PARAMS",
             "seed is -1, outside 0 to 9223372036854775807",
         ),
-        ({"request_id": "x" * 257}, "BAD_REQUEST", "length of request_id is 257, outside 0 to 256"),
+        (
+            {"request_id": "x" * 257},
+            "BAD_REQUEST",
+            "request_id has 257 characters, outside 0 to 256",
+        ),
         ({"request_id": "a\nb"}, "BAD_REQUEST", r"request_id contains \\n; it must be printable"),
         (
             {"request_id": "a\x9bb\x1b"},
@@ -320,16 +324,20 @@ def sampling(**params):
             "BAD_REQUEST",
             r"request_id contains \\u2028; it must be printable",
         ),
-        ({"cache_salt": "x" * 257}, "BAD_REQUEST", "length of cache_salt is 257, outside 0 to 256"),
+        (
+            {"cache_salt": "x" * 257},
+            "BAD_REQUEST",
+            "cache_salt has 257 characters, outside 0 to 256",
+        ),
         (
             {"prompt": chat()},
             "BAD_CHAT",
-            "number of chat.messages is 0, outside 1 to 4096",
+            "chat.messages has 0 entries, outside 1 to 4096",
         ),
         (
             {"prompt": chat(*[("user", "")] * 4097)},
             "BAD_CHAT",
-            "number of chat.messages is 4097, outside 1 to 4096",
+            "chat.messages has 4097 entries, outside 1 to 4096",
         ),
         (
             {"prompt": chat(("user", "a"), ("pirate" * 20_000, "b"))},

@@ -51,7 +51,7 @@ async def test_detokenize_keeps_special_tokens_unless_told_not_to(pipeline):
     ("token_ids", "reason", "message"),
     [
         ([0, 600], Reason.TOKEN_OUT_OF_RANGE, r"token_ids\[1\] is 600, outside 0 to 599"),
-        ([0] * 129, Reason.BAD_REQUEST, "number of token_ids is 129, outside 0 to 128"),
+        ([0] * 129, Reason.BAD_REQUEST, "token_ids has 129 entries, outside 0 to 128"),
     ],
 )
 async def test_detokenize_refuses_what_no_model_said(pipeline, token_ids, reason, message):
@@ -68,7 +68,7 @@ async def test_tokenize_refuses_what_generate_would(pipeline):
 
 
 async def test_tokenize_refuses_more_tokens_than_the_model_holds(pipeline):
-    with pytest.raises(InvalidRequest, match="number of tokens is 200") as caught:
+    with pytest.raises(InvalidRequest, match="the text has 200 tokens") as caught:
         await pipeline.tokenize("", TextPrompt(text="z " * 100))
 
     assert caught.value.status.reason == Reason.PROMPT_TOO_LONG

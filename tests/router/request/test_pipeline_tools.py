@@ -70,6 +70,23 @@ def joined(deltas):
     )
 
 
+@pytest.mark.parametrize("size", [1, 7, 1000])
+async def test_answer_that_may_have_one_call_ends_with_it(fleet, size):
+    token_ids = TOKENIZER.encode_text(SAID + " " + SAID).tolist()
+    chunks = [token_ids[start : start + size] for start in range(0, len(token_ids), size)]
+    fleet.answer(*chunks, [1], stop_token_id=1)
+    with TokenizerPool(fleet.fetch_tokenizer, 1) as tokenizers:
+        chat = request(chat_of(parallel_calls=False))
+        deltas = await collect(pipeline_of(fleet, tokenizers), chat)
+
+    assert [call.index for delta in deltas for call in delta.tool_calls if call.name] == [0]
+    assert joined(deltas)[3:] == ('{"x": "é😀"}', FinishReason.TOOL_CALLS)
+    num_tokens = sum(len(delta.token_ids) for delta in deltas)
+    assert deltas[-1].finish.num_completion_tokens == num_tokens
+    assert num_tokens < len(token_ids) or size == 1000
+    assert fleet.num_open == 0
+
+
 async def test_reasoning_content_and_calls_come_in_fields_of_their_own(fleet):
     deltas = await answer(fleet, chat_of())
 
@@ -189,11 +206,11 @@ BAD = {
     "both contents": ({"messages": user(parts=("b",))}, r"\[0\].parts is '1 parts'; it must be"),
     "parts": (
         {"messages": (ChatMessage(role="user", content="", parts=("",) * 513),)},
-        r"number of chat.messages\[0\].parts is 513, outside 0 to 512",
+        r"chat.messages\[0\].parts has 513 entries, outside 0 to 512",
     ),
     "parts of all": (
         {"messages": (ChatMessage(role="user", content="", parts=("",) * 512),) * 9},
-        "number of parts of chat.messages is 4608, outside 0 to 4096",
+        "chat.messages has 4608 parts in all, outside 0 to 4096",
     ),
     "calls of all": (
         {
@@ -201,14 +218,14 @@ BAD = {
             + (ChatMessage(role="assistant", content="", tool_calls=caller()[0].tool_calls * 512),)
             * 8
         },
-        "number of tool_calls of chat.messages is 4097, outside 0 to 4096",
+        "chat.messages has 4097 tool calls in all, outside 0 to 4096",
     ),
     "name of a call": ({"messages": caller(name="f g")}, r"tool_calls\[0\].name is 'f g'; it must"),
-    "ID of a call": ({"messages": caller(call_id="1" * 257)}, r"\[0\].id is 257, outside 0 to 256"),
-    "name of a speaker": ({"messages": user(name="x" * 257)}, r"name is 257, outside 0 to 256"),
+    "ID of a call": ({"messages": caller(call_id="1" * 257)}, r"\[0\].id has 257 characters"),
+    "name of a speaker": ({"messages": user(name="x" * 257)}, r"name has 257 characters"),
     "tools": (
         {"tools": tuple(Tool(name=f"f{i}") for i in range(10_000))},
-        "number of chat.tools is 10000, outside 0 to 512",
+        "chat.tools has 10000 entries, outside 0 to 512",
     ),
     "name of a tool": ({"tools": (Tool(name=""),)}, r"tools\[0\].name is ''; it must be 1 to 128"),
     "two of a name": ({"tools": TOOLS + TOOLS[:1]}, r"tools\[2\].name is 'f'; it must be a name"),
@@ -230,7 +247,7 @@ BAD = {
     "hidden name": ({"template_kwargs": {"__class__": 1}}, "kwargs is '__class__'; it must be"),
     "many variables": (
         {"template_kwargs": {f"a{i}": 1 for i in range(65)}},
-        "number of chat.chat_template_kwargs is 65, outside 0 to 64",
+        "chat.chat_template_kwargs has 65 entries, outside 0 to 64",
     ),
     "continued question": (
         {"continue_final_message": True},
