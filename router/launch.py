@@ -284,8 +284,9 @@ class _Router:
                 {"drain_grace_seconds": f"{grace:g}"},
             )
             self._dispatcher.end_requests(over)
-            await self._stop_http(_FAREWELL_SECONDS)
-            await self._server.stop(_FAREWELL_SECONDS)
+            await asyncio.gather(
+                self._stop_http(_FAREWELL_SECONDS), self._server.stop(_FAREWELL_SECONDS)
+            )
 
     def _update_metrics(self) -> None:
         self._metrics.update(

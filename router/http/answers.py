@@ -1,11 +1,10 @@
 """Sends what the pipeline generates: at once when it is complete, or as server-sent events."""
 
-import json
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from json.encoder import encode_basestring
 from typing import Any, Protocol
 
+from pydantic_core import to_json
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -18,8 +17,8 @@ from router.types import GenerationDelta
 
 Deltas = AsyncGenerator[GenerationDelta, None]
 
-_to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-_LINE_ENDS = str.maketrans({end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"})
+_BODY = "http.response.body"
+_LINE_ENDS = [(end.encode(), b"\\u%04x" % ord(end)) for end in "\x85\u2028\u2029"]
 """Some clients take these for the end of a line of the stream, which JSON's own escapes prevent."""
 _START = {
     "type": "http.response.start",
@@ -53,7 +52,8 @@ class EventWriter(Protocol):
 
 def event(content: dict[str, Any], name: str = "") -> bytes:
     """Returns one server-sent event with an object of JSON."""
-    data = _one_line(_to_json(content))
+    # A third of the time of `json`.
+    data = _one_line(to_json(content))
     if name:
         return b"event: %b\ndata: %b\n\n" % (name.encode(), data)
     return b"data: %b\n\n" % data
@@ -61,7 +61,7 @@ def event(content: dict[str, Any], name: str = "") -> bytes:
 
 def quoted(text: str) -> bytes:
     """Returns a text as JSON, for an event that is put together by hand."""
-    return _one_line(encode_basestring(text))
+    return _one_line(to_json(text))
 
 
 class EventStream(Response):
@@ -76,6 +76,7 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As ASGI has it."""
         writer, is_begun = self._writer, False
+        held = b""
         try:
             async with (
                 until_client_leaves(receive),
@@ -87,18 +88,22 @@ class EventStream(Response):
                         await send(_START)
                         is_begun = True
                         content = writer.begin() + content
-                    if content:
+                    if delta.finish is not None:
+                        # It goes with what follows, which of a single continuation is the end.
+                        held += content
+                    elif content:
                         reader.num_ticks = 0
-                        await _send(send, content)
+                        await send({"type": _BODY, "body": held + content, "more_body": True})
                         reader.num_ticks = READING
-                await _send(send, writer.end(), is_last=True)
+                        held = b""
+                await _send_last(send, held + writer.end())
         except ClientDisconnect:
             return
         # A failing request must not fail the service.
         except Exception as error:
             log_error(error, scope["path"])
             if is_begun:
-                await _send(send, writer.error(Refusal(error)), is_last=True)
+                await _send_last(send, held + writer.error(Refusal(error)))
             else:
                 await error_response(error, writer.error_form)(scope, receive, send)
 
@@ -117,9 +122,12 @@ async def read_answer(
             read(delta)
 
 
-def _one_line(text: str) -> bytes:
-    return (text if text.isascii() else text.translate(_LINE_ENDS)).encode()
+def _one_line(data: bytes) -> bytes:
+    if not data.isascii():
+        for end, escaped in _LINE_ENDS:
+            data = data.replace(end, escaped)
+    return data
 
 
-async def _send(send: Send, body: bytes, *, is_last: bool = False) -> None:
-    await send({"type": "http.response.body", "body": body, "more_body": not is_last})
+async def _send_last(send: Send, body: bytes) -> None:
+    await send({"type": _BODY, "body": body, "more_body": False})

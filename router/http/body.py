@@ -24,7 +24,7 @@ _MAX_LISTED = 1000
 Model = TypeVar("Model", bound=pydantic.BaseModel)
 
 
-async def read_body(request: Request, max_bytes: int, quota: Quota) -> bytes:
+async def read_body(request: Request, max_bytes: int, quota: Quota) -> bytearray:
     """Returns the whole body.
 
     Args:
@@ -33,14 +33,22 @@ async def read_body(request: Request, max_bytes: int, quota: Quota) -> bytes:
         quota: Counts the bytes of all bodies that are being read.
 
     Raises:
-        HttpError: It is too long, or does not come in time.
+        HttpError: It is too long, is compressed, or does not come in time.
         QueueFull: Too many bytes are held already.
         ClientDisconnect: The client has left.
     """
     length = request.headers.get("content-length", "0")
     if length.isdecimal() and (len(length) > 18 or int(length) > max_bytes):
         raise _too_long(f"has {length:.20} bytes", max_bytes)
-    parts, held = [], 0
+    coding = request.headers.get("content-encoding", "identity")
+    if coding != "identity":
+        raise HttpError(
+            http.HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            f"content-encoding is {shown(coding)}; send the body as it is",
+            field="content-encoding",
+        )
+    # Not a list of parts: one of a byte would take fifty.
+    body, held = bytearray(), 0
     try:
         async with asyncio.timeout(_BODY_SECONDS):
             async for part in request.stream():
@@ -48,7 +56,7 @@ async def read_body(request: Request, max_bytes: int, quota: Quota) -> bytes:
                 held += len(part)
                 if held > max_bytes:
                     raise _too_long(f"has over {max_bytes} bytes", max_bytes)
-                parts.append(part)
+                body += part
     except TimeoutError:
         raise HttpError(
             http.HTTPStatus.REQUEST_TIMEOUT,
@@ -56,10 +64,10 @@ async def read_body(request: Request, max_bytes: int, quota: Quota) -> bytes:
         ) from None
     finally:
         quota.give_back(held)
-    return b"".join(parts)
+    return body
 
 
-def parse_body(model: type[Model], body: bytes) -> Model:
+def parse_body(model: type[Model], body: bytes | bytearray) -> Model:
     """Reads a JSON object.
 
     Raises:

@@ -15,8 +15,15 @@ MAX_BODY_BYTES = 100_000
 
 
 @asynccontextmanager
-async def serving(fleet, *, max_concurrent_requests=8, slow_readers=None):
+async def serving(fleet, **options):
     """Yields the port of a door in front of a pipeline to `fleet`."""
+    async with opening(fleet, **options) as (_, _, port):
+        yield port
+
+
+@asynccontextmanager
+async def opening(fleet, *, max_concurrent_requests=8, max_request_bytes=10**8, slow_readers=None):
+    """Yields a door in front of a pipeline to `fleet`, the pipeline and the port."""
     with TokenizerPool(fleet.fetch_tokenizer, 1) as tokenizers:
         pipeline = Pipeline(
             fleet,
@@ -25,7 +32,7 @@ async def serving(fleet, *, max_concurrent_requests=8, slow_readers=None):
             Bounds(
                 max_concurrent_requests=max_concurrent_requests,
                 max_prompt_bytes=10_000,
-                max_request_bytes=100_000_000,
+                max_request_bytes=max_request_bytes,
                 max_queued_prompt_tokens=2000,
             ),
         )
@@ -37,7 +44,7 @@ async def serving(fleet, *, max_concurrent_requests=8, slow_readers=None):
         )
         door = HttpDoor(service, max_concurrent_requests)
         try:
-            yield await door.start("127.0.0.1", 0)
+            yield door, pipeline, await door.start("127.0.0.1", 0)
         finally:
             await door.stop()
 
