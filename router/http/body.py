@@ -89,7 +89,7 @@ def _too_long(how: str, max_bytes: int) -> HttpError:
     )
 
 
-def _invalid(error: pydantic.ValidationError, body: bytes) -> InvalidRequest:
+def _invalid(error: pydantic.ValidationError, body: bytes | bytearray) -> InvalidRequest:
     faults = error.errors(include_url=False, include_context=False)
     is_json = faults[0]["type"] != "json_invalid"
     content = pydantic_core.from_json(body) if is_json else None
