@@ -91,7 +91,7 @@ def _too_long(how: str, max_bytes: int) -> HttpError:
     )
 
 
-def _invalid(error: pydantic.ValidationError, body: bytes) -> InvalidRequest:
+def _invalid(error: pydantic.ValidationError, body: bytes | bytearray) -> InvalidRequest:
     num_faults = error.error_count()
     if num_faults > _MAX_LISTED:
         text = f"the body has {num_faults} faults, too many to name"

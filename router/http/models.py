@@ -57,9 +57,9 @@ def find_model(service: Service, name: str) -> ModelInfo:
     Raises:
         UnknownModel: No engine serves it.
     """
-    for model in service.models():
-        if name in ("", model.info.name):
-            return model.info
+    found = [model.info for model in service.models() if name in ("", model.info.name)]
+    if len(found) == 1:
+        return found[0]
     raise UnknownModel(f"model is {name!r:.200}, which no engine serves", {"model": name})
 
 

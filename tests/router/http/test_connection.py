@@ -165,7 +165,7 @@ async def test_connection_with_an_answered_request_may_wait_for_the_next(monkeyp
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
         (b"CONNECT a:443 HTTP/1.1\r\nhost: a\r\n\r\n", 400),
         (b"GET //[ HTTP/1.1\r\nhost: [\r\n\r\n", 404),
-        (b"GET /v1/models/ HTTP/1.1\r\nhost: [\r\n\r\n", 404),
+        (b"GET /v1/models/ HTTP/1.1\r\nhost: [\r\n\r\n", 200),
         (b"GET /health/ HTTP/1.1\r\nhost: [\r\n\r\n", 404),
         (b"GET /%ff%00%0d%0aa:b HTTP/1.1\r\n\r\n", 404),
         (b"GET /v1/models/%0d%0aa:%ff HTTP/1.1\r\n\r\n", 404),
