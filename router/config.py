@@ -86,6 +86,14 @@ class RouterConfig(Options):
     host: str = field(default="127.0.0.1", metadata=common_options.HOST)
     port: int = field(default=50050, metadata=common_options.PORT)
     operations_port: int = field(default=9100, metadata=common_options.OPERATIONS_PORT)
+    http_port: int | None = field(
+        default=None,
+        metadata=about(
+            Integers(0, 65_535),
+            "port of the HTTP APIs of OpenAI and Anthropic; 0 picks a free one",
+            unset="none: gRPC only",
+        ),
+    )
     placement: str = field(
         default="prefix",
         metadata=about(

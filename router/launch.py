@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import functools
 import logging
+from typing import TYPE_CHECKING
 
 import grpc
 
@@ -17,10 +18,10 @@ from router.errors import DOMAIN, Draining, RequestError, StartupError
 from router.event_loop import GrpcEventLoop, let_loop_run_on
 from router.request.dispatcher import Dispatcher
 from router.request.pipeline import Bounds, Pipeline
+from router.request.slow_readers import SlowReaders
 from router.server.grpc_server import RouterServicer
 from router.server.health import Health, State
 from router.server.metrics import ResourceUsage, RouterMetrics
-from router.server.slow_readers import SlowReaders
 from router.text.chat_template import TemplateSettings, read_template
 from router.text.tokenizer_pool import TokenizerPool
 from router.types import ModelInfo
@@ -31,6 +32,9 @@ from servicekit.listening import add_grpc_port
 from servicekit.operations import operations_handlers
 from servicekit.process import exit_within, raise_file_limit
 from servicekit.signals import EndSignals, end_signals
+
+if TYPE_CHECKING:
+    from router.http.door import HttpDoor
 
 _SPARE_STREAMS = 1024
 """Calls of one connection beyond the requests that the router takes, refused with a reason."""
@@ -123,6 +127,7 @@ class _Router:
         )
         self._slow_readers = SlowReaders(config.slow_reader_seconds)
         self._health = Health()
+        self._http = None if config.http_port is None else self._make_http_door()
         self._operations = HttpServer(
             operations_handlers(self._metrics.registry, self._health, self._update_metrics)
         )
@@ -151,11 +156,13 @@ class _Router:
                     readiness.cancel()
                     await self._drain(signals)
                     # Before the fleet: what still runs is cancelled on its engines.
+                    await self._stop_http()
                     await self._server.stop(None)
                     readers.cancel()
                     discovery.cancel()
                     fleet.cancel()
             finally:
+                await self._stop_http()
                 await self._server.stop(None)
                 await self._operations.stop()
         _logger.info("router ended")
@@ -165,13 +172,35 @@ class _Router:
         config = self._config
         operations_port = await self._operations.start(config.host, config.operations_port)
         port = await self._start_server()
+        http_port = ""
+        if self._http is not None and config.http_port is not None:
+            http_port = f" http_port={await self._http.start(config.host, config.http_port)}"
         _logger.info(
-            "router listening host=%s port=%d operations_port=%d placement=%s",
+            "router listening host=%s port=%d operations_port=%d%s placement=%s",
             config.host,
             port,
             operations_port,
+            http_port,
             config.placement,
         )
+
+    def _make_http_door(self) -> "HttpDoor":
+        # Imported here, as a router without it needs no web framework in its memory.
+        from router.http.door import HttpDoor
+        from router.http.service import Service
+
+        config = self._config
+        service = Service(
+            pipeline=self._pipeline,
+            models=self._fleet.models,
+            slow_readers=self._slow_readers,
+            max_body_bytes=router_request_bytes(config.max_prompt_bytes),
+        )
+        return HttpDoor(service, config.max_concurrent_requests)
+
+    async def _stop_http(self, grace_seconds: float = 0.0) -> None:
+        if self._http is not None:
+            await self._http.stop(grace_seconds)
 
     async def _start_server(self) -> int:
         config = self._config
@@ -235,6 +264,8 @@ class _Router:
         grace = self._config.drain_grace_seconds
         self._pipeline.drain()
         await self._health.enter(State.DRAINING)
+        if self._http is not None:
+            self._http.drain()
         _logger.info("router draining grace_seconds=%g", grace)
         async with asyncio.TaskGroup() as tasks:
             idle = tasks.create_task(self._pipeline.wait_idle())
@@ -253,7 +284,9 @@ class _Router:
                 {"drain_grace_seconds": f"{grace:g}"},
             )
             self._dispatcher.end_requests(over)
-            await self._server.stop(_FAREWELL_SECONDS)
+            await asyncio.gather(
+                self._stop_http(_FAREWELL_SECONDS), self._server.stop(_FAREWELL_SECONDS)
+            )
 
     def _update_metrics(self) -> None:
         self._metrics.update(

@@ -256,6 +256,10 @@ class TextPrompt:
     """Text to tokenize as it is."""
 
     text: str
+    add_special_tokens: bool = True
+    """Adds what the tokenizer adds around a text."""
+    field: str = "text"
+    """What the client calls it, for errors."""
 
 
 class ToolChoice(enum.Enum):
@@ -315,6 +319,8 @@ class ChatPrompt:
     tool_choice: ToolChoice = ToolChoice.AUTO
     function_name: str = ""
     """The one function that must be called, once; empty means any, as `tool_choice` says."""
+    parallel_calls: bool = True
+    """Whether an answer may have more than one call; if not, it ends with the first."""
     template_kwargs: "Mapping[str, object]" = field(default_factory=dict)
     """More variables for the template."""
     add_generation_prompt: bool | None = None
@@ -342,6 +348,8 @@ class TokenPrompt:
 
     token_ids: "array[int]"
     """Typecode "I"."""
+    field: str = "token_ids"
+    """What the client calls them, for errors."""
 
 
 Prompt = TextPrompt | ChatPrompt | TokenPrompt
@@ -384,6 +392,8 @@ class Admission:
     num_prompt_tokens: int
     num_cached_tokens: int
     seed: int
+    prompt_token_ids: "array[int]" = field(default_factory=lambda: array("i"))
+    """Typecode "i"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

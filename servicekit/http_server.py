@@ -7,17 +7,14 @@ same peer. So a client that sends its request at once is always answered.
 
 import asyncio
 import contextlib
-import errno
 import http
 import logging
-import os
-import select
 import socket
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 
+from servicekit.acceptor import Acceptor
 from servicekit.listening import listen
-from servicekit.rate_limit import RateLimit
 
 _MAX_HEADER_BYTES = 16 * 1024
 _REQUEST_SECONDS = 5.0
@@ -28,9 +25,6 @@ _STOP_SECONDS = 1.0
 _MAX_CONNECTIONS = 128
 _MAX_PEER_CONNECTIONS = 16
 """Per IP address."""
-_ACCEPTS_AT_ONCE = 8
-_RETRY_SECONDS = 1.0
-_LOG_SECONDS = 10.0
 _PLAIN_TEXT = "text/plain; charset=utf-8"
 _END_OF_HEAD = b"\r\n\r\n"
 
@@ -78,12 +72,9 @@ class HttpServer:
     def __init__(self, handlers: Mapping[str, Handler]) -> None:
         """Does not listen yet; `handlers` are by path."""
         self._handlers = handlers
-        self._listeners: list[socket.socket] = []
-        self._paused: set[socket.socket] = set()
         # The oldest first.
         self._connections: dict[_Connection, None] = {}
-        self._spare = _Spare()
-        self._accept_failures = RateLimit(1, _LOG_SECONDS)
+        self._acceptor = Acceptor("operations", self._take, lambda: self._evict(self._connections))
 
     async def start(self, host: str, port: int) -> int:
         """Listens and returns the port, which is a free one if `port` is 0.
@@ -91,20 +82,14 @@ class HttpServer:
         Raises:
             CannotListen: The port is in use, or the host is not this machine's.
         """
-        self._listeners = listen(host, port, "operations-port")
-        self._spare.fill()
-        for listener in self._listeners:
-            self._listen(listener)
-        chosen: int = self._listeners[0].getsockname()[1]
+        listeners = listen(host, port, "operations-port")
+        self._acceptor.start(listeners)
+        chosen: int = listeners[0].getsockname()[1]
         return chosen
 
     async def stop(self) -> None:
         """Stops listening and closes all connections; pending answers get a second."""
-        loop = asyncio.get_running_loop()
-        listeners, self._listeners = self._listeners, []
-        for listener in listeners:
-            loop.remove_reader(listener)
-            listener.close()
+        self._acceptor.close()
         for connection in [one for one in self._connections if one.answering is None]:
             self._close(connection)
         if tasks := [one.answering for one in self._connections if one.answering]:
@@ -112,44 +97,6 @@ class HttpServer:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
-        self._spare.empty()
-
-    def _listen(self, listener: socket.socket) -> None:
-        if listener in self._listeners:
-            asyncio.get_running_loop().add_reader(listener, self._accept, listener)
-
-    def _accept(self, listener: socket.socket) -> None:
-        for _ in range(_ACCEPTS_AT_ONCE):
-            try:
-                accepted, (peer, *_) = listener.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                # Without a free descriptor, `accept` fails before it checks for a waiting client.
-                if not _is_waited_for(listener):
-                    return
-                self._tell(error)
-                if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._free_one():
-                    loop = asyncio.get_running_loop()
-                    loop.remove_reader(listener)
-                    loop.call_later(_RETRY_SECONDS, self._listen, listener)
-                    self._paused.add(listener)
-                    return
-            else:
-                self._take(accepted, peer)
-
-    def _free_one(self) -> bool:
-        """Frees a file descriptor, if possible."""
-        return self._spare.empty() or self._evict(self._connections)
-
-    def _tell(self, error: OSError) -> None:
-        num_held = self._accept_failures.take(asyncio.get_running_loop().time())
-        if num_held is not None:
-            _logger.error(
-                "operations port is short of system resources num_unlogged=%d error=%s",
-                num_held,
-                error.strerror,
-            )
 
     def _take(self, accepted: socket.socket, peer: str) -> None:
         staying = [one for one in self._connections if not one.is_leaving]
@@ -158,7 +105,6 @@ class HttpServer:
             self._make_room(of_peer)
         elif len(staying) >= _MAX_CONNECTIONS:
             self._make_room(staying)
-        accepted.setblocking(False)
         loop = asyncio.get_running_loop()
         connection = _Connection(accepted, peer)
         connection.deadline = loop.call_later(_REQUEST_SECONDS, self._close, connection)
@@ -205,10 +151,7 @@ class HttpServer:
         asyncio.get_running_loop().remove_reader(connection.socket)
         connection.socket.close()
         del self._connections[connection]
-        if self._listeners:
-            self._spare.fill()
-            while self._paused:
-                self._listen(self._paused.pop())
+        self._acceptor.connection_closed()
 
     async def _answer(self, connection: _Connection, head: str) -> None:
         try:
@@ -249,33 +192,6 @@ class HttpServer:
             _logger.exception("operations request failed path=%s", path)
             status = http.HTTPStatus.INTERNAL_SERVER_ERROR
             return Answer(status=status, body=b"the service failed; its log says why\n")
-
-
-class _Spare:
-    """A spare file descriptor, so that a probe is answered even when no other is left."""
-
-    def __init__(self) -> None:
-        self._descriptor: int | None = None
-
-    def fill(self) -> None:
-        """Reserves a descriptor, if one is free."""
-        if self._descriptor is None:
-            with contextlib.suppress(OSError):
-                self._descriptor = os.open(os.devnull, os.O_RDONLY)
-
-    def empty(self) -> bool:
-        """Releases it; returns whether there was one."""
-        if self._descriptor is None:
-            return False
-        os.close(self._descriptor)
-        self._descriptor = None
-        return True
-
-
-def _is_waited_for(listener: socket.socket) -> bool:
-    waiting = select.poll()
-    waiting.register(listener, select.POLLIN)
-    return bool(waiting.poll(0))
 
 
 def _accepted(header_lines: list[str]) -> str:

@@ -72,6 +72,7 @@ class Answer:
         self._tokenizer = tokenizer
         self._stop_search = stop_search
         self._parser = None if form is None else form.parser()
+        self._has_one_call = form is not None and form.has_one_call
         self._tag_texts = tokenizer.tag_texts if tokenizer and self._parser else {}
         params = request.sampling_params
         self._stop_token_ids = end_token_ids(params, model.eos_token_ids)
@@ -152,12 +153,17 @@ class Answer:
                 logprobs=scored,
             )
         parsed = self._parser.push(text) if finish is None else self._parser.finish(text)
-        if finish is not None and finish.reason is FinishReason.STOP and self._parser.has_calls:
-            finish = replace(finish, reason=FinishReason.TOOL_CALLS)
+        calls = parsed.tool_calls
+        if self._parser.has_calls:
+            if self._has_one_call:
+                finish = finish or self._finish(FinishReason.TOOL_CALLS, None)
+                calls = tuple(call for call in calls if not call.index)
+            if finish is not None and finish.reason is FinishReason.STOP:
+                finish = replace(finish, reason=FinishReason.TOOL_CALLS)
         return GenerationDelta(
             text=parsed.content,
             reasoning=parsed.reasoning,
-            tool_calls=parsed.tool_calls,
+            tool_calls=calls,
             token_ids=tuple(token_ids),
             finish=finish,
             index=self._index,
@@ -198,6 +204,7 @@ class Answer:
             num_prompt_tokens=len(self._request.prompt_token_ids),
             num_cached_tokens=admitted.num_cached_tokens,
             seed=admitted.seed,
+            prompt_token_ids=self._request.prompt_token_ids,
         )
 
     def _finish(

@@ -68,7 +68,7 @@ def _call_grammar(
         form.tools.written,
         tools,
         tag_ids,
-        is_single=bool(chat.function_name),
+        is_single=bool(chat.function_name) or not chat.parallel_calls,
         has_reasoning=has_reasoning,
     )
     if (num_bytes := len(text.encode())) > MAX_GRAMMAR_BYTES:

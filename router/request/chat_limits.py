@@ -34,7 +34,7 @@ RESERVED_VARIABLES = frozenset(
 )
 """Names that the variables of a chat cannot have. The template's worker knows further ones."""
 
-_FUNCTION_NAME = re.compile(rf"[A-Za-z0-9_.:/\-]{{1,{MAX_FUNCTION_NAME_CHARACTERS}}}")
+FUNCTION_NAME = re.compile(rf"[A-Za-z0-9_.:/\-]{{1,{MAX_FUNCTION_NAME_CHARACTERS}}}")
 _FUNCTION_NAME_RULE = (
     f'1 to {MAX_FUNCTION_NAME_CHARACTERS} letters, digits, "_", ".", ":", "/" and "-"'
 )
@@ -188,7 +188,7 @@ def _check_label(field: str, label: str) -> None:
 
 
 def _check_name(field: str, name: str) -> None:
-    if not _FUNCTION_NAME.fullmatch(name):
+    if not FUNCTION_NAME.fullmatch(name):
         raise _bad(field, name, _FUNCTION_NAME_RULE)
 
 

@@ -63,12 +63,16 @@ def check_prompt(prompt: Prompt, model: ModelInfo, max_prompt_bytes: int) -> Non
     """
     match prompt:
         case TextPrompt():
-            _check_size("text", len(prompt.text.encode()), max_prompt_bytes)
+            if not prompt.text:
+                raise InvalidRequest(
+                    f"{prompt.field} is empty", {"field": prompt.field}, reason=Reason.EMPTY_PROMPT
+                )
+            _check_size(prompt.field, len(prompt.text.encode()), max_prompt_bytes)
         case ChatPrompt():
             check_chat(prompt)
             _check_size("chat.messages", text_bytes(prompt), max_prompt_bytes)
         case TokenPrompt():
-            check_token_ids("token_ids", prompt.token_ids, model)
+            check_token_ids(prompt.field, prompt.token_ids, model)
 
 
 def check_length(num_prompt_tokens: int, max_tokens: int | None, model: ModelInfo) -> None:
@@ -102,7 +106,11 @@ def check_num_tokens(num_tokens: int, model: ModelInfo) -> None:
     """
     if num_tokens > model.max_model_len:
         bounds = f"0 to {model.max_model_len}"
-        raise outside("number of tokens", num_tokens, bounds, Reason.PROMPT_TOO_LONG)
+        raise InvalidRequest(
+            f"the text has {num_tokens} tokens, outside {bounds}",
+            {"field": "text", "value": str(num_tokens), "bounds": bounds},
+            reason=Reason.PROMPT_TOO_LONG,
+        )
 
 
 def check_token_ids(field: str, token_ids: Sequence[int], model: ModelInfo) -> None:
@@ -122,8 +130,6 @@ def check_token_ids(field: str, token_ids: Sequence[int], model: ModelInfo) -> N
 
 
 def _check_size(field: str, num_bytes: int, max_prompt_bytes: int) -> None:
-    if not num_bytes and field == "text":
-        raise InvalidRequest("text is empty", {"field": field}, reason=Reason.EMPTY_PROMPT)
     if num_bytes > max_prompt_bytes:
         raise InvalidRequest(
             f"{field} has {num_bytes} bytes, over max_prompt_bytes {max_prompt_bytes}",

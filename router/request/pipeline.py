@@ -118,6 +118,11 @@ class Pipeline:
         self._idle = asyncio.Event()
         self._idle.set()
 
+    @property
+    def max_requests(self) -> int:
+        """The most requests in progress; each continuation of a prompt is one."""
+        return self._bounds.max_concurrent_requests
+
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
         """Streams the continuation of one prompt; closing the generator cancels the request.
 
@@ -230,6 +235,7 @@ class Pipeline:
         token_ids: Sequence[int],
         *,
         skip_special_tokens: bool,
+        field: str = "token_ids",
         num_bytes: int = 0,
     ) -> str:
         """Returns the text of token IDs, at most as many as the model's length.
@@ -238,6 +244,7 @@ class Pipeline:
             model_name: The model; empty means the only one served.
             token_ids: The tokens to decode.
             skip_special_tokens: Whether special tokens produce no text.
+            field: What the client calls the tokens, for errors.
             num_bytes: Size of the request message.
 
         Raises:
@@ -247,18 +254,28 @@ class Pipeline:
             model = self._fleet.model_info(model_name)
             if len(token_ids) > model.max_model_len:
                 raise InvalidRequest(
-                    f"number of token_ids is {len(token_ids)}, outside 0 to {model.max_model_len}",
+                    f"{field} has {len(token_ids)} entries, outside 0 to {model.max_model_len}",
                     {
-                        "field": "number of token_ids",
+                        "field": field,
                         "value": str(len(token_ids)),
                         "bounds": f"0 to {model.max_model_len}",
                     },
                 )
-            limits.check_token_ids("token_ids", token_ids, model)
+            limits.check_token_ids(field, token_ids, model)
             tokenizer = await self._tokenizers.get(model)
             return await self._tokenizers.run(
                 partial(tokenizer.decode, token_ids, skip_special_tokens=skip_special_tokens)
             )
+
+    async def token_names(self, model_name: str, token_ids: Sequence[int]) -> list[str]:
+        """Returns tokens that `tokenize` returned as the model's vocabulary writes them.
+
+        Raises:
+            RequestError: As `generate`.
+        """
+        with self._slot(0):
+            tokenizer = await self._tokenizers.get(self._fleet.model_info(model_name))
+            return await self._tokenizers.run(tokenizer.names, token_ids)
 
     def drain(self) -> None:
         """Refuses all new requests from now on."""
@@ -350,7 +367,10 @@ class Pipeline:
         form = None
         try:
             if isinstance(prompt, TextPrompt):
-                token_ids = await self._tokenizers.run(tokenizer.encode_text, prompt.text, *bounds)
+                encode = partial(
+                    tokenizer.encode_text, add_special_tokens=prompt.add_special_tokens
+                )
+                token_ids = await self._tokenizers.run(encode, prompt.text, *bounds)
             else:
                 token_ids, form = await self._encode_chat(tokenizer, prompt, *bounds)
         finally:

@@ -6,7 +6,7 @@ from protos.pagestream.router.v1 import router_pb2
 from protos.wire.limits import MAX_CHAT_JSON_BYTES
 from protos.wire.reason import Reason
 from router.errors import InvalidRequest
-from router.server.json_object import read_object
+from router.request.json_object import read_object
 from router.types import ChatMessage, ChatPrompt, Tool, ToolCall, ToolCallDelta, ToolChoice
 
 _CHOICES = {

@@ -7,12 +7,12 @@ from google.protobuf import duration_pb2
 
 from protos.pagestream.router.v1 import router_pb2
 from protos.wire import sampling_params
-from protos.wire.limits import MAX_TRACEPARENT_BYTES, MAX_TRACESTATE_BYTES
 from protos.wire.reason import Reason
 from protos.wire.sampling_params import SamplingParams
 from protos.wire.token_ids import add_token_ids, read_token_ids
 from router.errors import InvalidRequest
 from router.placement.policy import Cost
+from router.request.trace_context import trace_context
 from router.server.chat import to_chat_prompt, to_tool_call_deltas
 from router.types import (
     Admission,
@@ -61,7 +61,7 @@ def to_generation_request(
     Raises:
         InvalidRequest: There is no input, or what a chat holds as JSON is none.
     """
-    traceparent, tracestate = _trace_context(metadata)
+    traceparent, tracestate = trace_context(metadata)
     return GenerationRequest(
         request_id=request.request_id,
         model=request.model,
@@ -77,16 +77,6 @@ def to_generation_request(
         traceparent=traceparent,
         tracestate=tracestate,
         num_bytes=request.ByteSize(),
-    )
-
-
-def _trace_context(metadata: Metadata) -> tuple[str, str]:
-    """Returns traceparent and tracestate; one that is too long to be passed on counts as none."""
-    headers = {key: str(value) for key, value in metadata if key in ("traceparent", "tracestate")}
-    traceparent, tracestate = headers.get("traceparent", ""), headers.get("tracestate", "")
-    return (
-        traceparent if len(traceparent) <= MAX_TRACEPARENT_BYTES else "",
-        tracestate if len(tracestate) <= MAX_TRACESTATE_BYTES else "",
     )
 
 

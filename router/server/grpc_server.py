@@ -7,8 +7,8 @@ import grpc
 from protos.pagestream.router.v1 import router_pb2, router_pb2_grpc
 from router.placement.policy import reference_costs
 from router.request.pipeline import Pipeline
+from router.request.slow_readers import READING, SlowReaders
 from router.server import convert
-from router.server.slow_readers import READING, SlowReaders
 from router.server.status import errors_to_status
 from router.types import EngineSnapshot, ModelSnapshot
 

@@ -23,6 +23,7 @@ class AnswerForm:
         is_open: The prompt has begun the reasoning.
         tools: The format of tool calls; None if the model may not call.
         names: The functions that it may call.
+        has_one_call: The answer ends with its first call.
         is_raw: The answer is not parsed.
     """
 
@@ -30,6 +31,7 @@ class AnswerForm:
     is_open: bool = False
     tools: ToolFormat | None = None
     names: frozenset[str] = frozenset()
+    has_one_call: bool = False
     is_raw: bool = False
 
     def parser(self) -> ChatParser | None:
@@ -67,5 +69,6 @@ def answer_form(formats: ChatFormats, chat: ChatPrompt, prompt: str) -> AnswerFo
         is_open=is_open,
         tools=formats.tools if tools else None,
         names=frozenset(tool.name for tool in tools),
+        has_one_call=not chat.parallel_calls,
         is_raw=chat.raw_output,
     )

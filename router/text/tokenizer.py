@@ -183,6 +183,8 @@ class Tokenizer:
         text: str,
         max_tokens: int | None = None,
         is_cancelled: Callable[[], bool] | None = None,
+        *,
+        add_special_tokens: bool = True,
     ) -> "array[int]":
         """Returns the token IDs of a text, typecode "i".
 
@@ -190,6 +192,7 @@ class Tokenizer:
             text: What to encode.
             max_tokens: A long text is given up once it has more; a short one is encoded whole.
             is_cancelled: Called between the pieces of a long text; true gives it up.
+            add_special_tokens: Whether to add what the tokenizer adds around a text.
 
         Raises:
             InvalidRequest: There are more tokens, or a word is too long.
@@ -197,10 +200,15 @@ class Tokenizer:
         """
         budget = TokenBudget(max_tokens, is_cancelled)
         if self._ends is None:
-            (encoding,) = self.backend.encode_batch_fast([text])
+            (encoding,) = self.backend.encode_batch_fast(
+                [text], add_special_tokens=add_special_tokens
+            )
             return array("i", encoding.ids)
+        token_ids = self._text_pieces.encode(text, budget)
+        if not add_special_tokens:
+            return token_ids
         before, behind = self._ends
-        return before + self._text_pieces.encode(text, budget) + behind
+        return before + token_ids + behind
 
     def encode_word(self, word: str) -> list[tuple[int, ...]]:
         """Returns the tokens of a text inside a word and those at the beginning of one.
@@ -254,6 +262,10 @@ class Tokenizer:
     def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool) -> str:
         """Returns the text of token IDs; incomplete characters become U+FFFD."""
         return self.backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+
+    def names(self, token_ids: Iterable[int]) -> list[str]:
+        """Returns tokens as the vocabulary writes them; an unknown one is empty."""
+        return [self.backend.id_to_token(token_id) or "" for token_id in token_ids]
 
     def close(self) -> None:
         """Ends the chat template, even if it is busy; all else can still be used."""

@@ -127,7 +127,10 @@ def test_validation_refuses_a_misspelt_field(documents):
 @SERVICES
 def test_arguments_are_accepted_by_the_service_and_name_the_declared_ports(pods, name):
     settings = settings_of(name, pods[name])
-    assert ports_of(pods[name]) == {"grpc": settings.port, "operations": settings.operations_port}
+    ports = {"grpc": settings.port, "operations": settings.operations_port}
+    if name == "router":
+        ports["http"] = settings.http_port
+    assert ports_of(pods[name]) == ports
     assert settings.host == "0.0.0.0"
 
 
@@ -154,11 +157,12 @@ def test_pod_lives_longer_than_its_drain(pods, name):
 
 
 @SERVICES
-def test_service_selects_its_pods_and_leads_to_their_grpc_port(documents, pods, name):
+def test_service_selects_its_pods_and_leads_to_the_ports_of_their_clients(documents, pods, name):
     spec = documents["Service", name]["spec"]
     assert spec["selector"].items() <= pods[name]["metadata"]["labels"].items()
-    (port,) = spec["ports"]
-    assert (port["targetPort"], port["port"]) == ("grpc", ports_of(pods[name])["grpc"])
+    ports = ports_of(pods[name])
+    del ports["operations"]
+    assert {port["targetPort"]: port["port"] for port in spec["ports"]} == ports
 
 
 def test_router_has_memory_for_the_requests_that_it_takes(pods):
@@ -261,8 +265,8 @@ def test_image_runs_the_service_as_the_user_of_the_pod(pods, name):
     context = pods[name]["spec"]["securityContext"]
     assert f'ENTRYPOINT ["python", "-m", "{module}"]' in dockerfile
     assert f"USER {context['runAsUser']}:{context['runAsGroup']}" in dockerfile
-    ports = ports_of(pods[name])
-    assert f"EXPOSE {ports['grpc']} {ports['operations']}" in dockerfile
+    ports = " ".join(map(str, ports_of(pods[name]).values()))
+    assert f"EXPOSE {ports}\n" in dockerfile
 
 
 def test_image_of_the_router_holds_neither_engine_nor_kernels():

@@ -239,6 +239,7 @@ def test_help_gives_each_option_its_default_and_variable(option, capsys):
         "engine_dns": one_of,
         "chat_template": "default: each model's own",
         "allow_special_tokens_in_content": "default: off",
+        "http_port": "default: none: gRPC only",
     }.get(option) or f"default: {getattr(RouterConfig(), option)}"
     name = option.replace("_", "-")
     usage = f", --no-{name}" if shown == "default: off" else " VALUE"

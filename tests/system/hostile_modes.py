@@ -157,7 +157,7 @@ def router_modes(num_bytes: int) -> list[Mode]:
             detokenize,
             lambda: packed(2, b"\xff" * (4 * 2**20)),
             "BAD_REQUEST",
-            "number of token_ids",
+            "token_ids",
         ),
         ("a text to tokenize", tokenize, lambda: packed(2, NOT_UTF8), "BAD_REQUEST", "text"),
         (

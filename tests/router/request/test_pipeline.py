@@ -60,6 +60,7 @@ async def test_text_goes_out_as_tokens_and_comes_back_as_text(pipeline, fleet):
         num_prompt_tokens=len(sent.prompt_token_ids),
         num_cached_tokens=16,
         seed=7,
+        prompt_token_ids=sent.prompt_token_ids,
     )
     assert deltas[-1].finish == Finish(
         reason=FinishReason.LENGTH,

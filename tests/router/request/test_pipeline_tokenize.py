@@ -51,7 +51,7 @@ async def test_detokenize_keeps_special_tokens_unless_told_not_to(pipeline):
     ("token_ids", "reason", "message"),
     [
         ([0, 600], Reason.TOKEN_OUT_OF_RANGE, r"token_ids\[1\] is 600, outside 0 to 599"),
-        ([0] * 129, Reason.BAD_REQUEST, "number of token_ids is 129, outside 0 to 128"),
+        ([0] * 129, Reason.BAD_REQUEST, "token_ids has 129 entries, outside 0 to 128"),
     ],
 )
 async def test_detokenize_refuses_what_no_model_said(pipeline, token_ids, reason, message):
@@ -67,8 +67,24 @@ async def test_tokenize_refuses_what_generate_would(pipeline):
         await pipeline.tokenize("", TextPrompt(text=""))
 
 
+async def test_errors_name_a_prompt_as_its_client_does(pipeline):
+    with pytest.raises(RequestError, match=r"^prompt\[2\] is empty"):
+        await pipeline.tokenize("", TextPrompt(text="", field="prompt[2]"))
+    with pytest.raises(RequestError, match=r"^tokens\[0\] is 600"):
+        await pipeline.detokenize("", [600], skip_special_tokens=True, field="tokens")
+
+
+async def test_names_are_those_of_the_vocabulary(pipeline):
+    token_ids = TOKENIZER.encode_text("é the")
+
+    names = await pipeline.token_names("", [*token_ids, END, 599])
+
+    expected = [TOKENIZER.backend.id_to_token(token_id) for token_id in token_ids]
+    assert names == [*expected, small_tokenizer.END, ""]
+
+
 async def test_tokenize_refuses_more_tokens_than_the_model_holds(pipeline):
-    with pytest.raises(InvalidRequest, match="number of tokens is 200") as caught:
+    with pytest.raises(InvalidRequest, match="the text has 200 tokens") as caught:
         await pipeline.tokenize("", TextPrompt(text="z " * 100))
 
     assert caught.value.status.reason == Reason.PROMPT_TOO_LONG

@@ -70,6 +70,23 @@ def joined(deltas):
     )
 
 
+@pytest.mark.parametrize("size", [1, 7, 1000])
+async def test_answer_that_may_have_one_call_ends_with_it(fleet, size):
+    token_ids = TOKENIZER.encode_text(SAID + " " + SAID).tolist()
+    chunks = [token_ids[start : start + size] for start in range(0, len(token_ids), size)]
+    fleet.answer(*chunks, [1], stop_token_id=1)
+    with TokenizerPool(fleet.fetch_tokenizer, 1) as tokenizers:
+        chat = request(chat_of(parallel_calls=False))
+        deltas = await collect(pipeline_of(fleet, tokenizers), chat)
+
+    assert [call.index for delta in deltas for call in delta.tool_calls if call.name] == [0]
+    assert joined(deltas)[3:] == ('{"x": "é😀"}', FinishReason.TOOL_CALLS)
+    num_tokens = sum(len(delta.token_ids) for delta in deltas)
+    assert deltas[-1].finish.num_completion_tokens == num_tokens
+    assert num_tokens < len(token_ids) or size == 1000
+    assert fleet.num_open == 0
+
+
 async def test_reasoning_content_and_calls_come_in_fields_of_their_own(fleet):
     deltas = await answer(fleet, chat_of())
 

@@ -11,8 +11,8 @@ from protos.pagestream.router.v1 import router_pb2 as pb
 from protos.wire.limits import MAX_CHAT_JSON_BYTES, MAX_JSON_DEPTH
 from protos.wire.message_parser import MessageParser
 from router.errors import InvalidRequest
+from router.request.json_object import read_object
 from router.server.chat import to_chat_prompt
-from router.server.json_object import read_object
 from router.types import ChatMessage, ChatPrompt, Tool, ToolCall, ToolChoice
 from tests.fakes import small_tokenizer
 from tests.fakes.fake_fleet import FakeFleet, model_info

@@ -12,9 +12,9 @@ from protos.wire.sampling_params import Grammar, LogitBias, SamplingParams
 from protos.wire.status import ErrorStatus, unpack
 from router.errors import EngineError, NoEngine
 from router.request.pipeline import Bounds, Pipeline
+from router.request.slow_readers import SlowReaders
 from router.server.grpc_server import RouterServicer
 from router.server.metrics import RouterMetrics
-from router.server.slow_readers import SlowReaders
 from router.text.tokenizer import Tokenizer
 from router.text.tokenizer_pool import TokenizerPool
 from router.types import (

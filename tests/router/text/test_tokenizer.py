@@ -84,7 +84,10 @@ def test_tokens_around_a_text_are_those_of_its_file(template, text):
     )
     files = {**FILES, "tokenizer.json": backend.to_str().encode()}
 
-    assert Tokenizer.from_files(files).encode_text(text).tolist() == backend.encode(text).ids
+    tokenizer = Tokenizer.from_files(files)
+    assert tokenizer.encode_text(text).tolist() == backend.encode(text).ids
+    bare = backend.encode(text, add_special_tokens=False).ids
+    assert tokenizer.encode_text(text, add_special_tokens=False).tolist() == bare
 
 
 def test_truncation_left_in_the_file_is_not_applied():

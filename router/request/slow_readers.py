@@ -35,6 +35,9 @@ class SlowReaders:
     """Looks at all clients once in a while, so that a message costs two assignments.
 
     Time is counted in ticks: when this process itself stood still, its clients are not to blame.
+
+    Attributes:
+        seconds: What a message may wait for its client, up to a quarter or a second more.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -43,7 +46,7 @@ class SlowReaders:
         Args:
             seconds: What a message may wait for its client, up to a quarter or a second more.
         """
-        self._seconds = seconds
+        self.seconds = seconds
         self._tick_seconds = min(seconds / 4, _MAX_TICK_SECONDS)
         self._max_ticks = math.ceil(seconds / self._tick_seconds)
         self._readers: set[Reader] = set()
@@ -92,6 +95,6 @@ class SlowReaders:
 
     def _error(self) -> SlowReader:
         return SlowReader(
-            f"the client left a message unread for more than {self._seconds:g} s; read faster",
-            {"slow_reader_seconds": f"{self._seconds:g}"},
+            f"the client left a message unread for more than {self.seconds:g} s; read faster",
+            {"slow_reader_seconds": f"{self.seconds:g}"},
         )

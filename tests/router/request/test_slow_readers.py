@@ -4,7 +4,7 @@ import pytest
 
 from protos.pagestream.router.v1 import router_pb2 as pb
 from router.errors import SlowReader
-from router.server.slow_readers import SlowReaders
+from router.request.slow_readers import SlowReaders
 from router.types import GenerationDelta, Tokens
 from tests.fakes.fake_fleet import FakeFleet
 from tests.router.server.test_grpc_server import ADMITTED, TEXT, refusal, serving

@@ -1,0 +1,146 @@
+"""Reads the body of a request: bounded in bytes and time, and checked by a model of pydantic."""
+
+import asyncio
+import http
+import json
+from typing import TypeVar
+
+import pydantic
+import pydantic_core
+from starlette.requests import ClientDisconnect, Request
+
+from protos.wire.printable import shown
+from protos.wire.reason import Reason
+from router.errors import InvalidRequest
+from router.http.errors import HttpError
+from router.request.quota import Quota
+
+_BODY_SECONDS = 60.0
+_MAX_FAULTS = 3
+"""Faults of a body that are told."""
+_MAX_LISTED = 1000
+"""Faults that are looked at; making objects of a million takes seconds."""
+
+Model = TypeVar("Model", bound=pydantic.BaseModel)
+
+
+async def read_body(request: Request, max_bytes: int, quota: Quota) -> bytearray:
+    """Returns the whole body.
+
+    Args:
+        request: The request.
+        max_bytes: The most bytes that it may have.
+        quota: Counts the bytes of all bodies that are being read.
+
+    Raises:
+        HttpError: It is too long, is compressed, or does not come in time.
+        QueueFull: Too many bytes are held already.
+        ClientDisconnect: The client has left.
+    """
+    length = request.headers.get("content-length", "0")
+    if length.isdecimal() and (len(length) > 18 or int(length) > max_bytes):
+        raise _too_long(f"has {length:.20} bytes", max_bytes)
+    coding = request.headers.get("content-encoding", "identity")
+    if coding != "identity":
+        raise HttpError(
+            http.HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            f"content-encoding is {shown(coding)}; send the body as it is",
+            field="content-encoding",
+        )
+    # Not a list of parts: one of a byte would take fifty.
+    body, held = bytearray(), 0
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            async for part in request.stream():
+                quota.take(len(part))
+                held += len(part)
+                if held > max_bytes:
+                    raise _too_long(f"has over {max_bytes} bytes", max_bytes)
+                body += part
+    except TimeoutError:
+        raise HttpError(
+            http.HTTPStatus.REQUEST_TIMEOUT,
+            f"the body has not come within {_BODY_SECONDS:g} s",
+        ) from None
+    finally:
+        quota.give_back(held)
+    return body
+
+
+def parse_body(model: type[Model], body: bytes | bytearray) -> Model:
+    """Reads a JSON object.
+
+    Raises:
+        InvalidRequest: It is none, or has a field that is unknown, missing or wrong, which the
+            error names.
+    """
+    try:
+        return model.model_validate_json(body)
+    except pydantic.ValidationError as error:
+        raise _invalid(error, body) from None
+
+
+def _too_long(how: str, max_bytes: int) -> HttpError:
+    return HttpError(
+        http.HTTPStatus.CONTENT_TOO_LARGE
+        if hasattr(http.HTTPStatus, "CONTENT_TOO_LARGE")
+        else http.HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        f"the body {how}, outside 0 to {max_bytes}",
+        field="body",
+        bounds=f"0 to {max_bytes}",
+    )
+
+
+def _invalid(error: pydantic.ValidationError, body: bytes | bytearray) -> InvalidRequest:
+    num_faults = error.error_count()
+    if num_faults > _MAX_LISTED:
+        text = f"the body has {num_faults} faults, too many to name"
+        return InvalidRequest(text, {"field": "body"}, reason=Reason.BAD_REQUEST)
+    faults = error.errors(include_url=False, include_context=False)
+    is_json = faults[0]["type"] != "json_invalid"
+    content = pydantic_core.from_json(body) if is_json else None
+    told = [(_path(fault["loc"], fault["type"], content), fault) for fault in faults[:_MAX_FAULTS]]
+    text = "; ".join(
+        _fault(path, fault["type"], fault["msg"], fault["input"]) for path, fault in told
+    )
+    if num_faults > _MAX_FAULTS:
+        text += f"; and {num_faults - _MAX_FAULTS} more"
+    path, first = told[0]
+    return InvalidRequest(
+        text, {"field": path, "value": _shown(first["input"])}, reason=Reason.BAD_REQUEST
+    )
+
+
+def _fault(path: str, kind: str, message: str, value: object) -> str:
+    if not path:
+        return f"the body is no JSON object that can be read: {message}"
+    if kind == "extra_forbidden":
+        return f"{path} is not a field of this request"
+    if kind == "missing":
+        return f"{path} is missing"
+    return f"{path} is {_shown(value)}: {message[:1].lower()}{message[1:]}"
+
+
+def _path(loc: tuple[int | str, ...], kind: str, content: object) -> str:
+    """Returns where a fault is, without pydantic's names for the types that a field may have."""
+    path = ""
+    for number, step in enumerate(loc, 1):
+        is_missing = kind == "missing" and number == len(loc)
+        if isinstance(content, list) and isinstance(step, int):
+            path, content = f"{path}[{step}]", content[step]
+        elif isinstance(content, dict) and (step in content or is_missing):
+            name = shown(str(step))
+            path, content = f"{path}.{name}" if path else name, content.get(step)
+    return path
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, str):
+        return shown(value) or "empty"
+    if isinstance(value, bool | int | float | None):
+        return shown(json.dumps(value))
+    # Making a text of all that was sent may take long.
+    return f"a list of {len(value)}" if isinstance(value, list) else "an object"
+
+
+__all__ = ["ClientDisconnect", "parse_body", "read_body"]

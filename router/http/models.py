@@ -1,0 +1,73 @@
+"""GET /v1/models, in the form of OpenAI's API, and what a load balancer asks for."""
+
+import time
+from collections.abc import Awaitable, Callable
+from importlib import metadata
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from router.errors import UnknownModel
+from router.http.service import Service
+from router.types import ModelInfo
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+_STARTED = int(time.time())
+"""OpenAI's clients want a time at which a model was made; nobody knows it."""
+
+
+def model_endpoints(service: Service) -> dict[str, Endpoint]:
+    """Returns the endpoints by path, all for GET."""
+
+    async def list_models(request: Request) -> Response:
+        entries = sorted(
+            (_entry(model.info) for model in service.models()), key=lambda entry: str(entry["id"])
+        )
+        return JSONResponse({"object": "list", "data": entries})
+
+    async def get_model(request: Request) -> Response:
+        name = request.path_params["model"]
+        if not name:
+            return await list_models(request)
+        return JSONResponse(_entry(find_model(service, name)))
+
+    async def health(request: Request) -> Response:
+        is_well = any(model.num_serving_engines for model in service.models())
+        return JSONResponse(
+            {"status": "ok" if is_well else "no engine takes requests"}, 200 if is_well else 503
+        )
+
+    async def version(request: Request) -> Response:
+        return JSONResponse({"version": metadata.version("pagestream")})
+
+    return {
+        "/v1/models": list_models,
+        # Names of models have slashes.
+        "/v1/models/{model:path}": get_model,
+        "/health": health,
+        "/version": version,
+    }
+
+
+def find_model(service: Service, name: str) -> ModelInfo:
+    """Returns a model by its name; an empty name means the only one.
+
+    Raises:
+        UnknownModel: No engine serves it.
+    """
+    found = [model.info for model in service.models() if name in ("", model.info.name)]
+    if len(found) == 1:
+        return found[0]
+    raise UnknownModel(f"model is {name!r:.200}, which no engine serves", {"model": name})
+
+
+def _entry(model: ModelInfo) -> dict[str, Any]:
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": _STARTED,
+        "owned_by": "pagestream",
+        "max_model_len": model.max_model_len,
+    }

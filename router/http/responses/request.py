@@ -1,0 +1,283 @@
+"""A request of the Responses API, and what the pipeline makes of it."""
+
+import json
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+from protos.wire.limits import MAX_CHAT_JSON_BYTES
+from protos.wire.reason import Reason
+from protos.wire.sampling_params import Grammar, SamplingParams
+from router.errors import InvalidRequest
+from router.http.kinds import OTHER, by_type, other_type, refused
+from router.http.responses.items import Input, json_bytes, to_messages
+from router.http.responses.tools import (
+    Choice,
+    FunctionTools,
+    parameter_texts,
+    to_choice,
+    to_tools,
+)
+from router.http.sampling import Fields, JsonObject, SamplingFields, json_schema_grammar
+from router.request.json_object import read_object
+from router.types import ChatPrompt
+
+_NOT_STORED = "nothing is stored here; send the whole conversation as input"
+_LOGPROBS = "message.output_text.logprobs"
+_Key = Annotated[str, pydantic.Field(max_length=64)]
+_Value = Annotated[str, pydantic.Field(max_length=512)]
+_Summary = Literal["auto", "concise", "detailed"]
+
+
+class PlainText(Fields):
+    """The text may be anything."""
+
+    type: Literal["text"]
+
+
+class JsonText(Fields):
+    """The text is an object of JSON."""
+
+    type: Literal["json_object"]
+
+
+class SchemaText(Fields):
+    """The text is JSON that follows a schema."""
+
+    type: Literal["json_schema"]
+    name: str
+    schema_: JsonObject = pydantic.Field(alias="schema")
+    description: str | None = None
+    strict: bool | None = None
+
+
+Format = Annotated[
+    Annotated[PlainText, pydantic.Tag("(text)")]
+    | Annotated[JsonText, pydantic.Tag("(json_object)")]
+    | Annotated[SchemaText, pydantic.Tag("(json_schema)")]
+    | Annotated[None, other_type("text, json_object or json_schema"), pydantic.Tag(OTHER)],
+    by_type("text", "json_object", "json_schema"),
+]
+
+
+class TextFields(Fields):
+    """What the text of the answer is like."""
+
+    format: Format | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+
+
+class ReasoningFields(Fields):
+    """How the model reasons."""
+
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    summary: _Summary | None = None
+    generate_summary: _Summary | None = None
+    context: Annotated[
+        Literal["auto"] | None,
+        refused("the model's chat template decides which reasonings the model sees", "auto"),
+    ] = None
+    mode: Annotated[
+        Literal["standard"] | None, refused("there is one mode, standard", "standard")
+    ] = None
+
+    @property
+    def variables(self) -> JsonObject:
+        """The variables of chat templates that say so; each knows some of them or none."""
+        match self.effort:
+            case None:
+                return {}
+            case "none":
+                return {"enable_thinking": False}
+            case effort:
+                return {"enable_thinking": True, "reasoning_effort": effort}
+
+
+class StreamOptions(Fields):
+    """What a stream of events has beside them."""
+
+    include_obfuscation: Annotated[
+        Literal[False] | None, refused("events are not padded here; send it as false", False)
+    ] = None
+
+
+class PromptCacheOptions(Fields):
+    """How prompts are cached; here, all are, until their memory is needed."""
+
+    mode: Literal["implicit", "explicit"] | None = None
+    ttl: Literal["30m", "12h"] | None = None
+    prewarm: Annotated[
+        Literal[False] | None, refused("a request is always answered here", False)
+    ] = None
+    comparison_response_id: Annotated[None, refused("nothing is stored here")] = None
+
+
+class ResponsesRequest(SamplingFields):
+    """The body of POST /v1/responses."""
+
+    input: Input = pydantic.Field(default_factory=list)
+    instructions: str | None = None
+    max_output_tokens: Annotated[int, pydantic.Field(ge=1, lt=2**31)] | None = None
+    top_logprobs: Annotated[int, pydantic.Field(ge=0, le=20)] | None = None
+    include: (
+        list[
+            Literal[
+                "message.output_text.logprobs",
+                "reasoning.encrypted_content",
+                "file_search_call.results",
+                "web_search_call.results",
+                "web_search_call.action.sources",
+                "message.input_image.image_url",
+                "computer_call_output.output.image_url",
+                "code_interpreter_call.outputs",
+            ]
+        ]
+        | None
+    ) = None
+    tools: FunctionTools | None = None
+    tool_choice: Choice | None = None
+    parallel_tool_calls: bool | None = None
+    text: TextFields | None = None
+    reasoning: ReasoningFields | None = None
+    stream_options: StreamOptions | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    metadata: Annotated[dict[_Key, _Value], pydantic.Field(max_length=16)] | None = None
+    # vLLM's
+    chat_template_kwargs: JsonObject | None = None
+    # Known, and of no effect here
+    store: bool | None = None
+    max_tool_calls: Annotated[int, pydantic.Field(ge=0, lt=2**31)] | None = None
+    prompt_cache_options: PromptCacheOptions | None = None
+    prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
+    # Refused
+    previous_response_id: Annotated[None, refused(_NOT_STORED)] = None
+    conversation: Annotated[None, refused(_NOT_STORED)] = None
+    prompt: Annotated[None, refused("nothing is stored here; send instructions and input")] = None
+    background: Annotated[
+        Literal[False] | None, refused("nothing is stored here; wait for the answer", False)
+    ] = None
+    background_options: Annotated[None, refused("no request runs in the background")] = None
+    context_management: Annotated[None, refused("nothing of a conversation is left out here")] = (
+        None
+    )
+    moderation: Annotated[None, refused("there is no moderation here")] = None
+    access_programs: Annotated[None, refused("there are no access programs here")] = None
+    image: Annotated[None, refused("the models here read text only")] = None
+    n: Annotated[Literal[1] | None, refused("this API has one answer; send n as 1", 1)] = None
+    response_format: Annotated[None, refused("in this API it is text.format")] = None
+    prompt_logprobs: Annotated[None, refused("an answer of this API has no place for them")] = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """The likeliest tokens to report at each position; None means no logprobs at all."""
+        if self.top_logprobs or _LOGPROBS in (self.include or ()):
+            return self.top_logprobs or 0
+        return None
+
+    def chat(self) -> ChatPrompt:
+        """Returns the conversation.
+
+        Raises:
+            InvalidRequest: Something in it is wrong that the types of the fields do not show.
+        """
+        variables = {
+            **(self.reasoning.variables if self.reasoning else {}),
+            **(self.chat_template_kwargs or {}),
+        }
+        variables_text = json.dumps(variables, ensure_ascii=False) if variables else ""
+        texts = [variables_text, *parameter_texts(self.tools or [])]
+        num_json_bytes = sum(len(text.encode()) for text in texts) + json_bytes(self.input)
+        if num_json_bytes > MAX_CHAT_JSON_BYTES:
+            raise InvalidRequest(
+                f"tools, arguments and chat_template_kwargs have {num_json_bytes} bytes of JSON, "
+                f"outside 0 to {MAX_CHAT_JSON_BYTES}",
+                {
+                    "field": "tools",
+                    "value": f"{num_json_bytes} bytes",
+                    "bounds": f"0 to {MAX_CHAT_JSON_BYTES}",
+                },
+                reason=Reason.BAD_CHAT,
+            )
+        messages = to_messages(self.instructions, self.input)
+        if not messages:
+            raise InvalidRequest(
+                "input has nothing that a model could answer to; send a text or items",
+                {"field": "input"},
+                reason=Reason.BAD_CHAT,
+            )
+        tool_choice, function_name = to_choice(self.tool_choice)
+        return ChatPrompt(
+            messages=messages,
+            tools=to_tools(self.tools or [], self.tool_choice),
+            tool_choice=tool_choice,
+            function_name=function_name,
+            parallel_calls=self.parallel_tool_calls is not False,
+            template_kwargs=read_object("chat_template_kwargs", variables_text),
+            num_json_bytes=num_json_bytes,
+        )
+
+    def sampling(self) -> SamplingParams:
+        """Returns the parameters, not yet checked.
+
+        Raises:
+            InvalidRequest: More than one form of text is asked for, or one that cannot be read.
+        """
+        params = self.params(max_tokens=self.max_output_tokens, logprobs=self.num_logprobs)
+        grammar = self._grammar()
+        if grammar is None:
+            return params
+        if params.grammar is not None:
+            raise InvalidRequest(
+                "structured_outputs is given beside text.format; give one of them",
+                {"field": "structured_outputs"},
+                reason=Reason.BAD_SAMPLING_PARAMS,
+            )
+        return replace(params, grammar=grammar)
+
+    def _grammar(self) -> Grammar | None:
+        match self.text.format if self.text else None:
+            case JsonText():
+                return Grammar(form="json_object")
+            case SchemaText(schema_=schema):
+                return json_schema_grammar("text.format.schema", schema)
+        return None
+
+    def settings(self) -> dict[str, Any]:
+        """Returns what an answer repeats of its request."""
+        text: JsonObject = {"format": {"type": "text"}}
+        reasoning: JsonObject = {"effort": None, "summary": None}
+        choice = self.tool_choice or "auto"
+        return {
+            "background": False,
+            "conversation": None,
+            "instructions": self.instructions,
+            "max_output_tokens": self.max_output_tokens,
+            "max_tool_calls": self.max_tool_calls,
+            "metadata": self.metadata or {},
+            "parallel_tool_calls": self.parallel_tool_calls is not False,
+            "previous_response_id": None,
+            "prompt": None,
+            "prompt_cache_key": self.prompt_cache_key,
+            "prompt_cache_retention": None,
+            "reasoning": reasoning | _sent(self.reasoning),
+            "safety_identifier": self.safety_identifier,
+            "service_tier": "default",
+            "store": False,
+            "temperature": self.temperature,
+            "text": text | _sent(self.text),
+            "tool_choice": choice if isinstance(choice, str) else _sent(choice),
+            "tools": [
+                {"description": None, "parameters": None, "strict": None} | _sent(tool)
+                for tool in self.tools or ()
+            ],
+            "top_logprobs": self.top_logprobs or 0,
+            "top_p": self.top_p,
+            "truncation": self.truncation or "disabled",
+            "user": self.user,
+        }
+
+
+def _sent(fields: Fields | None) -> JsonObject:
+    """Returns what was sent of an object."""
+    return {} if fields is None else fields.model_dump(by_alias=True, exclude_none=True)

@@ -1,0 +1,121 @@
+"""The functions that a model may call, as the Responses API describes them."""
+
+import json
+from typing import Annotated, Literal
+
+import pydantic
+
+from protos.wire.printable import shown
+from protos.wire.reason import Reason
+from router.errors import InvalidRequest
+from router.http.kinds import OTHER, TEXT, by_type, other_type, refused
+from router.http.sampling import Fields, JsonObject
+from router.request.json_object import read_object
+from router.types import Tool, ToolChoice
+
+_NO_TOOL = other_type("function; the other tools are OpenAI's own and not here")
+_NO_CHOICE = other_type("function or allowed_tools; other tools are not here")
+
+
+class FunctionTool(Fields):
+    """A function."""
+
+    type: Literal["function"]
+    name: str
+    description: str | None = None
+    parameters: JsonObject | None = None
+    strict: bool | None = None
+    output_schema: JsonObject | None = None
+    allowed_callers: list[Literal["direct", "programmatic"]] | None = None
+    defer_loading: Annotated[
+        Literal[False] | None, refused("there is no search of tools here; send it as false", False)
+    ] = None
+    async_: Annotated[
+        Literal[False] | None, refused("functions are not called in the background", False)
+    ] = pydantic.Field(default=None, alias="async")
+
+
+class ChosenFunction(Fields):
+    """The one function that must be called, or one of those that may be."""
+
+    type: Literal["function"]
+    name: str
+
+
+class AllowedTools(Fields):
+    """The functions that may be called, of those that are described."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: list[ChosenFunction] = pydantic.Field(min_length=1)
+
+
+FunctionTools = list[
+    Annotated[
+        Annotated[FunctionTool, pydantic.Tag("(function)")]
+        | Annotated[None, _NO_TOOL, pydantic.Tag(OTHER)],
+        by_type("function"),
+    ]
+]
+Choice = Annotated[
+    Annotated[Literal["none", "auto", "required"], pydantic.Tag(TEXT)]
+    | Annotated[ChosenFunction, pydantic.Tag("(function)")]
+    | Annotated[AllowedTools, pydantic.Tag("(allowed_tools)")]
+    | Annotated[None, _NO_CHOICE, pydantic.Tag(OTHER)],
+    by_type("function", "allowed_tools", untyped=TEXT),
+]
+
+
+def parameter_texts(tools: FunctionTools) -> list[str]:
+    """Returns the parameters of each function as JSON, which need not be valid."""
+    return [json.dumps(tool.parameters, ensure_ascii=False) for tool in tools if tool]
+
+
+def to_tools(tools: FunctionTools, choice: Choice | None) -> tuple[Tool, ...]:
+    """Returns the functions that may be called.
+
+    Raises:
+        InvalidRequest: Parameters are too deep or have numbers that are none, or the choice names
+            a function that is not described.
+    """
+    found = tuple(_to_tool(index, tool) for index, tool in enumerate(tools) if tool)
+    if not isinstance(choice, AllowedTools):
+        return found
+    names = {tool.name for tool in found}
+    allowed = [tool.name for tool in choice.tools]
+    for index, name in enumerate(allowed):
+        if name not in names:
+            raise _bad(f"tool_choice.tools[{index}].name", name, "the name of one of tools")
+    return tuple(tool for tool in found if tool.name in allowed)
+
+
+def to_choice(choice: Choice | None) -> tuple[ToolChoice, str]:
+    """Returns whether the model calls functions, and the one that it must call, if any."""
+    match choice:
+        case None:
+            return ToolChoice.AUTO, ""
+        case str():
+            return ToolChoice(choice), ""
+        case ChosenFunction():
+            return ToolChoice.AUTO, choice.name
+        case AllowedTools():
+            return ToolChoice(choice.mode), ""
+
+
+def _to_tool(index: int, tool: FunctionTool) -> Tool:
+    path = f"tools[{index}]"
+    if tool.output_schema is not None:
+        read_object(f"{path}.output_schema", json.dumps(tool.output_schema, ensure_ascii=False))
+    parameters = None
+    if tool.parameters is not None:
+        text = json.dumps(tool.parameters, ensure_ascii=False)
+        parameters = read_object(f"{path}.parameters", text)
+    return Tool(name=tool.name, description=tool.description or "", parameters=parameters)
+
+
+def _bad(field: str, value: str, bounds: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"{field} is {shown(value)}; it must be {bounds}",
+        {"field": field, "value": shown(value), "bounds": bounds},
+        reason=Reason.BAD_CHAT,
+    )

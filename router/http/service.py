@@ -1,0 +1,25 @@
+"""What the HTTP handlers need of the router."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from router.request.pipeline import Pipeline
+from router.request.slow_readers import SlowReaders
+from router.types import ModelSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """The router, as the HTTP handlers see it.
+
+    Attributes:
+        pipeline: Answers requests.
+        models: Returns the models that can be asked for.
+        slow_readers: Ends the answers that are not read; somebody must run it.
+        max_body_bytes: The most bytes of a request's body.
+    """
+
+    pipeline: Pipeline
+    models: Callable[[], list[ModelSnapshot]]
+    slow_readers: SlowReaders
+    max_body_bytes: int

@@ -1,0 +1,121 @@
+"""POST /tokenize and /detokenize, in the form of vLLM's API."""
+
+from typing import Annotated, Any
+
+import pydantic
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from protos.wire.limits import MAX_CHAT_MESSAGES, MAX_CHAT_TOOLS
+from protos.wire.reason import Reason
+from router.errors import InvalidRequest
+from router.http.body import parse_body, read_body
+from router.http.chat_messages import JsonTexts, Message, template_variables, to_message
+from router.http.chat_tools import ToolFields, to_tools
+from router.http.models import Endpoint, find_model
+from router.http.prompts import TOKENS_SCHEMA, read_token_ids
+from router.http.sampling import Fields, JsonObject, bounded
+from router.http.service import Service
+from router.types import ChatPrompt, TextPrompt
+
+
+class TokenizeFields(Fields):
+    """The body of a request for tokens, of a text or of a conversation."""
+
+    model: str = ""
+    prompt: str | None = None
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+    messages: Annotated[list[Message], bounded(MAX_CHAT_MESSAGES)] | None = None
+    tools: Annotated[list[ToolFields], bounded(MAX_CHAT_TOOLS)] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: JsonObject | None = None
+
+    def to_prompt(self) -> TextPrompt | ChatPrompt:
+        """Returns what to tokenize, not yet checked.
+
+        Raises:
+            InvalidRequest: It is neither a text nor a conversation, or something of both.
+        """
+        if (self.prompt is None) == (self.messages is None):
+            given = "neither" if self.prompt is None else "both"
+            raise _wrong("prompt", f"given with messages: {given}", "exactly one of them")
+        if self.prompt is not None:
+            for name in _OF_CHATS:
+                if getattr(self, name) is not None:
+                    raise _wrong(name, "set", "unset unless messages is given")
+            return TextPrompt(
+                text=self.prompt,
+                add_special_tokens=self.add_special_tokens is not False,
+                field="prompt",
+            )
+        if self.add_special_tokens:
+            rule = "unset or false with messages, as the chat template adds all tokens"
+            raise _wrong("add_special_tokens", "true", rule)
+        return self._chat()
+
+    def _chat(self) -> ChatPrompt:
+        texts = JsonTexts()
+        messages = enumerate(self.messages or ())
+        return ChatPrompt(
+            messages=tuple(to_message(index, message, texts) for index, message in messages),
+            tools=to_tools(self.tools or [], texts),
+            template_kwargs=template_variables(self.chat_template_kwargs or {}, texts),
+            add_generation_prompt=self.add_generation_prompt,
+            continue_final_message=bool(self.continue_final_message),
+            num_json_bytes=texts.num_bytes,
+        )
+
+
+_OF_CHATS = ("tools", "add_generation_prompt", "continue_final_message", "chat_template_kwargs")
+
+
+class DetokenizeFields(Fields):
+    """The body of a request for the text of tokens."""
+
+    model: str = ""
+    tokens: Annotated[list[Any], pydantic.WithJsonSchema(TOKENS_SCHEMA)]
+
+
+def token_endpoints(service: Service) -> dict[str, Endpoint]:
+    """Returns the endpoints by path, all for POST."""
+    pipeline = service.pipeline
+
+    async def tokenize(request: Request) -> Response:
+        body = await read_body(request, service.max_body_bytes, pipeline.request_bytes)
+        fields = parse_body(TokenizeFields, body)
+        token_ids = await pipeline.tokenize(fields.model, fields.to_prompt(), num_bytes=len(body))
+        names = None
+        if fields.return_token_strs:
+            names = await pipeline.token_names(fields.model, token_ids)
+        return JSONResponse(
+            {
+                "count": len(token_ids),
+                "max_model_len": find_model(service, fields.model).max_model_len,
+                "tokens": token_ids.tolist(),
+                "token_strs": names,
+            }
+        )
+
+    async def detokenize(request: Request) -> Response:
+        body = await read_body(request, service.max_body_bytes, pipeline.request_bytes)
+        fields = parse_body(DetokenizeFields, body)
+        text = await pipeline.detokenize(
+            fields.model,
+            read_token_ids("tokens", fields.tokens),
+            skip_special_tokens=False,
+            field="tokens",
+            num_bytes=len(body),
+        )
+        return JSONResponse({"prompt": text})
+
+    return {"/tokenize": tokenize, "/detokenize": detokenize}
+
+
+def _wrong(field: str, value: str, rule: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"{field} is {value}; it must be {rule}",
+        {"field": field, "value": value, "bounds": rule},
+        reason=Reason.BAD_REQUEST,
+    )
