@@ -14,9 +14,9 @@ from protos.wire.printable import shown
 from router.http.anthropic.endpoints import anthropic_endpoints
 from router.http.anthropic.errors import anthropic_error
 from router.http.anthropic.request import MessagesRequest, PromptFields
-from router.http.chat import ChatFields, chat_endpoints
-from router.http.chat_answer import chat_error
-from router.http.completions import CompletionFields, completion_endpoints
+from router.http.chat.answer import chat_error
+from router.http.chat.endpoint import ChatFields, chat_endpoints
+from router.http.completions.endpoint import CompletionFields, completion_endpoints
 from router.http.errors import ErrorForm, HttpError, error_response, log_error, openai_error
 from router.http.models import Endpoint, model_endpoints
 from router.http.openapi import Operation, document_endpoints

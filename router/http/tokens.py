@@ -10,10 +10,10 @@ from protos.wire.limits import MAX_CHAT_MESSAGES, MAX_CHAT_TOOLS
 from protos.wire.reason import Reason
 from router.errors import InvalidRequest
 from router.http.body import parse_body, read_body
-from router.http.chat_messages import JsonTexts, Message, template_variables, to_message
-from router.http.chat_tools import ToolFields, to_tools
+from router.http.chat.messages import JsonTexts, Message, template_variables, to_message
+from router.http.chat.tools import ToolFields, to_tools
+from router.http.completions.prompts import TOKENS_SCHEMA, read_token_ids
 from router.http.models import Endpoint, find_model
-from router.http.prompts import TOKENS_SCHEMA, read_token_ids
 from router.http.sampling import Fields, JsonObject, bounded
 from router.http.service import Service
 from router.types import ChatPrompt, TextPrompt

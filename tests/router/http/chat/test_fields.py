@@ -8,7 +8,7 @@ from openai.types import chat, shared_params
 from openai.types.chat import completion_create_params
 
 from router.http import chat_messages, chat_tools
-from router.http.chat import _REFUSED, ChatFields
+from router.http.chat.endpoint import _REFUSED, ChatFields
 from router.http.sampling import StreamOptions
 
 DOCS = Path(__file__).parents[4] / "docs/http/chat.md"

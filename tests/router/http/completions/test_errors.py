@@ -8,7 +8,7 @@ import pytest
 from router.http import completions
 from router.request.pipeline import Pipeline
 from tests.router.fleets import until
-from tests.router.http.completing_fleet import CompletingFleet
+from tests.router.http.completions.completing_fleet import CompletingFleet
 from tests.router.http.serving import MAX_BODY_BYTES, client_of
 from tests.router.pipelines import fleet_without_chats
 

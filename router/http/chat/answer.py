@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from router.http.answers import event, quoted
-from router.http.chat_logprobs import chat_logprobs, logprobs_object, prompt_logprobs
+from router.http.chat.logprobs import chat_logprobs, logprobs_object, prompt_logprobs
 from router.http.errors import ErrorForm, Refusal, openai_error
 from router.types import (
     Admission,

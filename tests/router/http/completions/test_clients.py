@@ -9,17 +9,17 @@ from openai.types import completion_create_params
 from openai.types.chat.chat_completion_stream_options_param import ChatCompletionStreamOptionsParam
 
 from router.errors import NoEngine
-from router.http.completions import CompletionFields
+from router.http.completions.endpoint import CompletionFields
 from router.http.sampling import StreamOptions
 from router.types import Admitted, Tokens
 from tests.fakes.fake_fleet import ENGINE
-from tests.router.http.completing_fleet import CompletingFleet, prompt_logprobs
+from tests.router.http.completions.completing_fleet import CompletingFleet, prompt_logprobs
 from tests.router.http.serving import client_of, serving
 from tests.router.pipelines import TOKENIZER, fleet_without_chats
 
 TEXT = "the quick brown fox"
 TOKENS = TOKENIZER.encode_text(TEXT).tolist()
-DOCS = Path(__file__).parents[3] / "docs/http/completions.md"
+DOCS = Path(__file__).parents[4] / "docs/http/completions.md"
 PARAMS = completion_create_params.CompletionCreateParamsBase.__annotations__
 
 

@@ -3,7 +3,7 @@
 import json
 from array import array
 
-from router.http.completion_answer import (
+from router.http.completions.answer import (
     CompletionAnswer,
     CompletionForm,
     CompletionStream,

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from router.http.answers import event, quoted
-from router.http.completion_logprobs import LogprobLists, prompt_entries
+from router.http.completions.logprobs import LogprobLists, prompt_entries
 from router.http.errors import ErrorForm, Refusal, openai_error
 from router.types import Finish, GenerationDelta
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import pydantic
 
-from router.http.chat_messages import JsonTexts, bad
+from router.http.chat.messages import JsonTexts, bad
 from router.http.sampling import Fields, JsonObject
 from router.types import Tool, ToolChoice
 

@@ -18,14 +18,14 @@ from protos.wire.sampling_params import SamplingParams
 from router.errors import InvalidRequest
 from router.http.answers import Deltas, EventStream, read_answer
 from router.http.body import parse_body, read_body
-from router.http.completion_answer import (
+from router.http.completions.answer import (
     CompletionAnswer,
     CompletionForm,
     CompletionStream,
 )
+from router.http.completions.prompts import PROMPTS_SCHEMA, read_prompts
 from router.http.leaving import until_client_leaves
 from router.http.models import Endpoint
-from router.http.prompts import PROMPTS_SCHEMA, read_prompts
 from router.http.sampling import Int32, SamplingFields, StreamOptions
 from router.http.service import Service
 from router.request.pipeline import Pipeline

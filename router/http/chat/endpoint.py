@@ -11,9 +11,9 @@ from protos.wire.sampling_params import SamplingParams
 from router.errors import InvalidRequest
 from router.http.answers import EventStream, read_answer
 from router.http.body import parse_body, read_body
-from router.http.chat_answer import ChatEvents, Extras, WholeAnswer
-from router.http.chat_messages import JsonTexts, Message, template_variables, to_message
-from router.http.chat_tools import ToolChoiceField, ToolFields, to_choice, to_tools
+from router.http.chat.answer import ChatEvents, Extras, WholeAnswer
+from router.http.chat.messages import JsonTexts, Message, template_variables, to_message
+from router.http.chat.tools import ToolChoiceField, ToolFields, to_choice, to_tools
 from router.http.models import Endpoint
 from router.http.sampling import Int32, JsonObject, SamplingFields, StreamOptions, bounded
 from router.http.service import Service

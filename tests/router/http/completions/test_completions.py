@@ -11,7 +11,7 @@ from router.types import Admitted, Tokens
 from tests.fakes import small_tokenizer
 from tests.fakes.fake_fleet import ENGINE
 from tests.router.fleets import until
-from tests.router.http.completing_fleet import CompletingFleet, prompt_logprobs
+from tests.router.http.completions.completing_fleet import CompletingFleet, prompt_logprobs
 from tests.router.http.serving import client_of
 from tests.router.pipelines import END, TOKENIZER, fleet_without_chats
 
