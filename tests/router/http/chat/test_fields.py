@@ -7,7 +7,8 @@ import pytest
 from openai.types import chat, shared_params
 from openai.types.chat import completion_create_params
 
-from router.http import chat_messages, chat_tools
+from router.http.chat import messages as chat_messages
+from router.http.chat import tools as chat_tools
 from router.http.chat.endpoint import _REFUSED, ChatFields
 from router.http.sampling import StreamOptions
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from router.http import completions
+from router.http.completions import endpoint as completions
 from router.request.pipeline import Pipeline
 from tests.router.fleets import until
 from tests.router.http.completions.completing_fleet import CompletingFleet
