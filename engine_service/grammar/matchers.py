@@ -52,12 +52,22 @@ class _Slot:
     """One sequence's grammar.
 
     Attributes:
-        matcher: At the sequence's last token, once it is compiled.
+        started: At the sequence's last token, once it is compiled.
         start_after_token_id: The token after which it begins; None once it has begun.
     """
 
-    matcher: "Future[LLMatcher]"
+    started: "Future[LLMatcher]"
     start_after_token_id: int | None
+    _outcome: LLMatcher | BaseException | None = None
+
+    def outcome(self) -> LLMatcher | BaseException:
+        """Waits for the matcher; returns it, or what kept it from starting.
+
+        Every row of every step asks, and a future would take a lock each time.
+        """
+        if self._outcome is None:
+            self._outcome = self.started.exception() or self.started.result()
+        return self._outcome
 
 
 class SlotMatchers:
@@ -131,7 +141,7 @@ class SlotMatchers:
         # Others may have taken its place since it was prepared.
         compiled = self._compile(grammar, self._starter)
         self._slots[slot] = _Slot(
-            matcher=self._starter.submit(_follow, compiled, tokens, begin),
+            started=self._starter.submit(_follow, compiled, tokens, begin),
             start_after_token_id=start_after,
         )
 
@@ -148,7 +158,6 @@ class SlotMatchers:
             slots: Slots, each at most once.
             token_ids: Their next tokens.
         """
-        steps = []
         for number, token_id in zip(slots, token_ids, strict=True):
             slot = self._slots.get(number)
             if slot is None or token_id < 0:
@@ -157,13 +166,11 @@ class SlotMatchers:
                 if slot.start_after_token_id == token_id:
                     slot.start_after_token_id = None
                 continue
-            if slot.matcher.exception() is None:
-                matcher = slot.matcher.result()
-                if not matcher.is_stopped():
-                    steps.append((matcher, token_id))
-        if steps:
-            # A token that the grammar does not allow is a failure that `fill` reports.
-            self._executor.consume_token_par(steps)
+            matcher = slot.outcome()
+            if isinstance(matcher, LLMatcher) and not matcher.is_stopped():
+                # One after the other: threads would take longer for so little work. A token that
+                # the grammar does not allow is a failure that `fill` reports.
+                matcher.consume_token(token_id)
 
     def fill(self, slots: Sequence[int], masks: "npt.NDArray[np.int32]") -> FilledMasks:
         """Writes which tokens may come next in each slot.
@@ -184,11 +191,11 @@ class SlotMatchers:
             if slot is None or slot.start_after_token_id is not None:
                 masks[row] = _ALLOWED
                 continue
-            error = slot.matcher.exception()
-            if error is None:
-                rows.append((slot.matcher.result(), row))
+            matcher = slot.outcome()
+            if isinstance(matcher, LLMatcher):
+                rows.append((matcher, row))
             else:
-                _fail(filled, masks, row, error)
+                _fail(filled, masks, row, matcher)
         if not rows:
             return filled
         num_rows, num_words = masks.shape

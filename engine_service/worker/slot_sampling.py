@@ -124,11 +124,12 @@ class SlotSampling:
             ended: Those of the slots whose text is complete. Nothing else may then keep them from
                 an end-of-sequence token.
         """
-        words = masks.numpy()
-        for row, slot in enumerate(slots.tolist()):
-            allowed = self._allowed.get(slot)
-            if allowed is not None and slot not in ended:
-                words[row] &= allowed
+        if self._allowed:
+            words = masks.numpy()
+            for row, slot in enumerate(slots.tolist()):
+                allowed = self._allowed.get(slot)
+                if allowed is not None and slot not in ended:
+                    words[row] &= allowed
         on_device = self._to_device(slots)
         self.edits.allowed[on_device] = masks.to(self._device, non_blocking=True)
         if len(ended):
