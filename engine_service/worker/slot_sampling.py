@@ -54,6 +54,9 @@ class SlotSampling:
         """Allocates about 100 KB a slot."""
         self.vocab_size = vocab_size
         self._device = device
+        self._copies: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         num_words = -(-vocab_size // 32)
         with device:
             self.records = torch.zeros(num_slots, len(RECORD_COLUMNS), dtype=torch.int64)
@@ -130,10 +133,21 @@ class SlotSampling:
                 allowed = self._allowed.get(slot)
                 if allowed is not None and slot not in ended:
                     words[row] &= allowed
-        on_device = self._to_device(slots)
-        self.edits.allowed[on_device] = masks.to(self._device, non_blocking=True)
+        self.edits.allowed[self._to_device(slots)] = self._copied_beside(masks)
         if len(ended):
             self.records[self._to_device(ended), RECORD_COLUMNS["num_biases"]] = 0
+
+    def _copied_beside(self, masks: torch.Tensor) -> torch.Tensor:
+        """Copies masks to the device while it still computes the logits."""
+        if self._copies is None:
+            return masks
+        with torch.cuda.stream(self._copies):
+            copied = masks.to(self._device, non_blocking=True)
+        stream = torch.cuda.current_stream(self._device)
+        stream.wait_stream(self._copies)
+        # Its memory belongs to the other stream, which must not use it again before this one has.
+        copied.record_stream(stream)
+        return copied
 
     def _to_device(self, numbers: _Integers) -> torch.Tensor:
         staging = torch.empty(
