@@ -10,7 +10,7 @@ import statistics
 import string
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -129,6 +129,32 @@ def measure(engine: Engine, batch: int, options: argparse.Namespace) -> dict[str
     return results
 
 
+def measure_first_token(engine: Engine, prompt_len: int) -> dict[str, float]:
+    """Returns the milliseconds until the first token of one request, medians of ten.
+
+    A cold schema is one that the engine has not seen; trying it beforehand, in a process of its
+    own, is the server's work and not in it.
+    """
+
+    def schema(number: int) -> SamplingParams:
+        names = json.dumps(SCHEMA).replace("third", f"third {number}")
+        return SamplingParams(
+            temperature=TEMPERATURE, grammar=Grammar(form="json_schema", text=names)
+        )
+
+    def median_ms(params: Iterable[SamplingParams]) -> float:
+        runs = [engine.run(uniform(1, prompt_len, 2), each) for each in params]
+        return round(1e3 * statistics.median(run.first_token_seconds for run in runs), 2)
+
+    # Captures the graphs.
+    median_ms([VARIANTS[PLAIN], schema(0)])
+    return {
+        "plain": median_ms([VARIANTS[PLAIN]] * 10),
+        "cold schema": median_ms(map(schema, range(1, 11))),
+        "warm schema": median_ms([schema(0)] * 10),
+    }
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Measures and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
@@ -153,9 +179,11 @@ def main(arguments: list[str] | None = None) -> None:
             "machine": f"{torch.cuda.get_device_name()}, torch {torch.__version__}",
             "model": options.model,
             "seconds_to_ready": round(engine.seconds_to_ready, 2),
+            "first_token_ms": measure_first_token(engine, options.prompt_len),
             "batches": {batch: measure(engine, batch, options) for batch in options.batches},
         }
         engine.core.close()
+        print(f"first token, ms: {report['first_token_ms']}")
     if options.output:
         options.output.write_text(json.dumps(report, indent=2) + "\n")
 
