@@ -22,6 +22,7 @@ def measure(processes: Processes, tokenizer: Path) -> dict[str, Any]:
     with processes.scope() as inner:
         engine = start_engine(inner, tokenizer, step_seconds=0.01)
         at_rest = start_router(inner, engine.address).process.resident_mb()
+        with_http = start_router(inner, engine.address, with_http=True).process.resident_mb()
     with processes.scope() as inner:
         arguments = ["--engines", str(NUM_ENGINES), "--blocks", str(NUM_BLOCKS)]
         engines = inner.start(
@@ -41,6 +42,7 @@ def measure(processes: Processes, tokenizer: Path) -> dict[str, Any]:
     return {
         "torch_is_installed": importlib.util.find_spec("torch") is not None,
         "router_at_rest_mb": at_rest,
+        "router_with_http_door_at_rest_mb": with_http,
         "router_with_full_index_mb": full,
         **placement,
     }

@@ -2,7 +2,8 @@
 
     python -m benchmarks.router.stream_client --target router --address HOST:PORT
 
-A process of its own. Targets: `router` and `engine` by gRPC, `smg` by HTTP with server-sent events.
+A process of its own. Targets: `router` and `engine` by gRPC; `http`, the router's HTTP door, and
+`smg`, both by OpenAI's completions with server-sent events.
 """
 
 import argparse
@@ -27,7 +28,9 @@ from protos.pagestream.router.v1 import router_pb2
 MODEL = "fake"
 _ROUTER_PATH = "/pagestream.router.v1.RouterService/Generate"
 _ENGINE_PATH = "/pagestream.engine.v1.EngineService/Generate"
-_SMG_PATH = "/v1/completions"
+_HTTP_PATH = "/v1/completions"
+_OVER_HTTP = ("http", "smg")
+"""Targets that one and the same client code calls."""
 _SILENCE_SECONDS = 30.0
 _SYSTEM = "You are a helpful assistant. Answer in one sentence."
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -58,21 +61,22 @@ class Target:
     """How to call one kind of service.
 
     Args:
-        prompt: `text`, `chat` or `tokens`.
+        prompt: `text`, `chat` or `tokens`; over HTTP always text.
         num_prompt_tokens: About; letters of a text.
         max_tokens: Of each answer.
     """
 
     def __init__(self, name: str, prompt: str, num_prompt_tokens: int, max_tokens: int) -> None:
         self._name = name
+        self._is_http = name in _OVER_HTTP
         self._prompt = prompt
         self._num_prompt_tokens = num_prompt_tokens
         self._max_tokens = max_tokens
 
     def connect(self, address: str) -> Connection:
         """Returns a new connection."""
-        if self._name == "smg":
-            return SseConnection(address, _SMG_PATH)
+        if self._is_http:
+            return SseConnection(address, _HTTP_PATH)
         return GrpcConnection(address, _ROUTER_PATH if self._name == "router" else _ENGINE_PATH)
 
     def body(self, rng: random.Random) -> bytes:
@@ -81,7 +85,7 @@ class Target:
         ids = rng.choices(range(2, 400), k=self._num_prompt_tokens)
         params: dict[str, Any] = {"max_tokens": self._max_tokens, "temperature": 0.0}
         params["ignore_eos"] = True
-        if self._name == "smg":
+        if self._is_http:
             fields = {"model": MODEL, "prompt": text, "stream": True, **params}
             return json.dumps(fields).encode()
         if self._name == "engine":
@@ -105,7 +109,7 @@ class Target:
         Raises:
             ConnectionError: It did not end well.
         """
-        parts = self._parts_of_events(call) if self._name == "smg" else self._parts(call)
+        parts = self._parts_of_events(call) if self._is_http else self._parts(call)
         times = [moment for moment, num_tokens, _ in parts if num_tokens]
         num_tokens = sum(count for _, count, _ in parts)
         if num_tokens != self._max_tokens:
@@ -199,7 +203,7 @@ def steady(answers: list[Answer]) -> dict[str, float]:
 def main() -> None:
     """Prints the result of a run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--target", choices=("router", "engine", "smg"), required=True)
+    parser.add_argument("--target", choices=("router", "engine", *_OVER_HTTP), required=True)
     parser.add_argument("--address", required=True)
     parser.add_argument("--prompt", choices=("text", "chat", "tokens"), default="text")
     parser.add_argument("--prompt-tokens", type=int, default=128)
