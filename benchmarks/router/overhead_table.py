@@ -10,7 +10,10 @@ _PEER = "smg"
 
 
 def table(results: dict[str, Any], ways: Sequence[str]) -> str:
-    """Returns a row for each way, of the parts that were measured, with ratios to the peer."""
+    """Returns a row for each way, of the parts that were measured, with ratios to the peer.
+
+    Times to the first token are those that the way adds to requests with a text.
+    """
     columns = _columns(results)
     lines = [
         f"| {' | '.join(['', *columns])} |",
@@ -26,7 +29,7 @@ def _columns(results: dict[str, Any]) -> dict[str, dict[str, float | None]]:
     """Returns the figure of each way by the title of its column."""
     columns: dict[str, dict[str, float | None]] = {}
     for row in results.get("added_time", ()):
-        title = f"added to the first token of a text, {row['concurrency']} at once, ms"
+        title = f"ms to the first token, {row['concurrency']} at once"
         columns[title] = {
             way: row["ways"][of_text(way)]["added_to_first_token_ms"]["median"]
             for way in WAYS
