@@ -2,7 +2,6 @@
 
 import bisect
 import importlib.util
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,7 +75,7 @@ def start_router(
         arguments += ["--http-port", str(http_port)]
     process = processes.start("router", arguments, core=cores().router, root=root)
     operations_address = f"{HOST}:{operations_port}"
-    process.wait_until(lambda: _answers(operations_address, "/readyz"))
+    process.wait_until(lambda: answers(operations_address, "/readyz"))
     return Service(
         process=process,
         address=f"{HOST}:{port}",
@@ -95,14 +94,15 @@ def start_smg(processes: Processes, engine: str, tokenizer: Path) -> Service:
     process = processes.start("smg", arguments, core=cores().router)
     process.wait_until(
         lambda: (
-            _answers(f"{HOST}:{port}", "/readiness")
+            answers(f"{HOST}:{port}", "/readiness")
             and f'"{MODEL}"' in http_get(f"{HOST}:{port}", "/v1/models")
         )
     )
     return Service(process=process, address=f"{HOST}:{port}")
 
 
-def _answers(address: str, path: str) -> bool:
+def answers(address: str, path: str) -> bool:
+    """Returns whether a GET there succeeds."""
     try:
         http_get(address, path)
     except OSError:
@@ -174,7 +174,7 @@ def run_clients(
         time.sleep(_SAMPLE_SECONDS)
         for track in tracks.values():
             track.sample()
-    return [_result_of(client) for client in clients], tracks
+    return [client.result() for client in clients], tracks
 
 
 def _start_client(processes: Processes, calls: Calls) -> Process:
@@ -183,12 +183,3 @@ def _start_client(processes: Processes, calls: Calls) -> Process:
         arguments += [f"--{name.replace('_', '-')}", str(getattr(calls, name))]
     arguments += ["--prompt", calls.prompt]
     return processes.start("client", arguments, core=cores().clients)
-
-
-def _result_of(client: Process) -> dict[str, Any]:
-    output = client.log.read_text()
-    try:
-        result: dict[str, Any] = json.loads(output.splitlines()[-1])
-    except (IndexError, ValueError) as error:
-        raise RuntimeError(f"a client failed; its output ends with:\n{output[-2000:]}") from error
-    return result

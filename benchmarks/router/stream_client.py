@@ -11,6 +11,7 @@ import json
 import random
 import selectors
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +27,9 @@ from protos.pagestream.engine.v1 import engine_pb2
 from protos.pagestream.router.v1 import router_pb2
 
 MODEL = "fake"
-_ROUTER_PATH = "/pagestream.router.v1.RouterService/Generate"
+ROUTER_PATH = "/pagestream.router.v1.RouterService/Generate"
 _ENGINE_PATH = "/pagestream.engine.v1.EngineService/Generate"
-_HTTP_PATH = "/v1/completions"
+HTTP_PATH = "/v1/completions"
 _OVER_HTTP = ("http", "smg")
 """Targets that one and the same client code calls."""
 _SILENCE_SECONDS = 30.0
@@ -76,8 +77,8 @@ class Target:
     def connect(self, address: str) -> Connection:
         """Returns a new connection."""
         if self._is_http:
-            return SseConnection(address, _HTTP_PATH)
-        return GrpcConnection(address, _ROUTER_PATH if self._name == "router" else _ENGINE_PATH)
+            return SseConnection(address, HTTP_PATH)
+        return GrpcConnection(address, ROUTER_PATH if self._name == "router" else _ENGINE_PATH)
 
     def body(self, rng: random.Random) -> bytes:
         """Returns the message of a new call."""
@@ -142,32 +143,44 @@ class Target:
         return parts
 
 
-def run(
-    target: Target, address: str, num_requests: int, concurrency: int, num_connections: int
-) -> dict[str, Any]:
-    """Makes all calls and returns what they brought; the next begins when one has ended."""
-    rng = random.Random(time.time_ns())
-    connections = [target.connect(address) for _ in range(num_connections)]
-    bodies = [target.body(rng) for _ in range(num_requests)]
+def call_all(
+    connections: Sequence[Connection], bodies: Sequence[bytes], concurrency: int
+) -> list[Call]:
+    """Makes all calls, each next one when another has ended, and returns them when all have.
+
+    Raises:
+        TimeoutError: A service has been silent for long.
+    """
     num_ended = 0
     with selectors.DefaultSelector() as selector:
         for connection in connections:
             selector.register(connection.socket, selectors.EVENT_READ, connection)
-        cpu, started = time.process_time(), time.perf_counter()
         calls = [
-            connections[number % num_connections].call(body)
+            connections[number % len(connections)].call(body)
             for number, body in enumerate(bodies[:concurrency])
         ]
-        while num_ended < num_requests:
+        while num_ended < len(bodies):
             ready = selector.select(_SILENCE_SECONDS)
             if not ready:
                 raise TimeoutError(f"no message came for {_SILENCE_SECONDS} s")
             for key, _ in ready:
                 for _ in range(key.data.receive()):
                     num_ended += 1
-                    if len(calls) < num_requests:
+                    if len(calls) < len(bodies):
                         calls.append(key.data.call(bodies[len(calls)]))
-        wall, cpu = time.perf_counter() - started, time.process_time() - cpu
+    return calls
+
+
+def run(
+    target: Target, address: str, num_requests: int, concurrency: int, num_connections: int
+) -> dict[str, Any]:
+    """Makes all calls and returns what they brought."""
+    rng = random.Random(time.time_ns())
+    connections = [target.connect(address) for _ in range(num_connections)]
+    bodies = [target.body(rng) for _ in range(num_requests)]
+    cpu, started = time.process_time(), time.perf_counter()
+    calls = call_all(connections, bodies, concurrency)
+    wall, cpu = time.perf_counter() - started, time.process_time() - cpu
     for connection in connections:
         connection.socket.close()
     answers = [target.read(call) for call in calls]
