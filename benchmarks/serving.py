@@ -109,7 +109,7 @@ def table(runs: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
     firsts: list[float] = []
     for door, by_workload in runs.items():
         figures = [
-            statistics.median(row[key] for row in by_workload[workload])
+            round(statistics.median(row[key] for row in by_workload[workload]), 2)
             for workload, key in (("streams", "tokens_per_s"), ("single", "first_token_ms"))
         ]
         firsts = firsts or figures
