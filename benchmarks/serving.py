@@ -14,6 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def _call(
             for index in range(num_clients)
         ]
         for client in clients:
-            client.wait_until(lambda client=client: _is_ready(client))
+            client.wait_until(partial(_is_ready, client))
         cpu = router.process.cpu_seconds()
         go.touch()
         results = [client.result(_RUN_SECONDS) for client in clients]
