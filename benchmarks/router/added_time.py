@@ -1,10 +1,12 @@
 """Time that a router adds to a request: through it, less straight to the engine."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.router.processes import Process, Processes
 from benchmarks.router.services import (
+    WAYS,
     Calls,
     run_client,
     start_engine,
@@ -20,6 +22,11 @@ _QUANTILES = {"median": 0.5, "p90": 0.9, "p99": 0.99}
 Samples = dict[str, list[float]]
 
 
+def of_text(way: str) -> str:
+    """Returns the row of requests with a text, through one of `WAYS`."""
+    return f"{WAYS[way]}, prompt of text"
+
+
 def quantile(values: list[float], share: float) -> float:
     """Returns the value that this share of the values does not exceed."""
     ordered = sorted(values)
@@ -27,9 +34,14 @@ def quantile(values: list[float], share: float) -> float:
 
 
 def measure(
-    processes: Processes, tokenizer: Path, *, concurrency: int, requests: int, with_smg: bool
+    processes: Processes,
+    tokenizer: Path,
+    ways: Sequence[str],
+    *,
+    concurrency: int,
+    requests: int,
 ) -> dict[str, Any]:
-    """Returns milliseconds to the first token and in total of each way, and what routers add.
+    """Returns milliseconds to the first token and in total of each way, and what it adds.
 
     Steps take longer the more requests share them, so that no core is busy all the time. `requests`
     are those of each way in each round.
@@ -37,19 +49,20 @@ def measure(
     step_seconds = 0.001 if concurrency == 1 else 0.02
     with processes.scope() as inner:
         engine = start_engine(inner, tokenizer, step_seconds=step_seconds)
-        router = start_router(inner, engine.address)
-        ways = {
-            "engine": ("engine", engine.address, "tokens", 1),
-            "router, prompt of tokens": ("router", router.address, "tokens", 1),
-            "router, prompt of text": ("router", router.address, "text", 1),
-        }
-        if with_smg:
+        router = start_router(inner, engine.address, with_http=True)
+        callers = {"engine": ("engine", engine.address, "tokens", 1)}
+        if "router" in ways:
+            callers["router, gRPC, prompt of tokens"] = ("router", router.address, "tokens", 1)
+            callers[of_text("router")] = ("router", router.address, "text", 1)
+        if "http" in ways:
+            callers[of_text("http")] = ("http", router.http_address, "text", concurrency)
+        if "smg" in ways:
             adapter = start_engine(inner, tokenizer, step_seconds=step_seconds, for_smg=True)
             smg = start_smg(inner, adapter.address, tokenizer)
-            ways["smg, prompt of text"] = ("smg", smg.address, "text", concurrency)
+            callers[of_text("smg")] = ("smg", smg.address, "text", concurrency)
         samples: dict[str, dict[str, Samples]] = {}
         for number in range(_ROUNDS + 1):
-            for name, (target, address, prompt, connections) in ways.items():
+            for name, (target, address, prompt, connections) in callers.items():
                 calls = Calls(
                     target=target,
                     address=address,
@@ -67,7 +80,7 @@ def measure(
         "requests": requests * _ROUNDS,
         "tokens_per_request": MAX_TOKENS,
         "step_ms": step_seconds * 1e3,
-        "ways": {name: _report(samples[name], samples["engine"]) for name in ways},
+        "ways": {name: _report(samples[name], samples["engine"]) for name in callers},
     }
 
 

@@ -1,12 +1,11 @@
 """Memory of a router process, at rest and with a full index, and placement over that index."""
 
 import importlib.util
-import json
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.router.processes import Process, Processes, cores
+from benchmarks.router.processes import Processes, cores
 from benchmarks.router.services import Service, start_engine, start_router
 from examples.demo.services import http_get
 
@@ -22,6 +21,7 @@ def measure(processes: Processes, tokenizer: Path) -> dict[str, Any]:
     with processes.scope() as inner:
         engine = start_engine(inner, tokenizer, step_seconds=0.01)
         at_rest = start_router(inner, engine.address).process.resident_mb()
+        with_http = start_router(inner, engine.address, with_http=True).process.resident_mb()
     with processes.scope() as inner:
         arguments = ["--engines", str(NUM_ENGINES), "--blocks", str(NUM_BLOCKS)]
         engines = inner.start(
@@ -37,10 +37,11 @@ def measure(processes: Processes, tokenizer: Path) -> dict[str, Any]:
         fleet = inner.start(
             "fleet", ["benchmarks.router.placement", *arguments], core=cores().router
         )
-        placement = _result_of(fleet)
+        placement = fleet.result(_WAIT_SECONDS)
     return {
         "torch_is_installed": importlib.util.find_spec("torch") is not None,
         "router_at_rest_mb": at_rest,
+        "router_with_http_door_at_rest_mb": with_http,
         "router_with_full_index_mb": full,
         **placement,
     }
@@ -59,17 +60,3 @@ def _num_indexed(router: Service) -> float:
         if line.startswith(_INDEX_BLOCKS + " "):
             return float(line.split()[1])
     return 0.0
-
-
-def _result_of(process: Process) -> dict[str, Any]:
-    deadline = time.monotonic() + _WAIT_SECONDS
-    while process.is_running():
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"{process.name} has not finished within {_WAIT_SECONDS} s")
-        time.sleep(_POLL_SECONDS)
-    output = process.log.read_text()
-    try:
-        result: dict[str, Any] = json.loads(output.splitlines()[-1])
-    except (IndexError, ValueError) as error:
-        raise RuntimeError(f"{process.name} failed:\n{output[-2000:]}") from error
-    return result

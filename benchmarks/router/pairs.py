@@ -5,7 +5,8 @@
 
 The routers of both checkouts run on the same core, in front of the same engine, which takes no time
 of its own. Times to the first token are measured with requests to both in turns, everything else
-under load on both at once. See `benchmarks.pairs` for the interval. Takes about three minutes.
+under load on both at once. HTTP is measured as well if both have it. See `benchmarks.pairs` for the
+interval. Takes about five minutes.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import json
 import os
 import random
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -29,7 +31,9 @@ from benchmarks.router.stream_client import Target
 
 _REQUESTS = 200
 """Of each kind of prompt, to each router, in each pair."""
-_PROMPTS = ("chat", "text", "tokens")
+_PROMPTS = {"router": ("chat", "text", "tokens"), "http": ("text",)}
+"""Of each target, see `stream_client`."""
+_CONNECTIONS = {"router": 8, "http": 64}
 _STREAMS = 64
 """To each router."""
 _STEP_SECONDS = 0.01
@@ -40,19 +44,21 @@ _SHORT_REQUESTS = 1000
 
 
 def _first_tokens_ms(
-    routers: dict[str, Service], prompt: str, num_pairs: int
+    routers: dict[str, Service], target_name: str, prompt: str, num_pairs: int
 ) -> dict[str, list[float]]:
     """Returns for each router and pair the median time to the first token, in milliseconds.
 
     The routers get their requests in turns, one after the other, so that both of a pair meet the
     same moments of the machine.
     """
-    target = Target("router", prompt, num_prompt_tokens=128, max_tokens=2)
+    target = Target(target_name, prompt, num_prompt_tokens=128, max_tokens=2)
     values: dict[str, list[float]] = {name: [] for name in routers}
     rng = random.Random(0)
     own = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {cores().clients})
-    connections = {name: target.connect(router.address) for name, router in routers.items()}
+    connections = {
+        name: target.connect(router.address_for(target_name)) for name, router in routers.items()
+    }
     try:
         for _ in range(num_pairs + 1):
             seconds: dict[str, list[float]] = {name: [] for name in routers}
@@ -76,7 +82,7 @@ def _without_warm_up(values: dict[str, list[float]]) -> dict[str, list[float]]:
 
 
 def _tokens_per_cpu_second(
-    processes: Processes, routers: dict[str, Service], num_pairs: int
+    processes: Processes, routers: dict[str, Service], target: str, num_pairs: int
 ) -> dict[str, list[float]]:
     """Returns for each router and pair the tokens it passes on in a second of its processor's time.
 
@@ -84,11 +90,11 @@ def _tokens_per_cpu_second(
     """
     each = [
         Calls(
-            target="router",
-            address=router.address,
+            target=target,
+            address=router.address_for(target),
             requests=_STREAMS,
             concurrency=_STREAMS,
-            connections=8,
+            connections=_CONNECTIONS[target],
             max_tokens=_NUM_STEPS,
             prompt="tokens",
         )
@@ -106,7 +112,7 @@ def _tokens_per_cpu_second(
 
 
 def _cpu_us_per_request(
-    processes: Processes, routers: dict[str, Service], num_pairs: int
+    processes: Processes, routers: dict[str, Service], target: str, num_pairs: int
 ) -> dict[str, list[float]]:
     """Returns for each router and pair its processor time for a request of one token.
 
@@ -114,8 +120,8 @@ def _cpu_us_per_request(
     """
     each = [
         Calls(
-            target="router",
-            address=router.address,
+            target=target,
+            address=router.address_for(target),
             requests=_SHORT_REQUESTS,
             concurrency=32,
             connections=32,
@@ -143,21 +149,33 @@ def _measure_all(
         summary = {key: value for key, value in row.items() if key != "values"}
         print(name, json.dumps(summary), file=sys.stderr, flush=True)
 
+    targets = ["router", "http"] if all(map(_has_http, roots.values())) else ["router"]
     for step_seconds in (0.001, _STEP_SECONDS):
         with processes.scope() as inner:
             engine = start_engine(inner, tokenizer, step_seconds=step_seconds)
             routers = {
-                name: start_router(inner, engine.address, root) for name, root in roots.items()
+                name: start_router(inner, engine.address, root, with_http="http" in targets)
+                for name, root in roots.items()
             }
-            if step_seconds == _STEP_SECONDS:
-                values = _tokens_per_cpu_second(inner, routers, num_pairs)
-                note("tokens_per_router_cpu_s", values)
-                note("router_cpu_us_per_request", _cpu_us_per_request(inner, routers, num_pairs))
-                continue
-            for prompt in _PROMPTS:
-                values = _first_tokens_ms(routers, prompt, num_pairs)
-                note(f"first_token_ms_{prompt}", values)
+            for target in targets:
+                prefix = "http_" if target == "http" else ""
+                if step_seconds == _STEP_SECONDS:
+                    values = _tokens_per_cpu_second(inner, routers, target, num_pairs)
+                    note(f"{prefix}tokens_per_router_cpu_s", values)
+                    values = _cpu_us_per_request(inner, routers, target, num_pairs)
+                    note(f"{prefix}router_cpu_us_per_request", values)
+                    continue
+                for prompt in _PROMPTS[target]:
+                    values = _first_tokens_ms(routers, target, prompt, num_pairs)
+                    note(f"{prefix}first_token_ms_{prompt}", values)
     return results
+
+
+def _has_http(root: Path) -> bool:
+    """Returns whether the router of a checkout has an HTTP door."""
+    command = [sys.executable, "-m", "router", "--help"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    return "--http-port" in done.stdout
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
-"""Processes of a measurement: each on one core, watched from outside, always ended."""
+"""Processes of a measurement: watched from outside, most on one core each, always ended."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -9,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 HOST = "127.0.0.1"
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +42,7 @@ def cores() -> Cores:
 
 
 class Process:
-    """A process on one core.
+    """A process, on one core or, with None for it, on all.
 
     Attributes:
         name: For messages.
@@ -49,12 +50,13 @@ class Process:
     """
 
     def __init__(
-        self, name: str, command: Sequence[str], *, core: int, log: Path, root: Path = ROOT
+        self, name: str, command: Sequence[str], *, core: int | None, log: Path, root: Path = ROOT
     ) -> None:
         self.name = name
         self.log = log
         own = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, {core})  # inherited, by all threads
+        # Inherited, by all threads.
+        os.sched_setaffinity(0, own if core is None else {core})
         try:
             with log.open("wb") as output:
                 self._process = subprocess.Popen(
@@ -67,19 +69,37 @@ class Process:
         finally:
             os.sched_setaffinity(0, own)
 
-    def wait_until(self, is_ready: Callable[[], bool]) -> Self:
+    def wait_until(self, is_ready: Callable[[], bool], seconds: float = _READY_SECONDS) -> Self:
         """Waits until it can be used.
 
         Raises:
             RuntimeError: It ended, or the wait took too long; with the end of its output.
         """
-        deadline = time.monotonic() + _READY_SECONDS
+        deadline = time.monotonic() + seconds
         while not is_ready():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 words = self.log.read_text(errors="replace")[-2000:]
                 raise RuntimeError(f"{self.name} is not ready; its output ends with:\n{words}")
             time.sleep(_POLL_SECONDS)
         return self
+
+    def result(self, seconds: float = 0.0) -> dict[str, Any]:
+        """Returns the JSON that it has printed at its end, for which this waits so many seconds.
+
+        Raises:
+            RuntimeError: It failed or runs on; with the end of its output.
+        """
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+        output = self.log.read_text(errors="replace")
+        try:
+            result: dict[str, Any] = json.loads(output.splitlines()[-1])
+        except (IndexError, ValueError) as error:
+            state = "runs on" if self.is_running() else "failed"
+            raise RuntimeError(
+                f"{self.name} {state}; its output ends with:\n{output[-2000:]}"
+            ) from error
+        return result
 
     def is_running(self) -> bool:
         """Returns whether it has not ended yet."""
@@ -110,10 +130,12 @@ class Processes:
 
     Args:
         folder: For their output, one file each.
+        pins: Whether they keep to the cores that they are started on.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, pins: bool = True) -> None:
         self._folder = folder
+        self._pins = pins
         self._stack = contextlib.ExitStack()
         self._count = 0
 
@@ -129,14 +151,15 @@ class Processes:
         """Starts `python -m ARGUMENTS` of a checkout, this one by default, on a core."""
         self._count += 1
         log = self._folder / f"{self._count}-{name}.log"
-        process = Process(name, [sys.executable, "-m", *arguments], core=core, log=log, root=root)
+        command = [sys.executable, "-m", *arguments]
+        process = Process(name, command, core=core if self._pins else None, log=log, root=root)
         self._stack.callback(process.stop)
         return process
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[Self]:
         """Ends on its exit what was started within."""
-        with type(self)(self._folder) as inner:
+        with type(self)(self._folder, pins=self._pins) as inner:
             inner._count = self._count
             yield inner
             self._count = inner._count

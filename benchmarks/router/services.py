@@ -2,7 +2,6 @@
 
 import bisect
 import importlib.util
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,15 +16,29 @@ from tests.fakes.service_process import free_ports
 _SAMPLE_SECONDS = 0.05
 _CLIENT_SECONDS = 120.0
 SMG_PACKAGES = "smg smg-grpc-proto"
+WAYS = {"router": "router, gRPC", "http": "router, HTTP", "smg": "smg, HTTP"}
+"""Targets of clients through a router, and what their rows are called."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """A process, where it serves, and where its metrics are, if they are anywhere."""
+    """A process and where it serves.
+
+    Attributes:
+        process: It.
+        address: Of gRPC, of the peer HTTP.
+        operations_address: Where its metrics are, if they are anywhere.
+        http_address: Of the router's HTTP door, if it has one.
+    """
 
     process: Process
     address: str
     operations_address: str = ""
+    http_address: str = ""
+
+    def address_for(self, target: str) -> str:
+        """Returns what a kind of client calls; see `stream_client`."""
+        return self.http_address if target == "http" else self.address
 
 
 def smg_is_installed() -> bool:
@@ -51,15 +64,24 @@ def start_engine(
     return Service(process=process.wait_until(lambda: accepts(address)), address=address)
 
 
-def start_router(processes: Processes, engine: str, root: Path = ROOT) -> Service:
+def start_router(
+    processes: Processes, engine: str, root: Path = ROOT, *, with_http: bool = False
+) -> Service:
     """Starts our router, of this checkout or another, on a core of its own."""
-    port, operations_port = free_ports(2)
+    port, operations_port, http_port = free_ports(3)
     arguments = ["router", "--engines", engine, "--port", str(port)]
     arguments += ["--operations-port", str(operations_port)]
+    if with_http:
+        arguments += ["--http-port", str(http_port)]
     process = processes.start("router", arguments, core=cores().router, root=root)
     operations_address = f"{HOST}:{operations_port}"
-    process.wait_until(lambda: _answers(operations_address, "/readyz"))
-    return Service(process=process, address=f"{HOST}:{port}", operations_address=operations_address)
+    process.wait_until(lambda: answers(operations_address, "/readyz"))
+    return Service(
+        process=process,
+        address=f"{HOST}:{port}",
+        operations_address=operations_address,
+        http_address=f"{HOST}:{http_port}" if with_http else "",
+    )
 
 
 def start_smg(processes: Processes, engine: str, tokenizer: Path) -> Service:
@@ -72,14 +94,15 @@ def start_smg(processes: Processes, engine: str, tokenizer: Path) -> Service:
     process = processes.start("smg", arguments, core=cores().router)
     process.wait_until(
         lambda: (
-            _answers(f"{HOST}:{port}", "/readiness")
+            answers(f"{HOST}:{port}", "/readiness")
             and f'"{MODEL}"' in http_get(f"{HOST}:{port}", "/v1/models")
         )
     )
     return Service(process=process, address=f"{HOST}:{port}")
 
 
-def _answers(address: str, path: str) -> bool:
+def answers(address: str, path: str) -> bool:
+    """Returns whether a GET there succeeds."""
     try:
         http_get(address, path)
     except OSError:
@@ -151,7 +174,7 @@ def run_clients(
         time.sleep(_SAMPLE_SECONDS)
         for track in tracks.values():
             track.sample()
-    return [_result_of(client) for client in clients], tracks
+    return [client.result() for client in clients], tracks
 
 
 def _start_client(processes: Processes, calls: Calls) -> Process:
@@ -160,12 +183,3 @@ def _start_client(processes: Processes, calls: Calls) -> Process:
         arguments += [f"--{name.replace('_', '-')}", str(getattr(calls, name))]
     arguments += ["--prompt", calls.prompt]
     return processes.start("client", arguments, core=cores().clients)
-
-
-def _result_of(client: Process) -> dict[str, Any]:
-    output = client.log.read_text()
-    try:
-        result: dict[str, Any] = json.loads(output.splitlines()[-1])
-    except (IndexError, ValueError) as error:
-        raise RuntimeError(f"a client failed; its output ends with:\n{output[-2000:]}") from error
-    return result

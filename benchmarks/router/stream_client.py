@@ -2,7 +2,8 @@
 
     python -m benchmarks.router.stream_client --target router --address HOST:PORT
 
-A process of its own. Targets: `router` and `engine` by gRPC, `smg` by HTTP with server-sent events.
+A process of its own. Targets: `router` and `engine` by gRPC; `http`, the router's HTTP door, and
+`smg`, both by OpenAI's completions with server-sent events.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import json
 import random
 import selectors
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +27,11 @@ from protos.pagestream.engine.v1 import engine_pb2
 from protos.pagestream.router.v1 import router_pb2
 
 MODEL = "fake"
-_ROUTER_PATH = "/pagestream.router.v1.RouterService/Generate"
+ROUTER_PATH = "/pagestream.router.v1.RouterService/Generate"
 _ENGINE_PATH = "/pagestream.engine.v1.EngineService/Generate"
-_SMG_PATH = "/v1/completions"
+HTTP_PATH = "/v1/completions"
+_OVER_HTTP = ("http", "smg")
+"""Targets that one and the same client code calls."""
 _SILENCE_SECONDS = 30.0
 _SYSTEM = "You are a helpful assistant. Answer in one sentence."
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -58,22 +62,23 @@ class Target:
     """How to call one kind of service.
 
     Args:
-        prompt: `text`, `chat` or `tokens`.
+        prompt: `text`, `chat` or `tokens`; over HTTP always text.
         num_prompt_tokens: About; letters of a text.
         max_tokens: Of each answer.
     """
 
     def __init__(self, name: str, prompt: str, num_prompt_tokens: int, max_tokens: int) -> None:
         self._name = name
+        self._is_http = name in _OVER_HTTP
         self._prompt = prompt
         self._num_prompt_tokens = num_prompt_tokens
         self._max_tokens = max_tokens
 
     def connect(self, address: str) -> Connection:
         """Returns a new connection."""
-        if self._name == "smg":
-            return SseConnection(address, _SMG_PATH)
-        return GrpcConnection(address, _ROUTER_PATH if self._name == "router" else _ENGINE_PATH)
+        if self._is_http:
+            return SseConnection(address, HTTP_PATH)
+        return GrpcConnection(address, ROUTER_PATH if self._name == "router" else _ENGINE_PATH)
 
     def body(self, rng: random.Random) -> bytes:
         """Returns the message of a new call."""
@@ -81,7 +86,7 @@ class Target:
         ids = rng.choices(range(2, 400), k=self._num_prompt_tokens)
         params: dict[str, Any] = {"max_tokens": self._max_tokens, "temperature": 0.0}
         params["ignore_eos"] = True
-        if self._name == "smg":
+        if self._is_http:
             fields = {"model": MODEL, "prompt": text, "stream": True, **params}
             return json.dumps(fields).encode()
         if self._name == "engine":
@@ -105,7 +110,7 @@ class Target:
         Raises:
             ConnectionError: It did not end well.
         """
-        parts = self._parts_of_events(call) if self._name == "smg" else self._parts(call)
+        parts = self._parts_of_events(call) if self._is_http else self._parts(call)
         times = [moment for moment, num_tokens, _ in parts if num_tokens]
         num_tokens = sum(count for _, count, _ in parts)
         if num_tokens != self._max_tokens:
@@ -138,32 +143,44 @@ class Target:
         return parts
 
 
-def run(
-    target: Target, address: str, num_requests: int, concurrency: int, num_connections: int
-) -> dict[str, Any]:
-    """Makes all calls and returns what they brought; the next begins when one has ended."""
-    rng = random.Random(time.time_ns())
-    connections = [target.connect(address) for _ in range(num_connections)]
-    bodies = [target.body(rng) for _ in range(num_requests)]
+def call_all(
+    connections: Sequence[Connection], bodies: Sequence[bytes], concurrency: int
+) -> list[Call]:
+    """Makes all calls, each next one when another has ended, and returns them when all have.
+
+    Raises:
+        TimeoutError: A service has been silent for long.
+    """
     num_ended = 0
     with selectors.DefaultSelector() as selector:
         for connection in connections:
             selector.register(connection.socket, selectors.EVENT_READ, connection)
-        cpu, started = time.process_time(), time.perf_counter()
         calls = [
-            connections[number % num_connections].call(body)
+            connections[number % len(connections)].call(body)
             for number, body in enumerate(bodies[:concurrency])
         ]
-        while num_ended < num_requests:
+        while num_ended < len(bodies):
             ready = selector.select(_SILENCE_SECONDS)
             if not ready:
                 raise TimeoutError(f"no message came for {_SILENCE_SECONDS} s")
             for key, _ in ready:
                 for _ in range(key.data.receive()):
                     num_ended += 1
-                    if len(calls) < num_requests:
+                    if len(calls) < len(bodies):
                         calls.append(key.data.call(bodies[len(calls)]))
-        wall, cpu = time.perf_counter() - started, time.process_time() - cpu
+    return calls
+
+
+def run(
+    target: Target, address: str, num_requests: int, concurrency: int, num_connections: int
+) -> dict[str, Any]:
+    """Makes all calls and returns what they brought."""
+    rng = random.Random(time.time_ns())
+    connections = [target.connect(address) for _ in range(num_connections)]
+    bodies = [target.body(rng) for _ in range(num_requests)]
+    cpu, started = time.process_time(), time.perf_counter()
+    calls = call_all(connections, bodies, concurrency)
+    wall, cpu = time.perf_counter() - started, time.process_time() - cpu
     for connection in connections:
         connection.socket.close()
     answers = [target.read(call) for call in calls]
@@ -199,7 +216,7 @@ def steady(answers: list[Answer]) -> dict[str, float]:
 def main() -> None:
     """Prints the result of a run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--target", choices=("router", "engine", "smg"), required=True)
+    parser.add_argument("--target", choices=("router", "engine", *_OVER_HTTP), required=True)
     parser.add_argument("--address", required=True)
     parser.add_argument("--prompt", choices=("text", "chat", "tokens"), default="text")
     parser.add_argument("--prompt-tokens", type=int, default=128)
