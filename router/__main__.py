@@ -5,22 +5,25 @@ import sys
 
 from router.config import read_config
 from router.errors import StartupError
+from router.without_torch import do_without_torch
 from servicekit.log import print_error, set_up_logging
 from servicekit.process import exit_at_once, exit_code_of
 
 
 def main() -> int:
     """Serves until SIGTERM; returns the process's exit code."""
-    # transformers imports torch where it finds it, for which a router has no use: three times the
-    # memory and a second more of start. None makes every import of it fail as if it were absent.
-    sys.modules["torch"] = None  # type: ignore[assignment]
+    do_without_torch()
     try:
         config = read_config(sys.argv[1:])
-        # Not before the options are checked: `--help` and a wrong option are answered at once.
-        from router.launch import run
-
         set_up_logging(config.log_level)
-        return run(config)
+        # Not before the options are checked: `--help` and a wrong option are answered at once.
+        if config.workers == 1:
+            from router.launch import run
+
+            return run(config)
+        from router.workers.supervisor import supervise
+
+        return supervise(config)
     except StartupError as error:
         print_error("router", error)
         return 2

@@ -18,6 +18,7 @@ from servicekit.values import Flags, Integers, OneOf, Paths, quoted, seconds
 
 ENVIRONMENT_PREFIX = "PAGESTREAM_ROUTER_"
 PLACEMENTS = ("prefix", "round_robin", "random", "least_loaded")
+MAX_WORKERS = 256
 _ENGINES = ("engines", "engines_file", "engine_dns")
 """Options that say where the engines are; exactly one of them is given."""
 _ONE_OF_ENGINES = "none; one of --engines, --engines-file and --engine-dns is required"
@@ -92,6 +93,13 @@ class RouterConfig(Options):
             Integers(0, 65_535),
             "port of the HTTP APIs of OpenAI and Anthropic; 0 picks a free one",
             unset="none: gRPC only",
+        ),
+    )
+    workers: int = field(
+        default=1,
+        metadata=about(
+            Integers(1, MAX_WORKERS),
+            "processes that share the ports, each a router of its own with the bounds below",
         ),
     )
     placement: str = field(
