@@ -72,7 +72,7 @@ def joined(workers: Iterable[Iterable[Metric]]) -> list[Metric]:
             for sample in family.samples:
                 key = sample.name, frozenset(sample.labels.items())
                 if key in known:
-                    value = _join(family.name, sample.name)(known[key].value, sample.value)
+                    value = _joining(family, sample)(known[key].value, sample.value)
                     known[key] = known[key]._replace(value=value)
                 else:
                     known[key] = sample
@@ -81,11 +81,14 @@ def joined(workers: Iterable[Iterable[Metric]]) -> list[Metric]:
     return list(families.values())
 
 
-def _join(family: str, sample: str) -> Callable[[float, float], float]:
+def _joining(family: Metric, sample: "Sample") -> Callable[[float, float], float]:
     # When a counter began, which some formats show.
-    if sample.endswith(_CREATED):
+    if sample.name.endswith(_CREATED):
         return min
-    return JOINED_OTHERWISE.get(family, _sum)
+    # A sample of it is always 1.
+    if family.type == "info":
+        return max
+    return JOINED_OTHERWISE.get(family.name, _sum)
 
 
 def _sum(one: float, other: float) -> float:
