@@ -15,15 +15,13 @@ def main() -> int:
     do_without_torch()
     try:
         config = read_config(sys.argv[1:])
-        set_up_logging(config.log_level)
         # Not before the options are checked: `--help` and a wrong option are answered at once.
         if config.workers == 1:
             from router.launch import run
-
-            return run(config)
-        from router.workers.supervisor import supervise
-
-        return supervise(config)
+        else:
+            from router.workers.supervisor import supervise as run
+        set_up_logging(config.log_level)
+        return run(config)
     except StartupError as error:
         print_error("router", error)
         return 2

@@ -36,11 +36,12 @@ def run_worker(
     # SIGINT stays blocked: Ctrl-C reaches the supervisor, too, which then sends SIGTERM.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     do_without_torch()
+    # Only here, as the supervisor imports this module, too.
+    from router.launch import run
+
     set_up_logging(config.log_level, f"worker={number}")
     link = WorkerLink(connection, waits_until_ready=waits_until_ready)
     try:
-        from router.launch import run
-
         code = run(config, link)
     except StartupError as error:
         link.tell(CannotStart(reason=str(error)))
