@@ -1,4 +1,4 @@
-"""What is no longer needed: Python's garbage collector, which stops all threads, and free memory."""
+"""What is no longer needed: Python's garbage, a search for which stops all threads, and memory."""
 
 import ctypes
 import gc
