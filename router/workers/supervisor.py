@@ -17,12 +17,13 @@ from router.config import RouterConfig
 from router.errors import StartupError
 from router.workers.backoff import Backoff
 from router.workers.joined_metrics import JoinedMetrics
+from router.workers.silence import Silence
 from router.workers.worker import Worker
 from router.workers.worker_metrics import WorkerMetrics
 from servicekit.http_server import Answer, Handler, HttpServer
 from servicekit.listening import reserved_port
 from servicekit.operations import metrics_handler, probe_handler
-from servicekit.process import exit_within
+from servicekit.process import exit_within, raise_file_limit
 from servicekit.signals import Stopped, end_signals
 
 _LAST_SECONDS = 2.0
@@ -31,8 +32,6 @@ _LATE_SECONDS = 5.0
 """Time beyond the drain grace after which a worker that has not ended is killed."""
 _ASK_SECONDS = 5.0
 """How often workers are asked for their metrics; one that is killed loses no more than that."""
-_MAX_UNANSWERED = 2
-"""Checks in a row without an answer after which a worker counts as silent."""
 _SCRAPE_SECONDS = 2.0
 """Time for the workers to report for a scrape; the last report stands for a later one."""
 
@@ -48,6 +47,7 @@ def supervise(config: RouterConfig) -> int:
     Raises:
         StartupError: The router cannot serve; the message says what to do.
     """
+    raise_file_limit()
     with asyncio.Runner() as runner, _reserved_ports(config) as reserved:
         return runner.run(_supervise(reserved))
 
@@ -81,7 +81,7 @@ class _Supervisor:
         self._workers = [
             Worker(number, config, self._joined.update) for number in range(config.workers)
         ]
-        self._silence = {worker: _Silence(worker) for worker in self._workers}
+        self._silence = {worker: Silence(worker) for worker in self._workers}
         self._operations = HttpServer(
             {
                 "/metrics": self._scrape_handler(),
@@ -175,7 +175,7 @@ class _Supervisor:
         for worker in self._workers:
             if worker.is_running:
                 _logger.error(
-                    "worker killed worker=%d detail=it has not ended with its grace", worker.number
+                    "worker killed worker=%d detail=it has not ended in its grace", worker.number
                 )
                 worker.kill()
 
@@ -219,34 +219,8 @@ class _Supervisor:
         return True, "all workers that run answer"
 
     def _readiness(self) -> tuple[bool, str]:
-        num_ready = sum(worker.is_ready for worker in self._workers)
+        num_ready = sum(one.is_ready and not self._silence[one].is_silent for one in self._workers)
         state = "serving" if num_ready else "waiting"
         if self._is_ending.is_set():
             state, num_ready = "draining", 0
         return num_ready > 0, f"{state}: {num_ready} of {len(self._workers)} workers are ready"
-
-
-class _Silence:
-    """Notices that a worker does not answer. Time in which nobody asks does not count."""
-
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
-        self._asked = worker.ask()
-        self._num_unanswered = 0
-
-    @property
-    def is_silent(self) -> bool:
-        """Whether it has not answered for two checks or more."""
-        return self._num_unanswered >= _MAX_UNANSWERED
-
-    def check(self) -> None:
-        """Asks again, if there was an answer."""
-        if not self._asked.done():
-            self._num_unanswered += 1
-            if self._num_unanswered == _MAX_UNANSWERED:
-                _logger.warning("worker silent worker=%d", self._worker.number)
-            return
-        if self.is_silent:
-            _logger.info("worker answers again worker=%d", self._worker.number)
-        self._num_unanswered = 0
-        self._asked = self._worker.ask()
