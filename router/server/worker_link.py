@@ -9,8 +9,10 @@ import pickle
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Metric
 
@@ -95,9 +97,12 @@ class WorkerLink:
             before_report: Called on the event loop before each report.
         """
         reader, self._writer = await asyncio.open_connection(sock=self._socket)
+        # Of its own: the loop's threads may all wait for a silent name server.
+        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reports")
+        report = partial(asyncio.get_running_loop().run_in_executor, thread, _report, registry)
         while asked := await reader.read(_MAX_ASKED):
             before_report()
-            self._writer.write(await asyncio.to_thread(_report, registry, len(asked)))
+            self._writer.write(await report(len(asked)))
 
     def tell(self, message: Message) -> None:
         """Sends a message."""
@@ -109,6 +114,8 @@ class WorkerLink:
     async def close(self, registry: CollectorRegistry) -> None:
         """Sends a last report: what the worker has counted outlives it."""
         if self._writer is not None:
+            # The end of the process takes along what is still to be written.
+            self._writer.transport.set_write_buffer_limits(high=0)
             self._writer.write(_report(registry, 0))
             with suppress(OSError, TimeoutError):
                 async with asyncio.timeout(_SEND_SECONDS):

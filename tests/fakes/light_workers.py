@@ -36,7 +36,8 @@ def run(config, link):
 async def serve(config, link, name):
     listeners = listen(config.host, config.port, "port", is_shared=True)
     registry = CollectorRegistry()
-    Counter("pagestream_router_retries", "Counts up.", registry=registry).inc(10)
+    retries = Counter("pagestream_router_retries", "10, and 1 at the end.", registry=registry)
+    retries.inc(10)
     Gauge("pagestream_router_requests_in_flight", "Is 1.", registry=registry).set(1)
     ended = asyncio.Event()
     if name == "hang":
@@ -51,6 +52,7 @@ async def serve(config, link, name):
             os.kill(os.getpid(), signal.SIGKILL)
         await ended.wait()
         running.cancel()
+    retries.inc()
     await link.close(registry)
     for listener in listeners:
         listener.close()

@@ -88,15 +88,15 @@ async def test_counters_of_a_worker_that_ended_are_kept_and_it_is_started_again(
         await router.until_logged("workers listening")
         assert await router.get("/readyz") == "serving: 2 of 2 workers are ready\n"
         assert await router.metric("pagestream_router_retries_total") == 20
-        killed = int(router.pids["0"])
 
-        os.kill(killed, signal.SIGKILL)
-        await router.until(lambda one: int(one.pids["0"]) != killed)
+        os.kill(int(router.pids["0"]), signal.SIGKILL)
+        os.kill(int(router.pids["1"]), signal.SIGTERM)
         await router.until_logged("worker ended worker=0 restart_seconds=0 detail=.* signal 9")
+        await router.until_logged("worker ended worker=1 restart_seconds=0 detail=.* exit code 0")
 
         while await router.metric("pagestream_router_requests_in_flight") != 2:
             assert await router.metric("pagestream_router_retries_total") >= 20
-        assert await router.metric("pagestream_router_retries_total") == 30
+        assert await router.metric("pagestream_router_retries_total") == 41
         assert await router.metric('pagestream_router_worker_restarts_total{worker="0"}') == 1
         assert await router.metric('pagestream_router_worker_ready{worker="0"}') == 1
         assert await router.end() == 0
