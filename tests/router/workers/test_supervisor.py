@@ -45,7 +45,9 @@ class Router:
 
     async def metric(self, name):
         text = await self.get("/metrics")
-        return float(re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)[1])
+        found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
+        # No gauge is left while no worker runs.
+        return float(found[1]) if found else 0.0
 
     async def wait(self):
         async with asyncio.timeout(TIMEOUT):
