@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 
 from prometheus_client import CollectorRegistry, Metric
 
@@ -99,10 +98,10 @@ class WorkerLink:
         reader, self._writer = await asyncio.open_connection(sock=self._socket)
         # Of its own: the loop's threads may all wait for a silent name server.
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reports")
-        report = partial(asyncio.get_running_loop().run_in_executor, thread, _report, registry)
+        loop = asyncio.get_running_loop()
         while asked := await reader.read(_MAX_ASKED):
             before_report()
-            self._writer.write(await report(len(asked)))
+            self._writer.write(await loop.run_in_executor(thread, _report, registry, len(asked)))
 
     def tell(self, message: Message) -> None:
         """Sends a message."""
