@@ -1,5 +1,6 @@
 import contextlib
 import socket
+import threading
 
 import grpc
 import pytest
@@ -194,3 +195,15 @@ def test_shared_port_is_refused_where_ipv6_cannot_be_kept_out(monkeypatch):
         pytest.raises(CannotListen, match=r"0\.0\.0\.0:\d+ .Address already in use"),
     ):
         add_grpc_port(lambda address: 0, "0.0.0.0", port, is_shared=True)
+
+
+@needs_ipv6
+def test_process_that_shares_a_port_waits_while_another_keeps_ipv6_out():
+    with reserved_port("0.0.0.0", 0, "port") as port:
+        other = socket.socket(socket.AF_INET6)
+        other.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        other.bind(("::", port))
+        closing = threading.Timer(0.05, other.close)
+        closing.start()
+        assert add_grpc_port(lambda address: 0, "0.0.0.0", port, is_shared=True) == port
+        closing.join()
