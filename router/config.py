@@ -18,7 +18,6 @@ from servicekit.values import Flags, Integers, OneOf, Paths, quoted, seconds
 
 ENVIRONMENT_PREFIX = "PAGESTREAM_ROUTER_"
 PLACEMENTS = ("prefix", "round_robin", "random", "least_loaded")
-MAX_WORKERS = 256
 _ENGINES = ("engines", "engines_file", "engine_dns")
 """Options that say where the engines are; exactly one of them is given."""
 _ONE_OF_ENGINES = "none; one of --engines, --engines-file and --engine-dns is required"
@@ -98,7 +97,7 @@ class RouterConfig(Options):
     workers: int = field(
         default=1,
         metadata=about(
-            Integers(1, MAX_WORKERS),
+            Integers(1, 256),
             "processes that share the ports, each a router of its own with the bounds below",
         ),
     )
