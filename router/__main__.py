@@ -2,23 +2,21 @@
 
 import signal
 import sys
+from collections.abc import Callable
 
-from router.config import read_config
+from router.config import RouterConfig, read_config
 from router.errors import StartupError
+from router.without_torch import do_without_torch
 from servicekit.log import print_error, set_up_logging
 from servicekit.process import exit_at_once, exit_code_of
 
 
 def main() -> int:
     """Serves until SIGTERM; returns the process's exit code."""
-    # transformers imports torch where it finds it, for which a router has no use: three times the
-    # memory and a second more of start. None makes every import of it fail as if it were absent.
-    sys.modules["torch"] = None  # type: ignore[assignment]
+    do_without_torch()
     try:
         config = read_config(sys.argv[1:])
-        # Not before the options are checked: `--help` and a wrong option are answered at once.
-        from router.launch import run
-
+        run = _import_run(config)
         set_up_logging(config.log_level)
         return run(config)
     except StartupError as error:
@@ -27,6 +25,17 @@ def main() -> int:
     # Before the service takes signals as it should, and after.
     except KeyboardInterrupt:
         return exit_code_of(signal.SIGINT)
+
+
+def _import_run(config: RouterConfig) -> Callable[[RouterConfig], int]:
+    # Not before the options are checked: `--help` and a wrong option are answered at once.
+    if config.workers == 1:
+        from router.launch import run
+
+        return run
+    from router.workers.supervisor import supervise
+
+    return supervise
 
 
 if __name__ == "__main__":

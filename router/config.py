@@ -94,6 +94,13 @@ class RouterConfig(Options):
             unset="none: gRPC only",
         ),
     )
+    workers: int = field(
+        default=1,
+        metadata=about(
+            Integers(1, 256),
+            "processes that share the ports, each a router of its own with the bounds below",
+        ),
+    )
     placement: str = field(
         default="prefix",
         metadata=about(

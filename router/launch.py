@@ -22,6 +22,7 @@ from router.request.slow_readers import SlowReaders
 from router.server.grpc_server import RouterServicer
 from router.server.health import Health, State
 from router.server.metrics import ResourceUsage, RouterMetrics
+from router.server.worker_link import Listening, StateChange, WorkerLink
 from router.text.chat_template import TemplateSettings, read_template
 from router.text.tokenizer_pool import TokenizerPool
 from router.types import ModelInfo
@@ -48,23 +49,27 @@ _GC_THRESHOLDS = (20_000, 20, 20)
 _logger = logging.getLogger(__name__)
 
 
-def run(config: RouterConfig) -> int:
+def run(config: RouterConfig, link: WorkerLink | None = None) -> int:
     """Serves until SIGTERM or SIGINT; returns the exit code.
 
     The first signal lets running requests finish within the grace and is a good end; a second
     ends at once, with the exit code of a process that it ended.
+
+    Args:
+        config: The settings.
+        link: Leads to the supervisor, which has the operations port, if there are several workers.
 
     Raises:
         StartupError: The router cannot serve; the message says what to do.
     """
     raise_file_limit()
     with asyncio.Runner(loop_factory=GrpcEventLoop) as runner:
-        return runner.run(_serve(config))
+        return runner.run(_serve(config, link))
 
 
-async def _serve(config: RouterConfig) -> int:
+async def _serve(config: RouterConfig, link: WorkerLink | None) -> int:
     # gRPC's server belongs to the loop that runs when it is made.
-    return await _Router(config).serve()
+    return await _Router(config, link).serve()
 
 
 def _template_settings(config: RouterConfig, metrics: RouterMetrics) -> TemplateSettings:
@@ -83,8 +88,9 @@ def _template_settings(config: RouterConfig, metrics: RouterMetrics) -> Template
 class _Router:
     """One router process."""
 
-    def __init__(self, config: RouterConfig) -> None:
+    def __init__(self, config: RouterConfig, link: WorkerLink | None) -> None:
         self._config = config
+        self._link = link
         self._metrics = RouterMetrics()
         self._refusals = RefusalLog(self._metrics.count_malformed_message)
         try:
@@ -135,7 +141,9 @@ class _Router:
         max_streams = config.max_concurrent_requests + _SPARE_STREAMS
         self._server = grpc.aio.server(
             options=[
-                *server_options(router_request_bytes(config.max_prompt_bytes)),
+                *server_options(
+                    router_request_bytes(config.max_prompt_bytes), is_port_shared=link is not None
+                ),
                 ("grpc.max_concurrent_streams", max_streams),
             ]
         )
@@ -146,8 +154,10 @@ class _Router:
         signals = end_signals(end_soon)
         with self._tokenizers:
             try:
-                await self._listen()
+                if self._link is None or not self._link.waits_until_ready:
+                    await self._listen()
                 async with asyncio.TaskGroup() as tasks:
+                    reports = tasks.create_task(self._report(), name="reports")
                     fleet = tasks.create_task(self._fleet.run(), name="fleet")
                     discovery = tasks.create_task(self._follow_engines(), name="discovery")
                     readiness = tasks.create_task(self._follow_readiness(), name="readiness")
@@ -161,28 +171,46 @@ class _Router:
                     readers.cancel()
                     discovery.cancel()
                     fleet.cancel()
+                    reports.cancel()
             finally:
                 await self._stop_http()
                 await self._server.stop(None)
                 await self._operations.stop()
+        if self._link is not None:
+            self._update_metrics()
+            await self._link.close(self._metrics.registry)
         _logger.info("router ended")
         return signals.exit_code
 
     async def _listen(self) -> None:
         config = self._config
-        operations_port = await self._operations.start(config.host, config.operations_port)
-        port = await self._start_server()
-        http_port = ""
+        is_shared = self._link is not None
+        ports = []
+        if not is_shared:
+            port = await self._operations.start(config.host, config.operations_port)
+            ports.append(f"operations_port={port}")
+        ports.insert(0, f"port={await self._start_server()}")
         if self._http is not None and config.http_port is not None:
-            http_port = f" http_port={await self._http.start(config.host, config.http_port)}"
+            port = await self._http.start(config.host, config.http_port, is_shared=is_shared)
+            ports.append(f"http_port={port}")
         _logger.info(
-            "router listening host=%s port=%d operations_port=%d%s placement=%s",
+            "router listening host=%s %s placement=%s",
             config.host,
-            port,
-            operations_port,
-            http_port,
+            " ".join(ports),
             config.placement,
         )
+        if self._link is not None:
+            self._link.tell(Listening())
+
+    async def _report(self) -> None:
+        """Answers the supervisor of several workers."""
+        if self._link is not None:
+            await self._link.run(self._metrics.registry, self._update_metrics)
+
+    async def _enter(self, state: State) -> None:
+        await self._health.enter(state)
+        if self._link is not None:
+            self._link.tell(StateChange(is_ready=self._health.is_ready))
 
     def _make_http_door(self) -> "HttpDoor":
         # Imported here, as a router without it needs no web framework in its memory.
@@ -209,8 +237,13 @@ class _Router:
         handlers.add(router_pb2.DESCRIPTOR.services_by_name["RouterService"], servicer)
         handlers.add_health(self._health.servicer)
         handlers.add_reflection()
-        await self._health.enter(State.WAITING)
-        port = add_grpc_port(self._server.add_insecure_port, config.host, config.port)
+        await self._enter(State.WAITING)
+        port = add_grpc_port(
+            self._server.add_insecure_port,
+            config.host,
+            config.port,
+            is_shared=self._link is not None,
+        )
         await self._server.start()
         return port
 
@@ -238,13 +271,15 @@ class _Router:
                     await asyncio.wait(serving, return_when=asyncio.FIRST_COMPLETED)
                 if not is_settled:
                     is_settled = True
+                    if self._link is not None and self._link.waits_until_ready:
+                        await self._listen()
                     collect_garbage_rarely(*_GC_THRESHOLDS)
                     let_loop_run_on()
-                await self._health.enter(State.SERVING)
+                await self._enter(State.SERVING)
                 names = ",".join(model.info.name for model in self._fleet.models())
                 _logger.info("router ready models=%s", names)
                 await self._fleet.wait_unready()
-                await self._health.enter(State.WAITING)
+                await self._enter(State.WAITING)
                 _logger.warning("router not ready detail=no engine takes requests")
 
     def _served(self) -> list[ModelInfo]:
@@ -263,7 +298,7 @@ class _Router:
     async def _drain(self, signals: EndSignals) -> None:
         grace = self._config.drain_grace_seconds
         self._pipeline.drain()
-        await self._health.enter(State.DRAINING)
+        await self._enter(State.DRAINING)
         if self._http is not None:
             self._http.drain()
         _logger.info("router draining grace_seconds=%g", grace)

@@ -1,5 +1,6 @@
-"""Python's garbage collector, which stops all threads while it runs."""
+"""What is no longer needed: Python's garbage, a search for which stops all threads, and memory."""
 
+import ctypes
 import gc
 
 
@@ -15,3 +16,10 @@ def collect_garbage_rarely(*thresholds: int) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*thresholds)
+
+
+def return_free_memory() -> None:
+    """Returns freed memory to the system, of which glibc keeps much for later; it takes some ms."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -13,6 +13,7 @@ import errno
 import ipaddress
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 
 from servicekit import address
@@ -21,6 +22,8 @@ from servicekit.errors import StartupError
 _ATTEMPTS = 16
 """How many free ports are tried: one that is free on one address may be in use on another."""
 _BACKLOG = 1024
+_TURN_SECONDS = 2.0
+_POLL_SECONDS = 0.005
 _NOT_OURS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
@@ -28,37 +31,75 @@ class CannotListen(StartupError):
     """Listening on a port failed; the text says why, and which option to change."""
 
 
-def listen(host: str, port: int, option: str) -> list[socket.socket]:
+@contextlib.contextmanager
+def reserved_port(host: str, port: int, option: str) -> Iterator[int]:
+    """Keeps a port for child processes that share it; yields it, a free one if `port` is 0.
+
+    The system spreads connections over the children that listen. While the block runs, no other
+    process can use the port, unless it has the same user and asks for a shared port itself.
+
+    Args:
+        host: Name or address of this machine.
+        port: The port, or 0 for a free one.
+        option: The option that sets the port, such as "http-port".
+
+    Raises:
+        CannotListen: The port is in use, shared or not, or the host is not this machine's.
+    """
+    with contextlib.ExitStack() as held:
+        # Alone at first, so that nothing is shared with another service.
+        listeners = listen(host, port, option)
+        chosen: int = listeners[0].getsockname()[1]
+        for listener in listeners:
+            with listener:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                # It never listens, so it gets no connections.
+                holder = held.enter_context(_shared(_host_of(listener), chosen))
+            # Otherwise a second service could bind the port, too, until a child listens.
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        yield chosen
+
+
+def listen(host: str, port: int, option: str, *, is_shared: bool = False) -> list[socket.socket]:
     """Returns sockets that listen at one port; the caller closes them.
 
     Args:
         host: Name or address of this machine.
         port: The port, or 0 for a free one.
         option: The option that sets the port, such as "operations-port".
+        is_shared: Whether it is a `reserved_port` of the parent process.
 
     Raises:
         CannotListen: The port is in use, or the host is not this machine's.
     """
     try:
-        return _listen(_numeric(host), port)
+        return _open(host, port, _shared_listener if is_shared else _listener)
     except OSError as error:
         raise _cannot_listen(host, port, option, _words(error)) from None
 
 
-def add_grpc_port(add_insecure_port: Callable[[str], int], host: str, port: int) -> int:
+def add_grpc_port(
+    add_insecure_port: Callable[[str], int], host: str, port: int, *, is_shared: bool = False
+) -> int:
     """Makes a gRPC server listen and returns the port, which is a free one if `port` is 0.
 
     Args:
         add_insecure_port: The server's method.
         host: Name or address of this machine.
         port: The port.
+        is_shared: Whether it is a `reserved_port` of the parent process; the server's options must
+            say so, too.
 
     Raises:
         CannotListen: The port is in use, or the host is not this machine's.
     """
     # For a port in use, gRPC would log its own lines without the reason.
     hosts = {}
-    probes = listen(host, port, "port")
+    try:
+        # A probe of a shared port does not listen: it would get connections.
+        probes = _open(host, port, _shared if is_shared else _listener)
+    except OSError as error:
+        raise _cannot_listen(host, port, "port", _words(error)) from None
     chosen: int = probes[0].getsockname()[1]
     for probe in probes:
         hosts[_host_of(probe)] = chosen
@@ -68,10 +109,12 @@ def add_grpc_port(add_insecure_port: Callable[[str], int], host: str, port: int)
         if port == 0 and len(hosts) == 1 and "0.0.0.0" not in hosts:
             return add_insecure_port(address.join(next(iter(hosts)), 0))
         for numeric in hosts:
-            with _ipv4_alone(numeric, chosen):
+            with _ipv4_alone(numeric, chosen, is_shared=is_shared):
                 add_insecure_port(address.join(numeric, chosen))
     except RuntimeError as error:
         raise _cannot_listen(host, port, "port", str(error)) from None
+    except OSError as error:
+        raise _cannot_listen(host, port, "port", _words(error)) from None
     return chosen
 
 
@@ -95,50 +138,68 @@ def _numeric(host: str) -> list[str]:
     return numeric
 
 
-def _listen(hosts: list[str], port: int) -> list[socket.socket]:
+def _open(host: str, port: int, make: Callable[[str, int], socket.socket]) -> list[socket.socket]:
+    hosts = _numeric(host)
     num_attempts = _ATTEMPTS if port == 0 and len(hosts) > 1 else 1
     while True:
         num_attempts -= 1
         try:
-            return _listen_once(hosts, port)
+            return _open_once(hosts, port, make)
         except OSError as error:
             if error.errno != errno.EADDRINUSE or not num_attempts:
                 raise
 
 
-def _listen_once(hosts: list[str], port: int) -> list[socket.socket]:
-    listeners: list[socket.socket] = []
+def _open_once(
+    hosts: list[str], port: int, make: Callable[[str, int], socket.socket]
+) -> list[socket.socket]:
+    sockets: list[socket.socket] = []
     missing: OSError | None = None
     with contextlib.ExitStack() as opened:
         for host in hosts:
-            number = listeners[0].getsockname()[1] if listeners else port
+            number = sockets[0].getsockname()[1] if sockets else port
             try:
-                listeners.append(opened.enter_context(_listener(host, number)))
+                sockets.append(opened.enter_context(make(host, number)))
             except OSError as error:
                 if error.errno not in _NOT_OURS:
                     raise
                 missing = error
-        if missing is not None and not listeners:
+        if missing is not None and not sockets:
             raise missing
         opened.pop_all()
-    return listeners
+    return sockets
 
 
 def _listener(host: str, port: int) -> socket.socket:
+    return _bound(host, port, is_shared=False, is_listening=True)
+
+
+def _shared_listener(host: str, port: int) -> socket.socket:
+    return _bound(host, port, is_shared=True, is_listening=True)
+
+
+def _shared(host: str, port: int) -> socket.socket:
+    return _bound(host, port, is_shared=True, is_listening=False)
+
+
+def _bound(host: str, port: int, *, is_shared: bool, is_listening: bool) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     where = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)[0][-1]
-    listener = socket.socket(family)
+    bound = socket.socket(family)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if is_shared:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, host != "::")
-        listener.bind(where)
-        listener.listen(_BACKLOG)
-        listener.setblocking(False)
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, host != "::")
+        bound.bind(where)
+        if is_listening:
+            bound.listen(_BACKLOG)
+        bound.setblocking(False)
     except BaseException:
-        listener.close()
+        bound.close()
         raise
-    return listener
+    return bound
 
 
 def _host_of(listener: socket.socket) -> str:
@@ -148,16 +209,36 @@ def _host_of(listener: socket.socket) -> str:
 
 
 @contextlib.contextmanager
-def _ipv4_alone(host: str, port: int) -> Iterator[None]:
+def _ipv4_alone(host: str, port: int, *, is_shared: bool) -> Iterator[None]:
     """Keeps gRPC from treating 0.0.0.0 as all addresses of both families, its default."""
     with contextlib.ExitStack() as held:
         if host == "0.0.0.0" and socket.has_ipv6:
-            # In use already, or no IPv6: gRPC then cannot bind it either.
-            with contextlib.suppress(OSError):
+            try:
                 holder = held.enter_context(socket.socket(socket.AF_INET6))
                 holder.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                holder.bind(("::", port))
+                _bind_in_turn(holder, port, _TURN_SECONDS if is_shared else 0.0)
+            except OSError as error:
+                # In use already, or no IPv6: gRPC then cannot bind it either. But a shared port
+                # that is in use can be bound once more.
+                if is_shared and error.errno == errno.EADDRINUSE:
+                    raise
         yield
+
+
+def _bind_in_turn(holder: socket.socket, port: int, seconds: float) -> None:
+    """Binds all IPv6 addresses, after the processes that share the port and do the same."""
+    # Each does it anew: Linux lets a socket join those that share a port without a look at the
+    # others, unless the last one that was bound does not share.
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            holder.bind(("::", port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                raise
+            time.sleep(_POLL_SECONDS)
+        else:
+            return
 
 
 def _cannot_listen(host: str, port: int, option: str, why: str) -> CannotListen:

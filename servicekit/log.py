@@ -28,15 +28,16 @@ _stderr = LineWriter(None if sys.__stderr__ is None else 2)
 _uncaught = logging.getLogger("uncaught")
 
 
-def set_up_logging(level: str | int) -> None:
+def set_up_logging(level: str | int, label: str = "") -> None:
     """Sends this process's log to standard error, including the traceback of a crash.
 
     Args:
         level: The lowest level that is logged, such as "info" or `logging.INFO`.
+        label: What tells this process's entries from those of others, such as "worker=3".
     """
     _take_over_libraries()
     level = level.upper() if isinstance(level, str) else level
-    logging.basicConfig(level=level, handlers=[LogHandler(_stderr)], force=True)
+    logging.basicConfig(level=level, handlers=[LogHandler(_stderr, label)], force=True)
     sys.excepthook = _log_uncaught
     threading.excepthook = _log_uncaught_of
     sys.unraisablehook = _log_uncaught_of
@@ -59,12 +60,21 @@ atexit.register(flush_log)
 
 
 class LineFormatter(logging.Formatter):
-    """Formats an entry as one line, truncated and escaped; a traceback follows, indented."""
+    """Formats an entry as one line, truncated and escaped; a traceback follows, indented.
+
+    Args:
+        label: What stands before the logger's name, if anything.
+    """
+
+    def __init__(self, label: str = "") -> None:
+        super().__init__()
+        self.label = label and f"{label} "
 
     def format(self, record: logging.LogRecord) -> str:
         """Returns the lines of an entry, without the final newline."""
         time_ = self.formatTime(record)
-        lines = [_line(f"{time_} {record.levelname} {record.name} {record.getMessage()}")]
+        name = self.label + record.name
+        lines = [_line(f"{time_} {record.levelname} {name} {record.getMessage()}")]
         if record.exc_info and record.exc_info[0]:
             lines += _indented(self.formatException(record.exc_info))
         if record.stack_info:
@@ -77,11 +87,14 @@ class LogHandler(logging.Handler):
 
     Args:
         writer: Takes the lines.
+        label: As in `set_up_logging`.
     """
 
-    def __init__(self, writer: LineWriter) -> None:
+    formatter: LineFormatter
+
+    def __init__(self, writer: LineWriter, label: str = "") -> None:
         super().__init__()
-        self.setFormatter(LineFormatter())
+        self.setFormatter(LineFormatter(label))
         self._writer = writer
         self._limits: dict[tuple[str, int], RateLimit] = {}
 
@@ -109,7 +122,8 @@ class LogHandler(logging.Handler):
         return limit.take(time.monotonic())
 
     def _repeated(self, record: logging.LogRecord, number: int) -> str:
-        return f"{self.formatter.formatTime(record)} {number} more entries like the next one\n"  # type: ignore[union-attr]
+        time_ = self.formatter.formatTime(record)
+        return f"{time_} {self.formatter.label}{number} more entries like the next one\n"
 
 
 def _take_over_libraries() -> None:

@@ -35,7 +35,9 @@ def router_request_bytes(max_prompt_bytes: int) -> int:
     return prompt + messages + params + 4 * MAX_LABEL_BYTES + _SPARE_BYTES
 
 
-def server_options(max_request_bytes: int = ENGINE_REQUEST_BYTES) -> ChannelOptions:
+def server_options(
+    max_request_bytes: int = ENGINE_REQUEST_BYTES, *, is_port_shared: bool = False
+) -> ChannelOptions:
     """Returns the options of a server: message limit, and pings in both directions.
 
     The server's pings detect a client whose machine is gone, so that its requests are cancelled.
@@ -43,6 +45,7 @@ def server_options(max_request_bytes: int = ENGINE_REQUEST_BYTES) -> ChannelOpti
     Args:
         max_request_bytes: The largest message that it accepts. gRPC applies it to compressed
             messages both before and after decompression.
+        is_port_shared: Whether other processes serve on its port, too.
     """
     return [
         ("grpc.max_receive_message_length", max_request_bytes),
@@ -51,8 +54,8 @@ def server_options(max_request_bytes: int = ENGINE_REQUEST_BYTES) -> ChannelOpti
         # from 1,000 on.
         ("grpc.server.max_pending_requests", _MAX_BACKLOG),
         ("grpc.server.max_pending_requests_hard_limit", _MAX_BACKLOG),
-        # Without this, a second server on a port shares it silently instead of failing.
-        ("grpc.so_reuseport", 0),
+        # By default, a second server on a port shares it silently instead of failing.
+        ("grpc.so_reuseport", int(is_port_shared)),
         ("grpc.keepalive_time_ms", _KEEPALIVE_TIME_MS),
         ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
         # Otherwise an unanswered ping is waited for a minute, despite the line above.

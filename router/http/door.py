@@ -68,13 +68,18 @@ class HttpDoor:
         self._acceptor = Acceptor("HTTP", self._take, self._connections.evict)
         self._connecting: set[asyncio.Task[None]] = set()
 
-    async def start(self, host: str, port: int) -> int:
+    async def start(self, host: str, port: int, *, is_shared: bool = False) -> int:
         """Listens and returns the port, which is a free one if `port` is 0.
+
+        Args:
+            host: Name or address of this machine.
+            port: The port.
+            is_shared: Whether other processes listen on it, too.
 
         Raises:
             CannotListen: The port is in use, or the host is not this machine's.
         """
-        listeners = listen(host, port, "http-port")
+        listeners = listen(host, port, "http-port", is_shared=is_shared)
         self._acceptor.start(listeners)
         chosen: int = listeners[0].getsockname()[1]
         return chosen

@@ -16,6 +16,7 @@ from router.text.containment import contained
 from router.text.threads import Threads
 from router.text.tokenizer import Tokenizer
 from router.types import ModelInfo
+from servicekit.garbage import return_free_memory
 
 _MAX_LOADED = 8
 """Tokenizers kept; beyond that, only those that connected engines announce."""
@@ -182,4 +183,6 @@ def _load(files: Mapping[str, bytes], settings: TemplateSettings) -> Tokenizer:
     tokenizer = Tokenizer.from_files(files, settings)
     # Some tokenizers load and then fail on every text; find out now.
     tokenizer.decode(tokenizer.encode_text("a"), skip_special_tokens=False)
+    # What transformers made to load it is larger than what is left.
+    return_free_memory()
     return tokenizer

@@ -3,7 +3,11 @@
 import re
 from pathlib import Path
 
+import pytest
+from prometheus_client import CollectorRegistry
+
 from router.server.metrics import ResourceUsage, RouterMetrics
+from router.workers.worker_metrics import WorkerMetrics
 from tests.fakes.fake_fleet import FakeFleet
 from tests.router.server.test_metrics import STATISTICS
 
@@ -11,11 +15,21 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
 PREFIX = "pagestream_router_"
 
 
-def rows() -> list[str]:
+def router_registry() -> CollectorRegistry:
     metrics = RouterMetrics()
     metrics.update(FakeFleet().engines(), STATISTICS, ResourceUsage())
+    return metrics.registry
+
+
+REGISTRIES = {
+    "Router": router_registry(),
+    "Router of several workers": WorkerMetrics(2).registry,
+}
+
+
+def rows(heading: str) -> list[str]:
     found = []
-    for family in metrics.registry.collect():
+    for family in REGISTRIES[heading].collect():
         if family.name.startswith(PREFIX):
             name = family.name + ("_total" if family.type == "counter" else "")
             labels = sorted({key for sample in family.samples for key in sample.labels} - {"le"})
@@ -24,18 +38,20 @@ def rows() -> list[str]:
     return sorted(found)
 
 
-def test_document_lists_every_series_with_type_labels_and_meaning():
+@pytest.mark.parametrize("heading", REGISTRIES)
+def test_document_lists_every_series_with_type_labels_and_meaning(heading):
     section = re.search(
-        r"^## Router$(.*?)(?=^## |\Z)", DOCUMENT.read_text("utf-8"), re.MULTILINE | re.DOTALL
+        rf"^## {heading}$(.*?)(?=^## |\Z)", DOCUMENT.read_text("utf-8"), re.MULTILINE | re.DOTALL
     )
-    assert section, "no section Router"
+    assert section, f"no section {heading}"
     listed = [line for line in section[1].splitlines() if line.startswith(f"| `{PREFIX}")]
 
-    assert listed == rows(), "expected:\n" + "\n".join(rows())
+    assert listed == rows(heading), "expected:\n" + "\n".join(rows(heading))
 
 
-def test_times_and_counts_carry_their_unit():
-    for row in rows():
+@pytest.mark.parametrize("heading", REGISTRIES)
+def test_times_and_counts_carry_their_unit(heading):
+    for row in rows(heading):
         name, kind = re.match(r"\| `(\S+)` \| (\w+)", row).groups()
         assert (kind == "counter") == name.endswith("_total")
         assert (kind == "histogram" or "_age_" in name) == name.endswith("_seconds")

@@ -1,6 +1,10 @@
+import ctypes
 import gc
+from pathlib import Path
 
-from servicekit.garbage import collect_garbage_rarely
+import pytest
+
+from servicekit.garbage import collect_garbage_rarely, return_free_memory
 
 
 def test_what_is_there_is_left_out_of_later_searches_for_garbage():
@@ -13,3 +17,19 @@ def test_what_is_there_is_left_out_of_later_searches_for_garbage():
     finally:
         gc.unfreeze()
         gc.set_threshold(*thresholds)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="this is not glibc")
+def test_freed_memory_is_returned_to_the_system():
+    def num_resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    # Too large for Python's own allocator, and too small for a mapping of their own.
+    blocks = [bytes(4000) for _ in range(10_000)]
+    del blocks[:-1]
+    before = num_resident()
+
+    return_free_memory()
+
+    assert num_resident() < before - 20_000_000
+    assert len(blocks) == 1

@@ -1,4 +1,6 @@
+import contextlib
 import socket
+import threading
 
 import grpc
 import pytest
@@ -6,7 +8,7 @@ import pytest
 from protos.wire.channel import server_options
 from servicekit import listening
 from servicekit.http_server import HttpServer
-from servicekit.listening import CannotListen, add_grpc_port, listen
+from servicekit.listening import CannotListen, add_grpc_port, listen, reserved_port
 
 BOTH = ["127.0.0.1", "::1"]
 
@@ -127,3 +129,81 @@ def test_machine_without_ipv6_takes_all_its_ipv4_addresses(monkeypatch):
 
     assert listener.getsockname()[0] == "0.0.0.0"
     listener.close()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::"])
+async def test_reserved_port_is_shared_with_those_that_know_and_with_no_one_else(host):
+    with reserved_port(host, 0, "port") as port:
+        servers = []
+        for _ in range(3):
+            servers.append(grpc.aio.server(options=server_options(is_port_shared=True)))
+            add_grpc_port(servers[-1].add_insecure_port, host, port, is_shared=True)
+            await servers[-1].start()
+
+        if has_ipv6():
+            assert reached(port) == (BOTH if host == "::" else BOTH[:1])
+        with pytest.raises(CannotListen, match="Address already in use"):
+            listen(host, port, "port")
+        with (
+            pytest.raises(CannotListen, match="Address already in use"),
+            reserved_port(host, port, "port"),
+        ):
+            pass
+        for server in servers:
+            await server.stop(None)
+
+
+def test_port_is_reserved_before_anyone_listens_and_free_afterwards():
+    with reserved_port("127.0.0.1", 0, "port") as port:
+        assert reached(port) == []
+        for _ in range(2):
+            with pytest.raises(CannotListen), reserved_port("127.0.0.1", port, "port"):
+                pass
+            with pytest.raises(CannotListen):
+                listen("127.0.0.1", port, "port")
+
+    [listener] = listen("127.0.0.1", port, "port")
+    listener.close()
+
+
+def test_reserved_port_spreads_connections_over_those_that_listen():
+    with reserved_port("127.0.0.1", 0, "http-port") as port:
+        listeners = [
+            one for _ in range(2) for one in listen("127.0.0.1", port, "http-port", is_shared=True)
+        ]
+        clients = [socket.create_connection(("127.0.0.1", port), 5) for _ in range(32)]
+
+        accepted = [0, 0]
+        for number, listener in enumerate(listeners):
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    listener.accept()[0].close()
+                    accepted[number] += 1
+
+        assert sum(accepted) == 32
+        assert min(accepted) > 0
+        for one in (*clients, *listeners):
+            one.close()
+
+
+@needs_ipv6
+def test_shared_port_is_refused_where_ipv6_cannot_be_kept_out(monkeypatch):
+    monkeypatch.setattr(listening, "_TURN_SECONDS", 0.05)
+    with (
+        reserved_port("0.0.0.0", 0, "port") as port,
+        socket.create_server(("::", port), family=socket.AF_INET6),
+        pytest.raises(CannotListen, match=r"0\.0\.0\.0:\d+ .Address already in use"),
+    ):
+        add_grpc_port(lambda address: 0, "0.0.0.0", port, is_shared=True)
+
+
+@needs_ipv6
+def test_process_that_shares_a_port_waits_while_another_keeps_ipv6_out():
+    with reserved_port("0.0.0.0", 0, "port") as port:
+        other = socket.socket(socket.AF_INET6)
+        other.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        other.bind(("::", port))
+        closing = threading.Timer(0.05, other.close)
+        closing.start()
+        assert add_grpc_port(lambda address: 0, "0.0.0.0", port, is_shared=True) == port
+        closing.join()

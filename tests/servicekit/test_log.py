@@ -26,6 +26,14 @@ def entry(message, *arguments, **options):
     return LineFormatter().format(record).splitlines()
 
 
+def test_label_of_a_process_stands_before_the_name_of_its_logger():
+    record = logging.LogRecord("router.launch", logging.INFO, __file__, 1, "ready", (), None)
+
+    [line] = LineFormatter("worker=3").format(record).splitlines()
+
+    assert line.endswith(" INFO worker=3 router.launch ready")
+
+
 def raised(*messages):
     """Returns an exception as `sys.exc_info` does, each caused by the one before."""
     try:
