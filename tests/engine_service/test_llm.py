@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass
+from itertools import islice
 
 import pytest
 import torch
@@ -66,14 +67,15 @@ def make_prompts(vocab_size):
 @pytest.fixture(scope="session")
 def cases(tiny_model: TinyModel) -> Cases:
     chosen = Cases([], [])
-    for prompt in make_prompts(tiny_model.vocab_size):
-        tokens, gap = tiny_model.greedy(prompt, NUM_TOKENS)
-        if gap >= MIN_GAP:
-            chosen.prompts.append(prompt)
-            chosen.tokens.append(tokens)
-        if len(chosen.prompts) == NUM_PROMPTS:
-            return chosen
-    raise AssertionError
+    generator = make_prompts(tiny_model.vocab_size)
+    while num_missing := NUM_PROMPTS - len(chosen.prompts):
+        prompts = list(islice(generator, num_missing))
+        answers = tiny_model.greedy_batch(prompts, NUM_TOKENS)
+        for prompt, (tokens, gap) in zip(prompts, answers, strict=True):
+            if gap >= MIN_GAP:
+                chosen.prompts.append(prompt)
+                chosen.tokens.append(tokens)
+    return chosen
 
 
 def make_llm(model, **options):
