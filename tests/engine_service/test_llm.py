@@ -2,7 +2,6 @@
 
 import random
 from dataclasses import dataclass
-from itertools import islice
 
 import pytest
 import torch
@@ -66,16 +65,8 @@ def make_prompts(vocab_size):
 
 @pytest.fixture(scope="session")
 def cases(tiny_model: TinyModel) -> Cases:
-    chosen = Cases([], [])
-    generator = make_prompts(tiny_model.vocab_size)
-    while num_missing := NUM_PROMPTS - len(chosen.prompts):
-        prompts = list(islice(generator, num_missing))
-        answers = tiny_model.greedy_batch(prompts, NUM_TOKENS)
-        for prompt, (tokens, gap) in zip(prompts, answers, strict=True):
-            if gap >= MIN_GAP:
-                chosen.prompts.append(prompt)
-                chosen.tokens.append(tokens)
-    return chosen
+    prompts = make_prompts(tiny_model.vocab_size)
+    return Cases(*tiny_model.clear_cases(prompts, NUM_PROMPTS, NUM_TOKENS, MIN_GAP))
 
 
 def make_llm(model, **options):

@@ -1,7 +1,9 @@
 """Small Qwen3 models with random weights, made by transformers, and what it says they compute."""
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -87,6 +89,19 @@ class TinyModel:
         best = torch.stack(output.logits).topk(2).values  # [num_tokens, num_prompts, 2]
         gaps = (best[..., 0] - best[..., 1]).amin(0).tolist()
         return list(zip(output.sequences[:, longest:].tolist(), gaps, strict=True))
+
+    def clear_cases(
+        self, prompts: Iterator[list[int]], count: int, num_tokens: int, min_gap: float
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """Returns the first prompts whose two best logits stay apart, and their greedy tokens."""
+        found: list[tuple[list[int], list[int]]] = []
+        while num_missing := count - len(found):
+            asked = list(islice(prompts, num_missing))
+            answers = self.greedy_batch(asked, num_tokens)
+            for prompt, (tokens, gap) in zip(asked, answers, strict=True):
+                if gap >= min_gap:
+                    found.append((prompt, tokens))
+        return [prompt for prompt, _ in found], [tokens for _, tokens in found]
 
 
 def make_config(shape: Shape, **overrides: object) -> Qwen3Config:
