@@ -3,7 +3,7 @@ VENV := .venv
 GEN_VENV := .venv-gen
 LOCK_VENV := .venv-lock
 PYTHON := $(VENV)/bin/python
-INSTALL := $(PYTHON) -m pip install --quiet --disable-pip-version-check
+INSTALL := $(PYTHON) -m pip install --quiet --disable-pip-version-check --no-compile
 PROTOS := $(wildcard protos/pagestream/*/v1/*.proto)
 CONTRACT := tests/golden/contract.binpb
 SYSTEM_PYTHON := $(shell command -v python3)
@@ -69,6 +69,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(SYSTEM_PYTHON) -m venv $(VENV)
 	$(INSTALL) --constraint constraints.txt --editable '.[dev]' \
 		|| { echo "constraints.txt cannot be installed here: taking the newest versions in range"; $(INSTALL) --editable '.[dev]'; }
+# pip would compile with one processor. Some files of packages are templates, not Python.
+	$(PYTHON) -m compileall -qq --workers 0 $(VENV)/lib || true
 	touch $@
 
 # grpcio-tools needs an older protobuf than the services run with, hence an environment of its own.
