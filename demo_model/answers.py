@@ -97,7 +97,7 @@ def ask_transformers(
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     tokenizer.padding_side = "left"
     model = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    model.to(torch.device(device))  # type: ignore[arg-type]
+    model.to(torch.device(device))
     prompts = [
         tokenizer.apply_chat_template(
             [{"role": one.role, "content": one.content} for one in conversation.question],

@@ -15,33 +15,31 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from multiprocessing import connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine_service.config import EngineConfig, ModelOptions
 from engine_service.core.types import EngineInfo
+from engine_service.core_process import EXIT_ENGINE_FAILED, CoreEntry, core_main, run_core
 from engine_service.errors import EngineFailed, StartupError
 from engine_service.models.checkpoint import resolve_checkpoint
 from engine_service.models.config import parse_config
 from engine_service.models.name import served_name
 from engine_service.server.engine_server import EngineServer
 from engine_service.server.tokenizer_files import TokenizerFiles
-from servicekit.child_process import exit_with_parent, start_without_signals
+from servicekit.child_process import start_without_signals
 from servicekit.daemon_thread import run_in_daemon_thread
-from servicekit.log import set_up_logging
 from servicekit.process import exit_at_once, raise_file_limit
 from servicekit.signals import Stopped, end_signals
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
 
-EXIT_ENGINE_FAILED = 1
 _CORE_NAME = "pagestream-engine-core"
 _CORE_EXIT_SECONDS = 5.0
 
-CoreEntry = Callable[[connection.Connection, EngineConfig], None]
 _logger = logging.getLogger("engine_service")
 
 
@@ -61,33 +59,6 @@ def run(config: EngineConfig, core_entry: CoreEntry | None = None) -> int:
     """
     raise_file_limit()
     return asyncio.run(_serve(config, core_entry or run_core))
-
-
-def run_core(pipe: connection.Connection, config: EngineConfig) -> None:
-    """Runs in the core process: loads the model, reports it, and serves until the pipe ends."""
-    # Only this process imports torch.
-    from engine_service.core.engine_core import EngineCore, serve
-    from engine_service.worker.executor import start_executor
-
-    def end(error: Exception) -> None:
-        """Ends this process, whose own rank may be waiting for the lost one for ever."""
-        if isinstance(error, StartupError):
-            with contextlib.suppress(OSError):
-                pipe.send(error)
-        else:
-            _logger.critical("rank lost detail=%s", error)
-        exit_at_once(EXIT_ENGINE_FAILED)
-
-    executor, info = start_executor(config.model, config.cache, config.scheduler, end)
-    core = EngineCore(
-        info,
-        config.scheduler,
-        executor,
-        enable_prefix_caching=config.cache.enable_prefix_caching,
-    )
-    pipe.send(info)
-    serve(core, pipe)
-    core.close()
 
 
 async def _serve(config: EngineConfig, core_entry: CoreEntry) -> int:
@@ -176,7 +147,7 @@ class _CoreProcess:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(
-            target=_core_main, args=(self._entry, theirs, config), name=_CORE_NAME
+            target=core_main, args=(self._entry, theirs, config), name=_CORE_NAME
         )
         start_without_signals(process)
         # Otherwise the pipe would stay open when the core ends.
@@ -225,21 +196,6 @@ class _CoreProcess:
                 "give the engine more memory, lower --num-blocks or choose a smaller model"
             )
         return f"the core process ended with exit code {code}; its log above says why"
-
-
-def _core_main(entry: CoreEntry, pipe: connection.Connection, config: EngineConfig) -> None:
-    set_up_logging(config.server.log_level)
-    # The pipe stops a core that reads it; this stops one that loads a model or hangs.
-    exit_with_parent()
-    try:
-        entry(pipe, config)
-    except StartupError as error:
-        with contextlib.suppress(OSError):
-            pipe.send(error)
-    # Otherwise multiprocessing would write it to standard error.
-    except Exception:
-        _logger.critical("core failed", exc_info=True)
-        raise SystemExit(EXIT_ENGINE_FAILED) from None
 
 
 def _check_model(options: ModelOptions) -> tuple[ModelOptions, TokenizerFiles]:

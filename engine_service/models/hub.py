@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub.errors import HFValidationError
 
 from engine_service.errors import StartupError
 
@@ -26,6 +25,9 @@ def download(model: str, patterns: Sequence[str]) -> Path:
         HubFailed: The hub cannot be reached, its answer is invalid, or it has no such model for us.
         StartupError: The model is not a valid ID.
     """
+    # Not above: with it comes an HTTP client, of no use to a model in a folder.
+    from huggingface_hub.errors import HFValidationError
+
     try:
         return Path(huggingface_hub.snapshot_download(model, allow_patterns=list(patterns)))
     except HFValidationError as error:

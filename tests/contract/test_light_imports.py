@@ -45,5 +45,8 @@ def test_server_process_imports_no_torch():
 
 
 def test_core_without_a_worker_imports_neither_torch_nor_grpc():
-    modules = modules_after("import engine_service.core.engine_core, engine_service.core.inbox")
+    modules = modules_after(
+        "import engine_service.core_process\n"
+        "import engine_service.core.engine_core, engine_service.core.inbox"
+    )
     assert not modules & (HEAVY | {"asyncio", "grpc", "google", "numpy"})

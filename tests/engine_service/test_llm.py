@@ -65,15 +65,8 @@ def make_prompts(vocab_size):
 
 @pytest.fixture(scope="session")
 def cases(tiny_model: TinyModel) -> Cases:
-    chosen = Cases([], [])
-    for prompt in make_prompts(tiny_model.vocab_size):
-        tokens, gap = tiny_model.greedy(prompt, NUM_TOKENS)
-        if gap >= MIN_GAP:
-            chosen.prompts.append(prompt)
-            chosen.tokens.append(tokens)
-        if len(chosen.prompts) == NUM_PROMPTS:
-            return chosen
-    raise AssertionError
+    prompts = make_prompts(tiny_model.vocab_size)
+    return Cases(*tiny_model.clear_cases(prompts, NUM_PROMPTS, NUM_TOKENS, MIN_GAP))
 
 
 def make_llm(model, **options):

@@ -1,7 +1,9 @@
 """Small Qwen3 models with random weights, made by transformers, and what it says they compute."""
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -67,19 +69,39 @@ class TinyModel:
 
     def greedy(self, prompt: list[int], num_tokens: int) -> tuple[list[int], float]:
         """Returns transformers' greedy tokens and how close its two best logits ever came."""
-        input_ids = torch.tensor([prompt])
+        return self.greedy_batch([prompt], num_tokens)[0]
+
+    def greedy_batch(
+        self, prompts: list[list[int]], num_tokens: int
+    ) -> list[tuple[list[int], float]]:
+        """Returns what `greedy` does for each prompt, in little more time than for one."""
+        longest = max(map(len, prompts))
+        padding = [longest - len(prompt) for prompt in prompts]
         output = self.reference.generate(
-            input_ids,
-            attention_mask=torch.ones_like(input_ids),
+            torch.tensor([[0] * count + p for count, p in zip(padding, prompts, strict=True)]),
+            attention_mask=torch.arange(longest) >= torch.tensor(padding)[:, None],
             max_new_tokens=num_tokens,
             do_sample=False,
             pad_token_id=0,
             output_logits=True,
             return_dict_in_generate=True,
         )
-        best = torch.cat(output.logits).topk(2).values  # [num_tokens, 2]
-        gap = (best[:, 0] - best[:, 1]).min().item()
-        return output.sequences[0, len(prompt) :].tolist(), gap
+        best = torch.stack(output.logits).topk(2).values  # [num_tokens, num_prompts, 2]
+        gaps = (best[..., 0] - best[..., 1]).amin(0).tolist()
+        return list(zip(output.sequences[:, longest:].tolist(), gaps, strict=True))
+
+    def clear_cases(
+        self, prompts: Iterator[list[int]], count: int, num_tokens: int, min_gap: float
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """Returns the first prompts whose two best logits stay apart, and their greedy tokens."""
+        found: list[tuple[list[int], list[int]]] = []
+        while num_missing := count - len(found):
+            asked = list(islice(prompts, num_missing))
+            answers = self.greedy_batch(asked, num_tokens)
+            for prompt, (tokens, gap) in zip(asked, answers, strict=True):
+                if gap >= min_gap:
+                    found.append((prompt, tokens))
+        return [prompt for prompt, _ in found], [tokens for _, tokens in found]
 
 
 def make_config(shape: Shape, **overrides: object) -> Qwen3Config:

@@ -12,7 +12,6 @@ import signal
 import sys
 import threading
 
-from engine_service import launch
 from engine_service.config import read_config
 from engine_service.core.engine_core import EngineCore, serve
 from engine_service.errors import StartupError
@@ -33,7 +32,7 @@ class SlowExecutor(FakeExecutor):
 
 
 def run_fake_core(pipe, config):
-    """Stands in for `launch.run_core`."""
+    """Stands in for `core_process.run_core`."""
     name = config.model.served_model_name
     if name == "no-memory":
         raise StartupError("no memory for one block of 1024 bytes; lower --block-size")
@@ -56,10 +55,13 @@ def run_fake_core(pipe, config):
 
 def main():
     """Does what `python -m engine_service` does, with the other core."""
+    # Not above: the core imports this module too, and is no server.
+    from engine_service.launch import run
+
     try:
         config = read_config(sys.argv[1:])
         set_up_logging(config.server.log_level)
-        return launch.run(config, run_fake_core)
+        return run(config, run_fake_core)
     except StartupError as error:
         print_error("engine_service", error)
         return 2

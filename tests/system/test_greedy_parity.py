@@ -39,21 +39,23 @@ def cases(model):
     """Returns 50 prompts with the reference's tokens; some share a prefix of several blocks."""
     generator = random.Random(0)
     shared = random_tokens(generator, 4 * BLOCK_SIZE, model.vocab_size)
-    cases = []
-    while len(cases) < NUM_PROMPTS:
-        index = len(cases)
+
+    def draw(index):
         if index < 2 * len(EDGE_LENGTHS):
-            prompt = random_tokens(
-                generator, EDGE_LENGTHS[index % len(EDGE_LENGTHS)], model.vocab_size
-            )
-        elif index % 2:
-            prompt = shared + random_tokens(generator, generator.randint(1, 40), model.vocab_size)
-        else:
-            prompt = random_tokens(generator, generator.randint(1, 120), model.vocab_size)
-        tokens, gap = model.greedy(prompt, MAX_TOKENS)
-        if gap >= MIN_GAP:
-            cases.append((prompt, tokens))
-    return cases
+            length = EDGE_LENGTHS[index % len(EDGE_LENGTHS)]
+            return random_tokens(generator, length, model.vocab_size)
+        if index % 2:
+            return shared + random_tokens(generator, generator.randint(1, 40), model.vocab_size)
+        return random_tokens(generator, generator.randint(1, 120), model.vocab_size)
+
+    cases = {}
+    while missing := set(range(NUM_PROMPTS)) - cases.keys():
+        prompts = {index: draw(index) for index in missing}
+        answers = model.greedy_batch(list(prompts.values()), MAX_TOKENS)
+        for (index, prompt), (tokens, gap) in zip(prompts.items(), answers, strict=True):
+            if gap >= MIN_GAP:
+                cases[index] = prompt, tokens
+    return list(cases.values())
 
 
 async def generate(stub, prompt):

@@ -92,15 +92,12 @@ def cases(tiny):
     """Returns prompts, some of which begin alike, and what transformers makes of them."""
     generator = random.Random(4)
     shared = random_tokens(generator, 40, tiny.vocab_size)
-    prompts, tokens = [], []
-    while len(prompts) < NUM_PROMPTS:
+
+    def draw():
         begin = shared if generator.random() < 0.4 else []
-        prompt = begin + random_tokens(generator, generator.randint(1, 50), tiny.vocab_size)
-        expected, gap = tiny.greedy(prompt, NUM_TOKENS)
-        if gap >= MIN_GAP:
-            prompts.append(prompt)
-            tokens.append(expected)
-    return prompts, tokens
+        return begin + random_tokens(generator, generator.randint(1, 50), tiny.vocab_size)
+
+    return tiny.clear_cases(iter(draw, None), NUM_PROMPTS, NUM_TOKENS, MIN_GAP)
 
 
 @pytest.fixture

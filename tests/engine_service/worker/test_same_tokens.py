@@ -92,20 +92,28 @@ def run_core(core, requests):
     return tokens, num_preemptions
 
 
+@pytest.fixture(scope="module")
+def expected(tiny):
+    """The tokens of steps of any size, with blocks for all requests."""
+    plain = SchedulerOptions(max_num_seqs=16)
+    executor, info = start_executor(
+        ModelOptions(model=str(tiny.folder), device="cpu"),
+        CacheOptions(block_size=BLOCK_SIZE, num_blocks=200),
+        plain,
+    )
+    return run_core(EngineCore(info, plain, executor), make_requests(tiny.vocab_size))[0]
+
+
 @pytest.mark.parametrize("max_steps_in_flight", [1, 2])
 @pytest.mark.parametrize(
-    ("max_num_seqs", "max_num_batched_tokens", "num_blocks"),
+    "sizes",
     [(16, 512, 200), (5, 16, 200), (70, 130, 200), (16, 512, 9), (1, 1, 200), (3, 2, 200)],
 )
-def test_tokens_are_the_same_when_steps_are_padded(
-    tiny, max_num_seqs, max_num_batched_tokens, num_blocks, max_steps_in_flight
-):
+def test_tokens_are_the_same_when_steps_are_padded(tiny, expected, sizes, max_steps_in_flight):
+    max_num_seqs, max_num_batched_tokens, num_blocks = sizes
     requests = make_requests(tiny.vocab_size)
     model = ModelOptions(model=str(tiny.folder), device="cpu")
     cache = CacheOptions(block_size=BLOCK_SIZE, num_blocks=num_blocks)
-    plain = SchedulerOptions(max_num_seqs=16)
-    executor, info = start_executor(model, cache, plain)
-    expected, _ = run_core(EngineCore(info, plain, executor), requests)
     options = SchedulerOptions(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
