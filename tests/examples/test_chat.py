@@ -8,7 +8,10 @@ from router.errors import InvalidRequest
 from tests.router.http.scripted_fleet import scripted
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = {"introduce": ["Grüße,\nich bin es. 😀"], "fail": [InvalidRequest("too much is asked", {})]}
+SCRIPT = {
+    "introduce": ["Grüße,\nich bin es. 😀"],
+    "fail": [InvalidRequest("too much is asked", {})],
+}
 
 
 async def output_of(*arguments):
