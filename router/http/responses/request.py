@@ -100,6 +100,10 @@ class StreamOptions(Fields):
     include_obfuscation: Annotated[
         Literal[False] | None, refused("events are not padded here; send it as false", False)
     ] = None
+    # Not of this API, but aiperf sends it.
+    include_usage: Annotated[
+        Literal[True] | None, refused("the last event always has the usage", True)
+    ] = None
 
 
 class PromptCacheOptions(Fields):
