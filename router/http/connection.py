@@ -6,7 +6,6 @@ other sign of it, and every client that closes its connection gives this one.
 
 import asyncio
 import http
-from collections.abc import Callable
 from contextlib import suppress
 
 import httptools
@@ -16,6 +15,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from router.http.connections import Connections
+from router.http.outlet import Outlet, outlet_of
 
 _HEAD_SECONDS = 10.0
 """Time for the head of a request, from the connection's begin or the head's first byte."""
@@ -169,7 +169,7 @@ class Connection(HttpToolsProtocol):
         self._is_in_head, self._is_body_pending = False, True
         self._num_wire_bytes = self._num_body_bytes = 0
         super().on_headers_complete()
-        self.cycle.transport = _Outlet(self.cycle, self._end)  # type: ignore[assignment]
+        self.cycle.transport = Outlet(self.cycle, self._end)  # type: ignore[assignment]
         if self.pipeline:
             # uvicorn reads no more then, and would not notice that the client leaves.
             self.flow.resume_reading()
@@ -228,6 +228,7 @@ class Connection(HttpToolsProtocol):
         if self._active is not None:
             self._active.disconnected = True
             self._active.message_event.set()
+            outlet_of(self._active.scope).forsake()
 
     @property
     def _is_answering(self) -> bool:
@@ -295,29 +296,3 @@ class Connection(HttpToolsProtocol):
     def _close(self) -> None:
         self._deadline = None
         self.transport.close()
-
-
-class _Outlet:
-    """The transport as an answer sees it.
-
-    The head goes with the first bytes of the body, as ASGI has it, and the end of the answer is
-    that of the connection in its own time.
-    """
-
-    __slots__ = ("_cycle", "_head", "_transport", "close", "is_closing")
-
-    def __init__(self, cycle: RequestResponseCycle, close: Callable[[], None]) -> None:
-        self._cycle = cycle
-        self._transport = cycle.transport
-        self._head = b"" if cycle.scope["method"] == "HEAD" else None
-        self.close = close
-        self.is_closing = cycle.transport.is_closing
-
-    def write(self, data: bytes) -> None:
-        """Sends, unless the client has left: asyncio would log that."""
-        if self._head is None and self._cycle.response_started:
-            self._head = data
-        elif not self._transport.is_closing():
-            if self._head:
-                data, self._head = self._head + data, b""
-            self._transport.write(data)

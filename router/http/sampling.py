@@ -17,6 +17,7 @@ from protos.wire.limits import (
 from protos.wire.reason import Reason
 from protos.wire.sampling_params import Grammar, LogitBias, SamplingParams
 from router.errors import InvalidRequest
+from router.http.request_id import chosen_id
 from router.request.json_object import read_object
 from router.request.trace_context import trace_context
 from router.types import GenerationRequest, Prompt
@@ -175,7 +176,7 @@ class SamplingFields(Fields):
         traceparent, tracestate = trace_context(request.headers.items())
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         return GenerationRequest(
-            request_id=self.request_id or "",
+            request_id=chosen_id(request.scope, self.request_id),
             model=self.model,
             prompt=prompt,
             sampling_params=params,

@@ -13,6 +13,7 @@ from router.http.anthropic.request import DisabledThinking, MessagesRequest, Pro
 from router.http.anthropic.writer import MessageWriter
 from router.http.body import parse_body, read_body
 from router.http.models import Endpoint
+from router.http.request_id import request_id
 from router.http.sampling import json_schema_grammar
 from router.http.service import Service
 from router.request.trace_context import trace_context
@@ -29,7 +30,9 @@ def anthropic_endpoints(service: Service) -> dict[str, Endpoint]:
         deltas = pipeline.generate(to_generation_request(fields, request, len(body)))
         shows_thinking = _shows_thinking(fields)
         if fields.stream:
-            return EventStream(service, deltas, MessageWriter(shows_thinking=shows_thinking))
+            return EventStream(
+                request, service, deltas, MessageWriter(shows_thinking=shows_thinking)
+            )
         reader = MessageReader(shows_thinking=shows_thinking)
         await read_answer(request, deltas, reader.read)
         return JSONResponse(reader.message())
@@ -58,7 +61,7 @@ def to_generation_request(
         raise _two("tool_choice.type", "output_config.format")
     traceparent, tracestate = trace_context(request.headers.items())
     return GenerationRequest(
-        request_id="",
+        request_id=request_id(request.scope),
         model=fields.model,
         prompt=chat,
         sampling_params=SamplingParams(

@@ -39,7 +39,7 @@ def anthropic_error(refusal: Refusal) -> dict[str, Any]:
     return {
         "type": "error",
         "error": {"type": _KINDS.get(refusal.http_status, kind), "message": _message(refusal)},
-        "request_id": None,
+        "request_id": refusal.request_id,
     }
 
 

@@ -14,8 +14,13 @@ _DELTA = (
 _DELTA_END = b"}}\n\n"
 
 
+_PING = event({"type": "ping"}, "ping")
+
+
 class MessageWriter:
     """Writes one answer."""
+
+    keep_alive = _PING
 
     def __init__(self, *, shows_thinking: bool) -> None:
         """Starts before the first delta.
@@ -36,7 +41,7 @@ class MessageWriter:
         """Returns the start of the message; the first delta must have been written."""
         assert self._admission is not None, "the first delta has it"
         message = message_head(self._admission)
-        return event({"type": "message_start", "message": message}, "message_start")
+        return event({"type": "message_start", "message": message}, "message_start") + _PING
 
     def delta(self, delta: GenerationDelta) -> bytes:
         """Returns the events of a delta, which may be none."""

@@ -136,7 +136,7 @@ async def test_wrong_field_is_named(door, changes, message):
 
     assert answer.status_code == 400, answer.text
     error = answer.json()
-    assert (error["type"], error["request_id"]) == ("error", None)
+    assert (error["type"], error["request_id"]) == ("error", answer.headers["request-id"])
     assert error["error"]["type"] == "invalid_request_error"
     assert message in error["error"]["message"]
     assert len(error["error"]["message"]) < 1000
