@@ -101,6 +101,7 @@ async def test_events_of_a_message_are_those_of_anthropic(door):
     once = [kind for kind, before in zip(kinds, [None, *kinds], strict=False) if kind != before]
     assert once == [
         ("message_start", None, None),
+        ("ping", None, None),
         ("content_block_start", 0, None),
         ("content_block_delta", 0, "thinking_delta"),
         ("content_block_delta", 0, "signature_delta"),
