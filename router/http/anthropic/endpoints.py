@@ -28,12 +28,10 @@ def anthropic_endpoints(service: Service) -> dict[str, Endpoint]:
         body = await read_body(request, service.max_body_bytes, pipeline.request_bytes)
         fields = parse_body(MessagesRequest, body)
         deltas = pipeline.generate(to_generation_request(fields, request, len(body)))
-        shows_thinking = _shows_thinking(fields)
+        form = {"max_tokens": fields.max_tokens, "shows_thinking": _shows_thinking(fields)}
         if fields.stream:
-            return EventStream(
-                request, service, deltas, MessageWriter(shows_thinking=shows_thinking)
-            )
-        reader = MessageReader(shows_thinking=shows_thinking)
+            return EventStream(request, service, deltas, MessageWriter(**form))
+        reader = MessageReader(**form)
         await read_answer(request, deltas, reader.read)
         return JSONResponse(reader.message())
 
@@ -72,6 +70,8 @@ def to_generation_request(
             grammar=grammar,
         ),
         stop=tuple(fields.stop_sequences or ()),
+        # Clients must send it, and most ask for as much as they know of.
+        fits_max_tokens=True,
         traceparent=traceparent,
         tracestate=tracestate,
         num_bytes=num_bytes,

@@ -157,7 +157,7 @@ BLOCKS = [
 
 
 def test_pieces_of_several_blocks_in_one_delta_keep_their_order():
-    reader = MessageReader(shows_thinking=True)
+    reader = MessageReader(max_tokens=20, shows_thinking=True)
     for delta in ODD:
         reader.read(delta)
 
@@ -165,7 +165,7 @@ def test_pieces_of_several_blocks_in_one_delta_keep_their_order():
 
 
 def test_blocks_of_a_stream_are_those_of_the_whole_message():
-    writer = MessageWriter(shows_thinking=True)
+    writer = MessageWriter(max_tokens=20, shows_thinking=True)
     written = [writer.delta(delta) for delta in ODD]
     stream = b"".join([writer.begin(), *written, writer.end()]).decode()
     events = [json.loads(line[6:]) for line in stream.split("\n") if line.startswith("data: ")]
