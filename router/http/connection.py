@@ -130,8 +130,6 @@ class Connection(HttpToolsProtocol):
         if self._is_deaf or self._is_lingering or self.transport.is_closing():
             return
         self._unset_keepalive_if_required()
-        if self._is_in_head and self._deadline is None and not self._is_answering:
-            self._expect_head()
         try:
             # A piece at a time, as one read may hold tens of thousands of chunks.
             for start in range(0, len(data), _PIECE_BYTES):
@@ -145,6 +143,9 @@ class Connection(HttpToolsProtocol):
             self._refuse(cause if isinstance(cause, _Fault) else _Fault(*_NOT_HTTP))
         except _Fault as fault:
             self._refuse(fault)
+        else:
+            if self._is_in_head and self._deadline is None and not self._is_answering:
+                self._expect_head()
 
     def _feed(self, piece: bytes) -> None:
         self._num_wire_bytes += len(piece)

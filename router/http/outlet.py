@@ -67,6 +67,11 @@ class Outlet:
         self._cycle.default_headers = headers
 
     @property
+    def has_whole_request(self) -> bool:
+        """Whether all of the request's body has come."""
+        return not self._cycle.more_body
+
+    @property
     def has_begun(self) -> bool:
         """Whether the head of the answer has been sent."""
         return self._cycle.response_started

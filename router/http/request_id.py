@@ -1,7 +1,7 @@
 """The ID of a request: in its answer, in logs, and on its engine."""
 
+import os
 import re
-import uuid
 
 from starlette.types import Scope
 
@@ -19,7 +19,7 @@ def name_request(scope: Scope) -> None:
     """
     given = next((value for name, value in scope["headers"] if name == _GIVEN), b"")
     found = given.decode("latin-1")
-    _set(scope, found if _WELL_FORMED.fullmatch(found) else uuid.uuid4().hex)
+    _set(scope, found if _WELL_FORMED.fullmatch(found) else os.urandom(16).hex())
 
 
 def request_id(scope: Scope) -> str:

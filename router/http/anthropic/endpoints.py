@@ -16,7 +16,7 @@ from router.http.models import Endpoint
 from router.http.request_id import request_id
 from router.http.sampling import json_schema_grammar
 from router.http.service import Service
-from router.request.trace_context import trace_context
+from router.http.tracing import http_trace_context
 from router.types import GenerationRequest
 
 
@@ -57,7 +57,7 @@ def to_generation_request(
     chat, grammar = to_chat_prompt(fields), _grammar(fields)
     if grammar is not None and chat.must_call:
         raise _two("tool_choice.type", "output_config.format")
-    traceparent, tracestate = trace_context(request.headers.items())
+    traceparent, tracestate = http_trace_context(request.scope)
     return GenerationRequest(
         request_id=request_id(request.scope),
         model=fields.model,
