@@ -369,6 +369,8 @@ class GenerationRequest:
     include_stop_text: bool = False
     bad_words: tuple[str, ...] = ()
     """Texts that must not be generated."""
+    fits_max_tokens: bool = False
+    """Whether a `max_tokens` beyond the room behind the prompt is lowered to it, not refused."""
     n: int | None = None
     """Number of continuations; None is one."""
     priority: int = 0

@@ -9,33 +9,36 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from router.http.errors import ErrorForm, Refusal, error_response, log_error
-from router.http.leaving import until_client_leaves
+from router.http.errors import ErrorForm, Refusal, error_response, refused
+from router.http.outlet import outlet_of
 from router.http.service import Service
 from router.request.slow_readers import READING
 from router.types import GenerationDelta
 
 Deltas = AsyncGenerator[GenerationDelta, None]
 
-_BODY = "http.response.body"
 _LINE_ENDS = [(end.encode(), b"\\u%04x" % ord(end)) for end in "\x85\u2028\u2029"]
 """Some clients take these for the end of a line of the stream, which JSON's own escapes prevent."""
-_START = {
-    "type": "http.response.start",
-    "status": 200,
-    "headers": [
-        (b"content-type", b"text/event-stream; charset=utf-8"),
-        (b"cache-control", b"no-cache"),
-        # nginx would collect events before it passes them on.
-        (b"x-accel-buffering", b"no"),
-    ],
-}
+_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    # nginx would collect events before it passes them on.
+    (b"x-accel-buffering", b"no"),
+]
+COMMENT = b": keep-alive\n\n"
+"""What tells the client of a stream nothing, which every client must pass over."""
 
 
 class EventWriter(Protocol):
-    """Writes one answer in the form of its API."""
+    """Writes one answer in the form of its API.
+
+    Attributes:
+        error_form: Of its errors.
+        keep_alive: What is sent when nothing else has been for long.
+    """
 
     error_form: ErrorForm
+    keep_alive: bytes
 
     def begin(self) -> bytes:
         """Returns the events before the first delta."""
@@ -65,47 +68,79 @@ def quoted(text: str) -> bytes:
 
 
 class EventStream(Response):
-    """Streams an answer. Its status is that of the error if it ends before the first delta."""
+    """Streams an answer.
 
-    def __init__(self, service: Service, deltas: Deltas, writer: EventWriter) -> None:
-        super().__init__()
+    Its status is that of the error if it ends before anything has been sent.
+    """
+
+    def __init__(
+        self, request: Request, service: Service, deltas: Deltas, writer: EventWriter
+    ) -> None:
+        # Not that of a response, whose headers have a length.
+        self.raw_headers = list(_HEADERS)
+        self.num_silent_ticks = 0
+        self._outlet = outlet_of(request.scope)
         self._service = service
         self._deltas = deltas
         self._writer = writer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI has it."""
-        writer, is_begun = self._writer, False
-        held = b""
+        """As ASGI has it, but for a stream itself, which goes straight to its outlet."""
+        outlet, writer = self._outlet, self._writer
         try:
-            async with (
-                until_client_leaves(receive),
-                self._service.slow_readers.watch(self._deltas) as reader,
-            ):
-                async for delta in self._deltas:
-                    content = writer.delta(delta)
-                    if not is_begun:
-                        await send(_START)
-                        is_begun = True
-                        content = writer.begin() + content
-                    if delta.finish is not None:
-                        # It goes with what follows, which of a single continuation is the end.
-                        held += content
-                    elif content:
-                        reader.num_ticks = 0
-                        await send({"type": _BODY, "body": held + content, "more_body": True})
-                        reader.num_ticks = READING
-                        held = b""
-                await _send_last(send, held + writer.end())
+            last = await self._send_deltas() + writer.end()
         except ClientDisconnect:
             return
         # A failing request must not fail the service.
         except Exception as error:
-            log_error(error, scope["path"])
-            if is_begun:
-                await _send_last(send, held + writer.error(Refusal(error)))
-            else:
-                await error_response(error, writer.error_form)(scope, receive, send)
+            refusal = refused(error, scope)
+            if not outlet.has_begun:
+                await error_response(refusal, writer.error_form)(scope, receive, send)
+                return
+            last = writer.error(refusal)
+        await outlet.wait_read()
+        self._begin()
+        outlet.end(last)
+
+    def break_silence(self) -> None:
+        """Sends what tells the client nothing, unless it has not even read what came before."""
+        if not self._outlet.is_held_up:
+            self._begin()
+            self._outlet.send(self._writer.keep_alive)
+
+    async def _send_deltas(self) -> bytes:
+        """Sends all deltas but the last, which it returns for what follows."""
+        service, outlet, writer = self._service, self._outlet, self._writer
+        held, is_first = b"", True
+        service.keep_alive.watch(self)
+        try:
+            async with (
+                outlet.until_client_leaves(),
+                service.slow_readers.watch(self._deltas) as reader,
+            ):
+                async for delta in self._deltas:
+                    content = writer.delta(delta)
+                    if is_first:
+                        content, is_first = writer.begin() + content, False
+                    if delta.finish is not None:
+                        # It goes with what follows, which of a single continuation is the end.
+                        held += content
+                    elif content:
+                        if outlet.is_held_up:
+                            reader.num_ticks = 0
+                            await outlet.wait_read()
+                            reader.num_ticks = READING
+                        self._begin()
+                        outlet.send(held + content)
+                        self.num_silent_ticks = 0
+                        held = b""
+        finally:
+            service.keep_alive.forget(self)
+        return held
+
+    def _begin(self) -> None:
+        if not self._outlet.has_begun:
+            self._outlet.begin(self.raw_headers)
 
 
 async def read_answer(
@@ -117,7 +152,7 @@ async def read_answer(
         ClientDisconnect: The client has left; the generation is cancelled.
         RequestError: As the pipeline says.
     """
-    async with until_client_leaves(request.receive), aclosing(deltas):
+    async with outlet_of(request.scope).until_client_leaves(), aclosing(deltas):
         async for delta in deltas:
             read(delta)
 
@@ -127,7 +162,3 @@ def _one_line(data: bytes) -> bytes:
         for end, escaped in _LINE_ENDS:
             data = data.replace(end, escaped)
     return data
-
-
-async def _send_last(send: Send, body: bytes) -> None:
-    await send({"type": _BODY, "body": body, "more_body": False})

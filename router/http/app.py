@@ -17,9 +17,10 @@ from router.http.anthropic.request import MessagesRequest, PromptFields
 from router.http.chat.answer import chat_error
 from router.http.chat.endpoint import ChatFields, chat_endpoints
 from router.http.completions.endpoint import CompletionFields, completion_endpoints
-from router.http.errors import ErrorForm, HttpError, error_response, log_error, openai_error
+from router.http.errors import ErrorForm, HttpError, error_response, openai_error, refused
 from router.http.models import Endpoint, model_endpoints
 from router.http.openapi import Operation, document_endpoints
+from router.http.request_id import name_request
 from router.http.responses.answer import responses_error
 from router.http.responses.endpoint import responses_endpoints
 from router.http.responses.request import ResponsesRequest
@@ -68,6 +69,7 @@ def make_app(service: Service) -> ASGIApp:
     exact = {key: endpoint for key, endpoint in endpoints.items() if "{" not in key[1]}
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        name_request(scope)
         # Starlette's own way costs three coroutines for each message.
         endpoint = exact.get((scope["method"], scope["path"]))
         if endpoint is None:
@@ -96,9 +98,10 @@ def _routed(endpoints: dict[tuple[str, str], Endpoint]) -> Starlette:
             text = f"{shown(request.scope['path'])} is no path of this server"
         is_anthropic = request.scope["path"].startswith("/v1/messages")
         form = anthropic_error if is_anthropic else openai_error
-        refused = error_response(HttpError(http.HTTPStatus(error.status_code), text), form)
-        refused.headers.update(error.headers or {})
-        return refused
+        refusal = refused(HttpError(http.HTTPStatus(error.status_code), text), request.scope)
+        response = error_response(refusal, form)
+        response.headers.update(error.headers or {})
+        return response
 
     app = Starlette(routes=routes, exception_handlers={HTTPException: not_found})
     # It would send the client to whatever host its own headers name.
@@ -116,7 +119,6 @@ def guarded(endpoint: Endpoint, form: ErrorForm) -> Endpoint:
             return Response(status_code=_CLIENT_LEFT)
         # A failing request must not fail the service.
         except Exception as error:
-            log_error(error, request.scope["path"])
-            return error_response(error, form)
+            return error_response(refused(error, request.scope), form)
 
     return answer

@@ -8,12 +8,13 @@ from typing import TypeVar
 import numpy as np
 import pydantic
 import pydantic_core
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from protos.wire.printable import shown
 from protos.wire.reason import Reason
 from router.errors import InvalidRequest
 from router.http.errors import HttpError
+from router.http.outlet import outlet_of
 from router.request.quota import Quota
 
 _BODY_SECONDS = 60.0
@@ -41,25 +42,33 @@ async def read_body(request: Request, max_bytes: int, quota: Quota) -> bytearray
         QueueFull: Too many bytes are held already.
         ClientDisconnect: The client has left.
     """
-    length = request.headers.get("content-length", "0")
-    if length.isdecimal() and (len(length) > 18 or int(length) > max_bytes):
-        raise _too_long(f"has {length:.20} bytes", max_bytes)
-    coding = request.headers.get("content-encoding", "identity")
-    if coding != "identity":
+    headers = dict(request.scope["headers"])
+    length = headers.get(b"content-length", b"0")
+    if length.isdigit() and (len(length) > 18 or int(length) > max_bytes):
+        raise _too_long(f"has {length.decode():.20} bytes", max_bytes)
+    coding = headers.get(b"content-encoding", b"identity")
+    if coding != b"identity":
         raise HttpError(
             http.HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-            f"content-encoding is {shown(coding)}; send the body as it is",
+            f"content-encoding is {shown(coding.decode('latin-1'))}; send the body as it is",
             field="content-encoding",
         )
-    # Not a list of parts: one of a byte would take fifty.
     body, held = bytearray(), 0
+    # A whole body needs no timer, and most are.
+    seconds = None if outlet_of(request.scope).has_whole_request else _BODY_SECONDS
     try:
-        async with asyncio.timeout(_BODY_SECONDS):
-            async for part in request.stream():
+        async with asyncio.timeout(seconds):
+            is_more = True
+            while is_more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                part, is_more = message["body"], message["more_body"]
                 quota.take(len(part))
                 held += len(part)
                 if held > max_bytes:
                     raise _too_long(f"has over {max_bytes} bytes", max_bytes)
+                # Not a list of parts: one of a byte would take fifty.
                 body += part
     except TimeoutError:
         raise HttpError(

@@ -6,7 +6,6 @@ other sign of it, and every client that closes its connection gives this one.
 
 import asyncio
 import http
-from collections.abc import Callable
 from contextlib import suppress
 
 import httptools
@@ -16,6 +15,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from router.http.connections import Connections
+from router.http.outlet import Outlet, outlet_of
 
 _HEAD_SECONDS = 10.0
 """Time for the head of a request, from the connection's begin or the head's first byte."""
@@ -130,8 +130,6 @@ class Connection(HttpToolsProtocol):
         if self._is_deaf or self._is_lingering or self.transport.is_closing():
             return
         self._unset_keepalive_if_required()
-        if self._is_in_head and self._deadline is None and not self._is_answering:
-            self._expect_head()
         try:
             # A piece at a time, as one read may hold tens of thousands of chunks.
             for start in range(0, len(data), _PIECE_BYTES):
@@ -145,6 +143,9 @@ class Connection(HttpToolsProtocol):
             self._refuse(cause if isinstance(cause, _Fault) else _Fault(*_NOT_HTTP))
         except _Fault as fault:
             self._refuse(fault)
+        else:
+            if self._is_in_head and self._deadline is None and not self._is_answering:
+                self._expect_head()
 
     def _feed(self, piece: bytes) -> None:
         self._num_wire_bytes += len(piece)
@@ -169,7 +170,7 @@ class Connection(HttpToolsProtocol):
         self._is_in_head, self._is_body_pending = False, True
         self._num_wire_bytes = self._num_body_bytes = 0
         super().on_headers_complete()
-        self.cycle.transport = _Outlet(self.cycle, self._end)  # type: ignore[assignment]
+        self.cycle.transport = Outlet(self.cycle, self._end)  # type: ignore[assignment]
         if self.pipeline:
             # uvicorn reads no more then, and would not notice that the client leaves.
             self.flow.resume_reading()
@@ -228,6 +229,7 @@ class Connection(HttpToolsProtocol):
         if self._active is not None:
             self._active.disconnected = True
             self._active.message_event.set()
+            outlet_of(self._active.scope).forsake()
 
     @property
     def _is_answering(self) -> bool:
@@ -295,29 +297,3 @@ class Connection(HttpToolsProtocol):
     def _close(self) -> None:
         self._deadline = None
         self.transport.close()
-
-
-class _Outlet:
-    """The transport as an answer sees it.
-
-    The head goes with the first bytes of the body, as ASGI has it, and the end of the answer is
-    that of the connection in its own time.
-    """
-
-    __slots__ = ("_cycle", "_head", "_transport", "close", "is_closing")
-
-    def __init__(self, cycle: RequestResponseCycle, close: Callable[[], None]) -> None:
-        self._cycle = cycle
-        self._transport = cycle.transport
-        self._head = b"" if cycle.scope["method"] == "HEAD" else None
-        self.close = close
-        self.is_closing = cycle.transport.is_closing
-
-    def write(self, data: bytes) -> None:
-        """Sends, unless the client has left: asyncio would log that."""
-        if self._head is None and self._cycle.response_started:
-            self._head = data
-        elif not self._transport.is_closing():
-            if self._head:
-                data, self._head = self._head + data, b""
-            self._transport.write(data)

@@ -9,10 +9,13 @@ from typing import Any
 
 import grpc
 from starlette.responses import JSONResponse, Response
+from starlette.types import Scope
 
+from protos.wire.printable import shown
 from protos.wire.reason import Reason
 from protos.wire.status import ErrorStatus, code_number
 from router.errors import InvalidRequest, RequestError
+from router.http.request_id import request_id
 
 _STATUSES = {
     code_number(code): status
@@ -62,9 +65,10 @@ class Refusal:
         field: The field that is wrong, or empty.
         metadata: The numbers of the message by their names.
         retry_after: Whole seconds, or None.
+        request_id: Of the request.
     """
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: Exception, request_id: str) -> None:
         if not isinstance(error, RequestError):
             error = RequestError("the router failed to process this request; its log says why")
         status = error.status
@@ -74,6 +78,7 @@ class Refusal:
         self.message = _of_http(status.message)
         self.metadata = status.metadata
         self.retry_after = None if status.retry_after is None else math.ceil(status.retry_after)
+        self.request_id = request_id
 
     @property
     def headers(self) -> dict[str, str]:
@@ -85,18 +90,29 @@ ErrorForm = Callable[[Refusal], dict[str, Any]]
 """Returns an API's JSON object for an error."""
 
 
-def log_error(error: Exception, path: str) -> None:
-    """Logs an error: as a failure of the router unless it was raised on purpose."""
+def refused(error: Exception, scope: Scope) -> Refusal:
+    """Returns what a client gets for an error, and logs it.
+
+    It is a failure of the router unless it was raised on purpose.
+    """
+    refusal, path = Refusal(error, request_id(scope)), shown(scope["path"])
     if isinstance(error, RequestError):
-        status = error.status
-        _logger.debug("request refused path=%s reason=%s", path, status.reason)
+        _logger.debug(
+            "request refused request_id=%s path=%s reason=%s detail=%s",
+            refusal.request_id,
+            path,
+            refusal.reason,
+            refusal.message,
+        )
     else:
-        _logger.error("request failed path=%s", path, exc_info=error)
+        _logger.error(
+            "request failed request_id=%s path=%s", refusal.request_id, path, exc_info=error
+        )
+    return refusal
 
 
-def error_response(error: Exception, form: ErrorForm) -> Response:
+def error_response(refusal: Refusal, form: ErrorForm) -> Response:
     """Returns the answer that is an error only."""
-    refusal = Refusal(error)
     return JSONResponse(form(refusal), refusal.http_status, refusal.headers)
 
 

@@ -17,8 +17,9 @@ from protos.wire.limits import (
 from protos.wire.reason import Reason
 from protos.wire.sampling_params import Grammar, LogitBias, SamplingParams
 from router.errors import InvalidRequest
+from router.http.request_id import chosen_id
+from router.http.tracing import http_trace_context
 from router.request.json_object import read_object
-from router.request.trace_context import trace_context
 from router.types import GenerationRequest, Prompt
 
 Int32 = Annotated[int, pydantic.Field(ge=-(2**31), lt=2**31)]
@@ -172,10 +173,10 @@ class SamplingFields(Fields):
         self, request: Request, prompt: Prompt, params: SamplingParams, num_bytes: int
     ) -> GenerationRequest:
         """Returns the request to the pipeline, with the trace context of the HTTP request."""
-        traceparent, tracestate = trace_context(request.headers.items())
+        traceparent, tracestate = http_trace_context(request.scope)
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         return GenerationRequest(
-            request_id=self.request_id or "",
+            request_id=chosen_id(request.scope, self.request_id),
             model=self.model,
             prompt=prompt,
             sampling_params=params,

@@ -1,8 +1,9 @@
 """What the HTTP handlers need of the router."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from router.http.keep_alive import KeepAlive
 from router.request.pipeline import Pipeline
 from router.request.slow_readers import SlowReaders
 from router.types import ModelSnapshot
@@ -17,9 +18,11 @@ class Service:
         models: Returns the models that can be asked for.
         slow_readers: Ends the answers that are not read; somebody must run it.
         max_body_bytes: The most bytes of a request's body.
+        keep_alive: Has something sent on streams that are silent.
     """
 
     pipeline: Pipeline
     models: Callable[[], list[ModelSnapshot]]
     slow_readers: SlowReaders
     max_body_bytes: int
+    keep_alive: KeepAlive = field(default_factory=KeepAlive)

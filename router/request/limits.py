@@ -4,6 +4,7 @@ The engine checks again, for clients that call it directly. `parameters` has the
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -49,7 +50,9 @@ def check_request(request: GenerationRequest, model: ModelInfo, max_prompt_bytes
             },
         )
     if isinstance(request.prompt, TokenPrompt):
-        check_length(len(request.prompt.token_ids), request.sampling_params.max_tokens, model)
+        num_tokens = len(request.prompt.token_ids)
+        asked = fitted(request, num_tokens, model).sampling_params.max_tokens
+        check_length(num_tokens, asked, model)
     check_prompt(request.prompt, model, max_prompt_bytes)
     if isinstance(request.prompt, ChatPrompt):
         check_grammar(request.prompt, request.sampling_params)
@@ -96,6 +99,23 @@ def check_length(num_prompt_tokens: int, max_tokens: int | None, model: ModelInf
             },
             reason=Reason.PROMPT_TOO_LONG,
         )
+
+
+def fitted(
+    request: GenerationRequest, num_prompt_tokens: int, model: ModelInfo
+) -> GenerationRequest:
+    """Returns the request, with `max_tokens` lowered to the room behind its prompt if it may be.
+
+    Without any room it is unset, so that `check_length` refuses the prompt and not its value.
+    """
+    if not request.fits_max_tokens:
+        return request
+    params = request.sampling_params
+    room = model.max_sequence_len - num_prompt_tokens
+    if params.max_tokens is None or params.max_tokens <= room:
+        return request
+    params = replace(params, max_tokens=room if room > 0 else None)
+    return replace(request, sampling_params=params)
 
 
 def check_num_tokens(num_tokens: int, model: ModelInfo) -> None:

@@ -145,6 +145,7 @@ class Pipeline:
                 params = chat_params(request.sampling_params, request.prompt, form, tokenizer)
                 if params is not request.sampling_params:
                     request = replace(request, sampling_params=params)
+            request = limits.fitted(request, len(prompt), model)
             limits.check_length(len(prompt), request.sampling_params.max_tokens, model)
             params = await self._resolve(request, model, tokenizer)
             stop_texts = await self._stop_texts(request.stop)

@@ -13,9 +13,10 @@ from router.http.anthropic.request import DisabledThinking, MessagesRequest, Pro
 from router.http.anthropic.writer import MessageWriter
 from router.http.body import parse_body, read_body
 from router.http.models import Endpoint
+from router.http.request_id import request_id
 from router.http.sampling import json_schema_grammar
 from router.http.service import Service
-from router.request.trace_context import trace_context
+from router.http.tracing import http_trace_context
 from router.types import GenerationRequest
 
 
@@ -27,10 +28,10 @@ def anthropic_endpoints(service: Service) -> dict[str, Endpoint]:
         body = await read_body(request, service.max_body_bytes, pipeline.request_bytes)
         fields = parse_body(MessagesRequest, body)
         deltas = pipeline.generate(to_generation_request(fields, request, len(body)))
-        shows_thinking = _shows_thinking(fields)
+        form = {"max_tokens": fields.max_tokens, "shows_thinking": _shows_thinking(fields)}
         if fields.stream:
-            return EventStream(service, deltas, MessageWriter(shows_thinking=shows_thinking))
-        reader = MessageReader(shows_thinking=shows_thinking)
+            return EventStream(request, service, deltas, MessageWriter(**form))
+        reader = MessageReader(**form)
         await read_answer(request, deltas, reader.read)
         return JSONResponse(reader.message())
 
@@ -56,9 +57,9 @@ def to_generation_request(
     chat, grammar = to_chat_prompt(fields), _grammar(fields)
     if grammar is not None and chat.must_call:
         raise _two("tool_choice.type", "output_config.format")
-    traceparent, tracestate = trace_context(request.headers.items())
+    traceparent, tracestate = http_trace_context(request.scope)
     return GenerationRequest(
-        request_id="",
+        request_id=request_id(request.scope),
         model=fields.model,
         prompt=chat,
         sampling_params=SamplingParams(
@@ -69,6 +70,8 @@ def to_generation_request(
             grammar=grammar,
         ),
         stop=tuple(fields.stop_sequences or ()),
+        # Clients must send it, and most ask for as much as they know of.
+        fits_max_tokens=True,
         traceparent=traceparent,
         tracestate=tracestate,
         num_bytes=num_bytes,

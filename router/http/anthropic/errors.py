@@ -26,6 +26,8 @@ _NAMES = {
 """Names of fields over gRPC that have other names here."""
 _NAME = re.compile(rf"\b(?:{'|'.join(_NAMES)})\b")
 
+_NUMBER = re.compile(r"\d{1,18}", re.ASCII)
+
 
 def bad(name: str, value: str, text: str) -> InvalidRequest:
     """Returns the error for a field, whose name the text goes on from."""
@@ -39,7 +41,7 @@ def anthropic_error(refusal: Refusal) -> dict[str, Any]:
     return {
         "type": "error",
         "error": {"type": _KINDS.get(refusal.http_status, kind), "message": _message(refusal)},
-        "request_id": None,
+        "request_id": refusal.request_id,
     }
 
 
@@ -55,12 +57,9 @@ def _message(refusal: Refusal) -> str:
 
 
 def _too_long(refusal: Refusal) -> str:
-    """Returns Anthropic's own words, by which clients know that they must send or ask for less."""
-    names = ("num_prompt_tokens", "max_tokens", "max_model_len")
-    num_prompt_tokens, max_tokens, most = map(refusal.metadata.get, names)
-    if not (num_prompt_tokens and max_tokens and most):
+    """Returns Anthropic's own words, by which clients know that they must send less."""
+    num_prompt_tokens, most = map(refusal.metadata.get, ("num_prompt_tokens", "max_model_len"))
+    if not (num_prompt_tokens and most and _NUMBER.fullmatch(most)):
         return f"prompt is too long: {refusal.message}"
-    return (
-        "input length and `max_tokens` exceed context limit: "
-        f"{num_prompt_tokens} + {max_tokens} > {most}"
-    )
+    # One token is left for the answer.
+    return f"prompt is too long: {num_prompt_tokens} tokens > {int(most) - 1} maximum"

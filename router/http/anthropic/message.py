@@ -42,9 +42,11 @@ def usage(admission: Admission, num_output_tokens: int) -> dict[str, int]:
     }
 
 
-def stop_fields(finish: Finish) -> dict[str, str | None]:
-    """Returns why a message ended."""
+def stop_fields(finish: Finish, max_tokens: int) -> dict[str, str | None]:
+    """Returns why a message ended that was asked to have at most so many tokens."""
     reason = _STOP_REASONS[finish.reason]
+    if reason == "max_tokens" and finish.num_completion_tokens < max_tokens:
+        reason = "model_context_window_exceeded"
     if reason == "end_turn" and finish.stop_text is not None:
         reason = "stop_sequence"
     is_text = reason == "stop_sequence"
@@ -64,12 +66,14 @@ def first_block(piece: Piece) -> dict[str, Any]:
 class MessageReader:
     """Collects the deltas of one answer."""
 
-    def __init__(self, *, shows_thinking: bool) -> None:
+    def __init__(self, *, max_tokens: int, shows_thinking: bool) -> None:
         """Starts without any.
 
         Args:
+            max_tokens: The most tokens that were asked for.
             shows_thinking: Whether the message has the text of its thinking.
         """
+        self._max_tokens = max_tokens
         self._shows_thinking = shows_thinking
         self._place: Place = None
         self._blocks: list[tuple[dict[str, Any], list[str]]] = []
@@ -94,7 +98,7 @@ class MessageReader:
         return {
             **message_head(self._admission),
             "content": [self._block(block, "".join(texts)) for block, texts in self._blocks],
-            **stop_fields(self._finish),
+            **stop_fields(self._finish, self._max_tokens),
             "usage": usage(self._admission, self._finish.num_completion_tokens),
         }
 

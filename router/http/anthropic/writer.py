@@ -14,15 +14,22 @@ _DELTA = (
 _DELTA_END = b"}}\n\n"
 
 
+_PING = event({"type": "ping"}, "ping")
+
+
 class MessageWriter:
     """Writes one answer."""
 
-    def __init__(self, *, shows_thinking: bool) -> None:
+    keep_alive = _PING
+
+    def __init__(self, *, max_tokens: int, shows_thinking: bool) -> None:
         """Starts before the first delta.
 
         Args:
+            max_tokens: The most tokens that were asked for.
             shows_thinking: Whether the message has the text of its thinking.
         """
+        self._max_tokens = max_tokens
         self.error_form: ErrorForm = anthropic_error
         self._shows_thinking = shows_thinking
         self._place: Place = None
@@ -36,7 +43,7 @@ class MessageWriter:
         """Returns the start of the message; the first delta must have been written."""
         assert self._admission is not None, "the first delta has it"
         message = message_head(self._admission)
-        return event({"type": "message_start", "message": message}, "message_start")
+        return event({"type": "message_start", "message": message}, "message_start") + _PING
 
     def delta(self, delta: GenerationDelta) -> bytes:
         """Returns the events of a delta, which may be none."""
@@ -58,7 +65,7 @@ class MessageWriter:
         assert self._finish is not None, "the last delta has it"
         end = {
             "type": "message_delta",
-            "delta": stop_fields(self._finish),
+            "delta": stop_fields(self._finish, self._max_tokens),
             "usage": usage(self._admission, self._finish.num_completion_tokens),
         }
         stop = event({"type": "message_stop"}, "message_stop")

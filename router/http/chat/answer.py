@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from router.http.answers import event, quoted
+from router.http.answers import COMMENT, event, quoted
 from router.http.chat.logprobs import chat_logprobs, logprobs_object, prompt_logprobs
 from router.http.errors import ErrorForm, Refusal, openai_error
 from router.types import (
@@ -94,6 +94,8 @@ class _Usage:
 
 class ChatEvents:
     """Writes an answer as events, each with a chunk of one choice."""
+
+    keep_alive = COMMENT
 
     def __init__(self, extras: Extras, models: Models) -> None:
         self.error_form: ErrorForm = chat_error

@@ -164,7 +164,7 @@ def chat_endpoints(service: Service) -> dict[str, Endpoint]:
         deltas = pipeline.generate(fields.generation(request, fields.prompt(), params, len(body)))
         extras = fields.extras()
         if fields.stream:
-            return EventStream(service, deltas, ChatEvents(extras, service.models))
+            return EventStream(request, service, deltas, ChatEvents(extras, service.models))
         answer = WholeAnswer(extras, service.models)
         await read_answer(request, deltas, answer.read)
         return Response(answer.to_json(), media_type="application/json")

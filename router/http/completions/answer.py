@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from router.http.answers import event, quoted
+from router.http.answers import COMMENT, event, quoted
 from router.http.completions.logprobs import LogprobLists, prompt_entries
 from router.http.errors import ErrorForm, Refusal, openai_error
 from router.types import Finish, GenerationDelta
@@ -243,6 +243,7 @@ class CompletionStream:
     """Writes an answer in parts, one for each delta that has something to show."""
 
     error_form: ErrorForm = staticmethod(openai_error)
+    keep_alive = COMMENT
 
     def __init__(self, form: CompletionForm) -> None:
         self._form = form

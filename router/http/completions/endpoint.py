@@ -1,7 +1,6 @@
 """POST /v1/completions, in the form of OpenAI's API with vLLM's further fields."""
 
 import time
-import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -24,8 +23,8 @@ from router.http.completions.answer import (
     CompletionStream,
 )
 from router.http.completions.prompts import PROMPTS_SCHEMA, read_prompts
-from router.http.leaving import until_client_leaves
 from router.http.models import Endpoint
+from router.http.outlet import outlet_of
 from router.http.sampling import Int32, SamplingFields, StreamOptions
 from router.http.service import Service
 from router.request.pipeline import Pipeline
@@ -105,12 +104,12 @@ class CompletionFields(SamplingFields):
         most = max(self.logprobs or 0, self.prompt_logprobs or 0)
         return replace(params, prompt_logprobs=most)
 
-    def form(self, service: Service, texts: Sequence[str]) -> CompletionForm:
+    def form(self, service: Service, texts: Sequence[str], request_id: str) -> CompletionForm:
         """Returns the form of the answer, whose choices begin with a text for each prompt."""
         infos = [model.info for model in service.models() if self.model in ("", model.info.name)]
         options = self.stream_options
         return CompletionForm(
-            completion_id=f"cmpl-{self.request_id or uuid.uuid4().hex}",
+            completion_id=f"cmpl-{request_id}",
             created=int(time.time()),
             model=infos[0].name if infos else self.model,
             fingerprint=infos[0].fingerprint[:_MAX_FINGERPRINT] if infos else "",
@@ -143,16 +142,15 @@ def completion_endpoints(service: Service) -> dict[str, Endpoint]:
         if fields.echo or fields.return_token_ids:
             _check_repetition(prompts, fields.num_choices)
         if fields.echo:
-            async with until_client_leaves(request.receive):
+            async with outlet_of(request.scope).until_client_leaves():
                 texts = [await _echo(pipeline, fields.model, one, len(body)) for one in prompts]
-        form = fields.form(service, texts)
         first = fields.generation(
             request, prompts[0], fields.completion_params(), len(body) // len(prompts)
         )
-        first = replace(first, request_id=form.completion_id.removeprefix("cmpl-"))
+        form = fields.form(service, texts, first.request_id)
         deltas = _deltas(pipeline, [replace(first, prompt=prompt) for prompt in prompts])
         if fields.stream:
-            return EventStream(service, deltas, CompletionStream(form))
+            return EventStream(request, service, deltas, CompletionStream(form))
         answer = CompletionAnswer(form)
         await read_answer(request, deltas, answer.read)
         return Response(answer.to_json(), media_type="application/json")

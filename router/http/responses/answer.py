@@ -40,6 +40,11 @@ class Answer:
             self._finish = delta.finish
         return self._begun[1].push(delta)
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether there was a delta."""
+        return self._admission is not None
+
     def end(self) -> list[Change]:
         """Returns what the end of the generation changes."""
         return self._begun[1].end(self._status)

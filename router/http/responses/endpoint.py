@@ -24,7 +24,7 @@ def responses_endpoints(service: Service) -> dict[str, Endpoint]:
         )
         answer = Answer(fields)
         if fields.stream:
-            return EventStream(service, deltas, ResponseEvents(answer))
+            return EventStream(request, service, deltas, ResponseEvents(answer))
         await read_answer(request, deltas, answer.push)
         answer.end()
         return JSONResponse(answer.ended())

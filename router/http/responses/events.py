@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from router.http.answers import event, quoted
+from router.http.answers import COMMENT, event, quoted
 from router.http.errors import ErrorForm, Refusal
 from router.http.responses.answer import Answer, responses_error
 from router.http.responses.output import Change, Item, Step
@@ -14,6 +14,8 @@ JsonObject = dict[str, Any]
 
 class ResponseEvents:
     """Writes one answer, as `EventWriter` says."""
+
+    keep_alive = COMMENT
 
     def __init__(self, answer: Answer) -> None:
         """Nothing has been written yet."""
@@ -43,7 +45,11 @@ class ResponseEvents:
 
     def error(self, refusal: Refusal) -> bytes:  # noqa: D102
         error = responses_error(refusal)["error"]
+        if not self._answer.has_begun:
+            self._num_events = 0
         told = self._event("error", {name: error[name] for name in ("code", "message", "param")})
+        if not self._answer.has_begun:
+            return told
         return told + self._event("response.failed", {"response": self._answer.failed(refusal)})
 
     def _changed(self, changes: list[Change]) -> bytes:

@@ -7,7 +7,7 @@ import pydantic
 from starlette.responses import JSONResponse
 
 from protos.wire.sampling_params import SamplingParams
-from router.http.answers import EventStream, event, read_answer
+from router.http.answers import COMMENT, EventStream, event, read_answer
 from router.http.body import parse_body, read_body
 from router.http.errors import openai_error
 from router.http.openapi import Operation
@@ -27,6 +27,7 @@ class PlainRequest(Fields):
 
 class _Writer:
     error_form = staticmethod(openai_error)
+    keep_alive = COMMENT
 
     def begin(self):
         return b""
@@ -58,7 +59,7 @@ def plain_endpoints(service):
         )
 
     async def stream(request):
-        return EventStream(service, await read(request), _Writer())
+        return EventStream(request, service, await read(request), _Writer())
 
     async def whole(request):
         token_ids = []

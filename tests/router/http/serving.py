@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 import httpx
 
 from router.http.door import HttpDoor
+from router.http.keep_alive import KeepAlive
 from router.http.service import Service
 from router.request.pipeline import Bounds, Pipeline
 from router.request.slow_readers import SlowReaders
@@ -22,7 +23,14 @@ async def serving(fleet, **options):
 
 
 @asynccontextmanager
-async def opening(fleet, *, max_concurrent_requests=8, max_request_bytes=10**8, slow_readers=None):
+async def opening(
+    fleet,
+    *,
+    max_concurrent_requests=8,
+    max_request_bytes=10**8,
+    slow_readers=None,
+    silence_seconds=15.0,
+):
     """Yields a door in front of a pipeline to `fleet`, the pipeline and the port."""
     with TokenizerPool(fleet.fetch_tokenizer, 1) as tokenizers:
         pipeline = Pipeline(
@@ -41,6 +49,7 @@ async def opening(fleet, *, max_concurrent_requests=8, max_request_bytes=10**8, 
             models=fleet.models,
             slow_readers=slow_readers or SlowReaders(60.0),
             max_body_bytes=MAX_BODY_BYTES,
+            keep_alive=KeepAlive(silence_seconds),
         )
         door = HttpDoor(service, max_concurrent_requests)
         try:

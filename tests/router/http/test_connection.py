@@ -206,6 +206,19 @@ async def test_last_request_of_a_connection_is_answered_before_its_end(request_)
         assert answer.count(b"HTTP/1.1") == 1
 
 
+async def test_stream_to_a_client_without_chunks_ends_with_its_connection():
+    fleet = FakeFleet()
+    fleet.answer([7], [8])
+    async with listening(fleet) as port:
+        client = await port.connect(generate().replace(b"HTTP/1.1", b"HTTP/1.0"))
+        head, _, content = (await client.rest()).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"connection: close" in head
+    assert b"transfer-encoding" not in head
+    assert content.startswith(b"data: {")
+    assert content.endswith(b"}\n\ndata: [DONE]\n\n")
+
+
 async def test_head_request_gets_the_head():
     async with listening() as port:
         client = await port.connect(b"HEAD /health HTTP/1.1\r\nhost: a\r\n\r\n" + HEALTH)

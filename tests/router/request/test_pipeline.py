@@ -387,6 +387,26 @@ async def test_longest_prompt_that_fits_is_taken(pipeline, fleet):
 
 
 @pytest.mark.parametrize(
+    ("num_prompt_tokens", "asked", "sent"), [(100, 27, 27), (100, 29, 28), (127, 1000, 1)]
+)
+async def test_max_tokens_is_lowered_to_the_room_where_the_client_wants_it(
+    num_prompt_tokens, asked, sent, pipeline, fleet
+):
+    fleet.answer([80])
+    prompt = tokens(*[1] * num_prompt_tokens)
+
+    await collect(pipeline, request(prompt, fits_max_tokens=True, **sampling(max_tokens=asked)))
+
+    assert fleet.requests[0].sampling_params.max_tokens == sent
+
+
+async def test_prompt_without_room_is_refused_whatever_max_tokens_may_become(pipeline):
+    fields = {"fits_max_tokens": True, **sampling(max_tokens=5)}
+    with pytest.raises(InvalidRequest, match="prompt of 128 tokens and one to generate"):
+        await collect(pipeline, request(tokens(*[1] * 128), **fields))
+
+
+@pytest.mark.parametrize(
     ("error", "outcome"),
     [
         (EngineError(ErrorStatus(code=14, message="", reason="ENGINE_FAILED")), "engine_failed"),

@@ -60,9 +60,9 @@ class Door:
         self.will_say(said, is_cut=is_cut)
         return await self.send(json={**BASE, **changes})
 
-    async def events(self, said="ok", **changes):
+    async def events(self, said="ok", *, is_cut=False, **changes):
         """Returns the events of a streamed answer, whose names must be those in their data."""
-        answer = await self.post(said, stream=True, **changes)
+        answer = await self.post(said, is_cut=is_cut, stream=True, **changes)
         assert answer.headers["content-type"].startswith("text/event-stream")
         found = []
         for part in answer.text.removesuffix("\n\n").split("\n\n"):

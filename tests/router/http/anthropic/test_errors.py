@@ -136,7 +136,7 @@ async def test_wrong_field_is_named(door, changes, message):
 
     assert answer.status_code == 400, answer.text
     error = answer.json()
-    assert (error["type"], error["request_id"]) == ("error", None)
+    assert (error["type"], error["request_id"]) == ("error", answer.headers["request-id"])
     assert error["error"]["type"] == "invalid_request_error"
     assert message in error["error"]["message"]
     assert len(error["error"]["message"]) < 1000
@@ -175,14 +175,14 @@ async def test_body_that_is_no_object_of_json_is_told(door, path, body):
     assert "the body is no JSON object" in answer.json()["error"]["message"]
 
 
-def failure(code, reason="ENGINE_FAILED"):
+def failure(code, reason="ENGINE_FAILED", metadata=()):
     return EngineError(
         ErrorStatus(
             code=code,
             message="engine says no",
             reason=reason,
             domain="pagestream.engine.v1",
-            metadata={"engine": ENGINE, "max_tokens": "5"},
+            metadata={"engine": ENGINE, "max_tokens": "5", **dict(metadata)},
         )
     )
 
@@ -218,15 +218,27 @@ async def test_waiting_is_suggested_where_it_helps(door):
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "2")
 
 
-async def test_client_is_told_how_much_room_there_is(door):
-    request = {"model": "small", "messages": [USER]}
-    counted = (await door.send("/v1/messages/count_tokens", json=request)).json()
-    answer = await door.send(json={**BASE, "max_tokens": 5000})
+async def test_prompt_that_leaves_no_room_is_refused_in_words_that_clients_know(door):
+    answer = await door.send(json={**BASE, "max_tokens": 1, "system": "a b " * 1200})
 
     assert answer.status_code == 400
-    sizes = f"{counted['input_tokens']} + 5000 > 2000"
-    text = f"input length and `max_tokens` exceed context limit: {sizes}"
-    assert answer.json()["error"]["message"] == text
+    message = "prompt is too long: more than 2000 tokens > 1999 maximum"
+    assert answer.json()["error"]["message"] == message
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"num_prompt_tokens": "9", "max_model_len": "5"}, "9 tokens > 4 maximum"),
+        ({"num_prompt_tokens": "9", "max_model_len": "1e9"}, "engine says no"),
+        ({}, "engine says no"),
+    ],
+)
+async def test_engine_that_finds_the_prompt_too_long_is_understood(door, sizes, message):
+    door.fleet.put(failure(3, "PROMPT_TOO_LONG", sizes))
+    answer = await door.send(json=BASE)
+
+    assert answer.json()["error"]["message"] == f"prompt is too long: {message}"
 
 
 async def test_unknown_model_is_not_found(door):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from types import SimpleNamespace
 
 import jsonschema
 import pytest
@@ -80,7 +81,8 @@ def with_value(path, value):
 def check(body):
     """Does all that is done before tokenization."""
     fields = parse_body(MessagesRequest, json.dumps(body).encode())
-    http = Request({"type": "http", "headers": []})
+    outlet = SimpleNamespace(request_id="1")
+    http = Request({"type": "http", "headers": [], "extensions": {"pagestream.outlet": outlet}})
     generation = to_generation_request(fields, http, 1)
     check_request(generation, MODEL, 10_000)
     check_parameters(generation, MODEL)
@@ -155,7 +157,7 @@ BLOCKS = [
 
 
 def test_pieces_of_several_blocks_in_one_delta_keep_their_order():
-    reader = MessageReader(shows_thinking=True)
+    reader = MessageReader(max_tokens=20, shows_thinking=True)
     for delta in ODD:
         reader.read(delta)
 
@@ -163,13 +165,14 @@ def test_pieces_of_several_blocks_in_one_delta_keep_their_order():
 
 
 def test_blocks_of_a_stream_are_those_of_the_whole_message():
-    writer = MessageWriter(shows_thinking=True)
+    writer = MessageWriter(max_tokens=20, shows_thinking=True)
     written = [writer.delta(delta) for delta in ODD]
     stream = b"".join([writer.begin(), *written, writer.end()]).decode()
     events = [json.loads(line[6:]) for line in stream.split("\n") if line.startswith("data: ")]
 
     blocks, is_open = [], False
-    for event in events[1:-2]:
+    assert [event["type"] for event in events[:2]] == ["message_start", "ping"]
+    for event in events[2:-2]:
         kind = event["type"]
         if kind == "content_block_start":
             assert (event["index"], is_open) == (len(blocks), False)

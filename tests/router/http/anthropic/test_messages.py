@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from protos.wire.sampling_params import Grammar
+from tests.router.http.anthropic.conftest import TOKENIZER
 from tests.router.http.anthropic.requests import CALLS, THINKS, TOOL, USER
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -59,10 +60,24 @@ async def test_input_tokens_are_those_that_were_not_cached(door):
 
 async def test_message_ends_with_max_tokens_even_in_a_call(door):
     text = CALLS[: CALLS.index("ln")]
-    answer = (await door.post(text, is_cut=True, tools=[TOOL])).json()
+    most = len(TOKENIZER.encode_text(text))
+    answer = (await door.post(text, is_cut=True, tools=[TOOL], max_tokens=most)).json()
 
     assert answer["stop_reason"] == "max_tokens"
     assert without_ids(answer["content"]) == [{**USE, "input": {}}]
+
+
+async def test_max_tokens_beyond_the_room_is_lowered_to_it_and_the_end_is_told_as_such(door):
+    answer = (await door.post(is_cut=True, max_tokens=2**31 - 1)).json()
+    *_, end, _ = await door.events(is_cut=True, max_tokens=10_000)
+
+    # The fleet's model holds 2000 tokens.
+    asked = [
+        len(one.prompt_token_ids) + one.sampling_params.max_tokens for one in door.fleet.requests
+    ]
+    assert asked == [2000, 2000]
+    assert answer["stop_reason"] == "model_context_window_exceeded"
+    assert end["delta"]["stop_reason"] == "model_context_window_exceeded"
 
 
 async def test_numbers_that_no_client_can_hold_become_the_largest(door):
@@ -101,6 +116,7 @@ async def test_events_of_a_message_are_those_of_anthropic(door):
     once = [kind for kind, before in zip(kinds, [None, *kinds], strict=False) if kind != before]
     assert once == [
         ("message_start", None, None),
+        ("ping", None, None),
         ("content_block_start", 0, None),
         ("content_block_delta", 0, "thinking_delta"),
         ("content_block_delta", 0, "signature_delta"),
