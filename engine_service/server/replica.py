@@ -1,6 +1,5 @@
 """One loaded model and everything that the RPCs need from it."""
 
-import importlib.metadata
 from dataclasses import dataclass
 
 from engine_service.config import ServerOptions
@@ -23,11 +22,3 @@ class Replica:
     load_meter: LoadMeter
     tokenizer: TokenizerFiles
     options: ServerOptions
-
-
-def engine_version() -> str:
-    """Returns the version of the installed software, or "unknown" in a bare source tree."""
-    try:
-        return importlib.metadata.version("pagestream")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"

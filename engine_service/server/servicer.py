@@ -10,12 +10,13 @@ from engine_service.server import convert
 from engine_service.server.health import Health
 from engine_service.server.metrics import EngineMetrics
 from engine_service.server.output_stream import OutputStream
-from engine_service.server.replica import Replica, engine_version
+from engine_service.server.replica import Replica
 from engine_service.server.session import GenerateManySession
 from engine_service.server.status import as_request_error, errors_to_status
 from engine_service.server.submission_batch import SubmissionBatch
 from protos.pagestream.engine.v1 import engine_pb2, engine_pb2_grpc
 from servicekit.status import Context
+from servicekit.version import software_version
 
 _HANDLE = 0
 """Number of the one request of a Generate call."""
@@ -93,7 +94,7 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
                 replica.info,
                 epoch=replica.cache_log.epoch,
                 tokenizer_sha256=replica.tokenizer.sha256,
-                engine_version=engine_version(),
+                engine_version=software_version(),
             )
 
     async def GetTokenizer(self, request: engine_pb2.GetTokenizerRequest, context: Context) -> None:

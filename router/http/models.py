@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Awaitable, Callable
-from importlib import metadata
 from typing import Any
 
 from starlette.requests import Request
@@ -11,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 from router.errors import UnknownModel
 from router.http.service import Service
 from router.types import ModelInfo
+from servicekit.version import software_version
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -40,7 +40,7 @@ def model_endpoints(service: Service) -> dict[str, Endpoint]:
         )
 
     async def version(request: Request) -> Response:
-        return JSONResponse({"version": metadata.version("pagestream")})
+        return JSONResponse({"version": software_version()})
 
     return {
         "/v1/models": list_models,

@@ -5,7 +5,6 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
 import pydantic
@@ -14,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from router.http.models import Endpoint
+from servicekit.version import software_version
 
 _SCHEMAS = "#/components/schemas/"
 _ERROR = {
@@ -103,7 +103,7 @@ def openapi_document(operations: Sequence[Operation]) -> dict[str, Any]:
         paths.setdefault(path, {})[one.method.lower()] = _described(one, schema)
     return {
         "openapi": "3.1.0",
-        "info": {"title": "Pagestream", "version": metadata.version("pagestream")},
+        "info": {"title": "Pagestream", "version": software_version()},
         "paths": paths,
         "components": {"schemas": {**definitions.get("$defs", {}), "Error": _ERROR}},
     }
