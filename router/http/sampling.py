@@ -207,7 +207,7 @@ def _biases(biases: dict[str, float]) -> tuple[LogitBias, ...]:
     found = []
     for key, bias in biases.items():
         if not key.isdecimal() or len(key) > 10 or int(key) >= 2**32:
-            raise _bad("logit_bias", f"a key is {key!r:.50}, which is no token ID", key[:50])
+            raise _bad("logit_bias", f"has the key {key!r:.50}, which is no token ID", key[:50])
         found.append(LogitBias(int(key), bias))
     return tuple(found)
 

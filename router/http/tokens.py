@@ -39,8 +39,12 @@ class TokenizeFields(Fields):
             InvalidRequest: It is neither a text nor a conversation, or something of both.
         """
         if (self.prompt is None) == (self.messages is None):
-            given = "neither" if self.prompt is None else "both"
-            raise _wrong("prompt", f"given with messages: {given}", "exactly one of them")
+            given = "neither prompt nor" if self.prompt is None else "both prompt and"
+            raise InvalidRequest(
+                f"{given} messages are given; send one of them",
+                {"field": "prompt"},
+                reason=Reason.BAD_REQUEST,
+            )
         if self.prompt is not None:
             for name in _OF_CHATS:
                 if getattr(self, name) is not None:

@@ -178,7 +178,7 @@ async def test_wrong_request_is_told_which_field_is_wrong(name, fleet):
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (b"", "EOF while parsing"),
+        (b"", "the body is empty; it must be a JSON object"),
         (b"{", "EOF while parsing"),
         (b"[]", "Input should be an object"),
         (b"null", "Input should be an object"),
