@@ -92,11 +92,8 @@ def parse_body(model: type[Model], body: bytes | bytearray) -> Model:
             missing or wrong, which the error names.
     """
     if not body:
-        raise InvalidRequest(
-            "the body is empty; it must be a JSON object",
-            {"field": "body"},
-            reason=Reason.BAD_REQUEST,
-        )
+        text = "the body is empty; it must be a JSON object"
+        raise InvalidRequest(text, reason=Reason.BAD_REQUEST)
     _check_containers(body)
     try:
         return model.model_validate_json(body)

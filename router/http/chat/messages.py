@@ -13,6 +13,7 @@ from protos.wire.limits import (
 from protos.wire.printable import shown
 from protos.wire.reason import Reason
 from router.errors import InvalidRequest
+from router.http.kinds import LIST, TEXT, text_or_list
 from router.http.sampling import Fields, JsonObject, bounded
 from router.request.json_object import read_object
 from router.types import ChatMessage, ToolCall
@@ -37,11 +38,10 @@ class ContentPart(Fields):
 
 
 Content = Annotated[
-    Annotated[str, pydantic.Tag("text")]
-    | Annotated[list[ContentPart], bounded(MAX_MESSAGE_PARTS), pydantic.Tag("parts")],
-    pydantic.Discriminator(lambda value: "parts" if isinstance(value, list) else "text"),
+    Annotated[str, pydantic.Tag(TEXT)]
+    | Annotated[list[ContentPart], bounded(MAX_MESSAGE_PARTS), pydantic.Tag(LIST)],
+    text_or_list,
 ]
-"""Only the faults of the form that was given are told."""
 
 
 class CalledFunction(Fields):

@@ -10,7 +10,7 @@ from protos.wire.limits import MAX_CHAT_JSON_BYTES
 from protos.wire.reason import Reason
 from protos.wire.sampling_params import Grammar, SamplingParams
 from router.errors import InvalidRequest
-from router.http.kinds import OTHER, by_type, other_type, refused
+from router.http.kinds import by_type, refused
 from router.http.responses.items import Input, json_bytes, to_messages
 from router.http.responses.tools import (
     Choice,
@@ -53,11 +53,8 @@ class SchemaText(Fields):
 
 
 Format = Annotated[
-    Annotated[PlainText, pydantic.Tag("(text)")]
-    | Annotated[JsonText, pydantic.Tag("(json_object)")]
-    | Annotated[SchemaText, pydantic.Tag("(json_schema)")]
-    | Annotated[None, other_type("text, json_object or json_schema"), pydantic.Tag(OTHER)],
-    by_type("text", "json_object", "json_schema"),
+    PlainText | JsonText | SchemaText,
+    by_type({"text": PlainText, "json_object": JsonText, "json_schema": SchemaText}),
 ]
 
 
@@ -280,4 +277,7 @@ class ResponsesRequest(SamplingFields):
 
 def _sent(fields: Fields | None) -> JsonObject:
     """Returns what was sent of an object."""
-    return {} if fields is None else fields.model_dump(by_alias=True, exclude_none=True)
+    if fields is None:
+        return {}
+    # It would warn of what `by_type` has read, whose type it does not know.
+    return fields.model_dump(by_alias=True, exclude_none=True, warnings=False)

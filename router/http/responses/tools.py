@@ -8,13 +8,10 @@ import pydantic
 from protos.wire.printable import shown
 from protos.wire.reason import Reason
 from router.errors import InvalidRequest
-from router.http.kinds import OTHER, TEXT, by_type, other_type, refused
+from router.http.kinds import OBJECT, TEXT, by_type, refused, text_or_object
 from router.http.sampling import Fields, JsonObject
 from router.request.json_object import read_object
 from router.types import Tool, ToolChoice
-
-_NO_TOOL = other_type("function; the other tools are OpenAI's own and not here")
-_NO_CHOICE = other_type("function or allowed_tools; other tools are not here")
 
 
 class FunctionTool(Fields):
@@ -52,23 +49,27 @@ class AllowedTools(Fields):
 
 FunctionTools = list[
     Annotated[
-        Annotated[FunctionTool, pydantic.Tag("(function)")]
-        | Annotated[None, _NO_TOOL, pydantic.Tag(OTHER)],
-        by_type("function"),
+        FunctionTool,
+        by_type({"function": FunctionTool}, why="the other tools are OpenAI's own and not here"),
     ]
 ]
 Choice = Annotated[
     Annotated[Literal["none", "auto", "required"], pydantic.Tag(TEXT)]
-    | Annotated[ChosenFunction, pydantic.Tag("(function)")]
-    | Annotated[AllowedTools, pydantic.Tag("(allowed_tools)")]
-    | Annotated[None, _NO_CHOICE, pydantic.Tag(OTHER)],
-    by_type("function", "allowed_tools", untyped=TEXT),
+    | Annotated[
+        ChosenFunction | AllowedTools,
+        by_type(
+            {"function": ChosenFunction, "allowed_tools": AllowedTools},
+            why="other tools are not here",
+        ),
+        pydantic.Tag(OBJECT),
+    ],
+    text_or_object,
 ]
 
 
 def parameter_texts(tools: FunctionTools) -> list[str]:
     """Returns the parameters of each function as JSON, which need not be valid."""
-    return [json.dumps(tool.parameters, ensure_ascii=False) for tool in tools if tool]
+    return [json.dumps(tool.parameters, ensure_ascii=False) for tool in tools]
 
 
 def to_tools(tools: FunctionTools, choice: Choice | None) -> tuple[Tool, ...]:
@@ -78,7 +79,7 @@ def to_tools(tools: FunctionTools, choice: Choice | None) -> tuple[Tool, ...]:
         InvalidRequest: Parameters are too deep or have numbers that are none, or the choice names
             a function that is not described.
     """
-    found = tuple(_to_tool(index, tool) for index, tool in enumerate(tools) if tool)
+    found = tuple(_to_tool(index, tool) for index, tool in enumerate(tools))
     if not isinstance(choice, AllowedTools):
         return found
     names = {tool.name for tool in found}
