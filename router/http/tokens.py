@@ -10,9 +10,10 @@ from protos.wire.limits import MAX_CHAT_MESSAGES, MAX_CHAT_TOOLS
 from protos.wire.reason import Reason
 from router.errors import InvalidRequest
 from router.http.body import parse_body, read_body
-from router.http.chat.messages import JsonTexts, Message, template_variables, to_message
+from router.http.chat.messages import Message, to_message
 from router.http.chat.tools import ToolFields, to_tools
 from router.http.completions.prompts import TOKENS_SCHEMA, read_token_ids
+from router.http.json_texts import JsonTexts
 from router.http.models import Endpoint, find_model
 from router.http.sampling import Fields, JsonObject, bounded
 from router.http.service import Service
@@ -65,7 +66,7 @@ class TokenizeFields(Fields):
         return ChatPrompt(
             messages=tuple(to_message(index, message, texts) for index, message in messages),
             tools=to_tools(self.tools or [], texts),
-            template_kwargs=template_variables(self.chat_template_kwargs or {}, texts),
+            template_kwargs=texts.variables(self.chat_template_kwargs or {}),
             add_generation_prompt=self.add_generation_prompt,
             continue_final_message=bool(self.continue_final_message),
             num_json_bytes=texts.num_bytes,

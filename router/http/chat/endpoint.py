@@ -12,8 +12,9 @@ from router.errors import InvalidRequest
 from router.http.answers import EventStream, read_answer
 from router.http.body import parse_body, read_body
 from router.http.chat.answer import ChatEvents, Extras, WholeAnswer
-from router.http.chat.messages import JsonTexts, Message, template_variables, to_message
+from router.http.chat.messages import Message, to_message
 from router.http.chat.tools import ToolChoiceField, ToolFields, to_choice, to_tools
+from router.http.json_texts import JsonTexts
 from router.http.models import Endpoint
 from router.http.sampling import Int32, JsonObject, SamplingFields, StreamOptions, bounded
 from router.http.service import Service
@@ -116,7 +117,7 @@ class ChatFields(SamplingFields):
 
     def _variables(self, texts: JsonTexts) -> JsonObject:
         """Returns the variables of the template, with those that an effort of reasoning sets."""
-        variables = template_variables(self.chat_template_kwargs or {}, texts)
+        variables = texts.variables(self.chat_template_kwargs or {})
         if self.reasoning_effort is None:
             return variables
         effort: JsonObject = {"reasoning_effort": self.reasoning_effort}

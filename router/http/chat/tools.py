@@ -4,7 +4,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import pydantic
 
-from router.http.chat.messages import JsonTexts, bad
+from router.http.chat.messages import bad
+from router.http.json_texts import JsonTexts
 from router.http.kinds import OBJECT, TEXT, text_or_object
 from router.http.sampling import Fields, JsonObject
 from router.types import Tool, ToolChoice

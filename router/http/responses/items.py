@@ -10,10 +10,10 @@ from protos.wire.limits import MAX_LABEL_CHARACTERS
 from protos.wire.printable import shown
 from protos.wire.reason import Reason
 from router.errors import InvalidRequest
+from router.http.json_texts import JsonTexts
 from router.http.kinds import LIST, TEXT, by_type, refused, text_or_list
 from router.http.sampling import Fields, JsonObject
 from router.request.chat_limits import FUNCTION_NAME
-from router.request.json_object import read_object
 from router.types import ChatMessage, ToolCall
 
 Label = Annotated[str, pydantic.Field(max_length=MAX_LABEL_CHARACTERS)]
@@ -155,14 +155,9 @@ Input = Annotated[
 ]
 
 
-def json_bytes(items: Input) -> int:
-    """Returns the bytes of all that items hold as JSON text."""
-    if isinstance(items, str):
-        return 0
-    return sum(len(item.arguments.encode()) for item in items if isinstance(item, FunctionCall))
-
-
-def to_messages(instructions: str | None, items: Input) -> tuple[ChatMessage, ...]:
+def to_messages(
+    instructions: str | None, items: Input, texts: JsonTexts
+) -> tuple[ChatMessage, ...]:
     """Returns the messages of a conversation.
 
     Developers speak as the system does, as few chat templates know them, and what is said at the
@@ -172,7 +167,7 @@ def to_messages(instructions: str | None, items: Input) -> tuple[ChatMessage, ..
     Raises:
         InvalidRequest: Arguments are no JSON, or a reasoning cannot be read.
     """
-    conversation = _Conversation()
+    conversation = _Conversation(texts)
     if instructions:
         conversation.say("system", (instructions,))
     if isinstance(items, str):
@@ -199,7 +194,8 @@ class _Turn:
 
 
 class _Conversation:
-    def __init__(self) -> None:
+    def __init__(self, texts: JsonTexts) -> None:
+        self._texts = texts
         self.messages: list[ChatMessage] = []
         self._turn = _Turn()
 
@@ -214,7 +210,7 @@ class _Conversation:
                 self._end_unless_thinking()
                 self._turn.thoughts += _thoughts(path, item)
             case FunctionCall():
-                arguments = read_object(f"{path}.arguments", item.arguments)
+                arguments = self._texts.read(f"{path}.arguments", item.arguments)
                 call = ToolCall(call_id=item.call_id, name=item.name, arguments=arguments)
                 self._turn.calls.append(call)
             case FunctionCallOutput():

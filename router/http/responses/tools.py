@@ -1,6 +1,5 @@
 """The functions that a model may call, as the Responses API describes them."""
 
-import json
 from typing import Annotated, Literal
 
 import pydantic
@@ -8,9 +7,9 @@ import pydantic
 from protos.wire.printable import shown
 from protos.wire.reason import Reason
 from router.errors import InvalidRequest
+from router.http.json_texts import JsonTexts
 from router.http.kinds import OBJECT, TEXT, by_type, refused, text_or_object
 from router.http.sampling import Fields, JsonObject
-from router.request.json_object import read_object
 from router.types import Tool, ToolChoice
 
 
@@ -67,19 +66,14 @@ Choice = Annotated[
 ]
 
 
-def parameter_texts(tools: FunctionTools) -> list[str]:
-    """Returns the parameters of each function as JSON, which need not be valid."""
-    return [json.dumps(tool.parameters, ensure_ascii=False) for tool in tools]
-
-
-def to_tools(tools: FunctionTools, choice: Choice | None) -> tuple[Tool, ...]:
+def to_tools(tools: FunctionTools, choice: Choice | None, texts: JsonTexts) -> tuple[Tool, ...]:
     """Returns the functions that may be called.
 
     Raises:
         InvalidRequest: Parameters are too deep or have numbers that are none, or the choice names
             a function that is not described.
     """
-    found = tuple(_to_tool(index, tool) for index, tool in enumerate(tools))
+    found = tuple(_to_tool(f"tools[{index}]", tool, texts) for index, tool in enumerate(tools))
     if not isinstance(choice, AllowedTools):
         return found
     names = {tool.name for tool in found}
@@ -103,14 +97,12 @@ def to_choice(choice: Choice | None) -> tuple[ToolChoice, str]:
             return ToolChoice(choice.mode), ""
 
 
-def _to_tool(index: int, tool: FunctionTool) -> Tool:
-    path = f"tools[{index}]"
+def _to_tool(path: str, tool: FunctionTool, texts: JsonTexts) -> Tool:
     if tool.output_schema is not None:
-        read_object(f"{path}.output_schema", json.dumps(tool.output_schema, ensure_ascii=False))
+        texts.check(f"{path}.output_schema", tool.output_schema)
     parameters = None
     if tool.parameters is not None:
-        text = json.dumps(tool.parameters, ensure_ascii=False)
-        parameters = read_object(f"{path}.parameters", text)
+        parameters = texts.check(f"{path}.parameters", tool.parameters)
     return Tool(name=tool.name, description=tool.description or "", parameters=parameters)
 
 

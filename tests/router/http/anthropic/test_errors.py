@@ -172,7 +172,7 @@ async def test_body_that_is_no_object_of_json_is_told(door, path, body):
 
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]["type"] == "invalid_request_error"
-    told = "is no JSON object" if content else "is empty; it must be a JSON object"
+    told = "is no JSON object" if body else "is empty; it must be a JSON object"
     assert f"the body {told}" in answer.json()["error"]["message"]
 
 

@@ -111,7 +111,7 @@ WRONG = {
                       "response_format": {"type": "json_object"}}),
     "variables": ("chat_template_kwargs", "is 'messages'; it must be a name that is not taken",
                   {"chat_template_kwargs": {"messages": []}}),
-    "many variables": ("chat_template_kwargs", "bytes of JSON; it must be 0 to 65536 bytes",
+    "many variables": ("chat_template_kwargs", "bytes of JSON, outside 0 to 65536",
                        {"chat_template_kwargs": {"a": "a" * 70_000}}),
     "continued": ("continue_final_message", "is 'true'; it must be false", {
                   "continue_final_message": True}),
