@@ -13,6 +13,7 @@ from router.http.body import parse_body, read_body
 from router.http.chat.messages import Message, to_message
 from router.http.chat.tools import ToolFields, to_tools
 from router.http.completions.prompts import TOKENS_SCHEMA, read_token_ids
+from router.http.errors import must_be
 from router.http.json_texts import JsonTexts
 from router.http.models import Endpoint, find_model
 from router.http.sampling import Fields, JsonObject, bounded
@@ -49,7 +50,7 @@ class TokenizeFields(Fields):
         if self.prompt is not None:
             for name in _OF_CHATS:
                 if getattr(self, name) is not None:
-                    raise _wrong(name, "set", "unset unless messages is given")
+                    raise must_be(name, "set", "unset unless messages is given")
             return TextPrompt(
                 text=self.prompt,
                 add_special_tokens=self.add_special_tokens is not False,
@@ -57,7 +58,7 @@ class TokenizeFields(Fields):
             )
         if self.add_special_tokens:
             rule = "unset or false with messages, as the chat template adds all tokens"
-            raise _wrong("add_special_tokens", "true", rule)
+            raise must_be("add_special_tokens", "true", rule)
         return self._chat()
 
     def _chat(self) -> ChatPrompt:
@@ -116,11 +117,3 @@ def token_endpoints(service: Service) -> dict[str, Endpoint]:
         return JSONResponse({"prompt": text})
 
     return {"/tokenize": tokenize, "/detokenize": detokenize}
-
-
-def _wrong(field: str, value: str, rule: str) -> InvalidRequest:
-    return InvalidRequest(
-        f"{field} is {value}; it must be {rule}",
-        {"field": field, "value": value, "bounds": rule},
-        reason=Reason.BAD_REQUEST,
-    )

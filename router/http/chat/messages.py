@@ -1,5 +1,6 @@
 """The messages of a chat completion: their fields, and what the router makes of them."""
 
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -7,9 +8,8 @@ import pydantic
 from protos.wire.limits import (
     MAX_MESSAGE_PARTS,
 )
-from protos.wire.printable import shown
 from protos.wire.reason import Reason
-from router.errors import InvalidRequest
+from router.http.errors import must_be
 from router.http.json_texts import JsonTexts
 from router.http.kinds import LIST, TEXT, text_or_list
 from router.http.sampling import Fields, JsonObject, bounded
@@ -78,6 +78,9 @@ class Message(Fields):
 
 
 _PLAIN = {"role", "content"}
+
+bad = partial(must_be, reason=Reason.BAD_CHAT)
+"""Returns the error for a field of a chat that cannot be served."""
 
 
 def to_message(index: int, message: Message, texts: JsonTexts) -> ChatMessage:
@@ -153,12 +156,3 @@ def _reasoning(field: str, message: Message) -> str:
     if reasoning and same and reasoning != same:
         raise bad(f"{field}.reasoning_content", same, "equal to reasoning, or unset")
     return reasoning or same or ""
-
-
-def bad(field: str, value: str, rule: str) -> InvalidRequest:
-    """Returns the error for a field of a chat that cannot be served."""
-    return InvalidRequest(
-        f"{field} is {shown(value) or 'empty'}; it must be {rule}",
-        {"field": field, "value": shown(value), "bounds": rule},
-        reason=Reason.BAD_CHAT,
-    )

@@ -4,9 +4,8 @@ from typing import Annotated, Literal
 
 import pydantic
 
-from protos.wire.printable import shown
 from protos.wire.reason import Reason
-from router.errors import InvalidRequest
+from router.http.errors import must_be
 from router.http.json_texts import JsonTexts
 from router.http.kinds import OBJECT, TEXT, by_type, refused, text_or_object
 from router.http.sampling import Fields, JsonObject
@@ -80,7 +79,8 @@ def to_tools(tools: FunctionTools, choice: Choice | None, texts: JsonTexts) -> t
     allowed = [tool.name for tool in choice.tools]
     for index, name in enumerate(allowed):
         if name not in names:
-            raise _bad(f"tool_choice.tools[{index}].name", name, "the name of one of tools")
+            rule = "the name of one of tools"
+            raise must_be(f"tool_choice.tools[{index}].name", name, rule, Reason.BAD_CHAT)
     return tuple(tool for tool in found if tool.name in allowed)
 
 
@@ -104,11 +104,3 @@ def _to_tool(path: str, tool: FunctionTool, texts: JsonTexts) -> Tool:
     if tool.parameters is not None:
         parameters = texts.check(f"{path}.parameters", tool.parameters)
     return Tool(name=tool.name, description=tool.description or "", parameters=parameters)
-
-
-def _bad(field: str, value: str, bounds: str) -> InvalidRequest:
-    return InvalidRequest(
-        f"{field} is {shown(value)}; it must be {bounds}",
-        {"field": field, "value": shown(value), "bounds": bounds},
-        reason=Reason.BAD_CHAT,
-    )

@@ -317,7 +317,8 @@ NOT_STORED = "nothing is stored here"
         ({"text": {"format": {"type": "json_object"}}, "structured_outputs": {"regex": "a"}},
          "structured_outputs", "is given beside text.format"),
         ({"chat_template_kwargs": {"a": DEEP}}, "chat_template_kwargs", "has 81 levels"),
-        ({"input": [CALL | {"arguments": '"' + "x" * MAX_CHAT_JSON_BYTES}]}, "input[0].arguments", "bytes of J"),
+        ({"input": [CALL | {"arguments": "x" * (MAX_CHAT_JSON_BYTES + 1)}]},
+         "input[0].arguments", "bytes of J"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_is_refused_by_name(body, field, message):
