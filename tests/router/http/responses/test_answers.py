@@ -11,7 +11,8 @@ from protos.wire.status import ErrorStatus, Reason
 from router.errors import EngineError, QueueFull
 from router.types import Admitted, Finished, FinishReason, TokenLogprobs, Tokens
 from tests.fakes.fake_fleet import ENGINE
-from tests.router.http.responses.asking import PATH, events_of, http_client, prompt_of, say
+from tests.router.http.responses.asking import PATH, events_of, http_client
+from tests.router.http.served_fleet import prompt_of, say
 from tests.router.http.serving import MAX_BODY_BYTES
 from tests.router.pipelines import TOKENIZER
 
