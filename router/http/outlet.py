@@ -48,7 +48,7 @@ class Outlet:
         self._write = cycle.transport.write
         self._head = b"" if cycle.scope["method"] == "HEAD" else None
         # A client of HTTP/1.0 does not know chunks: its answer ends with the connection.
-        self._is_chunked = cycle.scope["http_version"] == "1.1"
+        self._is_chunked = cycle.scope["http_version"] != "1.0"
         self._limit: asyncio.Timeout | None = None
         self.request_id = ""
         self.close = close
