@@ -53,7 +53,7 @@ class Outlet:
         self.request_id = ""
         self.close = close
         self.is_closing = cycle.transport.is_closing
-        cycle.scope.setdefault("extensions", {})[_EXTENSION] = self  # type: ignore[typeddict-item]
+        cycle.scope["extensions"] = {_EXTENSION: self}  # type: ignore[dict-item]
 
     def write(self, data: bytes) -> None:
         """Sends what uvicorn makes of an answer."""
