@@ -1,6 +1,6 @@
 """Sends what the pipeline generates: at once when it is complete, or as server-sent events."""
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from typing import Any, Protocol
 
@@ -65,6 +65,19 @@ def event(content: dict[str, Any], name: str = "") -> bytes:
 def quoted(text: str) -> bytes:
     """Returns a text as JSON, for an event that is put together by hand."""
     return _one_line(to_json(text))
+
+
+def numbers(values: Iterable[int]) -> bytes:
+    """Returns a list of numbers as JSON."""
+    return b"[%b]" % ",".join(map(str, values)).encode()
+
+
+def openai_usage(num_prompt: int, num_completion: int, num_cached: int) -> bytes:
+    """Returns the tokens of an answer as JSON, as OpenAI's older APIs have them."""
+    return (
+        b'{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d,'
+        b'"prompt_tokens_details":{"cached_tokens":%d}}'
+    ) % (num_prompt, num_completion, num_prompt + num_completion, num_cached)
 
 
 class EventStream(Response):

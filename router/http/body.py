@@ -3,6 +3,7 @@
 import asyncio
 import http
 import json
+import re
 from typing import TypeVar
 
 import numpy as np
@@ -25,6 +26,9 @@ _MAX_LISTED = 1000
 
 _MAX_CONTAINERS = 100_000
 """Lists and objects of a body; making as many takes a tenth of a second, all else far less."""
+
+_LOOKS_TYPED = re.compile(r"[-+]?[0-9][0-9.eE+-]*|true|false|null")
+"""Texts that could be taken for values of another type."""
 
 Model = TypeVar("Model", bound=pydantic.BaseModel)
 
@@ -87,6 +91,9 @@ def parse_body(model: type[Model], body: bytes | bytearray) -> Model:
         InvalidRequest: It is none, has too many lists and objects, or has a field that is unknown,
             missing or wrong, which the error names.
     """
+    if not body:
+        text = "the body is empty; it must be a JSON object"
+        raise InvalidRequest(text, reason=Reason.BAD_REQUEST)
     _check_containers(body)
     try:
         return model.model_validate_json(body)
@@ -143,6 +150,8 @@ def _invalid(error: pydantic.ValidationError, body: bytes | bytearray) -> Invali
 
 
 def _fault(path: str, kind: str, message: str, value: object) -> str:
+    # pydantic's words for what was in a list go on after a comma.
+    message = message.partition(" after validation")[0]
     if not path:
         return f"the body is no JSON object that can be read: {message}"
     if kind == "extra_forbidden":
@@ -167,7 +176,8 @@ def _path(loc: tuple[int | str, ...], kind: str, content: object) -> str:
 
 def _shown(value: object) -> str:
     if isinstance(value, str):
-        return shown(value) or "empty"
+        # A number in quotes is none.
+        return shown(f'"{value}"' if _LOOKS_TYPED.fullmatch(value) else value) or "empty"
     if isinstance(value, bool | int | float | None):
         return shown(json.dumps(value))
     # Making a text of all that was sent may take long.

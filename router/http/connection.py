@@ -229,7 +229,7 @@ class Connection(HttpToolsProtocol):
         if self._active is not None:
             self._active.disconnected = True
             self._active.message_event.set()
-            outlet_of(self._active.scope).forsake()
+            outlet_of(self._active.scope).forsake()  # type: ignore[arg-type]
 
     @property
     def _is_answering(self) -> bool:

@@ -90,6 +90,18 @@ ErrorForm = Callable[[Refusal], dict[str, Any]]
 """Returns an API's JSON object for an error."""
 
 
+def must_be(
+    field: str, value: object, rule: str, reason: Reason = Reason.BAD_REQUEST
+) -> InvalidRequest:
+    """Returns the error for a field whose value is not as a rule has it."""
+    told = shown(str(value)) or "empty"
+    return InvalidRequest(
+        f"{field} is {told}; it must be {rule}",
+        {"field": field, "value": told, "bounds": rule},
+        reason=reason,
+    )
+
+
 def refused(error: Exception, scope: Scope) -> Refusal:
     """Returns what a client gets for an error, and logs it.
 

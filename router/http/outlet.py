@@ -48,12 +48,12 @@ class Outlet:
         self._write = cycle.transport.write
         self._head = b"" if cycle.scope["method"] == "HEAD" else None
         # A client of HTTP/1.0 does not know chunks: its answer ends with the connection.
-        self._is_chunked = cycle.scope["http_version"] == "1.1"
+        self._is_chunked = cycle.scope["http_version"] != "1.0"
         self._limit: asyncio.Timeout | None = None
         self.request_id = ""
         self.close = close
         self.is_closing = cycle.transport.is_closing
-        cycle.scope.setdefault("extensions", {})[_EXTENSION] = self  # type: ignore[typeddict-item]
+        cycle.scope["extensions"] = {_EXTENSION: self}  # type: ignore[dict-item]
 
     def write(self, data: bytes) -> None:
         """Sends what uvicorn makes of an answer."""

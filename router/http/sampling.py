@@ -17,6 +17,7 @@ from protos.wire.limits import (
 from protos.wire.reason import Reason
 from protos.wire.sampling_params import Grammar, LogitBias, SamplingParams
 from router.errors import InvalidRequest
+from router.http.kinds import LIST, TEXT, text_or_list
 from router.http.request_id import chosen_id
 from router.http.tracing import http_trace_context
 from router.request.json_object import read_object
@@ -29,10 +30,8 @@ JsonObject = dict[str, Any]
 
 
 TextOrTexts = Annotated[
-    Annotated[str, pydantic.Tag("text")] | Annotated[list[str], pydantic.Tag("texts")],
-    pydantic.Discriminator(lambda value: "texts" if isinstance(value, list) else "text"),
+    Annotated[str, pydantic.Tag(TEXT)] | Annotated[list[str], pydantic.Tag(LIST)], text_or_list
 ]
-"""Only the faults of the form that was given are told."""
 
 
 def bounded(most: int) -> FieldInfo:
@@ -207,7 +206,7 @@ def _biases(biases: dict[str, float]) -> tuple[LogitBias, ...]:
     found = []
     for key, bias in biases.items():
         if not key.isdecimal() or len(key) > 10 or int(key) >= 2**32:
-            raise _bad("logit_bias", f"a key is {key!r:.50}, which is no token ID", key[:50])
+            raise _bad("logit_bias", f"has the key {key!r:.50}, which is no token ID", key[:50])
         found.append(LogitBias(int(key), bias))
     return tuple(found)
 

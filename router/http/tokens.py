@@ -10,9 +10,11 @@ from protos.wire.limits import MAX_CHAT_MESSAGES, MAX_CHAT_TOOLS
 from protos.wire.reason import Reason
 from router.errors import InvalidRequest
 from router.http.body import parse_body, read_body
-from router.http.chat.messages import JsonTexts, Message, template_variables, to_message
+from router.http.chat.messages import Message, to_message
 from router.http.chat.tools import ToolFields, to_tools
 from router.http.completions.prompts import TOKENS_SCHEMA, read_token_ids
+from router.http.errors import must_be
+from router.http.json_texts import JsonTexts
 from router.http.models import Endpoint, find_model
 from router.http.sampling import Fields, JsonObject, bounded
 from router.http.service import Service
@@ -39,12 +41,16 @@ class TokenizeFields(Fields):
             InvalidRequest: It is neither a text nor a conversation, or something of both.
         """
         if (self.prompt is None) == (self.messages is None):
-            given = "neither" if self.prompt is None else "both"
-            raise _wrong("prompt", f"given with messages: {given}", "exactly one of them")
+            given = "neither prompt nor" if self.prompt is None else "both prompt and"
+            raise InvalidRequest(
+                f"{given} messages are given; send one of them",
+                {"field": "prompt"},
+                reason=Reason.BAD_REQUEST,
+            )
         if self.prompt is not None:
             for name in _OF_CHATS:
                 if getattr(self, name) is not None:
-                    raise _wrong(name, "set", "unset unless messages is given")
+                    raise must_be(name, "set", "unset unless messages is given")
             return TextPrompt(
                 text=self.prompt,
                 add_special_tokens=self.add_special_tokens is not False,
@@ -52,7 +58,7 @@ class TokenizeFields(Fields):
             )
         if self.add_special_tokens:
             rule = "unset or false with messages, as the chat template adds all tokens"
-            raise _wrong("add_special_tokens", "true", rule)
+            raise must_be("add_special_tokens", "true", rule)
         return self._chat()
 
     def _chat(self) -> ChatPrompt:
@@ -61,7 +67,7 @@ class TokenizeFields(Fields):
         return ChatPrompt(
             messages=tuple(to_message(index, message, texts) for index, message in messages),
             tools=to_tools(self.tools or [], texts),
-            template_kwargs=template_variables(self.chat_template_kwargs or {}, texts),
+            template_kwargs=texts.variables(self.chat_template_kwargs or {}),
             add_generation_prompt=self.add_generation_prompt,
             continue_final_message=bool(self.continue_final_message),
             num_json_bytes=texts.num_bytes,
@@ -111,11 +117,3 @@ def token_endpoints(service: Service) -> dict[str, Endpoint]:
         return JSONResponse({"prompt": text})
 
     return {"/tokenize": tokenize, "/detokenize": detokenize}
-
-
-def _wrong(field: str, value: str, rule: str) -> InvalidRequest:
-    return InvalidRequest(
-        f"{field} is {value}; it must be {rule}",
-        {"field": field, "value": value, "bounds": rule},
-        reason=Reason.BAD_REQUEST,
-    )

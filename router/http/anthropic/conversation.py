@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 
 from protos.wire.printable import shown
 from router.http.anthropic.errors import bad
-from router.http.anthropic.json_objects import JsonObjects
 from router.http.anthropic.request import (
     AssistantBlock,
     PromptFields,
@@ -14,6 +13,7 @@ from router.http.anthropic.request import (
     ToolUseBlock,
     UserBlock,
 )
+from router.http.json_texts import JsonTexts
 from router.types import ChatMessage, ToolCall
 
 
@@ -44,8 +44,8 @@ class _Turn:
 class Conversation:
     """Turns blocks into messages: successive ones of a role are one, results are one each."""
 
-    def __init__(self, objects: JsonObjects) -> None:
-        self._objects = objects
+    def __init__(self, texts: JsonTexts) -> None:
+        self._texts = texts
         self._turns: list[_Turn] = []
         self._functions: dict[str, str] = {}
         """Names of the called functions by the IDs of their calls."""
@@ -88,7 +88,7 @@ class Conversation:
 
     def _add_call(self, name: str, role: str, block: ToolUseBlock) -> None:
         self._functions[block.id] = block.name
-        arguments = self._objects.read(f"{name}.input", block.input)
+        arguments = self._texts.check(f"{name}.input", block.input)
         call = ToolCall(call_id=block.id, name=block.name, arguments=arguments)
         self._turn(role).calls.append(call)
 

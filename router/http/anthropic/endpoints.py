@@ -28,10 +28,11 @@ def anthropic_endpoints(service: Service) -> dict[str, Endpoint]:
         body = await read_body(request, service.max_body_bytes, pipeline.request_bytes)
         fields = parse_body(MessagesRequest, body)
         deltas = pipeline.generate(to_generation_request(fields, request, len(body)))
-        form = {"max_tokens": fields.max_tokens, "shows_thinking": _shows_thinking(fields)}
+        most, shows = fields.max_tokens, _shows_thinking(fields)
         if fields.stream:
-            return EventStream(request, service, deltas, MessageWriter(**form))
-        reader = MessageReader(**form)
+            writer = MessageWriter(max_tokens=most, shows_thinking=shows)
+            return EventStream(request, service, deltas, writer)
+        reader = MessageReader(max_tokens=most, shows_thinking=shows)
         await read_answer(request, deltas, reader.read)
         return JSONResponse(reader.message())
 

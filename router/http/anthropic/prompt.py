@@ -3,8 +3,8 @@
 from protos.wire.printable import shown
 from router.http.anthropic.conversation import Conversation
 from router.http.anthropic.errors import bad
-from router.http.anthropic.json_objects import JsonObjects
 from router.http.anthropic.request import CustomTool, PromptFields
+from router.http.json_texts import JsonTexts
 from router.types import ChatPrompt, Tool, ToolChoice
 
 _CHOICES = {"auto": ToolChoice.AUTO, "any": ToolChoice.REQUIRED, "none": ToolChoice.NONE}
@@ -17,11 +17,11 @@ def to_chat_prompt(fields: PromptFields) -> ChatPrompt:
         InvalidRequest: Something contradicts something else, or is out of bounds; the error names
             the field.
     """
-    objects = JsonObjects()
-    messages = Conversation(objects).messages(fields)
+    texts = JsonTexts()
+    messages = Conversation(texts).messages(fields)
     continues = messages[-1].role == "assistant"
     tools = tuple(
-        _tool(f"tools[{index}]", tool, objects) for index, tool in enumerate(fields.tools or ())
+        _tool(f"tools[{index}]", tool, texts) for index, tool in enumerate(fields.tools or ())
     )
     choice, function_name = _choice(fields)
     chat = ChatPrompt(
@@ -32,20 +32,20 @@ def to_chat_prompt(fields: PromptFields) -> ChatPrompt:
         parallel_calls=_has_parallel_calls(fields),
         template_kwargs=_variables(fields),
         continue_final_message=continues,
-        num_json_bytes=objects.num_bytes,
+        num_json_bytes=texts.num_bytes,
     )
     _check(fields, chat)
     return chat
 
 
-def _tool(name: str, tool: CustomTool, objects: JsonObjects) -> Tool:
+def _tool(name: str, tool: CustomTool, texts: JsonTexts) -> Tool:
     schema = tool.input_schema
     if tool.input_examples:
         schema = {**schema, "examples": tool.input_examples}
     return Tool(
         name=tool.name,
         description=tool.description or "",
-        parameters=objects.read(f"{name}.input_schema", schema),
+        parameters=texts.check(f"{name}.input_schema", schema),
     )
 
 

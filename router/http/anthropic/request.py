@@ -11,8 +11,8 @@ from protos.wire.limits import (
     MAX_MESSAGE_PARTS,
     MAX_STOP_TEXTS,
 )
-from router.http.anthropic.by_type import by_type
-from router.http.anthropic.unsupported import NOTHING
+from router.http.anthropic.unsupported import NO_EDITS, NOTHING
+from router.http.kinds import by_type
 from router.http.sampling import Fields, Int32, JsonObject
 from router.request.chat_limits import FUNCTION_NAME
 
@@ -267,7 +267,7 @@ class PromptFields(Fields):
     # Refused
     billing_policy: Unsupported = None
     compaction: Unsupported = None
-    context_management: Unsupported = None
+    context_management: Annotated[None, NO_EDITS] = None
     mcp_servers: Unsupported = None
 
 

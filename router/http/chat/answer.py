@@ -2,11 +2,11 @@
 
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from router.http.answers import COMMENT, event, quoted
+from router.http.answers import COMMENT, event, numbers, openai_usage, quoted
 from router.http.chat.logprobs import chat_logprobs, logprobs_object, prompt_logprobs
 from router.http.errors import ErrorForm, Refusal, openai_error
 from router.types import (
@@ -81,14 +81,8 @@ class _Usage:
 
     def to_json(self) -> bytes:
         """Returns the counts so far."""
-        return (
-            b'{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d,'
-            b'"prompt_tokens_details":{"cached_tokens":%d}}'
-        ) % (
-            self.num_prompt_tokens,
-            self.num_completion_tokens,
-            self.num_prompt_tokens + self.num_completion_tokens,
-            self.num_cached_tokens,
+        return openai_usage(
+            self.num_prompt_tokens, self.num_completion_tokens, self.num_cached_tokens
         )
 
 
@@ -158,7 +152,7 @@ class ChatEvents:
             self._head = b"data: " + _head("chat.completion.chunk", admission, self._models)
         prompt = b""
         if self._extras.has_token_ids and not self._text_heads:
-            prompt = b'"prompt_token_ids":%b,' % _numbers(admission.prompt_token_ids)
+            prompt = b'"prompt_token_ids":%b,' % numbers(admission.prompt_token_ids)
         self._text_heads[index] = self._chunk_head(index) + b'"content":'
         return self._chunk(index, b'"role":"assistant","content":"","refusal":null', prompt=prompt)
 
@@ -167,7 +161,7 @@ class ChatEvents:
         if delta.logprobs is not None:
             details = b'"logprobs":' + logprobs_object(chat_logprobs(delta.logprobs))
         if self._extras.has_token_ids and delta.token_ids:
-            details += b',"token_ids":' + _numbers(delta.token_ids)
+            details += b',"token_ids":' + numbers(delta.token_ids)
         return details
 
     def _fields(self, delta: GenerationDelta) -> list[bytes]:
@@ -271,14 +265,14 @@ class WholeAnswer:
         if not self._head:
             self._head = _head("chat.completion", admission, self._models)
             if self._extras.has_token_ids:
-                self._head += b'"prompt_token_ids":%b,' % _numbers(admission.prompt_token_ids)
+                self._head += b'"prompt_token_ids":%b,' % numbers(admission.prompt_token_ids)
 
     def _details(self, choice: _Choice) -> bytes:
         details = _NO_DETAILS
         if self._extras.has_logprobs:
             details = b'"logprobs":' + logprobs_object(b",".join(choice.logprobs))
         if self._extras.has_token_ids:
-            details += b',"token_ids":' + _numbers(choice.token_ids)
+            details += b',"token_ids":' + numbers(choice.token_ids)
         return details
 
 
@@ -334,10 +328,6 @@ def _renamed(text: str) -> str:
         if match := pattern.match(text):
             return match.expand(name) + text[match.end() :]
     return text
-
-
-def _numbers(numbers: Iterable[int]) -> bytes:
-    return b"[%b]" % ",".join(map(str, numbers)).encode()
 
 
 def _reason(finish: Finish) -> bytes:

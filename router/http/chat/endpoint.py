@@ -1,5 +1,6 @@
 """POST /v1/chat/completions, in the form of OpenAI's API with vLLM's further fields."""
 
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from starlette.requests import Request
@@ -8,12 +9,13 @@ from starlette.responses import Response
 from protos.wire.limits import MAX_CHAT_MESSAGES, MAX_CHAT_TOOLS, MAX_LOGPROBS
 from protos.wire.reason import Reason
 from protos.wire.sampling_params import SamplingParams
-from router.errors import InvalidRequest
 from router.http.answers import EventStream, read_answer
 from router.http.body import parse_body, read_body
 from router.http.chat.answer import ChatEvents, Extras, WholeAnswer
-from router.http.chat.messages import JsonTexts, Message, template_variables, to_message
+from router.http.chat.messages import Message, to_message
 from router.http.chat.tools import ToolChoiceField, ToolFields, to_choice, to_tools
+from router.http.errors import must_be
+from router.http.json_texts import JsonTexts
 from router.http.models import Endpoint
 from router.http.sampling import Int32, JsonObject, SamplingFields, StreamOptions, bounded
 from router.http.service import Service
@@ -28,6 +30,9 @@ _REFUSED = {
     "moderation": "this server does not moderate",
 }
 """Fields that are known and not served, and what to do about them."""
+
+
+_wrong = partial(must_be, reason=Reason.BAD_SAMPLING_PARAMS)
 
 
 class ChatFields(SamplingFields):
@@ -116,7 +121,7 @@ class ChatFields(SamplingFields):
 
     def _variables(self, texts: JsonTexts) -> JsonObject:
         """Returns the variables of the template, with those that an effort of reasoning sets."""
-        variables = template_variables(self.chat_template_kwargs or {}, texts)
+        variables = texts.variables(self.chat_template_kwargs or {})
         if self.reasoning_effort is None:
             return variables
         effort: JsonObject = {"reasoning_effort": self.reasoning_effort}
@@ -170,11 +175,3 @@ def chat_endpoints(service: Service) -> dict[str, Endpoint]:
         return Response(answer.to_json(), media_type="application/json")
 
     return {"/v1/chat/completions": complete}
-
-
-def _wrong(field: str, value: str | int, rule: str) -> InvalidRequest:
-    return InvalidRequest(
-        f"{field} is {value}; it must be {rule}",
-        {"field": field, "value": f"{value:.100}" if isinstance(value, str) else str(value)},
-        reason=Reason.BAD_SAMPLING_PARAMS,
-    )

@@ -1,20 +1,18 @@
 """The messages of a chat completion: their fields, and what the router makes of them."""
 
-import json
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import pydantic
 
 from protos.wire.limits import (
-    MAX_CHAT_JSON_BYTES,
     MAX_MESSAGE_PARTS,
-    MAX_TEMPLATE_KWARGS_BYTES,
 )
-from protos.wire.printable import shown
 from protos.wire.reason import Reason
-from router.errors import InvalidRequest
+from router.http.errors import must_be
+from router.http.json_texts import JsonTexts
+from router.http.kinds import LIST, TEXT, text_or_list
 from router.http.sampling import Fields, JsonObject, bounded
-from router.request.json_object import read_object
 from router.types import ChatMessage, ToolCall
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
@@ -37,11 +35,10 @@ class ContentPart(Fields):
 
 
 Content = Annotated[
-    Annotated[str, pydantic.Tag("text")]
-    | Annotated[list[ContentPart], bounded(MAX_MESSAGE_PARTS), pydantic.Tag("parts")],
-    pydantic.Discriminator(lambda value: "parts" if isinstance(value, list) else "text"),
+    Annotated[str, pydantic.Tag(TEXT)]
+    | Annotated[list[ContentPart], bounded(MAX_MESSAGE_PARTS), pydantic.Tag(LIST)],
+    text_or_list,
 ]
-"""Only the faults of the form that was given are told."""
 
 
 class CalledFunction(Fields):
@@ -82,56 +79,8 @@ class Message(Fields):
 
 _PLAIN = {"role", "content"}
 
-
-class JsonTexts:
-    """Reads what a chat holds as JSON.
-
-    Attributes:
-        num_bytes: Bytes read so far.
-    """
-
-    def __init__(self) -> None:
-        self.num_bytes = 0
-
-    def read(self, field: str, text: str) -> JsonObject:
-        """Returns the object that a text stands for.
-
-        Raises:
-            InvalidRequest: It is none, is too deep, or all texts together are too long.
-        """
-        self.num_bytes += len(text.encode())
-        if self.num_bytes > MAX_CHAT_JSON_BYTES:
-            raise bad(
-                field,
-                f"{self.num_bytes} bytes of JSON, with all before it",
-                f"0 to {MAX_CHAT_JSON_BYTES} bytes, as tools, tool_calls and "
-                "chat_template_kwargs together",
-            )
-        return read_object(field, text)
-
-    def check(self, field: str, value: JsonObject) -> JsonObject:
-        """Returns an object that came as JSON in the body, by the same rules.
-
-        Raises:
-            InvalidRequest: As `read`.
-        """
-        return self.read(field, json.dumps(value, ensure_ascii=False))
-
-
-def template_variables(variables: JsonObject, texts: JsonTexts) -> JsonObject:
-    """Returns more variables for the chat template, as they came in the body.
-
-    Raises:
-        InvalidRequest: They are too deep or too long.
-    """
-    field = "chat_template_kwargs"
-    if not variables:
-        return {}
-    before = texts.num_bytes
-    variables = texts.check(field, variables)
-    if (num_bytes := texts.num_bytes - before) > MAX_TEMPLATE_KWARGS_BYTES:
-        raise bad(field, f"{num_bytes} bytes of JSON", f"0 to {MAX_TEMPLATE_KWARGS_BYTES} bytes")
-    return variables
+bad = partial(must_be, reason=Reason.BAD_CHAT)
+"""Returns the error for a field of a chat that cannot be served."""
 
 
 def to_message(index: int, message: Message, texts: JsonTexts) -> ChatMessage:
@@ -207,12 +156,3 @@ def _reasoning(field: str, message: Message) -> str:
     if reasoning and same and reasoning != same:
         raise bad(f"{field}.reasoning_content", same, "equal to reasoning, or unset")
     return reasoning or same or ""
-
-
-def bad(field: str, value: str, rule: str) -> InvalidRequest:
-    """Returns the error for a field of a chat that cannot be served."""
-    return InvalidRequest(
-        f"{field} is {shown(value) or 'empty'}; it must be {rule}",
-        {"field": field, "value": shown(value), "bounds": rule},
-        reason=Reason.BAD_CHAT,
-    )

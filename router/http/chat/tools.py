@@ -4,7 +4,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import pydantic
 
-from router.http.chat.messages import JsonTexts, bad
+from router.http.chat.messages import bad
+from router.http.json_texts import JsonTexts
+from router.http.kinds import OBJECT, TEXT, text_or_object
 from router.http.sampling import Fields, JsonObject
 from router.types import Tool, ToolChoice
 
@@ -58,9 +60,9 @@ class ChoiceFields(Fields):
 
 
 ToolChoiceField = Annotated[
-    Annotated[Literal["none", "auto", "required"], pydantic.Tag("word")]
-    | Annotated[ChoiceFields, pydantic.Tag("object")],
-    pydantic.Discriminator(lambda value: "object" if isinstance(value, dict) else "word"),
+    Annotated[Literal["none", "auto", "required"], pydantic.Tag(TEXT)]
+    | Annotated[ChoiceFields, pydantic.Tag(OBJECT)],
+    text_or_object,
 ]
 
 

@@ -1,9 +1,9 @@
 """Writes the answers to completions, at once or in parts, in the form of OpenAI's API."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from router.http.answers import COMMENT, event, quoted
+from router.http.answers import COMMENT, event, numbers, openai_usage, quoted
 from router.http.completions.logprobs import LogprobLists, prompt_entries
 from router.http.errors import ErrorForm, Refusal, openai_error
 from router.types import Finish, GenerationDelta
@@ -104,7 +104,7 @@ class Usage:
 
     def total(self) -> bytes:
         """Returns the tokens of all choices."""
-        return _usage(
+        return openai_usage(
             sum(self._num_prompt_tokens),
             sum(self._num_completion_tokens),
             sum(self._num_cached_tokens),
@@ -113,7 +113,7 @@ class Usage:
     def of_choice(self, index: int) -> bytes:
         """Returns the tokens of one choice so far."""
         prompt = index // self._n
-        return _usage(
+        return openai_usage(
             self._num_prompt_tokens[prompt],
             self._num_completion_tokens[index],
             self._num_cached_tokens[prompt],
@@ -169,7 +169,7 @@ class Prompt:
             "finish_reason": b"null",
         }
         if self._form.shows_token_ids:
-            choice["prompt_token_ids"] = _numbers(self.token_ids)
+            choice["prompt_token_ids"] = numbers(self.token_ids)
             choice["token_ids"] = b"[]"
         return choice
 
@@ -232,8 +232,8 @@ class _Choice:
             **self._form.end(self._finish),
         }
         if self._form.shows_token_ids:
-            content["prompt_token_ids"] = _numbers(prompt.token_ids)
-            content["token_ids"] = _numbers(self._token_ids)
+            content["prompt_token_ids"] = numbers(prompt.token_ids)
+            content["token_ids"] = numbers(self._token_ids)
         if prompt.entries is not None:
             content["prompt_logprobs"] = b"[%b]" % b",".join(prompt.entries)
         return content
@@ -313,7 +313,7 @@ class CompletionStream:
             **self._form.end(delta.finish),
         }
         if self._form.shows_token_ids:
-            choice["token_ids"] = _numbers(delta.token_ids)
+            choice["token_ids"] = numbers(delta.token_ids)
         return self._event(delta.index, choice)
 
     def _lists(self, delta: GenerationDelta) -> bytes:
@@ -334,14 +334,3 @@ class CompletionStream:
 
 def _object(fields: Json) -> bytes:
     return b"{%b}" % b",".join([b'"%b":%b' % (name.encode(), one) for name, one in fields.items()])
-
-
-def _numbers(numbers: Iterable[int]) -> bytes:
-    return b"[%b]" % ",".join(map(str, numbers)).encode()
-
-
-def _usage(num_prompt: int, num_completion: int, num_cached: int) -> bytes:
-    return (
-        b'{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d,'
-        b'"prompt_tokens_details":{"cached_tokens":%d}}'
-    ) % (num_prompt, num_completion, num_prompt + num_completion, num_cached)

@@ -4,6 +4,7 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any
 
 import pydantic
@@ -11,7 +12,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from protos.wire.limits import MAX_SAMPLES
-from protos.wire.printable import shown
 from protos.wire.reason import Reason
 from protos.wire.sampling_params import SamplingParams
 from router.errors import InvalidRequest
@@ -23,6 +23,7 @@ from router.http.completions.answer import (
     CompletionStream,
 )
 from router.http.completions.prompts import PROMPTS_SCHEMA, read_prompts
+from router.http.errors import must_be
 from router.http.models import Endpoint
 from router.http.outlet import outlet_of
 from router.http.sampling import Int32, SamplingFields, StreamOptions
@@ -42,6 +43,8 @@ _SERVED = (
     ("use_beam_search", False, "false: there is no beam search here"),
 )
 """Fields that have one value only, and why."""
+
+_wrong = partial(must_be, reason=Reason.BAD_SAMPLING_PARAMS)
 
 Count = Annotated[int, pydantic.Field(ge=0, lt=2**31)]
 
@@ -87,7 +90,7 @@ class CompletionFields(SamplingFields):
             raise _wrong("n", self.num_choices, f"1 to {MAX_SAMPLES}")
         for name, value, rule in _SERVED:
             if getattr(self, name) not in (None, value):
-                raise _wrong(name, shown(str(getattr(self, name))), rule)
+                raise _wrong(name, getattr(self, name), rule)
         if self.best_of not in (None, 1, self.num_choices):
             raise _wrong("best_of", self.best_of, "n or 1: no choice is left out here")
         if self.stream_options is not None and not self.stream:
@@ -212,11 +215,3 @@ def _check_repetition(prompts: Sequence[TextPrompt | TokenPrompt], n: int) -> No
     if n > 1 and size > _MAX_REPEATED:
         rule = f"at most {_MAX_REPEATED}; leave out echo and return_token_ids, or n"
         raise _wrong("n", f"{n}, with which {size} characters or tokens of prompts are sent", rule)
-
-
-def _wrong(field: str, value: str | int | None, rule: str) -> InvalidRequest:
-    return InvalidRequest(
-        f"{field} is {value}; it must be {rule}",
-        {"field": field, "value": str(value), "bounds": rule},
-        reason=Reason.BAD_SAMPLING_PARAMS,
-    )

@@ -4,9 +4,9 @@ import reprlib
 from array import array
 from typing import Any
 
-from protos.wire.printable import shown
 from protos.wire.reason import Reason
 from router.errors import InvalidRequest
+from router.http.errors import must_be
 from router.types import TextPrompt, TokenPrompt
 
 TOKENS_SCHEMA: dict[str, Any] = {
@@ -71,10 +71,5 @@ def _prompt(field: str, value: object, add_special_tokens: bool) -> TextPrompt |
     raise _bad(field, value, _FORMS if field == "prompt" else "a text or a list of token IDs")
 
 
-def _bad(field: str, value: object, bounds: str) -> InvalidRequest:
-    text = shown(reprlib.repr(value))
-    return InvalidRequest(
-        f"{field} is {text}; it must be {bounds}",
-        {"field": field, "value": text, "bounds": bounds},
-        reason=Reason.BAD_REQUEST,
-    )
+def _bad(field: str, value: object, rule: str) -> InvalidRequest:
+    return must_be(field, reprlib.repr(value), rule)

@@ -10,25 +10,17 @@ from protos.wire.limits import MAX_LABEL_CHARACTERS
 from protos.wire.printable import shown
 from protos.wire.reason import Reason
 from router.errors import InvalidRequest
-from router.http.kinds import LIST, OTHER, TEXT, by_type, other_type, refused, text_or_list
+from router.http.json_texts import JsonTexts
+from router.http.kinds import LIST, TEXT, by_type, refused, text_or_list
 from router.http.sampling import Fields, JsonObject
 from router.request.chat_limits import FUNCTION_NAME
-from router.request.json_object import read_object
 from router.types import ChatMessage, ToolCall
 
 Label = Annotated[str, pydantic.Field(max_length=MAX_LABEL_CHARACTERS)]
 Name = Annotated[str, pydantic.Field(pattern=f"^{FUNCTION_NAME.pattern}$")]
 Status = Literal["in_progress", "completed", "incomplete"]
 
-_NO_PART = other_type(
-    "input_text or, in what an assistant said, output_text or refusal; the models here read text "
-    "only"
-)
-_NO_ITEM = other_type(
-    "message, function_call, function_call_output or reasoning; the tools and services of other "
-    "items are not here"
-)
-_NO_REFERENCE = refused("it refers to a stored item, and nothing is stored; send the item itself")
+_NO_REFERENCE = "it refers to a stored item, and nothing is stored; send the item itself"
 _NO_NAMESPACE = refused("functions have no namespaces here")
 
 
@@ -62,11 +54,11 @@ class OutputRefusal(Fields):
 
 
 Part = Annotated[
-    Annotated[InputText, pydantic.Tag("(input_text)")]
-    | Annotated[OutputText, pydantic.Tag("(output_text)")]
-    | Annotated[OutputRefusal, pydantic.Tag("(refusal)")]
-    | Annotated[None, _NO_PART, pydantic.Tag(OTHER)],
-    by_type("input_text", "output_text", "refusal"),
+    InputText | OutputText | OutputRefusal,
+    by_type(
+        {"input_text": InputText, "output_text": OutputText, "refusal": OutputRefusal},
+        why="the models here read text only",
+    ),
 ]
 Content = Annotated[
     Annotated[str, pydantic.Tag(TEXT)] | Annotated[list[Part], pydantic.Tag(LIST)], text_or_list
@@ -145,19 +137,17 @@ class Reasoning(Fields):
 
 
 Item = Annotated[
-    Annotated[Message, pydantic.Tag("(message)")]
-    | Annotated[FunctionCall, pydantic.Tag("(function_call)")]
-    | Annotated[FunctionCallOutput, pydantic.Tag("(function_call_output)")]
-    | Annotated[Reasoning, pydantic.Tag("(reasoning)")]
-    | Annotated[None, _NO_REFERENCE, pydantic.Tag("(item_reference)")]
-    | Annotated[None, _NO_ITEM, pydantic.Tag(OTHER)],
+    Message | FunctionCall | FunctionCallOutput | Reasoning,
     by_type(
-        "message",
-        "function_call",
-        "function_call_output",
-        "reasoning",
-        "item_reference",
-        untyped="(message)",
+        {
+            "message": Message,
+            "function_call": FunctionCall,
+            "function_call_output": FunctionCallOutput,
+            "reasoning": Reasoning,
+            "item_reference": _NO_REFERENCE,
+        },
+        default="message",
+        why="the tools and services of other items are not here",
     ),
 ]
 Input = Annotated[
@@ -165,14 +155,9 @@ Input = Annotated[
 ]
 
 
-def json_bytes(items: Input) -> int:
-    """Returns the bytes of all that items hold as JSON text."""
-    if isinstance(items, str):
-        return 0
-    return sum(len(item.arguments.encode()) for item in items if isinstance(item, FunctionCall))
-
-
-def to_messages(instructions: str | None, items: Input) -> tuple[ChatMessage, ...]:
+def to_messages(
+    instructions: str | None, items: Input, texts: JsonTexts
+) -> tuple[ChatMessage, ...]:
     """Returns the messages of a conversation.
 
     Developers speak as the system does, as few chat templates know them, and what is said at the
@@ -182,7 +167,7 @@ def to_messages(instructions: str | None, items: Input) -> tuple[ChatMessage, ..
     Raises:
         InvalidRequest: Arguments are no JSON, or a reasoning cannot be read.
     """
-    conversation = _Conversation()
+    conversation = _Conversation(texts)
     if instructions:
         conversation.say("system", (instructions,))
     if isinstance(items, str):
@@ -209,7 +194,8 @@ class _Turn:
 
 
 class _Conversation:
-    def __init__(self) -> None:
+    def __init__(self, texts: JsonTexts) -> None:
+        self._texts = texts
         self.messages: list[ChatMessage] = []
         self._turn = _Turn()
 
@@ -224,7 +210,7 @@ class _Conversation:
                 self._end_unless_thinking()
                 self._turn.thoughts += _thoughts(path, item)
             case FunctionCall():
-                arguments = read_object(f"{path}.arguments", item.arguments)
+                arguments = self._texts.read(f"{path}.arguments", item.arguments)
                 call = ToolCall(call_id=item.call_id, name=item.name, arguments=arguments)
                 self._turn.calls.append(call)
             case FunctionCallOutput():
@@ -274,7 +260,7 @@ class _Conversation:
 def _texts(content: Content) -> Sequence[str]:
     if isinstance(content, str):
         return (content,)
-    return [part.text for part in content if part is not None]
+    return [part.text for part in content]
 
 
 def _content(texts: Sequence[str]) -> tuple[str, tuple[str, ...]]:

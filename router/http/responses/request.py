@@ -1,26 +1,23 @@
 """A request of the Responses API, and what the pipeline makes of it."""
 
-import json
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import pydantic
 
-from protos.wire.limits import MAX_CHAT_JSON_BYTES
 from protos.wire.reason import Reason
 from protos.wire.sampling_params import Grammar, SamplingParams
 from router.errors import InvalidRequest
-from router.http.kinds import OTHER, by_type, other_type, refused
-from router.http.responses.items import Input, json_bytes, to_messages
+from router.http.json_texts import JsonTexts
+from router.http.kinds import by_type, refused
+from router.http.responses.items import Input, to_messages
 from router.http.responses.tools import (
     Choice,
     FunctionTools,
-    parameter_texts,
     to_choice,
     to_tools,
 )
 from router.http.sampling import Fields, JsonObject, SamplingFields, json_schema_grammar
-from router.request.json_object import read_object
 from router.types import ChatPrompt
 
 _NOT_STORED = "nothing is stored here; send the whole conversation as input"
@@ -53,11 +50,8 @@ class SchemaText(Fields):
 
 
 Format = Annotated[
-    Annotated[PlainText, pydantic.Tag("(text)")]
-    | Annotated[JsonText, pydantic.Tag("(json_object)")]
-    | Annotated[SchemaText, pydantic.Tag("(json_schema)")]
-    | Annotated[None, other_type("text, json_object or json_schema"), pydantic.Tag(OTHER)],
-    by_type("text", "json_object", "json_schema"),
+    PlainText | JsonText | SchemaText,
+    by_type({"text": PlainText, "json_object": JsonText, "json_schema": SchemaText}),
 ]
 
 
@@ -189,21 +183,8 @@ class ResponsesRequest(SamplingFields):
             **(self.reasoning.variables if self.reasoning else {}),
             **(self.chat_template_kwargs or {}),
         }
-        variables_text = json.dumps(variables, ensure_ascii=False) if variables else ""
-        texts = [variables_text, *parameter_texts(self.tools or [])]
-        num_json_bytes = sum(len(text.encode()) for text in texts) + json_bytes(self.input)
-        if num_json_bytes > MAX_CHAT_JSON_BYTES:
-            raise InvalidRequest(
-                f"tools, arguments and chat_template_kwargs have {num_json_bytes} bytes of JSON, "
-                f"outside 0 to {MAX_CHAT_JSON_BYTES}",
-                {
-                    "field": "tools",
-                    "value": f"{num_json_bytes} bytes",
-                    "bounds": f"0 to {MAX_CHAT_JSON_BYTES}",
-                },
-                reason=Reason.BAD_CHAT,
-            )
-        messages = to_messages(self.instructions, self.input)
+        texts = JsonTexts()
+        messages = to_messages(self.instructions, self.input, texts)
         if not messages:
             raise InvalidRequest(
                 "input has nothing that a model could answer to; send a text or items",
@@ -213,12 +194,13 @@ class ResponsesRequest(SamplingFields):
         tool_choice, function_name = to_choice(self.tool_choice)
         return ChatPrompt(
             messages=messages,
-            tools=to_tools(self.tools or [], self.tool_choice),
+            tools=to_tools(self.tools or [], self.tool_choice, texts),
             tool_choice=tool_choice,
             function_name=function_name,
             parallel_calls=self.parallel_tool_calls is not False,
-            template_kwargs=read_object("chat_template_kwargs", variables_text),
-            num_json_bytes=num_json_bytes,
+            template_kwargs=texts.variables(variables),
+            # All of it has been read now.
+            num_json_bytes=texts.num_bytes,
         )
 
     def sampling(self) -> SamplingParams:
@@ -284,4 +266,7 @@ class ResponsesRequest(SamplingFields):
 
 def _sent(fields: Fields | None) -> JsonObject:
     """Returns what was sent of an object."""
-    return {} if fields is None else fields.model_dump(by_alias=True, exclude_none=True)
+    if fields is None:
+        return {}
+    # It would warn of what `by_type` has read, whose type it does not know.
+    return fields.model_dump(by_alias=True, exclude_none=True, warnings=False)

@@ -1,20 +1,15 @@
 """The functions that a model may call, as the Responses API describes them."""
 
-import json
 from typing import Annotated, Literal
 
 import pydantic
 
-from protos.wire.printable import shown
 from protos.wire.reason import Reason
-from router.errors import InvalidRequest
-from router.http.kinds import OTHER, TEXT, by_type, other_type, refused
+from router.http.errors import must_be
+from router.http.json_texts import JsonTexts
+from router.http.kinds import OBJECT, TEXT, by_type, refused, text_or_object
 from router.http.sampling import Fields, JsonObject
-from router.request.json_object import read_object
 from router.types import Tool, ToolChoice
-
-_NO_TOOL = other_type("function; the other tools are OpenAI's own and not here")
-_NO_CHOICE = other_type("function or allowed_tools; other tools are not here")
 
 
 class FunctionTool(Fields):
@@ -52,40 +47,40 @@ class AllowedTools(Fields):
 
 FunctionTools = list[
     Annotated[
-        Annotated[FunctionTool, pydantic.Tag("(function)")]
-        | Annotated[None, _NO_TOOL, pydantic.Tag(OTHER)],
-        by_type("function"),
+        FunctionTool,
+        by_type({"function": FunctionTool}, why="the other tools are OpenAI's own and not here"),
     ]
 ]
 Choice = Annotated[
     Annotated[Literal["none", "auto", "required"], pydantic.Tag(TEXT)]
-    | Annotated[ChosenFunction, pydantic.Tag("(function)")]
-    | Annotated[AllowedTools, pydantic.Tag("(allowed_tools)")]
-    | Annotated[None, _NO_CHOICE, pydantic.Tag(OTHER)],
-    by_type("function", "allowed_tools", untyped=TEXT),
+    | Annotated[
+        ChosenFunction | AllowedTools,
+        by_type(
+            {"function": ChosenFunction, "allowed_tools": AllowedTools},
+            why="other tools are not here",
+        ),
+        pydantic.Tag(OBJECT),
+    ],
+    text_or_object,
 ]
 
 
-def parameter_texts(tools: FunctionTools) -> list[str]:
-    """Returns the parameters of each function as JSON, which need not be valid."""
-    return [json.dumps(tool.parameters, ensure_ascii=False) for tool in tools if tool]
-
-
-def to_tools(tools: FunctionTools, choice: Choice | None) -> tuple[Tool, ...]:
+def to_tools(tools: FunctionTools, choice: Choice | None, texts: JsonTexts) -> tuple[Tool, ...]:
     """Returns the functions that may be called.
 
     Raises:
         InvalidRequest: Parameters are too deep or have numbers that are none, or the choice names
             a function that is not described.
     """
-    found = tuple(_to_tool(index, tool) for index, tool in enumerate(tools) if tool)
+    found = tuple(_to_tool(f"tools[{index}]", tool, texts) for index, tool in enumerate(tools))
     if not isinstance(choice, AllowedTools):
         return found
     names = {tool.name for tool in found}
     allowed = [tool.name for tool in choice.tools]
     for index, name in enumerate(allowed):
         if name not in names:
-            raise _bad(f"tool_choice.tools[{index}].name", name, "the name of one of tools")
+            rule = "the name of one of tools"
+            raise must_be(f"tool_choice.tools[{index}].name", name, rule, Reason.BAD_CHAT)
     return tuple(tool for tool in found if tool.name in allowed)
 
 
@@ -102,20 +97,10 @@ def to_choice(choice: Choice | None) -> tuple[ToolChoice, str]:
             return ToolChoice(choice.mode), ""
 
 
-def _to_tool(index: int, tool: FunctionTool) -> Tool:
-    path = f"tools[{index}]"
+def _to_tool(path: str, tool: FunctionTool, texts: JsonTexts) -> Tool:
     if tool.output_schema is not None:
-        read_object(f"{path}.output_schema", json.dumps(tool.output_schema, ensure_ascii=False))
+        texts.check(f"{path}.output_schema", tool.output_schema)
     parameters = None
     if tool.parameters is not None:
-        text = json.dumps(tool.parameters, ensure_ascii=False)
-        parameters = read_object(f"{path}.parameters", text)
+        parameters = texts.check(f"{path}.parameters", tool.parameters)
     return Tool(name=tool.name, description=tool.description or "", parameters=parameters)
-
-
-def _bad(field: str, value: str, bounds: str) -> InvalidRequest:
-    return InvalidRequest(
-        f"{field} is {shown(value)}; it must be {bounds}",
-        {"field": field, "value": shown(value), "bounds": bounds},
-        reason=Reason.BAD_CHAT,
-    )

@@ -84,7 +84,7 @@ async def ask_response(url):
 async def ask_message(url):
     async with (
         anthropic.AsyncAnthropic(base_url=url, **OPTIONS) as client,
-        client.messages.stream(**CHAT, max_tokens=5) as stream,
+        client.messages.stream(**CHAT, max_tokens=2) as stream,
     ):
         return (await stream.get_final_message()).stop_reason
 

@@ -45,8 +45,8 @@ async def test_conversation_becomes_the_tokens_that_a_chat_starts_from():
 @pytest.mark.parametrize(
     ("path", "content", "message"),
     [
-        ("/tokenize", b"{}", "prompt is given with messages: neither; it must be exactly one"),
-        ("/tokenize", b'{"prompt": "a", "messages": []}', "given with messages: both"),
+        ("/tokenize", b"{}", "neither prompt nor messages are given; send one"),
+        ("/tokenize", b'{"prompt": "a", "messages": []}', "both prompt and messages are given"),
         ("/tokenize", b'{"prompt": ""}', "prompt is empty"),
         ("/tokenize", b'{"prompt": "a", "tools": []}', "tools is set; it must be unset unless"),
         ("/tokenize", b'{"prompt": "a", "add_special_tokens": 1}', "add_special_tokens is 1"),
@@ -72,7 +72,9 @@ async def test_conversation_becomes_the_tokens_that_a_chat_starts_from():
             "chat_template_kwargs has 81 levels",
         ),
         ("/detokenize", b"{}", "tokens is missing"),
-        ("/detokenize", b'{"tokens": "a"}', "tokens is a"),
+        ("/detokenize", b'{"tokens": "a"}', "tokens is a: input"),
+        ("/detokenize", b'{"tokens": "1"}', 'tokens is "1": input should be a valid array'),
+        ("/detokenize", b"", "the body is empty; it must be a JSON object"),
         ("/detokenize", b'{"tokens": [1, -2]}', "tokens[1] is -2; it must be a token ID"),
         ("/detokenize", b'{"tokens": [1, true]}', "tokens[1] is True"),
         ("/detokenize", b'{"tokens": [600]}', "tokens[0] is 600, outside 0 to 599"),

@@ -52,7 +52,7 @@ def use(**changes):
         ({"max_tokens": HUGE}, "max_tokens is 1000"),
         ({"system": "z " * 2000}, "prompt is too long: "),
         ({"model": ""}, "model is "),
-        ({"temperature": "1"}, "temperature is 1"),
+        ({"temperature": "1"}, 'temperature is "1"'),
         ({"temperature": NAN}, "temperature is "),
         ({"temperature": -1}, "temperature is -1"),
         ({"temperature": HUGE}, "temperature is "),
@@ -64,7 +64,7 @@ def use(**changes):
         ({"stop_sequences": ["a"] * 1025}, "stop_sequences is "),
         ({"messages": []}, "messages is "),
         ({"messages": {}}, "messages is "),
-        ({"messages": ["go"]}, "messages[0] is go: it must be an object"),
+        ({"messages": ["go"]}, "messages[0] is go: input should be an object"),
         ({"messages": [{"role": "pirate"}]}, "messages[0] is "),
         ({"messages": [{"role": "pirate"}]}, "it has the role pirate"),
         ({"messages": [{"content": "a"}]}, "it has no role"),
@@ -100,7 +100,7 @@ def use(**changes):
         (tool(defer_loading=True), "tools[0].defer_loading is true"),
         (tool(allowed_callers=["code_execution_20260120"]), "tools[0].allowed_callers[0] is code"),
         ({"tools": [TOOL, TOOL]}, "tools[1].name is 'weather'"),
-        ({"tool_choice": "any"}, "tool_choice is any: it must be an object"),
+        ({"tool_choice": "any"}, "tool_choice is any: input should be an object"),
         ({"tool_choice": {"type": "required"}}, "it has the type required"),
         ({"tool_choice": {"type": "tool"}}, "tool_choice.name is missing"),
         ({"thinking": {"type": "enabled"}}, "thinking.budget_tokens is missing"),
@@ -172,7 +172,8 @@ async def test_body_that_is_no_object_of_json_is_told(door, path, body):
 
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]["type"] == "invalid_request_error"
-    assert "the body is no JSON object" in answer.json()["error"]["message"]
+    told = "is no JSON object" if body else "is empty; it must be a JSON object"
+    assert f"the body {told}" in answer.json()["error"]["message"]
 
 
 def failure(code, reason="ENGINE_FAILED", metadata=()):

@@ -6,6 +6,7 @@ from typing import get_args, get_type_hints
 
 import anthropic.types as plain
 import anthropic.types.beta as beta
+import jsonschema
 import pytest
 from anthropic.types.beta.message_count_tokens_params import MessageCountTokensParams as BetaCount
 from anthropic.types.beta.message_create_params import MessageCreateParamsStreaming as BetaCreate
@@ -141,3 +142,26 @@ def test_document_lists_what_has_no_effect_and_what_is_refused():
     names = {*REASONS, "caller", "allowed_callers", "defer_loading", "between_tools"}
     names = names - {"task_budget"} | {"output_config.task_budget"}
     assert [name for name in sorted(names) if f"`{name}`" not in refused] == []
+
+
+@pytest.mark.parametrize("edits", [[], [{"type": "clear_thinking_20251015", "keep": "all"}]])
+def test_edits_that_leave_the_conversation_as_it_is_are_no_reason_to_refuse_it(edits):
+    body = {**BASE, "context_management": {"edits": edits}}
+
+    jsonschema.validate(body, ours.MessagesRequest.model_json_schema())
+    assert parse_body(ours.MessagesRequest, json.dumps(body).encode()).context_management is None
+
+
+@pytest.mark.parametrize(
+    "edits",
+    [
+        {"type": "clear_thinking_20251015", "keep": {"type": "thinking_turns", "value": 1}},
+        {"type": "clear_tool_uses_20250919"},
+        None,
+    ],
+)
+def test_edits_that_change_the_conversation_are_refused(edits):
+    body = {**BASE, "context_management": {"edits": [edits]}}
+
+    with pytest.raises(InvalidRequest, match="conversations are not edited"):
+        parse_body(ours.MessagesRequest, json.dumps(body).encode())

@@ -8,15 +8,8 @@ import pytest
 from router.errors import EngineError, QueueFull
 from router.types import Admitted, Finished, FinishReason, PromptLogprobs, TokenLogprobs, Tokens
 from tests.fakes.fake_fleet import ENGINE
-from tests.router.http.chat.chats import (
-    CALL,
-    SECOND_CALL,
-    TOOLS,
-    ask,
-    chunks,
-    say,
-    whole,
-)
+from tests.router.http.chat.chats import CALL, SECOND_CALL, TOOLS, ask, chunks, whole
+from tests.router.http.served_fleet import say
 from tests.router.pipelines import TOKENIZER
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -11,7 +11,8 @@ import pytest
 from router.errors import EngineError, NoEngine, QueueFull
 from router.types import Admitted, TokenLogprobs, Tokens
 from tests.fakes.fake_fleet import ENGINE
-from tests.router.http.chat.chats import CALL, SECOND_CALL, TOOLS, ChatFleet, say
+from tests.router.http.chat.chats import CALL, SECOND_CALL, TOOLS, ChatFleet
+from tests.router.http.served_fleet import say
 from tests.router.http.serving import serving
 from tests.router.pipelines import TOKENIZER
 

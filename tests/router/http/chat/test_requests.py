@@ -5,16 +5,8 @@ import json
 import pytest
 
 from protos.wire.sampling_params import LogitBias
-from tests.router.http.chat.chats import (
-    CALL,
-    TOOLS,
-    USER,
-    ChatFleet,
-    ask,
-    prompt_of,
-    say,
-    whole,
-)
+from tests.router.http.chat.chats import CALL, TOOLS, USER, ChatFleet, ask, whole
+from tests.router.http.served_fleet import prompt_of, say
 from tests.router.http.serving import serving
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

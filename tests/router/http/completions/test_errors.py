@@ -55,7 +55,7 @@ TEXT = "the quick brown fox"
         ({"stream_options": {"a": 1}}, "stream_options.a", "stream_options.a is not a field of"),
         ({"max_tokens": 0}, "max_tokens", "max_tokens is 0, outside 1 and more"),
         ({"max_tokens": -1}, "max_tokens", "max_tokens is -1"),
-        ({"max_tokens": "9"}, "max_tokens", "max_tokens is 9: input should be a valid integer"),
+        ({"max_tokens": "9"}, "max_tokens", 'max_tokens is "9": input should be a valid integer'),
         ({"temperature": float("nan")}, "temperature", "temperature is NaN, outside 0 to 100"),
         ({"logit_bias": {"80": float("inf")}}, "logit_bias[0].bias", "logit_bias[0].bias is inf"),
         ({"logit_bias": {"eighty": 1}}, "logit_bias", "'eighty', which is no token ID"),

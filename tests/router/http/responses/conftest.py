@@ -3,14 +3,15 @@
 import pytest
 import pytest_asyncio
 
-from tests.router.http.responses.asking import ThinkingFleet
+from tests.router.http.served_fleet import ServedFleet
 from tests.router.http.serving import serving
+from tests.router.text.tool_templates import QWEN3
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def module_fleet():
     """The fleet of a module."""
-    fleet = ThinkingFleet()
+    fleet = ServedFleet(template=QWEN3, max_logprobs=5)
     async with serving(fleet) as fleet.port:
         yield fleet
 

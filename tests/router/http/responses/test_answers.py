@@ -11,7 +11,8 @@ from protos.wire.status import ErrorStatus, Reason
 from router.errors import EngineError, QueueFull
 from router.types import Admitted, Finished, FinishReason, TokenLogprobs, Tokens
 from tests.fakes.fake_fleet import ENGINE
-from tests.router.http.responses.asking import PATH, events_of, http_client, prompt_of, say
+from tests.router.http.responses.asking import PATH, events_of, http_client
+from tests.router.http.served_fleet import prompt_of, say
 from tests.router.http.serving import MAX_BODY_BYTES
 from tests.router.pipelines import TOKENIZER
 
@@ -331,7 +332,7 @@ HUGE = "9" * 5000
 @pytest.mark.parametrize(
     ("body", "status", "param", "message"),
     [
-        (b"", 400, None, "the body is no JSON object that can be read"),
+        (b"", 400, None, "the body is empty; it must be a JSON object"),
         (b"[]", 400, None, "the body is no JSON object that can be read"),
         (b'{"input": "\xff"}', 400, None, "invalid unicode"),
         (b'{"input": "\\ud800"}', 400, None, "the body is no JSON object that can be read"),

@@ -11,7 +11,8 @@ from protos.wire.status import ErrorStatus, Reason
 from router.errors import EngineError, QueueFull
 from router.types import Admitted, Tokens
 from tests.fakes.fake_fleet import ENGINE
-from tests.router.http.responses.asking import openai_client, prompt_of, say
+from tests.router.http.responses.asking import openai_client
+from tests.router.http.served_fleet import prompt_of, say
 from tests.router.pipelines import TOKENIZER
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
