@@ -25,9 +25,11 @@ def _builtin_names(package):
 
 
 def _patch_builtin(package, builder, scope):
-    for name in _builtin_names(package):
-        if language.core.is_builtin(member := getattr(package, name)):
-            interpreter._patch_attr(package, name, member, builder, scope)
+    names = _builtin_names(package)
+    # Unless the kernel has done so that calls this function.
+    if names and language.core.is_builtin(getattr(package, names[0])):
+        for name in names:
+            interpreter._patch_attr(package, name, getattr(package, name), builder, scope)
 
 
 # Triton looks through the whole language at each call of each function inside a kernel.

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import pydantic
@@ -76,9 +77,7 @@ class Operation:
 
 def document_endpoints(operations: Sequence[Operation]) -> dict[str, Endpoint]:
     """Returns the endpoints by path, both for GET."""
-    document = openapi_document(operations)
-    content = json.dumps(document).encode()
-    page = _page(document)
+    content, page = _written(tuple(operations))
 
     async def get_document(request: Request) -> Response:
         return Response(content, media_type="application/json")
@@ -88,6 +87,13 @@ def document_endpoints(operations: Sequence[Operation]) -> dict[str, Endpoint]:
         return Response(page, media_type="text/html", headers={"content-security-policy": policy})
 
     return {"/openapi.json": get_document, "/docs": get_page}
+
+
+@cache
+def _written(operations: tuple[Operation, ...]) -> tuple[bytes, str]:
+    """Returns the document and its page; made once, as that takes 0.1 s."""
+    document = openapi_document(operations)
+    return json.dumps(document).encode(), _page(document)
 
 
 def openapi_document(operations: Sequence[Operation]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import random
 import signal
 import socket
 import sys
@@ -13,6 +14,7 @@ HOST = "127.0.0.1"
 _ROOT = Path(__file__).parents[2]
 _LEASH = _ROOT / "examples" / "demo" / "leash.py"
 _EXIT_SECONDS = 30.0
+_random = random.SystemRandom()  # tests seed the other
 
 
 class ServiceProcess:
@@ -82,12 +84,19 @@ def fake_engine(port: int, log_path: Path, *options: str) -> ServiceProcess:
 
 
 def free_ports(count: int) -> list[int]:
-    """Returns ports that nothing listened on a moment ago."""
+    """Returns ports that nothing listens on; no other worker of pytest gets them."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    num_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    # Below those that the system gives to whoever asks for any.
+    candidates = range(10_000 + worker, 30_000, num_workers)
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind((HOST, 0))
-        return [one.getsockname()[1] for one in sockets]
+        found: list[int] = []
+        while len(found) < count:
+            one = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                one.bind((HOST, _random.choice(candidates)))
+                found.append(one.getsockname()[1])
+        return found
 
 
 @contextlib.asynccontextmanager

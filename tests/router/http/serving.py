@@ -63,6 +63,7 @@ async def client_of(fleet, **options):
     """Yields an HTTP client of such a door."""
     async with (
         serving(fleet, **options) as port,
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,
+        # Loading certificates takes longer than most tests.
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20, verify=False) as client,
     ):
         yield client

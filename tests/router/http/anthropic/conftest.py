@@ -89,7 +89,7 @@ async def module_door():
     fleet.files = small_tokenizer.files(chat_template=QWEN3)
     async with (
         serving(fleet) as port,
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as http,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20, verify=False) as http,
     ):
         yield Door(fleet, http)
 

@@ -26,7 +26,7 @@ class ChatFleet(ServedFleet):
 
     async def send(self, **request):
         """Returns the answer to a request that may be none."""
-        async with httpx.AsyncClient(timeout=20) as client:
+        async with httpx.AsyncClient(timeout=20, verify=False) as client:
             return await client.post(f"http://127.0.0.1:{self.port}{PATH}", **request)
 
 

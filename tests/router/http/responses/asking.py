@@ -10,7 +10,7 @@ PATH = "/v1/responses"
 
 def http_client(fleet) -> httpx.AsyncClient:
     """Returns a client of a fleet's door."""
-    return httpx.AsyncClient(base_url=f"http://127.0.0.1:{fleet.port}", timeout=20)
+    return httpx.AsyncClient(base_url=f"http://127.0.0.1:{fleet.port}", timeout=20, verify=False)
 
 
 def openai_client(fleet) -> openai.AsyncOpenAI:
