@@ -66,7 +66,9 @@ async def _run(tools: Sequence[Tool], console: Console) -> int:
                 num_failed += 1
                 rows = [("", f"FAILED: {error}")]
             for row in rows:
-                table.add_row(*(Text(cell) for cell in (tool.name, tool.version, *row)))
+                table.add_row(
+                    *(Text(cell, overflow="fold") for cell in (tool.name, tool.version, *row))
+                )
             services.check()
     console.print(table)
     return 1 if num_failed else 0
@@ -74,7 +76,8 @@ async def _run(tools: Sequence[Tool], console: Console) -> int:
 
 async def _serve(services: Services) -> str:
     """Starts an engine and a router, and returns the router's HTTP address."""
-    options = ("--device", "cpu", "--num-blocks", "512", "--max-num-seqs", "64")
+    # On a busy machine, threads that wait for each other are slower than one.
+    options = ("--device", "cpu", "--cpu-threads", "1", "--num-blocks", "512")
     engine = services.start("engine", ["engine_service", "--model", str(CHECKPOINT), *options])
     router = services.start("router", ["router", "--engines", engine.address, "--http-port", "0"])
     await services.wait_ready([engine, router], START_SECONDS, lambda service, state: None)

@@ -25,7 +25,7 @@ stream = litellm.completion(
     f"hosted_vllm/{model}", messages, stream=True, stream_options=options, top_k=1, **openai
 )
 chunks = list(stream)
-streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+streamed = "".join(one.delta.content or "" for chunk in chunks for one in chunk.choices)
 assert streamed == text_of(answer), streamed
 assert chunks[-1].usage.completion_tokens == answer.usage.completion_tokens, chunks[-1]
 results.append(
