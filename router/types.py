@@ -68,6 +68,8 @@ class Admitted:
     """The engine's address."""
     num_cached_tokens: int
     seed: int
+    is_followed: bool = False
+    """Whether the next event comes at once, so that one message can tell both."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +105,8 @@ class Tokens:
     token_ids: list[int]
     logprobs: TokenLogprobs | None = None
     """Of these tokens; None unless the request asks for them."""
+    is_last: bool = False
+    """Whether `Finished` comes at once, so that one message can tell both."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -450,3 +454,22 @@ class GenerationDelta:
     logprobs: ScoredTokens | None = None
     """Of `token_ids`."""
     prompt_logprobs: ScoredTokens | None = None
+
+    def joined(self, later: "GenerationDelta") -> "GenerationDelta":
+        """Returns one delta for this and the next of the same continuation.
+
+        Only one of them has logprobs, and only one those of the prompt.
+        """
+        return GenerationDelta(
+            text=self.text + later.text,
+            reasoning=self.reasoning + later.reasoning,
+            tool_calls=self.tool_calls + later.tool_calls,
+            token_ids=self.token_ids + later.token_ids,
+            admission=self.admission or later.admission,
+            finish=later.finish,
+            index=self.index,
+            logprobs=later.logprobs if self.logprobs is None else self.logprobs,
+            prompt_logprobs=later.prompt_logprobs
+            if self.prompt_logprobs is None
+            else self.prompt_logprobs,
+        )

@@ -99,7 +99,7 @@ class RequestStream:
                 if len(token_ids) > _MAX_EVENT_TOKENS:
                     self._tokens = token_ids[_MAX_EVENT_TOKENS:]
                     del token_ids[_MAX_EVENT_TOKENS:]
-                return Tokens(token_ids=token_ids)
+                return Tokens(token_ids=token_ids, is_last=self._is_finished)
             if self._is_read_to_end:
                 raise StopAsyncIteration
             if self._end is not None:
@@ -181,7 +181,13 @@ class RequestStream:
     def _take_tokens(self, logprobs: LogprobBuffer) -> Tokens:
         most = _max_event_tokens(logprobs.num_top)
         token_ids, self._tokens = self._tokens[:most], self._tokens[most:]
-        return Tokens(token_ids=token_ids, logprobs=logprobs.take(len(token_ids)))
+        taken = logprobs.take(len(token_ids))
+        return Tokens(token_ids=token_ids, logprobs=taken, is_last=self._is_finished)
+
+    @property
+    def _is_finished(self) -> bool:
+        """Whether nothing waits but a `Finished`."""
+        return not self._tokens and isinstance(self._end, Finished)
 
     def _take_prompt_logprobs(self, waiting: LogprobBuffer) -> PromptLogprobs:
         first = self._prompt_position

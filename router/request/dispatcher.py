@@ -147,7 +147,7 @@ class Dispatcher:
                         # Until an engine sends more than that, another may still replace it.
                         if admitted is not None and not is_announced:
                             is_announced = True
-                            yield admitted
+                            yield replace(admitted, is_followed=True)
                         yield event
                 return
             except (EngineError, QueueFull) as error:

@@ -26,6 +26,7 @@ from router.text.token_budget import Abandoned
 from router.text.tokenizer import Tokenizer
 from router.text.tokenizer_pool import TokenizerPool
 from router.types import (
+    Admitted,
     ChatPrompt,
     EngineEvent,
     FinishReason,
@@ -42,8 +43,10 @@ from router.types import (
 _MAX_SHORT_CHAT = 1 << 13
 """Characters up to which a chat is tokenized in the thread that rendered it, in some 12 ms at
 worst: the model's next chat waits that long, but a switch of threads would delay this one."""
-_MAX_SHORT_STOPS = 1 << 10
-"""Characters of all stop texts up to which they are prepared at once, in a millisecond or two."""
+_MAX_SHORT_TEXT = 1 << 10
+"""Characters up to which a text is tokenized, or all stop texts are prepared, on the event loop.
+
+That takes a millisecond or two at worst, and mostly less than a switch to a thread and back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,13 +79,15 @@ class Engines(Protocol):
 _NO_FINISH = "an engine's events ended without a finish"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Sample:
     """One continuation of a prompt."""
 
     request: TokenRequest
     answer: Answer
     progress: Progress
+    held: GenerationDelta | None = None
+    """Given out together with the next one, which follows at once."""
 
 
 class Pipeline:
@@ -158,9 +163,9 @@ class Pipeline:
                 samples = []
                 for progress, one in zip(progresses, parameters.of_samples(sent, n), strict=True):
                     self._observer.handed_over(len(prompt))
-                    search = None
-                    if stop_texts is not None:
-                        search = StopSearch(stop_texts, is_included=request.include_stop_text)
+                    search = stop_texts and StopSearch(
+                        stop_texts, is_included=request.include_stop_text
+                    )
                     answer = Answer(one, model, tokenizer, form, search)
                     samples.append(_Sample(one, answer, progress))
                 if n > 1:
@@ -172,6 +177,8 @@ class Pipeline:
                 async with aclosing(self._fleet.generate(samples[0].request)) as events:
                     async for event in events:
                         last = self._delta(event, samples[0])
+                        if last is None:
+                            continue
                         if last.finish is not None:
                             break
                         yield last
@@ -186,6 +193,8 @@ class Pipeline:
         async with aclosing(self._fleet.generate(sample.request)) as events:
             async for event in events:
                 delta = self._delta(event, sample)
+                if delta is None:
+                    continue
                 if delta.finish is not None:
                     break
                 yield delta
@@ -193,8 +202,11 @@ class Pipeline:
                 raise AssertionError(_NO_FINISH)
         yield delta
 
-    def _delta(self, event: EngineEvent, sample: "_Sample") -> GenerationDelta:
-        """Counts an event, and returns what it adds to the client's output."""
+    def _delta(self, event: EngineEvent, sample: "_Sample") -> GenerationDelta | None:
+        """Counts an event, and returns what it adds to the client's output.
+
+        None if another event follows at once: a message costs much more than what is in it.
+        """
         progress = sample.progress
         if progress.num_queued_tokens:
             self.queued_prompt_tokens.give_back(progress.num_queued_tokens)
@@ -202,12 +214,19 @@ class Pipeline:
         if isinstance(event, Tokens):
             progress.note_tokens(len(event.token_ids), self._observer)
         delta = sample.answer.delta(event)
+        if sample.held is not None:
+            delta, sample.held = sample.held.joined(delta), None
         if delta.finish is not None:
             reason = delta.finish.reason
             # An engine stops alike whether or not there are calls in the text.
             progress.outcome = (
                 FinishReason.STOP if reason is FinishReason.TOOL_CALLS else reason
             ).value
+        elif (isinstance(event, Tokens) and event.is_last) or (
+            isinstance(event, Admitted) and event.is_followed
+        ):
+            sample.held = delta
+            return None
         return delta
 
     async def tokenize(
@@ -351,7 +370,7 @@ class Pipeline:
     async def _stop_texts(self, texts: tuple[str, ...]) -> StopTexts | None:
         if not texts:
             return None
-        if sum(map(len, texts)) <= _MAX_SHORT_STOPS:
+        if sum(map(len, texts)) <= _MAX_SHORT_TEXT:
             return StopTexts(texts)
         return await self._tokenizers.run(StopTexts, texts)
 
@@ -371,7 +390,10 @@ class Pipeline:
                 encode = partial(
                     tokenizer.encode_text, add_special_tokens=prompt.add_special_tokens
                 )
-                token_ids = await self._tokenizers.run(encode, prompt.text, *bounds)
+                if len(prompt.text) <= _MAX_SHORT_TEXT:
+                    token_ids = self._tokenizers.run_at_once(encode, prompt.text, *bounds)
+                else:
+                    token_ids = await self._tokenizers.run(encode, prompt.text, *bounds)
             else:
                 token_ids, form = await self._encode_chat(tokenizer, prompt, *bounds)
         finally:

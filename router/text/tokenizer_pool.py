@@ -151,6 +151,16 @@ class TokenizerPool:
         """
         return await self._run_in(self._threads, function, *arguments)
 
+    def run_at_once(
+        self, function: Callable[[*_Arguments], _Result], *arguments: *_Arguments
+    ) -> _Result:
+        """Runs a function here and now; as `run` otherwise."""
+        try:
+            return contained(function, *arguments)
+        except TokenizerFailed as error:
+            self._log(error)
+            raise
+
     async def run_chat(
         self,
         tokenizer: Tokenizer,

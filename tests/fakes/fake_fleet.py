@@ -78,7 +78,7 @@ class FakeFleet:
     def answer(
         self, *chunks: list[int], stop_token_id: int | None = None, index: int | None = None
     ) -> None:
-        """Puts a whole answer."""
+        """Puts a whole answer, of which no event comes together with another."""
         self.put(Admitted(engine=ENGINE, num_cached_tokens=16, seed=7), index=index)
         self.put(*(Tokens(token_ids=chunk) for chunk in chunks), index=index)
         reason = FinishReason.LENGTH if stop_token_id is None else FinishReason.STOP

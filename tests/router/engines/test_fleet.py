@@ -1,6 +1,6 @@
 import asyncio
 from collections import Counter
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 
 import grpc
@@ -9,11 +9,7 @@ import pytest
 from protos.pagestream.engine.v1 import engine_pb2
 from protos.wire.status import Reason, code_number
 from router.errors import EngineError, QueueFull, UnknownModel
-from router.types import (
-    EngineState,
-    Finished,
-    FinishReason,
-)
+from router.types import Admitted, EngineState, Finished, FinishReason, Tokens
 from tests.fakes.fake_engine import FakeEngine, expected_tokens
 from tests.router.fleets import (
     CONFIG,
@@ -40,6 +36,22 @@ async def test_concurrent_requests_get_exactly_their_tokens():
             assert finished == Finished(reason=FinishReason.LENGTH)
         assert {admitted.engine for admitted, _, _ in results} == {e.address for e in engines}
         assert all(engine.num_in_flight == 0 for engine in fleet.engines())
+
+
+async def test_admission_is_given_out_with_what_follows_it_at_once():
+    async with (
+        fleet_of(CONFIG) as (fleet, _),
+        asyncio.timeout(TIMEOUT),
+        aclosing(fleet.generate(request([1], 3))) as events,
+    ):
+        first = await anext(events)
+        # Without the event loop, so nothing can come between.
+        with pytest.raises(StopIteration) as second:
+            anext(events).send(None)
+
+    assert isinstance(first, Admitted)
+    assert first.is_followed
+    assert isinstance(second.value.value, Tokens)
 
 
 async def test_sampling_parameters_reach_the_engine():

@@ -2,9 +2,10 @@ from array import array
 
 import pytest
 
+from protos.wire.status import Reason, error_status
 from router.engines import request_stream
 from router.engines.request_stream import RequestStream
-from router.errors import QueueFull, SlowReader
+from router.errors import EngineError, QueueFull, SlowReader
 from router.types import (
     Admitted,
     Finished,
@@ -30,9 +31,40 @@ async def test_tokens_merge_while_the_reader_is_behind():
 
     assert await rest_of(stream) == [
         Admitted(engine="e:1", num_cached_tokens=4, seed=7),
-        Tokens(token_ids=[1, 2, 3]),
+        Tokens(token_ids=[1, 2, 3], is_last=True),
         Finished(reason=FinishReason.LENGTH),
     ]
+
+
+@pytest.mark.parametrize("num_top", [None, 0])
+async def test_tokens_are_the_last_if_nothing_but_the_finish_waits(num_top):
+    stream = stream_of(max_buffered_tokens=5000)
+
+    def add(*token_ids):
+        if num_top is None:
+            stream.add_tokens(list(token_ids))
+        else:
+            logprobs = TokenLogprobs(logprobs=[-1.0] * len(token_ids))
+            stream.add_tokens_with_logprobs(list(token_ids), logprobs)
+
+    add(1)
+    first = await anext(stream)
+    add(*range(2050))
+    stream.end(Finished(reason=FinishReason.LENGTH))
+    rest = await rest_of(stream)
+
+    assert not first.is_last
+    # More than one message may hold.
+    assert [len(event.token_ids) for event in rest[:-1]] == [2048, 2]
+    assert [event.is_last for event in rest[:-1]] == [False, True]
+
+
+async def test_tokens_before_an_error_are_not_the_last():
+    stream = stream_of()
+    stream.add_tokens([1])
+    stream.end(EngineError(error_status(Reason.INTERNAL, "broken", domain="test")))
+
+    assert not (await anext(stream)).is_last
 
 
 async def test_events_already_handed_out_do_not_change():

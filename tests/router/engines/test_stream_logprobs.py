@@ -57,7 +57,7 @@ async def test_logprobs_come_with_their_tokens():
     assert as_lists(event.logprobs) == made_up_logprobs(4, event.token_ids, 2, VOCAB_SIZE)
     assert end == Finished(reason=FinishReason.LENGTH)
     _, event, _ = await rest_of(plain)
-    assert event == Tokens(token_ids=[5] * 5)
+    assert event == Tokens(token_ids=[5] * 5, is_last=True)
 
 
 async def test_zero_candidates_are_the_logprobs_of_the_tokens_alone():
@@ -162,7 +162,7 @@ async def test_logprobs_of_the_prompt_come_before_the_first_token():
     _, event, tokens, _ = await rest_of(stream)
     assert event.first_position == 1
     assert as_lists(event.logprobs) == made_up_logprobs(1, [1, 2, 3, 4, 5], 1, VOCAB_SIZE)
-    assert tokens == Tokens(token_ids=[7] * 5)
+    assert tokens == Tokens(token_ids=[7] * 5, is_last=True)
 
 
 async def test_prompt_is_scored_without_a_token():

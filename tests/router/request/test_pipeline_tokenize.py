@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -9,6 +10,7 @@ from protos.wire.reason import Reason
 from router.errors import (
     InvalidRequest,
     RequestError,
+    TokenizerFailed,
 )
 from router.request.pipeline import Bounds, Pipeline
 from router.text.threads import Threads
@@ -18,6 +20,7 @@ from router.types import (
     TextPrompt,
 )
 from tests.fakes import small_tokenizer
+from tests.fakes.fake_fleet import model_info
 from tests.router.pipelines import BOUNDS, END, TEXT, TOKENIZER, chat, collect, request
 
 LARGE = Bounds(
@@ -118,7 +121,11 @@ async def test_special_tokens_may_be_said_where_the_router_allows_it(fleet, obse
     assert (await pipeline.tokenize("", messages)).count(END) == 1
 
 
-@pytest.mark.parametrize("prompt", [TEXT, chat(("user", "hi"))], ids=["text", "chat"])
+LONG = TextPrompt(text="fox " * 300)
+"""One that a thread tokenizes."""
+
+
+@pytest.mark.parametrize("prompt", [LONG, chat(("user", "hi"))], ids=["text", "chat"])
 async def test_client_that_leaves_stops_the_work_for_its_prompt(fleet, observer, prompt):
     started, stopped = threading.Event(), threading.Event()
 
@@ -149,12 +156,56 @@ async def test_client_that_leaves_stops_the_work_for_its_prompt(fleet, observer,
             return Tokenizer()
 
     with Pool(fleet.fetch_tokenizer, 1) as tokenizers:
-        pipeline = Pipeline(fleet, tokenizers, observer, BOUNDS)
+        pipeline = Pipeline(fleet, tokenizers, observer, replace(BOUNDS, max_prompt_bytes=1200))
         running = asyncio.ensure_future(pipeline.tokenize("", prompt))
         assert await asyncio.to_thread(started.wait, 10)
         running.cancel()
         await asyncio.wait([running])
         assert await asyncio.to_thread(stopped.wait, 10)
+
+
+@pytest.mark.parametrize(("num_characters", "is_at_once"), [(1024, True), (1025, False)])
+async def test_short_text_takes_no_thread(fleet, observer, num_characters, is_at_once):
+    threads = []
+
+    class Noting(Tokenizer):
+        def encode_text(self, *arguments, **options):
+            threads.append(threading.current_thread())
+            return super().encode_text(*arguments, **options)
+
+    tokenizer = Noting.from_files(small_tokenizer.files(chat_template=None))
+    text = ("fox " * 300)[:num_characters]
+    fleet.model = model_info(max_model_len=1000)
+
+    class Pool(TokenizerPool):
+        async def get(self, model):
+            return tokenizer
+
+    with Pool(fleet.fetch_tokenizer, 1) as tokenizers:
+        bounds = replace(BOUNDS, max_prompt_bytes=1200)
+        pipeline = Pipeline(fleet, tokenizers, observer, bounds)
+        token_ids = await pipeline.tokenize("", TextPrompt(text=text))
+
+    assert token_ids == TOKENIZER.encode_text(text)
+    assert [thread is threading.main_thread() for thread in threads] == [is_at_once]
+
+
+async def test_failure_of_the_tokenizer_on_a_short_text_ends_the_request_alone(
+    pipeline, monkeypatch
+):
+    class Panic(BaseException):
+        pass
+
+    def panic(*arguments, **options):
+        raise Panic("of Rust")
+
+    before = await pipeline.tokenize("", TEXT)
+    with monkeypatch.context() as patch:
+        patch.setattr(Tokenizer, "encode_text", panic)
+        with pytest.raises(TokenizerFailed, match="of Rust"):
+            await pipeline.tokenize("", TEXT)
+
+    assert await pipeline.tokenize("", TEXT) == before
 
 
 async def test_client_that_leaves_before_its_chat_is_laid_out_costs_no_template(fleet, observer):
