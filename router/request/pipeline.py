@@ -1,15 +1,13 @@
 """One request through the router: checks, bounds, tokens, and text on the way back."""
 
 import asyncio
-import threading
 import time
 import uuid
-from array import array
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from protos.wire.reason import Reason
 from protos.wire.sampling_params import SamplingParams, with_defaults
@@ -18,11 +16,10 @@ from router.request import limits, parameters
 from router.request.answer import Answer
 from router.request.chat_grammar import chat_params
 from router.request.progress import Observer, Progress, recorded
+from router.request.prompt_encoder import PromptEncoder
 from router.request.quota import Quota
 from router.request.samples import merged
-from router.text.answer_form import AnswerForm, answer_form
 from router.text.stop_texts import StopSearch, StopTexts
-from router.text.token_budget import Abandoned
 from router.text.tokenizer import Tokenizer
 from router.text.tokenizer_pool import TokenizerPool
 from router.types import (
@@ -33,20 +30,17 @@ from router.types import (
     GenerationDelta,
     GenerationRequest,
     ModelInfo,
-    Prompt,
     TextPrompt,
     TokenPrompt,
     TokenRequest,
     Tokens,
 )
 
-_MAX_SHORT_CHAT = 1 << 13
-"""Characters up to which a chat is tokenized in the thread that rendered it, in some 12 ms at
-worst: the model's next chat waits that long, but a switch of threads would delay this one."""
-_MAX_SHORT_TEXT = 1 << 10
-"""Characters up to which a text is tokenized, or all stop texts are prepared, on the event loop.
+if TYPE_CHECKING:
+    from array import array
 
-That takes a millisecond or two at worst, and mostly less than a switch to a thread and back."""
+_MAX_SHORT_STOPS = 1 << 10
+"""Characters of all stop texts up to which they are prepared at once, in a millisecond or two."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +105,11 @@ class Pipeline:
         self._tokenizers = tokenizers
         self._observer = observer
         self._bounds = bounds
-        self._allows_special_tokens = allow_special_tokens_in_content
+        self._encoder = PromptEncoder(
+            tokenizers,
+            observer,
+            allow_special_tokens_in_content=allow_special_tokens_in_content,
+        )
         self.request_bytes = Quota(
             "max_request_bytes", bounds.max_request_bytes, "bytes of requests"
         )
@@ -145,11 +143,10 @@ class Pipeline:
             limits.check_request(request, model, self._bounds.max_prompt_bytes)
             parameters.check_parameters(request, model)
             tokenizer = await self._tokenizer(model, request)
-            prompt, form = await self._encode(tokenizer, request.prompt, model)
+            prompt, form = await self._encoder.encode(tokenizer, request.prompt, model)
             if isinstance(request.prompt, ChatPrompt) and tokenizer and form:
                 params = chat_params(request.sampling_params, request.prompt, form, tokenizer)
-                if params is not request.sampling_params:
-                    request = replace(request, sampling_params=params)
+                request = replace(request, sampling_params=params)
             request = limits.fitted(request, len(prompt), model)
             limits.check_length(len(prompt), request.sampling_params.max_tokens, model)
             params = await self._resolve(request, model, tokenizer)
@@ -163,9 +160,9 @@ class Pipeline:
                 samples = []
                 for progress, one in zip(progresses, parameters.of_samples(sent, n), strict=True):
                     self._observer.handed_over(len(prompt))
-                    search = stop_texts and StopSearch(
-                        stop_texts, is_included=request.include_stop_text
-                    )
+                    search = None
+                    if stop_texts is not None:
+                        search = StopSearch(stop_texts, is_included=request.include_stop_text)
                     answer = Answer(one, model, tokenizer, form, search)
                     samples.append(_Sample(one, answer, progress))
                 if n > 1:
@@ -245,7 +242,8 @@ class Pipeline:
         with self._slot(num_bytes):
             model = self._fleet.model_info(model_name)
             limits.check_prompt(prompt, model, self._bounds.max_prompt_bytes)
-            token_ids, _ = await self._encode(await self._tokenizers.get(model), prompt, model)
+            tokenizer = await self._tokenizers.get(model)
+            token_ids, _ = await self._encoder.encode(tokenizer, prompt, model)
             limits.check_num_tokens(len(token_ids), model)
             return token_ids
 
@@ -370,62 +368,9 @@ class Pipeline:
     async def _stop_texts(self, texts: tuple[str, ...]) -> StopTexts | None:
         if not texts:
             return None
-        if sum(map(len, texts)) <= _MAX_SHORT_TEXT:
+        if sum(map(len, texts)) <= _MAX_SHORT_STOPS:
             return StopTexts(texts)
         return await self._tokenizers.run(StopTexts, texts)
-
-    async def _encode(
-        self, tokenizer: Tokenizer | None, prompt: Prompt, model: ModelInfo
-    ) -> "tuple[array[int], AnswerForm | None]":
-        """Returns the tokens of a prompt, and what the answer to a chat will look like."""
-        if isinstance(prompt, TokenPrompt):
-            return array("i", prompt.token_ids.tobytes()), None
-        assert tokenizer is not None, "only token prompts go without one"
-        started = time.monotonic()
-        is_over = threading.Event()
-        bounds = (model.max_model_len, is_over.is_set)
-        form = None
-        try:
-            if isinstance(prompt, TextPrompt):
-                encode = partial(
-                    tokenizer.encode_text, add_special_tokens=prompt.add_special_tokens
-                )
-                if len(prompt.text) <= _MAX_SHORT_TEXT:
-                    token_ids = self._tokenizers.run_at_once(encode, prompt.text, *bounds)
-                else:
-                    token_ids = await self._tokenizers.run(encode, prompt.text, *bounds)
-            else:
-                token_ids, form = await self._encode_chat(tokenizer, prompt, *bounds)
-        finally:
-            # Stops the thread's work if the client has left.
-            is_over.set()
-        self._observer.tokenized(time.monotonic() - started)
-        return token_ids, form
-
-    async def _encode_chat(
-        self,
-        tokenizer: Tokenizer,
-        chat: ChatPrompt,
-        max_tokens: int,
-        is_cancelled: Callable[[], bool],
-    ) -> "tuple[array[int], AnswerForm]":
-        def encode(text: str, marker: str) -> "array[int]":
-            return tokenizer.encode_rendered(text, marker, max_tokens, is_cancelled)
-
-        def lay_out() -> "tuple[str, str, array[int] | None]":
-            protected, marker = chat, ""
-            if not self._allows_special_tokens:
-                protected, marker = tokenizer.protect(chat)
-            if is_cancelled():
-                raise Abandoned
-            text = tokenizer.chat_template.render(protected)
-            is_short = len(text) <= _MAX_SHORT_CHAT
-            return text, marker, encode(text, marker) if is_short else None
-
-        text, marker, token_ids = await self._tokenizers.run_chat(tokenizer, lay_out)
-        if token_ids is None:
-            token_ids = await self._tokenizers.run(encode, text, marker)
-        return token_ids, answer_form(tokenizer.formats, chat, text)
 
 
 def _to_token_request(
