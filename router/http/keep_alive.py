@@ -51,7 +51,8 @@ class KeepAlive:
 
     def _tick(self) -> None:
         self._timer = None
-        for stream in self._streams:
+        # A stream may end when something is sent on it.
+        for stream in tuple(self._streams):
             stream.num_silent_ticks += 1
             if stream.num_silent_ticks == _TICKS:
                 stream.num_silent_ticks = 0
