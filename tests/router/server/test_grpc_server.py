@@ -343,7 +343,8 @@ async def test_deadline_of_the_call_ends_it_and_goes_along(fleet):
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         await asyncio.wait_for(pipeline.wait_idle(), 10)
         assert fleet.num_open == 0
-        assert 0 < fleet.requests[0].timeout < 0.3
+        # gRPC rounds what it sends up.
+        assert 0 < fleet.requests[0].timeout <= 0.31
 
 
 async def test_trace_context_is_passed_on(service, fleet):
