@@ -17,7 +17,7 @@ _MAX_SHORT_CHAT = 1 << 13
 """Characters up to which a chat is tokenized in the thread that rendered it, in some 12 ms at
 worst: the model's next chat waits that long, but a switch of threads would delay this one."""
 _MAX_SHORT_TEXT = 1 << 10
-"""Characters up to which a text is tokenized on the event loop.
+"""Characters up to which a text is tokenized on the event loop, if its tokenizer allows that.
 
 That takes a millisecond or two at worst, and mostly less than a switch to a thread and back."""
 
@@ -68,7 +68,7 @@ class PromptEncoder:
                 encode = partial(
                     tokenizer.encode_text, add_special_tokens=prompt.add_special_tokens
                 )
-                if len(prompt.text) <= _MAX_SHORT_TEXT:
+                if tokenizer.has_known_split and len(prompt.text) <= _MAX_SHORT_TEXT:
                     token_ids = self._tokenizers.run_at_once(encode, prompt.text, *bounds)
                 else:
                     token_ids = await self._tokenizers.run(encode, prompt.text, *bounds)

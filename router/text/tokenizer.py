@@ -178,6 +178,15 @@ class Tokenizer:
             message = f"the files {sorted(files)} hold no usable tokenizer: {error!r:.500}"
             raise NoTokenizer(message) from error
 
+    @property
+    def has_known_split(self) -> bool:
+        """Whether it splits texts in a known way, so that a short text cannot take long.
+
+        With any other, which comes from an engine, too, the patterns may be such that a few
+        characters take minutes.
+        """
+        return self._ends is not None and self._text_pieces.is_cut
+
     def encode_text(
         self,
         text: str,

@@ -131,6 +131,7 @@ async def test_client_that_leaves_stops_the_work_for_its_prompt(fleet, observer,
 
     class Tokenizer:
         chat_thread = Threads(1, "chat")
+        has_known_split = True
 
         def encode_text(self, text, max_tokens, is_cancelled, **options):
             started.set()
@@ -164,11 +165,20 @@ async def test_client_that_leaves_stops_the_work_for_its_prompt(fleet, observer,
         assert await asyncio.to_thread(stopped.wait, 10)
 
 
-@pytest.mark.parametrize(("num_characters", "is_at_once"), [(1024, True), (1025, False)])
-async def test_short_text_takes_no_thread(fleet, observer, num_characters, is_at_once):
+@pytest.mark.parametrize(
+    ("num_characters", "is_known", "is_at_once"),
+    [(1024, True, True), (1025, True, False), (5, False, False)],
+)
+async def test_short_text_takes_no_thread_if_its_tokenizer_is_known(
+    fleet, observer, num_characters, is_known, is_at_once
+):
     threads = []
 
     class Noting(Tokenizer):
+        @property
+        def has_known_split(self):
+            return super().has_known_split and is_known
+
         def encode_text(self, *arguments, **options):
             threads.append(threading.current_thread())
             return super().encode_text(*arguments, **options)

@@ -1,3 +1,4 @@
+import json
 import threading
 import time
 from functools import partial
@@ -149,3 +150,24 @@ def test_long_text_leaves_the_interpreter_to_others(encode):
     # Without a turn in the middle half, it stood still.
     quarter = (end - start) / 4
     assert any(start + quarter < turn < end - quarter for turn in num_turns)
+
+
+def test_short_text_cannot_take_long_with_a_known_split_only():
+    known = small_tokenizer.files(chat_template=None)
+    content = json.loads(known["tokenizer.json"])
+    content["pre_tokenizer"] = {
+        "type": "Sequence",
+        "pretokenizers": [
+            {
+                "type": "Split",
+                "pattern": {"Regex": "(a+)+b"},
+                "behavior": "Isolated",
+                "invert": False,
+            },
+            content["pre_tokenizer"],
+        ],
+    }
+    hostile = known | {"tokenizer.json": json.dumps(content).encode()}
+
+    assert Tokenizer.from_files(known).has_known_split
+    assert not Tokenizer.from_files(hostile).has_known_split
