@@ -1,10 +1,10 @@
 """The example of an HTTP client."""
 
-import asyncio
 import sys
 from pathlib import Path
 
 from router.errors import InvalidRequest
+from tests.fakes.command import run_command
 from tests.router.http.scripted_fleet import scripted
 
 ROOT = Path(__file__).parents[2]
@@ -16,17 +16,7 @@ SCRIPT = {
 
 async def output_of(*arguments):
     """Runs the example; returns its exit code, output and error output."""
-    command = (sys.executable, "examples/chat.py", *arguments)
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=pipe, stderr=pipe)
-    try:
-        async with asyncio.timeout(60):
-            output, errors = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    return process.returncode, output.decode(), errors.decode()
+    return await run_command((sys.executable, "examples/chat.py", *arguments), ROOT, 60)
 
 
 async def test_example_prints_the_answer_or_why_there_is_none():

@@ -1,6 +1,5 @@
 """The clients of examples/ print, in full and in order, what an engine generated."""
 
-import asyncio
 import os
 import shutil
 import sys
@@ -11,6 +10,7 @@ import tokenizers
 
 from examples.demo.services import Service, Services
 from tests.fakes import fake_engine, small_tokenizer
+from tests.fakes.command import run_command
 from tests.fakes.fake_engine import FakeEngine, FakeEngineConfig, expected_tokens
 
 ROOT = Path(__file__).parents[2]
@@ -39,21 +39,6 @@ async def router(engine, tmp_path):
         yield router
 
 
-async def output_of(*command: str, folder: Path = ROOT) -> tuple[int, str, str]:
-    """Runs a command; returns its exit code, output and error output."""
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*command, cwd=folder, stdout=pipe, stderr=pipe)
-    try:
-        async with asyncio.timeout(60):
-            output, errors = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert process.returncode is not None
-    return process.returncode, output.decode(), errors.decode()
-
-
 def expected_text(engine: FakeEngine) -> str:
     """Returns the text of what the engine generated for the one request that it got."""
     (submission,) = engine.submissions
@@ -66,7 +51,7 @@ def expected_text(engine: FakeEngine) -> str:
 
 async def test_python_client_prints_the_whole_answer(engine: FakeEngine, router: Service):
     command = (sys.executable, "examples/generate.py", router.address, QUESTION)
-    code, output, errors = await output_of(*command)
+    code, output, errors = await run_command(command, ROOT)
     assert (code, errors) == (0, "")
     assert output == expected_text(engine) + "\n"
 
@@ -88,18 +73,17 @@ def node_folder(tmp_path_factory):
 
 
 async def test_node_client_prints_the_whole_answer(engine, router, node_folder):
-    code, _, errors = await output_of(
-        *("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"), folder=node_folder
-    )
+    command = ("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund")
+    code, _, errors = await run_command(command, node_folder)
     assert code == 0, errors
-    code, output, errors = await output_of(
-        "node", "generate.mjs", router.address, QUESTION, folder=node_folder
+    code, output, errors = await run_command(
+        ("node", "generate.mjs", router.address, QUESTION), node_folder
     )
     assert (code, errors) == (0, "")
     assert output == expected_text(engine) + "\n"
     # Nobody listens on port 1: the client says so and fails, rather than printing nothing.
-    code, output, errors = await output_of(
-        "node", "generate.mjs", "127.0.0.1:1", QUESTION, folder=node_folder
+    code, output, errors = await run_command(
+        ("node", "generate.mjs", "127.0.0.1:1", QUESTION), node_folder
     )
     assert code == 1
     assert errors.startswith("UNAVAILABLE: ")

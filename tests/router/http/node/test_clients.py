@@ -1,6 +1,5 @@
 """OpenAI's and Anthropic's clients for Node, with the cases of `openai.mjs` and `anthropic.mjs`."""
 
-import asyncio
 import json
 import os
 import shutil
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from router.errors import NoEngine, QueueFull
+from tests.fakes.command import run_command
 from tests.router.http.scripted_fleet import ENDLESS, scripted
 
 FOLDER = Path(__file__).parent
@@ -33,17 +33,9 @@ SCRIPT = {
 
 async def output_of(*command, folder):
     """Runs a command, which must succeed, and returns its output."""
-    pipe, both = asyncio.subprocess.PIPE, asyncio.subprocess.STDOUT
-    process = await asyncio.create_subprocess_exec(*command, cwd=folder, stdout=pipe, stderr=both)
-    try:
-        async with asyncio.timeout(100):
-            output, _ = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert process.returncode == 0, output.decode()
-    return output.decode()
+    ended = await run_command(command, folder)
+    assert ended.code == 0, ended.output + ended.errors
+    return ended.output
 
 
 @pytest.fixture

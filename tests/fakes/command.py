@@ -1,0 +1,33 @@
+"""A command that a test runs to its end."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Ended(NamedTuple):
+    """How a command ended, and what it printed."""
+
+    code: int
+    output: str
+    errors: str
+
+
+async def run_command(command: Sequence[str], folder: Path, seconds: float = 100.0) -> Ended:
+    """Runs a command in a folder; kills it if it takes longer than so many seconds.
+
+    Raises:
+        TimeoutError: It took longer.
+    """
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*command, cwd=folder, stdout=pipe, stderr=pipe)
+    try:
+        async with asyncio.timeout(seconds):
+            output, errors = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode is not None
+    return Ended(process.returncode, output.decode(), errors.decode())
