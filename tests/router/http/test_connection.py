@@ -133,8 +133,8 @@ async def test_head_that_does_not_come_ends_the_connection(monkeypatch):
         again = await port.connect(HEALTH)
         assert await again.status() == 200
         again.send(b"G")
-        for number in range(40):
-            slow.send(b"GET / HTTP/1.1\r\n"[number % 16 :][:1])
+        for byte in b"GET / HTTP/1.1\r\na: " + b"b" * 30:
+            slow.send(bytes([byte]))
             await asyncio.sleep(0.01)
         for client in (silent, slow, again):
             assert await client.rest() == b""
