@@ -25,7 +25,7 @@ from router.server.metrics import ResourceUsage, RouterMetrics
 from router.server.worker_link import Listening, StateChange, WorkerLink
 from router.text.chat_template import TemplateSettings, read_template
 from router.text.tokenizer_pool import TokenizerPool
-from router.types import ModelInfo
+from router.types.engine_state import ModelInfo
 from servicekit.garbage import collect_garbage_rarely
 from servicekit.handlers import Handlers, RefusalLog
 from servicekit.http_server import HttpServer

@@ -20,7 +20,7 @@ from router.engines.fleet import Fleet
 from router.request.dispatcher import Dispatcher, block_hashes
 from router.request.failover import Failover
 from router.request.retry_budget import RetryBudget
-from router.types import TokenRequest
+from router.types.engine_events import TokenRequest
 
 _NUM_PLACEMENTS = 500
 _WAIT_SECONDS = 60.0

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from router.placement.prefix_index import PrefixIndex
-from router.types import CacheUpdate
+from router.types.engine_state import CacheUpdate
 
 PROMPT_BLOCKS = 2048
 """A prompt of 32,768 tokens in blocks of 16."""

@@ -1,7 +1,7 @@
 """Bounds on the amount and rate of an engine's cache messages, based on its model information."""
 
 from router.engines.connection_loss import ConnectionLost
-from router.types import CacheUpdate, ModelInfo
+from router.types.engine_state import CacheUpdate, ModelInfo
 
 MAX_BLOCKS = 1 << 21
 """The most blocks of one engine: 33 million tokens in blocks of 16, and 300 MB of memory here."""

@@ -14,7 +14,7 @@ import grpc
 from protos.pagestream.engine.v1 import engine_pb2, engine_pb2_grpc
 from router.engines.connection_loss import ConnectionLost, Fault, checked, loss_of
 from router.engines.convert import to_cache_update
-from router.types import CacheUpdate, ModelInfo
+from router.types.engine_state import CacheUpdate, ModelInfo
 
 _logger = logging.getLogger(__name__)
 

@@ -9,7 +9,8 @@ from typing import Any
 from protos.wire.sampling_params import DEFAULT_PARAMS, SamplingParams
 from router.engines.member import FleetMember
 from router.errors import NoEngine, UnknownModel
-from router.types import Demands, ModelInfo, ModelSnapshot, TokenRequest
+from router.types.engine_events import TokenRequest
+from router.types.engine_state import Demands, ModelInfo, ModelSnapshot
 
 RETRY_SECONDS = 1.0
 """Seconds after which a client that found no engine may try again."""

@@ -37,7 +37,8 @@ from router.engines.request_stream import RequestStream
 from router.engines.stall_detector import TICK_SECONDS, StallDetector
 from router.engines.tokenizer_transfer import read_files
 from router.errors import DOMAIN, EngineError, EngineLost, RequestError
-from router.types import ModelInfo, TokenRequest
+from router.types.engine_events import TokenRequest
+from router.types.engine_state import ModelInfo
 from servicekit.checked_channel import CheckedChannel
 from servicekit.handlers import RefusalLog
 

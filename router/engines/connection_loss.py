@@ -10,7 +10,7 @@ import grpc
 
 from protos.wire.status import ErrorStatus, Reason, cut
 from router.engines.convert import status_of
-from router.types import EngineState
+from router.types.engine_state import EngineState
 
 _Message = TypeVar("_Message")
 

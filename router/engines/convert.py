@@ -19,15 +19,8 @@ from protos.wire.sampling_params import (
 from protos.wire.status import ErrorStatus, Reason, code_number, cut, error_status, unpack
 from protos.wire.token_ids import add_token_ids
 from router.errors import DOMAIN, EngineError
-from router.types import (
-    CacheUpdate,
-    EngineLoad,
-    EngineState,
-    Finished,
-    FinishReason,
-    ModelInfo,
-    TokenRequest,
-)
+from router.types.engine_events import Finished, FinishReason, TokenRequest
+from router.types.engine_state import CacheUpdate, EngineLoad, EngineState, ModelInfo
 
 _MAX_COUNT = 2**20
 """Upper bound of requests on one engine; no engine has as many."""

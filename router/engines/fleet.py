@@ -20,12 +20,8 @@ from router.errors import (
     RequestError,
 )
 from router.placement.prefix_index import IndexStatistics, PrefixIndex
-from router.types import (
-    EngineSnapshot,
-    ModelInfo,
-    ModelSnapshot,
-    TokenRequest,
-)
+from router.types.engine_events import TokenRequest
+from router.types.engine_state import EngineSnapshot, ModelInfo, ModelSnapshot
 
 _logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from router.engines.connection_loss import Loss
-from router.types import EngineLoad, EngineState, ModelInfo
+from router.types.engine_state import EngineLoad, EngineState, ModelInfo
 
 _logger = logging.getLogger(__name__)
 

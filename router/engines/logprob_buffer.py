@@ -2,7 +2,7 @@
 
 from array import array
 
-from router.types import TokenLogprobs
+from router.types.engine_events import TokenLogprobs
 
 
 class LogprobBuffer:

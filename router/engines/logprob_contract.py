@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from protos.pagestream.engine.v1 import engine_pb2
 from protos.wire.token_ids import read_token_ids
 from router.engines.connection_loss import violation
-from router.types import PromptLogprobs, TokenLogprobs
+from router.types.engine_events import PromptLogprobs, TokenLogprobs
 
 _MAX_LOGPROB = 0.001
 """A logprob is not positive, except for rounding; the contract states this bound."""

@@ -10,15 +10,8 @@ from router.engines.lifecycle import Lifecycle
 from router.engines.request_stream import RequestStream
 from router.placement.policy import Placement
 from router.placement.prefix_index import SLICE_BLOCKS, PrefixIndex, Reservation
-from router.types import (
-    Admitted,
-    CacheUpdate,
-    EngineEvent,
-    EngineSnapshot,
-    ModelInfo,
-    TokenRequest,
-    Tokens,
-)
+from router.types.engine_events import Admitted, EngineEvent, TokenRequest, Tokens
+from router.types.engine_state import CacheUpdate, EngineSnapshot, ModelInfo
 
 # A load report that arrives later than this after a submission includes it: engines report at least
 # every 100 ms while their load changes, and a report may have left before the submission arrived.

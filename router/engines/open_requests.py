@@ -14,7 +14,8 @@ from router.engines.outbox import Outbox
 from router.engines.request_stream import RequestStream, max_tokens_waiting
 from router.engines.stream_contract import RequestContract
 from router.errors import EngineLost, QueueFull, RequestError
-from router.types import ModelInfo, TokenRequest
+from router.types.engine_events import TokenRequest
+from router.types.engine_state import ModelInfo
 
 _MAX_HANDLE = 2**32 - 1
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 from router.engines.logprob_buffer import LogprobBuffer
 from router.errors import SlowReader
-from router.types import (
+from router.types.engine_events import (
     Admitted,
     EngineEvent,
     Finished,

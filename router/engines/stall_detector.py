@@ -1,6 +1,6 @@
 """Detects that an engine has work but makes no step for too long."""
 
-from router.types import EngineLoad, ModelInfo
+from router.types.engine_state import EngineLoad, ModelInfo
 
 TICK_SECONDS = 0.25
 """How often the owner calls `tick`."""

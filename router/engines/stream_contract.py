@@ -6,7 +6,8 @@ from protos.wire.sampling_params import end_token_ids
 from router.engines.connection_loss import violation
 from router.engines.logprob_contract import PromptContract, read_logprobs
 from router.engines.request_stream import RequestStream
-from router.types import ModelInfo, TokenRequest
+from router.types.engine_events import TokenRequest
+from router.types.engine_state import ModelInfo
 
 _NUM_EVENTS = 2
 """Events of a request besides its tokens: its admission and its end."""

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from protos.wire.status import Reason, error_status
 from router.errors import DOMAIN, EngineError, EngineLost
-from router.types import ModelInfo
+from router.types.engine_state import ModelInfo
 
 _HEDGE_SECONDS = 2.0
 """After this time without an answer of one engine, another one is asked as well."""

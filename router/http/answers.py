@@ -13,7 +13,7 @@ from router.http.errors import ErrorForm, Refusal, error_response, refused
 from router.http.outlet import outlet_of
 from router.http.service import Service
 from router.request.slow_readers import READING
-from router.types import GenerationDelta
+from router.types.generation import GenerationDelta
 
 Deltas = AsyncGenerator[GenerationDelta, None]
 

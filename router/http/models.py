@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from router.errors import UnknownModel
 from router.http.service import Service
-from router.types import ModelInfo
+from router.types.engine_state import ModelInfo
 from servicekit.version import software_version
 
 Endpoint = Callable[[Request], Awaitable[Response]]

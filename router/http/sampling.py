@@ -21,7 +21,8 @@ from router.http.kinds import LIST, TEXT, text_or_list
 from router.http.request_id import chosen_id
 from router.http.tracing import http_trace_context
 from router.request.json_object import read_object
-from router.types import GenerationRequest, Prompt
+from router.types.generation import GenerationRequest
+from router.types.prompts import Prompt
 
 Int32 = Annotated[int, pydantic.Field(ge=-(2**31), lt=2**31)]
 Int64 = Annotated[int, pydantic.Field(ge=-(2**63), lt=2**63)]

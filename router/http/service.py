@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from router.http.keep_alive import KeepAlive
 from router.request.pipeline import Pipeline
 from router.request.slow_readers import SlowReaders
-from router.types import ModelSnapshot
+from router.types.engine_state import ModelSnapshot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from router.http.json_texts import JsonTexts
 from router.http.models import Endpoint, find_model
 from router.http.sampling import Fields, JsonObject, bounded
 from router.http.service import Service
-from router.types import ChatPrompt, TextPrompt
+from router.types.prompts import ChatPrompt, TextPrompt
 
 
 class TokenizeFields(Fields):

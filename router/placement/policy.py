@@ -18,7 +18,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from router.types import Demands, EngineSnapshot, EngineState
+from router.types.engine_state import Demands, EngineSnapshot, EngineState
 
 # Used while no engine has measured anything: a small model on a good GPU, within a factor of ten.
 # Only the ratio of the terms matters, and the first request brings real figures.

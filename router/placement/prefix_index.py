@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from router.placement.block_table import BlockTable
-from router.types import CacheUpdate
+from router.types.engine_state import CacheUpdate
 
 SLICE_BLOCKS = 2048
 """Blocks applied at a time, in a millisecond or two."""

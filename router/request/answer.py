@@ -10,21 +10,18 @@ from router.text.answer_form import AnswerForm
 from router.text.containment import contained
 from router.text.stop_texts import StopSearch
 from router.text.tokenizer import Tokenizer
-from router.types import (
-    Admission,
+from router.types.engine_events import (
     Admitted,
     EngineEvent,
-    Finish,
     Finished,
     FinishReason,
-    GenerationDelta,
-    ModelInfo,
     PromptLogprobs,
-    ScoredTokens,
     TokenLogprobs,
     TokenRequest,
     Tokens,
 )
+from router.types.engine_state import ModelInfo
+from router.types.generation import Admission, Finish, GenerationDelta, ScoredTokens
 
 
 class _NoTexts(dict[int, tuple[str, bytes]]):

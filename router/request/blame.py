@@ -4,7 +4,8 @@ import grpc
 
 from protos.wire.status import Reason, code_number, error_status
 from router.errors import DOMAIN, EngineError
-from router.types import ModelInfo, TokenRequest
+from router.types.engine_events import TokenRequest
+from router.types.engine_state import ModelInfo
 
 _BLAMING = frozenset(
     code_number(code)

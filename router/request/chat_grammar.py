@@ -12,7 +12,7 @@ from router.errors import InvalidRequest
 from router.text.answer_form import AnswerForm
 from router.text.parsers.tool_format import WrittenCalls
 from router.text.tokenizer import Tokenizer
-from router.types import ChatPrompt, Tool
+from router.types.prompts import ChatPrompt, Tool
 
 _NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
 

@@ -15,7 +15,7 @@ from protos.wire.printable import shown
 from protos.wire.reason import Reason
 from protos.wire.sampling_params import SamplingParams
 from router.errors import InvalidRequest
-from router.types import ChatMessage, ChatPrompt, Tool, ToolChoice
+from router.types.prompts import ChatMessage, ChatPrompt, Tool, ToolChoice
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 RESERVED_VARIABLES = frozenset(

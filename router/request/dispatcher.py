@@ -19,16 +19,8 @@ from router.request.blame import judged
 from router.request.failover import Failover
 from router.request.retry_budget import RetryBudget
 from router.request.support import refusal
-from router.types import (
-    Admitted,
-    Demands,
-    EngineEvent,
-    EngineState,
-    ModelInfo,
-    PromptLogprobs,
-    TokenRequest,
-    Tokens,
-)
+from router.types.engine_events import Admitted, EngineEvent, PromptLogprobs, TokenRequest, Tokens
+from router.types.engine_state import Demands, EngineState, ModelInfo
 
 _logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from protos.wire.status import Reason
 from router.errors import EngineError, EngineLost, QueueFull, RequestError
 from router.request.retry_budget import RetryBudget
-from router.types import Admitted, PromptLogprobs, TokenRequest
+from router.types.engine_events import Admitted, PromptLogprobs, TokenRequest
 
 _MAX_FAILURES = 8
 """The most engine failures of one request."""

@@ -13,14 +13,9 @@ from protos.wire.printable import first_unprintable, shown
 from protos.wire.reason import Reason
 from router.errors import InvalidRequest
 from router.request.chat_limits import check_chat, check_grammar, text_bytes
-from router.types import (
-    ChatPrompt,
-    GenerationRequest,
-    ModelInfo,
-    Prompt,
-    TextPrompt,
-    TokenPrompt,
-)
+from router.types.engine_state import ModelInfo
+from router.types.generation import GenerationRequest
+from router.types.prompts import ChatPrompt, Prompt, TextPrompt, TokenPrompt
 
 _MAX_FEW = 1024
 """Up to this many token IDs, `max` is faster than numpy."""

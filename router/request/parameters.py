@@ -25,7 +25,9 @@ from protos.wire.sampling_params import (
 from router.errors import InvalidRequest
 from router.request.limits import check_token_ids, outside
 from router.text.tokenizer import Tokenizer
-from router.types import GenerationRequest, ModelInfo, TokenRequest
+from router.types.engine_events import TokenRequest
+from router.types.engine_state import ModelInfo
+from router.types.generation import GenerationRequest
 
 _SEED_BITS = 63
 

@@ -22,19 +22,10 @@ from router.request.samples import merged
 from router.text.stop_texts import StopSearch, StopTexts
 from router.text.tokenizer import Tokenizer
 from router.text.tokenizer_pool import TokenizerPool
-from router.types import (
-    Admitted,
-    ChatPrompt,
-    EngineEvent,
-    FinishReason,
-    GenerationDelta,
-    GenerationRequest,
-    ModelInfo,
-    TextPrompt,
-    TokenPrompt,
-    TokenRequest,
-    Tokens,
-)
+from router.types.engine_events import Admitted, EngineEvent, FinishReason, TokenRequest, Tokens
+from router.types.engine_state import ModelInfo
+from router.types.generation import GenerationDelta, GenerationRequest
+from router.types.prompts import ChatPrompt, TextPrompt, TokenPrompt
 
 if TYPE_CHECKING:
     from array import array

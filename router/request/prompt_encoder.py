@@ -11,7 +11,8 @@ from router.text.answer_form import AnswerForm, answer_form
 from router.text.token_budget import Abandoned
 from router.text.tokenizer import Tokenizer
 from router.text.tokenizer_pool import TokenizerPool
-from router.types import ChatPrompt, ModelInfo, Prompt, TextPrompt, TokenPrompt
+from router.types.engine_state import ModelInfo
+from router.types.prompts import ChatPrompt, Prompt, TextPrompt, TokenPrompt
 
 _MAX_SHORT_CHAT = 1 << 13
 """Characters up to which a chat is tokenized in the thread that rendered it, in some 12 ms at

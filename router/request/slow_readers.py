@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
 
 from router.errors import SlowReader
-from router.types import GenerationDelta
+from router.types.generation import GenerationDelta
 
 READING = -1
 """`Reader.num_ticks` of a client for which nothing waits."""

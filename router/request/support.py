@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from protos.wire.reason import Reason
 from protos.wire.sampling_params import SamplingParams, unsupported
 from router.errors import InvalidRequest
-from router.types import Demands, ModelInfo
+from router.types.engine_state import Demands, ModelInfo
 
 
 def refusal(params: SamplingParams, models: Sequence[ModelInfo]) -> InvalidRequest | None:

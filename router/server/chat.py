@@ -7,7 +7,8 @@ from protos.wire.limits import MAX_CHAT_JSON_BYTES
 from protos.wire.reason import Reason
 from router.errors import InvalidRequest
 from router.request.json_object import read_object
-from router.types import ChatMessage, ChatPrompt, Tool, ToolCall, ToolCallDelta, ToolChoice
+from router.types.generation import ToolCallDelta
+from router.types.prompts import ChatMessage, ChatPrompt, Tool, ToolCall, ToolChoice
 
 _CHOICES = {
     router_pb2.TOOL_CHOICE_MODE_UNSPECIFIED: ToolChoice.AUTO,

@@ -14,21 +14,16 @@ from router.errors import InvalidRequest
 from router.placement.policy import Cost
 from router.request.trace_context import trace_context
 from router.server.chat import to_chat_prompt, to_tool_call_deltas
-from router.types import (
+from router.types.engine_events import FinishReason
+from router.types.engine_state import EngineSnapshot, EngineState, ModelSnapshot
+from router.types.generation import (
     Admission,
-    ChatPrompt,
-    EngineSnapshot,
-    EngineState,
     Finish,
-    FinishReason,
     GenerationDelta,
     GenerationRequest,
-    ModelSnapshot,
-    Prompt,
     ScoredTokens,
-    TextPrompt,
-    TokenPrompt,
 )
+from router.types.prompts import ChatPrompt, Prompt, TextPrompt, TokenPrompt
 
 if TYPE_CHECKING:
     from array import array

@@ -10,7 +10,7 @@ from router.request.pipeline import Pipeline
 from router.request.slow_readers import READING, SlowReaders
 from router.server import convert
 from router.server.status import errors_to_status
-from router.types import EngineSnapshot, ModelSnapshot
+from router.types.engine_state import EngineSnapshot, ModelSnapshot
 
 SERVICE = router_pb2.DESCRIPTOR.services_by_name["RouterService"].full_name
 

@@ -13,7 +13,7 @@ from router.errors import RequestError
 from router.placement.policy import Placement
 from router.request.progress import OUTCOMES
 from router.text.template_process import END_CAUSES
-from router.types import EngineSnapshot, EngineState
+from router.types.engine_state import EngineSnapshot, EngineState
 from servicekit.metrics import REQUEST_BUCKETS, TOKEN_BUCKETS, WORK_BUCKETS, new_registry
 
 _PREFIX = "pagestream_router"

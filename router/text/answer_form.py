@@ -8,7 +8,7 @@ from router.text.parsers.registry import ChatFormats
 from router.text.parsers.tag_search import LAYOUT
 from router.text.parsers.tool_call_parser import ToolCallParser
 from router.text.parsers.tool_format import ToolFormat
-from router.types import ChatPrompt
+from router.types.prompts import ChatPrompt
 
 _MAX_TAIL = 256
 """Characters at the end of a prompt that are searched for a tag."""

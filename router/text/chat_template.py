@@ -15,7 +15,7 @@ from router.text import template_worker
 from router.text.parsers.registry import AUTO
 from router.text.template_process import TemplateEnded, TemplateProcess, TemplateRefused
 from router.text.template_request import template_request
-from router.types import ChatPrompt
+from router.types.prompts import ChatPrompt
 
 _MIN_DEADLINE = 10.0
 _DEADLINE_FACTOR = 5

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
-from router.types import ChatMessage, ChatPrompt, Tool
+from router.types.prompts import ChatMessage, ChatPrompt, Tool
 
 Change = Callable[[str], str]
 

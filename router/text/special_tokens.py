@@ -20,7 +20,7 @@ from router.text.chat_texts import chat_texts, map_texts
 from router.text.text_pieces import TextPieces
 from router.text.token_budget import TokenBudget
 from router.text.token_pattern import TokenPattern
-from router.types import ChatPrompt
+from router.types.prompts import ChatPrompt
 
 _FIRST_MARKER, _LAST_MARKER = 0xE000, 0xF8FF
 """Private-use characters: neither letters nor white space, and unchanged by templates."""

@@ -3,7 +3,7 @@
 import json
 
 from router.text import template_worker
-from router.types import ChatMessage, ChatPrompt, Tool
+from router.types.prompts import ChatMessage, ChatPrompt, Tool
 
 
 def template_request(chat: ChatPrompt, *, knows_developers: bool) -> tuple[bytes, bytes]:

@@ -34,7 +34,7 @@ from router.text.threads import Threads  # noqa: E402
 from router.text.token_budget import TokenBudget  # noqa: E402
 from router.text.token_texts import TokenTexts  # noqa: E402
 from router.text.tokenization_cache import TokenizationCache  # noqa: E402
-from router.types import ChatPrompt  # noqa: E402
+from router.types.prompts import ChatPrompt  # noqa: E402
 
 
 class TokenBytes(dict[int, bytes]):

@@ -15,7 +15,7 @@ from router.text.chat_template import TemplateSettings
 from router.text.containment import contained
 from router.text.threads import Threads
 from router.text.tokenizer import Tokenizer
-from router.types import ModelInfo
+from router.types.engine_state import ModelInfo
 from servicekit.garbage import return_free_memory
 
 _MAX_LOADED = 8

@@ -10,7 +10,7 @@ from benchmarks.router.connections import Call, sse_events
 from benchmarks.router.lean_engine import LeanEngine
 from benchmarks.router.overhead_table import table
 from benchmarks.router.stream_client import Target, run, text_prompt
-from router.types import EngineState
+from router.types.engine_state import EngineState
 from tests.fakes.fake_engine import FakeEngineConfig
 from tests.router import fleets
 from tests.router.http.serving import serving

@@ -7,18 +7,20 @@ from collections.abc import AsyncGenerator
 
 from protos.wire.sampling_params import SamplingParams
 from router.errors import RequestError, UnknownModel
-from router.types import (
+from router.types.engine_events import (
     Admitted,
     EngineEvent,
+    Finished,
+    FinishReason,
+    TokenRequest,
+    Tokens,
+)
+from router.types.engine_state import (
     EngineLoad,
     EngineSnapshot,
     EngineState,
-    Finished,
-    FinishReason,
     ModelInfo,
     ModelSnapshot,
-    TokenRequest,
-    Tokens,
 )
 from tests.fakes import small_tokenizer
 

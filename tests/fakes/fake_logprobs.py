@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from protos.pagestream.engine.v1 import engine_pb2
-from router.types import TokenLogprobs
+from router.types.engine_events import TokenLogprobs
 from tests.fakes.hash_executor import TokenStream
 
 _VOCAB_SIZE = 1000

@@ -15,7 +15,7 @@ from tokenizers import (
     trainers,
 )
 
-from router.types import ChatMessage
+from router.types.prompts import ChatMessage
 
 START, END, THINK = "<|im_start|>", "<|im_end|>", "<think>"
 CHAT_TEMPLATE = """{%- for message in messages %}

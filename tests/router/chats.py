@@ -2,7 +2,7 @@
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from router.types import ChatPrompt
+from router.types.prompts import ChatPrompt
 
 
 def render(tokenizer, messages):

@@ -9,13 +9,8 @@ from protos.wire.sampling_params import SamplingParams
 from router.engines.client import ClientSettings
 from router.engines.fleet import Fleet
 from router.request.dispatcher import Dispatcher
-from router.types import (
-    Admitted,
-    EngineState,
-    Finished,
-    TokenRequest,
-    Tokens,
-)
+from router.types.engine_events import Admitted, Finished, TokenRequest, Tokens
+from router.types.engine_state import EngineState
 from tests.fakes.fake_engine import FakeEngine, FakeEngineConfig
 
 SETTINGS = ClientSettings(min_backoff=0.01, max_backoff=0.05)

@@ -6,13 +6,8 @@ from contextlib import aclosing
 
 from router.request.pipeline import Bounds
 from router.text.tokenizer import Tokenizer
-from router.types import (
-    ChatMessage,
-    ChatPrompt,
-    GenerationRequest,
-    TextPrompt,
-    TokenPrompt,
-)
+from router.types.generation import GenerationRequest
+from router.types.prompts import ChatMessage, ChatPrompt, TextPrompt, TokenPrompt
 from tests.fakes import small_tokenizer
 from tests.fakes.fake_fleet import FakeFleet, model_info
 

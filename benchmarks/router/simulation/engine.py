@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from benchmarks.router.simulation.pool import EngineSequence, Pool
 from benchmarks.router.simulation.workload import BLOCK_SIZE, Request
-from router.types import CacheUpdate, EngineLoad, EngineState, ModelInfo
+from router.types.engine_state import CacheUpdate, EngineLoad, EngineState, ModelInfo
 
 REPORT_SECONDS = 0.1
 """An engine whose load changes slowly says so this often."""

@@ -14,7 +14,13 @@ from benchmarks.router.simulation.workload import Request
 from router.engines.member import _REPORT_SECONDS
 from router.placement.policy import POLICIES, Policy, Query, place
 from router.placement.prefix_index import PrefixIndex, Reservation
-from router.types import CacheUpdate, EngineLoad, EngineSnapshot, EngineState, ModelInfo
+from router.types.engine_state import (
+    CacheUpdate,
+    EngineLoad,
+    EngineSnapshot,
+    EngineState,
+    ModelInfo,
+)
 
 _IMBALANCE_COUNT = 64
 _IMBALANCE_RATIO = 1.5

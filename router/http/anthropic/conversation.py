@@ -14,7 +14,7 @@ from router.http.anthropic.request import (
     UserBlock,
 )
 from router.http.json_texts import JsonTexts
-from router.types import ChatMessage, ToolCall
+from router.types.prompts import ChatMessage, ToolCall
 
 
 @dataclass(slots=True)

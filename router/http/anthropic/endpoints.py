@@ -17,7 +17,7 @@ from router.http.request_id import request_id
 from router.http.sampling import json_schema_grammar
 from router.http.service import Service
 from router.http.tracing import http_trace_context
-from router.types import GenerationRequest
+from router.types.generation import GenerationRequest
 
 
 def anthropic_endpoints(service: Service) -> dict[str, Endpoint]:

@@ -7,7 +7,8 @@ from typing import Any
 from pydantic_core import from_json
 
 from router.http.anthropic.pieces import TEXT, THINKING, Piece, Place, pieces
-from router.types import Admission, Finish, FinishReason, GenerationDelta
+from router.types.engine_events import FinishReason
+from router.types.generation import Admission, Finish, GenerationDelta
 
 _STOP_REASONS = {
     FinishReason.STOP: "end_turn",

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from router.types import GenerationDelta, ToolCallDelta
+from router.types.generation import GenerationDelta, ToolCallDelta
 
 THINKING, TEXT = "thinking", "text"
 

@@ -5,7 +5,7 @@ from router.http.anthropic.conversation import Conversation
 from router.http.anthropic.errors import bad
 from router.http.anthropic.request import CustomTool, PromptFields
 from router.http.json_texts import JsonTexts
-from router.types import ChatPrompt, Tool, ToolChoice
+from router.types.prompts import ChatPrompt, Tool, ToolChoice
 
 _CHOICES = {"auto": ToolChoice.AUTO, "any": ToolChoice.REQUIRED, "none": ToolChoice.NONE}
 

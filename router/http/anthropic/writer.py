@@ -5,7 +5,7 @@ from router.http.anthropic.errors import anthropic_error
 from router.http.anthropic.message import first_block, message_head, stop_fields, usage
 from router.http.anthropic.pieces import TEXT, THINKING, Piece, Place, pieces
 from router.http.errors import ErrorForm, Refusal
-from router.types import Admission, Finish, GenerationDelta
+from router.types.generation import Admission, Finish, GenerationDelta
 
 _DELTA = (
     'event: content_block_delta\ndata: {{"type":"content_block_delta","index":{},'

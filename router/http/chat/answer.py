@@ -9,14 +9,8 @@ from typing import Any
 from router.http.answers import COMMENT, event, numbers, openai_usage, quoted
 from router.http.chat.logprobs import chat_logprobs, logprobs_object, prompt_logprobs
 from router.http.errors import ErrorForm, Refusal, openai_error
-from router.types import (
-    Admission,
-    Finish,
-    GenerationDelta,
-    ModelSnapshot,
-    ScoredTokens,
-    ToolCallDelta,
-)
+from router.types.engine_state import ModelSnapshot
+from router.types.generation import Admission, Finish, GenerationDelta, ScoredTokens, ToolCallDelta
 
 Models = Callable[[], list[ModelSnapshot]]
 

@@ -19,7 +19,7 @@ from router.http.json_texts import JsonTexts
 from router.http.models import Endpoint
 from router.http.sampling import Int32, JsonObject, SamplingFields, StreamOptions, bounded
 from router.http.service import Service
-from router.types import ChatPrompt
+from router.types.prompts import ChatPrompt
 
 _REFUSED = {
     "functions": "use tools",

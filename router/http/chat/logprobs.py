@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from router.http.answers import quoted
-from router.types import ScoredTokens
+from router.types.generation import ScoredTokens
 
 _LEAST = -9999.0
 """Stands for a token that cannot be, whose logprob is no number of JSON."""

@@ -13,7 +13,7 @@ from router.http.errors import must_be
 from router.http.json_texts import JsonTexts
 from router.http.kinds import LIST, TEXT, text_or_list
 from router.http.sampling import Fields, JsonObject, bounded
-from router.types import ChatMessage, ToolCall
+from router.types.prompts import ChatMessage, ToolCall
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 

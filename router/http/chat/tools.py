@@ -8,7 +8,7 @@ from router.http.chat.messages import bad
 from router.http.json_texts import JsonTexts
 from router.http.kinds import OBJECT, TEXT, text_or_object
 from router.http.sampling import Fields, JsonObject
-from router.types import Tool, ToolChoice
+from router.types.prompts import Tool, ToolChoice
 
 
 class FunctionFields(Fields):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from router.http.answers import COMMENT, event, numbers, openai_usage, quoted
 from router.http.completions.logprobs import LogprobLists, prompt_entries
 from router.http.errors import ErrorForm, Refusal, openai_error
-from router.types import Finish, GenerationDelta
+from router.types.generation import Finish, GenerationDelta
 
 _DONE = b"data: [DONE]\n\n"
 

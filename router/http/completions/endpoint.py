@@ -30,7 +30,8 @@ from router.http.sampling import Int32, SamplingFields, StreamOptions
 from router.http.service import Service
 from router.request.pipeline import Pipeline
 from router.request.samples import merged
-from router.types import GenerationDelta, GenerationRequest, TextPrompt, TokenPrompt
+from router.types.generation import GenerationDelta, GenerationRequest
+from router.types.prompts import TextPrompt, TokenPrompt
 
 _DEFAULT_MAX_TOKENS = 16
 """OpenAI's, and vLLM's."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from router.http.answers import quoted
-from router.types import ScoredTokens
+from router.types.generation import ScoredTokens
 
 _LEAST = -9999.0
 """JSON has no minus infinity; vLLM writes this for it."""

@@ -7,7 +7,7 @@ from typing import Any
 from protos.wire.reason import Reason
 from router.errors import InvalidRequest
 from router.http.errors import must_be
-from router.types import TextPrompt, TokenPrompt
+from router.types.prompts import TextPrompt, TokenPrompt
 
 TOKENS_SCHEMA: dict[str, Any] = {
     "type": "array",

@@ -7,7 +7,8 @@ from protos.wire.reason import Reason
 from router.http.errors import Refusal, openai_error
 from router.http.responses.output import Change, Output
 from router.http.responses.request import ResponsesRequest
-from router.types import Admission, Finish, FinishReason, GenerationDelta
+from router.types.engine_events import FinishReason
+from router.types.generation import Admission, Finish, GenerationDelta
 
 _NAMES = {
     "messages": "input",

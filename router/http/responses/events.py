@@ -7,7 +7,7 @@ from router.http.answers import COMMENT, event, quoted
 from router.http.errors import ErrorForm, Refusal
 from router.http.responses.answer import Answer, responses_error
 from router.http.responses.output import Change, Item, Step
-from router.types import GenerationDelta
+from router.types.generation import GenerationDelta
 
 JsonObject = dict[str, Any]
 

@@ -14,7 +14,7 @@ from router.http.json_texts import JsonTexts
 from router.http.kinds import LIST, TEXT, by_type, refused, text_or_list
 from router.http.sampling import Fields, JsonObject
 from router.request.chat_limits import FUNCTION_NAME
-from router.types import ChatMessage, ToolCall
+from router.types.prompts import ChatMessage, ToolCall
 
 Label = Annotated[str, pydantic.Field(max_length=MAX_LABEL_CHARACTERS)]
 Name = Annotated[str, pydantic.Field(pattern=f"^{FUNCTION_NAME.pattern}$")]

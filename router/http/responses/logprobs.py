@@ -3,7 +3,7 @@
 from collections import deque
 from typing import Any
 
-from router.types import ScoredTokens
+from router.types.generation import ScoredTokens
 
 Entry = dict[str, Any]
 

@@ -6,7 +6,7 @@ from enum import Enum
 from typing import Any, ClassVar, NamedTuple
 
 from router.http.responses.logprobs import Entry, TextLogprobs
-from router.types import GenerationDelta, ToolCallDelta
+from router.types.generation import GenerationDelta, ToolCallDelta
 
 JsonObject = dict[str, Any]
 

@@ -18,7 +18,7 @@ from router.http.responses.tools import (
     to_tools,
 )
 from router.http.sampling import Fields, JsonObject, SamplingFields, json_schema_grammar
-from router.types import ChatPrompt
+from router.types.prompts import ChatPrompt
 
 _NOT_STORED = "nothing is stored here; send the whole conversation as input"
 _LOGPROBS = "message.output_text.logprobs"

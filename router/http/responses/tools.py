@@ -9,7 +9,7 @@ from router.http.errors import must_be
 from router.http.json_texts import JsonTexts
 from router.http.kinds import OBJECT, TEXT, by_type, refused, text_or_object
 from router.http.sampling import Fields, JsonObject
-from router.types import Tool, ToolChoice
+from router.types.prompts import Tool, ToolChoice
 
 
 class FunctionTool(Fields):

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from router.text.parsers.reasoning_parser import ReasoningParser
 from router.text.parsers.tool_call_parser import ToolCallParser
-from router.types import ToolCallDelta
+from router.types.generation import ToolCallDelta
 
 
 class Parsed(NamedTuple):

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from router.text.parsers.json_scanner import JsonScanner
 from router.text.parsers.tag_search import LAYOUT, TagSearch
 from router.text.parsers.tool_format import CallStyle, Pattern, ToolFormat
-from router.types import ToolCallDelta
+from router.types.generation import ToolCallDelta
 
 _MAX_CALLS = 128
 """Calls of one answer; further ones are content."""

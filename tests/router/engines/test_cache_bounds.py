@@ -2,7 +2,7 @@ import pytest
 
 from router.engines.cache_bounds import MAX_BLOCKS, CacheBounds, CachePace
 from router.engines.connection_loss import ConnectionLost
-from router.types import CacheUpdate
+from router.types.engine_state import CacheUpdate
 from tests.fakes.fake_fleet import model_info
 
 

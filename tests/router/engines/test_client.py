@@ -14,11 +14,8 @@ from router.engines.client import ClientSettings, EngineClient
 from router.engines.lifecycle import Lifecycle
 from router.errors import EngineError, QueueFull
 from router.placement.prefix_index import PrefixIndex
-from router.types import (
-    EngineState,
-    TokenRequest,
-    Tokens,
-)
+from router.types.engine_events import TokenRequest, Tokens
+from router.types.engine_state import EngineState
 from tests.fakes.fake_engine import SERVICE, FakeEngine, FakeEngineConfig, expected_tokens
 
 CONFIG = FakeEngineConfig(block_size=4)

@@ -21,7 +21,8 @@ from protos.wire.status import Reason
 from router.engines.convert import status_of, to_load, to_model, to_submission
 from router.placement.policy import POLICIES, Query, place, reference_costs
 from router.server.convert import to_list_engines_response
-from router.types import EngineSnapshot, EngineState, TokenRequest
+from router.types.engine_events import TokenRequest
+from router.types.engine_state import EngineSnapshot, EngineState
 from tests.fakes.fake_fleet import model_info
 
 

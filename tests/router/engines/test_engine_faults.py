@@ -16,7 +16,7 @@ from router.engines.client import EngineClient
 from router.engines.connection_loss import Fault
 from router.engines.lifecycle import Stage
 from router.errors import EngineError
-from router.types import EngineState
+from router.types.engine_state import EngineState
 from tests.fakes.fake_engine import SERVICE, FakeEngine, expected_tokens
 from tests.router.engines.test_client import Listener, client_of, connected, request, tokens_of
 from tests.router.engines.test_client import collect as collect_stream

@@ -9,7 +9,8 @@ import pytest
 from protos.pagestream.engine.v1 import engine_pb2
 from protos.wire.status import Reason, code_number
 from router.errors import EngineError, QueueFull, UnknownModel
-from router.types import Admitted, EngineState, Finished, FinishReason, Tokens
+from router.types.engine_events import Admitted, Finished, FinishReason, Tokens
+from router.types.engine_state import EngineState
 from tests.fakes.fake_engine import FakeEngine, expected_tokens
 from tests.router.fleets import (
     CONFIG,

@@ -9,7 +9,7 @@ import pytest
 from router.engines import client as engine_client
 from router.engines.client import EngineClient
 from router.errors import EngineError, NoEngine
-from router.types import EngineState
+from router.types.engine_state import EngineState
 from tests.fakes.fake_engine import FakeEngine, expected_tokens
 from tests.router.fleets import (
     CONFIG,

@@ -9,7 +9,8 @@ import pytest
 
 from protos.wire.status import Reason
 from router.errors import RequestError
-from router.types import Admitted, EngineState, Finished, Tokens
+from router.types.engine_events import Admitted, Finished, Tokens
+from router.types.engine_state import EngineState
 from tests.fakes.fake_engine import FakeEngine, expected_tokens
 from tests.router.fleets import CONFIG, request, running, states, until
 

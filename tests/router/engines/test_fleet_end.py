@@ -8,7 +8,7 @@ import pytest
 from protos.pagestream.engine.v1 import engine_pb2
 from router.errors import Draining
 from router.request import dispatcher
-from router.types import EngineState
+from router.types.engine_state import EngineState
 from tests.fakes.fake_engine import FakeEngine
 from tests.router.fleets import CONFIG, SLOW, collect, fleet_of, request, running, states, until
 

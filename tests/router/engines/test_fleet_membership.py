@@ -8,7 +8,7 @@ import pytest
 from protos.wire.status import Reason
 from router.engines.lifecycle import Stage
 from router.errors import NoEngine
-from router.types import EngineState
+from router.types.engine_state import EngineState
 from tests.fakes.fake_engine import FakeEngine, expected_tokens
 from tests.router.fleets import (
     CONFIG,

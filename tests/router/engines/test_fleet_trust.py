@@ -13,7 +13,7 @@ from router.engines import tokenizer_source
 from router.errors import EngineError, NoEngine
 from router.request import dispatcher
 from router.text.tokenizer_pool import TokenizerPool
-from router.types import EngineState
+from router.types.engine_state import EngineState
 from tests.fakes import small_tokenizer
 from tests.fakes.fake_engine import FakeEngine, expected_tokens
 from tests.router.fleets import (

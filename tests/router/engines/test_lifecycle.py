@@ -7,7 +7,7 @@ import pytest
 
 from router.engines.connection_loss import Fault, Loss
 from router.engines.lifecycle import Lifecycle, Stage
-from router.types import EngineLoad, EngineState
+from router.types.engine_state import EngineLoad, EngineState
 from tests.fakes.fake_fleet import model_info
 
 SERVING, DRAINING = EngineState.SERVING, EngineState.DRAINING

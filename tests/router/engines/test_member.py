@@ -5,7 +5,7 @@ import pytest
 from router.engines import member as fleet_member
 from router.engines.member import FleetMember
 from router.placement.prefix_index import SLICE_BLOCKS, PrefixIndex
-from router.types import CacheUpdate
+from router.types.engine_state import CacheUpdate
 from tests.fakes.fake_fleet import model_info
 
 

@@ -10,7 +10,7 @@ from protos.wire.status import Reason, error_status
 from router.engines.connection_loss import ConnectionLost, Fault
 from router.engines.open_requests import OpenRequests
 from router.errors import Draining, EngineError
-from router.types import Finished, FinishReason, TokenRequest
+from router.types.engine_events import Finished, FinishReason, TokenRequest
 from tests.fakes.fake_fleet import model_info
 from tests.fakes.hostile_engine import admission, failure, finish, tokens_of
 from tests.router.fleets import rest_of

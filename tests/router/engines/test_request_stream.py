@@ -6,7 +6,7 @@ from protos.wire.status import Reason, error_status
 from router.engines import request_stream
 from router.engines.request_stream import RequestStream
 from router.errors import EngineError, QueueFull, SlowReader
-from router.types import (
+from router.types.engine_events import (
     Admitted,
     Finished,
     FinishReason,

@@ -1,7 +1,7 @@
 import pytest
 
 from router.engines.stall_detector import StallDetector
-from router.types import EngineLoad
+from router.types.engine_state import EngineLoad
 from tests.fakes.fake_fleet import model_info
 
 MODEL = model_info(max_num_batched_tokens=8192)

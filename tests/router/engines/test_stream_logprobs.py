@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from protos.pagestream.engine.v1 import engine_pb2 as pb
-from router.types import Finished, FinishReason, PromptLogprobs, Tokens
+from router.types.engine_events import Finished, FinishReason, PromptLogprobs, Tokens
 from tests.fakes.fake_logprobs import as_lists, as_message, made_up_logprobs
 from tests.fakes.hostile_engine import admission, failure, finish, tokens_of
 from tests.router.engines.test_open_requests import MODEL, check_violation, opened, say, sent

@@ -12,7 +12,8 @@ from router.http.body import parse_body, read_body
 from router.http.errors import openai_error
 from router.http.openapi import Operation
 from router.http.sampling import Fields
-from router.types import GenerationRequest, TokenPrompt
+from router.types.generation import GenerationRequest
+from router.types.prompts import TokenPrompt
 
 
 class PlainRequest(Fields):

@@ -4,7 +4,14 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
-from router.types import Admitted, EngineEvent, Finished, FinishReason, TokenRequest, Tokens
+from router.types.engine_events import (
+    Admitted,
+    EngineEvent,
+    Finished,
+    FinishReason,
+    TokenRequest,
+    Tokens,
+)
 from tests.fakes import small_tokenizer
 from tests.fakes.fake_fleet import ALL_PARAMS, ENGINE, FakeFleet, model_info
 from tests.fakes.fake_logprobs import made_up_logprobs

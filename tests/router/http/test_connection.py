@@ -10,7 +10,7 @@ import pytest
 
 from router.http import body, connection, door
 from router.request.slow_readers import SlowReaders
-from router.types import Tokens
+from router.types.engine_events import Tokens
 from tests.fakes.fake_fleet import FakeFleet
 from tests.router.http.serving import MAX_BODY_BYTES, opening
 

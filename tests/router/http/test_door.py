@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from router.errors import Draining
-from router.types import Tokens
+from router.types.engine_events import Tokens
 from tests.fakes.fake_fleet import FakeFleet
 from tests.router.http.serving import client_of, opening, serving
 

@@ -10,7 +10,7 @@ import pytest
 from router.errors import QueueFull
 from router.http.answers import EventStream
 from router.http.keep_alive import KeepAlive
-from router.types import Tokens
+from router.types.engine_events import Tokens
 from tests.fakes.fake_fleet import FakeFleet, model_info
 from tests.router.http.serving import serving
 

@@ -10,7 +10,7 @@ import schemathesis
 
 from router.http import app
 from router.http.service import Service
-from router.types import Admitted, Finished, FinishReason, Tokens
+from router.types.engine_events import Admitted, Finished, FinishReason, Tokens
 from tests.fakes.fake_fleet import ENGINE, FakeFleet
 from tests.router.http.serving import client_of
 

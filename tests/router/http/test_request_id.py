@@ -7,7 +7,7 @@ import pytest
 import pytest_asyncio
 
 from router.errors import QueueFull
-from router.types import Admitted, Tokens
+from router.types.engine_events import Admitted, Tokens
 from tests.fakes.fake_fleet import ENGINE, FakeFleet
 from tests.router.http.serving import serving
 

@@ -15,7 +15,7 @@ from router.placement.policy import (
     reference_costs,
     typical_rates,
 )
-from router.types import Demands, EngineLoad, EngineSnapshot, EngineState, ModelInfo
+from router.types.engine_state import Demands, EngineLoad, EngineSnapshot, EngineState, ModelInfo
 
 
 def engine(address, *, state=EngineState.SERVING, model="m", in_flight=0, unreported=0, **load):

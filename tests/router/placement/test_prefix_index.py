@@ -3,7 +3,7 @@ import random
 import pytest
 
 from router.placement.prefix_index import PrefixIndex
-from router.types import CacheUpdate
+from router.types.engine_state import CacheUpdate
 
 
 def snapshot(*blocks, epoch=1, number=0, first=True, last=True, part=0):

@@ -6,7 +6,7 @@ from collections import Counter, deque
 import pytest
 
 from router.placement.prefix_index import PrefixIndex
-from router.types import CacheUpdate
+from router.types.engine_state import CacheUpdate
 
 NAMES = ["a", "b", "c", "d"]
 NUM_RUNS = 60

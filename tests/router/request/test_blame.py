@@ -7,9 +7,7 @@ from protos.wire.sampling_params import SamplingParams
 from protos.wire.status import STATUS_CODES, ErrorStatus, Reason, code_number
 from router.errors import EngineError
 from router.request.blame import judged
-from router.types import (
-    TokenRequest,
-)
+from router.types.engine_events import TokenRequest
 from tests.fakes.fake_fleet import model_info
 
 MODEL = model_info(max_model_len=100, num_blocks=4, block_size=16)

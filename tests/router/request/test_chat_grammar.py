@@ -12,7 +12,7 @@ from router.text.answer_form import answer_form
 from router.text.chat_template import TemplateSettings
 from router.text.parsers.tool_format import TOOL_FORMATS
 from router.text.tokenizer import Tokenizer
-from router.types import ChatMessage, ChatPrompt, Tool, ToolChoice
+from router.types.prompts import ChatMessage, ChatPrompt, Tool, ToolChoice
 from tests.fakes import small_tokenizer
 from tests.router.text.parsers.split import parse
 from tests.router.text.tool_templates import QWEN3

@@ -10,11 +10,8 @@ from protos.wire.status import Reason, code_number
 from router.engines import client as engine_client
 from router.errors import EngineError
 from router.request import dispatcher
-from router.types import (
-    EngineState,
-    Finished,
-    FinishReason,
-)
+from router.types.engine_events import Finished, FinishReason
+from router.types.engine_state import EngineState
 from tests.fakes.fake_engine import expected_tokens
 from tests.router.fleets import (
     CONFIG,

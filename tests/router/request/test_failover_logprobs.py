@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from router.types import Admitted, Finished, FinishReason, PromptLogprobs, Tokens
+from router.types.engine_events import Admitted, Finished, FinishReason, PromptLogprobs, Tokens
 from tests.fakes.fake_engine import expected_tokens
 from tests.fakes.fake_logprobs import as_lists, expected_logprobs
 from tests.router.fleets import CONFIG, SLOW, Observer, engine_of, fleet_of, request, rest_of

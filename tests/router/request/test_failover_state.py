@@ -7,11 +7,7 @@ from protos.wire.status import Reason, error_status
 from router.errors import EngineError, EngineLost, QueueFull
 from router.request.failover import Failover
 from router.request.retry_budget import RetryBudget
-from router.types import (
-    Admitted,
-    PromptLogprobs,
-    TokenRequest,
-)
+from router.types.engine_events import Admitted, PromptLogprobs, TokenRequest
 from tests.fakes.fake_logprobs import made_up_logprobs
 
 

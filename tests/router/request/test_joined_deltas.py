@@ -5,16 +5,15 @@ from dataclasses import replace
 import pytest
 
 from protos.wire.sampling_params import SamplingParams
-from router.types import (
+from router.types.engine_events import (
     Admitted,
     Finished,
     FinishReason,
-    GenerationDelta,
     PromptLogprobs,
     TokenLogprobs,
     Tokens,
-    ToolCallDelta,
 )
+from router.types.generation import GenerationDelta, ToolCallDelta
 from tests.fakes.fake_fleet import ALL_PARAMS, ENGINE
 from tests.router.pipelines import TOKENIZER, collect, fleet_without_chats, request
 

@@ -8,7 +8,7 @@ import pytest
 from protos.wire.sampling_params import BASIC_PARAMS, SamplingParams
 from protos.wire.status import Reason, code_number
 from router.errors import InvalidRequest, NoEngine, QueueFull
-from router.types import EngineState
+from router.types.engine_state import EngineState
 from tests.fakes.fake_engine import expected_tokens
 from tests.router.fleets import (
     CONFIG,

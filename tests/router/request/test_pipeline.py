@@ -16,16 +16,9 @@ from router.errors import (
 from router.request.pipeline import Pipeline
 from router.text import detokenizer
 from router.text.tokenizer_pool import TokenizerPool
-from router.types import (
-    Admission,
-    Admitted,
-    ChatMessage,
-    ChatPrompt,
-    Finish,
-    FinishReason,
-    TextPrompt,
-    Tokens,
-)
+from router.types.engine_events import Admitted, FinishReason, Tokens
+from router.types.generation import Admission, Finish
+from router.types.prompts import ChatMessage, ChatPrompt, TextPrompt
 from tests.fakes import byte_fallback, small_tokenizer
 from tests.fakes.fake_fleet import ALL_PARAMS, ENGINE, FakeFleet, model_info
 from tests.router.pipelines import (

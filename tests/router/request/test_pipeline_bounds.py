@@ -9,9 +9,7 @@ from router.errors import (
     NoEngine,
     QueueFull,
 )
-from router.types import (
-    Admitted,
-)
+from router.types.engine_events import Admitted
 from tests.fakes.fake_fleet import ENGINE
 from tests.router.pipelines import (
     TEXT,

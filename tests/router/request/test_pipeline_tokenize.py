@@ -16,9 +16,7 @@ from router.request.pipeline import Bounds, Pipeline
 from router.text.threads import Threads
 from router.text.tokenizer import Tokenizer
 from router.text.tokenizer_pool import TokenizerPool
-from router.types import (
-    TextPrompt,
-)
+from router.types.prompts import TextPrompt
 from tests.fakes import small_tokenizer
 from tests.fakes.fake_fleet import model_info
 from tests.router.pipelines import BOUNDS, END, TEXT, TOKENIZER, chat, collect, request

@@ -9,14 +9,8 @@ from router.errors import InvalidRequest
 from router.request.pipeline import Bounds, Pipeline
 from router.text.chat_template import TemplateSettings
 from router.text.tokenizer_pool import TokenizerPool
-from router.types import (
-    ChatMessage,
-    ChatPrompt,
-    FinishReason,
-    Tool,
-    ToolCall,
-    ToolChoice,
-)
+from router.types.engine_events import FinishReason
+from router.types.prompts import ChatMessage, ChatPrompt, Tool, ToolCall, ToolChoice
 from tests.fakes import small_tokenizer
 from tests.fakes.fake_fleet import ALL_PARAMS, FakeFleet, model_info
 from tests.router.pipelines import TOKENIZER, Recorder, collect, request

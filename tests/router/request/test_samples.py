@@ -12,7 +12,7 @@ from router.errors import EngineError, InvalidRequest, QueueFull, SlowReader
 from router.request.pipeline import Bounds, Pipeline
 from router.request.samples import merged
 from router.text.tokenizer_pool import TokenizerPool
-from router.types import Admitted, FinishReason, PromptLogprobs, TokenLogprobs, Tokens
+from router.types.engine_events import Admitted, FinishReason, PromptLogprobs, TokenLogprobs, Tokens
 from tests.fakes.fake_fleet import ALL_PARAMS, ENGINE
 from tests.router.fleets import CONFIG, TIMEOUT, fleet_of, until
 from tests.router.pipelines import (

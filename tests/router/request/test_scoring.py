@@ -3,7 +3,7 @@
 from protos.wire.sampling_params import SamplingParams
 from router.request.pipeline import Bounds, Pipeline
 from router.text.tokenizer_pool import TokenizerPool
-from router.types import FinishReason
+from router.types.engine_events import FinishReason
 from tests.fakes.fake_engine import expected_tokens
 from tests.fakes.fake_logprobs import expected_logprobs
 from tests.router.fleets import CONFIG, fleet_of

@@ -5,7 +5,8 @@ import pytest
 from protos.pagestream.router.v1 import router_pb2 as pb
 from router.errors import SlowReader
 from router.request.slow_readers import SlowReaders
-from router.types import GenerationDelta, Tokens
+from router.types.engine_events import Tokens
+from router.types.generation import GenerationDelta
 from tests.fakes.fake_fleet import FakeFleet
 from tests.router.server.test_grpc_server import ADMITTED, TEXT, refusal, serving
 

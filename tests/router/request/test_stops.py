@@ -15,15 +15,15 @@ from router.request.pipeline import Pipeline
 from router.text.stop_texts import StopSearch, StopTexts
 from router.text.tokenizer import Tokenizer
 from router.text.tokenizer_pool import TokenizerPool
-from router.types import (
+from router.types.engine_events import (
     Admitted,
-    Finish,
     Finished,
     FinishReason,
     TokenLogprobs,
     TokenRequest,
     Tokens,
 )
+from router.types.generation import Finish
 from tests.fakes import byte_fallback, small_tokenizer
 from tests.fakes.fake_engine import expected_tokens
 from tests.fakes.fake_fleet import ENGINE, model_info

@@ -13,7 +13,7 @@ from protos.wire.message_parser import MessageParser
 from router.errors import InvalidRequest
 from router.request.json_object import read_object
 from router.server.chat import to_chat_prompt
-from router.types import ChatMessage, ChatPrompt, Tool, ToolCall, ToolChoice
+from router.types.prompts import ChatMessage, ChatPrompt, Tool, ToolCall, ToolChoice
 from tests.fakes import small_tokenizer
 from tests.fakes.fake_fleet import FakeFleet, model_info
 from tests.router.pipelines import TOKENIZER

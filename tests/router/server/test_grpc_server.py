@@ -17,7 +17,7 @@ from router.server.grpc_server import RouterServicer
 from router.server.metrics import RouterMetrics
 from router.text.tokenizer import Tokenizer
 from router.text.tokenizer_pool import TokenizerPool
-from router.types import (
+from router.types.engine_events import (
     Admitted,
     Finished,
     FinishReason,

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from router.text.chat_template import ChatTemplate, TemplateSettings
-from router.types import ChatMessage, ChatPrompt
+from router.types.prompts import ChatMessage, ChatPrompt
 
 SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 HI = (ChatMessage(role="user", content="hi"),)

@@ -11,7 +11,7 @@ from protos.wire.reason import Reason
 from router.errors import Draining, InvalidRequest, RequestError
 from router.text import template_worker
 from router.text.tokenizer import Tokenizer
-from router.types import ChatMessage
+from router.types.prompts import ChatMessage
 from tests.fakes import small_tokenizer
 from tests.router.text.templates import (
     FOREVER,

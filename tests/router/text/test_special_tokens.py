@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from protos.wire.reason import Reason
 from router.errors import InvalidRequest
-from router.types import ChatMessage, ChatPrompt
+from router.types.prompts import ChatMessage, ChatPrompt
 from tests.fakes import small_tokenizer
 from tests.router import added_token_sets
 from tests.router.added_token_sets import (

@@ -177,7 +177,7 @@ def test_worker_ends_with_a_router_that_is_killed(text):
     script = f"""
         import time
         from router.text.chat_template import ChatTemplate, TemplateSettings
-        from router.types import ChatMessage, ChatPrompt
+        from router.types.prompts import ChatMessage, ChatPrompt
 
         template = ChatTemplate({LOOPS_IF_TOLD!r}, {{}}, TemplateSettings(cpu_seconds=1))
         template.start()

@@ -7,7 +7,7 @@ from router.errors import InvalidRequest
 from router.text.token_budget import TokenBudget
 from router.text.tokenization_cache import TokenizationCache
 from router.text.tokenizer import Tokenizer
-from router.types import ChatMessage
+from router.types.prompts import ChatMessage
 from tests.fakes import small_tokenizer
 
 TURN_END = "<|im_end|>"

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from router.errors import NoTokenizer
 from router.text.tokenizer import Tokenizer
-from router.types import ChatMessage, ChatPrompt
+from router.types.prompts import ChatMessage, ChatPrompt
 from tests.fakes import small_tokenizer
 
 FILES = small_tokenizer.files()

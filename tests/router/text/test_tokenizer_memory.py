@@ -16,7 +16,7 @@ from pathlib import Path
 
 from router.errors import InvalidRequest
 from router.text.tokenizer import Tokenizer
-from router.types import ChatMessage
+from router.types.prompts import ChatMessage
 from tests.router.chats import encode_chat
 
 

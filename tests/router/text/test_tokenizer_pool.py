@@ -13,7 +13,8 @@ from router.text import tokenizer_pool
 from router.text.template_process import TemplateEnded
 from router.text.tokenizer import Tokenizer
 from router.text.tokenizer_pool import TokenizerPool
-from router.types import ChatMessage, ChatPrompt, ModelInfo
+from router.types.engine_state import ModelInfo
+from router.types.prompts import ChatMessage, ChatPrompt
 from tests.fakes import small_tokenizer
 
 FILES = small_tokenizer.files()

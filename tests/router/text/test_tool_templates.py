@@ -9,7 +9,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from demo_model.tokenizer import CHAT_TEMPLATE as DEMO
 from router.errors import InvalidRequest
 from router.text.tokenizer import Tokenizer
-from router.types import ChatMessage, ChatPrompt, Tool, ToolCall, ToolChoice
+from router.types.prompts import ChatMessage, ChatPrompt, Tool, ToolCall, ToolChoice
 from tests.fakes import small_tokenizer
 from tests.router.text.templates import SPECIAL_TOKENS
 from tests.router.text.tool_templates import LLAMA3, NONE_CONTENT, ONLY_PARTS, PARTS, QWEN3

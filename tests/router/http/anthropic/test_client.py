@@ -8,7 +8,7 @@ import pytest
 
 from protos.wire.status import ErrorStatus
 from router.errors import EngineError, QueueFull
-from router.types import Admitted, Tokens
+from router.types.engine_events import Admitted, Tokens
 from tests.fakes.fake_fleet import ENGINE
 from tests.router.http.anthropic.requests import BASE, CALLS, THINKS, TOOL, USER
 

@@ -8,7 +8,7 @@ from router.errors import InvalidRequest
 from router.http.anthropic.prompt import to_chat_prompt
 from router.http.anthropic.request import PromptFields
 from router.http.body import parse_body
-from router.types import ChatMessage, Tool, ToolCall
+from router.types.prompts import ChatMessage, Tool, ToolCall
 from tests.router.http.anthropic.requests import TOOL, USER
 
 

@@ -16,7 +16,8 @@ from router.http.anthropic.writer import MessageWriter
 from router.http.body import parse_body
 from router.request.limits import check_request
 from router.request.parameters import check_parameters
-from router.types import Admission, Finish, FinishReason, GenerationDelta, ToolCallDelta
+from router.types.engine_events import FinishReason
+from router.types.generation import Admission, Finish, GenerationDelta, ToolCallDelta
 from tests.fakes.fake_fleet import ALL_PARAMS, ENGINE, model_info
 from tests.router.http.anthropic.requests import TOOL
 

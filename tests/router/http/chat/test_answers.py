@@ -6,7 +6,14 @@ from itertools import groupby
 import pytest
 
 from router.errors import EngineError, QueueFull
-from router.types import Admitted, Finished, FinishReason, PromptLogprobs, TokenLogprobs, Tokens
+from router.types.engine_events import (
+    Admitted,
+    Finished,
+    FinishReason,
+    PromptLogprobs,
+    TokenLogprobs,
+    Tokens,
+)
 from tests.fakes.fake_fleet import ENGINE
 from tests.router.http.chat.chats import CALL, SECOND_CALL, TOOLS, ask, chunks, whole
 from tests.router.http.served_fleet import say

@@ -9,7 +9,7 @@ import pydantic
 import pytest
 
 from router.errors import EngineError, NoEngine, QueueFull
-from router.types import Admitted, TokenLogprobs, Tokens
+from router.types.engine_events import Admitted, TokenLogprobs, Tokens
 from tests.fakes.fake_fleet import ENGINE
 from tests.router.http.chat.chats import CALL, SECOND_CALL, TOOLS, ChatFleet
 from tests.router.http.served_fleet import say

@@ -1,6 +1,6 @@
 """A fleet that continues each prompt with itself, so that several have answers of their own."""
 
-from router.types import Admitted, Finished, FinishReason, PromptLogprobs, Tokens
+from router.types.engine_events import Admitted, Finished, FinishReason, PromptLogprobs, Tokens
 from tests.fakes import small_tokenizer
 from tests.fakes.fake_fleet import ALL_PARAMS, ENGINE, FakeFleet, model_info
 from tests.fakes.fake_logprobs import made_up_logprobs

@@ -8,14 +8,8 @@ from router.http.completions.answer import (
     CompletionForm,
     CompletionStream,
 )
-from router.types import (
-    Admission,
-    Finish,
-    FinishReason,
-    GenerationDelta,
-    ScoredTokens,
-    TokenLogprobs,
-)
+from router.types.engine_events import FinishReason, TokenLogprobs
+from router.types.generation import Admission, Finish, GenerationDelta, ScoredTokens
 
 TEXTS = {
     1: ("a", b"a"),

@@ -11,7 +11,7 @@ from openai.types.chat.chat_completion_stream_options_param import ChatCompletio
 from router.errors import NoEngine
 from router.http.completions.endpoint import CompletionFields
 from router.http.sampling import StreamOptions
-from router.types import Admitted, Tokens
+from router.types.engine_events import Admitted, Tokens
 from tests.fakes.fake_fleet import ENGINE
 from tests.router.http.completions.completing_fleet import CompletingFleet, prompt_logprobs
 from tests.router.http.serving import client_of, serving

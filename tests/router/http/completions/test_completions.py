@@ -7,7 +7,7 @@ from itertools import chain
 import pytest
 
 from router.errors import NoEngine
-from router.types import Admitted, Tokens
+from router.types.engine_events import Admitted, Tokens
 from tests.fakes import small_tokenizer
 from tests.fakes.fake_fleet import ENGINE
 from tests.router.fleets import until

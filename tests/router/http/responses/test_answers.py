@@ -9,7 +9,7 @@ from openai.types.responses import Response
 
 from protos.wire.status import ErrorStatus, Reason
 from router.errors import EngineError, QueueFull
-from router.types import Admitted, Finished, FinishReason, TokenLogprobs, Tokens
+from router.types.engine_events import Admitted, Finished, FinishReason, TokenLogprobs, Tokens
 from tests.fakes.fake_fleet import ENGINE
 from tests.router.http.responses.asking import PATH, events_of, http_client
 from tests.router.http.served_fleet import prompt_of, say

@@ -9,7 +9,7 @@ import pytest
 
 from protos.wire.status import ErrorStatus, Reason
 from router.errors import EngineError, QueueFull
-from router.types import Admitted, Tokens
+from router.types.engine_events import Admitted, Tokens
 from tests.fakes.fake_fleet import ENGINE
 from tests.router.http.responses.asking import openai_client
 from tests.router.http.served_fleet import prompt_of, say

@@ -5,7 +5,8 @@ import math
 import pytest
 
 from router.http.responses.logprobs import TextLogprobs
-from router.types import ScoredTokens, TokenLogprobs
+from router.types.engine_events import TokenLogprobs
+from router.types.generation import ScoredTokens
 
 
 def scored(*tokens: bytes, logprob=-1.0) -> ScoredTokens:

@@ -18,7 +18,7 @@ from protos.wire.sampling_params import Grammar
 from router.errors import InvalidRequest
 from router.http.body import parse_body
 from router.http.responses import items, request, tools
-from router.types import ChatMessage, Tool, ToolCall, ToolChoice
+from router.types.prompts import ChatMessage, Tool, ToolCall, ToolChoice
 
 
 def parse(body) -> request.ResponsesRequest:

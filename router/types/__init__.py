@@ -1,0 +1,1 @@
+"""The data types that the parts of the router share."""
