@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from collections.abc import Sequence
 
 from engine_service.config import read_config
 from engine_service.errors import StartupError
@@ -10,10 +11,10 @@ from servicekit.log import print_error, set_up_logging
 from servicekit.process import exit_code_of
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
     """Serves until SIGTERM; returns the process's exit code."""
     try:
-        config = read_config(sys.argv[1:])
+        config = read_config(arguments)
         check_installation()
         # Not before the options are checked: `--help` and a wrong option are answered at once.
         from engine_service.launch import run
@@ -29,4 +30,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

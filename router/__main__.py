@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from router.config import RouterConfig, read_config
 from router.errors import StartupError
@@ -11,11 +11,11 @@ from servicekit.log import print_error, set_up_logging
 from servicekit.process import exit_at_once, exit_code_of
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
     """Serves until SIGTERM; returns the process's exit code."""
     do_without_torch()
     try:
-        config = read_config(sys.argv[1:])
+        config = read_config(arguments)
         run = _import_run(config)
         set_up_logging(config.log_level)
         return run(config)
@@ -40,7 +40,7 @@ def _import_run(config: RouterConfig) -> Callable[[RouterConfig], int]:
 
 if __name__ == "__main__":
     try:
-        exit_code = main()
+        exit_code = main(sys.argv[1:])
     except Exception:
         # As the interpreter does it, but for the wait below.
         sys.excepthook(*sys.exc_info())

@@ -10,8 +10,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import sys
 from router import __main__, config
-sys.argv = ["router", "--engines", "127.0.0.1:1", "--host", "256.0.0.1"]
-code = __main__.main()
+code = __main__.main(["--engines", "127.0.0.1:1", "--host", "256.0.0.1"])
 print(code)
 print(*sorted({name.partition(".")[0] for name, module in sys.modules.items() if module}))
 """
@@ -34,9 +33,8 @@ def test_help_needs_no_library_of_weight():
     script = """
 import sys
 from router import __main__
-sys.argv = ["router", "--help"]
 try:
-    __main__.main()
+    __main__.main(["--help"])
 finally:
     print(*sorted({name.partition(".")[0] for name, module in sys.modules.items() if module}))
 """

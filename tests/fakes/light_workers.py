@@ -70,4 +70,4 @@ if __name__ == "__main__":
     from tests.fakes import light_workers
 
     worker.run_worker = light_workers.run_light_worker
-    exit_at_once(__main__.main())
+    exit_at_once(__main__.main(sys.argv[1:]))

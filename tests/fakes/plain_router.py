@@ -9,5 +9,4 @@ from tests.router.http.plain_api import PLAIN_API
 
 if __name__ == "__main__":
     app._APIS.append(PLAIN_API)
-    sys.argv[0] = "router"
-    exit_at_once(main())
+    exit_at_once(main(sys.argv[1:]))

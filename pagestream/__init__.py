@@ -1,0 +1,1 @@
+"""The command line of Pagestream, for people: `pagestream COMMAND`."""

@@ -1,0 +1,59 @@
+"""Runs a command: `pagestream COMMAND ...` or `python -m pagestream COMMAND ...`."""
+
+import contextlib
+import difflib
+import sys
+
+from pagestream.commands import COMMANDS
+from servicekit.log import print_error
+from servicekit.process import exit_at_once
+from servicekit.version import software_version
+
+_USAGE = "usage: pagestream COMMAND [OPTIONS]"
+
+
+def main() -> int:
+    """Runs the command that the command line names; returns its exit code."""
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in {"--help", "-h", "help"}:
+        print(_help())
+        return 0
+    if name in {"--version", "version"}:
+        print(f"pagestream {software_version()}")
+        return 0
+    if name not in COMMANDS:
+        print_error("pagestream", ValueError(_unknown(name)))
+        return 2
+    return COMMANDS[name].load()(arguments)
+
+
+def run() -> None:
+    """Runs the command and ends the process."""
+    try:
+        exit_code = main()
+    except Exception:
+        # As the interpreter does it, but for the wait below.
+        sys.excepthook(*sys.exc_info())
+        exit_code = 1
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+    # Not by way of the threads, in which a router's tokenizer may run for minutes.
+    exit_at_once(exit_code)
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    rows = [f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        (_USAGE, "", *rows, "", "`pagestream COMMAND --help` lists the options of a command.")
+    )
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    advice = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}"
+    return f"there is no command {name[:50]!r}; {advice}"
+
+
+if __name__ == "__main__":
+    run()
