@@ -8,6 +8,7 @@ from protos.wire.sampling_params import end_token_ids
 from router.text import detokenizer
 from router.text.answer_form import AnswerForm
 from router.text.containment import contained
+from router.text.parsers.chat_parser import ChatParser, Parsed
 from router.text.stop_texts import StopSearch
 from router.text.tokenizer import Tokenizer
 from router.types.engine_events import (
@@ -55,6 +56,10 @@ class Answer:
     ) -> None:
         self._request = request
         self._num_completion_tokens = 0
+        self._num_reasoning_tokens = 0
+        """Tokens that no delta has told of."""
+        self._num_unread_tokens = 0
+        """Tokens since the parser has made something of one."""
         self._detokenizer: detokenizer.Detokenizer | None = None
         if tokenizer is not None:
             self._detokenizer = contained(
@@ -88,7 +93,12 @@ class Answer:
                     return self._until_stop(event, self._stop_search)
                 token_ids = event.token_ids
                 self._num_completion_tokens += len(token_ids)
-                return self._delta(self._text(token_ids), token_ids, event.logprobs)
+                if self._parser and self._parser.may_reason and len(token_ids) > 1:
+                    # So that those of the reasoning can be counted.
+                    texts = [self._text([token_id]) for token_id in token_ids]
+                else:
+                    texts = [self._text(token_ids)]
+                return self._delta(texts, token_ids, event.logprobs)
             case Admitted():
                 return GenerationDelta(admission=self._admission(event), index=self._index)
             case PromptLogprobs():
@@ -109,16 +119,16 @@ class Answer:
     def _until_stop(self, event: Tokens, search: StopSearch) -> GenerationDelta:
         """Converts tokens one by one, up to the one that completes a stop text."""
         token_ids, logprobs = event.token_ids, event.logprobs
-        text = ""
+        texts = []
         for count, token_id in enumerate(token_ids, 1):
             self._num_completion_tokens += 1
-            text += search.push(self._text([token_id]), may_end=self._may_end)
+            texts.append(search.push(self._text([token_id]), may_end=self._may_end))
             if search.found is not None:
                 token_ids = token_ids[:count]
                 logprobs = logprobs.part(0, count) if logprobs else None
                 break
         finish = None if search.found is None else self._finish_by(search.found)
-        return self._delta(text, token_ids, logprobs, finish)
+        return self._delta(texts, token_ids, logprobs, finish)
 
     def _text_with_tags(self, decoder: detokenizer.Detokenizer, token_ids: list[int]) -> str:
         """Returns the text of tokens, with tags that are special tokens, which end a character."""
@@ -134,22 +144,32 @@ class Answer:
 
     def _delta(
         self,
-        text: str,
+        texts: Sequence[str],
         token_ids: Sequence[int],
         logprobs: TokenLogprobs | None = None,
         finish: Finish | None = None,
     ) -> GenerationDelta:
-        """Returns new output, with the text parsed that is the answer to a chat."""
+        """Returns new output, with the text parsed that is the answer to a chat.
+
+        Args:
+            texts: Of each token, or of all together.
+            token_ids: The tokens.
+            logprobs: Of these.
+            finish: The end, if it has come.
+        """
         scored = None if logprobs is None else self._scored(token_ids, logprobs)
         if self._parser is None:
             return GenerationDelta(
-                text=text,
+                text="".join(texts),
                 token_ids=tuple(token_ids),
                 finish=finish,
                 index=self._index,
                 logprobs=scored,
             )
-        parsed = self._parser.push(text) if finish is None else self._parser.finish(text)
+        parsed = self._parse(self._parser, texts, len(token_ids))
+        if finish is not None:
+            parsed += self._counted(self._parser.finish(), 0)
+        num_reasoning_tokens, self._num_reasoning_tokens = self._num_reasoning_tokens, 0
         calls = parsed.tool_calls
         if self._parser.has_calls:
             if self._has_one_call:
@@ -162,10 +182,25 @@ class Answer:
             reasoning=parsed.reasoning,
             tool_calls=calls,
             token_ids=tuple(token_ids),
+            num_reasoning_tokens=num_reasoning_tokens,
             finish=finish,
             index=self._index,
             logprobs=scored,
         )
+
+    def _parse(self, parser: ChatParser, texts: Sequence[str], num_tokens: int) -> Parsed:
+        if len(texts) == 1:
+            return self._counted(parser.push(texts[0]), num_tokens)
+        return sum((self._counted(parser.push(text), 1) for text in texts), Parsed())
+
+    def _counted(self, parsed: Parsed, num_tokens: int) -> Parsed:
+        """Counts the tokens that have led to something; those before may have been held back."""
+        self._num_unread_tokens += num_tokens
+        if parsed.reasoning:
+            self._num_reasoning_tokens += self._num_unread_tokens
+        if any(parsed):
+            self._num_unread_tokens = 0
+        return parsed
 
     @property
     def _may_end(self) -> bool:
@@ -180,7 +215,7 @@ class Answer:
             text = search.push(text, may_end=self._may_end) + search.flush()
             if search.found is not None:
                 finish = self._finish_by(search.found)
-        return self._delta(text, (), finish=finish)
+        return self._delta([text], (), finish=finish)
 
     def _prompt_logprobs(self, event: PromptLogprobs) -> GenerationDelta:
         start = event.first_position

@@ -101,6 +101,8 @@ class GenerationDelta:
     reasoning: str = ""
     tool_calls: tuple[ToolCallDelta, ...] = ()
     token_ids: tuple[int, ...] = ()
+    num_reasoning_tokens: int = 0
+    """Of all tokens so far, those that were reasoning and that no delta before has counted."""
     admission: Admission | None = None
     finish: Finish | None = None
     index: int = 0
@@ -118,6 +120,7 @@ class GenerationDelta:
             reasoning=self.reasoning + later.reasoning,
             tool_calls=self.tool_calls + later.tool_calls,
             token_ids=self.token_ids + later.token_ids,
+            num_reasoning_tokens=self.num_reasoning_tokens + later.num_reasoning_tokens,
             admission=self.admission or later.admission,
             finish=later.finish,
             index=self.index,

@@ -4,6 +4,8 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 from router.http.answers import COMMENT, event, numbers, openai_usage, quoted
@@ -165,9 +167,9 @@ class ChatEvents:
             fields.append(b'"reasoning":%b,"reasoning_content":%b' % (reasoning, reasoning))
         if delta.text:
             fields.append(b'"content":' + quoted(delta.text))
-        if delta.tool_calls:
-            calls = b",".join(map(_call_chunk, delta.tool_calls))
-            fields.append(b'"tool_calls":[%b]' % calls)
+        # Many clients look for one piece of one call in a chunk.
+        for _, pieces in groupby(delta.tool_calls, attrgetter("index")):
+            fields.append(b'"tool_calls":[%b]' % _call_chunk(list(pieces)))
         return fields
 
     def _chunk(
@@ -305,8 +307,9 @@ def _whole_call(pieces: Sequence[ToolCallDelta]) -> bytes:
     )
 
 
-def _call_chunk(call: ToolCallDelta) -> bytes:
-    arguments = quoted(call.arguments)
+def _call_chunk(pieces: Sequence[ToolCallDelta]) -> bytes:
+    call = pieces[0]
+    arguments = quoted("".join(piece.arguments for piece in pieces))
     if not call.name:
         return b'{"index":%d,"function":{"arguments":%b}}' % (call.index, arguments)
     return (b'{"index":%d,"id":%b,"type":"function","function":{"name":%b,"arguments":%b}}') % (

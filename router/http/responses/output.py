@@ -165,17 +165,14 @@ class Output:
         self._response_id = response_id
         self._logprobs = TextLogprobs() if has_logprobs else None
         self._open: Item | None = None
-        self._num_held_tokens = 0
-        """Tokens since something has come of one."""
         self._changes: list[Change] = []
 
     def push(self, delta: GenerationDelta) -> list[Change]:
         """Returns what a delta changes."""
-        self._num_held_tokens += len(delta.token_ids)
+        self.num_reasoning_tokens += delta.num_reasoning_tokens
         if self._logprobs is not None and delta.logprobs is not None:
             self._logprobs.push(delta.logprobs)
         if delta.reasoning:
-            self.num_reasoning_tokens += self._num_held_tokens
             self._append(ReasoningItem, delta.reasoning)
         calls = delta.tool_calls
         if calls:
@@ -187,10 +184,8 @@ class Output:
             self._append(MessageItem, delta.text)
         if calls:
             self._push_calls(calls)
-        if self._changes:
-            self._num_held_tokens = 0
-            if self._logprobs is not None and not delta.text:
-                self._logprobs.clear()
+        if self._changes and self._logprobs is not None and not delta.text:
+            self._logprobs.clear()
         return self._taken()
 
     def end(self, status: str) -> list[Change]:

@@ -14,6 +14,14 @@ class Parsed(NamedTuple):
     content: str = ""
     tool_calls: tuple[ToolCallDelta, ...] = ()
 
+    def __add__(self, later: "Parsed") -> "Parsed":  # type: ignore[override]
+        """Returns what this and the next piece complete together."""
+        return Parsed(
+            self.reasoning + later.reasoning,
+            self.content + later.content,
+            self.tool_calls + later.tool_calls,
+        )
+
 
 class ChatParser:
     """Tells reasoning, content and tool calls of one answer apart, in this order."""
@@ -22,6 +30,11 @@ class ChatParser:
         """Starts an answer; a parser that is None finds nothing of its kind."""
         self._reasoning = reasoning
         self._tools = tools
+
+    @property
+    def may_reason(self) -> bool:
+        """Whether what comes next may be reasoning."""
+        return self._reasoning is not None
 
     @property
     def has_calls(self) -> bool:
