@@ -79,7 +79,7 @@ class ModelOptions(Options):
         metadata=about(
             Integers(2, _MAX_INT32),
             "maximum tokens of a prompt and its output together",
-            unset="max_position_embeddings of the checkpoint",
+            unset="the longest that the model is made for",
         ),
     )
     seed: int = field(

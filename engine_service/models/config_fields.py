@@ -50,13 +50,13 @@ class ConfigFields:
             raise self.refuse(name, value, "must be a positive number")
         return float(value)
 
-    def boolean(self, name: str) -> bool:
-        """Reads true or false; false if it is missing.
+    def boolean(self, name: str, *, default: bool = False) -> bool:
+        """Reads true or false.
 
         Raises:
             StartupError: It is something else.
         """
-        value = self.get(name, False)
+        value = self.get(name, default)
         if not isinstance(value, bool):
             raise self.refuse(name, value, "must be true or false")
         return value

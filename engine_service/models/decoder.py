@@ -159,7 +159,7 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         self._ranks = ranks
-        table = rotary_table(config.head_dim, max_model_len, config.rope_theta)
+        table = rotary_table(config.head_dim, max_model_len, config.rope.theta, config.rope.scaling)
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtype, ranks)
         self.layers = nn.ModuleList(
             DecoderLayer(config, table, dtype, ranks) for _ in range(config.num_layers)

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 from engine_service.models.config_fields import ConfigFields
 from engine_service.models.dtypes import READABLE
+from engine_service.models.json_file import shown
 from engine_service.models.model_config import ModelConfig
+from engine_service.models.rope_config import MAX_POSITIONS, RopeConfig, read_rope
 
 # Far above what any dense model has. Each is allocated for, or looped over, in some place.
 _MAX_VOCAB_SIZE = 1 << 22
@@ -12,7 +14,8 @@ _MAX_WIDTH = 1 << 18
 _MAX_LAYERS = 512
 _MAX_HEADS = 1024
 _MAX_HEAD_DIM = 1024
-_MAX_POSITIONS = 1 << 22
+_SLIDING = "sliding_attention"
+_LAYER_TYPES = {"full_attention", _SLIDING}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +26,7 @@ class DecoderConfig(ModelConfig):
     num_heads: int
     """Each has `head_dim` dimensions, independent of `hidden_size / num_heads`."""
     rms_norm_eps: float
-    rope_theta: float
+    rope: RopeConfig
     tie_word_embeddings: bool
     """The language model head is the embedding matrix."""
     has_qk_norm: bool
@@ -38,23 +41,25 @@ class DecoderConfig(ModelConfig):
         self.check_divides(num_ranks, "intermediate_size", self.intermediate_size)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderTraits:
+    """What all models of an architecture have in common, so that config.json does not say it."""
+
+    has_qk_norm: bool = False
+    """As in `DecoderConfig`."""
+    has_qkv_bias: bool = False
+    """Likewise."""
+    has_default_shape: bool = True
+    """Whether `head_dim`, `num_key_value_heads` and `rope_theta` may be missing: then each head has
+    its share of `hidden_size` and its own keys and values, and the base is 10,000."""
+    window_switch: str | None = None
+    """The field without which no layer has a sliding window; None if none has one anyway."""
+
+
 def read_decoder_config(
-    architecture: str,
-    fields: ConfigFields,
-    *,
-    has_qk_norm: bool = False,
-    has_qkv_bias: bool = False,
-    is_head_dim_given: bool = True,
+    architecture: str, fields: ConfigFields, traits: DecoderTraits
 ) -> DecoderConfig:
     """Reads the fields that all dense decoders share, and refuses what `Decoder` cannot compute.
-
-    Args:
-        architecture: Its name.
-        fields: The fields of config.json.
-        has_qk_norm: As in `DecoderConfig`.
-        has_qkv_bias: Likewise.
-        is_head_dim_given: Whether `head_dim` must be given; else a missing one is
-            `hidden_size / num_attention_heads`.
 
     Raises:
         StartupError: A field is missing, invalid or requires something unsupported.
@@ -62,7 +67,12 @@ def read_decoder_config(
     _refuse_unsupported(fields)
     hidden_size = fields.positive_int("hidden_size", _MAX_WIDTH)
     num_heads = fields.positive_int("num_attention_heads", _MAX_HEADS)
-    head_dim = None if is_head_dim_given else hidden_size // num_heads
+    is_lenient = traits.has_default_shape
+    rope = read_rope(fields, 10_000.0 if is_lenient else None)
+    max_sequence_len, its_field = rope.num_positions, rope.num_positions_field
+    window = _window(fields, traits)
+    if window is not None and window < max_sequence_len:
+        max_sequence_len, its_field = window, "sliding_window"
     config = DecoderConfig(
         architecture=architecture,
         vocab_size=fields.positive_int("vocab_size", _MAX_VOCAB_SIZE),
@@ -70,16 +80,21 @@ def read_decoder_config(
         intermediate_size=fields.positive_int("intermediate_size", _MAX_WIDTH),
         num_layers=fields.positive_int("num_hidden_layers", _MAX_LAYERS),
         num_heads=num_heads,
-        num_kv_heads=fields.positive_int("num_key_value_heads", _MAX_HEADS),
-        head_dim=fields.positive_int("head_dim", _MAX_HEAD_DIM, head_dim),
-        max_position_embeddings=fields.positive_int("max_position_embeddings", _MAX_POSITIONS),
+        num_kv_heads=fields.positive_int(
+            "num_key_value_heads", _MAX_HEADS, num_heads if is_lenient else None
+        ),
+        head_dim=fields.positive_int(
+            "head_dim", _MAX_HEAD_DIM, hidden_size // num_heads if is_lenient else None
+        ),
+        max_sequence_len=max_sequence_len,
+        max_sequence_len_field=its_field,
         rms_norm_eps=fields.positive_float("rms_norm_eps"),
-        rope_theta=_rope_theta(fields),
+        rope=rope,
         tie_word_embeddings=fields.boolean("tie_word_embeddings"),
         initializer_range=fields.positive_float("initializer_range", 0.02),
         dtype=_dtype(fields),
-        has_qk_norm=has_qk_norm,
-        has_qkv_bias=has_qkv_bias,
+        has_qk_norm=traits.has_qk_norm,
+        has_qkv_bias=traits.has_qkv_bias,
     )
     if config.num_heads % config.num_kv_heads:
         raise fields.refuse(
@@ -94,30 +109,30 @@ def read_decoder_config(
 
 def _refuse_unsupported(fields: ConfigFields) -> None:
     fields.must_be("hidden_act", "silu")
-    fields.must_be("use_sliding_window", False)
-    layer_types = fields.get("layer_types", [])
-    if not isinstance(layer_types, list) or set(map(str, layer_types)) - {"full_attention"}:
-        raise fields.refuse("layer_types", layer_types, 'supported: "full_attention" only')
     quantization = fields.get("quantization_config")
     if quantization is not None:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
         raise fields.refuse(
-            "quantization_config", quantization, "quantized weights are not supported"
+            "quantization_config",
+            quantization if method is None else method,
+            f"quantized weights are not supported; supported: {', '.join(READABLE)}",
         )
 
 
-def _rope_theta(fields: ConfigFields) -> float:
-    """Reads the rotary base, in `rope_parameters` (transformers 5) or at the top level (4)."""
-    for name in ("rope_parameters", "rope_scaling"):
-        parameters = fields.get(name, {})
-        if not isinstance(parameters, dict):
-            raise fields.refuse(name, parameters, "must be an object or null")
-        rope_type = parameters.get("rope_type", parameters.get("type", "default"))
-        if rope_type != "default" or parameters.get("partial_rotary_factor", 1.0) != 1.0:
-            raise fields.refuse(name, parameters, 'supported: rope_type "default" only')
-    parameters = fields.get("rope_parameters", {})
-    if isinstance(parameters, dict) and "rope_theta" in parameters:
-        return fields.nested("rope_parameters", parameters).positive_float("rope_theta")
-    return fields.positive_float("rope_theta")
+def _window(fields: ConfigFields, traits: DecoderTraits) -> int | None:
+    """Returns the tokens that a token attends to where that is not all of them.
+
+    A sequence that is no longer attends to all, so that is how long sequences may be here.
+    """
+    layer_types = fields.get("layer_types", [])
+    if not isinstance(layer_types, list) or set(map(str, layer_types)) - _LAYER_TYPES:
+        supported = ", ".join(map(shown, sorted(_LAYER_TYPES)))
+        raise fields.refuse("layer_types", layer_types, f"supported: {supported}")
+    switch = traits.window_switch
+    is_on = switch is not None and fields.get(switch, False) is not False
+    if not is_on and _SLIDING not in layer_types:
+        return None
+    return fields.positive_int("sliding_window", MAX_POSITIONS)
 
 
 def _dtype(fields: ConfigFields) -> str:

@@ -15,7 +15,10 @@ class ModelConfig:
     num_layers: int
     num_kv_heads: int
     head_dim: int
-    max_position_embeddings: int
+    max_sequence_len: int
+    """The longest sequence in tokens that the model, as it is computed here, is made for."""
+    max_sequence_len_field: str
+    """The field of config.json that says so."""
     initializer_range: float
     """Standard deviation of random weights."""
     dtype: str

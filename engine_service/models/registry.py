@@ -3,10 +3,16 @@
 from typing import Any
 
 from engine_service.models.architecture import Architecture
+from engine_service.models.llama import LLAMA
+from engine_service.models.mistral import MISTRAL
+from engine_service.models.qwen2 import QWEN2
 from engine_service.models.qwen3 import QWEN3
 
 # Each has its own configuration type, which is passed only to its own `build`.
 ARCHITECTURES: dict[str, Architecture[Any]] = {
+    "LlamaForCausalLM": LLAMA,
+    "MistralForCausalLM": MISTRAL,
+    "Qwen2ForCausalLM": QWEN2,
     "Qwen3ForCausalLM": QWEN3,
 }
 """By the name in `architectures` of config.json. To add a model, add a line here."""

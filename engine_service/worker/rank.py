@@ -168,10 +168,10 @@ def _default_sampling_params(
 
 def _max_model_len(options: ModelOptions, config: ModelConfig) -> int:
     if options.max_model_len is None:
-        return config.max_position_embeddings
-    if options.max_model_len > config.max_position_embeddings:
+        return config.max_sequence_len
+    if options.max_model_len > config.max_sequence_len:
         raise StartupError(
-            f"max_model_len is {options.max_model_len}, over the model's max_position_embeddings "
-            f"{config.max_position_embeddings}; lower max_model_len"
+            f"max_model_len is {options.max_model_len}, over the model's "
+            f"{config.max_sequence_len_field} {config.max_sequence_len}; lower max_model_len"
         )
     return options.max_model_len

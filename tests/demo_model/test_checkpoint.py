@@ -17,7 +17,7 @@ def test_model_is_a_small_qwen3_that_the_engine_knows():
     assert config.architecture == "Qwen3ForCausalLM"
     assert config.tie_word_embeddings
     assert config.num_kv_heads < config.num_heads
-    assert config.max_position_embeddings == 4096
+    assert config.max_sequence_len == 4096
     assert 2000 <= config.vocab_size <= 4096
     assert config.dtype == "bfloat16"
 

@@ -1,13 +1,14 @@
-"""Small Qwen3 models with random weights, made by transformers, and what it says they compute."""
+"""Small models with random weights, made by transformers, and what it says they compute."""
 
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+import transformers
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from engine_service.models.causal_lm import CausalLM
@@ -18,7 +19,13 @@ INITIALIZER_RANGE = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """What tells one tiny model from another."""
+    """What tells one tiny model from another.
+
+    Attributes:
+        family: As transformers' classes begin.
+        rope: `rope_parameters`; empty is the default.
+        fields: More of config.json.
+    """
 
     num_heads: int
     num_kv_heads: int
@@ -28,10 +35,14 @@ class Shape:
     num_layers: int = 2
     vocab_size: int = 300
     max_position_embeddings: int = 512
+    family: str = "Qwen3"
+    rope: Mapping[str, object] = field(default_factory=dict)
+    fields: Mapping[str, object] = field(default_factory=dict)
 
     def __str__(self) -> str:
         tied = "tied" if self.is_tied else "untied"
-        return f"{self.num_heads}x{self.num_kv_heads}x{self.head_dim}-{tied}"
+        name = f"{self.num_heads}x{self.num_kv_heads}x{self.head_dim}-{tied}"
+        return "-".join((self.family, name, str(self.rope.get("rope_type", "")), *self.fields))
 
 
 SHAPES = (
@@ -41,6 +52,65 @@ SHAPES = (
     Shape(num_heads=4, num_kv_heads=1, head_dim=64, is_tied=True),
 )
 """Group sizes 1, 2, 4, 4; the last two have head_dim other than hidden_size / num_heads."""
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+YARN_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 10_000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 128,
+}
+LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}
+
+OTHER_SHAPES = (
+    Shape(family="Llama", num_heads=4, num_kv_heads=2, head_dim=16, is_tied=True, rope=LLAMA3_ROPE),
+    Shape(family="Llama", num_heads=3, num_kv_heads=3, head_dim=32, is_tied=False, hidden_size=96),
+    Shape(
+        family="Llama",
+        num_heads=9,
+        num_kv_heads=3,
+        head_dim=16,
+        is_tied=False,
+        hidden_size=144,
+        rope=LINEAR_ROPE,
+    ),
+    Shape(family="Qwen2", num_heads=14, num_kv_heads=2, head_dim=16, is_tied=True, hidden_size=224),
+    Shape(family="Qwen2", num_heads=4, num_kv_heads=2, head_dim=16, is_tied=False, rope=YARN_ROPE),
+    Shape(family="Qwen2", num_heads=5, num_kv_heads=5, head_dim=16, is_tied=False, hidden_size=80),
+    Shape(
+        family="Mistral",
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=16,
+        is_tied=False,
+        fields={"sliding_window": 64},
+    ),
+    Shape(
+        family="Mistral",
+        num_heads=6,
+        num_kv_heads=2,
+        head_dim=32,
+        is_tied=False,
+        fields={"sliding_window": None},
+    ),
+    Shape(
+        family="Mistral",
+        num_heads=3,
+        num_kv_heads=1,
+        head_dim=16,
+        is_tied=True,
+        rope=YARN_ROPE,
+        fields={"sliding_window": None},
+    ),
+)
+"""Three of each architecture but Qwen3: odd numbers of heads, group size 7, biases, scaled rope."""
 
 CUDA_SHAPES = (
     Shape(num_heads=4, num_kv_heads=4, head_dim=64, is_tied=True),
@@ -56,7 +126,7 @@ class TinyModel:
     """A model folder, and the same model in transformers, float32 on the CPU."""
 
     folder: Path
-    reference: Qwen3ForCausalLM
+    reference: PreTrainedModel
 
     @property
     def vocab_size(self) -> int:
@@ -104,7 +174,7 @@ class TinyModel:
         return [prompt for prompt, _ in found], [tokens for _, tokens in found]
 
 
-def make_config(shape: Shape, **overrides: object) -> Qwen3Config:
+def make_config(shape: Shape, **overrides: object) -> PreTrainedConfig:
     values: dict[str, object] = {
         "hidden_size": shape.hidden_size,
         "intermediate_size": 2 * shape.hidden_size,
@@ -119,7 +189,10 @@ def make_config(shape: Shape, **overrides: object) -> Qwen3Config:
         "eos_token_id": None,
         "bos_token_id": None,
     }
-    return Qwen3Config(**(values | overrides))
+    if shape.rope:
+        values["rope_parameters"] = dict(shape.rope)
+    config = getattr(transformers, f"{shape.family}Config")
+    return config(**(values | dict(shape.fields) | overrides))
 
 
 def make_model(
@@ -130,17 +203,23 @@ def make_model(
     dtype: torch.dtype = torch.float32,
     max_shard_size: str = "1GB",
 ) -> TinyModel:
-    """Writes a model folder whose norm weights are random too. Equal arguments, equal weights."""
+    """Writes a model folder whose norm weights and biases are random too.
+
+    Equal arguments, equal weights.
+    """
     transformers_logging.disable_progress_bar()
     torch.manual_seed(seed)
-    model = Qwen3ForCausalLM(make_config(shape)).eval()
+    causal_lm = getattr(transformers, f"{shape.family}ForCausalLM")
+    model = causal_lm(make_config(shape)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 parameter.uniform_(0.5, 1.5)
+            elif name.endswith(".bias"):
+                parameter.normal_(std=0.5)
     model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
     # Read back, since the conversion rounds the rotary frequencies too, which no checkpoint holds.
-    reference = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    reference = causal_lm.from_pretrained(folder, dtype=torch.float32).eval()
     return TinyModel(folder=folder, reference=reference)
 
 

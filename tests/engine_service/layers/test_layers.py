@@ -1,25 +1,10 @@
 import pytest
 import torch
-from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm, Qwen3RotaryEmbedding
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from engine_service.layers.embedding import Embedding
 from engine_service.layers.linear import Linear
 from engine_service.layers.norm import RMSNorm
-from engine_service.layers.rotary import rotary_table
-from tests.engine_service.tiny_models import SHAPES, make_config
-
-
-def test_rotary_table_equals_transformers():
-    config = make_config(SHAPES[3], rope_parameters={"rope_type": "default", "rope_theta": 1e6})
-    positions = torch.arange(512)
-    cos, sin = Qwen3RotaryEmbedding(config)(torch.zeros(1, 1, 1), positions[None])
-
-    table = rotary_table(SHAPES[3].head_dim, 512, 1e6)
-
-    half = SHAPES[3].head_dim // 2
-    assert table.dtype == torch.float32
-    torch.testing.assert_close(table[:, :half], cos[0, :, :half])
-    torch.testing.assert_close(table[:, half:], sin[0, :, :half])
 
 
 def test_norm_adds_to_the_residual_stream_first():

@@ -46,7 +46,7 @@ def test_both_styles_of_transformers_say_the_same():
     config = parse_config(VERSION_4)
 
     assert config == parse_config(VERSION_5)
-    assert config.rope_theta == 1e6
+    assert (config.rope.theta, config.rope.scaling) == (1e6, None)
     assert config.dtype == "bfloat16"
     assert (config.num_heads, config.num_kv_heads, config.head_dim) == (16, 8, 128)
     assert config.tie_word_embeddings
@@ -58,23 +58,37 @@ def test_installed_transformers_config_is_read():
     )
 
     assert config.vocab_size == SHAPES[0].vocab_size
-    assert config.rope_theta == 10000.0
+    assert config.rope.theta == 10000.0
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("architectures", ["LlamaForCausalLM"]),
+        ("architectures", ["GPT2LMHeadModel"]),
         ("architectures", None),
         ("architectures", ["Qwen3ForCausalLM", "Qwen3ForCausalLM"]),
         ("attention_bias", True),
         ("hidden_act", "gelu"),
-        ("use_sliding_window", True),
-        ("layer_types", ["full_attention", "sliding_attention"]),
+        ("layer_types", ["full_attention", "linear_attention"]),
+        ("layer_types", "full_attention"),
         ("quantization_config", {"quant_method": "fp8"}),
-        ("rope_scaling", {"rope_type": "yarn", "factor": 4.0}),
-        ("rope_scaling", {"type": "linear", "factor": 2.0}),
-        ("rope_parameters", {"rope_type": "yarn", "rope_theta": 1e6}),
+        ("rope_scaling", {"rope_type": "longrope", "factor": 4.0}),
+        ("rope_scaling", {"type": "mrope", "mrope_section": [1, 2]}),
+        ("rope_scaling", {"rope_type": ["yarn"]}),
+        ("rope_scaling", {"rope_type": "linear", "factor": 0.5}),
+        ("rope_scaling", {"rope_type": "linear", "factor": 1e30}),
+        (
+            "rope_scaling",
+            {"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4},
+        ),
+        ("rope_scaling", {"rope_type": "yarn", "factor": 4.0, "beta_fast": 1, "beta_slow": 2}),
+        ("rope_scaling", {"rope_type": "yarn", "factor": 4.0, "truncate": 1}),
+        ("rope_scaling", {"rope_type": "yarn", "factor": 4.0, "mscale": -1, "mscale_all_dim": 1}),
+        (
+            "rope_scaling",
+            {"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 2**40},
+        ),
+        ("partial_rotary_factor", 0.5),
         ("rope_parameters", {"rope_type": "default", "partial_rotary_factor": 0.5}),
         ("rope_parameters", {"rope_type": "default", "rope_theta": 0}),
         ("rope_parameters", [1e6]),
@@ -122,3 +136,99 @@ def test_refusal_names_file_field_and_value(field, value):
     assert "supported" in message or "must be" in message
     assert len(message) < 400
     assert "\n" not in message
+
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "max_position_embeddings": 2048,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float16",
+    "vocab_size": 32000,
+}
+MISTRAL = LLAMA | {
+    "architectures": ["MistralForCausalLM"],
+    "max_position_embeddings": 32768,
+    "num_key_value_heads": 8,
+    "rope_theta": 10000.0,
+    "sliding_window": 4096,
+}
+
+
+def test_first_models_leave_out_what_later_ones_say():
+    config = parse_config(LLAMA)
+    assert (config.num_kv_heads, config.head_dim, config.rope.theta) == (32, 128, 10_000.0)
+    assert (config.max_sequence_len, config.dtype) == (2048, "float16")
+
+
+def test_window_bounds_sequences():
+    config = parse_config(MISTRAL)
+    assert (config.max_sequence_len, config.max_sequence_len_field) == (4096, "sliding_window")
+    config = parse_config(MISTRAL | {"sliding_window": None})
+    assert config.max_sequence_len == 32768
+    config = parse_config(MISTRAL | {"sliding_window": 10**6})
+    assert config.max_sequence_len_field == "max_position_embeddings"
+
+
+def test_window_that_is_off_bounds_nothing():
+    window = {"sliding_window": 32, "use_sliding_window": False}
+    assert parse_config(VERSION_4 | window).max_sequence_len == 40960
+    config = parse_config(VERSION_4 | window | {"use_sliding_window": True})
+    assert config.max_sequence_len == 32
+    layer_types = ["full_attention", "sliding_attention"]
+    assert parse_config(VERSION_5 | window | {"layer_types": layer_types}).max_sequence_len == 32
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        VERSION_4 | {"use_sliding_window": True},
+        VERSION_5 | {"layer_types": ["sliding_attention"]},
+        MISTRAL | {"sliding_window": "all"},
+        MISTRAL | {"sliding_window": 0},
+    ],
+)
+def test_window_without_a_width_is_refused(values):
+    with pytest.raises(StartupError, match=r"sliding_window (is missing|is .*); must be an int"):
+        parse_config(values)
+
+
+def test_yarn_makes_room_for_longer_sequences():
+    scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    config = parse_config(VERSION_4 | {"max_position_embeddings": 32768, "rope_scaling": scaling})
+    assert config.max_sequence_len == 131072
+    assert "factor" in config.max_sequence_len_field
+    assert config.rope.scaling.attention_factor == pytest.approx(1.1386, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "missing"),
+    [
+        ({"rope_type": "yarn"}, "factor"),
+        ({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}, "high_freq_factor"),
+        ({"rope_type": "linear"}, "factor"),
+    ],
+)
+def test_scaling_without_its_numbers_is_refused(scaling, missing):
+    with pytest.raises(StartupError, match=rf"rope_scaling: {missing} is missing; must be a pos"):
+        parse_config(VERSION_4 | {"rope_scaling": scaling})
+
+
+def test_two_different_scalings_are_refused():
+    two = {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"rope_type": "yarn"}}
+    with pytest.raises(StartupError, match=r"rope_scaling is .*; differs from rope_parameters"):
+        parse_config(VERSION_4 | two)
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq", "fp8", "bitsandbytes", "compressed-tensors"])
+def test_quantised_weights_are_refused_by_their_method(method):
+    with pytest.raises(
+        StartupError,
+        match=rf'quantization_config is "{method}"; quantized .* supported: bfloat16, float16',
+    ):
+        parse_config(LLAMA | {"quantization_config": {"quant_method": method, "bits": 4}})

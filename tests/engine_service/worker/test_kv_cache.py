@@ -19,7 +19,8 @@ CONFIG = ModelConfig(
     num_layers=3,
     num_kv_heads=2,
     head_dim=16,
-    max_position_embeddings=512,
+    max_sequence_len=512,
+    max_sequence_len_field="max_position_embeddings",
     initializer_range=0.02,
     dtype="float32",
 )

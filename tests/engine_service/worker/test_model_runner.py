@@ -16,7 +16,14 @@ from engine_service.worker.kv_cache import allocate_kv_cache
 from engine_service.worker.model_runner import ModelRunner
 from engine_service.worker.slot_sampling import NOTHING
 from tests.engine_service.plans import NewSequence, Row, make_plan
-from tests.engine_service.tiny_models import CUDA_SHAPES, SHAPES, Shape, make_model, random_tokens
+from tests.engine_service.tiny_models import (
+    CUDA_SHAPES,
+    OTHER_SHAPES,
+    SHAPES,
+    Shape,
+    make_model,
+    random_tokens,
+)
 from tests.engine_service.worker.inputs import prepare
 
 TOLERANCE = 1e-4
@@ -133,7 +140,7 @@ CHECKS = [
 ]
 
 
-@pytest.fixture(scope="module", params=SHAPES, ids=str)
+@pytest.fixture(scope="module", params=SHAPES + OTHER_SHAPES, ids=str)
 def tiny(request, tmp_path_factory):
     return make_model(tmp_path_factory.mktemp("logits") / "model", request.param)
 

@@ -1,27 +1,23 @@
-"""A model is added by one file and one line: two that the engine does not serve, against
-transformers. Neither has QK-norm, and one has a bias."""
+"""Whole generations of the architectures other than Qwen3, against transformers."""
 
 import random
-from dataclasses import dataclass
 
 import pytest
 import safetensors.torch
 import torch
-import transformers
 
 from engine_service.errors import StartupError
 from engine_service.llm import LLM
-from engine_service.models.architecture import Architecture
 from engine_service.models.checkpoint import resolve_checkpoint
 from engine_service.models.config import parse_config
 from engine_service.models.loading import build_model, check_weights, fill_randomly
 from engine_service.models.registry import ARCHITECTURES
 from protos.wire.sampling_params import SamplingParams
-from tests.engine_service.models.llama import LLAMA
-from tests.engine_service.models.qwen2 import QWEN2
 from tests.engine_service.tiny_models import (
-    INITIALIZER_RANGE,
-    TinyModel,
+    LLAMA3_ROPE,
+    YARN_ROPE,
+    Shape,
+    make_model,
     random_tokens,
     tensors_of,
 )
@@ -33,58 +29,24 @@ MIN_GAP = 1e-3
 OPTIONS = {"block_size": 16, "num_blocks": 60, "max_num_seqs": 8, "max_num_batched_tokens": 24}
 
 
-@dataclass(frozen=True, slots=True)
-class New:
-    """An architecture that is registered for the time of a test only."""
-
-    name: str
-    architecture: Architecture
-    config: type[transformers.PretrainedConfig]
-    model: type[transformers.PreTrainedModel]
-
-
-NEW = (
-    New("Qwen2ForCausalLM", QWEN2, transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
-    New("LlamaForCausalLM", LLAMA, transformers.LlamaConfig, transformers.LlamaForCausalLM),
+SHAPES = tuple(
+    Shape(
+        family=family,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=64,
+        is_tied=False,
+        hidden_size=256,
+        num_layers=3,
+        rope=rope,
+    )
+    for family, rope in (("Llama", LLAMA3_ROPE), ("Mistral", {}), ("Qwen2", YARN_ROPE))
 )
 
 
-def make_model(folder, new):
-    """Writes a model folder whose norm weights and biases are random too."""
-    torch.manual_seed(3)
-    config = new.config(
-        vocab_size=300,
-        hidden_size=256,
-        intermediate_size=192,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=False,
-        initializer_range=INITIALIZER_RANGE,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    model = new.model(config).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name:
-                parameter.uniform_(0.5, 1.5)
-            elif name.endswith(".bias"):
-                parameter.normal_(std=0.5)
-    model.save_pretrained(folder)
-    reference = new.model.from_pretrained(folder, dtype=torch.float32).eval()
-    return TinyModel(folder=folder, reference=reference)
-
-
-@pytest.fixture(scope="module", params=NEW, ids=lambda new: new.name)
-def new(request):
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def tiny(new, tmp_path_factory):
-    return make_model(tmp_path_factory.mktemp("new") / "model", new)
+@pytest.fixture(scope="module", params=SHAPES, ids=str)
+def tiny(request, tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("others") / "model", request.param, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -100,12 +62,6 @@ def cases(tiny):
     return tiny.clear_cases(iter(draw, None), NUM_PROMPTS, NUM_TOKENS, MIN_GAP)
 
 
-@pytest.fixture
-def registered(new, monkeypatch):
-    """The one line."""
-    monkeypatch.setitem(ARCHITECTURES, new.name, new.architecture)
-
-
 def generate(folder, prompts, device="cpu", **options):
     params = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS)
     with LLM(str(folder), device=device, dtype="float32", **(OPTIONS | options)) as llm:
@@ -118,7 +74,6 @@ def parsed(folder):
     return parse_config(checkpoint.read_config()), checkpoint
 
 
-@pytest.mark.usefixtures("registered")
 def test_greedy_tokens_equal_transformers(tiny, cases):
     prompts, tokens = cases
     assert len({tuple(each) for each in tokens}) > NUM_PROMPTS / 2
@@ -127,7 +82,6 @@ def test_greedy_tokens_equal_transformers(tiny, cases):
 
 
 @pytest.mark.gpu
-@pytest.mark.usefixtures("registered")
 @pytest.mark.parametrize("enforce_eager", [True, False])
 def test_greedy_tokens_on_cuda_equal_transformers(tiny, cases, enforce_eager):
     prompts, tokens = cases
@@ -135,12 +89,13 @@ def test_greedy_tokens_on_cuda_equal_transformers(tiny, cases, enforce_eager):
     assert generate(tiny.folder, prompts, "cuda", enforce_eager=enforce_eager) == tokens
 
 
-def test_without_the_line_it_is_refused(tiny, new):
-    with pytest.raises(StartupError, match=rf"architectures is .*{new.name}.*supported: Qwen3"):
+def test_without_its_line_in_the_registry_it_is_refused(tiny, monkeypatch):
+    name = type(tiny.reference).__name__
+    monkeypatch.delitem(ARCHITECTURES, name)
+    with pytest.raises(StartupError, match=rf"architectures is .*{name}.*supported: .*Qwen3"):
         parsed(tiny.folder)
 
 
-@pytest.mark.usefixtures("registered")
 def test_every_stored_tensor_has_its_place(tiny):
     config, checkpoint = parsed(tiny.folder)
     check_weights(config, checkpoint)
@@ -154,9 +109,8 @@ def test_every_stored_tensor_has_its_place(tiny):
 
 
 @pytest.fixture
-def qwen2(tmp_path, monkeypatch):
-    monkeypatch.setitem(ARCHITECTURES, NEW[0].name, NEW[0].architecture)
-    return make_model(tmp_path / "qwen2", NEW[0])
+def qwen2(tmp_path):
+    return make_model(tmp_path / "qwen2", SHAPES[2], seed=3)
 
 
 def change_tensors(folder, change):
