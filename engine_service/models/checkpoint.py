@@ -31,6 +31,7 @@ _CONFIG_FILES = ("config.json", "generation_config.json")
 _INDEX_FILE = "model.safetensors.index.json"
 _SINGLE_FILE = "model.safetensors"
 _MAX_INDEX_BYTES = 64 << 20
+_OTHER_WEIGHTS = frozenset({".bin", ".ggml", ".gguf", ".onnx", ".pt", ".pth"})
 # Fields of config.json that do not affect the generated tokens.
 _IRRELEVANT_FIELDS = frozenset(
     {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"}
@@ -143,6 +144,7 @@ def _read_folder(folder: Path, *, with_weights: bool) -> Checkpoint:
         if not exists(folder / name):
             raise StartupError(
                 f"{folder / name}: is missing; only weights in safetensors files are supported"
+                + _other_weights(folder)
             )
     if weight_map and _SINGLE_FILE not in names and exists(folder / _SINGLE_FILE):
         raise StartupError(
@@ -154,6 +156,15 @@ def _read_folder(folder: Path, *, with_weights: bool) -> Checkpoint:
         weights_files=tuple(folder / name for name in names),
         weight_map=weight_map,
     )
+
+
+def _other_weights(folder: Path) -> str:
+    """Returns the end of a refusal: weights that are there, in another format."""
+    try:
+        names = sorted(path.name for path in folder.iterdir() if path.suffix in _OTHER_WEIGHTS)
+    except OSError:
+        return ""
+    return f", not {shown(names[0])[1:-1]}" if names else ""
 
 
 def _read_weight_map(folder: Path) -> dict[str, str]:

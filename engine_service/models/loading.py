@@ -3,7 +3,7 @@
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 import xxhash
@@ -94,9 +94,9 @@ def load_weights(
     slots = _slots(model)
     tensors = choose_tensors(_shapes(slots), checkpoint)
     transfers = _plan_transfers(slots, tensors)
-    num_bytes = sum(transfer.num_bytes for transfer in transfers)
-    _read_with_progress(transfers, num_bytes, is_shown=rank == 0)
-    _check_values(transfers)
+    num_bytes = sum(transfer.num_bytes for transfer in transfers.values())
+    _read_with_progress(list(transfers.values()), num_bytes, is_shown=rank == 0)
+    _check_values(transfers.values())
     _fill_columns(slots, transfers)
     if HEAD not in slots:
         _check_tied_head(transfers)
@@ -126,16 +126,16 @@ def _slot_of(name: str, slots: Mapping[str, WeightSlot]) -> WeightSlot:
 
 def _plan_transfers(
     slots: Mapping[str, WeightSlot], tensors: Mapping[str, StoredTensor]
-) -> list[Transfer]:
-    """Finds the place of each stored tensor."""
-    transfers = []
+) -> dict[str, Transfer]:
+    """Finds the place of each stored tensor; returns them by its name."""
+    transfers = {}
     for name, stored in tensors.items():
         slot = _slot_of(name, slots)
         target = _contiguous(slot.target)
         if name not in slots and EMBEDDING in tensors:
             # Read beside the embedding, to be compared.
             target = torch.empty_like(target)
-        transfers.append(Transfer(stored=stored, part=part_of(slot), target=target))
+        transfers[name] = Transfer(stored=stored, part=part_of(slot), target=target)
     return transfers
 
 
@@ -166,15 +166,15 @@ def _contiguous(place: torch.Tensor) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def _fill_columns(slots: Mapping[str, WeightSlot], transfers: Sequence[Transfer]) -> None:
+def _fill_columns(slots: Mapping[str, WeightSlot], transfers: Mapping[str, Transfer]) -> None:
     """Copies what was read beside its place, as the columns of a packed parameter are."""
-    for transfer in transfers:
-        slot = slots.get(transfer.stored.name)
+    for name, transfer in transfers.items():
+        slot = slots.get(name)
         if slot is not None and not slot.target.is_contiguous():
             slot.target.copy_(transfer.target)
 
 
-def _check_values(transfers: Sequence[Transfer]) -> None:
+def _check_values(transfers: Iterable[Transfer]) -> None:
     """Refuses weights that are not finite in the model's dtype.
 
     NaN propagates through minimum and maximum, which take one pass and no memory. All results are
@@ -197,10 +197,9 @@ def _check_values(transfers: Sequence[Transfer]) -> None:
         raise StartupError(f"{stored}, stored as {stored.dtype}, contains {found}")
 
 
-def _check_tied_head(transfers: Sequence[Transfer]) -> None:
+def _check_tied_head(transfers: Mapping[str, Transfer]) -> None:
     """Refuses a tied model whose stored head differs from its embedding."""
-    by_name = {transfer.stored.name: transfer for transfer in transfers}
-    head, embedding = by_name.get(HEAD), by_name.get(EMBEDDING)
+    head, embedding = transfers.get(HEAD), transfers.get(EMBEDDING)
     if head is None or embedding is None or torch.equal(head.target, embedding.target):
         return
     raise StartupError(
@@ -211,24 +210,23 @@ def _check_tied_head(transfers: Sequence[Transfer]) -> None:
 
 def _digest(
     slots: Mapping[str, WeightSlot],
-    transfers: Sequence[Transfer],
+    transfers: Mapping[str, Transfer],
     rank: int,
     sum_over_ranks: Callable[[torch.Tensor], torch.Tensor],
 ) -> str:
     """Returns the digest of the whole model, of which this rank read these parts."""
-    by_name = {transfer.stored.name: transfer for transfer in transfers}
-    names = sorted(by_name)
+    names = sorted(transfers)
     is_counted = [_is_counted(_slot_of(name, slots), rank) for name in names]
     parts = part_sums(
         [
-            (by_name[name].target, by_name[name].part)
+            (transfers[name].target, transfers[name].part)
             for name, counted in zip(names, is_counted, strict=True)
             if counted
         ]
     )
     sums = parts.new_zeros(len(names), parts.shape[1])
     sums[torch.tensor(is_counted, dtype=torch.bool)] = parts
-    return whole_digest((by_name[name].stored for name in names), sum_over_ranks(sums))
+    return whole_digest(((name, transfers[name].stored) for name in names), sum_over_ranks(sums))
 
 
 def _is_counted(slot: WeightSlot, rank: int) -> bool:

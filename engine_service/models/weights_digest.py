@@ -50,16 +50,16 @@ def part_sums(parts: Sequence[tuple[torch.Tensor, TensorPart]]) -> torch.Tensor:
     return torch.stack([_sum(*part, row_keys, column_keys) for part in parts]).cpu()
 
 
-def whole_digest(tensors: Iterable[StoredTensor], sums: torch.Tensor) -> str:
+def whole_digest(tensors: Iterable[tuple[str, StoredTensor]], sums: torch.Tensor) -> str:
     """Returns xxh3-128 over names, types, shapes and sums, as 32 hexadecimal digits.
 
     Args:
-        tensors: All tensors, in an order that does not depend on their files.
+        tensors: All tensors and their names, in an order that does not depend on their files.
         sums: [number of tensors, NUM_SUMS] int64 on the CPU, of the whole tensors.
     """
     whole = xxhash.xxh3_128()
-    for stored, values in zip(tensors, sums.tolist(), strict=True):
-        whole.update(json.dumps([stored.name, stored.dtype, stored.shape, values]).encode())
+    for (name, stored), values in zip(tensors, sums.tolist(), strict=True):
+        whole.update(json.dumps([name, stored.dtype, stored.shape, values]).encode())
     return str(whole.hexdigest())
 
 

@@ -1,3 +1,4 @@
+import logging
 import os
 import shutil
 from types import SimpleNamespace
@@ -25,6 +26,12 @@ def load(folder, dtype=torch.float32, device=CPU):
         target.fill_(torch.nan)
     load_weights(model, checkpoint)
     return model
+
+
+def digest(folder):
+    checkpoint = resolve_checkpoint(str(folder))
+    model = build_model(parse_config(checkpoint.read_config()), 64, torch.float32, CPU)
+    return load_weights(model, checkpoint)
 
 
 def build_random(folder, seed, device=CPU, std=0.1):
@@ -106,6 +113,45 @@ def test_unexpected_tensor_is_named(folder):
     change_tensors(folder, lambda tensors: tensors.update({name: torch.zeros(64)}))
 
     with pytest.raises(StartupError, match=r"q_proj\.bias is not part of the model"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    "renamed",
+    [
+        lambda name: f"language_model.{name}",
+        lambda name: name.replace("model.", "model.language_model."),
+        lambda name: name.removeprefix("model."),
+    ],
+    ids=["language_model.", "model.language_model.", "without model."],
+)
+def test_names_may_begin_otherwise(folder, renamed):
+    expected = digest(folder)
+
+    def rename(tensors):
+        for name in list(tensors):
+            tensors[renamed(name)] = tensors.pop(name)
+
+    change_tensors(folder, rename)
+
+    assert digest(folder) == expected
+
+
+def test_tensors_of_other_parts_are_left_out_and_logged(folder, caplog):
+    expected = digest(folder)
+    others = {"vision_tower.layers.0.weight": torch.ones(2), "mm_projector.bias": torch.ones(1)}
+    change_tensors(folder, lambda tensors: tensors.update(others))
+    caplog.set_level(logging.INFO)
+
+    assert digest(folder) == expected
+
+    assert "weights unused tensors=2 first=mm_projector.bias" in caplog.text
+
+
+def test_two_tensors_for_one_place_are_refused(folder):
+    change_tensors(folder, lambda tensors: tensors.update({"norm.weight": torch.ones(64)}))
+
+    with pytest.raises(StartupError, match=r"tensor (model\.)?norm\.weight is there twice: so is"):
         load(folder)
 
 

@@ -11,7 +11,7 @@ from engine_service.models.loading import build_model, fill_randomly, load_weigh
 from engine_service.worker.slot_sampling import NOTHING
 from tests.engine_service.plans import NewSequence, Row, make_plan
 from tests.engine_service.tensor_parallel.thread_ranks import RankThreads
-from tests.engine_service.tiny_models import Shape, make_model, random_tokens
+from tests.engine_service.tiny_models import LLAMA3_ROPE, Shape, make_model, random_tokens
 from tests.engine_service.worker.inputs import prepare
 from tests.engine_service.worker.test_model_runner import CHECKS, Steps
 
@@ -19,6 +19,15 @@ SHAPES = {
     "untied": Shape(num_heads=4, num_kv_heads=4, head_dim=16, is_tied=False),
     "ranks share a head, odd vocabulary": Shape(
         num_heads=8, num_kv_heads=2, head_dim=16, is_tied=True, vocab_size=301
+    ),
+    "biases": Shape(
+        family="Qwen2",
+        num_heads=8,
+        num_kv_heads=2,
+        head_dim=16,
+        is_tied=False,
+        hidden_size=128,
+        rope=LLAMA3_ROPE,
     ),
 }
 
