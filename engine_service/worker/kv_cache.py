@@ -8,6 +8,7 @@ from engine_service.config import CacheOptions
 from engine_service.errors import StartupError
 from engine_service.models.model_config import ModelConfig
 from engine_service.worker.device import is_out_of_memory
+from engine_service.worker.model_fit import gib
 
 # Memory of the driver, the loaded kernels and the libraries' handles, outside torch's allocator.
 _CONTEXT_BYTES = 768 << 20
@@ -63,9 +64,9 @@ def allocate_kv_cache(
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        size = (num_blocks + 1) * bytes_per_block(config, block_size, dtype)
+        size = gib((num_blocks + 1) * bytes_per_block(config, block_size, dtype))
         raise StartupError(
-            f"the KV cache of {num_blocks} blocks needs {size} bytes, more than {device} has; "
+            f"the KV cache of {num_blocks} blocks needs {size}, more than {device} has; "
             "lower num_blocks, cpu_cache_bytes or gpu_memory_utilization"
         ) from error
     blocks[0].zero_()
@@ -129,9 +130,10 @@ def num_blocks_on_cuda(
     num_blocks = available // block_bytes
     if num_blocks < 1:
         raise StartupError(
-            f"not even one KV cache block of {block_bytes} bytes fits on {device}: of {total} "
-            f"bytes, {free} are free, the model takes {held}, the largest step {activations}, and "
-            f"gpu_memory_utilization {options.gpu_memory_utilization:g} allows {share}; raise it, "
-            "lower max_num_batched_tokens or max_num_seqs, or free memory of the GPU"
+            f"not even one KV cache block of {block_bytes} bytes fits on {device}: of "
+            f"{gib(total)}, {gib(free)} are free, the model takes {gib(held)}, the largest step "
+            f"{gib(activations)}, and gpu_memory_utilization {options.gpu_memory_utilization:g} "
+            f"allows {gib(share)}; raise it, lower max_num_batched_tokens or max_num_seqs, or free "
+            "memory of the GPU"
         )
     return num_blocks

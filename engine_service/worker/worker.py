@@ -40,6 +40,7 @@ from engine_service.worker.kv_cache import (
     num_blocks_on_cpu,
     num_blocks_on_cuda,
 )
+from engine_service.worker.model_fit import DeviceMemory, check_fit
 from engine_service.worker.model_runner import ModelRunner
 from engine_service.worker.sampler import Logprobs, Sampled
 from engine_service.worker.warm_up import warm_up_plans
@@ -377,6 +378,15 @@ def _load_model(config: WorkerConfig) -> tuple[CausalLM, str]:
     if not is_random:
         # Checked first, so that nothing is allocated for sizes that do not match the files.
         check_weights(config.model_config, config.checkpoint)
+    if config.device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(config.device)
+        memory = DeviceMemory(
+            name=str(config.device),
+            free=free,
+            total=total,
+            utilization=config.cache.gpu_memory_utilization,
+        )
+        check_fit(config.model_config, config.dtype, config.ranks.size, memory)
     model = build_model(
         config.model_config, config.max_model_len, config.dtype, config.device, config.ranks
     )
