@@ -37,19 +37,32 @@ def cache_offsets(
 
 
 @triton.jit
+def hide_before(scores, start, first_seen, TILE: tl.constexpr, WINDOW: tl.constexpr) -> tl.tensor:
+    """Returns scores [rows, TILE] of the tokens from start on without those before first_seen."""
+    if WINDOW > 0:
+        is_seen = start + tl.arange(0, TILE) >= first_seen
+        scores = tl.where(is_seen[None, :], scores, float("-inf"))
+    return scores
+
+
+@triton.jit
 def accumulate(
-    scores, values, maximum, total, mixed, scale
+    scores, values, maximum, total, mixed, scale, MAY_SEE_NONE: tl.constexpr = False
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """Adds one more tile to the softmax. Source: FlashAttention-2 (Dao, 2023), section 3.1.
 
     scores [rows, TILE] are before scaling, -inf where a row does not see a key; each row must see a
-    key in its first tile. scale is positive and includes log2(e), as the powers are of 2. maximum
-    [rows] is the largest scaled score so far, total [rows] the sum of weights and mixed
-    [rows, head_dim] the weighted sum of values, both relative to it.
+    key in its first tile, unless MAY_SEE_NONE. scale is positive and includes log2(e), as the
+    powers are of 2. maximum [rows] is the largest scaled score so far, total [rows] the sum of
+    weights and mixed [rows, head_dim] the weighted sum of values, both relative to it.
     """
     new_maximum = tl.maximum(maximum, tl.max(scores, axis=1) * scale)
-    weights = tl.exp2(scores * scale - new_maximum[:, None])
-    correction = tl.exp2(maximum - new_maximum)
+    base = new_maximum
+    if MAY_SEE_NONE:
+        # -inf - -inf is NaN.
+        base = tl.where(new_maximum > float("-inf"), new_maximum, 0.0)
+    weights = tl.exp2(scores * scale - base[:, None])
+    correction = tl.exp2(maximum - base)
     total = total * correction + tl.sum(weights, axis=1)
     mixed = mixed * correction[:, None]
     mixed = tl.dot(weights.to(values.dtype), values, mixed, input_precision="ieee")

@@ -43,6 +43,12 @@ def check_triton_head_dim(head_dim: int) -> None:
         raise ValueError(f"head_dim is {head_dim}; supported on a GPU: {TRITON_HEAD_DIMS}")
 
 
+def check_window(window: int) -> None:
+    """Raises ValueError for a number of tokens that no query can see."""
+    if window < 0:
+        raise ValueError(f"window is {window}; expected 0 or a positive number of tokens")
+
+
 def check_out(queries: torch.Tensor, out: torch.Tensor | None) -> None:
     """Raises ValueError unless `out` can hold the attention of the queries."""
     if out is None:

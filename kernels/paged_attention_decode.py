@@ -11,13 +11,14 @@ import triton
 import triton.language as tl
 
 from kernels import reference
-from kernels.attention_tile import accumulate, cache_offsets
+from kernels.attention_tile import accumulate, cache_offsets, hide_before
 from kernels.checks import (
     check_dtype,
     check_out,
     check_paged_attention,
     check_shape,
     check_triton_head_dim,
+    check_window,
 )
 from kernels.dependent_launch import dependent_launch, wait_for_inputs
 
@@ -38,8 +39,9 @@ def paged_attention_decode(
     max_seq_len: int,
     scale: float,
     out: torch.Tensor | None = None,
+    window: int = 0,
 ) -> torch.Tensor:
-    """Attends from the last token of each sequence to all its tokens.
+    """Attends from the last token of each sequence to its tokens.
 
     Args:
         queries: [num_seqs, num_heads, head_dim], the queries at positions seq_lens - 1; any strides
@@ -52,6 +54,7 @@ def paged_attention_decode(
         scale: multiplies the scores, positive
         out: [num_seqs, num_heads, head_dim] contiguous, receives the result; rows of sequences of
             length 0 stay unchanged; None allocates a tensor
+        window: tokens that each query sees at most, its own among them; 0 means all
 
     Returns:
         [num_seqs, num_heads, head_dim]
@@ -65,14 +68,17 @@ def paged_attention_decode(
     check_dtype("seq_lens", seq_lens, torch.int32)
     check_shape("seq_lens", seq_lens, num_seqs)
     check_out(queries, out)
+    check_window(window)
     if queries.device.type == "cpu":
         return reference.paged_attention_decode(
-            queries, kv_cache, block_table, seq_lens, max_seq_len, scale, out
+            queries, kv_cache, block_table, seq_lens, max_seq_len, scale, out, window
         )
+    if window:
+        max_seq_len = min(max_seq_len, window + _TILE)
     num_multiprocessors = torch.cuda.get_device_properties(queries.device).multi_processor_count
     num_splits = _num_splits(num_seqs * kv_cache.shape[2], max_seq_len, num_multiprocessors)
     return _paged_attention_decode_triton(
-        queries, kv_cache, block_table, seq_lens, scale, num_splits, out
+        queries, kv_cache, block_table, seq_lens, scale, num_splits, out, window
     )
 
 
@@ -93,6 +99,7 @@ def _paged_attention_decode_triton(
     scale: float,
     num_splits: int,
     out: torch.Tensor | None = None,
+    window: int = 0,
 ) -> torch.Tensor:
     num_seqs, num_heads, head_dim = queries.shape
     _, _, num_kv_heads, block_size, _ = kv_cache.shape
@@ -127,6 +134,7 @@ def _paged_attention_decode_triton(
         BLOCK_SIZE=block_size,
         HEAD_DIM=head_dim,
         TILE=32 if is_wide else _TILE,
+        WINDOW=window,
         IS_SPLIT=num_splits > 1,
         KEEPS_EMPTY=keeps_empty,
         num_warps=_NUM_WARPS,
@@ -146,6 +154,19 @@ def _paged_attention_decode_triton(
             **dependent_launch(queries),
         )
     return out
+
+
+@triton.jit
+def _find_keys(seq_len, TILE: tl.constexpr, WINDOW: tl.constexpr):
+    """Returns the first key that the query sees, and the first and the end of this split's."""
+    first_seen = 0
+    first = 0
+    if WINDOW > 0:
+        first_seen = tl.maximum(seq_len - WINDOW, 0)
+        first = first_seen // TILE * TILE
+    split_len = tl.cdiv(tl.cdiv(seq_len - first, TILE), tl.num_programs(2)) * TILE
+    start = first + tl.program_id(2) * split_len
+    return first_seen, start, tl.minimum(start + split_len, seq_len)
 
 
 # Values that change with the batch must not trigger a compilation while serving.
@@ -170,6 +191,7 @@ def _split_kernel(
     BLOCK_SIZE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     TILE: tl.constexpr,
+    WINDOW: tl.constexpr,
     IS_SPLIT: tl.constexpr,
     KEEPS_EMPTY: tl.constexpr,
     IS_DEPENDENT: tl.constexpr,
@@ -180,9 +202,7 @@ def _split_kernel(
     split = tl.program_id(2)
     num_splits = tl.num_programs(2)
     seq_len = tl.load(seq_lens + seq)
-    split_len = tl.cdiv(tl.cdiv(seq_len, TILE), num_splits) * TILE
-    start = split * split_len
-    end = tl.minimum(start + split_len, seq_len)
+    first_seen, start, end = _find_keys(seq_len, TILE, WINDOW)
     whole_end = end // TILE * TILE
 
     rows = tl.arange(0, ROWS)
@@ -207,6 +227,7 @@ def _split_kernel(
         key = tl.load(keys + offsets[None, :] + dims[:, None])  # [HEAD_DIM, TILE]
         value = tl.load(values + offsets[:, None] + dims[None, :])  # [TILE, HEAD_DIM]
         scores = tl.dot(query, key, input_precision="ieee")
+        scores = hide_before(scores, tile_start, first_seen, TILE, WINDOW)
         maximum, total, mixed = accumulate(scores, value, maximum, total, mixed, scale)
     if whole_end >= start and whole_end < end:
         offsets = cache_offsets(
@@ -219,6 +240,7 @@ def _split_kernel(
         )
         scores = tl.dot(query, key, input_precision="ieee")
         scores = tl.where(is_token[None, :], scores, float("-inf"))
+        scores = hide_before(scores, whole_end, first_seen, TILE, WINDOW)
         maximum, total, mixed = accumulate(scores, value, maximum, total, mixed, scale)
 
     # Without any token, the total is 0 and the result is zero.

@@ -2,7 +2,7 @@
 
 A program handles a run of query tokens of one sequence with all query heads of one key-value head,
 as the rows of one tile. It goes through the keys from the first to the last that any row sees. The
-tiles of keys that all rows see entirely come first and need no mask.
+tiles of keys that all rows see entirely come first and need no mask, unless there is a window.
 """
 
 import math
@@ -21,6 +21,7 @@ from kernels.checks import (
     check_paged_attention,
     check_shape,
     check_triton_head_dim,
+    check_window,
 )
 from kernels.paged_attention_prefill_hopper import can_attend, paged_attention_prefill_hopper
 
@@ -38,8 +39,9 @@ def paged_attention_prefill(
     max_query_len: int,
     scale: float,
     out: torch.Tensor | None = None,
+    window: int = 0,
 ) -> torch.Tensor:
-    """Attends causally from the last tokens of each sequence to all tokens before them.
+    """Attends causally from the last tokens of each sequence to the tokens before them.
 
     Sequence i's queries are rows query_start_loc[i] to query_start_loc[i + 1], and are the last of
     its seq_lens[i] tokens, whose keys and values are all in the cache. Rows before the first
@@ -56,6 +58,7 @@ def paged_attention_prefill(
         scale: multiplies the scores, positive
         out: [num_tokens, num_heads, head_dim] contiguous, receives the result; None allocates a
             tensor
+        window: tokens that each query sees at most, its own among them; 0 means all
 
     Returns:
         [num_tokens, num_heads, head_dim]; rows that belong to no sequence are not set
@@ -72,21 +75,30 @@ def paged_attention_prefill(
         check_dtype(name, tensor, torch.int32)
         check_shape(name, tensor, size)
     check_out(queries, out)
+    check_window(window)
     if queries.device.type == "cpu":
         return reference.paged_attention_prefill(
-            queries, kv_cache, block_table, query_start_loc, seq_lens, max_query_len, scale, out
+            queries,
+            kv_cache,
+            block_table,
+            query_start_loc,
+            seq_lens,
+            max_query_len,
+            scale,
+            out,
+            window,
         )
     has_descriptors = (
         torch.cuda.get_device_capability(queries.device)[0] == 9
         and queries.shape[0] >= _MIN_DESCRIPTOR_TOKENS
     )
-    if has_descriptors and num_seqs and can_attend(queries, kv_cache):
+    if has_descriptors and num_seqs and not window and can_attend(queries, kv_cache):
         return paged_attention_prefill_hopper(
             queries, kv_cache, block_table, query_start_loc, seq_lens, scale, out
         )
     tiling = _choose_tiling(queries, kv_cache, max_query_len, has_descriptors)
     return _paged_attention_prefill_triton(
-        queries, kv_cache, block_table, query_start_loc, seq_lens, scale, tiling, out
+        queries, kv_cache, block_table, query_start_loc, seq_lens, scale, tiling, out, window
     )
 
 
@@ -142,6 +154,7 @@ def _paged_attention_prefill_triton(
     scale: float,
     tiling: _Tiling,
     out: torch.Tensor | None = None,
+    window: int = 0,
 ) -> torch.Tensor:
     num_tokens, num_heads, head_dim = queries.shape
     _, _, num_kv_heads, block_size, _ = kv_cache.shape
@@ -179,6 +192,7 @@ def _paged_attention_prefill_triton(
         BLOCK_SIZE=block_size,
         HEAD_DIM=head_dim,
         TILE=tiling.tile,
+        WINDOW=window,
         HAS_DESCRIPTORS=tiling.has_descriptors,
         num_warps=tiling.num_warps,
         num_stages=tiling.num_stages,
@@ -230,6 +244,7 @@ def _prefill_kernel(
     BLOCK_SIZE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     TILE: tl.constexpr,
+    WINDOW: tl.constexpr,
     HAS_DESCRIPTORS: tl.constexpr,
 ):
     TOKENS: tl.constexpr = ROWS // GROUP
@@ -262,13 +277,19 @@ def _prefill_kernel(
     )  # [ROWS, HEAD_DIM]
     positions = context_len + tokens
     end = context_len + tl.minimum(first_token + TOKENS, query_len)
-    whole_end = (context_len + first_token + 1) // TILE * TILE
+    if WINDOW > 0:
+        # From the tile of the first token that any row sees. Few tiles are seen by all rows.
+        whole_start = tl.maximum(context_len + first_token + 1 - WINDOW, 0) // TILE * TILE
+        whole_end = whole_start
+    else:
+        whole_start = 0
+        whole_end = (context_len + first_token + 1) // TILE * TILE
 
     maximum = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     mixed = tl.zeros([ROWS, HEAD_DIM], tl.float32)
     table = block_table + seq.to(tl.int64) * table_stride
-    for start in range(0, whole_end, TILE):
+    for start in range(whole_start, whole_end, TILE):
         key, value = _load_tile(
             keys, values, table, start, end, kv_head, block_stride, kv_head_stride, token_stride,
             BLOCK_SIZE, HEAD_DIM, TILE, HAS_DESCRIPTORS, IS_WHOLE=True,
@@ -282,9 +303,16 @@ def _prefill_kernel(
         )  # fmt: skip
         scores = tl.dot(query, key.T, input_precision="ieee")
         is_seen = start + tl.arange(0, TILE)[None, :] <= positions[:, None]
+        if WINDOW > 0:
+            is_seen = is_seen & (start + tl.arange(0, TILE)[None, :] > positions[:, None] - WINDOW)
         scores = tl.where(is_seen, scores, float("-inf"))
-        maximum, total, mixed = accumulate(scores, value, maximum, total, mixed, scale)
+        maximum, total, mixed = accumulate(
+            scores, value, maximum, total, mixed, scale, MAY_SEE_NONE=WINDOW > 0
+        )
 
+    if WINDOW > 0:
+        # Rows past the sequence's end may see nothing.
+        total = tl.where(is_row, total, 1.0)
     mixed = mixed / total[:, None]
     target = out + (query_rows[:, None] * (NUM_KV_HEADS * GROUP) + heads[:, None]) * HEAD_DIM
     tl.store(target + dims[None, :], mixed.to(out.dtype.element_ty), mask=is_row[:, None])

@@ -274,10 +274,12 @@ def paged_attention_prefill(
     max_query_len: int,
     scale: float,
     out: torch.Tensor | None = None,
+    window: int = 0,
 ) -> torch.Tensor:
-    """Attends causally from the last tokens of each sequence to all tokens before them.
+    """Attends causally from the last tokens of each sequence to the tokens before them.
 
-    softmax(scale * q k^T + mask) v per head, where a query at position p sees keys 0 to p.
+    softmax(scale * q k^T + mask) v per head, where a query at position p sees keys 0 to p, or with
+    a window p - window + 1 to p.
     Sequence i's queries are rows query_start_loc[i] to query_start_loc[i + 1], and are the last of
     its seq_lens[i] tokens, whose keys and values are all in the cache.
 
@@ -290,6 +292,7 @@ def paged_attention_prefill(
         max_query_len: the largest query length, or an upper bound; the kernel sizes its tiles by it
         scale: multiplies the scores
         out: [num_tokens, num_heads, head_dim], receives the result; None allocates a tensor
+        window: tokens that each query sees at most, its own among them; 0 means all
 
     Returns:
         [num_tokens, num_heads, head_dim]; rows that belong to no sequence are not set
@@ -312,16 +315,19 @@ def paged_attention_prefill(
         grouped = (queries[rows].float().reshape(query_len, num_kv_heads, group, head_dim)).permute(
             1, 2, 0, 3
         )  # [num_kv_heads, group, query_len, head_dim]
+        is_windowed = 0 < window < seq_len
         is_seen = None
-        if 1 < query_len < seq_len:
+        if is_windowed or 1 < query_len < seq_len:
             ones = torch.ones(query_len, seq_len, dtype=torch.bool, device=queries.device)
             is_seen = ones.tril(seq_len - query_len)
+            if is_windowed:
+                is_seen = is_seen.triu(seq_len - query_len - window + 1)
         attended = F.scaled_dot_product_attention(
             grouped,
             keys.expand(-1, group, -1, -1),
             values.expand(-1, group, -1, -1),
             attn_mask=is_seen,
-            is_causal=query_len == seq_len,
+            is_causal=is_seen is None and query_len == seq_len,
             scale=scale,
         )
         out[rows] = attended.permute(2, 0, 1, 3).flatten(1, 2).to(out.dtype)
@@ -336,8 +342,9 @@ def paged_attention_decode(
     max_seq_len: int,
     scale: float,
     out: torch.Tensor | None = None,
+    window: int = 0,
 ) -> torch.Tensor:
-    """Attends from the last token of each sequence to all its tokens.
+    """Attends from the last token of each sequence to its tokens.
 
     Args:
         queries: [num_seqs, num_heads, head_dim], the queries at positions seq_lens - 1
@@ -348,6 +355,7 @@ def paged_attention_decode(
         scale: multiplies the scores
         out: [num_seqs, num_heads, head_dim], receives the result; rows of sequences of length 0
             stay unchanged; None allocates a tensor
+        window: tokens that each query sees at most, its own among them; 0 means all
 
     Returns:
         [num_seqs, num_heads, head_dim]
@@ -359,9 +367,14 @@ def paged_attention_decode(
     num_blocks = -(-int(seq_lens.max()) // block_size)
     indices = torch.arange(num_blocks, device=queries.device)
     is_used = indices * block_size < seq_lens[:, None]  # [num_seqs, num_blocks]
+    if window:
+        is_used &= (indices + 1) * block_size > seq_lens[:, None] - window
     blocks = block_table[:, :num_blocks].long().where(is_used, 0)
     tokens = torch.arange(num_blocks * block_size, device=queries.device)
-    is_hidden = (tokens >= seq_lens[:, None])[:, None, None, :]  # [num_seqs, 1, 1, length]
+    is_hidden = tokens >= seq_lens[:, None]  # [num_seqs, length]
+    if window:
+        is_hidden |= tokens < seq_lens[:, None] - window
+    is_hidden = is_hidden[:, None, None, :]
     keys, values = (
         half.index_select(0, blocks.flatten())
         .unflatten(0, blocks.shape)

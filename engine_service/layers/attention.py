@@ -74,9 +74,19 @@ class Attention(nn.Module):
         heads: HeadShape,
         rotary_table: torch.Tensor,
         qk_norms: tuple[RMSNorm, RMSNorm] | None = None,
+        *,
+        window: int = 0,
     ) -> None:
-        """Sets the norms of each head's queries and keys; None leaves them as projected."""
+        """Creates the layer.
+
+        Args:
+            heads: Those of this rank.
+            rotary_table: As `rotary_table` returns it.
+            qk_norms: The norms of each head's queries and keys; None leaves them as projected.
+            window: The last tokens that each sees, itself included; 0 means all.
+        """
         super().__init__()
+        self.window = window
         self.heads = heads
         self.scale = heads.head_dim**-0.5
         self.rotary_table = rotary_table
@@ -129,6 +139,7 @@ class Attention(nn.Module):
                 decode.max_seq_len,
                 self.scale,
                 out[:num_seqs],
+                self.window,
             )
         if metadata.prefill is not None:
             prefill = metadata.prefill
@@ -141,5 +152,6 @@ class Attention(nn.Module):
                 prefill.max_query_len,
                 self.scale,
                 out,
+                self.window,
             )
         return out.flatten(1)  # [num_tokens, num_heads * head_dim]

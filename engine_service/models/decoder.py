@@ -24,7 +24,12 @@ class DecoderAttention(nn.Module):
     """Attention and the projections before and after it; the layer calls the three in turn."""
 
     def __init__(
-        self, config: DecoderConfig, table: torch.Tensor, dtype: torch.dtype, ranks: Ranks
+        self,
+        config: DecoderConfig,
+        window: int,
+        table: torch.Tensor,
+        dtype: torch.dtype,
+        ranks: Ranks,
     ) -> None:
         super().__init__()
         heads = HeadShape(
@@ -39,7 +44,7 @@ class DecoderAttention(nn.Module):
         if config.has_qk_norm:
             eps = config.rms_norm_eps
             qk_norms = RMSNorm(heads.head_dim, eps, dtype), RMSNorm(heads.head_dim, eps, dtype)
-        self.attention = Attention(heads, table, qk_norms)
+        self.attention = Attention(heads, table, qk_norms, window=window)
         self.o_proj = Linear(heads.num_heads * heads.head_dim, config.hidden_size, dtype)
 
     def weight_slots(
@@ -100,13 +105,18 @@ class DecoderLayer(nn.Module):
     """
 
     def __init__(
-        self, config: DecoderConfig, table: torch.Tensor, dtype: torch.dtype, ranks: Ranks
+        self,
+        config: DecoderConfig,
+        window: int,
+        table: torch.Tensor,
+        dtype: torch.dtype,
+        ranks: Ranks,
     ) -> None:
         super().__init__()
         self._config = config
         self._ranks = ranks
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
-        self.self_attn = DecoderAttention(config, table, dtype, ranks)
+        self.self_attn = DecoderAttention(config, window, table, dtype, ranks)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
         self.mlp = DecoderMLP(config, dtype, ranks)
 
@@ -162,7 +172,9 @@ class Decoder(nn.Module):
         table = rotary_table(config.head_dim, max_model_len, config.rope.theta, config.rope.scaling)
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtype, ranks)
         self.layers = nn.ModuleList(
-            DecoderLayer(config, table, dtype, ranks) for _ in range(config.num_layers)
+            # A window that no sequence outgrows costs kernels that know none.
+            DecoderLayer(config, window if window < max_model_len else 0, table, dtype, ranks)
+            for window in config.windows
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
         if config.tie_word_embeddings:

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from engine_service.models.config_fields import ConfigFields
 from engine_service.models.dtypes import READABLE
-from engine_service.models.json_file import shown
 from engine_service.models.model_config import ModelConfig
 from engine_service.models.rope_config import MAX_POSITIONS, RopeConfig, read_rope
 
@@ -14,8 +13,9 @@ _MAX_WIDTH = 1 << 18
 _MAX_LAYERS = 512
 _MAX_HEADS = 1024
 _MAX_HEAD_DIM = 1024
-_SLIDING = "sliding_attention"
-_LAYER_TYPES = {"full_attention", _SLIDING}
+_MAX_WINDOW_LAYERS = 28
+"""What transformers takes a missing `max_window_layers` for."""
+_FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +33,8 @@ class DecoderConfig(ModelConfig):
     """Queries and keys are normalised per head before they are rotated."""
     has_qkv_bias: bool
     """The projections to queries, keys and values add a bias."""
+    windows: tuple[int, ...]
+    """Of each layer the last tokens that a token sees, itself included; 0 means all."""
 
     def check_ranks(self, num_ranks: int) -> None:
         """As `ModelConfig.check_ranks`."""
@@ -54,6 +56,8 @@ class DecoderTraits:
     its share of `hidden_size` and its own keys and values, and the base is 10,000."""
     window_switch: str | None = None
     """The field without which no layer has a sliding window; None if none has one anyway."""
+    has_full_layers_first: bool = False
+    """Whether the first `max_window_layers` layers have none."""
 
 
 def read_decoder_config(
@@ -69,16 +73,13 @@ def read_decoder_config(
     num_heads = fields.positive_int("num_attention_heads", _MAX_HEADS)
     is_lenient = traits.has_default_shape
     rope = read_rope(fields, 10_000.0 if is_lenient else None)
-    max_sequence_len, its_field = rope.num_positions, rope.num_positions_field
-    window = _window(fields, traits)
-    if window is not None and window < max_sequence_len:
-        max_sequence_len, its_field = window, "sliding_window"
+    num_layers = fields.positive_int("num_hidden_layers", _MAX_LAYERS)
     config = DecoderConfig(
         architecture=architecture,
         vocab_size=fields.positive_int("vocab_size", _MAX_VOCAB_SIZE),
         hidden_size=hidden_size,
         intermediate_size=fields.positive_int("intermediate_size", _MAX_WIDTH),
-        num_layers=fields.positive_int("num_hidden_layers", _MAX_LAYERS),
+        num_layers=num_layers,
         num_heads=num_heads,
         num_kv_heads=fields.positive_int(
             "num_key_value_heads", _MAX_HEADS, num_heads if is_lenient else None
@@ -86,8 +87,8 @@ def read_decoder_config(
         head_dim=fields.positive_int(
             "head_dim", _MAX_HEAD_DIM, hidden_size // num_heads if is_lenient else None
         ),
-        max_sequence_len=max_sequence_len,
-        max_sequence_len_field=its_field,
+        max_sequence_len=rope.num_positions,
+        max_sequence_len_field=rope.num_positions_field,
         rms_norm_eps=fields.positive_float("rms_norm_eps"),
         rope=rope,
         tie_word_embeddings=fields.boolean("tie_word_embeddings"),
@@ -95,6 +96,7 @@ def read_decoder_config(
         dtype=_dtype(fields),
         has_qk_norm=traits.has_qk_norm,
         has_qkv_bias=traits.has_qkv_bias,
+        windows=_windows(fields, traits, num_layers),
     )
     if config.num_heads % config.num_kv_heads:
         raise fields.refuse(
@@ -119,20 +121,33 @@ def _refuse_unsupported(fields: ConfigFields) -> None:
         )
 
 
-def _window(fields: ConfigFields, traits: DecoderTraits) -> int | None:
-    """Returns the tokens that a token attends to where that is not all of them.
+def _windows(fields: ConfigFields, traits: DecoderTraits, num_layers: int) -> tuple[int, ...]:
+    layer_types = fields.get("layer_types", _default_layer_types(fields, traits, num_layers))
+    if (
+        not isinstance(layer_types, list)
+        or len(layer_types) != num_layers
+        or set(map(str, layer_types)) - {_FULL, _SLIDING}
+    ):
+        needed = f"must be a list of {num_layers} (num_hidden_layers), each {_FULL} or {_SLIDING}"
+        raise fields.refuse("layer_types", layer_types, needed)
+    if _SLIDING not in layer_types:
+        return (0,) * num_layers
+    window = fields.positive_int("sliding_window", MAX_POSITIONS)
+    return tuple(window if layer_type == _SLIDING else 0 for layer_type in layer_types)
 
-    A sequence that is no longer attends to all, so that is how long sequences may be here.
-    """
-    layer_types = fields.get("layer_types", [])
-    if not isinstance(layer_types, list) or set(map(str, layer_types)) - _LAYER_TYPES:
-        supported = ", ".join(map(shown, sorted(_LAYER_TYPES)))
-        raise fields.refuse("layer_types", layer_types, f"supported: {supported}")
+
+def _default_layer_types(fields: ConfigFields, traits: DecoderTraits, num_layers: int) -> list[str]:
+    """Returns the types of a config.json that does not list them, as those of transformers 4."""
     switch = traits.window_switch
-    is_on = switch is not None and fields.get(switch, False) is not False
-    if not is_on and _SLIDING not in layer_types:
-        return None
-    return fields.positive_int("sliding_window", MAX_POSITIONS)
+    if switch is None or fields.get(switch, False) is False:
+        return [_FULL] * num_layers
+    num_full: object = 0
+    if traits.has_full_layers_first:
+        num_full = fields.get("max_window_layers", _MAX_WINDOW_LAYERS)
+    if not isinstance(num_full, int) or not 0 <= num_full <= _MAX_LAYERS:
+        raise fields.refuse("max_window_layers", num_full, f"must be from 0 to {_MAX_LAYERS}")
+    num_full = min(num_full, num_layers)
+    return [_FULL] * num_full + [_SLIDING] * (num_layers - num_full)
 
 
 def _dtype(fields: ConfigFields) -> str:

@@ -4,7 +4,9 @@ from engine_service.models.architecture import Architecture, build_decoder
 from engine_service.models.config_fields import ConfigFields
 from engine_service.models.decoder_config import DecoderConfig, DecoderTraits, read_decoder_config
 
-_TRAITS = DecoderTraits(has_qkv_bias=True, window_switch="use_sliding_window")
+_TRAITS = DecoderTraits(
+    has_qkv_bias=True, window_switch="use_sliding_window", has_full_layers_first=True
+)
 
 
 def _read_config(architecture: str, fields: ConfigFields) -> DecoderConfig:

@@ -5,7 +5,10 @@ from engine_service.models.config_fields import ConfigFields
 from engine_service.models.decoder_config import DecoderConfig, DecoderTraits, read_decoder_config
 
 _TRAITS = DecoderTraits(
-    has_qk_norm=True, has_default_shape=False, window_switch="use_sliding_window"
+    has_qk_norm=True,
+    has_default_shape=False,
+    window_switch="use_sliding_window",
+    has_full_layers_first=True,
 )
 
 

@@ -83,14 +83,23 @@ OTHER_SHAPES = (
     ),
     Shape(family="Qwen2", num_heads=14, num_kv_heads=2, head_dim=16, is_tied=True, hidden_size=224),
     Shape(family="Qwen2", num_heads=4, num_kv_heads=2, head_dim=16, is_tied=False, rope=YARN_ROPE),
-    Shape(family="Qwen2", num_heads=5, num_kv_heads=5, head_dim=16, is_tied=False, hidden_size=80),
+    Shape(
+        family="Qwen2",
+        num_heads=5,
+        num_kv_heads=5,
+        head_dim=16,
+        is_tied=False,
+        hidden_size=80,
+        num_layers=3,
+        fields={"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+    ),
     Shape(
         family="Mistral",
         num_heads=4,
         num_kv_heads=2,
         head_dim=16,
         is_tied=False,
-        fields={"sliding_window": 64},
+        fields={"sliding_window": 17},
     ),
     Shape(
         family="Mistral",
@@ -110,7 +119,10 @@ OTHER_SHAPES = (
         fields={"sliding_window": None},
     ),
 )
-"""Three of each architecture but Qwen3: odd numbers of heads, group size 7, biases, scaled rope."""
+"""Three of each architecture but Qwen3.
+
+Odd numbers of heads, group size 7, biases, scaled rope, windows shorter than prompts.
+"""
 
 CUDA_SHAPES = (
     Shape(num_heads=4, num_kv_heads=4, head_dim=64, is_tied=True),

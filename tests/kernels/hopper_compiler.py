@@ -132,10 +132,10 @@ def launch_all():
         *(randn(NUM_ROWS, 8 * HEAD_DIM), head_weight, head_weight, 1e-6),
         *(torch.zeros(50, HEAD_DIM), integers, integers, kv_cache, 4),
     )
-    for num_splits in (1, 4):
+    for num_splits, window in ((1, 0), (4, 0), (4, 100)):
         paged_attention_decode._paged_attention_decode_triton(
             *(randn(NUM_ROWS, 4, HEAD_DIM), kv_cache, zeros(NUM_ROWS, 3).int()),
-            *(integers.int(), 0.1, num_splits),
+            *(integers.int(), 0.1, num_splits, None, window),
         )
     sample._sample_triton(randn(NUM_ROWS, 3000), *records_of(floats, integers), integers, COLUMNS)
     slots._append_tokens_triton(zeros(NUM_ROWS, 50).int(), integers, integers, integers)

@@ -38,7 +38,7 @@ class PagedInputs:
     values: list[torch.Tensor]
     scale: float
 
-    def truth(self) -> torch.Tensor:
+    def truth(self, window: int = 0) -> torch.Tensor:
         """Attends in float64 by the definition, one sequence and head at a time."""
         outs = []
         start = 0
@@ -49,7 +49,10 @@ class PagedInputs:
             group = queries.shape[1] // num_kv_heads
             out = torch.zeros(queries.shape, dtype=torch.float64, device=queries.device)
             positions = torch.arange(seq_len, device=queries.device)
-            is_hidden = positions[None, :] > positions[seq_len - query_len :, None]
+            distances = positions[seq_len - query_len :, None] - positions[None, :]
+            is_hidden = distances < 0
+            if window:
+                is_hidden |= distances >= window
             for head in range(queries.shape[1] if seq_len else 0):
                 scores = queries[:, head] @ keys[:, head // group].double().T * self.scale
                 weights = scores.masked_fill(is_hidden, -torch.inf).softmax(-1)

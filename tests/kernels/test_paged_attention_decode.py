@@ -7,7 +7,7 @@ from kernels.paged_attention_decode import (
     _paged_attention_decode_triton,
     paged_attention_decode,
 )
-from tests.kernels.paged_inputs import Shape, paged_inputs
+from tests.kernels.paged_inputs import NO_BLOCK, Shape, paged_inputs
 from tests.kernels.targets import (
     Target,
     in_float32,
@@ -24,7 +24,7 @@ def decode_inputs(target, shape, seq_lens):
     return paged_inputs(target, shape, [1] * len(seq_lens), seq_lens)
 
 
-def by_twin(inputs, max_seq_len=1000, out=None):
+def by_twin(inputs, max_seq_len=1000, out=None, window=0):
     return reference.paged_attention_decode(
         inputs.queries,
         inputs.kv_cache,
@@ -33,10 +33,11 @@ def by_twin(inputs, max_seq_len=1000, out=None):
         max_seq_len,
         inputs.scale,
         out,
+        window,
     )
 
 
-def by_kernel(inputs, num_splits, out=None):
+def by_kernel(inputs, num_splits, out=None, window=0):
     return _paged_attention_decode_triton(
         inputs.queries,
         inputs.kv_cache,
@@ -45,6 +46,7 @@ def by_kernel(inputs, num_splits, out=None):
         inputs.scale,
         num_splits,
         out,
+        window,
     )
 
 
@@ -104,6 +106,22 @@ def test_other_shapes_work_too(target, shape):
     assert worst_row_error(by_twin(inputs), truth) < target.tolerance
     for num_splits in (1, 2):
         assert worst_row_error(by_kernel(inputs, num_splits), truth) < target.tolerance
+
+
+@on_each_device
+@pytest.mark.parametrize("window", [1, 64, 65, 1000])
+@pytest.mark.parametrize("num_splits", [1, 3])
+def test_window_hides_all_tokens_before_it(target, window, num_splits):
+    seq_lens = [1, 63, 64, 65, 0, 257, 300]
+    inputs = decode_inputs(target, Shape(), seq_lens)
+    # No block is read of which no tile has a token in the window.
+    for seq, seq_len in enumerate(seq_lens):
+        first_tile = max(0, seq_len - window) // 64 * 64
+        inputs.block_table[seq, : first_tile // 16] = NO_BLOCK
+    truth = inputs.truth(window)
+
+    assert worst_row_error(by_twin(inputs, window=window), truth) < target.tolerance
+    assert worst_row_error(by_kernel(inputs, num_splits, window=window), truth) < target.tolerance
 
 
 @on_each_target

@@ -13,7 +13,7 @@ from kernels.paged_attention_prefill import (
     _Tiling,
     paged_attention_prefill,
 )
-from tests.kernels.paged_inputs import Shape, paged_inputs
+from tests.kernels.paged_inputs import NO_BLOCK, Shape, paged_inputs
 from tests.kernels.targets import (
     Target,
     in_float32,
@@ -28,7 +28,7 @@ QUERY_LENS = [63, 5, 0, 1]
 SEQ_LENS = [63, 70, 0, 64]
 
 
-def by_twin(inputs, out=None):
+def by_twin(inputs, out=None, window=0):
     return reference.paged_attention_prefill(
         inputs.queries,
         inputs.kv_cache,
@@ -38,10 +38,11 @@ def by_twin(inputs, out=None):
         max(inputs.query_lens, default=0),
         inputs.scale,
         out,
+        window,
     )
 
 
-def by_kernel(inputs, tiling=None, out=None):
+def by_kernel(inputs, tiling=None, out=None, window=0):
     max_query_len = max(inputs.query_lens, default=0)
     return _paged_attention_prefill_triton(
         inputs.queries,
@@ -52,6 +53,7 @@ def by_kernel(inputs, tiling=None, out=None):
         inputs.scale,
         tiling or _choose_tiling(inputs.queries, inputs.kv_cache, max_query_len, False),
         out,
+        window,
     )
 
 
@@ -125,6 +127,29 @@ def test_tensor_descriptors_read_the_same_tiles(target, block_size, head_dim):
     )
     out = by_kernel(inputs, with_descriptors(target, head_dim))
     assert worst_row_error(out, inputs.truth()) < target.tolerance
+
+
+@on_each_device
+@pytest.mark.parametrize("window", [1, 32, 33, 1000])
+@pytest.mark.parametrize("group", [1, 3])
+def test_window_hides_all_tokens_before_it(target, window, group):
+    query_lens, seq_lens = [63, 5, 0, 1, 100, 20], [63, 70, 0, 64, 100, 300]
+    inputs = paged_inputs(target, Shape(num_kv_heads=1, group=group), query_lens, seq_lens)
+    truth = inputs.truth(window)
+    assert worst_row_error(by_twin(inputs, window=window), truth) < target.tolerance
+    # No block is read of which no tile has a token in the window of the first query.
+    for seq, (query_len, seq_len) in enumerate(zip(query_lens, seq_lens, strict=True)):
+        first_tile = max(0, seq_len - query_len + 1 - window) // 64 * 64
+        inputs.block_table[seq, : first_tile // 16] = NO_BLOCK
+    assert worst_row_error(by_kernel(inputs, window=window), truth) < target.tolerance
+
+
+@on_each_target
+@pytest.mark.parametrize("window", [40, 64])
+def test_window_over_tensor_descriptors(target, window):
+    inputs = paged_inputs(target, Shape(block_size=64), [150, 7], [150, 200])
+    out = by_kernel(inputs, with_descriptors(target, 64), window=window)
+    assert worst_row_error(out, inputs.truth(window)) < target.tolerance
 
 
 @in_float32

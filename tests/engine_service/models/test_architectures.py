@@ -39,8 +39,13 @@ SHAPES = tuple(
         hidden_size=256,
         num_layers=3,
         rope=rope,
+        fields=fields,
     )
-    for family, rope in (("Llama", LLAMA3_ROPE), ("Mistral", {}), ("Qwen2", YARN_ROPE))
+    for family, rope, fields in (
+        ("Llama", LLAMA3_ROPE, {}),
+        ("Mistral", {}, {"sliding_window": 33}),
+        ("Qwen2", YARN_ROPE, {}),
+    )
 )
 
 

@@ -166,29 +166,31 @@ def test_first_models_leave_out_what_later_ones_say():
     assert (config.max_sequence_len, config.dtype) == (2048, "float16")
 
 
-def test_window_bounds_sequences():
-    config = parse_config(MISTRAL)
-    assert (config.max_sequence_len, config.max_sequence_len_field) == (4096, "sliding_window")
-    config = parse_config(MISTRAL | {"sliding_window": None})
-    assert config.max_sequence_len == 32768
-    config = parse_config(MISTRAL | {"sliding_window": 10**6})
-    assert config.max_sequence_len_field == "max_position_embeddings"
+def test_window_is_that_of_all_layers_of_mistral():
+    assert parse_config(MISTRAL).windows == (4096,) * 32
+    assert parse_config(MISTRAL | {"sliding_window": None}).windows == (0,) * 32
 
 
-def test_window_that_is_off_bounds_nothing():
-    window = {"sliding_window": 32, "use_sliding_window": False}
-    assert parse_config(VERSION_4 | window).max_sequence_len == 40960
-    config = parse_config(VERSION_4 | window | {"use_sliding_window": True})
-    assert config.max_sequence_len == 32
-    layer_types = ["full_attention", "sliding_attention"]
-    assert parse_config(VERSION_5 | window | {"layer_types": layer_types}).max_sequence_len == 32
+def test_window_is_that_of_the_last_layers_of_qwen():
+    window = {"sliding_window": 32, "max_window_layers": 20}
+    assert parse_config(VERSION_4 | window).windows == (0,) * 28
+    window["use_sliding_window"] = True
+    assert parse_config(VERSION_4 | window).windows == (0,) * 20 + (32,) * 8
+    assert parse_config(VERSION_4 | window | {"max_window_layers": 99}).windows == (0,) * 28
+    assert parse_config(VERSION_4 | window | {"max_window_layers": None}).windows == (0,) * 28
+
+
+def test_layer_types_say_which_layers_have_a_window():
+    layer_types = ["sliding_attention", "full_attention"] * 14
+    changes = {"layer_types": layer_types, "sliding_window": 32, "use_sliding_window": True}
+    assert parse_config(VERSION_5 | changes).windows == (32, 0) * 14
 
 
 @pytest.mark.parametrize(
     "values",
     [
-        VERSION_4 | {"use_sliding_window": True},
-        VERSION_5 | {"layer_types": ["sliding_attention"]},
+        VERSION_4 | {"use_sliding_window": True, "max_window_layers": 0},
+        VERSION_5 | {"layer_types": ["sliding_attention"] * 28},
         MISTRAL | {"sliding_window": "all"},
         MISTRAL | {"sliding_window": 0},
     ],
@@ -196,6 +198,21 @@ def test_window_that_is_off_bounds_nothing():
 def test_window_without_a_width_is_refused(values):
     with pytest.raises(StartupError, match=r"sliding_window (is missing|is .*); must be an int"):
         parse_config(values)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"layer_types": ["full_attention"] * 27},
+        {"layer_types": ["full_attention"] * 27 + ["linear_attention"]},
+        {"layer_types": ["full_attention"] * 27 + [None]},
+        {"use_sliding_window": True, "max_window_layers": -1},
+        {"use_sliding_window": True, "max_window_layers": "all"},
+    ],
+)
+def test_layers_that_cannot_be_told_apart_are_refused(changes):
+    with pytest.raises(StartupError, match=r"(layer_types|max_window_layers) is .*; must "):
+        parse_config(VERSION_4 | {"sliding_window": 32} | changes)
 
 
 def test_yarn_makes_room_for_longer_sequences():

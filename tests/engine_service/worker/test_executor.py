@@ -142,8 +142,11 @@ def test_random_weights_need_no_weights_files(folder):
     [
         ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel"),
         ({"architectures": ["LlamaForCausalLM"]}, r"_norm\.weight is not part of the model"),
-        ({"num_hidden_layers": 4}, r"model\.layers\.3\."),
-        ({"num_hidden_layers": 2}, r"model\.layers\.2\..* is not part of the model"),
+        ({"num_hidden_layers": 4, "layer_types": None}, r"model\.layers\.3\."),
+        (
+            {"num_hidden_layers": 2, "layer_types": None},
+            r"model\.layers\.2\..* is not part of the model",
+        ),
         ({"vocab_size": 301}, r"weight has shape \[300, 64\].*\[301, 64\]"),
     ],
 )
