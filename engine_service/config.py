@@ -46,9 +46,9 @@ class ModelOptions(Options):
     dtype: str = field(
         default="auto",
         metadata=about(
-            OneOf(("auto", "float32", "bfloat16")),
-            "dtype to compute in: auto (the checkpoint's on CUDA, float32 on the CPU), float32 or "
-            "bfloat16",
+            OneOf(("auto", "float32", "float16", "bfloat16")),
+            "dtype to compute in: auto (the checkpoint's on CUDA, float32 on the CPU), float32, "
+            "float16 or bfloat16",
         ),
     )
     device: str = field(

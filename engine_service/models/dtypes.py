@@ -21,8 +21,6 @@ class DType:
     """Bits per element."""
     name: str | None = None
     """Its name in config.json and torch; None for types whose tensors are not read."""
-    is_computed: bool = False
-    """Whether a model may run in it."""
 
     @property
     def torch_dtype(self) -> "torch.dtype":
@@ -37,9 +35,9 @@ class DType:
 
 
 _TYPES = (
-    DType(stored_name="BF16", num_bits=16, name="bfloat16", is_computed=True),
+    DType(stored_name="BF16", num_bits=16, name="bfloat16"),
     DType(stored_name="F16", num_bits=16, name="float16"),
-    DType(stored_name="F32", num_bits=32, name="float32", is_computed=True),
+    DType(stored_name="F32", num_bits=32, name="float32"),
     DType(stored_name="F4", num_bits=4),
     DType(stored_name="F6_E2M3", num_bits=6),
     DType(stored_name="F6_E3M2", num_bits=6),
@@ -65,7 +63,4 @@ STORED = {dtype.stored_name: dtype for dtype in _TYPES}
 """All types that a safetensors header may name, by that name."""
 
 READABLE = {dtype.name: dtype for dtype in _TYPES if dtype.name is not None}
-"""The types in which weights may be stored, by torch's name."""
-
-COMPUTED = {name: dtype for name, dtype in READABLE.items() if dtype.is_computed}
-"""The types in which a model may run, by torch's name."""
+"""The types in which weights may be stored and a model may run, by torch's name."""

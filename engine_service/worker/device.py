@@ -9,7 +9,6 @@ import torch
 
 from engine_service.config import ModelOptions
 from engine_service.errors import StartupError
-from engine_service.models.dtypes import COMPUTED
 from engine_service.models.model_config import ModelConfig
 from engine_service.worker.toolchain import check_toolchain, first_line
 from kernels.checks import TRITON_HEAD_DIMS
@@ -107,20 +106,10 @@ def parse_cpus(text: str) -> set[int]:
 
 
 def choose_dtype(options: ModelOptions, config: ModelConfig, device: torch.device) -> str:
-    """Returns the name of the dtype to compute in.
-
-    Raises:
-        StartupError: `auto` selects a dtype that the kernels do not support.
-    """
+    """Returns the name of the dtype to compute in."""
     if options.dtype != "auto":
         return options.dtype
-    dtype = config.dtype if device.type == "cuda" else "float32"
-    if dtype not in COMPUTED:
-        raise StartupError(
-            f"dtype is 'auto' and the checkpoint's dtype is {dtype}, which is not supported; "
-            f"set dtype to one of: {', '.join(COMPUTED)}"
-        )
-    return dtype
+    return config.dtype if device.type == "cuda" else "float32"
 
 
 def _why_no_gpu() -> str | None:

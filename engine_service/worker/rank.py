@@ -15,7 +15,7 @@ from engine_service.grammar.tokenizer import FILE_NAME, UnusableTokenizer, read_
 from engine_service.layers.ranks import Ranks
 from engine_service.models.checkpoint import Checkpoint, fingerprint
 from engine_service.models.config import parse_config
-from engine_service.models.dtypes import COMPUTED
+from engine_service.models.dtypes import READABLE
 from engine_service.models.end_tokens import MAX_TOKENIZER_FILE_BYTES
 from engine_service.models.model_config import ModelConfig
 from engine_service.models.name import served_name
@@ -73,7 +73,7 @@ def start_rank(
             model_config=config,
             max_model_len=max_model_len,
             device=device,
-            dtype=COMPUTED[dtype].torch_dtype,
+            dtype=READABLE[dtype].torch_dtype,
             ranks=ranks,
             matchers=matchers,
         )

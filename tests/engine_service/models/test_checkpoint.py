@@ -10,7 +10,7 @@ from engine_service.errors import StartupError
 from engine_service.models.checkpoint import fingerprint, resolve_checkpoint
 from engine_service.models.config import parse_config
 from engine_service.models.loading import build_model, load_weights
-from tests.engine_service.tiny_models import SHAPES, make_model
+from tests.engine_service.tiny_models import LINEAR_ROPE, SHAPES, make_model
 
 
 @pytest.fixture
@@ -183,6 +183,11 @@ def test_fingerprint_tells_what_the_tokens_depend_on(tiny_model, folder):
         identify(tiny_model.folder, load_format="dummy"),
         identify(tiny_model.folder, load_format="dummy", seed=1),
     ]
+    for rope in ({"factor": 2.0}, {"factor": 4.0}):
+        change_json(folder / "config.json", rope_parameters=LINEAR_ROPE | rope)
+        prints.append(identify(folder))
+    change_json(folder / "config.json", use_sliding_window=True, sliding_window=8)
+    prints.append(identify(folder))
 
     assert len(set(prints)) == len(prints)
 

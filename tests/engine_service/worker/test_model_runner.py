@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import Qwen3ForCausalLM
 
 from engine_service.layers.ranks import ALONE
 from engine_service.models.checkpoint import resolve_checkpoint
@@ -18,8 +17,10 @@ from engine_service.worker.slot_sampling import NOTHING
 from tests.engine_service.plans import NewSequence, Row, make_plan
 from tests.engine_service.tiny_models import (
     CUDA_SHAPES,
+    LLAMA3_ROPE,
     OTHER_SHAPES,
     SHAPES,
+    YARN_ROPE,
     Shape,
     make_model,
     random_tokens,
@@ -172,8 +173,8 @@ def test_float32_logits_on_cuda_equal_transformers(tmp_path, shape, check_logits
     check_logits(tiny, Steps(tiny.folder, "cuda"), prompt)
 
 
-def bfloat16_errors(folder, seed):
-    """Returns the root mean square error against float32 of our bfloat16 logits and of theirs."""
+def half_errors(folder, seed, dtype, **changes):
+    """Returns the root mean square error against float32 of our 16-bit logits and of theirs."""
     shape = Shape(
         num_heads=8,
         num_kv_heads=2,
@@ -182,21 +183,22 @@ def bfloat16_errors(folder, seed):
         hidden_size=512,
         num_layers=4,
         vocab_size=2000,
+        **changes,
     )
-    tiny = make_model(folder, shape, seed=seed, dtype=torch.bfloat16)
+    tiny = make_model(folder, shape, seed=seed, dtype=dtype)
     generator = random.Random(seed)
     prompts = [random_tokens(generator, 150, tiny.vocab_size) for _ in range(16)]
     exact = torch.stack([tiny.logits(prompt)[-1] for prompt in prompts])
-    steps = Steps(tiny.folder, "cuda", torch.bfloat16)
+    steps = Steps(tiny.folder, "cuda", dtype)
     ours = torch.cat(
         [
             steps.logits([Row(0, 0, len(prompt))], {0: NewSequence(prompt, range(1, 11))})
             for prompt in prompts
         ]
     )
-    reference = Qwen3ForCausalLM.from_pretrained(tiny.folder, dtype=torch.bfloat16)
+    reference = type(tiny.reference).from_pretrained(tiny.folder, dtype=dtype)
     reference.eval().to("cuda")
-    # Moving keeps them float32: only the weights are bfloat16.
+    # Moving keeps them float32: only the weights have 16 bits.
     assert reference.model.rotary_emb.inv_freq.dtype == torch.float32
     with torch.inference_mode():
         theirs = reference(torch.tensor(prompts, device="cuda")).logits[:, -1].float().cpu()
@@ -206,6 +208,35 @@ def bfloat16_errors(folder, seed):
 @pytest.mark.gpu
 @pytest.mark.parametrize("seed", range(5))
 def test_bfloat16_logits_are_as_exact_as_those_of_transformers(tmp_path, seed):
-    our_error, their_error = bfloat16_errors(tmp_path / "model", seed)
+    our_error, their_error = half_errors(tmp_path / "model", seed, torch.bfloat16)
 
     assert 0 < our_error <= 2 * their_error
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"family": "Llama", "rope": LLAMA3_ROPE},
+        {"family": "Qwen2", "rope": YARN_ROPE},
+        {"family": "Mistral", "fields": {"sliding_window": 100}},
+    ],
+    ids=lambda changes: changes["family"],
+)
+def test_logits_of_other_architectures_are_as_exact(tmp_path, changes, dtype):
+    our_error, their_error = half_errors(tmp_path / "model", 1, dtype, **changes)
+
+    assert 0 < our_error <= 2 * their_error
+
+
+def test_more_bits_are_more_exact_on_the_cpu(tiny_model):
+    prompt = random_tokens(random.Random(1), 37, tiny_model.vocab_size)
+    new = {0: NewSequence(prompt, [7, 2, 9])}
+    errors = []
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        logits = Steps(tiny_model.folder, dtype=dtype).logits([Row(0, 0, len(prompt))], new)[0]
+        errors.append((logits - tiny_model.logits(prompt)[-1]).abs().max().item())
+
+    assert 2 * errors[0] < errors[1] < errors[2] / 2
+    assert errors[2] < 1
