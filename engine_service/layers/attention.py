@@ -75,6 +75,7 @@ class Attention(nn.Module):
         rotary_table: torch.Tensor,
         qk_norms: tuple[RMSNorm, RMSNorm] | None = None,
         *,
+        scale: float | None = None,
         window: int = 0,
     ) -> None:
         """Creates the layer.
@@ -83,12 +84,13 @@ class Attention(nn.Module):
             heads: Those of this rank.
             rotary_table: As `rotary_table` returns it.
             qk_norms: The norms of each head's queries and keys; None leaves them as projected.
+            scale: Multiplies the scores; None is the inverse square root of `head_dim`.
             window: The last tokens that each sees, itself included; 0 means all.
         """
         super().__init__()
         self.window = window
         self.heads = heads
-        self.scale = heads.head_dim**-0.5
+        self.scale = heads.head_dim**-0.5 if scale is None else scale
         self.rotary_table = rotary_table
         self.q_norm: RMSNorm | None
         self.k_norm: RMSNorm | None

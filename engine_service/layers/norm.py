@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from kernels.rms_norm import add_rms_norm
+from kernels.rms_norm import add_rms_norm, rms_norm
 
 
 class RMSNorm(nn.Module):
@@ -25,3 +25,7 @@ class RMSNorm(nn.Module):
             The normalised rows and the new residual, each [num_tokens, size].
         """
         return add_rms_norm(x, residual, self.weight, self.eps)
+
+    def alone(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalises [num_tokens, size]."""
+        return rms_norm(x, self.weight, self.eps)

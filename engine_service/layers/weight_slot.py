@@ -39,6 +39,8 @@ class WeightSlot:
     """None is the whole dimension."""
     shard: Shard | None = None
     """The part of the tensor that belongs here; None is all of it, on every rank."""
+    added: float = 0.0
+    """What is added to the stored values: some norms store how far their weights are from 1."""
 
     @property
     def target(self) -> torch.Tensor:

@@ -71,6 +71,10 @@ class ConfigFields:
         if value != supported:
             raise self.refuse(name, value, f"supported: {shown(supported)} only")
 
+    def changed(self, changes: Mapping[str, object]) -> "ConfigFields":
+        """Returns these fields with others in place of some, or added."""
+        return ConfigFields({**self._values, **changes}, self._source)
+
     def nested(self, name: str, values: Mapping[str, object]) -> "ConfigFields":
         """Returns the fields of a nested object; error messages name both fields."""
         return ConfigFields(values, f"{self._source}: {name}")

@@ -44,7 +44,9 @@ class DecoderAttention(nn.Module):
         if config.has_qk_norm:
             eps = config.rms_norm_eps
             qk_norms = RMSNorm(heads.head_dim, eps, dtype), RMSNorm(heads.head_dim, eps, dtype)
-        self.attention = Attention(heads, table, qk_norms, window=window)
+        self.attention = Attention(
+            heads, table, qk_norms, scale=config.attention_scale, window=window
+        )
         self.o_proj = Linear(heads.num_heads * heads.head_dim, config.hidden_size, dtype)
 
     def weight_slots(

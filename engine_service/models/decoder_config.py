@@ -33,6 +33,8 @@ class DecoderConfig(ModelConfig):
     """Queries and keys are normalised per head before they are rotated."""
     has_qkv_bias: bool
     """The projections to queries, keys and values add a bias."""
+    attention_scale: float | None = None
+    """Multiplies the scores of attention; None is the inverse square root of `head_dim`."""
     windows: tuple[int, ...]
     """Of each layer the last tokens that a token sees, itself included; 0 means all."""
 

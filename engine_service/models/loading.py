@@ -101,6 +101,7 @@ def load_weights(
     if HEAD not in slots:
         _check_tied_head(transfers)
     digest = _digest(slots, transfers, rank, sum_over_ranks)
+    _add_constants(slots)
     share = ""
     if num_ranks > 1:
         total = sum(stored.end - stored.begin for stored in tensors.values())
@@ -172,6 +173,13 @@ def _fill_columns(slots: Mapping[str, WeightSlot], transfers: Mapping[str, Trans
         slot = slots.get(name)
         if slot is not None and not slot.target.is_contiguous():
             slot.target.copy_(transfer.target)
+
+
+@torch.inference_mode()
+def _add_constants(slots: Mapping[str, WeightSlot]) -> None:
+    for slot in slots.values():
+        if slot.added:
+            slot.target.add_(slot.added)
 
 
 def _check_values(transfers: Iterable[Transfer]) -> None:

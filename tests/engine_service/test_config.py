@@ -75,7 +75,10 @@ def test_variables_of_others_are_left_alone():
             ["--drain-grace-seconds", "-1"],
             "--drain-grace-seconds is -1.0, must be a number of seconds from 0 to 86400",
         ),
-        (["--dtype", "float8"], "--dtype is 'float8', must be one of auto, float32, float16, bfloat16"),
+        (
+            ["--dtype", "float8"],
+            "--dtype is 'float8', must be one of auto, float32, float16, bfloat16",
+        ),
         (["--device", "tpu"], "--device is 'tpu', must be auto, cpu, cuda or cuda:N"),
         (["--load-format", "gguf"], "--load-format is 'gguf', must be one of auto, dummy"),
         (["--max-model-len", "1"], "--max-model-len is 1, must be an integer from 2 to"),

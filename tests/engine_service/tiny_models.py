@@ -15,6 +15,8 @@ from engine_service.models.causal_lm import CausalLM
 
 # With a standard deviation of 0.02 a model repeats one token whatever its cache holds.
 INITIALIZER_RANGE = 0.1
+_CONFIGS = {"Gemma3": "Gemma3Text"}
+"""Families whose configuration has another name than their model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +71,11 @@ YARN_ROPE = {
 }
 LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}
 
+GEMMA3_ROPE = {
+    "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+}
+
 OTHER_SHAPES = (
     Shape(family="Llama", num_heads=4, num_kv_heads=2, head_dim=16, is_tied=True, rope=LLAMA3_ROPE),
     Shape(family="Llama", num_heads=3, num_kv_heads=3, head_dim=32, is_tied=False, hidden_size=96),
@@ -117,6 +124,36 @@ OTHER_SHAPES = (
         is_tied=True,
         rope=YARN_ROPE,
         fields={"sliding_window": None},
+    ),
+    Shape(
+        family="Gemma3",
+        num_heads=4,
+        num_kv_heads=1,
+        head_dim=32,
+        is_tied=True,
+        num_layers=4,
+        rope=GEMMA3_ROPE,
+        fields={"sliding_window": 9, "sliding_window_pattern": 2, "query_pre_attn_scalar": 20},
+    ),
+    Shape(
+        family="Gemma3",
+        num_heads=4,
+        num_kv_heads=4,
+        head_dim=16,
+        is_tied=False,
+        rope=GEMMA3_ROPE,
+        fields={"sliding_window": 16},
+    ),
+    Shape(
+        family="Gemma3",
+        num_heads=6,
+        num_kv_heads=3,
+        head_dim=16,
+        is_tied=True,
+        hidden_size=96,
+        num_layers=7,
+        rope=GEMMA3_ROPE,
+        fields={"sliding_window": 300},
     ),
 )
 """Three of each architecture but Qwen3.
@@ -203,7 +240,7 @@ def make_config(shape: Shape, **overrides: object) -> PreTrainedConfig:
     }
     if shape.rope:
         values["rope_parameters"] = dict(shape.rope)
-    config = getattr(transformers, f"{shape.family}Config")
+    config = getattr(transformers, f"{_CONFIGS.get(shape.family, shape.family)}Config")
     return config(**(values | dict(shape.fields) | overrides))
 
 
@@ -226,7 +263,9 @@ def make_model(
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:
-                parameter.uniform_(0.5, 1.5)
+                parameter.uniform_(-0.5, 0.5) if shape.family == "Gemma3" else parameter.uniform_(
+                    0.5, 1.5
+                )
             elif name.endswith(".bias"):
                 parameter.normal_(std=0.5)
     model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)

@@ -14,6 +14,7 @@ from engine_service.models.loading import build_model, check_weights, fill_rando
 from engine_service.models.registry import ARCHITECTURES
 from protos.wire.sampling_params import SamplingParams
 from tests.engine_service.tiny_models import (
+    GEMMA3_ROPE,
     LLAMA3_ROPE,
     YARN_ROPE,
     Shape,
@@ -42,6 +43,7 @@ SHAPES = tuple(
         fields=fields,
     )
     for family, rope, fields in (
+        ("Gemma3", GEMMA3_ROPE, {"sliding_window": 33, "sliding_window_pattern": 2}),
         ("Llama", LLAMA3_ROPE, {}),
         ("Mistral", {}, {"sliding_window": 33}),
         ("Qwen2", YARN_ROPE, {}),
@@ -115,7 +117,7 @@ def test_every_stored_tensor_has_its_place(tiny):
 
 @pytest.fixture
 def qwen2(tmp_path):
-    return make_model(tmp_path / "qwen2", SHAPES[2], seed=3)
+    return make_model(tmp_path / "qwen2", SHAPES[3], seed=3)
 
 
 def change_tensors(folder, change):

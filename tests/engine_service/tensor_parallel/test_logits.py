@@ -11,7 +11,13 @@ from engine_service.models.loading import build_model, fill_randomly, load_weigh
 from engine_service.worker.slot_sampling import NOTHING
 from tests.engine_service.plans import NewSequence, Row, make_plan
 from tests.engine_service.tensor_parallel.thread_ranks import RankThreads
-from tests.engine_service.tiny_models import LLAMA3_ROPE, Shape, make_model, random_tokens
+from tests.engine_service.tiny_models import (
+    GEMMA3_ROPE,
+    LLAMA3_ROPE,
+    Shape,
+    make_model,
+    random_tokens,
+)
 from tests.engine_service.worker.inputs import prepare
 from tests.engine_service.worker.test_model_runner import CHECKS, Steps
 
@@ -19,6 +25,15 @@ SHAPES = {
     "untied": Shape(num_heads=4, num_kv_heads=4, head_dim=16, is_tied=False),
     "ranks share a head, odd vocabulary": Shape(
         num_heads=8, num_kv_heads=2, head_dim=16, is_tied=True, vocab_size=301
+    ),
+    "norms behind the sums": Shape(
+        family="Gemma3",
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=16,
+        is_tied=True,
+        rope=GEMMA3_ROPE,
+        fields={"sliding_window": 9, "sliding_window_pattern": 2},
     ),
     "biases": Shape(
         family="Qwen2",

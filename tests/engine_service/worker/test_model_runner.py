@@ -17,6 +17,7 @@ from engine_service.worker.slot_sampling import NOTHING
 from tests.engine_service.plans import NewSequence, Row, make_plan
 from tests.engine_service.tiny_models import (
     CUDA_SHAPES,
+    GEMMA3_ROPE,
     LLAMA3_ROPE,
     OTHER_SHAPES,
     SHAPES,
@@ -218,6 +219,11 @@ def test_bfloat16_logits_are_as_exact_as_those_of_transformers(tmp_path, seed):
 @pytest.mark.parametrize(
     "changes",
     [
+        {
+            "family": "Gemma3",
+            "rope": GEMMA3_ROPE,
+            "fields": {"sliding_window": 100, "sliding_window_pattern": 2},
+        },
         {"family": "Llama", "rope": LLAMA3_ROPE},
         {"family": "Qwen2", "rope": YARN_ROPE},
         {"family": "Mistral", "fields": {"sliding_window": 100}},
