@@ -136,7 +136,7 @@ class EngineServer:
         )
         self._servicer.replica = replica
         if self._vllm is not None:
-            self._vllm.start(replica)
+            await self._vllm.start(replica)
         await self._enter(State.SERVING)
         return info
 

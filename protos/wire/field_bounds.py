@@ -205,10 +205,9 @@ FIELD_BOUNDS: Mapping[str, FieldBound] = {
             "TokenizedInput.input_ids": FieldBound(
                 entries=5 * MAX_SEQUENCE_TOKENS, reason=Reason.PROMPT_TOO_LONG
             ),
+            # Each is looked for at each token.
             "SamplingParams.stop": FieldBound(
-                entries=MAX_STOP_TEXTS,
-                bytes=MAX_STOP_TEXT_BYTES,
-                reason=Reason.BAD_SAMPLING_PARAMS,
+                entries=64, bytes=MAX_STOP_TEXT_BYTES, reason=Reason.BAD_SAMPLING_PARAMS
             ),
             "SamplingParams.stop_token_ids": FieldBound(
                 entries=5 * MAX_STOP_TOKEN_IDS, reason=Reason.BAD_SAMPLING_PARAMS

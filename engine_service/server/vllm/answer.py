@@ -1,7 +1,7 @@
 """Makes the messages of a Generate call of the vLLM service from the outputs of its requests."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from smg_grpc_proto.generated import vllm_engine_pb2 as pb
@@ -9,6 +9,7 @@ from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 from engine_service.core.logprobs import StepLogprobs
 from engine_service.core.types import Finish, FinishReason, Request, int32_array
 from engine_service.server.output_stream import OutputBatch
+from engine_service.server.vllm.stop_texts import StopTexts
 
 if TYPE_CHECKING:
     from array import array
@@ -29,6 +30,16 @@ class _Sample:
     """Those not sent."""
     prompt_logprobs: StepLogprobs | None = None
     """Those of the prompt, until they are sent."""
+    stop_texts: StopTexts | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _End:
+    """How a sample ended."""
+
+    reason: str
+    matched: "dict[str, int | str]" = field(default_factory=dict)
+    """The stop token or stop text of the request, by the name of its field."""
 
 
 class Answer:
@@ -37,12 +48,22 @@ class Answer:
     Args:
         requests: Those of the call, by index.
         is_streamed: Whether tokens are sent as they come; else there is one message for a sample.
+        stop_texts: Returns the texts that end a sample, if there are any.
+        cancel: Called with the handle of a request that such a text has ended.
     """
 
-    def __init__(self, requests: list[Request], *, is_streamed: bool) -> None:
+    def __init__(
+        self,
+        requests: list[Request],
+        *,
+        is_streamed: bool,
+        stop_texts: Callable[[], StopTexts | None] = lambda: None,
+        cancel: Callable[[int], None] = lambda _: None,
+    ) -> None:
         self._is_streamed = is_streamed
+        self._cancel = cancel
         self._open = {
-            index: _Sample(request=request, token_ids=int32_array())
+            index: _Sample(request=request, token_ids=int32_array(), stop_texts=stop_texts())
             for index, request in enumerate(requests)
         }
 
@@ -65,17 +86,33 @@ class Answer:
         for handle, count in zip(batch.handles, batch.token_counts, strict=True):
             token_ids = batch.token_ids[start : start + count]
             start += count
-            self._open[handle].token_ids.extend(token_ids)
-            if self._is_streamed:
-                yield self._chunk(handle, token_ids)
+            yield from self._take(handle, token_ids)
         for handle, finish in batch.finishes:
-            yield self._complete(handle, finish)
+            if handle in self._open:
+                yield self._complete(handle, _end_of(self._open[handle].request, finish))
 
     def abortion(self) -> Iterator[Any]:
         """Yields the end of the samples that are still open, which were aborted."""
         for handle, sample in list(self._open.items()):
             sample.prompt_logprobs = None  # They may be incomplete.
-            yield self._complete(handle, None)
+            yield self._complete(handle, _End(reason=_ABORTED))
+
+    def _take(self, handle: int, token_ids: "array[int]") -> Iterator[Any]:
+        sample = self._open[handle]
+        match = None if sample.stop_texts is None else sample.stop_texts.find(token_ids)
+        if match is not None:
+            num_dropped = len(token_ids) - match.num_tokens
+            token_ids = token_ids[: match.num_tokens]
+            if sample.logprobs is not None:
+                sample.logprobs = sample.logprobs.part(0, len(sample.logprobs) - num_dropped)
+        sample.token_ids.extend(token_ids)
+        if self._is_streamed:
+            yield self._chunk(handle, token_ids)
+        if match is not None:
+            self._cancel(handle)
+            yield self._complete(
+                handle, _End(reason="stop", matched={"matched_stop_str": match.text})
+            )
 
     def _chunk(self, index: int, token_ids: "array[int]") -> Any:  # noqa: ANN401
         sample = self._open[index]
@@ -89,22 +126,28 @@ class Answer:
         _move_logprobs(sample, token_ids, chunk)
         return pb.GenerateResponse(chunk=chunk)
 
-    def _complete(self, index: int, finish: Finish | None) -> Any:  # noqa: ANN401
+    def _complete(self, index: int, end: _End) -> Any:  # noqa: ANN401
         sample = self._open.pop(index)
         complete = pb.GenerateComplete(
             output_ids=sample.token_ids,
-            finish_reason=_ABORTED if finish is None else _FINISH_REASONS[finish.reason],
+            finish_reason=end.reason,
             prompt_tokens=len(sample.request.prompt_token_ids),
             completion_tokens=len(sample.token_ids),
             cached_tokens=sample.num_cached_tokens,
             index=index,
+            **end.matched,
         )
-        stop_token_id = None if finish is None else finish.stop_token_id
-        # The end of a text by the model's own token matches nothing that was asked for.
-        if stop_token_id in sample.request.sampling_params.stop_token_ids:
-            complete.matched_token_id = stop_token_id
         _move_logprobs(sample, sample.token_ids, complete)
         return pb.GenerateResponse(complete=complete)
+
+
+def _end_of(request: Request, finish: Finish) -> _End:
+    matched: dict[str, int | str] = {}
+    stop_token_id = finish.stop_token_id
+    # The end of a text by the model's own token matches nothing that was asked for.
+    if stop_token_id is not None and stop_token_id in request.sampling_params.stop_token_ids:
+        matched["matched_token_id"] = stop_token_id
+    return _End(reason=_FINISH_REASONS[finish.reason], matched=matched)
 
 
 def _move_logprobs(sample: _Sample, token_ids: "array[int]", message: Any) -> None:  # noqa: ANN401

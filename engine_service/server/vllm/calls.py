@@ -20,11 +20,15 @@ class Call:
         self.stream = stream
         self.is_aborted = False
 
+    def cancel(self, handle: int) -> None:
+        """Cancels one of its requests in the core."""
+        self._client.cancel(self.stream, handle)
+
     def abort(self) -> None:
         """Cancels its requests in the core and wakes its reader."""
         self.is_aborted = True
         for handle in list(self.stream.open_requests):
-            self._client.cancel(self.stream, handle)
+            self.cancel(handle)
         self.stream.wake()
 
 

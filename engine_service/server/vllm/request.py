@@ -88,7 +88,7 @@ def check_rank(field: str, rank: int) -> None:
 def _check_served(message: Message) -> None:
     for field, _ in message.ListFields():
         if why := _UNSERVED.get(field.name):
-            raise _unsupported(field.name, why)
+            raise unsupported(field.name, why)
     check_rank("data_parallel_rank", message.data_parallel_rank)
 
 
@@ -133,7 +133,7 @@ def _grammar(params: Message) -> Grammar | None:
     if constraint is None or (constraint == "json_object" and not params.json_object):
         return None
     if constraint == "structural_tag":
-        raise _unsupported(
+        raise unsupported(
             "sampling_params.structural_tag", "use json_schema, regex, grammar or choice"
         )
     if constraint == "choice":
@@ -150,7 +150,8 @@ def _out_of_bounds(field: str, value: int, bounds: str) -> InvalidRequest:
     )
 
 
-def _unsupported(field: str, why: str) -> InvalidRequest:
+def unsupported(field: str, why: str) -> InvalidRequest:
+    """Returns the error for a field that is set but not served."""
     return InvalidRequest(
         f"{field} is set, but must be unset: {why}",
         {"field": field, "value": "set", "bounds": "unset"},

@@ -1,5 +1,6 @@
 """The RPCs of vllm.grpc.engine.VllmEngine: check, call, map the error."""
 
+import asyncio
 import contextlib
 import logging
 import time
@@ -23,6 +24,7 @@ from engine_service.server.vllm.block_mirror import BlockMirror
 from engine_service.server.vllm.calls import Call, OpenCalls
 from engine_service.server.vllm.kv_events import KvEvents
 from engine_service.server.vllm.request import check_rank, to_requests
+from engine_service.server.vllm.token_texts import TokenTexts
 from engine_service.server.vllm.tokenizer_archive import TokenizerArchive
 from servicekit.status import Context
 
@@ -47,10 +49,12 @@ class VllmServicer(BaseServicer):
         self._archive = TokenizerArchive()
         self._model_info: Message = None
         self._mirror: BlockMirror | None = None
+        self._texts = TokenTexts(None)
         self._created_at = time.monotonic()
 
-    def start(self, replica: Replica) -> None:
-        """Serves calls from this replica."""
+    async def start(self, replica: Replica) -> None:
+        """Serves calls from this replica; reads its tokenizer first, which takes seconds."""
+        self._texts = await asyncio.to_thread(TokenTexts.read, replica)
         self._model_info = description.model_info(replica)
         self._mirror = BlockMirror(
             replica.client.describe_blocks, max_tokens_per_message=MAX_DESCRIBED_TOKENS
@@ -75,6 +79,7 @@ class VllmServicer(BaseServicer):
                 replica = self._loaded()
                 name = convert.checked_name(request.request_id)
                 requests = to_requests(request, replica.limits, replica.client.next_request_id)
+                stop_texts = self._texts.stop_texts(request.sampling_params)
             num_tokens = replica.options.max_buffered_tokens
             with self._calls.opened(name, replica.client, num_tokens) as call:
                 with self._counted_refusals():
@@ -88,7 +93,13 @@ class VllmServicer(BaseServicer):
                     len(requests),
                     *trace_context(context),
                 )
-                await _write_outputs(call, Answer(requests, is_streamed=request.stream), context)
+                answer = Answer(
+                    requests,
+                    is_streamed=request.stream,
+                    stop_texts=stop_texts,
+                    cancel=call.cancel,
+                )
+                await _write_outputs(call, answer, context)
 
     async def Abort(self, request: Message, context: Context) -> Message:
         """Ends requests by their names; unknown and finished ones are ignored."""

@@ -14,6 +14,7 @@ class Recipient:
     def __init__(self):
         self.taken = []
         self.cancelled = []
+        self.describes_blocks = None
 
     def add(self, request):
         if not request.prompt_token_ids:
@@ -22,6 +23,9 @@ class Recipient:
 
     def cancel(self, request_id):
         self.cancelled.append(request_id)
+
+    def describe_blocks(self, is_wanted):
+        self.describes_blocks = is_wanted
 
 
 @pytest.fixture
