@@ -185,7 +185,8 @@ async def _write_outputs(call: Call, answer: Answer, context: Context) -> None:
         for message in answer.messages(batch):
             await context.write(message)
         for _, error in batch.failures:
-            raise error
+            if not answer.is_complete:
+                raise error
         if call.is_aborted:
             for message in answer.abortion():
                 await context.write(message)
