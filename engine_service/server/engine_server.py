@@ -189,6 +189,7 @@ class EngineServer:
         handlers.add(service, self._servicer, {"GenerateMany": SubmissionBatchParser()})
         if self._vllm is not None:
             handlers.add(self._vllm.service, self._vllm)
+            self._health.add_service(self._vllm.service.full_name)
         handlers.add_health(self._health.servicer)
         handlers.add_reflection()
         host, port = self._options.host, self._options.port

@@ -62,9 +62,7 @@ class Fleet:
 
     async def have_engines_loaded(self):
         """Returns whether both engines serve."""
-        return (
-            len(await self.engine_metrics("ready")) == 2 == sum(await self.engine_metrics("ready"))
-        )
+        return await self.engine_metrics("ready") == [1.0, 1.0]
 
     async def wait_ready(self):
         """Waits until the gateway has both engines, their tokenizer and their events."""

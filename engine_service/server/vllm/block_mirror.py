@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from engine_service.core.types import BlockContents, CacheDelta
@@ -29,7 +30,8 @@ class Block(NamedTuple):
     token_ids: "array[int]"
 
 
-class Change(NamedTuple):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
     """One change of the cache; removals come first."""
 
     sequence_number: int
@@ -38,7 +40,8 @@ class Change(NamedTuple):
     """A block comes after its parent."""
 
 
-class SnapshotPart(NamedTuple):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotPart:
     """Some of the blocks held after a change; a block comes after its parent."""
 
     sequence_number: int
@@ -96,7 +99,7 @@ class BlockMirror:
         self._error = error
         self._announce()
 
-    async def subscribe(self, sequence_number: int) -> AsyncIterator[Change | SnapshotPart]:
+    async def subscribe(self, sequence_number: int) -> AsyncGenerator[Change | SnapshotPart, None]:
         """Yields the changes after a known one, or a snapshot first if they are not held.
 
         Args:
@@ -163,7 +166,7 @@ class BlockMirror:
 
     def _append(self, removed: list[int], stored: list[Block]) -> None:
         self._sequence_number += 1
-        change = Change(self._sequence_number, removed, stored)
+        change = Change(sequence_number=self._sequence_number, removed=removed, stored=stored)
         self._history[self._sequence_number] = change
         self._history_cost += _cost(change)
         while self._history_cost > self._max_history_tokens:

@@ -5,6 +5,7 @@ import io
 import zipfile
 
 from google.protobuf.json_format import MessageToDict
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from smg_grpc_proto.generated import common_pb2, vllm_engine_pb2_grpc
 from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 
@@ -105,6 +106,13 @@ async def test_model_without_tokenizer_says_so():
     async with running_vllm_engine() as (_, stub):
         status = await status_of(stub.GetTokenizer(common_pb2.GetTokenizerRequest()))
         assert status.reason == "NO_TOKENIZER"
+
+
+async def test_readiness_is_told_by_the_name_of_the_service_too():
+    async with running_vllm_engine() as (engine, _):
+        stub = health_pb2_grpc.HealthStub(engine.channel)
+        asked = health_pb2.HealthCheckRequest(service="vllm.grpc.engine.VllmEngine")
+        assert (await stub.Check(asked)).status == health_pb2.HealthCheckResponse.SERVING
 
 
 async def test_without_the_option_the_service_is_unknown():
