@@ -63,7 +63,7 @@ class Health(Generic[_State]):
         return self.state is self._serving
 
     def add_service(self, service: str) -> None:
-        """Reports the readiness by the full name of another service, too, from the next state on."""
+        """Reports the readiness by another full name, too, from the next state on."""
         self._services.append(service)
 
     async def enter(self, state: _State) -> None:

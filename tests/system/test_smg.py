@@ -177,6 +177,14 @@ async def test_structured_output_is_structured(fleet):
         model=MODEL, prompt="x", max_tokens=16, extra_body={"regex": "[0-9]{3}"}
     )
     assert re.fullmatch("[0-9]{3}", answer.choices[0].text)
+    for ebnf, text in (('start: "ab"', "ab"), ('root ::= "ab"', None)):
+        asked = {"model": MODEL, "prompt": "x", "max_tokens": 16, "extra_body": {"ebnf": ebnf}}
+        if text is None:
+            with pytest.raises(openai.BadRequestError, match="grammar.lark cannot be used"):
+                await fleet.openai.completions.create(**asked)
+        else:
+            answer = await fleet.openai.completions.create(**asked)
+            assert answer.choices[0].text == text
     schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"]}
     schema["additionalProperties"] = False
     answer = await fleet.openai.chat.completions.create(
