@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 
 from engine_service.core.logprobs import StepLogprobs
 from engine_service.core.types import Finish, FinishReason, Request, int32_array
 from engine_service.server.output_stream import OutputBatch
+from engine_service.server.vllm.message import Message
 from engine_service.server.vllm.stop_texts import StopTexts
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Answer:
         """Whether the end of all samples was told."""
         return not self._open
 
-    def messages(self, batch: OutputBatch) -> Iterator[Any]:
+    def messages(self, batch: OutputBatch) -> Iterator[Message]:
         """Takes in outputs and yields what the client gets of them."""
         for handle, admission in batch.admissions:
             self._open[handle].num_cached_tokens = admission.num_cached_tokens
@@ -91,13 +92,13 @@ class Answer:
             if handle in self._open:
                 yield self._complete(handle, _end_of(self._open[handle].request, finish))
 
-    def abortion(self) -> Iterator[Any]:
+    def abortion(self) -> Iterator[Message]:
         """Yields the end of the samples that are still open, which were aborted."""
         for handle, sample in list(self._open.items()):
             sample.prompt_logprobs = None  # They may be incomplete.
             yield self._complete(handle, _End(reason=_ABORTED))
 
-    def _take(self, handle: int, token_ids: "array[int]") -> Iterator[Any]:
+    def _take(self, handle: int, token_ids: "array[int]") -> Iterator[Message]:
         sample = self._open[handle]
         match = None if sample.stop_texts is None else sample.stop_texts.find(token_ids)
         if match is not None:
@@ -114,7 +115,7 @@ class Answer:
                 handle, _End(reason="stop", matched={"matched_stop_str": match.text})
             )
 
-    def _chunk(self, index: int, token_ids: "array[int]") -> Any:  # noqa: ANN401
+    def _chunk(self, index: int, token_ids: "array[int]") -> Message:
         sample = self._open[index]
         chunk = pb.GenerateStreamChunk(
             token_ids=token_ids,
@@ -126,7 +127,7 @@ class Answer:
         _move_logprobs(sample, token_ids, chunk)
         return pb.GenerateResponse(chunk=chunk)
 
-    def _complete(self, index: int, end: _End) -> Any:  # noqa: ANN401
+    def _complete(self, index: int, end: _End) -> Message:
         sample = self._open.pop(index)
         complete = pb.GenerateComplete(
             output_ids=sample.token_ids,
@@ -150,7 +151,7 @@ def _end_of(request: Request, finish: Finish) -> _End:
     return _End(reason=_FINISH_REASONS[finish.reason], matched=matched)
 
 
-def _move_logprobs(sample: _Sample, token_ids: "array[int]", message: Any) -> None:  # noqa: ANN401
+def _move_logprobs(sample: _Sample, token_ids: "array[int]", message: Message) -> None:
     """Writes the logprobs that were not sent yet, those of `token_ids` and of the prompt."""
     if sample.logprobs is not None:
         output = message.output_logprobs
@@ -171,7 +172,7 @@ def _move_logprobs(sample: _Sample, token_ids: "array[int]", message: Any) -> No
         sample.prompt_logprobs = None
 
 
-def _fill_top(rows: Any, logprobs: StepLogprobs) -> None:  # noqa: ANN401
+def _fill_top(rows: Message, logprobs: StepLogprobs) -> None:
     width = logprobs.width
     for start in range(0, len(logprobs.top_token_ids), width or 1):
         rows.add(

@@ -2,12 +2,12 @@
 
 import json
 from datetime import UTC, datetime
-from typing import Any
 
 from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 
 from engine_service.models.json_file import parse_json
 from engine_service.server.replica import Replica
+from engine_service.server.vllm.message import Message
 from protos.wire.sampling_params import DEFAULT_PARAMS
 from servicekit.version import software_version
 
@@ -16,7 +16,7 @@ _SERVER_TYPE = "vllm-grpc"
 _MAX_TOKEN_ID = 2**31 - 1
 
 
-def model_info(replica: Replica) -> Any:  # noqa: ANN401
+def model_info(replica: Replica) -> Message:
     """Returns what GetModelInfo tells, which never changes."""
     info = replica.info
     config = _config(replica)
@@ -43,7 +43,7 @@ def model_info(replica: Replica) -> Any:  # noqa: ANN401
     )
 
 
-def server_info(replica: Replica, uptime_seconds: float) -> Any:  # noqa: ANN401
+def server_info(replica: Replica, uptime_seconds: float) -> Message:
     """Returns what GetServerInfo tells now."""
     info = replica.info
     return pb.GetServerInfoResponse(
@@ -59,7 +59,7 @@ def server_info(replica: Replica, uptime_seconds: float) -> Any:  # noqa: ANN401
     )
 
 
-def loads(replica: Replica) -> Any:  # noqa: ANN401
+def loads(replica: Replica) -> Message:
     """Returns what GetLoads tells now."""
     info, load = replica.info, replica.load_meter.load
     num_used_blocks = load.num_blocks - load.num_free_blocks

@@ -2,11 +2,11 @@
 
 import itertools
 import time
-from typing import Any
 
 from smg_grpc_proto.generated import common_pb2 as pb
 
 from engine_service.server.vllm.block_mirror import Block, Change, SnapshotPart
+from engine_service.server.vllm.message import Message
 
 _SIGN_BIT = 1 << 63
 
@@ -17,7 +17,7 @@ class KvEvents:
     def __init__(self) -> None:
         self._event_ids = itertools.count(1)
 
-    def batch(self, change: Change | SnapshotPart) -> Any:  # noqa: ANN401
+    def batch(self, change: Change | SnapshotPart) -> Message:
         """Returns one message of the stream.
 
         The first one of a snapshot says that all earlier blocks are gone.
@@ -40,9 +40,9 @@ class KvEvents:
         return batch
 
 
-def _add_stored(batch: Any, blocks: list[Block]) -> None:  # noqa: ANN401
+def _add_stored(batch: Message, blocks: list[Block]) -> None:
     """Adds one event for each chain of blocks that follow each other."""
-    stored: Any = None
+    stored: Message = None
     last = None
     for block in blocks:
         if last is None or block.parent != last:

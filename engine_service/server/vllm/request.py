@@ -7,19 +7,20 @@ model's own defaults do not apply, since gateways read them from GetModelInfo an
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING
 
 from engine_service.core.limits import Limits
 from engine_service.core.types import Request
 from engine_service.errors import InvalidRequest
 from engine_service.server import convert
+from engine_service.server.vllm.message import Message
 from engine_service.server.vllm.token_ids import read_varint_ids
 from protos.wire.limits import MAX_SAMPLES
 from protos.wire.reason import Reason
 from protos.wire.sampling_params import Grammar, LogitBias, SamplingParams
 
-Message: TypeAlias = Any
-"""The package's messages have no types."""
+if TYPE_CHECKING:
+    from array import array
 
 _UNSERVED = {
     "text": "the engine takes token IDs only, in tokenized.input_ids",
@@ -92,7 +93,7 @@ def _check_served(message: Message) -> None:
     check_rank("data_parallel_rank", message.data_parallel_rank)
 
 
-def _prompt(message: Message, limits: Limits) -> Any:  # noqa: ANN401
+def _prompt(message: Message, limits: Limits) -> "array[int]":
     tokenized = message.tokenized
     # A copy of the text would cost as much as the tokens.
     tokenized.ClearField("original_text")

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from typing import Any, NoReturn, TypeAlias
+from typing import NoReturn
 
 import grpc
 from smg_grpc_proto.generated import vllm_engine_pb2 as pb
@@ -23,13 +23,11 @@ from engine_service.server.vllm.answer import Answer
 from engine_service.server.vllm.block_mirror import BlockMirror
 from engine_service.server.vllm.calls import Call, OpenCalls
 from engine_service.server.vllm.kv_events import KvEvents
+from engine_service.server.vllm.message import Message
 from engine_service.server.vllm.request import check_rank, to_requests
 from engine_service.server.vllm.token_texts import TokenTexts
 from engine_service.server.vllm.tokenizer_archive import TokenizerArchive
 from servicekit.status import Context
-
-Message: TypeAlias = Any
-"""The package's messages have no types."""
 
 _logger = logging.getLogger(__name__)
 

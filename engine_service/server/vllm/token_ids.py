@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from engine_service.server.vllm.message import Message
 from protos.wire.wire_format import read_fields
 
 _MIN_COUNT = 512
@@ -13,7 +14,7 @@ _MAX_BYTES = 5
 """Of a varint of 32 bits."""
 
 
-def read_varint_ids(message: Any, name: str) -> "array[int]":  # noqa: ANN401
+def read_varint_ids(message: Message, name: str) -> "array[int]":
     """Returns the content of a `repeated uint32` field, as an array of typecode "i".
 
     IDs from 2^31 on become negative. A million take 30 ms, a third of what iteration takes.

@@ -2,11 +2,12 @@
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from engine_service.errors import InvalidRequest
 from engine_service.grammar.tokenizer import FILE_NAME, UnusableTokenizer, read_tokenizer
 from engine_service.server.replica import Replica
+from engine_service.server.vllm.message import Message
 from engine_service.server.vllm.request import unsupported
 from engine_service.server.vllm.stop_texts import StopTexts
 from protos.wire.reason import Reason
@@ -42,7 +43,7 @@ class TokenTexts:
             _logger.warning("stop texts are refused detail=%s", error)
             return cls(None)
 
-    def stop_texts(self, params: Any) -> Callable[[], StopTexts | None]:  # noqa: ANN401
+    def stop_texts(self, params: Message) -> Callable[[], StopTexts | None]:
         """Returns what makes the stop texts of one sample of a request.
 
         Args:

@@ -5,11 +5,11 @@ import hashlib
 import io
 import zipfile
 from collections.abc import Iterator
-from typing import Any
 
 from smg_grpc_proto.generated import common_pb2
 
 from engine_service.server.tokenizer_files import TokenizerFiles
+from engine_service.server.vllm.message import Message
 
 _CHUNK_BYTES = 64 * 1024
 
@@ -21,7 +21,7 @@ class TokenizerArchive:
         self._lock = asyncio.Lock()
         self._content = b""
 
-    async def chunks(self, files: TokenizerFiles) -> Iterator[Any]:
+    async def chunks(self, files: TokenizerFiles) -> Iterator[Message]:
         """Returns the messages that carry the archive; the last one has its SHA-256."""
         async with self._lock:
             if not self._content:
@@ -40,7 +40,7 @@ def _zipped(files: TokenizerFiles) -> bytes:
     return archive.getvalue()
 
 
-def _chunks(content: bytes) -> Iterator[Any]:
+def _chunks(content: bytes) -> Iterator[Message]:
     digest = hashlib.sha256(content).hexdigest()
     for start in range(0, len(content), _CHUNK_BYTES):
         end = start + _CHUNK_BYTES

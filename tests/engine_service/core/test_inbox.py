@@ -103,6 +103,16 @@ def test_cancellation_overtakes_requests_that_wait(pipe):
 
 
 @pytest.mark.usefixtures("much_time")
+def test_wish_to_know_of_blocks_is_passed_on(pipe):
+    ours, theirs = pipe
+    recipient = Recipient()
+    for wish, known in ((True, True), (None, True), (False, False)):
+        ours.send(CoreInput(describes_blocks=wish))
+        Inbox(theirs).deliver(recipient, must_wait=True)
+        assert recipient.describes_blocks is known
+
+
+@pytest.mark.usefixtures("much_time")
 def test_refused_requests_are_told_and_others_go_on(pipe):
     ours, theirs = pipe
     ours.send(CoreInput(requests=[make_request(1, []), make_request(2, [5])]))
