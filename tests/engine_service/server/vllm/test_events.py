@@ -17,7 +17,12 @@ from engine_service.server.vllm.kv_events import KvEvents
 from protos.wire.block_hash import block_digests, low_64_bits_of_all, root_digest
 from tests.engine_service.core.fake_executor import tokens
 from tests.engine_service.server.harness import read, status_of
-from tests.engine_service.server.vllm.client import running_vllm_engine, starting_vllm_engine
+from tests.engine_service.server.vllm.client import (
+    request,
+    running_vllm_engine,
+    starting_vllm_engine,
+    whole_vllm_engine,
+)
 
 SIZE = 2
 """Tokens of a block."""
@@ -41,7 +46,8 @@ def delta(*blocks, removed=()):
 class Picture:
     """What a subscriber knows, who takes no block twice and needs the parent of each."""
 
-    def __init__(self):
+    def __init__(self, size=SIZE):
+        self._size = size
         self.blocks = {}
         self.sequence_number = None
         self.num_clears = 0
@@ -71,7 +77,7 @@ class Picture:
             own = block.block_hash % 2**64
             assert own not in self.blocks
             assert parent == 0 or parent in self.blocks
-            assert (block.block_size, event.tier) == (SIZE, common_pb2.KV_CACHE_TIER_DEVICE)
+            assert (block.block_size, event.tier) == (self._size, common_pb2.KV_CACHE_TIER_DEVICE)
             self.blocks[own] = (parent, list(block.token_ids))
             parent = own
 
@@ -154,6 +160,28 @@ async def test_subscription_needs_a_model_and_ends_with_the_engine():
         assert (await status_of(call)).reason == "ENGINE_FAILED"
         await waiting
         assert await call.code() == grpc.StatusCode.UNAVAILABLE
+
+
+async def test_blocks_of_a_whole_engine_are_the_prompt_s_and_are_hit_again():
+    prompt = list(range(10, 23))
+    async with whole_vllm_engine() as (_, stub):
+        picture, cached, prefixes = Picture(size=4), [], []
+        for _ in range(2):
+            # The second one begins with a snapshot of what the first one has left.
+            call = stub.SubscribeKvEvents(common_pb2.SubscribeKvEventsRequest())
+            picture.take(await read(call))
+            answer = stub.Generate(request(*prompt, max_tokens=1, stream=False))
+            cached.append((await read(answer)).complete.cached_tokens)
+            while len(picture.blocks) < 3:
+                picture.take(await read(call))
+            parent, tokens_found = 0, []
+            while found := [own for own, (of, _) in picture.blocks.items() if of == parent]:
+                (parent,) = found
+                tokens_found += picture.blocks[parent][1]
+            prefixes.append(tokens_found)
+            call.cancel()
+        assert cached == [0, 12]
+        assert prefixes == [prompt[:12]] * 2
 
 
 async def test_slow_subscriber_gets_a_snapshot_instead_of_what_was_dropped():
