@@ -59,8 +59,13 @@ def server_info(replica: Replica, uptime_seconds: float) -> Message:
     )
 
 
-def loads(replica: Replica) -> Message:
-    """Returns what GetLoads tells now."""
+def loads(replica: Replica, cache_hit_rate: float) -> Message:
+    """Returns what GetLoads tells now.
+
+    Args:
+        replica: What serves.
+        cache_hit_rate: Share of the tokens of prompts that were found in the cache.
+    """
     info, load = replica.info, replica.load_meter.load
     num_used_blocks = load.num_blocks - load.num_free_blocks
     usage = num_used_blocks / load.num_blocks
@@ -78,6 +83,7 @@ def loads(replica: Replica) -> Message:
                 token_usage=usage,
                 utilization=usage,
                 gen_throughput=load.decode_rate,
+                cache_hit_rate=cache_hit_rate,
                 max_running_requests=info.max_num_seqs,
                 num_waiting_uncached_tokens=load.num_waiting_prefill_tokens,
             )

@@ -49,6 +49,9 @@ class VllmServicer(BaseServicer):
         self._mirror: BlockMirror | None = None
         self._texts = TokenTexts(None)
         self._created_at = time.monotonic()
+        # Tokens, since the start.
+        self._num_looked_up = 0
+        self._num_hits = 0
 
     async def start(self, replica: Replica) -> None:
         """Serves calls from this replica; reads its tokenizer first, which takes seconds."""
@@ -60,7 +63,9 @@ class VllmServicer(BaseServicer):
         self.replica = replica
 
     def handle_step(self, output: StepOutput) -> None:
-        """Takes in the changes of the cache."""
+        """Takes in the changes of the cache and how well it serves."""
+        self._num_looked_up += output.stats.num_prefix_query_tokens
+        self._num_hits += output.stats.num_prefix_hit_tokens
         if self._mirror is not None and self.replica is not None:
             self._mirror.apply(output.cache_delta, self.replica.info.block_size)
 
@@ -128,7 +133,8 @@ class VllmServicer(BaseServicer):
         """Tells the load of the engine's only data-parallel rank."""
         async with errors_to_status(context, "VllmEngine/GetLoads"):
             check_rank("dp_rank", request.dp_rank)
-            return description.loads(self._loaded())
+            hit_rate = self._num_hits / max(1, self._num_looked_up)
+            return description.loads(self._loaded(), hit_rate)
 
     async def GetTokenizer(self, request: Message, context: Context) -> None:
         """Streams the tokenizer and chat template files as one archive."""

@@ -60,6 +60,8 @@ async def test_engine_and_its_load_are_described():
                 num_waiting_prefill_tokens=30,
                 num_free_blocks=24,
                 num_decode_tokens=10,
+                num_prefix_query_tokens=40,
+                num_prefix_hit_tokens=30,
                 step_seconds=0.1,
             ),
         )
@@ -82,6 +84,7 @@ async def test_engine_and_its_load_are_described():
         "token_usage": 0.25,
         "utilization": 0.25,
         "gen_throughput": 100.0,
+        "cache_hit_rate": 0.75,
         "max_running_requests": 8,
         "num_waiting_uncached_tokens": 30,
     }
