@@ -256,17 +256,18 @@ async def test_equal_prefixes_go_to_the_engine_that_has_them(fleet):
         assert min(cached[1:]) >= answer.usage.prompt_tokens - 32
 
 
-async def test_killed_engine_is_not_missed_and_serves_again_when_it_is_back(fleet):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+async def test_engine_that_ends_is_not_missed_and_serves_again_when_it_is_back(fleet, number):
     numbers = itertools.count(1000)
 
     async def have_both_served():
-        prompt = " ".join(str(next(numbers) ** 9) for _ in range(5))
+        prompt = " ".join(str((next(numbers) + number) ** 9) for _ in range(5))
         await fleet.openai.completions.create(model=MODEL, prompt=prompt, max_tokens=4)
         served = await fleet.engine_metrics(r"requests_total\{[^}]*\}")
         return len(served) == 2 and min(served) > 0
 
     await until(have_both_served)
-    await fleet.engines[0].end(signal.SIGKILL)
+    await fleet.engines[0].end(number)
     for _ in range(8):
         answer = await fleet.openai.chat.completions.create(**CHAT, max_tokens=24)
         assert answer.choices[0].message.content == ANSWER
