@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from engine_service.config import read_config
 from engine_service.errors import StartupError
-from engine_service.installation import check_installation
+from engine_service.installation import check_installation, check_vllm_protocol
 from servicekit.log import print_error, set_up_logging
 from servicekit.process import exit_code_of
 
@@ -16,6 +16,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         config = read_config(arguments)
         check_installation()
+        if config.server.vllm_grpc:
+            check_vllm_protocol()
         # Not before the options are checked: `--help` and a wrong option are answered at once.
         from engine_service.launch import run
 

@@ -231,6 +231,14 @@ class ServerOptions(Options):
             "bytes of memory that checking one new grammar may take",
         ),
     )
+    vllm_grpc: bool = field(
+        default=False,
+        metadata=about(
+            Flags(),
+            "serve vllm.grpc.engine.VllmEngine on the same port, too, for gateways that speak it, "
+            "such as smg; needs pagestream[smg]",
+        ),
+    )
     drain_grace_seconds: float = field(default=30.0, metadata=common_options.DRAIN_GRACE_SECONDS)
     core_silence_seconds: float = field(
         default=5.0,

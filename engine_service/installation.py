@@ -11,6 +11,9 @@ from engine_service.errors import StartupError
 EXTRA_MODULES = ("huggingface_hub", "llguidance", "numpy", "torch", "tqdm", "triton")
 """Import names of the packages in the extra `engine`."""
 
+VLLM_PROTOCOL = ("smg-grpc-proto", "0.4.28")
+"""The package of the vLLM service's protocol, and the version whose fields all have a bound."""
+
 
 def check_installation() -> None:
     """Checks, in about a millisecond and without importing, that later imports will succeed.
@@ -25,6 +28,25 @@ def check_installation() -> None:
             f"needs, run {sys.executable} -m pip install 'pagestream[engine]'"
         )
     _check_kernels()
+
+
+def check_vllm_protocol() -> None:
+    """Checks that the protocol of `--vllm-grpc` is installed.
+
+    Raises:
+        StartupError: It is missing or of another version; says what to install.
+    """
+    name, version = VLLM_PROTOCOL
+    try:
+        found = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        found = ""
+    if found != version:
+        has = f"has version {found}" if found else "is not installed"
+        raise StartupError(
+            f"--vllm-grpc needs the package {name} {version}, which {has}; run {sys.executable} "
+            "-m pip install 'pagestream[smg]'"
+        )
 
 
 def _check_kernels() -> None:

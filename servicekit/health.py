@@ -48,7 +48,7 @@ class Health(Generic[_State]):
     ) -> None:
         self.state = initial
         self.servicer = HealthServicer()
-        self._service = service
+        self._services = [service]
         self._serving = serving
         self._dead = dead
 
@@ -62,11 +62,16 @@ class Health(Generic[_State]):
         """Whether new requests are accepted."""
         return self.state is self._serving
 
+    def add_service(self, service: str) -> None:
+        """Reports the readiness by another full name, too, from the next state on."""
+        self._services.append(service)
+
     async def enter(self, state: _State) -> None:
         """Changes the state and notifies all watchers."""
         self.state = state
         await self.servicer.set("", _serving_status(self.is_live))
-        await self.servicer.set(self._service, _serving_status(self.is_ready))
+        for service in self._services:
+            await self.servicer.set(service, _serving_status(self.is_ready))
 
 
 def _serving_status(is_serving: bool) -> "health_pb2.HealthCheckResponse.ServingStatus":

@@ -2,11 +2,15 @@
 
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 
-from engine_service.core.types import CacheDelta
+from engine_service.core.types import BlockContents, CacheDelta
 
 _NULL_BLOCK = 0
+
+MAX_DESCRIBED_TOKENS = 32_768
+"""Tokens of the blocks that one delta describes, which takes some 50 microseconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,11 +73,14 @@ class BlockPool:
         self._hashes = [0] * (num_blocks + 1)
         self._tokens = array("i", bytes(4 * (num_blocks + 1) * block_size))
         self._block_of_hash: dict[int, int] = {}
-        self._live_registrations: set[int] = set()
+        self._block_of_registration: dict[int, int] = {}
         self._last_registration = 0
 
         # Hashes changed since the last delta, and whether they were findable before.
         self._was_findable: dict[int, bool] = {}
+
+        # Registered blocks that no delta has described, in order; None if nobody asks.
+        self._undescribed: dict[int, None] | None = None
 
     @property
     def num_free_blocks(self) -> int:
@@ -155,7 +162,7 @@ class BlockPool:
 
     def is_live(self, parent: int | str) -> bool:
         """Returns whether a block with this parent is findable."""
-        return isinstance(parent, str) or parent in self._live_registrations
+        return isinstance(parent, str) or parent in self._block_of_registration
 
     def register(
         self, block_id: int, block_hash: int, parent: int | str, token_ids: "array[int]"
@@ -186,12 +193,14 @@ class BlockPool:
         start = block_id * self.block_size
         self._last_registration += 1
         self._registrations[block_id] = self._last_registration
-        self._live_registrations.add(self._last_registration)
+        self._block_of_registration[self._last_registration] = block_id
         self._parents[block_id] = parent
         self._hashes[block_id] = block_hash
         self._tokens[start : start + self.block_size] = token_ids
         self._block_of_hash[block_hash] = block_id
         self._was_findable.setdefault(block_hash, False)
+        if self._undescribed is not None:
+            self._undescribed[block_id] = None
         return self._last_registration
 
     def forget(self, block_hashes: "array[int]") -> None:
@@ -219,7 +228,19 @@ class BlockPool:
                 elif was_findable and not is_findable:
                     delta.removed.append(block_hash)
             self._was_findable = {}
+        if self._undescribed:
+            delta = replace(delta, contents=self._describe(self._undescribed))
         return delta
+
+    @property
+    def has_undescribed(self) -> bool:
+        """Whether blocks wait to be described."""
+        return bool(self._undescribed)
+
+    def describe_blocks(self, is_wanted: bool) -> None:
+        """Describes in the next deltas what is registered now and later, or nothing any more."""
+        # The hashes are in order of registration, so a parent comes before its children.
+        self._undescribed = dict.fromkeys(self._block_of_hash.values()) if is_wanted else None
 
     def statistics(self) -> PoolStatistics:
         """Returns the number of blocks in each state."""
@@ -228,6 +249,29 @@ class BlockPool:
             num_cached_blocks=self._num_cached,
             num_used_blocks=self.num_blocks - self._num_free,
         )
+
+    def _describe(self, undescribed: dict[int, None]) -> BlockContents:
+        """Takes the first of these blocks and returns what they hold.
+
+        Left out are those whose parent is gone or is a salt.
+        """
+        contents = BlockContents()
+        for block_id in list(islice(undescribed, max(1, MAX_DESCRIBED_TOKENS // self.block_size))):
+            del undescribed[block_id]
+            parent = self._parents[block_id]
+            parent_hash = 0
+            if isinstance(parent, str):
+                if parent:
+                    continue
+            elif parent in self._block_of_registration:
+                parent_hash = self._hashes[self._block_of_registration[parent]]
+            else:
+                continue
+            start = block_id * self.block_size
+            contents.hashes.append(self._hashes[block_id])
+            contents.parents.append(parent_hash)
+            contents.token_ids.extend(self._tokens[start : start + self.block_size])
+        return contents
 
     def _holds(self, block_id: int, parent: int | str, token_ids: "array[int]") -> bool:
         start = block_id * self.block_size
@@ -242,7 +286,9 @@ class BlockPool:
             self._unlink(block_id)
         block_hash = self._hashes[block_id]
         del self._block_of_hash[block_hash]
-        self._live_registrations.discard(self._registrations[block_id])
+        del self._block_of_registration[self._registrations[block_id]]
+        if self._undescribed is not None:
+            self._undescribed.pop(block_id, None)
         self._registrations[block_id] = 0
         self._was_findable.setdefault(block_hash, True)
         if is_free:

@@ -80,7 +80,12 @@ class EngineCore(Generic[HandleT]):
     @property
     def has_work(self) -> bool:
         """Whether `step` has work to do or results to return."""
-        return self.scheduler.has_work or bool(self._in_flight) or bool(self._preparing)
+        return (
+            self.scheduler.has_work
+            or bool(self._in_flight)
+            or bool(self._preparing)
+            or self.scheduler.pool.has_undescribed
+        )
 
     def add(self, request: Request) -> None:
         """Adds a request; `step` returns its tokens and its end.
@@ -108,6 +113,10 @@ class EngineCore(Generic[HandleT]):
         """Ends a request without reporting it; ignores one that is not open."""
         if self._preparing.pop(request_id, None) is None:
             self.scheduler.cancel(request_id)
+
+    def describe_blocks(self, is_wanted: bool) -> None:
+        """Describes cached blocks from the next step on, or no longer."""
+        self.scheduler.pool.describe_blocks(is_wanted)
 
     def step(self) -> StepOutput:
         """Launches steps until enough are in flight, then collects the oldest one.

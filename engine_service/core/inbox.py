@@ -32,6 +32,9 @@ class Recipient(Protocol):
     def cancel(self, request_id: int) -> None:
         """Ends a request; ignores one that is not open."""
 
+    def describe_blocks(self, is_wanted: bool) -> None:
+        """Describes cached blocks from now on, or no longer."""
+
 
 class Inbox:
     """Requests that were received but not yet delivered, each with a unique ID.
@@ -98,3 +101,5 @@ class Inbox:
         for request_id in message.cancelled_ids:
             if self._requests.pop(request_id, None) is None:
                 recipient.cancel(request_id)
+        if message.describes_blocks is not None:
+            recipient.describe_blocks(message.describes_blocks)

@@ -82,6 +82,9 @@ class CoreInput:
 
     requests: list[Request] = field(default_factory=list)
     cancelled_ids: list[int] = field(default_factory=list)
+    describes_blocks: bool | None = None
+    """Whether cached blocks are described from now on (`CacheDelta.contents`); None is as before.
+    """
 
 
 class SlotGrammar(NamedTuple):
@@ -242,6 +245,18 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BlockContents:
+    """What some cached blocks hold; a block comes after its parent."""
+
+    hashes: "array[int]" = field(default_factory=lambda: array("Q"))
+    """[num_blocks] the low 64 bits of their hashes."""
+    parents: "array[int]" = field(default_factory=lambda: array("Q"))
+    """[num_blocks] the same of the block before each; 0 if it is the first of its prompt."""
+    token_ids: "array[int]" = field(default_factory=int32_array)
+    """[num_blocks * block_size]"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CacheDelta:
     """Blocks added to and removed from the cache, as the low 64 bits of their hashes.
 
@@ -250,6 +265,10 @@ class CacheDelta:
 
     stored: "array[int]" = field(default_factory=lambda: array("Q"))
     removed: "array[int]" = field(default_factory=lambda: array("Q"))
+    contents: BlockContents | None = None
+    """If the server wants to know; first of the blocks that are cached already, some in each step.
+    The first block of a prompt with a salt is left out, so those after it have an unknown parent.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

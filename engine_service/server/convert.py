@@ -48,7 +48,15 @@ def request_name(message: engine_pb2.GenerateRequest) -> str:
     Raises:
         InvalidRequest: The name is too long or not printable.
     """
-    name = message.request_id
+    return checked_name(message.request_id)
+
+
+def checked_name(name: str) -> str:
+    """Returns the client's name for a request, or a generated one if it is empty.
+
+    Raises:
+        InvalidRequest: The name is too long or not printable.
+    """
     _check_length("request_id", len(name), MAX_LABEL_CHARACTERS, "characters")
     if not name.isprintable():
         raise InvalidRequest(
@@ -87,6 +95,17 @@ def to_request(
         cache_salt=message.cache_salt,
         arrival_time=time.monotonic(),
     )
+    check(request, limits)
+    return request
+
+
+def check(request: Request, limits: Limits) -> None:
+    """Checks a request completely, without blocking the event loop for long.
+
+    Raises:
+        InvalidRequest: The message names the field, its value and the bound.
+    """
+    params = request.sampling_params
     limits.check_all_but_token_ids(request)
     _check_token_ids("prompt_token_ids", request.prompt_token_ids, limits)
     _check_token_ids("resume_token_ids", request.resume_token_ids, limits)
@@ -94,7 +113,6 @@ def to_request(
     if isinstance(allowed, array):  # else it is empty
         _check_token_ids("allowed_token_ids", allowed, limits)
     limits.check_short_lists(params)
-    return request
 
 
 def timeout_seconds(message: engine_pb2.Submission) -> float | None:
@@ -228,7 +246,16 @@ def to_tokenizer_responses(
 
 
 def _token_ids(message: engine_pb2.GenerateRequest, field: str, limits: Limits) -> "array[int]":
-    count = len(getattr(message, field))
+    check_token_count(field, len(getattr(message, field)), limits)
+    return array("i", read_token_ids(message, field).tobytes())
+
+
+def check_token_count(field: str, count: int, limits: Limits) -> None:
+    """Refuses a list of more tokens than a sequence may have, before it is copied.
+
+    Raises:
+        InvalidRequest: Names field, count and bound.
+    """
     bound = limits.max_sequence_len
     if count > bound:
         raise InvalidRequest(
@@ -236,7 +263,6 @@ def _token_ids(message: engine_pb2.GenerateRequest, field: str, limits: Limits) 
             {"field": field, "value": str(count), "bounds": f"0 to {bound}"},
             reason=Reason.PROMPT_TOO_LONG,
         )
-    return array("i", read_token_ids(message, field).tobytes())
 
 
 def _check_token_ids(field: str, token_ids: "array[int]", limits: Limits) -> None:

@@ -44,6 +44,7 @@ class CoreChannel:
         self._changed = threading.Condition()
         self._requests: dict[int, Request] = {}
         self._cancelled_ids: list[int] = []
+        self._describes_blocks: bool | None = None
         self._is_closed = False
         self._threads = [
             threading.Thread(target=self._read, name="core-reader", daemon=True),
@@ -68,6 +69,12 @@ class CoreChannel:
                 self._cancelled_ids.append(request_id)
                 self._changed.notify()
 
+    def describe_blocks(self, is_wanted: bool) -> None:
+        """Asks the core to describe cached blocks from now on, or no longer."""
+        with self._changed:
+            self._describes_blocks = is_wanted
+            self._changed.notify()
+
     def close(self) -> None:
         """Ends the connection, which ends the core. `on_closed` is not called after this."""
         with self._changed:
@@ -91,7 +98,12 @@ class CoreChannel:
     def _write(self) -> None:
         while True:
             with self._changed:
-                while not (self._requests or self._cancelled_ids or self._is_closed):
+                while not (
+                    self._requests
+                    or self._cancelled_ids
+                    or self._describes_blocks is not None
+                    or self._is_closed
+                ):
                     self._changed.wait()
                 if self._is_closed:
                     return
@@ -99,8 +111,10 @@ class CoreChannel:
                 message = CoreInput(
                     requests=[self._requests.pop(request_id) for request_id in request_ids],
                     cancelled_ids=self._cancelled_ids,
+                    describes_blocks=self._describes_blocks,
                 )
                 self._cancelled_ids = []
+                self._describes_blocks = None
             try:
                 self._connection.send(message)
             except OSError:

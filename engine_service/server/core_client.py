@@ -212,6 +212,10 @@ class CoreClient:
             self._channel.cancel(opened.request.request_id)
             self._end(opened, CANCELLED)
 
+    def describe_blocks(self, is_wanted: bool) -> None:
+        """Asks the core to describe cached blocks from now on, or no longer."""
+        self._channel.describe_blocks(is_wanted)
+
     def close_stream(self, stream: OutputStream) -> None:
         """Forgets a stream and cancels its unfinished requests."""
         self._streams.discard(stream)

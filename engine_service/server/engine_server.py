@@ -5,14 +5,14 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator
 from multiprocessing.connection import Connection
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import grpc
 
 from engine_service.config import ServerOptions
 from engine_service.core.limits import Limits
 from engine_service.core.types import EngineInfo, StepOutput
-from engine_service.errors import DOMAIN, Draining, core_frozen, core_lost
+from engine_service.errors import DOMAIN, Draining, RequestError, core_frozen, core_lost
 from engine_service.grammar.check_process import CheckSetup
 from engine_service.grammar.checker import GrammarChecker
 from engine_service.grammar.tokenizer import FILE_NAME as TOKENIZER_FILE
@@ -28,10 +28,14 @@ from engine_service.server.submission_batch import SubmissionBatchParser
 from engine_service.server.tokenizer_files import TokenizerFiles
 from protos.pagestream.engine.v1 import engine_pb2
 from protos.wire.channel import ENGINE_REQUEST_BYTES, server_options
+from protos.wire.limits import MAX_PROMPT_BYTES
 from servicekit.handlers import Handlers, RefusalLog
 from servicekit.http_server import HttpServer
 from servicekit.listening import add_grpc_port
 from servicekit.operations import operations_handlers
+
+if TYPE_CHECKING:
+    from engine_service.server.vllm.servicer import VllmServicer
 
 _FAREWELL_SECONDS = 2.0
 """Time for calls to send their final status before they are closed."""
@@ -57,7 +61,11 @@ class EngineServer:
         self._max_step_tokens = 0
         self._servicer = EngineServicer(self._health, self._metrics)
         self._operations = HttpServer(operations_handlers(self._metrics.registry, self._health))
-        self._server = grpc.aio.server(options=server_options(ENGINE_REQUEST_BYTES))
+        self._vllm = _vllm_servicer(self._health, self._metrics) if options.vllm_grpc else None
+        max_text_bytes = MAX_PROMPT_BYTES if options.vllm_grpc else 0
+        self._server = grpc.aio.server(
+            options=server_options(ENGINE_REQUEST_BYTES + max_text_bytes)
+        )
         self._client: CoreClient | None = None
         self._grammars: GrammarChecker | None = None
         self.port = 0
@@ -117,7 +125,7 @@ class EngineServer:
         self._load_meter.start(info)
         self._metrics.set_info(info)
         self._start_grammar_check(client, info, tokenizer)
-        self._servicer.replica = Replica(
+        replica = Replica(
             info=info,
             limits=Limits.from_info(info),
             client=client,
@@ -126,6 +134,9 @@ class EngineServer:
             tokenizer=tokenizer,
             options=self._options,
         )
+        self._servicer.replica = replica
+        if self._vllm is not None:
+            await self._vllm.start(replica)
         await self._enter(State.SERVING)
         return info
 
@@ -139,7 +150,7 @@ class EngineServer:
         await self._watch_core(self._client)
         if self._client.is_lost:
             await self._enter(State.FAILED)
-            self._cache_log.fail(core_lost())
+            self._fail_watches(core_lost())
 
     async def drain(self) -> None:
         """Refuses new requests, lets running ones finish in the grace period, ends the rest.
@@ -166,7 +177,7 @@ class EngineServer:
             _logger.warning("drain grace over num_open_requests=%d", self._client.num_open)
         exiting = Draining("the engine is exiting")
         self._client.fail_all(exiting)
-        self._cache_log.fail(exiting)
+        self._fail_watches(exiting)
 
     async def _listen(self) -> None:
         handlers = Handlers(
@@ -176,6 +187,9 @@ class EngineServer:
         )
         service = engine_pb2.DESCRIPTOR.services_by_name["EngineService"]
         handlers.add(service, self._servicer, {"GenerateMany": SubmissionBatchParser()})
+        if self._vllm is not None:
+            handlers.add(self._vllm.service, self._vllm)
+            self._health.add_service(self._vllm.service.full_name)
         handlers.add_health(self._health.servicer)
         handlers.add_reflection()
         host, port = self._options.host, self._options.port
@@ -249,13 +263,18 @@ class EngineServer:
             )
             self._metrics.core_freezes.inc()
             client.suspend(core_frozen())
-            self._cache_log.fail(core_frozen())
+            self._fail_watches(core_frozen())
             await self._enter(State.FROZEN)
         elif self.is_core_frozen and not is_frozen:
             _logger.warning("core woke up detail=the engine serves again")
             client.resume()
             self._cache_log.recover()
             await self._enter(State.SERVING)
+
+    def _fail_watches(self, error: RequestError) -> None:
+        self._cache_log.fail(error)
+        if self._vllm is not None:
+            self._vllm.fail(error)
 
     def _handle_step(self, output: StepOutput) -> None:
         self._watch.heard(output.stats.step_seconds)
@@ -264,3 +283,12 @@ class EngineServer:
         self._load_meter.update(output.stats)
         self._cache_log.append(output.cache_delta)
         self._metrics.cached_blocks.set(self._cache_log.num_hashes)
+        if self._vllm is not None:
+            self._vllm.handle_step(output)
+
+
+def _vllm_servicer(health: Health, metrics: EngineMetrics) -> "VllmServicer":
+    # It imports an optional package.
+    from engine_service.server.vllm.servicer import VllmServicer
+
+    return VllmServicer(health, metrics)

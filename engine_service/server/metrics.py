@@ -71,7 +71,9 @@ class EngineMetrics:
             "kv_cache_block_size_tokens", "Tokens per block."
         )
         self.streams = self._gauge("streams", "Open GenerateMany streams, one per router.")
-        self.cache_watchers = self._gauge("cache_watchers", "Open WatchCache streams.")
+        self.cache_watchers = self._gauge(
+            "cache_watchers", "Open streams of WatchCache and SubscribeKvEvents."
+        )
         self.cached_blocks = self._gauge(
             "cached_blocks", "Blocks in the prefix cache, in use or not."
         )

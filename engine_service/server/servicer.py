@@ -1,18 +1,15 @@
 """The RPCs of EngineService: check, call, map the error."""
 
-import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 from engine_service.core.types import Request
 from engine_service.errors import NoTokenizer, SlowReader
 from engine_service.server import convert
-from engine_service.server.health import Health
-from engine_service.server.metrics import EngineMetrics
+from engine_service.server.base_servicer import BaseServicer, trace_context
 from engine_service.server.output_stream import OutputStream
-from engine_service.server.replica import Replica
 from engine_service.server.session import GenerateManySession
-from engine_service.server.status import as_request_error, errors_to_status
+from engine_service.server.status import errors_to_status
 from engine_service.server.submission_batch import SubmissionBatch
 from protos.pagestream.engine.v1 import engine_pb2, engine_pb2_grpc
 from servicekit.status import Context
@@ -24,13 +21,8 @@ _HANDLE = 0
 _logger = logging.getLogger(__name__)
 
 
-class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
+class EngineServicer(BaseServicer, engine_pb2_grpc.EngineServiceServicer):
     """Serves calls from the replica, once it exists."""
-
-    def __init__(self, health: Health, metrics: EngineMetrics) -> None:
-        self._health = health
-        self._metrics = metrics
-        self.replica: Replica | None = None
 
     async def Generate(self, request: engine_pb2.GenerateRequest, context: Context) -> None:
         """Streams the continuation of one prompt."""
@@ -109,31 +101,13 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
             for response in convert.to_tokenizer_responses(replica.tokenizer):
                 await context.write(response)
 
-    def _loaded(self) -> Replica:
-        self._health.check_loaded()
-        assert self.replica is not None, "it is set before the state leaves STARTING"
-        return self.replica
-
-    @contextlib.contextmanager
-    def _counted_refusals(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            refusal = as_request_error(error)
-            self._metrics.count_refusal(refusal.reason.lower())
-            if refusal is error:
-                raise
-            raise refusal from error
-
 
 def _log_submission(name: str, request: Request, context: Context) -> None:
-    metadata = dict(context.invocation_metadata() or ())
     _logger.debug(
         "request submitted request_id=%s num_prompt_tokens=%d traceparent=%s tracestate=%s",
         name,
         len(request.prompt_token_ids),
-        metadata.get("traceparent", ""),
-        metadata.get("tracestate", ""),
+        *trace_context(context),
     )
 
 

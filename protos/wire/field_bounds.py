@@ -1,7 +1,7 @@
 """The bound of each field in the messages that our services receive; defined only here.
 
-The contracts' comments state the same numbers, and `message_parser` checks messages against them
-before it builds anything from them. A field without an entry must be unable to grow.
+The comments of our own contracts state the same numbers. `message_parser` checks messages against
+them before it builds anything from them. A field without an entry must be unable to grow.
 """
 
 from collections.abc import Mapping
@@ -85,6 +85,8 @@ _STEP_TOKENS = FieldBound(entries=MAX_STEP_TOKENS)
 _STEP_EVENTS = FieldBound(entries=MAX_STEP_EVENTS)
 _LOGPROB_CANDIDATES = FieldBound(entries=MAX_LOGPROB_CANDIDATES)
 _BLOCK_HASHES = FieldBound(entries=MAX_BLOCK_HASHES)
+_UNSERVED = FieldBound(entries=0, reason=Reason.UNSUPPORTED_PARAMETER)
+"""Of fields that the engine does not serve and that can be large."""
 
 
 def _of(prefix: str, bounds: Mapping[str, FieldBound]) -> dict[str, FieldBound]:
@@ -189,6 +191,65 @@ FIELD_BOUNDS: Mapping[str, FieldBound] = {
             "GetTokenizerResponse.chunk": FieldBound(bytes=MAX_CHUNK_BYTES),
             "TokenizerFile.name": _LABEL,
             "TokenizerFile.sha256": _LABEL,
+        },
+    ),
+    **_of(
+        "vllm.grpc.engine",
+        {
+            "GenerateRequest.request_id": _LABEL,
+            "GenerateRequest.text": _TEXT,
+            "GenerateRequest.kv_transfer_params_json": _UNSERVED,
+            "GenerateRequest.extra_mm_inputs": _UNSERVED,
+            "TokenizedInput.original_text": _TEXT,
+            # Counted in bytes, of which a token has up to five.
+            "TokenizedInput.input_ids": FieldBound(
+                entries=5 * MAX_SEQUENCE_TOKENS, reason=Reason.PROMPT_TOO_LONG
+            ),
+            # Each is looked for at each token.
+            "SamplingParams.stop": FieldBound(
+                entries=64, bytes=MAX_STOP_TEXT_BYTES, reason=Reason.BAD_SAMPLING_PARAMS
+            ),
+            "SamplingParams.stop_token_ids": FieldBound(
+                entries=5 * MAX_STOP_TOKEN_IDS, reason=Reason.BAD_SAMPLING_PARAMS
+            ),
+            "SamplingParams.logit_bias": _LOGIT_BIAS,
+            "SamplingParams.json_schema": _GRAMMAR,
+            "SamplingParams.regex": _REGEX,
+            "SamplingParams.grammar": _GRAMMAR,
+            "SamplingParams.structural_tag": _GRAMMAR,
+            "ChoiceConstraint.choices": _CHOICE,
+            "KvTransferParams.remote_host": _UNSERVED,
+            "MultimodalInputs.model_specific_tensors": _UNSERVED,
+            "MultimodalInputs.ModelSpecificTensorsEntry.key": _UNSERVED,
+            "MultimodalInputs.mm_placeholders": _UNSERVED,
+            "MultimodalInputs.mm_hashes": _UNSERVED,
+            "MultimodalInputs.batched_keys": _UNSERVED,
+            "MultimodalInputs.flat_keys": _UNSERVED,
+            "MultimodalInputs.FlatKeysEntry.key": _UNSERVED,
+            "MultimodalInputs.FlatKeysEntry.value": _UNSERVED,
+            "MultimodalInputs.keep_on_cpu_keys": _UNSERVED,
+            "MultimodalInputs.encoder_input_key": _UNSERVED,
+            "TensorData.shape": _UNSERVED,
+            "TensorData.dtype": _UNSERVED,
+            "TensorData.inline": _UNSERVED,
+            "MediaRef.url": _UNSERVED,
+            "MediaRefs.items": _UNSERVED,
+            "EmbedRequest.request_id": _LABEL,
+            "AbortRequest.request_ids": FieldBound(
+                entries=MAX_CANCELLED_HANDLES, bytes=MAX_LABEL_BYTES
+            ),
+            "GetLoadsRequest.include": FieldBound(entries=64, bytes=64),
+        },
+    ),
+    **_of(
+        "smg.grpc.common",
+        {
+            "ShmHandle.name": _UNSERVED,
+            "ShmHandle.owner_id": _UNSERVED,
+            "RemoteTensorHandle.transport": _UNSERVED,
+            "RemoteTensorHandle.descriptor": _UNSERVED,
+            "StartProfileRequest.output_dir": _LABEL,
+            "StartProfileRequest.activities": FieldBound(entries=64, bytes=64),
         },
     ),
     **_of(

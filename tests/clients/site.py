@@ -1,5 +1,6 @@
 """A tool, and where it runs: its environment, its folder and the router that it asks."""
 
+import asyncio
 import os
 import sys
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = ROOT / "demo_model" / "checkpoint"
-_ENVIRONMENTS = ROOT / ".venv-clients"
+ENVIRONMENTS = ROOT / ".venv-clients"
 _INSTALL_SECONDS = 1800.0
 _COMMAND_SECONDS = 300.0
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
@@ -40,7 +41,7 @@ class Tool:
     @property
     def environment(self) -> Path:
         """The environment of its own."""
-        return _ENVIRONMENTS / self.name
+        return ENVIRONMENTS / self.name
 
     async def install(self) -> None:
         """Installs it, unless that was done.
@@ -49,15 +50,23 @@ class Tool:
             ToolFailedError: pip fails.
         """
         extra = f"[{self.extra}]" if self.extra else ""
-        requirements = [f"{self.name}{extra}=={self.version}", *self.needs]
-        ready = self.environment / ".ready"
-        if ready.exists() and ready.read_text() == "\n".join(requirements):
-            return
-        self.environment.mkdir(parents=True, exist_ok=True)
-        pip = (str(self.environment / "bin" / "python"), "-m", "pip", "install", "--quiet")
-        for command in ((sys.executable, "-m", "venv", "."), (*pip, *requirements)):
-            await run(command, self.environment, _INSTALL_SECONDS, {})
-        ready.write_text("\n".join(requirements))
+        await install(self.environment, f"{self.name}{extra}=={self.version}", *self.needs)
+
+
+async def install(environment: Path, *requirements: str) -> None:
+    """Makes an environment that holds these packages, unless there is one.
+
+    Raises:
+        ToolFailedError: pip fails.
+    """
+    ready = environment / ".ready"
+    if ready.exists() and ready.read_text() == "\n".join(requirements):
+        return
+    await asyncio.to_thread(environment.mkdir, parents=True, exist_ok=True)
+    pip = (str(environment / "bin" / "python"), "-m", "pip", "install", "--quiet")
+    for command in ((sys.executable, "-m", "venv", "."), (*pip, *requirements)):
+        await run(command, environment, _INSTALL_SECONDS, {})
+    ready.write_text("\n".join(requirements))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,6 +40,7 @@ def test_server_process_imports_no_torch():
     modules = modules_after("import engine_service.launch")
     assert {"engine_service", "grpc", "prometheus_client"} <= modules
     assert not modules & HEAVY
+    assert "smg_grpc_proto" not in modules, "only --vllm-grpc needs it"
 
 
 def test_core_without_a_worker_imports_neither_torch_nor_grpc():

@@ -10,7 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from engine_service.installation import EXTRA_MODULES, check_installation
+from engine_service.installation import (
+    EXTRA_MODULES,
+    VLLM_PROTOCOL,
+    check_installation,
+    check_vllm_protocol,
+)
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = ["--model", "./missing"]
@@ -63,6 +68,42 @@ def test_a_missing_package_is_named_in_one_line(name):
         f"needs, run {sys.executable} -m pip install 'pagestream[engine]'\n"
     )
     assert code == 2
+
+
+def test_protocol_of_the_vllm_service_is_the_one_of_the_extra():
+    check_vllm_protocol()
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert extras["optional-dependencies"]["smg"] == ["==".join(VLLM_PROTOCOL)]
+
+
+@pytest.mark.parametrize(
+    ("found", "has"), [("", "is not installed"), ("0.4.1", "has version 0.4.1")]
+)
+def test_another_protocol_of_the_vllm_service_is_named(tmp_path, found, has):
+    if found:
+        make_distribution(tmp_path, "smg_grpc_proto", found)
+    code, error = start(
+        "-c",
+        "import importlib.metadata as metadata, runpy, sys\n"
+        "known, folder = metadata.Distribution.from_name, sys.argv.pop(1)\n"
+        "def from_name(name):\n"
+        "    if name != 'smg-grpc-proto':\n"
+        "        return known(name)\n"
+        "    return next(iter(metadata.distributions(name=name, path=[folder])))\n"
+        "def version(name):\n"
+        "    try:\n"
+        "        return from_name(name).version\n"
+        "    except StopIteration:\n"
+        "        raise metadata.PackageNotFoundError(name) from None\n"
+        "metadata.version = version\n"
+        "runpy.run_module('engine_service', run_name='__main__', alter_sys=True)\n",
+        str(tmp_path),
+        "--vllm-grpc",
+    )
+    assert code == 2
+    assert f"--vllm-grpc needs the package smg-grpc-proto 0.4.28, which {has}; run" in error
+    assert "-m pip install 'pagestream[smg]'" in error
+    assert len(error.splitlines()) == 1
 
 
 def test_llm_names_a_missing_package_too():

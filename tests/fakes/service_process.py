@@ -24,13 +24,16 @@ class ServiceProcess:
         arguments: A module and its options, those of the ports included.
         port: Where it serves gRPC.
         log_path: Where its output goes, of all starts.
+        python: The interpreter whose modules it finds.
     """
 
-    def __init__(self, arguments: Sequence[str], port: int, log_path: Path) -> None:
+    def __init__(
+        self, arguments: Sequence[str], port: int, log_path: Path, python: str = sys.executable
+    ) -> None:
         self.port = port
         self.address = f"{HOST}:{port}"
         self.log_path = log_path
-        self._arguments = arguments
+        self._command = (python, "-m", *arguments)
         self._process: asyncio.subprocess.Process | None = None
 
     @property
@@ -45,7 +48,7 @@ class ServiceProcess:
         leash = [sys.executable, "-I", "-S", str(_LEASH), str(os.getpid())]
         with self.log_path.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *(*leash, sys.executable, "-m", *self._arguments),
+                *(*leash, *self._command),
                 cwd=_ROOT,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,

@@ -9,6 +9,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message_factory import GetMessageClass
 from hypothesis import given
 from hypothesis import strategies as st
+from smg_grpc_proto.generated import vllm_engine_pb2
 
 from protos.pagestream.engine.v1 import engine_pb2
 from protos.pagestream.router.v1 import router_pb2 as pb
@@ -33,6 +34,7 @@ def received_types():
             engine_pb2.DESCRIPTOR.services_by_name["EngineService"],
             ("input_type", "output_type"),
         ),
+        (vllm_engine_pb2.DESCRIPTOR.services_by_name["VllmEngine"], ("input_type",)),
     ):
         for method in service.methods:
             for side in sides:

@@ -314,7 +314,9 @@ class CoreDriver:
         total = stats.num_empty_blocks + stats.num_cached_blocks + stats.num_used_blocks
         assert total == self.info.num_blocks
         assert len(pool._block_of_hash) == sum(number > 0 for number in pool._registrations)
-        assert pool._live_registrations == {number for number in pool._registrations if number}
+        assert pool._block_of_registration == {
+            number: block_id for block_id, number in enumerate(pool._registrations) if number
+        }
 
     def check_end(self):
         assert self.requests.keys() == self.finishes.keys() | self.cancelled

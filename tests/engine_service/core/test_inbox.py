@@ -14,6 +14,7 @@ class Recipient:
     def __init__(self):
         self.taken = []
         self.cancelled = []
+        self.describes_blocks = None
 
     def add(self, request):
         if not request.prompt_token_ids:
@@ -22,6 +23,9 @@ class Recipient:
 
     def cancel(self, request_id):
         self.cancelled.append(request_id)
+
+    def describe_blocks(self, is_wanted):
+        self.describes_blocks = is_wanted
 
 
 @pytest.fixture
@@ -96,6 +100,16 @@ def test_cancellation_overtakes_requests_that_wait(pipe):
     # 3 had not been taken yet.
     assert recipient.taken == [1, 2]
     assert recipient.cancelled == [1, 7]
+
+
+@pytest.mark.usefixtures("much_time")
+def test_wish_to_know_of_blocks_is_passed_on(pipe):
+    ours, theirs = pipe
+    recipient = Recipient()
+    for wish, known in ((True, True), (None, True), (False, False)):
+        ours.send(CoreInput(describes_blocks=wish))
+        Inbox(theirs).deliver(recipient, must_wait=True)
+        assert recipient.describes_blocks is known
 
 
 @pytest.mark.usefixtures("much_time")

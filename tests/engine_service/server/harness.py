@@ -36,11 +36,12 @@ class ScriptedCore:
         self.pipe_of_server, self._pipe = multiprocessing.Pipe()
         self._requests = []
         self._cancelled_ids = []
+        self._describes_blocks = []
 
     def send(self, message):
         self._pipe.send(message)
 
-    def step(self, tokens=None, *, stored=(), removed=(), stats=None, **fields):
+    def step(self, tokens=None, *, stored=(), removed=(), contents=None, stats=None, **fields):
         """Sends one step's output; `tokens` maps request IDs to new tokens."""
         tokens = tokens or {}
         self.send(
@@ -48,7 +49,9 @@ class ScriptedCore:
                 request_ids=array("q", tokens),
                 token_counts=int32_array([len(ids) for ids in tokens.values()]),
                 token_ids=int32_array([token for ids in tokens.values() for token in ids]),
-                cache_delta=CacheDelta(stored=array("Q", stored), removed=array("Q", removed)),
+                cache_delta=CacheDelta(
+                    stored=array("Q", stored), removed=array("Q", removed), contents=contents
+                ),
                 stats=stats or StepStats(),
                 **fields,
             )
@@ -66,6 +69,12 @@ class ScriptedCore:
             await self._receive()
         return self._cancelled_ids.pop(0)
 
+    async def next_describes_blocks(self):
+        """Waits for the next word on whether cached blocks are to be described."""
+        while not self._describes_blocks:
+            await self._receive()
+        return self._describes_blocks.pop(0)
+
     def die(self):
         """Ends the pipe as a killed process does."""
         self._pipe.close()
@@ -76,6 +85,8 @@ class ScriptedCore:
         message = self._pipe.recv()
         self._requests.extend(message.requests)
         self._cancelled_ids.extend(message.cancelled_ids)
+        if message.describes_blocks is not None:
+            self._describes_blocks.append(message.describes_blocks)
 
 
 class Engine:
