@@ -1,11 +1,11 @@
 """Runs a command: `pagestream COMMAND ...` or `python -m pagestream COMMAND ...`."""
 
 import contextlib
-import difflib
 import sys
 
 from pagestream.commands import COMMANDS
 from servicekit.log import print_error
+from servicekit.nearest import did_you_mean
 from servicekit.process import exit_at_once
 from servicekit.version import software_version
 
@@ -24,7 +24,7 @@ def main() -> int:
     if name not in COMMANDS:
         print_error("pagestream", ValueError(_unknown(name)))
         return 2
-    return COMMANDS[name].load()(arguments)
+    return COMMANDS[name].run(name, arguments)
 
 
 def run() -> None:
@@ -50,9 +50,8 @@ def _help() -> str:
 
 
 def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name, COMMANDS, n=1)
-    advice = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}"
-    return f"there is no command {name[:50]!r}; {advice}"
+    advice = did_you_mean(name, COMMANDS) or f"; the commands are {', '.join(COMMANDS)}"
+    return f"there is no command {name[:50]!r}{advice}"
 
 
 if __name__ == "__main__":
