@@ -37,6 +37,11 @@ class Command:
 
 
 COMMANDS = {
+    "serve": Command(
+        "Serves a model on this machine: a router and one engine per GPU.",
+        "pagestream.serve.command",
+        options="pagestream.serve.options",
+    ),
     "engine": Command(
         "Runs an engine: one model on the GPUs of this machine.",
         "engine_service.__main__",

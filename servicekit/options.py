@@ -77,7 +77,7 @@ class GivenOptions:
         return group(**{name: self.values[name] for name in names})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Without:
     """The options of a class that a command takes, which are all but some."""
 
