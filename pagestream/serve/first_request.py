@@ -23,10 +23,13 @@ def model_name(http_address: str) -> str:
     """Returns the name of the model that a router serves.
 
     Raises:
-        OSError: It does not answer.
+        OSError: It does not answer, or not with a model.
     """
-    models = _ask(http_address, "GET", "/v1/models")[1]["data"]
-    return str(models[0]["id"])
+    content = _ask(http_address, "GET", "/v1/models")[1]
+    try:
+        return str(content["data"][0]["id"])
+    except (KeyError, IndexError, TypeError) as error:
+        raise OSError(f"{http_address} lists no model") from error
 
 
 def curl_command(http_address: str) -> str:

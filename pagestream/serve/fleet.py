@@ -83,10 +83,15 @@ class Fleet:
             for child in self._children:
                 tasks.create_task(self._follow(child))
         at = self._plan.http_address
-        model = await asyncio.to_thread(model_name, at)
-        curl = await asyncio.to_thread(curl_command, at)
-        self._is_ready = True
-        self._screen.announce(announcement(self._plan, model, curl))
+        while not self._is_ready:
+            # Fails where a service ends just now, which is noticed elsewhere.
+            with contextlib.suppress(OSError):
+                model = await asyncio.to_thread(model_name, at)
+                curl = await asyncio.to_thread(curl_command, at)
+                self._is_ready = True
+                self._screen.announce(announcement(self._plan, model, curl))
+                return
+            await asyncio.sleep(_POLL_SECONDS)
 
     async def _follow(self, child: Child) -> None:
         at = child.service.operations_address
