@@ -83,7 +83,7 @@ class Fleet:
             for child in self._children:
                 tasks.create_task(self._follow(child))
         at = self._plan.http_address
-        while not self._is_ready:
+        while True:
             # Fails where a service ends just now, which is noticed elsewhere.
             with contextlib.suppress(OSError):
                 model = await asyncio.to_thread(model_name, at)
