@@ -42,6 +42,11 @@ COMMANDS = {
         "pagestream.serve.command",
         options="pagestream.serve.options",
     ),
+    "doctor": Command(
+        "Checks what this machine has to serve, and says what to do.",
+        "pagestream.doctor.command",
+        options="pagestream.doctor.options",
+    ),
     "engine": Command(
         "Runs an engine: one model on the GPUs of this machine.",
         "engine_service.__main__",

@@ -13,17 +13,16 @@ _SECONDS = 20.0
 """For nvidia-smi, which wakes up the driver where nothing else has."""
 
 
-def visible_gpus(environment: Mapping[str, str], devices: Path = Path("/dev")) -> list[str]:
+def visible_gpus(environment: Mapping[str, str], num_gpus: int) -> list[str]:
     """Returns the GPUs that a program started from here would see, as CUDA's variable names them.
 
     Args:
         environment: Variables of this process.
-        devices: Where the driver's device files are.
+        num_gpus: GPUs of this machine.
 
     Raises:
         StartupError: The variable names a GPU that there is not.
     """
-    num_gpus = count_gpus(devices)
     chosen = environment.get(VISIBLE)
     if chosen is None:
         return [str(number) for number in range(num_gpus)]

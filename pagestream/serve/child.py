@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import servicekit
+from pagestream.environment import python_modules
 from pagestream.serve.plan import Service
 from protos.wire.printable import escape
 
@@ -53,7 +54,7 @@ class Child:
         # -I and -S: without the packages it starts in no time.
         leash = [sys.executable, "-I", "-S", str(_LEASH), str(os.getpid())]
         self._process = subprocess.Popen(
-            [*leash, str(int(signal.SIGKILL)), *_python(), *self.service.arguments],
+            [*leash, str(int(signal.SIGKILL)), *python_modules(), *self.service.arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -124,10 +125,3 @@ class Child:
             if not is_passing:
                 self.last_lines.append(text)
             self._on_line(self.service, text, is_passing)
-
-
-def _python() -> list[str]:
-    """Returns the interpreter that finds the same packages as this one."""
-    # As `python -m pagestream` in a clone: our packages are found in the folder.
-    is_from_here = sys.path[0] in ("", str(Path.cwd()))
-    return [sys.executable, *([] if is_from_here else ["-P"]), "-m"]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pagestream.gpus import VISIBLE, visible_gpus
+from pagestream.gpus import VISIBLE, count_gpus, visible_gpus
 from pagestream.serve.options import (
     READER,
     ServeOptions,
@@ -114,7 +114,7 @@ def _gpu_groups(
     options: ServeOptions, num_ranks: int, environment: Mapping[str, str]
 ) -> list[list[str]]:
     """Returns the GPUs of each engine; none for engines on the CPU."""
-    gpus = [] if options.device == "cpu" else visible_gpus(environment)
+    gpus = [] if options.device == "cpu" else visible_gpus(environment, count_gpus())
     if not gpus:
         if options.device == "cuda":
             raise StartupError(
