@@ -59,5 +59,10 @@ COMMANDS = {
         options="router.config",
         is_service=True,
     ),
+    "completion": Command(
+        "Prints a script that lets bash, zsh or fish complete commands and options.",
+        "pagestream.completion.command",
+        options="pagestream.completion.options",
+    ),
 }
 """By name."""

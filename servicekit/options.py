@@ -153,7 +153,7 @@ class OptionReader:
         variables = os.environ if environment is None else environment
         written = self._parse_arguments(arguments, program or self._program)
         path = written.pop(_CONFIG, None) or variables.get(self._variable(_CONFIG))
-        by_option = [(name, text, flag(name)) for name, text in written.items()]
+        by_option = [(name, text, _written(self.fields[name])) for name, text in written.items()]
         by_variable = list(self._of_variables(variables))
         by_key = [self._of_setting(one) for one in read_settings(Path(path))] if path else []
         values: dict[str, Any] = {}
