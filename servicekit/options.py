@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from protos.wire.printable import shown
 from servicekit.errors import StartupError
 from servicekit.nearest import nearest
 from servicekit.settings_file import Setting, read_settings
@@ -175,7 +176,7 @@ class OptionReader:
             name = str(error.argument_name).partition("/")[0]
             raise StartupError(_misuse(name, self.fields)) from None
         if rest:
-            raise StartupError(self._unexpected(rest))
+            raise StartupError(self._unexpected(rest, vars(written)))
         return vars(written)
 
     def _of_variables(self, variables: Mapping[str, str]) -> Iterator[_Given]:
@@ -213,15 +214,20 @@ class OptionReader:
         near = nearest(name, [*self.fields, _CONFIG])
         return f"; did you mean {write(near)}?" if near else ""
 
-    def _unexpected(self, rest: Sequence[str]) -> str:
+    def _unexpected(self, rest: Sequence[str], written: Mapping[str, Any]) -> str:
         """Returns what is wrong with what no option of the command line takes."""
         options = [one for one in rest if one.startswith(_DASHES) and len(one) > 1]
         if not options:
-            return f"{quoted(rest[0])} belongs to no option; --help lists the options"
-        written = options[0].partition("=")[0]
-        name = written.lstrip("".join(_DASHES)).replace("-", "_")
-        advice = self._advice(name, flag)
-        return f"{written:.200} is no option{advice or '; --help lists the options'}"
+            required = [one for one in self.fields.values() if one.default is dataclasses.MISSING]
+            missing = [one for one in required if one.name not in written]
+            advice = "--help lists the options"
+            if missing:
+                advice = f"did you mean {_written(missing[0])} {shown(rest[0])}?"
+            return f"{quoted(rest[0])} belongs to no option; {advice}"
+        option = options[0].partition("=")[0]
+        name = option.lstrip("".join(_DASHES)).replace("-", "_")
+        advice = self._advice(name, flag) or "; --help lists the options"
+        return f"{shown(option)} is no option{advice}"
 
     def _check_required(self, values: Mapping[str, Any]) -> None:
         for option in self.fields.values():
