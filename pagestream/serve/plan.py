@@ -79,7 +79,7 @@ def make_plan(given: GivenOptions, environment: Mapping[str, str]) -> Plan:
     groups = _gpu_groups(options, num_ranks, environment)
     num_engines = len(groups) or options.replicas or 1
     ports = _free_ports(_LOOPBACK, 2 * num_engines)
-    arguments = ["--model", options.model, *engine_options(given.values), *common(given.values)]
+    arguments = [f"--model={options.model}", *engine_options(given.values), *common(given.values)]
     if not groups:
         arguments += ["--device", "cpu"]
         num_sharing = num_engines * num_ranks
