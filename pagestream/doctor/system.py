@@ -118,8 +118,9 @@ def _hub_token(environment: Mapping[str, str]) -> Finding:
 
 
 def _port(name: str) -> Finding:
-    port: int = READER.fields[name].default
-    option = name.replace("_", "-")
+    default = READER.fields[name].default
+    assert isinstance(default, int), "a port"
+    port, option = default, name.replace("_", "-")
     title = f"port {port}"
     try:
         for listener in listen(_HOST, port, option):

@@ -21,7 +21,7 @@ def main() -> None:
         "tool": None,
     }
     try:
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call]
         report["gpus"] = [
             ".".join(map(str, torch.cuda.get_device_capability(number)))
             for number in range(torch.cuda.device_count())
