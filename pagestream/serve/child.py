@@ -15,11 +15,14 @@ import servicekit
 from pagestream.environment import python_modules
 from pagestream.serve.plan import Service
 from protos.wire.printable import escape
+from servicekit.daemon_thread import run_in_daemon_thread
 
 _LEASH = Path(servicekit.__file__).with_name("leash.py")
 _MAX_LINE_BYTES = 8192
 """A longer line is cut in several."""
 _MAX_LAST_LINES = 50
+_LAST_OUTPUT_SECONDS = 2.0
+"""Time for the last output to arrive after the end of a process."""
 _ESCAPE_SEQUENCE = re.compile(rb"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _LINE = re.compile(rb"([^\r\n]*)(\r\n|\r(?!$)|\n)", re.DOTALL)
 
@@ -65,23 +68,23 @@ class Child:
     async def run(self) -> None:
         """Reads the output of the started process until it and all that it started have ended."""
         assert self._process is not None, "not started"
-        loop = asyncio.get_running_loop()
+        pid = self._process.pid
         reader = asyncio.StreamReader()
-        transport, _ = await loop.connect_read_pipe(
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(reader), self._process.stdout
         )
-        # Unlike a wait, this leaves the process's number taken until nothing uses it any more.
-        descriptor = os.pidfd_open(self._process.pid)
-        exited = asyncio.Event()
-        loop.add_reader(descriptor, exited.set)
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._read(reader))
-                await exited.wait()
+                reading = tasks.create_task(self._read(reader))
+                # Leaves the process's number taken until nothing uses it any more.
+                await run_in_daemon_thread(
+                    lambda: os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT), f"wait of {pid}"
+                )
                 self.kill()
+                # What has left the group may hold the pipe.
+                await asyncio.wait([reading], timeout=_LAST_OUTPUT_SECONDS)
+                reading.cancel()
         finally:
-            loop.remove_reader(descriptor)
-            os.close(descriptor)
             transport.close()
             self.kill()
             self.exit_code = self._process.wait()

@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import signal
 from collections.abc import Mapping
 
 from pagestream.serve.child import Child
 from pagestream.serve.first_request import curl_command, is_ready, model_name
 from pagestream.serve.plan import Plan
-from pagestream.serve.screen import Screen, announcement
+from pagestream.serve.screen import Screen, announcement, reason, telling
+from servicekit.errors import StartupError
 from servicekit.process import exit_at_once
 from servicekit.signals import Stopped, end_signals
 
@@ -44,12 +46,15 @@ class Fleet:
         """Runs all until a signal comes or one ends by itself; returns the exit code.
 
         The first signal ends all in order. A second one ends them at once.
+
+        Raises:
+            StartupError: The system can start no more processes.
         """
         lost = None
         try:
+            self._start()
             async with asyncio.TaskGroup() as tasks:
                 for child in self._children:
-                    child.start(self._environment)
                     tasks.create_task(self._keep(child))
                 announcing = tasks.create_task(self._announce())
                 try:
@@ -71,6 +76,15 @@ class Fleet:
             return self._signals.exit_code
         is_unfit = lost.exit_code == _EXIT_NOT_STARTED and not self._is_ready
         return _EXIT_NOT_STARTED if is_unfit else _EXIT_FAILED
+
+    def _start(self) -> None:
+        for child in self._children:
+            try:
+                child.start(self._environment)
+            except OSError as error:
+                raise StartupError(
+                    f"{child.service.name} cannot be started: {error.strerror}"
+                ) from None
 
     async def _keep(self, child: Child) -> None:
         await child.run()
@@ -106,13 +120,10 @@ class Fleet:
         name, code = lost.service.name, lost.exit_code
         lines = list(lost.last_lines)
         if code == _EXIT_NOT_STARTED and not self._is_ready and lines:
-            self._screen.say(f"{name} cannot start: {lines[-1].partition(': ')[2] or lines[-1]}")
+            self._screen.say(f"{name} cannot start: {reason(lines)}")
             return
-        how = (
-            f"was ended by signal {-code}" if code and code < 0 else f"ended with exit code {code}"
-        )
-        self._screen.say(f"{name} {how}, so all end; its last lines:")
-        for line in lines[-_NUM_LAST_LINES:]:
+        self._screen.say(f"{name} {_how_ended(code)}; all end")
+        for line in telling(lines)[-_NUM_LAST_LINES:]:
             self._screen.say(f"  {line}")
 
     async def _end(self) -> None:
@@ -141,3 +152,10 @@ class Fleet:
         with contextlib.suppress(OSError):
             self._screen.close()
         exit_at_once(code)
+
+
+def _how_ended(code: int | None) -> str:
+    if code == -signal.SIGKILL:
+        return "was killed, most likely by the system because memory ran out"
+    is_signal = code is not None and code < 0
+    return f"was ended by signal {-code}" if is_signal else f"ended with exit code {code}"

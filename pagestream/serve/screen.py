@@ -9,11 +9,17 @@ import re
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 
+from pagestream.environment import variables
 from pagestream.serve.plan import Plan, Service
 from servicekit.line_writer import LineWriter
 
 _ENTRY = re.compile(r"\d{4}-\d\d-\d\d \S+ (?P<level>[A-Z]+) (?:worker=\d+ )?\S+ (?P<message>.*)")
+_CALM = ("DEBUG", "INFO")
+_NUM_CALM_LINES = 3
+_REASON = re.compile(r"(engine_service|router): ")
+"""What a service begins its last line with when it cannot start."""
 _PASSING_SECONDS = 10.0
 """How often a line that another is to replace is written where nothing can be replaced."""
 _FLUSH_SECONDS = 2.0
@@ -26,7 +32,7 @@ class Screen:
         """Shows nothing yet."""
         self._width = max(len(service.name) for service in plan.services)
         self._router = plan.router
-        self._is_live = sys.stderr.isatty()
+        self._is_live = sys.stderr.isatty() and variables().get("TERM") != "dumb"
         self._is_starting = True
         self._states = {service.name: "starting" for service in plan.services}
         self._num_drawn = 0
@@ -38,6 +44,9 @@ class Screen:
 
     def show_line(self, service: Service, text: str, is_passing: bool) -> None:
         """Shows a line of a service's output."""
+        # The command says so itself when the service has ended.
+        if self._is_starting and _REASON.match(text):
+            return
         entry = _ENTRY.fullmatch(text)
         if self._is_live and self._is_starting:
             is_progress = is_passing or (entry is not None and self._is_progress(service, entry))
@@ -86,8 +95,8 @@ class Screen:
 
     def _is_progress(self, service: Service, entry: re.Match[str]) -> bool:
         # The router warns of each engine that has not loaded its model yet.
-        levels = ("DEBUG", "INFO", "WARNING") if service is self._router else ("DEBUG", "INFO")
-        return entry["level"] in levels
+        is_expected = service is self._router and entry["level"] == "WARNING"
+        return is_expected or entry["level"] in _CALM
 
     def _is_due(self, name: str) -> bool:
         now = time.monotonic()
@@ -116,6 +125,19 @@ class Screen:
         lines = [line[: columns - 1] for line in lines[: rows - 1]]
         self._errors.write("".join(f"{line}\n" for line in lines))
         self._num_drawn = len(lines)
+
+
+def reason(lines: Sequence[str]) -> str:
+    """Returns why a service cannot start, which it has said in one of its last lines."""
+    found = [line for line in lines if _REASON.match(line)]
+    return found[-1].partition(": ")[2] if found else lines[-1]
+
+
+def telling(lines: Sequence[str]) -> list[str]:
+    """Returns the lines of a log that may tell why a service has ended; the last ones if none."""
+    entries = [(line, _ENTRY.fullmatch(line)) for line in lines]
+    found = [line for line, entry in entries if entry is None or entry["level"] not in _CALM]
+    return found or list(lines[-_NUM_CALM_LINES:])
 
 
 def announcement(plan: Plan, model: str, curl: str) -> str:

@@ -1,6 +1,7 @@
 """`pagestream serve` with the demo model: the curl line it prints works, and nothing is left."""
 
 import json
+import os
 import shlex
 import signal
 import urllib.request
@@ -21,8 +22,9 @@ def serve(tmp_path):
     one.close()
 
 
-def send(curl):
-    """Sends what a curl line would send; returns the answer."""
+def send_curl_line_of(serve):
+    """Sends what the curl line that it prints would send; returns the answer."""
+    (curl,) = [one for one in serve.output.read_text().splitlines() if one.startswith("curl ")]
     _, url, _, header, _, body = shlex.split(curl)
     name, value = header.split(": ")
     request = urllib.request.Request(url, body.encode(), {name: value})
@@ -32,9 +34,8 @@ def send(curl):
 
 def test_curl_line_is_answered_and_sigterm_ends_all(serve):
     serve.wait_until_ready()
-    (curl,) = [one for one in serve.output.read_text().splitlines() if one.startswith("curl ")]
 
-    answer = send(curl)
+    answer = send_curl_line_of(serve)
 
     assert "demo model of Pagestream" in answer["choices"][0]["message"]["content"]
     assert serve.end() == 0
@@ -51,7 +52,10 @@ def test_killed_while_its_engine_loads_it_leaves_no_process(serve):
 
 
 @pytest.mark.slow
-def test_killed_when_ready_it_leaves_no_process(serve):
+def test_killed_after_a_chat_it_leaves_no_process(serve):
     serve.wait_until_ready()
+    send_curl_line_of(serve)
+    # Its template has a process in a session of its own.
+    assert len({os.getsid(pid) for pid in serve.processes()}) >= 4
 
     assert serve.end(signal.SIGKILL) == -signal.SIGKILL

@@ -26,7 +26,7 @@ class Answers(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.answer({"data": [{"id": "stand-in"}]})
         if behaviour == "crashes":
-            sys.stderr.write("no more memory\n")
+            sys.stderr.write("no more memory\n0000-00-00 00:00:00 INFO stand_in fine\n")
             sys.stderr.flush()
             signal.raise_signal(signal.SIGKILL)
 
