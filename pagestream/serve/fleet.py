@@ -155,7 +155,8 @@ class Fleet:
 
 
 def _how_ended(code: int | None) -> str:
+    if code is None or code >= 0:
+        return f"ended with exit code {code}"
     if code == -signal.SIGKILL:
         return "was killed, most likely by the system because memory ran out"
-    is_signal = code is not None and code < 0
-    return f"was ended by signal {-code}" if is_signal else f"ended with exit code {code}"
+    return f"was ended by signal {-code}"
