@@ -109,8 +109,8 @@ class Fleet:
 
     async def _follow(self, child: Child) -> None:
         at = child.service.operations_address
-        # Another process's readiness has no event to wait for.
-        while not await asyncio.to_thread(is_ready, at):  # noqa: ASYNC110
+        while not await asyncio.to_thread(is_ready, at):
+            self._screen.tick()
             await asyncio.sleep(_POLL_SECONDS)
         self._screen.show_ready(child.service)
 

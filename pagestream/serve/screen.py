@@ -36,6 +36,7 @@ class Screen:
         self._is_starting = True
         self._states = {service.name: "starting" for service in plan.services}
         self._num_drawn = 0
+        self._drawn_at = 0
         self._errors = LineWriter(2)
         self._output = LineWriter(1)
         self._passed_at: dict[str, float] = {}
@@ -66,6 +67,11 @@ class Screen:
         self._states.pop(service.name, None)
         place = f" on {service.place}" if service.place else ""
         self.say(f"{service.name} is ready{place} after {self._seconds():.1f} s")
+
+    def tick(self) -> None:
+        """Shows how long all have been starting; call it some times a second."""
+        if int(self._seconds()) != self._drawn_at:
+            self._draw()
 
     def say(self, text: str) -> None:
         """Shows a line of the command itself."""
@@ -120,7 +126,11 @@ class Screen:
             return
         self._erase()
         columns, rows = shutil.get_terminal_size()
-        lines = [f"{name:{self._width}}   {state}" for name, state in self._states.items()]
+        self._drawn_at = int(self._seconds())
+        lines = [
+            f"{name:{self._width}} {self._drawn_at:5} s  {state}"
+            for name, state in self._states.items()
+        ]
         # What has scrolled away cannot be replaced.
         lines = [line[: columns - 1] for line in lines[: rows - 1]]
         self._errors.write("".join(f"{line}\n" for line in lines))
