@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import shlex
 from typing import Any
 
 from servicekit import address
@@ -55,7 +56,9 @@ def _is_understood(http_address: str, body: dict[str, Any]) -> bool:
 
 def _curl(http_address: str, path: str, body: dict[str, Any]) -> str:
     content = json.dumps({**body, "max_tokens": _MAX_TOKENS})
-    return f"curl http://{http_address}{path} -H 'content-type: application/json' -d '{content}'"
+    # The brackets of an IPv6 address mean something to some shells.
+    url = shlex.quote(f"http://{http_address}{path}")
+    return f"curl {url} -H 'content-type: application/json' -d '{content}'"
 
 
 def _ask(at: str, method: str, path: str, body: object = None) -> tuple[int, Any]:

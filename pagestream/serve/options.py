@@ -1,7 +1,7 @@
 """The options of `pagestream serve`: its own, and those of the services that it passes on."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from engine_service.config import ENVIRONMENT_PREFIX as ENGINE_PREFIX
@@ -14,8 +14,6 @@ from servicekit.options import OptionReader, Options, Without, about, flag
 from servicekit.values import PORTS, Integers, OneOf, Texts
 
 PREFIX = "PAGESTREAM_SERVE_"
-_BOTH = ("drain_grace_seconds", "log_level")
-"""Options of serve that mean the same to the router and to the engines, and go to both."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,19 +50,15 @@ class ServeOptions(Options):
     log_level: str = field(default="info", metadata=common_options.LOG_LEVEL)
 
 
-ROUTER = Without(
-    RouterConfig,
-    ("engines", "engines_file", "engine_dns", "discovery_interval", "http_port", *_BOTH),
-)
-ENGINE_GROUPS = {
-    "engine: model": Without(ModelOptions, ("model", "device")),
-    "engine: cache": Without(CacheOptions, ()),
-    "engine: scheduler": Without(SchedulerOptions, ()),
-    # Its Generate, which the last one is for, is not called by routers.
-    "engine: server": Without(
-        ServerOptions, ("host", "port", "operations_port", "max_buffered_tokens", *_BOTH)
-    ),
-}
+_OWN = {one.name for one in fields(ServeOptions)}
+_WHERE_ENGINES_ARE = {"engines", "engines_file", "engine_dns", "discovery_interval"}
+_OF_ROUTER = {one.name for one in fields(RouterConfig)} - _WHERE_ENGINES_ARE
+# Serve picks the first five. The last one is for clients of an engine, and a router is none.
+_NOT_OF_ENGINES = {"model", "device", "host", "port", "operations_port", "max_buffered_tokens"}
+_ENGINE_CLASSES = (ModelOptions, CacheOptions, SchedulerOptions, ServerOptions)
+_OF_ENGINES = {one.name for group in _ENGINE_CLASSES for one in fields(group)} - _NOT_OF_ENGINES
+"""An option of this name that the router has, too, means the same to both and goes to both."""
+_ELSEWHERE = _NOT_OF_ENGINES | _OWN | _OF_ROUTER
 _NO_ENGINES = "serve starts the engines itself; `pagestream router` goes before engines elsewhere"
 
 READER = OptionReader(
@@ -72,7 +66,14 @@ READER = OptionReader(
     description="Serves a model on this machine: starts a router and one engine per GPU, says when "
     "they are ready and where, and ends all of them at Ctrl-C.",
     prefix=PREFIX,
-    groups={"serve": ServeOptions, "router": ROUTER, **ENGINE_GROUPS},
+    groups={
+        "serve": ServeOptions,
+        "router": Without(RouterConfig, _WHERE_ENGINES_ARE | _OWN),
+        "engine: model": Without(ModelOptions, _ELSEWHERE),
+        "engine: cache": Without(CacheOptions, _ELSEWHERE),
+        "engine: scheduler": Without(SchedulerOptions, _ELSEWHERE),
+        "engine: server": Without(ServerOptions, _ELSEWHERE),
+    },
     refused={
         "model": "write the model alone, `pagestream serve MODEL`",
         "engines": _NO_ENGINES,
@@ -104,18 +105,12 @@ def check_variables(environment: Mapping[str, str]) -> None:
 
 def router_options(values: Mapping[str, Any]) -> list[str]:
     """Returns those of the given options that the router takes, as its command line."""
-    return list(_written([one.name for one in ROUTER.fields()], values))
+    return list(_written(sorted(_OF_ROUTER), values))
 
 
 def engine_options(values: Mapping[str, Any]) -> list[str]:
     """Returns those of the given options that each engine takes, as its command line."""
-    names = [one.name for group in ENGINE_GROUPS.values() for one in group.fields()]
-    return list(_written(names, values))
-
-
-def common(values: Mapping[str, Any]) -> list[str]:
-    """Returns those of the given options that all services take, as their command line."""
-    return list(_written(_BOTH, values))
+    return list(_written(sorted(_OF_ENGINES), values))
 
 
 def _written(names: Iterable[str], values: Mapping[str, Any]) -> Iterator[str]:

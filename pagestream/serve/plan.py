@@ -11,7 +11,6 @@ from pagestream.gpus import VISIBLE, count_gpus, visible_gpus
 from pagestream.serve.options import (
     READER,
     ServeOptions,
-    common,
     engine_options,
     router_options,
 )
@@ -79,7 +78,7 @@ def make_plan(given: GivenOptions, environment: Mapping[str, str]) -> Plan:
     groups = _gpu_groups(options, num_ranks, environment)
     num_engines = len(groups) or options.replicas or 1
     ports = _free_ports(_LOOPBACK, 2 * num_engines)
-    arguments = [f"--model={options.model}", *engine_options(given.values), *common(given.values)]
+    arguments = [f"--model={options.model}", *engine_options(given.values)]
     if not groups:
         arguments += ["--device", "cpu"]
         num_sharing = num_engines * num_ranks
@@ -153,10 +152,10 @@ def _router(
     ports = {name: port or free.pop() for name, port in ports.items()}
     values = {**given.values, **ports}
     at = {name: address.join(reached, port) for name, port in ports.items()}
-    arguments = ["--engines", ",".join(engines), *router_options(values), *common(given.values)]
+    arguments = ["--engines", ",".join(engines), *router_options(values)]
     service = Service(
         name="router",
-        arguments=["router", *arguments, f"--http-port={ports['http_port']}"],
+        arguments=["router", *arguments],
         address=at["port"],
         operations_address=at["operations_port"],
     )

@@ -8,10 +8,11 @@ import pytest
 import engine_service.config as engine_config
 import router.config as router_config
 from pagestream.serve import plan as plan_module
-from pagestream.serve.options import ENGINE_GROUPS, READER, ROUTER, ServeOptions
+from pagestream.serve.options import READER, ServeOptions
 from pagestream.serve.plan import make_plan
 from servicekit.address import split
 from servicekit.errors import StartupError
+from servicekit.values import Flags, Integers, Numbers, OneOf
 
 FREE = ["--port", "0", "--operations-port", "0", "--http-port", "0"]
 
@@ -135,14 +136,45 @@ def test_defaults_of_services_stay_theirs(plan):
     assert router_of(made).max_prompt_bytes == router_config.RouterConfig().max_prompt_bytes
 
 
+SERVICES = (
+    router_config.RouterConfig,
+    engine_config.ModelOptions,
+    engine_config.CacheOptions,
+    engine_config.SchedulerOptions,
+    engine_config.ServerOptions,
+)
+OF_SERVE = {"engines", "engines_file", "engine_dns", "discovery_interval"}
+
+
 def test_every_option_of_a_service_is_taken_or_set_by_serve():
-    taken = set(READER.fields)
-    by_serve = {"engines", "engines_file", "engine_dns", "discovery_interval"}
-    groups = (ROUTER.options, *(group.options for group in ENGINE_GROUPS.values()))
-    for group in groups:
-        assert {one.name for one in dataclasses.fields(group)} - taken <= by_serve
-    # What serve itself takes is no option of one service alone that would be lost.
-    assert {one.name for one in dataclasses.fields(ServeOptions)} <= taken
+    for group in (ServeOptions, *SERVICES):
+        assert {one.name for one in dataclasses.fields(group)} - set(READER.fields) <= OF_SERVE
+
+
+def other_value(field):
+    """A value that is allowed and not the default, as it would be written."""
+    values = field.metadata["values"]
+    if isinstance(values, Flags):
+        return None
+    if isinstance(values, OneOf):
+        return str(next(one for one in values.choices if one != field.default))
+    if isinstance(values, Integers | Numbers):
+        return str(values.minimum if values.minimum != field.default else values.maximum)
+    return "cuda:1" if field.name == "device" else "x"
+
+
+def test_no_option_is_accepted_and_forgotten(plan):
+    for field in READER.fields.values():
+        if field.name in {"model", "replicas", "device", "tensor_parallel_size", "host"}:
+            continue
+        value = other_value(field)
+        flag = f"--{field.name.replace('_', '-')}"
+        if value is None:
+            value, written = not field.default, flag if not field.default else f"--no-{flag[2:]}"
+        else:
+            written = f"{flag}={value}"
+        arguments = [a for one in plan(written).services for a in one.arguments]
+        assert any(a == written or a.startswith(f"{flag}=") for a in arguments), written
 
 
 def test_no_two_services_share_a_port(plan):
