@@ -15,7 +15,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         options = READER.read(arguments).build(CompletionOptions)
     except StartupError as error:
-        print_error("completion", error)
+        print_error("pagestream completion", error)
         return 2
     print(SCRIPTS[options.shell](words_of(COMMANDS)), end="")
     return 0

@@ -17,7 +17,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         options = READER.read(arguments).build(DoctorOptions)
     except StartupError as error:
-        print_error("doctor", error)
+        print_error("pagestream doctor", error)
         return 2
     machine = this_machine()
     findings = accelerator_findings(machine, variables())

@@ -19,7 +19,7 @@ def main(arguments: Sequence[str]) -> int:
         check_variables(variables())
         return asyncio.run(_run(make_plan(given, variables())))
     except StartupError as error:
-        print_error("serve", error)
+        print_error("pagestream serve", error)
         return 2
     # Before the signals are taken as they should, and after.
     except KeyboardInterrupt:

@@ -165,7 +165,10 @@ def announcement(plan: Plan, model: str, curl: str) -> str:
         ("metrics and health", f"http://{plan.router.operations_address}/metrics"),
     ]
     rows += [
-        (f"{engine.name} on {engine.place}", f"http://{engine.operations_address}/metrics")
+        (
+            f"{engine.name} on {engine.place}",
+            f"{engine.address}, http://{engine.operations_address}/metrics",
+        )
         for engine in plan.engines
     ]
     width = max(len(title) for title, _ in rows)

@@ -48,7 +48,8 @@ def test_table_of_units_holds_every_option_that_takes_them():
     assert section
     patterns = [one.replace("…", "[a-z-]+") for one in re.findall(r"`--([a-z…-]+)`", section[1])]
     assert len(patterns) > 10
-    for kind in HEADINGS.values():
+    services = [kind for heading, kind in HEADINGS.items() if not heading.startswith("pagestream")]
+    for kind in services:
         for option in dataclasses.fields(kind):
             values = option.metadata["values"]
             takes_units = isinstance(values, Integers | Numbers) and values.units is not None

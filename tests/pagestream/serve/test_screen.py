@@ -130,6 +130,6 @@ def test_announcement_says_where_all_serve():
         "  HTTP, OpenAI and Anthropic  http://127.0.0.1:8000/v1\n"
         "  gRPC                        a:1\n"
         "  metrics and health          http://a:2/metrics\n"
-        "  engine-0 on GPU 0           http://a:2/metrics\n"
+        "  engine-0 on GPU 0           a:1, http://a:2/metrics\n"
         "\ncurl x\n\nCtrl-C ends all.\n\n"
     )
