@@ -1,12 +1,13 @@
 """Runs a command: `pagestream COMMAND ...` or `python -m pagestream COMMAND ...`."""
 
 import contextlib
+import signal
 import sys
 
 from pagestream.commands import COMMANDS
 from servicekit.log import print_error
 from servicekit.nearest import did_you_mean
-from servicekit.process import exit_at_once
+from servicekit.process import exit_at_once, exit_code_of
 from servicekit.version import software_version
 
 _USAGE = "usage: pagestream COMMAND [OPTIONS]"
@@ -31,6 +32,9 @@ def run() -> None:
     """Runs the command and ends the process."""
     try:
         exit_code = main()
+    # Nobody reads the output any more, as behind `| head`.
+    except BrokenPipeError:
+        exit_code = exit_code_of(signal.SIGPIPE)
     except Exception:
         # As the interpreter does it, but for the wait below.
         sys.excepthook(*sys.exc_info())

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from engine_service.installation import check_installation
 from pagestream.doctor.finding import Finding, State
 from pagestream.environment import python_modules
 from pagestream.gpus import count_gpus, query, visible_gpus
+from pagestream.packages import check_engine_packages
 from servicekit.errors import StartupError
 
 _SECONDS = 120.0
@@ -34,7 +34,7 @@ class Machine:
     query: Callable[[list[str]], list[list[str]] | None] = query
     report: Callable[[], Mapping[str, Any]]
     has_torch: bool
-    check_packages: Callable[[], None] = check_installation
+    check_packages: Callable[[], None] = check_engine_packages
 
 
 def this_machine() -> Machine:

@@ -11,22 +11,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from pagestream.doctor.finding import Finding, State
+from pagestream.packages import check_router_packages
 from pagestream.serve.options import READER
 from servicekit.errors import StartupError
 from servicekit.listening import listen
 
-_ROUTER_MODULES = (
-    "httptools",
-    "jinja2",
-    "numpy",
-    "pydantic",
-    "regex",
-    "starlette",
-    "tokenizers",
-    "transformers",
-    "uvicorn",
-)
-"""Import names of the packages in the extra `router`."""
 _GIB = 1 << 30
 _MIN_SHARED_BYTES = _GIB
 """NCCL keeps buffers there, for each pair of GPUs."""
@@ -50,17 +39,14 @@ def system_findings(environment: Mapping[str, str], num_gpus: int) -> list[Findi
 
 
 def _router_packages() -> Finding:
-    missing = [name for name in _ROUTER_MODULES if find_spec(name) is None]
-    if not missing:
-        return Finding("router packages", State.OK, "all are installed")
-    # A machine may have engines alone.
-    state = State.NOTE if find_spec("torch") is not None else State.MISSING
-    return Finding(
-        "router packages",
-        state,
-        f"not installed: {', '.join(missing)}; for routers, run {sys.executable} -m pip install "
-        "'pagestream[router]'",
-    )
+    name = "router packages"
+    try:
+        check_router_packages()
+    except StartupError as error:
+        # A machine may have engines alone.
+        state = State.NOTE if find_spec("torch") is not None else State.MISSING
+        return Finding(name, state, error.message)
+    return Finding(name, State.OK, "all are installed")
 
 
 def _shared_memory(folder: Path, num_gpus: int) -> Finding:

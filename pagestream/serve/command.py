@@ -5,6 +5,7 @@ import signal
 from collections.abc import Sequence
 
 from pagestream.environment import variables
+from pagestream.packages import check_engine_packages, check_router_packages
 from pagestream.serve.options import READER, check_variables
 from pagestream.serve.plan import Plan, make_plan
 from servicekit.errors import StartupError
@@ -17,6 +18,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         given = READER.read(arguments)
         check_variables(variables())
+        check_router_packages()
+        check_engine_packages()
         return asyncio.run(_run(make_plan(given, variables())))
     except StartupError as error:
         print_error("pagestream serve", error)

@@ -1,5 +1,6 @@
 """The command line finds its commands."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,18 @@ def test_options_of_all_commands_are_known_without_what_is_slow_to_import():
     modules = set(done.stdout.split())
     assert {"pagestream", "router", "engine_service"} <= modules
     assert not modules & {"torch", "transformers", "tokenizers", "numpy", "yaml"}
+
+
+def test_reader_that_leaves_is_no_error():
+    with subprocess.Popen(
+        [sys.executable, "-u", "-m", "pagestream", "completion", "zsh"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        process.stdout.close()
+        assert process.wait(timeout=60) == 128 + signal.SIGPIPE
+        assert process.stderr.read() == b""
 
 
 def test_help_of_a_service_names_it_as_it_was_called():
