@@ -22,7 +22,7 @@ eval: $(VENV)/.ready ## Asks the demo model 1,000 held-out questions, through Pa
 # Services spend much time waiting, so two files of them run at a time; those of engines with a
 # model then have the machine to themselves, for they keep all of it busy. OpenMP's threads would
 # spin at each barrier while others need the processor.
-BUSY := $(addprefix tests/system/test_,demo.py demo_model.py failover.py greedy_parity.py ranks.py)
+BUSY := $(addprefix tests/system/test_,demo.py demo_model.py failover.py greedy_parity.py ranks.py serve.py)
 test: export OMP_NUM_THREADS := 1
 test: $(VENV)/.ready $(GEN_VENV)/.ready ## All tests that need no GPU and little time.
 	$(PYTHON) -m pytest -q --numprocesses 2 --dist loadfile --no-loadscope-reorder \

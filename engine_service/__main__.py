@@ -4,17 +4,22 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from engine_service.config import read_config
+from engine_service.config import PROGRAM, read_config
 from engine_service.errors import StartupError
 from engine_service.installation import check_installation, check_vllm_protocol
 from servicekit.log import print_error, set_up_logging
 from servicekit.process import exit_code_of
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Serves until SIGTERM; returns the process's exit code."""
+def main(arguments: Sequence[str], program: str = PROGRAM) -> int:
+    """Serves until SIGTERM; returns the process's exit code.
+
+    Args:
+        arguments: The command line without the program's name.
+        program: The command as it was called, for `--help`.
+    """
     try:
-        config = read_config(arguments)
+        config = read_config(arguments, program=program)
         check_installation()
         if config.server.vllm_grpc:
             check_vllm_protocol()

@@ -10,12 +10,23 @@ from dataclasses import dataclass, field
 from protos.wire.limits import MAX_LOGPROBS
 from servicekit import common_options
 from servicekit.options import OptionReader, Options, about
-from servicekit.values import Flags, Integers, Names, Numbers, OneOf, Texts, seconds
+from servicekit.values import (
+    Flags,
+    Integers,
+    Names,
+    Numbers,
+    OneOf,
+    Texts,
+    byte_sizes,
+    counts,
+    seconds,
+)
 
 ENVIRONMENT_PREFIX = "PAGESTREAM_ENGINE_"
 _MAX_INT32 = 2**31 - 1
 _MAX_INT64 = 2**63 - 1
-_COUNTS = Integers(1, _MAX_INT32)
+_COUNTS = counts(1, _MAX_INT32)
+PROGRAM = "python -m engine_service"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +88,7 @@ class ModelOptions(Options):
     max_model_len: int | None = field(
         default=None,
         metadata=about(
-            Integers(2, _MAX_INT32),
+            counts(2, _MAX_INT32),
             "maximum tokens of a prompt and its output together",
             unset="the longest that the model is made for",
         ),
@@ -133,7 +144,7 @@ class CacheOptions(Options):
     cpu_cache_bytes: int = field(
         default=1 << 30,
         metadata=about(
-            Integers(1, _MAX_INT64),
+            byte_sizes(1, _MAX_INT64),
             "bytes of each rank's KV cache on the CPU when --num-blocks is not given",
         ),
     )
@@ -149,12 +160,12 @@ class SchedulerOptions(Options):
 
     max_num_seqs: int = field(
         default=256,
-        metadata=about(Integers(1, 65536), "maximum sequences that run at once"),
+        metadata=about(counts(1, 65536), "maximum sequences that run at once"),
     )
     max_num_batched_tokens: int = field(
         default=8192,
         metadata=about(
-            Integers(1, 2**24),
+            counts(1, 2**24),
             "maximum tokens in one step; longer prompts are computed in chunks",
         ),
     )
@@ -188,7 +199,7 @@ class ServerOptions(Options):
     max_waiting_requests: int = field(
         default=1024,
         metadata=about(
-            Integers(1, 1_000_000),
+            counts(1, 1_000_000),
             "maximum requests that wait to be scheduled; more are refused with QUEUE_FULL",
         ),
     )
@@ -227,7 +238,7 @@ class ServerOptions(Options):
     grammar_memory_bytes: int = field(
         default=1 << 29,
         metadata=about(
-            Integers(1 << 24, 1 << 40),
+            byte_sizes(1 << 24, 1 << 40),
             "bytes of memory that checking one new grammar may take",
         ),
     )
@@ -268,8 +279,8 @@ class EngineConfig:
     server: ServerOptions = field(default_factory=ServerOptions)
 
 
-_READER = OptionReader(
-    program="python -m engine_service",
+READER = OptionReader(
+    program=PROGRAM,
     description="Serves one replica of one model over gRPC: token IDs in, token IDs out.",
     prefix=ENVIRONMENT_PREFIX,
     groups={
@@ -282,20 +293,24 @@ _READER = OptionReader(
 
 
 def read_config(
-    arguments: Sequence[str], environment: Mapping[str, str] | None = None
+    arguments: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    *,
+    program: str = PROGRAM,
 ) -> EngineConfig:
-    """Reads the settings from the command line, else from the environment.
+    """Reads the settings from the command line, else from the environment, else from a file.
 
     `--help` prints the options and exits.
 
     Args:
         arguments: The command line without the program's name.
         environment: Variables; None means those of the process.
+        program: The command as it was called, for `--help`.
 
     Raises:
         StartupError: An option is unknown, missing or has a bad value; the message names it.
     """
-    given = _READER.read(arguments, environment)
+    given = READER.read(arguments, environment, program=program)
     return EngineConfig(
         model=given.build(ModelOptions),
         cache=given.build(CacheOptions),

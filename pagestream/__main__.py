@@ -1,12 +1,13 @@
 """Runs a command: `pagestream COMMAND ...` or `python -m pagestream COMMAND ...`."""
 
 import contextlib
-import difflib
+import signal
 import sys
 
 from pagestream.commands import COMMANDS
 from servicekit.log import print_error
-from servicekit.process import exit_at_once
+from servicekit.nearest import did_you_mean
+from servicekit.process import exit_at_once, exit_code_of
 from servicekit.version import software_version
 
 _USAGE = "usage: pagestream COMMAND [OPTIONS]"
@@ -24,13 +25,16 @@ def main() -> int:
     if name not in COMMANDS:
         print_error("pagestream", ValueError(_unknown(name)))
         return 2
-    return COMMANDS[name].load()(arguments)
+    return COMMANDS[name].run(name, arguments)
 
 
 def run() -> None:
     """Runs the command and ends the process."""
     try:
         exit_code = main()
+    # Nobody reads the output any more, as behind `| head`.
+    except BrokenPipeError:
+        exit_code = exit_code_of(signal.SIGPIPE)
     except Exception:
         # As the interpreter does it, but for the wait below.
         sys.excepthook(*sys.exc_info())
@@ -50,9 +54,8 @@ def _help() -> str:
 
 
 def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name, COMMANDS, n=1)
-    advice = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}"
-    return f"there is no command {name[:50]!r}; {advice}"
+    advice = did_you_mean(name, COMMANDS) or f"; the commands are {', '.join(COMMANDS)}"
+    return f"there is no command {name[:50]!r}{advice}"
 
 
 if __name__ == "__main__":

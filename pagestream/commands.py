@@ -1,11 +1,10 @@
 """The commands, and where each is."""
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-Main = Callable[[Sequence[str]], int]
-"""Takes the arguments behind the command's name and returns the exit code."""
+from servicekit.options import OptionReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,17 +15,54 @@ class Command:
     """What it does, for `pagestream --help`."""
     module: str
     """Has a function `main`; imported only when the command runs."""
+    options: str = ""
+    """Module whose `READER` reads the command's options, if it has any."""
+    is_service: bool = False
+    """Whether it also runs by `python -m`: then its `main` is told how it was called."""
 
-    def load(self) -> Main:
-        """Returns the function that runs the command."""
-        main: Main = importlib.import_module(self.module).main
-        return main
+    def run(self, name: str, arguments: Sequence[str]) -> int:
+        """Runs the command with the arguments behind its name; returns the exit code."""
+        main = importlib.import_module(self.module).main
+        exit_code: int = (
+            main(arguments, f"pagestream {name}") if self.is_service else main(arguments)
+        )
+        return exit_code
+
+    def reader(self) -> OptionReader | None:
+        """Returns what reads its options, if it has any; imports only their definitions."""
+        if not self.options:
+            return None
+        reader: OptionReader = importlib.import_module(self.options).READER
+        return reader
 
 
 COMMANDS = {
-    "engine": Command(
-        "Runs an engine: one model on the GPUs of this machine.", "engine_service.__main__"
+    "serve": Command(
+        "Serves a model on this machine: a router and one engine per GPU.",
+        "pagestream.serve.command",
+        options="pagestream.serve.options",
     ),
-    "router": Command("Runs a router in front of engines.", "router.__main__"),
+    "doctor": Command(
+        "Checks what this machine has to serve, and says what to do.",
+        "pagestream.doctor.command",
+        options="pagestream.doctor.options",
+    ),
+    "engine": Command(
+        "Runs an engine: one model on the GPUs of this machine.",
+        "engine_service.__main__",
+        options="engine_service.config",
+        is_service=True,
+    ),
+    "router": Command(
+        "Runs a router in front of engines.",
+        "router.__main__",
+        options="router.config",
+        is_service=True,
+    ),
+    "completion": Command(
+        "Prints a script that lets bash, zsh or fish complete commands and options.",
+        "pagestream.completion.command",
+        options="pagestream.completion.options",
+    ),
 }
 """By name."""

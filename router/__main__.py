@@ -4,18 +4,23 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from router.config import RouterConfig, read_config
+from router.config import PROGRAM, RouterConfig, read_config
 from router.errors import StartupError
 from router.without_torch import do_without_torch
 from servicekit.log import print_error, set_up_logging
 from servicekit.process import exit_at_once, exit_code_of
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Serves until SIGTERM; returns the process's exit code."""
+def main(arguments: Sequence[str], program: str = PROGRAM) -> int:
+    """Serves until SIGTERM; returns the process's exit code.
+
+    Args:
+        arguments: The command line without the program's name.
+        program: The command as it was called, for `--help`.
+    """
     do_without_torch()
     try:
-        config = read_config(arguments)
+        config = read_config(arguments, program=program)
         run = _import_run(config)
         set_up_logging(config.log_level)
         return run(config)

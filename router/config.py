@@ -14,16 +14,28 @@ from router.errors import StartupError
 from router.text.parsers.registry import REASONING_PARSERS, TOOL_CALL_PARSERS
 from servicekit import common_options
 from servicekit.options import OptionReader, Options, about
-from servicekit.values import Flags, Integers, OneOf, Paths, quoted, seconds
+from servicekit.values import (
+    PORTS,
+    Flags,
+    Integers,
+    Listed,
+    OneOf,
+    Paths,
+    byte_sizes,
+    counts,
+    quoted,
+    seconds,
+)
 
 ENVIRONMENT_PREFIX = "PAGESTREAM_ROUTER_"
 PLACEMENTS = ("prefix", "round_robin", "random", "least_loaded")
+PROGRAM = "python -m router"
 _ENGINES = ("engines", "engines_file", "engine_dns")
 """Options that say where the engines are; exactly one of them is given."""
 _ONE_OF_ENGINES = "none; one of --engines, --engines-file and --engine-dns is required"
 
 
-class _Addresses:
+class _Addresses(Listed):
     """Addresses of engines, as a text and as a tuple."""
 
     def parse(self, text: str) -> object:
@@ -89,7 +101,7 @@ class RouterConfig(Options):
     http_port: int | None = field(
         default=None,
         metadata=about(
-            Integers(0, 65_535),
+            PORTS,
             "port of the HTTP APIs of OpenAI and Anthropic; 0 picks a free one",
             unset="none: gRPC only",
         ),
@@ -111,7 +123,7 @@ class RouterConfig(Options):
     max_concurrent_requests: int = field(
         default=4096,
         metadata=about(
-            Integers(1, 1_000_000),
+            counts(1, 1_000_000),
             "maximum requests in progress at once, of which a call has n; more are refused with "
             "QUEUE_FULL",
         ),
@@ -119,21 +131,21 @@ class RouterConfig(Options):
     max_prompt_bytes: int = field(
         default=4 * 1024 * 1024,
         metadata=about(
-            Integers(1, MAX_PROMPT_BYTES),
+            byte_sizes(1, MAX_PROMPT_BYTES),
             "maximum UTF-8 bytes of a text, or of all messages of a chat together",
         ),
     )
     max_request_bytes: int = field(
         default=256 * 1024 * 1024,
         metadata=about(
-            Integers(1, 1 << 40),
+            byte_sizes(1, 1 << 40),
             "maximum bytes of all requests in progress together; more are refused with QUEUE_FULL",
         ),
     )
     max_queued_prompt_tokens: int = field(
         default=4 * 1024 * 1024,
         metadata=about(
-            Integers(1, 1 << 40),
+            counts(1, 1 << 40),
             "maximum prompt tokens of all requests that no engine has started yet; more are "
             "refused with QUEUE_FULL",
         ),
@@ -141,7 +153,7 @@ class RouterConfig(Options):
     max_buffered_tokens: int = field(
         default=16_384,
         metadata=about(
-            Integers(1, 100_000_000),
+            counts(1, 100_000_000),
             "maximum unread tokens kept for each continuation; above that, its request ends with "
             "SLOW_READER",
         ),
@@ -204,8 +216,8 @@ class RouterConfig(Options):
     log_level: str = field(default="info", metadata=common_options.LOG_LEVEL)
 
 
-_READER = OptionReader(
-    program="python -m router",
+READER = OptionReader(
+    program=PROGRAM,
     description="Serves models over gRPC: turns text into tokens, picks an engine, streams text "
     "back.",
     prefix=ENVIRONMENT_PREFIX,
@@ -214,21 +226,25 @@ _READER = OptionReader(
 
 
 def read_config(
-    arguments: Sequence[str], environment: Mapping[str, str] | None = None
+    arguments: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    *,
+    program: str = PROGRAM,
 ) -> RouterConfig:
-    """Reads the settings from the command line; the environment gives those that are not there.
+    """Reads the settings from the command line, else from the environment, else from a file.
 
     `--help` prints the options and exits.
 
     Args:
         arguments: The command line without the program's name.
         environment: Variables; None means those of the process.
+        program: The command as it was called, for `--help`.
 
     Raises:
         StartupError: An option is unknown, missing, has a bad value or does not go with another;
             the message names it.
     """
-    given = _READER.read(arguments, environment)
+    given = READER.read(arguments, environment, program=program)
     _check_engines(given.sources)
     return given.build(RouterConfig)
 

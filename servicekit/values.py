@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 from protos.wire.printable import NAME_RULE, is_name
 from servicekit.address import MAX_PORT, is_host
+from servicekit.nearest import did_you_mean
+from servicekit.units import BYTES, COUNTS, SECONDS, Units
 
 _MAX_QUOTED_CHARACTERS = 100
 
@@ -38,17 +40,19 @@ def quoted(value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Integers:
-    """Whole numbers, both bounds included."""
+    """Whole numbers, both bounds included; in a text also with a unit, if they have any."""
 
     minimum: int
     maximum: int
+    units: Units | None = None
 
     def parse(self, text: str) -> object:
         """Returns an integer, or the text."""
         try:
             return int(text)
         except ValueError:
-            return text
+            exact = self.units.parse(text) if self.units else None
+            return text if exact is None or exact.denominator != 1 else exact.numerator
 
     def check(self, value: object) -> None:
         """Refuses what is no integer or out of bounds."""
@@ -56,23 +60,39 @@ class Integers:
         if not is_integer or not self.minimum <= value <= self.maximum:  # type: ignore[operator]
             raise ValueError(
                 f"is {quoted(value)}, must be an integer from {self.minimum} to {self.maximum}"
+                f"{self.units.hint(value) if self.units else ''}"
             )
+
+
+def counts(minimum: int, maximum: int) -> Integers:
+    """Returns the numbers of things within bounds, such as 32k."""
+    return Integers(minimum, maximum, COUNTS)
+
+
+def byte_sizes(minimum: int, maximum: int) -> Integers:
+    """Returns the numbers of bytes within bounds, such as 8GiB."""
+    return Integers(minimum, maximum, BYTES)
 
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """Integers and floats, both bounds included; `noun` says what they are."""
+    """Integers and floats, both bounds included; `noun` says what they are.
+
+    In a text also with a unit, if they have any.
+    """
 
     minimum: float
     maximum: float
     noun: str = "number"
+    units: Units | None = None
 
     def parse(self, text: str) -> object:
         """Returns a float, or the text."""
         try:
             return float(text)
         except ValueError:
-            return text
+            exact = self.units.parse(text) if self.units else None
+            return text if exact is None else float(exact)
 
     def check(self, value: object) -> None:
         """Refuses what is no number or out of bounds."""
@@ -81,13 +101,13 @@ class Numbers:
         if not is_number or not self.minimum <= value <= self.maximum:  # type: ignore[operator]
             raise ValueError(
                 f"is {quoted(value)}, must be a {self.noun} from {self.minimum:g} "
-                f"to {self.maximum:g}"
+                f"to {self.maximum:g}{self.units.hint(value) if self.units else ''}"
             )
 
 
 def seconds(minimum: float, maximum: float) -> Numbers:
-    """Returns the numbers of seconds within bounds."""
-    return Numbers(minimum, maximum, noun="number of seconds")
+    """Returns the numbers of seconds within bounds, such as 500ms."""
+    return Numbers(minimum, maximum, noun="number of seconds", units=SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +124,10 @@ class OneOf:
         """Refuses what is no choice."""
         # 16.0 equals 16 but is not one of the choices.
         if not any(type(value) is type(choice) and value == choice for choice in self.choices):
+            texts = [choice for choice in self.choices if isinstance(choice, str)]
+            near = did_you_mean(value, texts) if isinstance(value, str) else ""
             raise ValueError(
-                f"is {quoted(value)}, must be one of {', '.join(map(str, self.choices))}"
+                f"is {quoted(value)}, must be one of {', '.join(map(str, self.choices))}{near}"
             )
 
 
@@ -184,6 +206,12 @@ class Flags:
         """Refuses what is no boolean."""
         if not isinstance(value, bool):
             raise ValueError(f"is {quoted(value)}, must be true or false")
+
+
+class Listed:
+    """Base of values of several items: commas separate them in a text, a file may list them."""
+
+    __slots__ = ()
 
 
 PORTS = Integers(0, MAX_PORT)

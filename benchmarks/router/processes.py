@@ -15,7 +15,8 @@ from typing import Any, NamedTuple, Self
 HOST = "127.0.0.1"
 ROOT = Path(__file__).resolve().parents[2]
 """Of this checkout."""
-_LEASH = ROOT / "examples/demo/leash.py"
+_LEASH = ROOT / "servicekit/leash.py"
+_END = str(int(signal.SIGTERM))
 _READY_SECONDS = 60.0
 _STOP_SECONDS = 10.0
 _POLL_SECONDS = 0.05
@@ -60,7 +61,7 @@ class Process:
         try:
             with log.open("wb") as output:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", str(_LEASH), str(os.getpid()), *command],
+                    [sys.executable, "-I", "-S", str(_LEASH), str(os.getpid()), _END, *command],
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,

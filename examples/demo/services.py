@@ -28,7 +28,7 @@ HOST = "127.0.0.1"
 STOP_SECONDS = 10.0
 """What a service has between SIGTERM and SIGKILL."""
 _ROOT = Path(__file__).resolve().parents[2]
-_LEASH = Path(__file__).with_name("leash.py")
+_LEASH = _ROOT / "servicekit" / "leash.py"
 _POLL_SECONDS = 0.05
 _PROBE_TIMEOUT = 2.0
 _EXIT_SECONDS = 1.0
@@ -98,6 +98,7 @@ class Services:
         log_path = self._log_folder / f"{name}.log"
         # -I and -S: without the packages it starts in no time.
         command = [sys.executable, "-I", "-S", str(_LEASH), str(os.getpid())]
+        command.append(str(int(signal.SIGTERM)))
         command += [sys.executable, "-m", *arguments]
         command += ["--host", HOST, "--port", str(port), "--operations-port", str(operations_port)]
         with log_path.open("wb") as log:

@@ -85,9 +85,9 @@ def test_variables_of_others_are_left_alone():
         (["--seed", "-1"], "--seed is -1, must be an integer from 0 to"),
         (["--log-level", "loud"], "--log-level is 'loud', must be one of debug, info"),
         (["--host", ""], "--host is '', must be"),
-        (["--prot", "1"], "unrecognized arguments: --prot 1"),
-        (["--por", "1"], "unrecognized arguments: --por 1"),
-        (["--port"], "--port: expected one argument"),
+        (["--prot", "1"], "--prot is no option; did you mean --port?"),
+        (["--por", "1"], "--por is no option; did you mean --port?"),
+        (["--port"], "--port needs a value: gRPC port"),
     ],
 )
 def test_wrong_option_is_refused_by_name_with_its_bounds(arguments, message):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 HOST = "127.0.0.1"
 _ROOT = Path(__file__).parents[2]
-_LEASH = _ROOT / "examples" / "demo" / "leash.py"
+_LEASH = _ROOT / "servicekit" / "leash.py"
 _EXIT_SECONDS = 30.0
 _random = random.SystemRandom()  # tests seed the other
 
@@ -46,6 +46,7 @@ class ServiceProcess:
         """Starts it; it listens some time later."""
         # -I and -S: without the packages the leash starts in no time.
         leash = [sys.executable, "-I", "-S", str(_LEASH), str(os.getpid())]
+        leash.append(str(int(signal.SIGTERM)))
         with self.log_path.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *(*leash, *self._command),

@@ -1,11 +1,13 @@
 """The command line finds its commands."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from pagestream import environment
 from pagestream.commands import COMMANDS
 
 ROOT = Path(__file__).parents[2]
@@ -48,3 +50,43 @@ def test_options_of_a_command_are_its_own():
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("router: --port ")
     assert done.stderr.count("\n") == 1
+
+
+def test_options_of_all_commands_are_known_without_what_is_slow_to_import():
+    script = (
+        "import sys\n"
+        "from pagestream.commands import COMMANDS\n"
+        "readers = [command.reader() for command in COMMANDS.values()]\n"
+        "print(*sorted({name.partition('.')[0] for name in sys.modules}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    modules = set(done.stdout.split())
+    assert {"pagestream", "router", "engine_service"} <= modules
+    assert not modules & {"torch", "transformers", "tokenizers", "numpy", "yaml"}
+
+
+def test_reader_that_leaves_is_no_error():
+    with subprocess.Popen(
+        [sys.executable, "-u", "-m", "pagestream", "completion", "zsh"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        process.stdout.close()
+        assert process.wait(timeout=60) == 128 + signal.SIGPIPE
+        assert process.stderr.read() == b""
+
+
+def test_help_of_a_service_names_it_as_it_was_called():
+    for name in ("engine", "router"):
+        assert pagestream(name, "--help").stdout.startswith(f"usage: pagestream {name} [OPTIONS]\n")
+
+
+def test_processes_take_the_packages_of_this_one_and_not_of_the_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(environment.sys, "path", [str(tmp_path), *sys.path])
+    assert environment.python_modules() == [sys.executable, "-m"]
+    monkeypatch.setattr(environment.sys, "path", ["/usr/bin", *sys.path])
+    assert environment.python_modules() == [sys.executable, "-P", "-m"]

@@ -169,9 +169,9 @@ def test_variables_of_others_are_left_alone():
         ),
         (["--discovery-interval", "0"], r"--discovery-interval is 0.0, must be .* 0.1 to 3600"),
         (["--discovery-interval", "nan"], r"--discovery-interval is nan, must be .* 0.1 to"),
-        (["--prot", "1"], r"unrecognized arguments: --prot 1"),
-        (["--por", "1"], r"unrecognized arguments: --por 1"),
-        (["--port"], r"--port: expected one argument"),
+        (["--prot", "1"], r"--prot is no option; did you mean --port"),
+        (["--por", "1"], r"--por is no option; did you mean --port"),
+        (["--port"], r"--port needs a value: gRPC port"),
     ],
 )
 def test_wrong_option_is_refused_by_name(arguments, message):

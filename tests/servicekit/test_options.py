@@ -34,6 +34,7 @@ READER = OptionReader(
     description="Makes tea.",
     prefix="KITCHEN_",
     groups={"kettle": Kettle, "table": Table},
+    refused={"sugar": "it is not tea with sugar in it"},
 )
 TEA = ["--fluid", "tea"]
 
@@ -72,7 +73,12 @@ def test_variables_of_the_process_are_read_when_none_are_given(monkeypatch):
         (
             TEA,
             {"KITCHEN_CUPS": "1"},
-            "environment variable KITCHEN_CUPS matches no option; correct or unset it; "
+            "environment variable KITCHEN_CUPS matches no option; did you mean KITCHEN_MAX_CUPS?",
+        ),
+        (
+            TEA,
+            {"KITCHEN_SINK": "1"},
+            "environment variable KITCHEN_SINK matches no option; correct or unset it; "
             "--help lists the options",
         ),
         (
@@ -82,11 +88,22 @@ def test_variables_of_the_process_are_read_when_none_are_given(monkeypatch):
             "for a Service of this name: set enableServiceLinks to false in the pod spec",
         ),
         (TEA, {"KITCHEN_IS_ROUND": "yes"}, "KITCHEN_IS_ROUND is 'yes', must be true or false"),
-        ([*TEA, "--max", "1"], {}, "unrecognized arguments: --max 1; --help lists the options"),
+        ([*TEA, "--max", "1"], {}, "--max is no option; did you mean --max-cups?"),
+        ([*TEA, "-max_cups=1"], {}, "-max_cups is no option; did you mean --max-cups?"),
+        ([*TEA, "—max-cups"], {}, "—max-cups is no option; did you mean --max-cups?"),
+        ([*TEA, "--salt"], {}, "--salt is no option; --help lists the options"),
+        ([*TEA, "--sugar"], {}, "--sugar is no option: it is not tea with sugar in it"),
+        ([*TEA, "--max-cups"], {}, "--max-cups needs a value: 100 % full at so many"),
+        ([*TEA, "--config"], {}, "--config needs a value: a YAML file of options"),
         (
             [*TEA, "--is-round", "true"],
             {},
-            "unrecognized arguments: true; --help lists the options",
+            "'true' belongs to no option; --help lists the options",
+        ),
+        (
+            [*TEA, "--no-is-round=true"],
+            {},
+            "--is-round takes no value; write --is-round or --no-is-round",
         ),
     ],
 )
@@ -118,7 +135,9 @@ def test_help_gives_meaning_default_and_variable(capsys):
     assert caught.value.code == 0
     text = re.sub(r"\s+", " ", capsys.readouterr().out)
     for part in (
-        "Makes tea. A command line option wins over its environment variable.",
+        "Makes tea. A command line option wins over its environment variable, and that over the "
+        "file of --config.",
+        "--config FILE YAML file of options, one `option: value` per line (KITCHEN_CONFIG)",
         "kettle: What heats.",
         "--fluid VALUE what to heat (required; KITCHEN_FLUID)",
         "--max-cups VALUE 100 % full at so many (default: 2; KITCHEN_MAX_CUPS)",

@@ -16,7 +16,7 @@ from tests.fakes import small_tokenizer
 
 ROOT = Path(__file__).parents[2]
 SHAPE = Shape(num_heads=4, num_kv_heads=2, head_dim=16, is_tied=True, vocab_size=512)
-PACKAGES = ("protos", "servicekit", "router", "engine_service", "kernels")
+PACKAGES = ("protos", "servicekit", "router", "engine_service", "kernels", "pagestream")
 
 
 def pip(*arguments):

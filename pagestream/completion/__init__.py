@@ -1,0 +1,1 @@
+"""`pagestream completion`: scripts that let a shell complete commands, options and choices."""

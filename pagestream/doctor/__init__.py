@@ -1,0 +1,1 @@
+"""`pagestream doctor`: what this machine lacks to serve, and what to do about it."""

@@ -1,0 +1,18 @@
+"""Where this process runs: variables that are not ours, such as CUDA's, and its interpreter."""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def variables() -> Mapping[str, str]:
+    """Returns all variables of this process."""
+    return os.environ
+
+
+def python_modules() -> list[str]:
+    """Returns the command that runs modules of the same packages as this process has."""
+    # As `python -m pagestream` in a clone: our packages are found in the folder.
+    is_from_here = sys.path[0] in ("", str(Path.cwd()))
+    return [sys.executable, *([] if is_from_here else ["-P"]), "-m"]

@@ -1,0 +1,1 @@
+"""`pagestream serve`: a router and its engines on this machine."""
