@@ -85,7 +85,7 @@ class RouterConfig(Options):
     )
     host: str = field(default="127.0.0.1", metadata=common_options.HOST)
     port: int = field(default=50050, metadata=common_options.PORT)
-    operations_port: int = field(default=9100, metadata=common_options.OPERATIONS_PORT)
+    operations_port: int = field(default=8100, metadata=common_options.OPERATIONS_PORT)
     http_port: int | None = field(
         default=None,
         metadata=about(

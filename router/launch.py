@@ -111,7 +111,7 @@ class _Router:
             ),
         )
         self._dispatcher = Dispatcher(
-            self._fleet, placement=config.placement, observer=self._metrics
+            self._fleet, placement=config.placement, observers=self._metrics
         )
         self._tokenizers = TokenizerPool(
             self._fleet.fetch_tokenizer,
@@ -330,7 +330,6 @@ class _Router:
             ResourceUsage(
                 num_discovery_failures=self._discovery.num_failures,
                 num_request_bytes=self._pipeline.request_bytes.held,
-                num_queued_prompt_tokens=self._pipeline.queued_prompt_tokens.held,
                 num_tasks=len(asyncio.all_tasks()),
             ),
         )
