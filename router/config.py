@@ -200,6 +200,22 @@ class RouterConfig(Options):
             "authors of the messages are trusted",
         ),
     )
+    max_connection_age_seconds: float = field(
+        default=300.0,
+        metadata=about(
+            seconds(0, common_options.MAX_SECONDS),
+            "seconds after which a gRPC connection takes no new calls, so that its client connects "
+            "again, perhaps to another router; 0 is never",
+        ),
+    )
+    max_connection_age_grace_seconds: float = field(
+        default=0.0,
+        metadata=about(
+            seconds(0, common_options.MAX_SECONDS),
+            "seconds that calls get to finish on a connection that takes no new ones; 0 is as long "
+            "as they need",
+        ),
+    )
     drain_grace_seconds: float = field(default=30.0, metadata=common_options.DRAIN_GRACE_SECONDS)
     log_level: str = field(default="info", metadata=common_options.LOG_LEVEL)
 

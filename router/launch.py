@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 from protos.pagestream.router.v1 import router_pb2
-from protos.wire.channel import router_request_bytes, server_options
+from protos.wire.channel import ChannelOptions, router_request_bytes, server_options
 from router.config import RouterConfig
 from router.engines.client import ClientSettings
 from router.engines.discovery import Unusable, discover
@@ -85,6 +85,14 @@ def _template_settings(config: RouterConfig, metrics: RouterMetrics) -> Template
     return dataclasses.replace(settings, source=read_template(config.chat_template, settings))
 
 
+def _connection_age(config: RouterConfig) -> ChannelOptions:
+    ages = {
+        "grpc.max_connection_age_ms": config.max_connection_age_seconds,
+        "grpc.max_connection_age_grace_ms": config.max_connection_age_grace_seconds,
+    }
+    return [(name, max(1, round(1000 * age))) for name, age in ages.items() if age]
+
+
 class _Router:
     """One router process."""
 
@@ -145,6 +153,7 @@ class _Router:
                     router_request_bytes(config.max_prompt_bytes), is_port_shared=link is not None
                 ),
                 ("grpc.max_concurrent_streams", max_streams),
+                *_connection_age(config),
             ]
         )
 
