@@ -195,7 +195,7 @@ class ServerOptions(Options):
     # choice.
     host: str = field(default="127.0.0.1", metadata=common_options.HOST)
     port: int = field(default=50051, metadata=common_options.PORT)
-    operations_port: int = field(default=9101, metadata=common_options.OPERATIONS_PORT)
+    operations_port: int = field(default=8101, metadata=common_options.OPERATIONS_PORT)
     max_waiting_requests: int = field(
         default=1024,
         metadata=about(
@@ -264,6 +264,12 @@ class ServerOptions(Options):
         metadata=about(
             seconds(0, common_options.MAX_SECONDS),
             "seconds that a frozen core gets to recover before the engine kills it and exits",
+        ),
+    )
+    vllm_metrics: bool = field(
+        default=False,
+        metadata=about(
+            Flags(), "show the metrics under vLLM's names, too, for dashboards and gateways"
         ),
     )
     log_level: str = field(default="info", metadata=common_options.LOG_LEVEL)

@@ -66,7 +66,8 @@ async def _serve(config: EngineConfig, core_entry: CoreEntry) -> int:
     core = _CoreProcess(config, core_entry)
     # The server exits first, which ends the pipe and so the core.
     signals = end_signals(core.exit_at_once)
-    async with core.ended(), EngineServer.listening(config.server) as server:
+    name = served_name(config.model, Path(config.model.model))
+    async with core.ended(), EngineServer.listening(config.server, name) as server:
         try:
             async with signals.interruption():
                 info = await _load(config, server, core)
@@ -208,7 +209,6 @@ def _check_model(options: ModelOptions) -> tuple[ModelOptions, TokenizerFiles]:
         second request to the hub might give another version, whose weights do not fit these files.
     """
     checkpoint = resolve_checkpoint(options.model, with_weights=options.load_format != "dummy")
-    served_name(options, checkpoint.folder)
     config_file = checkpoint.folder / "config.json"
     model_config = parse_config(checkpoint.read_config(), str(config_file))
     model_config.check_ranks(options.tensor_parallel_size)

@@ -97,7 +97,7 @@ class RouterConfig(Options):
     )
     host: str = field(default="127.0.0.1", metadata=common_options.HOST)
     port: int = field(default=50050, metadata=common_options.PORT)
-    operations_port: int = field(default=9100, metadata=common_options.OPERATIONS_PORT)
+    operations_port: int = field(default=8100, metadata=common_options.OPERATIONS_PORT)
     http_port: int | None = field(
         default=None,
         metadata=about(
@@ -210,6 +210,22 @@ class RouterConfig(Options):
             Flags(),
             "encode names of special tokens in chat messages as these tokens; unsafe unless the "
             "authors of the messages are trusted",
+        ),
+    )
+    max_connection_age_seconds: float = field(
+        default=300.0,
+        metadata=about(
+            seconds(0, common_options.MAX_SECONDS),
+            "seconds after which a gRPC connection takes no new calls, so that its client connects "
+            "again, perhaps to another router; 0 is never",
+        ),
+    )
+    max_connection_age_grace_seconds: float = field(
+        default=0.0,
+        metadata=about(
+            seconds(0, common_options.MAX_SECONDS),
+            "seconds that calls get to finish on a connection that takes no new ones; 0 is as long "
+            "as they need",
         ),
     )
     drain_grace_seconds: float = field(default=30.0, metadata=common_options.DRAIN_GRACE_SECONDS)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 from protos.pagestream.router.v1 import router_pb2
-from protos.wire.channel import router_request_bytes, server_options
+from protos.wire.channel import ChannelOptions, router_request_bytes, server_options
 from router.config import RouterConfig
 from router.engines.client import ClientSettings
 from router.engines.discovery import Unusable, discover
@@ -85,6 +85,14 @@ def _template_settings(config: RouterConfig, metrics: RouterMetrics) -> Template
     return dataclasses.replace(settings, source=read_template(config.chat_template, settings))
 
 
+def _connection_age(config: RouterConfig) -> ChannelOptions:
+    ages = {
+        "grpc.max_connection_age_ms": config.max_connection_age_seconds,
+        "grpc.max_connection_age_grace_ms": config.max_connection_age_grace_seconds,
+    }
+    return [(name, max(1, round(1000 * age))) for name, age in ages.items() if age]
+
+
 class _Router:
     """One router process."""
 
@@ -111,7 +119,7 @@ class _Router:
             ),
         )
         self._dispatcher = Dispatcher(
-            self._fleet, placement=config.placement, observer=self._metrics
+            self._fleet, placement=config.placement, observers=self._metrics
         )
         self._tokenizers = TokenizerPool(
             self._fleet.fetch_tokenizer,
@@ -145,6 +153,7 @@ class _Router:
                     router_request_bytes(config.max_prompt_bytes), is_port_shared=link is not None
                 ),
                 ("grpc.max_concurrent_streams", max_streams),
+                *_connection_age(config),
             ]
         )
 
@@ -330,7 +339,6 @@ class _Router:
             ResourceUsage(
                 num_discovery_failures=self._discovery.num_failures,
                 num_request_bytes=self._pipeline.request_bytes.held,
-                num_queued_prompt_tokens=self._pipeline.queued_prompt_tokens.held,
                 num_tasks=len(asyncio.all_tasks()),
             ),
         )

@@ -14,12 +14,13 @@ import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
-from grpc_reflection.v1alpha import reflection, reflection_pb2
+from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
 from protos.wire.message_parser import Malformed, MessageParser
 from protos.wire.status import error_status, to_rpc_status
 from servicekit.health import HealthServicer
+from servicekit.reflection import V1ALPHA, ReflectionV1, v1
 
 _LOG_SECONDS = 5.0
 """Time between two log lines about refused messages."""
@@ -111,10 +112,10 @@ class Handlers:
         self.add(health_pb2.DESCRIPTOR.services_by_name["Health"], servicer)
 
     def add_reflection(self) -> None:
-        """Serves reflection for all services added so far."""
-        names = (*self._names, reflection.SERVICE_NAME)
-        service = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
-        self.add(service, reflection.aio.ReflectionServicer(names))
+        """Serves reflection, in both versions, for all services added so far."""
+        names = (*self._names, v1().full_name, V1ALPHA.full_name)
+        self.add(v1(), ReflectionV1(names))
+        self.add(V1ALPHA, reflection.aio.ReflectionServicer(names))
 
     def _handler(
         self,

@@ -5,6 +5,7 @@ The text of the metrics is made in a thread, one at a time.
 """
 
 import asyncio
+import functools
 import http
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.openmetrics.exposition import ALLOWUTF8
 
 from servicekit.health import Health
 from servicekit.http_server import Answer, Handler
@@ -71,7 +73,12 @@ def probe_handler(check: Callable[[], tuple[bool, str]]) -> Handler:
 
 def _choose_encoder(accepted: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
     try:
-        return choose_encoder(accepted)
+        encode, content_type = choose_encoder(accepted)
     except (TypeError, ValueError):
         # The header asks for a version that is not a number.
-        return choose_encoder("")
+        encode, content_type = choose_encoder("")
+    if isinstance(encode, functools.partial):
+        # No name of ours needs to be escaped, but prometheus_client 0.26 writes the colon in a
+        # sample's name as an underscore under every other scheme.
+        encode = functools.partial(encode.func, **{**encode.keywords, "escaping": ALLOWUTF8})
+    return encode, content_type

@@ -275,6 +275,7 @@ class CoreClient:
             opened = self._open_requests.get(admission.request_id)
             if opened is not None and not opened.is_admitted:
                 opened.is_admitted = True
+                opened.scheduled_time = opened.request.arrival_time + admission.queue_seconds
                 self._forget_waiting(opened)
                 self._observer.count_admission(opened, admission)
                 opened.stream.add_admission(opened.handle, admission)
@@ -307,6 +308,8 @@ class CoreClient:
             opened = self._open_requests.get(request_id)
             if opened is not None:
                 self._observer.count_tokens(opened, count, now)
+                if not opened.num_generated_tokens:
+                    opened.first_token_time = now
                 opened.num_generated_tokens += count
                 opened.last_token_time = now
                 opened.stream.add_tokens(opened.handle, output.token_ids[start:end])

@@ -46,15 +46,19 @@ _logger = logging.getLogger(__name__)
 class EngineServer:
     """Serves one core over gRPC, and its probes and metrics over HTTP.
 
+    Args:
+        options: The settings.
+        model_name: The name of the model, which its metrics carry.
+
     Attributes:
         port: The gRPC port, once listening.
         operations_port: The HTTP port, once listening.
     """
 
-    def __init__(self, options: ServerOptions) -> None:
+    def __init__(self, options: ServerOptions, model_name: str) -> None:
         self._options = options
         self._health = Health()
-        self._metrics = EngineMetrics()
+        self._metrics = EngineMetrics(model_name, has_vllm_names=options.vllm_metrics)
         self._cache_log = CacheLog(options.max_cache_history_hashes)
         self._load_meter = LoadMeter()
         self._watch = CoreWatch(options.core_silence_seconds)
@@ -73,13 +77,13 @@ class EngineServer:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def listening(cls, options: ServerOptions) -> AsyncIterator[Self]:
+    async def listening(cls, options: ServerOptions, model_name: str) -> AsyncIterator[Self]:
         """Listens on both ports, live but not ready, and closes everything on exit.
 
         Raises:
             StartupError: A port is in use.
         """
-        server = cls(options)
+        server = cls(options, model_name)
         try:
             await server._listen()
             yield server

@@ -1,6 +1,6 @@
 """Every Prometheus series of the engine. `docs/metrics.md` says what each means for an operator."""
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from engine_service.core.types import Admission, EngineInfo, FinishReason, StepStats
 from engine_service.grammar.checker import KNOWN
@@ -8,8 +8,17 @@ from engine_service.grammar.checker import OUTCOMES as GRAMMAR_OUTCOMES
 from engine_service.server.core_client import CANCELLED
 from engine_service.server.output_stream import OpenRequest
 from engine_service.server.rank_metrics import RankMetrics
+from engine_service.server.vllm_metrics import VllmMetrics
 from protos.wire.reason import Reason
-from servicekit.metrics import REQUEST_BUCKETS, TOKEN_BUCKETS, WORK_BUCKETS, new_registry
+from servicekit.metrics import (
+    LENGTH_BUCKETS,
+    MODEL_NAME,
+    REQUEST_BUCKETS,
+    TOKEN_BUCKETS,
+    WORK_BUCKETS,
+    Labelled,
+    new_registry,
+)
 
 _PREFIX = "pagestream_engine"
 
@@ -44,14 +53,27 @@ _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 class EngineMetrics:
-    """The series, in their own registry, and the methods that update them."""
+    """The series, and the methods that update them.
 
-    def __init__(self) -> None:
-        self.registry = new_registry()
+    Args:
+        model_name: The label of all series.
+        has_vllm_names: Whether they are shown under vLLM's names, too.
+
+    Attributes:
+        registry: Shows them, beside those of the process.
+    """
+
+    def __init__(self, model_name: str, *, has_vllm_names: bool = False) -> None:
+        self._series = CollectorRegistry()
         self._add_state()
         self._add_counters()
         self._add_times()
-        self.ranks = RankMetrics(_PREFIX, self.registry)
+        self._add_lengths()
+        self.ranks = RankMetrics(_PREFIX, self._series)
+        self.registry = new_registry()
+        self.registry.register(Labelled(self._series, MODEL_NAME, model_name))
+        if has_vllm_names:
+            self.registry.register(VllmMetrics(self._series, _PREFIX, model_name))
 
     def _add_state(self) -> None:
         self.requests_running = self._gauge(
@@ -84,8 +106,8 @@ class EngineMetrics:
         self.model_info = Gauge(
             f"{_PREFIX}_model_info",
             "Always 1; the labels describe the model.",
-            ("model_name", "architecture", "dtype", "device", "fingerprint"),
-            registry=self.registry,
+            ("architecture", "dtype", "device", "fingerprint"),
+            registry=self._series,
         )
 
     def _add_counters(self) -> None:
@@ -93,7 +115,7 @@ class EngineMetrics:
             f"{_PREFIX}_requests",
             "Requests that ended, by finish reason, error reason or cancellation.",
             ("outcome",),
-            registry=self.registry,
+            registry=self._series,
         )
         self._requests_by_outcome = {
             outcome: self.requests.labels(outcome=outcome) for outcome in OUTCOMES
@@ -128,13 +150,13 @@ class EngineMetrics:
             f"{_PREFIX}_malformed_messages",
             "Messages refused because they cannot be parsed or exceed a bound, by method.",
             ("method",),
-            registry=self.registry,
+            registry=self._series,
         )
         self.grammars = Counter(
             f"{_PREFIX}_grammars",
             "Grammars of requests that were checked, by outcome.",
             ("outcome",),
-            registry=self.registry,
+            registry=self._series,
         )
         self._grammars_by_outcome = {
             outcome: self.grammars.labels(outcome=outcome) for outcome in GRAMMAR_OUTCOMES
@@ -162,6 +184,16 @@ class EngineMetrics:
             "Seconds from a request's arrival to its end, whatever the outcome.",
             REQUEST_BUCKETS,
         )
+        self.prefill_time = self._histogram(
+            "prefill_time_seconds",
+            "Seconds from a request's first step to its first token.",
+            REQUEST_BUCKETS,
+        )
+        self.decode_time = self._histogram(
+            "decode_time_seconds",
+            "Seconds from a request's first token to its last, of requests that ended with any.",
+            REQUEST_BUCKETS,
+        )
         self.grammar_check_time = self._histogram(
             "grammar_check_time_seconds",
             "Seconds to check a grammar that was not known yet.",
@@ -172,17 +204,33 @@ class EngineMetrics:
             "Seconds of one step, by phase.",
             ("phase",),
             buckets=WORK_BUCKETS,
-            registry=self.registry,
+            registry=self._series,
         )
         self._step_time_by_phase = [self.step_time.labels(phase=phase) for phase in PHASES]
         self.batch_size = self._histogram(
             "batch_size_requests", "Requests that took part in one step.", _BATCH_BUCKETS
         )
 
+    def _add_lengths(self) -> None:
+        self.prompt_length = self._histogram(
+            "prompt_length_tokens",
+            "Prompt tokens of one request that began to run.",
+            LENGTH_BUCKETS,
+        )
+        self.output_length = self._histogram(
+            "output_length_tokens",
+            "Tokens generated here for one request that ended with any.",
+            LENGTH_BUCKETS,
+        )
+        self.max_tokens = self._histogram(
+            "max_tokens",
+            "Tokens that one request asked for at most, of those that set max_tokens.",
+            LENGTH_BUCKETS,
+        )
+
     def set_info(self, info: EngineInfo) -> None:
         """Sets what start-up found."""
         self.model_info.labels(
-            model_name=info.model_name,
             architecture=info.architecture,
             dtype=info.dtype,
             device=info.device,
@@ -222,13 +270,19 @@ class EngineMetrics:
 
     def count_admission(self, request: OpenRequest, admission: Admission) -> None:
         """Counts a request that was scheduled for the first time."""
+        num_prompt_tokens = len(request.request.prompt_token_ids)
+        max_tokens = request.request.sampling_params.max_tokens
         self.queue_time.observe(admission.queue_seconds)
-        self.prompt_tokens.inc(len(request.request.prompt_token_ids))
+        self.prompt_tokens.inc(num_prompt_tokens)
+        self.prompt_length.observe(num_prompt_tokens)
+        if max_tokens is not None:
+            self.max_tokens.observe(max_tokens)
 
     def count_tokens(self, request: OpenRequest, num_tokens: int, now: float) -> None:
         """Observes the time that new tokens took."""
         if request.num_generated_tokens == 0:
             self.time_to_first_token.observe(now - request.request.arrival_time)
+            self.prefill_time.observe(now - request.scheduled_time)
             num_tokens -= 1
             seconds = 0.0
         else:
@@ -258,6 +312,9 @@ class EngineMetrics:
         """Counts the end of a request."""
         self._count_outcome(outcome)
         self.request_time.observe(now - request.request.arrival_time)
+        if request.num_generated_tokens:
+            self.decode_time.observe(request.last_token_time - request.first_token_time)
+            self.output_length.observe(request.num_generated_tokens)
 
     def _count_outcome(self, outcome: str) -> None:
         # An unexpected reason is a bug, but must not fail the request.
@@ -265,10 +322,10 @@ class EngineMetrics:
         self._requests_by_outcome[known].inc()
 
     def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(f"{_PREFIX}_{name}", text, registry=self.registry)
+        return Gauge(f"{_PREFIX}_{name}", text, registry=self._series)
 
     def _counter(self, name: str, text: str) -> Counter:
-        return Counter(f"{_PREFIX}_{name}", text, registry=self.registry)
+        return Counter(f"{_PREFIX}_{name}", text, registry=self._series)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(f"{_PREFIX}_{name}", text, buckets=buckets, registry=self.registry)
+        return Histogram(f"{_PREFIX}_{name}", text, buckets=buckets, registry=self._series)

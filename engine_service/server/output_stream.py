@@ -26,7 +26,9 @@ class OpenRequest:
         handle: Its number within the stream.
         name: The client's name for it, for logs.
         is_admitted: Whether the core has scheduled it once.
+        scheduled_time: When it was first scheduled, once it is admitted.
         num_generated_tokens: Tokens generated here so far.
+        first_token_time: When the first of them arrived.
         last_token_time: When the newest of them arrived.
         timer: Ends it at its deadline.
         forget_check: Says at its end that nobody needs the check of its grammar; harmless after it.
@@ -37,7 +39,9 @@ class OpenRequest:
     handle: int
     name: str
     is_admitted: bool = False
+    scheduled_time: float = 0.0
     num_generated_tokens: int = 0
+    first_token_time: float = 0.0
     last_token_time: float = 0.0
     timer: asyncio.TimerHandle | None = None
     forget_check: "Callable[[], None] | None" = None

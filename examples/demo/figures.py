@@ -28,7 +28,7 @@ class EngineFigures:
         gpus: Indices of the GPUs it uses; none on the CPU.
         memory_bytes: One value a sample: what the GPUs hold in all, or else the engine's processes.
         num_used_blocks: One value a sample: KV blocks that sequences own.
-        series: Value of each series without labels at the last sample.
+        series: Value of each series without labels but the model's name at the last sample.
     """
 
     service: Service
@@ -129,5 +129,5 @@ def _read_series(text: str) -> dict[str, float]:
         sample.name: sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
-        if not sample.labels
+        if not sample.labels.keys() - {"model_name"}
     }

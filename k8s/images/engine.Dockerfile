@@ -39,5 +39,5 @@ ENV PATH=/opt/pagestream/bin:$PATH \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 WORKDIR /tmp
 USER 10001:10001
-EXPOSE 50051 9101
+EXPOSE 50051 8101
 ENTRYPOINT ["python", "-m", "engine_service"]

@@ -22,5 +22,5 @@ ENV PATH=/opt/pagestream/bin:$PATH \
     HF_HOME=/tmp/huggingface
 WORKDIR /tmp
 USER 10001:10001
-EXPOSE 50050 8000 9100
+EXPOSE 50050 8000 8100
 ENTRYPOINT ["python", "-m", "router"]

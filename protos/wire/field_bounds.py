@@ -93,6 +93,15 @@ def _of(prefix: str, bounds: Mapping[str, FieldBound]) -> dict[str, FieldBound]:
     return {f"{prefix}.{name}": bound for name, bound in bounds.items()}
 
 
+_REFLECTION = {
+    "ServerReflectionRequest.host": _LABEL,
+    "ServerReflectionRequest.file_by_filename": _LABEL,
+    "ServerReflectionRequest.file_containing_symbol": _LABEL,
+    "ServerReflectionRequest.all_extension_numbers_of_type": _LABEL,
+    "ServerReflectionRequest.list_services": _LABEL,
+    "ExtensionRequest.containing_type": _LABEL,
+}
+
 FIELD_BOUNDS: Mapping[str, FieldBound] = {
     **_of(
         "pagestream.router.v1",
@@ -257,16 +266,7 @@ FIELD_BOUNDS: Mapping[str, FieldBound] = {
         {"Any.type_url": _LABEL, "Any.value": FieldBound(bytes=8192)},
     ),
     **_of("grpc.health.v1", {"HealthCheckRequest.service": _LABEL}),
-    **_of(
-        "grpc.reflection.v1alpha",
-        {
-            "ServerReflectionRequest.host": _LABEL,
-            "ServerReflectionRequest.file_by_filename": _LABEL,
-            "ServerReflectionRequest.file_containing_symbol": _LABEL,
-            "ServerReflectionRequest.all_extension_numbers_of_type": _LABEL,
-            "ServerReflectionRequest.list_services": _LABEL,
-            "ExtensionRequest.containing_type": _LABEL,
-        },
-    ),
+    **_of("grpc.reflection.v1", _REFLECTION),
+    **_of("grpc.reflection.v1alpha", _REFLECTION),
 }
 """Bounds by the field's full name."""

@@ -26,6 +26,7 @@ from protos.wire.limits import (
     MAX_SEED,
     MAX_STOP_TOKEN_IDS,
 )
+from protos.wire.number import shown_number
 from protos.wire.token_ids import read_token_ids
 
 if TYPE_CHECKING:
@@ -313,10 +314,10 @@ def out_of_bounds(params: SamplingParams) -> ParamFault | None:
         if value is None:
             continue
         if scalar.kind == _INT and not hasattr(value, "__index__"):
-            return ParamFault(name, _shown(value), f"the whole numbers {scalar.bounds}")
+            return ParamFault(name, shown_number(value), f"the whole numbers {scalar.bounds}")
         # The comparison is false for NaN. A float32 may be a little below the bound it stands for.
         if not _in_float32(scalar.low) <= value <= scalar.high:
-            return ParamFault(name, _shown(value), scalar.bounds)
+            return ParamFault(name, shown_number(value), scalar.bounds)
     if params.max_tokens == 0 and params.prompt_logprobs is None:
         return ParamFault("max_tokens", "0", "1 and more; 0 needs prompt_logprobs")
     for name, most in _BOUNDED_LISTS.items():
@@ -329,7 +330,7 @@ def _bias_fault(params: SamplingParams) -> ParamFault | None:
     for index, bias in enumerate(params.logit_bias):
         if not -MAX_LOGIT_BIAS <= bias.bias <= MAX_LOGIT_BIAS:
             bounds = f"{-MAX_LOGIT_BIAS:g} to {MAX_LOGIT_BIAS:g}"
-            return ParamFault(f"logit_bias[{index}].bias", _shown(bias.bias), bounds)
+            return ParamFault(f"logit_bias[{index}].bias", shown_number(bias.bias), bounds)
     return None
 
 
@@ -389,7 +390,7 @@ def unsupported(
         value = getattr(params, name)
         if isinstance(value, Sized):
             return ParamFault(name, f"{len(value)} entries", "unset")
-        shown = value.form if isinstance(value, Grammar) else _shown(value)
+        shown = value.form if isinstance(value, Grammar) else shown_number(value)
         return ParamFault(name, shown, "unset")
     return None
 
@@ -427,9 +428,3 @@ def to_record(
 def _in_float32(value: float) -> float:
     nearest: float = struct.unpack("<f", struct.pack("<f", value))[0]
     return min(value, nearest)
-
-
-def _shown(value: float) -> str:
-    if value != value:
-        return "NaN"
-    return f"{value:.9g}" if isinstance(value, float) else str(value)

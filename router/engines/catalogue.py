@@ -6,6 +6,7 @@ from dataclasses import replace
 from operator import itemgetter
 from typing import Any
 
+from protos.wire.number import shown_number
 from protos.wire.sampling_params import DEFAULT_PARAMS, SamplingParams
 from router.engines.member import FleetMember
 from router.errors import NoEngine, UnknownModel
@@ -130,4 +131,4 @@ def other_defaults(newcomer: FleetMember, info: ModelInfo, members: Collection[F
 
 
 def _shown(value: float | None) -> str:
-    return "unset" if value is None else f"{value:.6g}"
+    return "unset" if value is None else shown_number(value)

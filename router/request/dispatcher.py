@@ -55,6 +55,13 @@ class DispatchObserver(Protocol):
         """
 
 
+class DispatchObservers(Protocol):
+    """The observers of all models."""
+
+    def of_model(self, name: str) -> DispatchObserver:
+        """Returns that of a model which an engine serves."""
+
+
 class Dispatcher:
     """Sends each request to the engine where it costs least, and on to another if that one fails.
 
@@ -63,7 +70,7 @@ class Dispatcher:
     Args:
         fleet: The engines.
         placement: Name of the policy, one of `policy.POLICIES`.
-        observer: Called for each request.
+        observers: Called for each request.
         rng: Breaks ties; tests set it.
     """
 
@@ -72,12 +79,12 @@ class Dispatcher:
         fleet: Fleet,
         *,
         placement: str = "prefix",
-        observer: DispatchObserver | None = None,
+        observers: DispatchObservers | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self._fleet = fleet
         self._policy = POLICIES[placement]
-        self._observer = observer
+        self._observers = observers
         self._rng = rng or random.Random()
         self._budget = RetryBudget()
         self._num_placements = 0
@@ -184,9 +191,9 @@ class Dispatcher:
             return None
         seconds = time.perf_counter() - start
         self._num_placements += 1
-        if self._observer is not None:
+        if self._observers is not None:
             added = None if failover.is_placed else request.pipeline_seconds + seconds
-            self._observer.request_placed(placement, seconds, added)
+            self._observers.of_model(info.name).request_placed(placement, seconds, added)
         failover.is_placed = True
         if _logger.isEnabledFor(logging.DEBUG):
             _logger.debug(
@@ -251,8 +258,9 @@ class Dispatcher:
 
     def _admit(self, failover: Failover, placement: Placement, admitted: Admitted) -> None:
         failover.admit(admitted)
-        if self._observer is not None:
-            self._observer.request_admitted(placement, admitted.num_cached_tokens)
+        if self._observers is not None:
+            observer = self._observers.of_model(failover.request.model)
+            observer.request_admitted(placement, admitted.num_cached_tokens)
 
     def _leave(
         self,
@@ -270,11 +278,12 @@ class Dispatcher:
         epoch = model.epoch if model is not None else 0
         failover.leave(engine, error, epoch=epoch, is_admitted=is_admitted)
         num_resumed = len(failover.request.resume_token_ids)
-        if self._observer is not None:
+        if self._observers is not None:
+            observer = self._observers.of_model(failover.request.model)
             if num_resumed > num_resumed_before:
-                self._observer.request_resumed(error, num_resumed)
+                observer.request_resumed(error, num_resumed)
             else:
-                self._observer.request_retried(engine, error)
+                observer.request_retried(engine, error)
         _logger.info(
             "request moved request_id=%s engine=%s reason=%s resumed_tokens=%d",
             failover.request.request_id,

@@ -15,7 +15,7 @@ from router.errors import Draining, InvalidRequest, NoTokenizer, QueueFull, Requ
 from router.request import limits, parameters
 from router.request.answer import Answer
 from router.request.chat_grammar import chat_params
-from router.request.progress import Observer, Progress, recorded
+from router.request.progress import Observer, Observers, Progress, RequestObserver, recorded
 from router.request.prompt_encoder import PromptEncoder
 from router.request.quota import Quota
 from router.request.samples import merged
@@ -71,6 +71,7 @@ class _Sample:
     request: TokenRequest
     answer: Answer
     progress: Progress
+    observer: Observer
     held: GenerationDelta | None = None
     """Given out together with the next one, which follows at once."""
 
@@ -87,18 +88,18 @@ class Pipeline:
         self,
         fleet: Engines,
         tokenizers: TokenizerPool,
-        observer: Observer,
+        observers: Observers,
         bounds: Bounds,
         *,
         allow_special_tokens_in_content: bool = False,
     ) -> None:
         self._fleet = fleet
         self._tokenizers = tokenizers
-        self._observer = observer
+        self._observers = observers
         self._bounds = bounds
         self._encoder = PromptEncoder(
             tokenizers,
-            observer,
+            observers,
             allow_special_tokens_in_content=allow_special_tokens_in_content,
         )
         self.request_bytes = Quota(
@@ -126,11 +127,13 @@ class Pipeline:
             RequestError: The request was refused or failed; `status` is for the client.
         """
         n = parameters.num_samples(request)
+        found = self._find(request.model)
         with (
-            recorded(self._observer, n, request.timeout) as progresses,
+            recorded(self._observer(found, request.model), n, request.timeout) as progresses,
             self._slot(request.num_bytes, n),
         ):
-            model = self._fleet.model_info(request.model)
+            model = _known(found)
+            observer = self._observers.of_model(model.name)
             limits.check_request(request, model, self._bounds.max_prompt_bytes)
             parameters.check_parameters(request, model)
             tokenizer = await self._tokenizer(model, request)
@@ -143,6 +146,7 @@ class Pipeline:
             params = await self._resolve(request, model, tokenizer)
             stop_texts = await self._stop_texts(request.stop)
             self.queued_prompt_tokens.take(n * len(prompt))
+            observer.queued(n * len(prompt))
             for progress in progresses:
                 progress.num_queued_tokens = len(prompt)
             try:
@@ -150,12 +154,12 @@ class Pipeline:
                 sent = _to_token_request(request, model, prompt, params, elapsed)
                 samples = []
                 for progress, one in zip(progresses, parameters.of_samples(sent, n), strict=True):
-                    self._observer.handed_over(len(prompt))
+                    observer.handed_over(len(prompt), params.max_tokens)
                     search = None
                     if stop_texts is not None:
                         search = StopSearch(stop_texts, is_included=request.include_stop_text)
                     answer = Answer(one, model, tokenizer, form, search)
-                    samples.append(_Sample(one, answer, progress))
+                    samples.append(_Sample(one, answer, progress, observer))
                 if n > 1:
                     async with aclosing(merged(list(map(self._deltas, samples)))) as deltas:
                         async for delta in deltas:
@@ -174,7 +178,10 @@ class Pipeline:
                         raise AssertionError(_NO_FINISH)
                 yield last
             finally:
-                self.queued_prompt_tokens.give_back(sum(p.num_queued_tokens for p in progresses))
+                num_queued = sum(progress.num_queued_tokens for progress in progresses)
+                self.queued_prompt_tokens.give_back(num_queued)
+                if num_queued:
+                    observer.queued(-num_queued)
 
     async def _deltas(self, sample: "_Sample") -> AsyncGenerator[GenerationDelta, None]:
         """Streams one continuation; its engine is free before the last delta is given out."""
@@ -198,9 +205,10 @@ class Pipeline:
         progress = sample.progress
         if progress.num_queued_tokens:
             self.queued_prompt_tokens.give_back(progress.num_queued_tokens)
+            sample.observer.queued(-progress.num_queued_tokens)
             progress.num_queued_tokens = 0
         if isinstance(event, Tokens):
-            progress.note_tokens(len(event.token_ids), self._observer)
+            progress.note_tokens(len(event.token_ids), sample.observer)
         delta = sample.answer.delta(event)
         if sample.held is not None:
             delta, sample.held = sample.held.joined(delta), None
@@ -324,6 +332,19 @@ class Pipeline:
             if not self._num_under_way:
                 self._idle.set()
 
+    def _find(self, name: str) -> ModelInfo | RequestError:
+        """Describes a model, or says why it cannot be had."""
+        try:
+            return self._fleet.model_info(name)
+        except RequestError as error:
+            return error
+
+    def _observer(self, found: ModelInfo | RequestError, name: str) -> RequestObserver:
+        """Returns whom to tell of a request, which counts with its model if that is served."""
+        if isinstance(found, ModelInfo):
+            return self._observers.of_model(found.name)
+        return self._observers.of_request(name)
+
     async def _tokenizer(self, model: ModelInfo, request: GenerationRequest) -> Tokenizer | None:
         try:
             return await self._tokenizers.get(model)
@@ -362,6 +383,12 @@ class Pipeline:
         if sum(map(len, texts)) <= _MAX_SHORT_STOPS:
             return StopTexts(texts)
         return await self._tokenizers.run(StopTexts, texts)
+
+
+def _known(found: ModelInfo | RequestError) -> ModelInfo:
+    if isinstance(found, RequestError):
+        raise found
+    return found
 
 
 def _to_token_request(

@@ -17,8 +17,8 @@ OUTCOMES = ("stop", "length", "cancelled", "other", *(reason.value.lower() for r
 """How a request can end: finished, cancelled by its client, for one of our reasons, or another."""
 
 
-class Observer(Protocol):
-    """Is notified of the stages of each request, for metrics above this layer.
+class RequestObserver(Protocol):
+    """Is notified of each request, for metrics above this layer.
 
     A request for n continuations is n requests. Times are in seconds.
     """
@@ -26,17 +26,34 @@ class Observer(Protocol):
     def started(self) -> None:
         """A request arrived."""
 
+    def ended(self, outcome: str, seconds: float, num_tokens: int) -> None:
+        """The request ended with so many tokens; the outcome is one of `OUTCOMES`."""
+
+
+class Observer(RequestObserver, Protocol):
+    """Is notified of the stages of each request for one model."""
+
     def tokenized(self, seconds: float) -> None:
         """A text or a chat was tokenized."""
 
-    def handed_over(self, num_prompt_tokens: int) -> None:
-        """A request goes to the dispatcher."""
+    def queued(self, num_prompt_tokens: int) -> None:
+        """So many tokens more wait for an engine to start them, or fewer if it is below 0."""
+
+    def handed_over(self, num_prompt_tokens: int, max_tokens: int | None) -> None:
+        """A request, which asks for so many tokens at most, goes to the dispatcher."""
 
     def generated(self, num_tokens: int, seconds: float, *, is_first: bool) -> None:
         """Tokens arrived, `seconds` after the previous ones or the start of the request."""
 
-    def ended(self, outcome: str, seconds: float) -> None:
-        """The request ended; the outcome is one of `OUTCOMES`."""
+
+class Observers(Protocol):
+    """The observers of all models."""
+
+    def of_model(self, name: str) -> Observer:
+        """Returns that of a model which an engine serves."""
+
+    def of_request(self, name: str) -> RequestObserver:
+        """Returns that of requests for what no engine serves now."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,9 +65,12 @@ class Progress:
     outcome: str = _UNFINISHED
     num_queued_tokens: int = 0
     """Tokens of its prompt that count as queued."""
+    num_tokens: int = 0
+    """Tokens that came."""
 
     def note_tokens(self, num_tokens: int, observer: Observer) -> None:
         """Notes that tokens came."""
+        self.num_tokens += num_tokens
         now = time.monotonic()
         is_first = self.last_tokens == self.started
         observer.generated(num_tokens, now - self.last_tokens, is_first=is_first)
@@ -59,7 +79,7 @@ class Progress:
 
 @contextmanager
 def recorded(
-    observer: Observer, num_requests: int, timeout: float | None
+    observer: RequestObserver, num_requests: int, timeout: float | None
 ) -> Iterator[list[Progress]]:
     """Tells an observer how requests begin and end that make one call.
 
@@ -89,4 +109,4 @@ def recorded(
     finally:
         seconds = time.monotonic() - now
         for request in requests:
-            observer.ended(request.outcome, seconds)
+            observer.ended(request.outcome, seconds, request.num_tokens)

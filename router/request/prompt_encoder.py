@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Callable
 from functools import partial
 
-from router.request.progress import Observer
+from router.request.progress import Observers
 from router.text.answer_form import AnswerForm, answer_form
 from router.text.token_budget import Abandoned
 from router.text.tokenizer import Tokenizer
@@ -28,19 +28,19 @@ class PromptEncoder:
 
     Args:
         tokenizers: Whose threads do it.
-        observer: Is told how long it took.
+        observers: Are told how long it took.
         allow_special_tokens_in_content: Whether texts in a chat may hold special tokens.
     """
 
     def __init__(
         self,
         tokenizers: TokenizerPool,
-        observer: Observer,
+        observers: Observers,
         *,
         allow_special_tokens_in_content: bool,
     ) -> None:
         self._tokenizers = tokenizers
-        self._observer = observer
+        self._observers = observers
         self._allows_special_tokens = allow_special_tokens_in_content
 
     async def encode(
@@ -78,7 +78,7 @@ class PromptEncoder:
         finally:
             # Stops the thread's work if the client has left.
             is_over.set()
-        self._observer.tokenized(time.monotonic() - started)
+        self._observers.of_model(model.name).tokenized(time.monotonic() - started)
         return token_ids, form
 
     async def _encode_chat(

@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from prometheus_client.samples import Sample
 
 _COUNTS = ("counter", "histogram")
-_CREATED = "_created"
 JOINED_OTHERWISE: dict[str, Callable[[float, float], float]] = {
     "pagestream_router_engine_cache_event_age_seconds": max,
     "pagestream_router_engine_index_blocks": max,
@@ -72,7 +71,7 @@ def joined(workers: Iterable[Iterable[Metric]]) -> list[Metric]:
             for sample in family.samples:
                 key = sample.name, frozenset(sample.labels.items())
                 if key in known:
-                    value = _joining(family, sample)(known[key].value, sample.value)
+                    value = _joining(family)(known[key].value, sample.value)
                     known[key] = known[key]._replace(value=value)
                 else:
                     known[key] = sample
@@ -81,10 +80,7 @@ def joined(workers: Iterable[Iterable[Metric]]) -> list[Metric]:
     return list(families.values())
 
 
-def _joining(family: Metric, sample: "Sample") -> Callable[[float, float], float]:
-    # When a counter began, which some formats show.
-    if sample.name.endswith(_CREATED):
-        return min
+def _joining(family: Metric) -> Callable[[float, float], float]:
     # A sample of it is always 1.
     if family.type == "info":
         return max

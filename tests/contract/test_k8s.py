@@ -104,6 +104,7 @@ def test_it_holds_the_objects_of_two_services_and_their_monitor(documents):
     assert set(documents) == {
         ("Deployment", "router"),
         ("Service", "router"),
+        ("Service", "router-headless"),
         ("StatefulSet", "engine"),
         ("Service", "engine"),
         ("PodMonitor", "pagestream"),
@@ -163,6 +164,17 @@ def test_service_selects_its_pods_and_leads_to_the_ports_of_their_clients(docume
     ports = ports_of(pods[name])
     del ports["operations"]
     assert {port["targetPort"]: port["port"] for port in spec["ports"]} == ports
+
+
+def test_clients_that_spread_their_calls_find_each_ready_router(documents, pods):
+    spec = documents["Service", "router-headless"]["spec"]
+    assert spec["clusterIP"] == "None"
+    assert "publishNotReadyAddresses" not in spec
+    assert spec["selector"].items() <= pods["router"]["metadata"]["labels"].items()
+    [port] = spec["ports"]
+    assert {port["targetPort"]: port["port"]} == {"grpc": ports_of(pods["router"])["grpc"]}
+    # Those that do not are asked to connect again from time to time.
+    assert settings_of("router", pods["router"]).max_connection_age_seconds > 0
 
 
 def test_router_has_memory_for_the_requests_that_it_takes(pods):

@@ -15,7 +15,7 @@ PREFIX = "pagestream_engine_"
 
 
 def families():
-    metrics = EngineMetrics()
+    metrics = EngineMetrics(make_info().model_name)
     metrics.set_info(make_info())
     metrics.ranks.update([make_rank_stats()])
     return [family for family in metrics.registry.collect() if family.name.startswith(PREFIX)]
@@ -27,6 +27,16 @@ def full_name(family):
 
 def labels(family):
     return sorted({key for sample in family.samples for key in sample.labels} - {"le"})
+
+
+def without_model(labels):
+    return [value for label, value in labels.items() if label != "model_name"]
+
+
+def test_every_series_names_the_model():
+    for family in families():
+        for sample in family.samples:
+            assert sample.labels["model_name"] == make_info().model_name, sample
 
 
 def test_series_are_those_of_the_golden_list():
@@ -58,7 +68,7 @@ def test_only_counters_are_totals():
 
 def test_every_outcome_and_phase_is_there_before_it_happens():
     samples = {
-        (sample.name, *sample.labels.values()): sample.value
+        (sample.name, *without_model(sample.labels)): sample.value
         for family in families()
         for sample in family.samples
         if "le" not in sample.labels

@@ -54,4 +54,7 @@ def test_times_and_counts_carry_their_unit(heading):
     for row in rows(heading):
         name, kind = re.match(r"\| `(\S+)` \| (\w+)", row).groups()
         assert (kind == "counter") == name.endswith("_total")
-        assert (kind == "histogram" or "_age_" in name) == name.endswith("_seconds")
+        if kind == "histogram":
+            assert name.endswith(("_seconds", "_tokens"))
+        else:
+            assert ("_age_" in name) == name.endswith("_seconds")

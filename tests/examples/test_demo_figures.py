@@ -65,7 +65,10 @@ def test_failure_to_count_gpus_is_one_sentence(nvidia_smi, tmp_path, monkeypatch
         gpu_count()
 
 
-METRICS = "pagestream_engine_kv_cache_blocks 10\npagestream_engine_kv_cache_free_blocks 7\n"
+METRICS = """\
+pagestream_engine_kv_cache_blocks{model_name="demo"} 10
+pagestream_engine_kv_cache_free_blocks{model_name="demo"} 7
+"""
 
 
 async def test_sample_adds_used_blocks_and_memory_of_the_process(tmp_path, monkeypatch):

@@ -116,6 +116,9 @@ class Observer:
         self.placed, self.admitted, self.retried, self.resumed = [], [], [], []
         self.added = []
 
+    def of_model(self, name):
+        return self
+
     def request_placed(self, placement, seconds, added):
         assert seconds >= 0
         self.added.append(added)

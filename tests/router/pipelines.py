@@ -31,10 +31,27 @@ def fleet_without_chats(**changes) -> FakeFleet:
 
 
 class Recorder:
-    """An observer that writes down what it hears."""
+    """An observer of all models that writes down what it hears.
+
+    Attributes:
+        calls: What it heard of the requests.
+        models: Of which model each of them was; None if it is not served.
+        num_queued: Tokens that wait for an engine.
+    """
 
     def __init__(self):
         self.calls = []
+        self.models = []
+        self.num_queued = 0
+        self._asked = None
+
+    def of_model(self, name):
+        self._asked = name
+        return self
+
+    def of_request(self, name):
+        self._asked = None
+        return self
 
     @property
     def names(self):
@@ -42,17 +59,21 @@ class Recorder:
 
     def started(self):
         self.calls.append(("started",))
+        self.models.append(self._asked)
 
     def tokenized(self, seconds):
         self.calls.append(("tokenized",))
 
-    def handed_over(self, num_prompt_tokens):
+    def queued(self, num_prompt_tokens):
+        self.num_queued += num_prompt_tokens
+
+    def handed_over(self, num_prompt_tokens, max_tokens):
         self.calls.append(("handed_over", num_prompt_tokens))
 
     def generated(self, num_tokens, seconds, *, is_first):
         self.calls.append(("generated", num_tokens, is_first))
 
-    def ended(self, outcome, seconds):
+    def ended(self, outcome, seconds, num_tokens):
         self.calls.append(("ended", outcome))
 
 

@@ -20,6 +20,7 @@ class Service:
     def __init__(self):
         registry = CollectorRegistry()
         scraped = Gauge("scrapes", "Scrapes.", registry=registry)
+        Gauge("vllm:waiting", "As others call it.", registry=registry)
         self.is_ready = False
         self.operations = HttpServer(
             {
@@ -66,6 +67,23 @@ async def test_scrape_shows_the_registry_as_it_is_now(service):
         code, body = await service.get("/metrics?name=x")
         assert code == 200
         assert expected in body.splitlines()
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "text/plain;version=0.0.4",
+        "text/plain;version=1.0.0;escaping=underscores",
+        "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5",
+        "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8",
+    ],
+)
+async def test_colon_of_a_name_is_in_every_format(service, accept):
+    code, body = await service.ask(f"GET /metrics HTTP/1.1\r\nAccept: {accept}")
+
+    assert code == 200
+    assert "\nvllm:waiting 0.0\n" in body
+    assert body.endswith("# EOF\n") == accept.startswith("application/openmetrics-text")
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ async def fleet_of(
 
 
 async def metric(operations: str, name: str, **labels: str) -> float:
-    """Returns the sum of a series of the router, or the one that has a label.
+    """Returns the sum of a series of the router, or of those that have a label.
 
     Args:
         operations: Where the router shows its metrics.
@@ -122,7 +122,7 @@ async def metric(operations: str, name: str, **labels: str) -> float:
     """
     text = await asyncio.to_thread(http_get, operations, "/metrics")
     chosen = "".join(f'{key}="{re.escape(value)}"' for key, value in labels.items())
-    pattern = f"{{{chosen}}}" if labels else r"(?:{[^}]*})?"
+    pattern = rf"{{(?:[^}}]*,)?{chosen}(?:,[^}}]*)?}}" if labels else r"(?:{[^}]*})?"
     found = re.findall(rf"^pagestream_router_{name}{pattern} (\S+)$", text, re.MULTILINE)
     return sum(map(float, found))
 

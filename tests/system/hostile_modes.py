@@ -12,7 +12,7 @@ from protos.wire.wire_format import packed
 ROUTER = "/pagestream.router.v1.RouterService"
 ENGINE = "/pagestream.engine.v1.EngineService"
 HEALTH = "/grpc.health.v1.Health"
-REFLECTION = "/grpc.reflection.v1alpha.ServerReflection"
+REFLECTION = "/grpc.reflection.v1.ServerReflection"
 
 EMPTY = 2
 """Bytes of an empty message, or text, in a list."""

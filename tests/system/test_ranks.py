@@ -64,7 +64,7 @@ async def test_engine_shows_the_series_of_each_of_its_ranks():
 
         async def series(name):
             text = await asyncio.to_thread(http_get, operations, "/metrics")
-            pattern = rf'^pagestream_engine_{name}{{rank="(\d)"}} (\S+)$'
+            pattern = rf'^pagestream_engine_{name}{{model_name="[^"]+",rank="(\d)"}} (\S+)$'
             return {rank: float(x) for rank, x in re.findall(pattern, text, re.MULTILINE)}
 
         async with engine.stub() as stub:

@@ -203,13 +203,17 @@ async def test_many_answers_at_once_are_each_whole(config):
 
     assert set(engines) <= {one.address, two.address}
     values = dict(line.rsplit(" ", 1) for line in metrics.splitlines() if line[0] != "#")
-    assert float(values['pagestream_router_requests_total{outcome="length"}']) == len(texts)
-    assert float(values["pagestream_router_requests_in_flight"]) == 0
-    assert float(values["pagestream_router_generated_tokens_total"]) == 32 * len(texts)
-    assert float(values["pagestream_router_time_added_seconds_count"]) == len(texts)
-    assert (
-        float(values[f'pagestream_router_engine_requests_in_flight{{engine="{one.address}"}}']) == 0
-    )
+    model = f'model_name="{config.model_name}"'
+
+    def value(name: str, *labels: str) -> float:
+        return float(values[f"pagestream_router_{name}{{{','.join((*labels, model))}}}"])
+
+    length = f'pagestream_router_requests_total{{{model},outcome="length"}}'
+    assert float(values[length]) == len(texts)
+    assert value("requests_in_flight") == 0
+    assert value("generated_tokens_total") == 32 * len(texts)
+    assert value("time_added_seconds_count") == len(texts)
+    assert value("engine_requests_in_flight", f'engine="{one.address}"') == 0
 
 
 async def test_cancelled_call_is_gone_from_its_engine(config):

@@ -25,6 +25,8 @@ from protos.wire import status
 from protos.wire.channel import client_options
 from tests.engine_service.core.fake_executor import make_info
 
+MODEL = make_info().model_name
+
 WAIT_SECONDS = 30.0
 """Bounds every wait; nothing takes that long unless it is broken."""
 
@@ -110,7 +112,13 @@ class Engine:
         return int(head.split()[1]), body.decode()
 
     async def metric(self, series):
-        """Returns the value of one series as the operations port tells it."""
+        """Returns the value of one series as the operations port tells it.
+
+        All have the name of the model, which need not be given.
+        """
+        name, _, labels = series.rstrip("}").partition("{")
+        all_labels = {*filter(None, labels.split(",")), f'model_name="{MODEL}"'}
+        series = f"{name}{{{','.join(sorted(all_labels))}}}"
         _, text = await self.http("/metrics")
         for line in text.splitlines():
             name, _, value = line.rpartition(" ")
@@ -132,7 +140,7 @@ async def starting_engine(core=None, **options):
         **options,
     }
     async with (
-        EngineServer.listening(ServerOptions(**values)) as server,
+        EngineServer.listening(ServerOptions(**values), MODEL) as server,
         grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=client_options()) as channel,
     ):
         yield Engine(server, core, channel)

@@ -216,6 +216,10 @@ BAD_INPUTS = {
         lambda m: setattr(m.sampling_params, "temperature", -0.5), "BAD_SAMPLING_PARAMS",
         ["temperature", "-0.5", "0 to 100"],
     ),
+    "number of 32 bits": (
+        lambda m: setattr(m.sampling_params, "top_p", 1.1), "BAD_SAMPLING_PARAMS",
+        ["top_p is 1.1,"],
+    ),
     "temperature that is no number": (
         lambda m: setattr(m.sampling_params, "temperature", float("nan")), "BAD_SAMPLING_PARAMS",
         ["temperature", "NaN"],

@@ -177,6 +177,7 @@ async def test_reflection_names_the_services():
         assert names == {
             SERVICE,
             "grpc.health.v1.Health",
+            "grpc.reflection.v1.ServerReflection",
             "grpc.reflection.v1alpha.ServerReflection",
         }
         call.cancel()

@@ -244,11 +244,14 @@ async def test_violation_counts_as_the_cause_of_a_failover():
         def request_resumed(self, error, num_tokens):
             causes.append(error.status.metadata.get("cause"))
 
+        def of_model(self, name):
+            return self
+
         def __getattr__(self, name):
             return lambda *_: None
 
     async with Wrong(SLOW) as wrong, FakeEngine(SLOW) as good:
-        options = {"placement": "round_robin", "observer": Observer()}
+        options = {"placement": "round_robin", "observers": Observer()}
         async with running([wrong.address, good.address], **options) as fleet:
             await until(lambda: states(fleet) == [EngineState.SERVING] * 2)
 

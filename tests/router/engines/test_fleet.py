@@ -124,7 +124,7 @@ async def test_cancelling_the_reader_s_task_frees_the_request_while_it_waits():
 
 async def test_same_prefix_goes_to_the_same_engine():
     observer = Observer()
-    async with fleet_of(CONFIG, CONFIG, CONFIG, CONFIG, observer=observer) as (fleet, _):
+    async with fleet_of(CONFIG, CONFIG, CONFIG, CONFIG, observers=observer) as (fleet, _):
         shared = list(range(512))
         admitted, _, _ = await collect(fleet, request([*shared, 1]))
         await until(lambda: fleet.statistics().index.num_entries >= 128)
@@ -201,14 +201,14 @@ async def test_evicted_blocks_leave_the_index():
 
 
 async def test_full_engine_s_requests_go_to_another():
-    options = {"placement": "round_robin", "observer": Observer()}
+    options = {"placement": "round_robin", "observers": Observer()}
     async with fleet_of(CONFIG, CONFIG, **options) as (fleet, engines):
         engines[0].refuse(Reason.QUEUE_FULL, 2.0)
 
         results = [await collect(fleet, request([n])) for n in range(6)]
 
         assert {admitted.engine for admitted, _, _ in results} == {engines[1].address}
-        assert (engines[0].address, "QUEUE_FULL") in options["observer"].retried
+        assert (engines[0].address, "QUEUE_FULL") in options["observers"].retried
 
 
 async def test_all_engines_full_is_queue_full_with_the_shortest_wait():
@@ -376,7 +376,7 @@ async def test_policy_without_prefixes_uses_all_engines(policy):
 
 async def test_observer_learns_of_each_placement_and_admission():
     observer = Observer()
-    async with fleet_of(CONFIG, CONFIG, placement="round_robin", observer=observer) as (
+    async with fleet_of(CONFIG, CONFIG, placement="round_robin", observers=observer) as (
         fleet,
         engines,
     ):

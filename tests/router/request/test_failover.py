@@ -69,7 +69,7 @@ async def test_engine_that_dies_before_the_first_token_hands_its_requests_on():
 @pytest.mark.parametrize("params", [{}, {"temperature": 0.7}, {"temperature": 0.7, "seed": 5}])
 async def test_requests_of_an_engine_that_dies_go_on_elsewhere_without_a_seam(params):
     observer = Observer()
-    async with fleet_of(SLOW, SLOW, observer=observer) as (fleet, engines):
+    async with fleet_of(SLOW, SLOW, observers=observer) as (fleet, engines):
         prompts = [[n, n + 1, n + 2] for n in range(32)]
         streams = [fleet.generate(request(prompt, 60, **params)) for prompt in prompts]
         starts = await asyncio.gather(*(anext(events) for events in streams))
@@ -100,7 +100,7 @@ async def test_requests_of_an_engine_that_stalls_go_on_elsewhere(monkeypatch):
     monkeypatch.setattr(engine_client, "TICK_SECONDS", 0.01)
     observer = Observer()
     config = replace(SLOW, prefill_tokens_per_second=1e9)
-    async with fleet_of(config, config, observer=observer) as (fleet, engines):
+    async with fleet_of(config, config, observers=observer) as (fleet, engines):
         events = fleet.generate(request(range(8), 60))
         stalled = engine_of(engines, await anext(events))
         first = (await anext(events)).token_ids
@@ -120,7 +120,7 @@ async def test_requests_of_an_engine_that_stalls_go_on_elsewhere(monkeypatch):
 
 async def test_request_that_a_draining_engine_hands_back_goes_on_elsewhere():
     observer = Observer()
-    async with fleet_of(SLOW, SLOW, observer=observer) as (fleet, engines):
+    async with fleet_of(SLOW, SLOW, observers=observer) as (fleet, engines):
         events = fleet.generate(request(range(8), 60))
         drained = engine_of(engines, await anext(events))
         first = (await anext(events)).token_ids

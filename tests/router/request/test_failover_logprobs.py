@@ -52,7 +52,7 @@ def check_tokens(events, prompt, num_top, seed):
 @pytest.mark.parametrize("params", [{}, {"temperature": 0.7}])
 async def test_logprobs_of_an_engine_that_dies_go_on_elsewhere_without_a_seam(params):
     observer = Observer()
-    async with fleet_of(SLOW, SLOW, observer=observer) as (fleet, engines):
+    async with fleet_of(SLOW, SLOW, observers=observer) as (fleet, engines):
         asked = request(PROMPT, 60, logprobs=3, prompt_logprobs=1, **params)
         events = fleet.generate(asked)
         start = [await anext(events) for _ in range(4)]
@@ -79,7 +79,7 @@ CHUNKED = replace(CONFIG, max_num_batched_tokens=8, prefill_tokens_per_second=20
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 async def test_logprobs_of_a_prompt_that_came_in_part_do_not_come_again(max_tokens, temperature):
     observer = Observer()
-    async with fleet_of(CHUNKED, CHUNKED, observer=observer) as (fleet, engines):
+    async with fleet_of(CHUNKED, CHUNKED, observers=observer) as (fleet, engines):
         asked = request(PROMPT, max_tokens, prompt_logprobs=2, temperature=temperature)
         async with aclosing(fleet.generate(asked)) as events:
             start = [await anext(events) for _ in range(2)]

@@ -424,6 +424,7 @@ async def test_unknown_model_is_named(pipeline, observer):
         await collect(pipeline, request(model="other"))
 
     assert observer.calls == [("started",), ("ended", "unknown_model")]
+    assert observer.models == [None]
 
 
 async def test_observer_hears_of_each_stage(pipeline, fleet, observer):

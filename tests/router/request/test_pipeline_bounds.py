@@ -36,11 +36,11 @@ async def test_requests_over_the_bound_are_refused_until_one_ends(pipeline, flee
     await second.aclose()
 
 
-async def test_queued_prompt_tokens_are_bounded_until_an_engine_begins(pipeline, fleet):
+async def test_queued_prompt_tokens_are_bounded_until_an_engine_begins(pipeline, fleet, observer):
     waiting = pipeline.generate(request(tokens(*[1] * 120)))
     first = asyncio.ensure_future(anext(waiting))
     await fleet.is_asked.wait()
-    assert pipeline.queued_prompt_tokens.held == 120
+    assert pipeline.queued_prompt_tokens.held == observer.num_queued == 120
 
     with pytest.raises(QueueFull) as caught:
         await collect(pipeline, request(tokens(*[1] * 81)))
@@ -51,14 +51,14 @@ async def test_queued_prompt_tokens_are_bounded_until_an_engine_begins(pipeline,
     assert caught.value.status.retry_after == 1.0
     fleet.put(Admitted(engine=ENGINE, num_cached_tokens=0, seed=1))
     await first
-    assert pipeline.queued_prompt_tokens.held == 0
+    assert pipeline.queued_prompt_tokens.held == observer.num_queued == 0
     fleet.answer([80])
     assert (await collect(pipeline, request(tokens(*[1] * 81))))[-1].finish
     await waiting.aclose()
     assert pipeline.queued_prompt_tokens.held == 0
 
 
-async def test_prompt_that_never_reached_an_engine_is_queued_no_more(pipeline, fleet):
+async def test_prompt_that_never_reached_an_engine_is_queued_no_more(pipeline, fleet, observer):
     fleet.put(NoEngine("none", retry_after=1.0))
     with pytest.raises(NoEngine):
         await collect(pipeline, request())
@@ -71,7 +71,7 @@ async def test_prompt_that_never_reached_an_engine_is_queued_no_more(pipeline, f
     with pytest.raises(asyncio.CancelledError):
         await waiting
 
-    assert pipeline.queued_prompt_tokens.held == 0
+    assert pipeline.queued_prompt_tokens.held == observer.num_queued == 0
 
 
 async def test_bytes_of_requests_are_bounded_until_they_end(pipeline, fleet):
