@@ -165,7 +165,7 @@ def chat(*messages) -> pb.GenerateRequest:
             params(temperature=100.00001),
             "INVALID_ARGUMENT",
             "BAD_SAMPLING_PARAMS",
-            "temperature is 100.000008, outside 0 to 100",
+            "temperature is 100.00001, outside 0 to 100",
         ),
         (
             params(temperature=float("nan")),
