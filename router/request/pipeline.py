@@ -180,8 +180,7 @@ class Pipeline:
             finally:
                 num_queued = sum(progress.num_queued_tokens for progress in progresses)
                 self.queued_prompt_tokens.give_back(num_queued)
-                if num_queued:
-                    observer.queued(-num_queued)
+                observer.queued(-num_queued)
 
     async def _deltas(self, sample: "_Sample") -> AsyncGenerator[GenerationDelta, None]:
         """Streams one continuation; its engine is free before the last delta is given out."""
