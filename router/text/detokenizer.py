@@ -98,11 +98,18 @@ class StreamDetokenizer:
         self._context_text = ""
         self._held_back: list[int] = []
         self._run = _Run.WHOLE
+        is_behind = False
         for token_id in reversed(prompt[-_MAX_PROMPT_TAIL:]):
             piece = pieces[token_id]
-            if piece is not None and piece.byte is None and piece.text:
+            if piece is None or piece.is_empty:
+                continue
+            if piece.byte is None and piece.text:
                 self._context, self._context_text = [token_id], piece.text
-                break
+                return
+            is_behind = True
+        if is_behind:
+            # Bytes and single spaces: they cannot be the context, any word can.
+            self._context, self._context_text = pieces.a_word, self._decode(pieces.a_word)
 
     def push(self, token_ids: Sequence[int]) -> str:
         """Returns the text that the next tokens complete."""
