@@ -164,7 +164,7 @@ GEMMA_1 = """{{ bos_token }}{% if messages[0]['role'] == 'system' %}
 {{- raise_exception('System role not supported') }}{% endif %}
 {%- for message in messages %}
     {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}
-        {{- raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}
+        {{- raise_exception('Conversation roles must alternate user/assistant/...') }}
     {%- endif %}
     {%- set role = 'model' if message['role'] == 'assistant' else message['role'] %}
     {{- '<start_of_turn>' + role + '\\n' + message['content'] | trim + '<end_of_turn>\\n' }}

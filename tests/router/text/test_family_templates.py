@@ -136,5 +136,5 @@ def test_special_token_that_a_client_says_changes_no_other_token(family):
 def test_error_of_a_template_is_one_line(templates):
     template = templates("{{ raise_exception('no tools:\\n  \\u2028 use another model\\r\\n') }}")
 
-    with pytest.raises(InvalidRequest, match="rejected them: no tools: use another model$"):
+    with pytest.raises(InvalidRequest, match=r"rejected them: no tools: use another model$"):
         template.render(ChatPrompt(messages=(ASKED,)))
