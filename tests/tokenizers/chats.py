@@ -63,7 +63,12 @@ def compare_chats(ours: Tokenizer, reference: PreTrainedTokenizerFast) -> tuple[
         The outcome, and how many chats the template refused.
     """
     outcome, num_errors = Outcome(), 0
+    knows_none = "['content'] is none" in str(reference.chat_template)
     for messages in _CHATS:
+        if knows_none and any(message.tool_calls for message in messages):
+            # transformers leaves a content of None out, and so does the router unless the template
+            # asks for it, as DeepSeek's does: it then takes the message for an answer in words.
+            continue
         for tools in ((), _TOOLS):
             got = _outcome(
                 lambda messages=messages, tools=tools: ours.chat_template.render(
