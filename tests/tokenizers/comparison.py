@@ -85,6 +85,10 @@ def compare(files: Mapping[str, bytes], seed: int = 0) -> Outcome:
         outcome.num_sequences += 1
         _compare_stream(outcome, ours, reference, token_ids)
         _compare_answer(outcome, ours, reference, chance.choice(prompts), token_ids)
+    for text in TEXTS:
+        token_ids = ours.encode_text(text).tolist()
+        for cut in range(1, min(len(token_ids), _MAX_SPLIT)):
+            _compare_answer(outcome, ours, reference, token_ids[:cut], token_ids[cut:])
     return outcome
 
 
@@ -190,7 +194,8 @@ def _compare_answer(
     known = [token_id for token_id in token_ids if ours.backend.id_to_token(token_id) is not None]
     before = reference.decode(list(prompt), skip_special_tokens=True)
     whole = reference.decode([*prompt, *known], skip_special_tokens=True)
-    if not whole.startswith(before):
+    if not whole.startswith(before) or before.endswith(_REPLACEMENT):
+        # The prompt ends within a character.
         return
     for size in (1, 3, len(token_ids) + 1):
         stream = _start(ours, prompt)
