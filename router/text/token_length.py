@@ -42,6 +42,9 @@ def _composed(normalizer: Mapping[str, Any]) -> int | None:
             return _MOST_COMPOSED
         case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)}:
             return 1 if len(old) <= len(new) else None
+        # A space before a text that begins with one, as in what transformers converts.
+        case {"type": "Replace", "pattern": {"Regex": r"\A▁"}, "content": "▁▁"}:
+            return 1
         case {"type": "Sequence", "normalizers": [*parts]}:
             most = 1
             for composed in map(_composed, parts):
