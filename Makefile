@@ -10,7 +10,7 @@ SYSTEM_PYTHON := $(shell command -v python3)
 # A tool of the environment, not of the machine.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo eval test check gen lock slow soak clients gpu bench release-contract setup clean
+.PHONY: demo eval test check gen lock slow soak clients tokenizers gpu bench release-contract setup clean
 
 demo: $(VENV)/.ready ## Serves 60 chats through a router and two engines; MODEL=<folder or hub ID>, or random; TP=<ranks of each>.
 	$(PYTHON) -m examples.demo $(if $(MODEL),--model "$(MODEL)") $(if $(TP),--tensor-parallel-size "$(TP)")
@@ -61,6 +61,9 @@ soak: $(VENV)/.ready ## 200 streams for 10 minutes while engines are killed, sto
 clients: $(VENV)/.ready ## Tools that ask the HTTP port, each installed in .venv-clients; TOOLS=<names> for some.
 	$(PYTHON) -m tests.clients $(TOOLS)
 
+tokenizers: $(VENV)/.ready ## Tokenizers that packages bundle, each compared with transformers, fetched into .venv-tokenizers; NAMES=<names> for some.
+	$(PYTHON) -m tests.tokenizers $(NAMES)
+
 gpu: ## Tests for a machine with a CUDA GPU, with the python3 that is there.
 	$(SYSTEM_PYTHON) -m pytest -q -m "gpu or multi_gpu" tests/kernels tests/engine_service tests/mutants
 
@@ -88,4 +91,4 @@ $(GEN_VENV)/.ready: Makefile
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(GEN_VENV) $(LOCK_VENV) .venv-clients .demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(GEN_VENV) $(LOCK_VENV) .venv-clients .venv-tokenizers .demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

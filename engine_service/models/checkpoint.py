@@ -15,6 +15,8 @@ from engine_service.models.generation_config import read_default_sampling_params
 from engine_service.models.json_file import read_json, shown
 from engine_service.models.plain_file import cannot_read, exists
 from engine_service.models.tensor_file import StoredTensor, read_tensor_file
+from engine_service.models.tokenizer_model import FILE_NAME as TOKENIZER_MODEL
+from engine_service.models.tokenizer_model import refuse_unconverted
 from protos.wire.sampling_params import SamplingParams
 
 TOKENIZER_FILES = (
@@ -52,7 +54,12 @@ class Checkpoint:
 
     @property
     def tokenizer_files(self) -> tuple[Path, ...]:
-        """The tokenizer and chat template files in the folder."""
+        """The tokenizer and chat template files in the folder.
+
+        Raises:
+            StartupError: The tokenizer must be converted first.
+        """
+        refuse_unconverted(self.folder)
         paths = (self.folder / name for name in TOKENIZER_FILES)
         return tuple(path for path in paths if exists(path))
 
@@ -114,7 +121,7 @@ def resolve_checkpoint(model: str, *, with_weights: bool = True) -> Checkpoint:
         raise cannot_read(Path(model), error) from error
     if is_folder:
         return _read_folder(folder, with_weights=with_weights)
-    patterns = [*_CONFIG_FILES, *TOKENIZER_FILES]
+    patterns = [*_CONFIG_FILES, *TOKENIZER_FILES, TOKENIZER_MODEL]
     if with_weights:
         patterns += [_INDEX_FILE, "*.safetensors"]
     try:

@@ -68,7 +68,7 @@ class Answer:
                     tokenizer.backend,
                     tokenizer.token_bytes,
                     pieces=tokenizer.pieces,
-                    prompt=request.prompt_token_ids if form is None else (),
+                    prompt=request.prompt_token_ids if form is None or form.goes_on else (),
                 )
             )
         self._tokenizer = tokenizer

@@ -25,6 +25,7 @@ class AnswerForm:
         names: The functions that it may call.
         has_one_call: The answer ends with its first call.
         is_raw: The answer is not parsed.
+        goes_on: The answer goes on within the last message.
     """
 
     reasoning: ReasoningFormat | None = None
@@ -33,6 +34,7 @@ class AnswerForm:
     names: frozenset[str] = frozenset()
     has_one_call: bool = False
     is_raw: bool = False
+    goes_on: bool = False
 
     def parser(self) -> ChatParser | None:
         """Returns a parser for one answer, or None if there is nothing to parse."""
@@ -71,4 +73,5 @@ def answer_form(formats: ChatFormats, chat: ChatPrompt, prompt: str) -> AnswerFo
         names=frozenset(tool.name for tool in tools),
         has_one_call=not chat.parallel_calls,
         is_raw=chat.raw_output,
+        goes_on=chat.continue_final_message,
     )

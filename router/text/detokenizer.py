@@ -4,7 +4,7 @@ All pieces of a request, joined, equal the result of decoding all of its tokens 
 is held back until its last byte arrives, and an incomplete one becomes U+FFFD at the end. After a
 prompt of text or tokens, the output is what decoding prompt and output adds to decoding the prompt,
 as in vLLM and TGI: an answer that begins with a word begins with its space. The answer of a chat is
-decoded separately from its prompt.
+decoded separately from its prompt, unless it goes on within the last message.
 """
 
 import codecs
@@ -98,11 +98,18 @@ class StreamDetokenizer:
         self._context_text = ""
         self._held_back: list[int] = []
         self._run = _Run.WHOLE
+        is_behind = False
         for token_id in reversed(prompt[-_MAX_PROMPT_TAIL:]):
             piece = pieces[token_id]
-            if piece is not None and piece.byte is None and piece.text:
+            if piece is None or piece.is_empty:
+                continue
+            if piece.byte is None and piece.text:
                 self._context, self._context_text = [token_id], piece.text
-                break
+                return
+            is_behind = True
+        if is_behind:
+            # Bytes and single spaces: they cannot be the context.
+            self._set_context_to_a_word()
 
     def push(self, token_ids: Sequence[int]) -> str:
         """Returns the text that the next tokens complete."""
@@ -122,8 +129,12 @@ class StreamDetokenizer:
 
     def flush(self) -> str:
         """Returns the remaining text when no more tokens come."""
+        is_behind = bool(self._held_back or self._context)
         text = self._take(len(self._held_back))
-        self._context, self._context_text, self._run = [], "", _Run.WHOLE
+        self._run = _Run.WHOLE
+        if is_behind:
+            # A tag may follow and more text behind it, which is not the beginning of the answer.
+            self._set_context_to_a_word()
         return text
 
     def _byte(self, token_id: int) -> int | None:
@@ -148,6 +159,9 @@ class StreamDetokenizer:
             # These bytes cannot be the context: later bytes could make them invalid. Any word can.
             return self._take(num_complete, context=self._context or self._pieces.a_word)
         return ""
+
+    def _set_context_to_a_word(self) -> None:
+        self._context, self._context_text = self._pieces.a_word, self._decode(self._pieces.a_word)
 
     def _push_text(self) -> str:
         """Emits all held-back tokens, unless they may end in the middle of a character."""

@@ -18,6 +18,7 @@ from router.errors import InvalidRequest
 from router.text.added_tokens import added_tokens, twin
 from router.text.chat_texts import chat_texts, map_texts
 from router.text.text_pieces import TextPieces
+from router.text.text_start import behind_start
 from router.text.token_budget import TokenBudget
 from router.text.token_pattern import TokenPattern
 from router.types.prompts import ChatPrompt
@@ -48,7 +49,12 @@ class SpecialTokens:
         self._template_markers = _markers_in([chat_template, *self._ids])
         plain = twin(backend)
         plain.encode_special_tokens = True
-        self._plain = TextPieces(plain)
+        self._plain = self._plain_behind = TextPieces(plain)
+        if (pre_tokenizer := behind_start(backend.pre_tokenizer)) is not None:
+            behind = twin(backend)
+            behind.encode_special_tokens = True
+            behind.pre_tokenizer = pre_tokenizer
+            self._plain_behind = TextPieces(behind)
         # The token for unknown characters may be special, and is not a forgery.
         unknown = set(plain.encode("\U0010fffd", add_special_tokens=False).ids)
         self._forged = {self._ids[token.content] for token in special} - unknown
@@ -93,9 +99,11 @@ class SpecialTokens:
             Abandoned: The budget was cancelled.
         """
         token_ids = array("i")
+        plain = self._plain
         for segment, token_id in self._segments(text, marker):
             if segment:
-                token_ids.extend(self._encode_plain(segment, budget))
+                token_ids.extend(self._encode_plain(segment, plain, budget))
+            plain = self._plain_behind
             if token_id is not None:
                 token_ids.append(token_id)
             budget.check(len(token_ids))
@@ -149,17 +157,17 @@ class SpecialTokens:
                 position = max(position, end)
         yield text[position:].replace(marker, ""), None
 
-    def _encode_plain(self, text: str, budget: TokenBudget) -> "array[int]":
-        token_ids = self._plain.encode(text, budget)
+    def _encode_plain(self, text: str, plain: TextPieces, budget: TokenBudget) -> "array[int]":
+        token_ids = plain.encode(text, budget)
         if self._forged.isdisjoint(token_ids):
             return token_ids
         # The model knows them as words: split after their first characters, they are not matched.
         token_ids = array("i")
         position = 0
         while span := self._pattern.find(text, position):
-            token_ids.extend(self._plain.encode(text[position : span[0] + 1], budget))
-            position = span[0] + 1
-        token_ids.extend(self._plain.encode(text[position:], budget))
+            token_ids.extend(plain.encode(text[position : span[0] + 1], budget))
+            position, plain = span[0] + 1, self._plain_behind
+        token_ids.extend(plain.encode(text[position:], budget))
         return array("i", (token for token in token_ids if token not in self._forged))
 
 

@@ -150,7 +150,8 @@ class TemplateProcess:
         except UnicodeDecodeError:
             raise self._ended("protocol", "its answer is not UTF-8") from None
         if kind == template_worker.REFUSED:
-            raise TemplateRefused(text)
+            # A template's message may have several lines.
+            raise TemplateRefused(" ".join(text.split()))
         return text
 
     def _receive(self, deadline: float) -> tuple[bytes, bytes]:

@@ -205,6 +205,10 @@ class _Template:
             test.name == "string" and _is_named(test.node, "content")
             for test in tree.find_all(jinja2.nodes.Test)
         )
+        self._knows_none = any(
+            test.name == "none" and _is_named(test.node, "content")
+            for test in tree.find_all(jinja2.nodes.Test)
+        )
 
     def check(self, chat: Chat) -> None:
         """Refuses what the template would leave out without a word.
@@ -227,6 +231,9 @@ class _Template:
             whole = [{"type": "text", "text": text} for text in texts]
         elif parts is not None:
             whole = "\n".join(parts)
+        elif content is None and not self._knows_none:
+            # As in transformers: many templates would write "None", or fail.
+            return {"role": role, **fields}
         return {"role": role, "content": whole, **fields}
 
 
@@ -248,7 +255,9 @@ def _mark_end(message: dict[str, Any], source: str) -> str:
     """Puts a mark behind the message's content, and returns the last text of that."""
     if "content" not in source:
         raise ValueError("continue_final_message is set, but the template uses no content")
-    content = message["content"]
+    content = message.get("content")
+    if content is None:
+        raise ValueError("continue_final_message is set, but the last message has no content")
     if isinstance(content, list):
         text: str = content[-1]["text"]
         content[-1]["text"] = text + _END_MARK

@@ -210,7 +210,7 @@ def _is_known(pre_tokenizer: Mapping[str, Any]) -> bool:
             "behavior": "Isolated",
             "invert": False,
         }:
-            return pattern in PATTERNS or pattern in PARTIAL_PATTERNS
+            return _escaped(pattern) in PATTERNS or pattern in PARTIAL_PATTERNS
         case {"type": "ByteLevel", "add_prefix_space": False} | {"type": "Digits"}:
             return True
     return False
@@ -219,10 +219,15 @@ def _is_known(pre_tokenizer: Mapping[str, Any]) -> bool:
 def _makes_words(known: Mapping[str, Any]) -> bool:
     match known:
         case {"type": "Split", "pattern": {"Regex": pattern}}:
-            return pattern in PATTERNS
+            return _escaped(pattern) in PATTERNS
         case {"type": "ByteLevel", "use_regex": True}:
             return True
     return False
+
+
+def _escaped(pattern: str) -> str:
+    """Returns a pattern with its line ends as escapes: DeepSeek's file has the characters."""
+    return pattern.replace("\r", r"\r").replace("\n", r"\n")
 
 
 def _too_long(position: int, size: int) -> InvalidRequest:

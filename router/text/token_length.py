@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tokenizers import Tokenizer
+from tokenizers.decoders import Decoder
 from tokenizers.models import BPE
 from tokenizers.normalizers import Normalizer
 from tokenizers.pre_tokenizers import ByteLevel, PreTokenizer
@@ -15,7 +16,7 @@ _MOST_COMPOSED = 4
 """The most characters that NFC composes into one."""
 
 
-def part_settings(part: Normalizer | PreTokenizer | None) -> Mapping[str, Any]:
+def part_settings(part: Normalizer | PreTokenizer | Decoder | None) -> Mapping[str, Any]:
     """Returns the settings of a tokenizer's part, as in its file."""
     return {} if part is None else json.loads(part.__getstate__())
 
@@ -41,6 +42,9 @@ def _composed(normalizer: Mapping[str, Any]) -> int | None:
             return _MOST_COMPOSED
         case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)}:
             return 1 if len(old) <= len(new) else None
+        # A space before a text that begins with one, as in what transformers converts.
+        case {"type": "Replace", "pattern": {"Regex": r"\A▁"}, "content": "▁▁"}:
+            return 1
         case {"type": "Sequence", "normalizers": [*parts]}:
             most = 1
             for composed in map(_composed, parts):

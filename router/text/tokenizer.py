@@ -13,7 +13,7 @@ from array import array
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import tokenizers
 
@@ -32,6 +32,7 @@ from router.text.special_tokens import SpecialTokens  # noqa: E402
 from router.text.text_pieces import TextPieces  # noqa: E402
 from router.text.threads import Threads  # noqa: E402
 from router.text.token_budget import TokenBudget  # noqa: E402
+from router.text.token_length import part_settings  # noqa: E402
 from router.text.token_texts import TokenTexts  # noqa: E402
 from router.text.tokenization_cache import TokenizationCache  # noqa: E402
 from router.types.prompts import ChatPrompt  # noqa: E402
@@ -76,6 +77,12 @@ def _byte_of_character() -> dict[str, int]:
 _BYTE_OF_CHARACTER = _byte_of_character()
 
 
+def _is_byte_level(decoder: Mapping[str, Any]) -> bool:
+    """Whether a decoder does no more than write the bytes of tokens one behind the other."""
+    kinds = [part.get("type") for part in decoder.get("decoders", [decoder])]
+    return kinds[:1] == ["ByteLevel"] and set(kinds[1:]) <= {"Fuse"}
+
+
 class Tokenizer:
     """One model's tokenizer and chat template. Its own methods block and are thread-safe.
 
@@ -104,7 +111,7 @@ class Tokenizer:
         # A tokenizer.json may hold settings of its training; transformers resets them per call.
         self.backend.no_truncation()
         self.backend.no_padding()
-        is_byte_level = type(self.backend.decoder).__name__ == "ByteLevel"
+        is_byte_level = _is_byte_level(part_settings(self.backend.decoder))
         self.token_bytes = TokenBytes(self.backend) if is_byte_level else None
         self.pieces = None if is_byte_level else Pieces(self.backend)
         self.token_texts = TokenTexts(self.backend, self.token_bytes, self.pieces)
@@ -225,13 +232,28 @@ class Tokenizer:
         One that the other ends with is left out: whatever has the other has both.
         """
         word = word.lstrip()
-        encodings = self.backend.encode_batch_fast([word, f" {word}"], add_special_tokens=False)
-        inside, after_space = (tuple(encoding.ids) for encoding in encodings)
+        inside, after_space = self._encode_behind("", word)
+        if self.pieces is not None:
+            # Such a vocabulary may put a space before a text: see the word within one.
+            inside, after_space = self._encode_behind("\n", word) or (inside, after_space)
         if after_space[len(after_space) - len(inside) :] == inside:
             return [inside]
         if inside[len(inside) - len(after_space) :] == after_space:
             return [after_space]
         return [inside, after_space]
+
+    def _encode_behind(self, head: str, word: str) -> list[tuple[int, ...]]:
+        """Returns the tokens of a word and those of a space and the word, both behind a text.
+
+        None are returned if the text's own tokens are others then.
+        """
+        texts = [head, f"{head}{word}", f"{head} {word}"]
+        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        before, *both = (tuple(encoding.ids) for encoding in encodings)
+        size = len(before)
+        if any(token_ids[:size] != before for token_ids in both):
+            return []
+        return [token_ids[size:] for token_ids in both]
 
     def protect(self, chat: ChatPrompt) -> tuple[ChatPrompt, str]:
         """Marks the special tokens in a client's texts, so that `encode_rendered` makes none.

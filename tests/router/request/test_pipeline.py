@@ -1,5 +1,6 @@
 import asyncio
 from array import array
+from dataclasses import replace
 
 import pytest
 
@@ -151,7 +152,15 @@ async def test_ignored_end_of_sequence_is_text_like_any_token(observer):
 
 @pytest.mark.parametrize(
     ("prompt", "text"),
-    [(TextPrompt(text="a"), " world"), (tokens(259), " world"), (chat(("user", "a")), "world")],
+    [
+        (TextPrompt(text="a"), " world"),
+        (tokens(259), " world"),
+        (chat(("user", "a")), "world"),
+        (
+            replace(chat(("user", "a"), ("assistant", "a")), continue_final_message=True),
+            " world",
+        ),
+    ],
 )
 async def test_completion_goes_on_from_its_prompt_and_a_chat_s_answer_stands_by_itself(
     observer, prompt, text

@@ -217,6 +217,16 @@ def test_first_word_has_its_space_behind_a_prompt_and_not_in_a_text_of_its_own()
         assert detokenizer.start(backend, None, prompt=prompt).push([WORD]) == "world"
 
 
+@pytest.mark.parametrize("before", [[WORD], [LETTER, *"😀".encode()], [0xE2], [256, 256]])
+def test_word_behind_a_tag_that_ends_a_text_has_its_space(before):
+    stream = detokenizer.start(FALLBACKS["llama"], None, pieces=PIECES["llama"])
+
+    # The tag is a special token, and its text comes from elsewhere.
+    told = stream.push(before) + stream.flush() + "</think>" + stream.push([AGAIN])
+
+    assert told == FALLBACKS["llama"].decode(before) + "</think> again"
+
+
 @pytest.mark.parametrize("name", DECODERS)
 def test_long_run_of_bytes_is_given_out_as_it_comes_and_little_is_held_back(name):
     stream = detokenizer.start(FALLBACKS[name], None, pieces=PIECES[name])

@@ -48,6 +48,8 @@ KNOWN = [
     bytes_(use_regex=True),
     sequence(DIGITS, bytes_(use_regex=True)),
     sequence(*map(split, sorted(text_pieces.PARTIAL_PATTERNS)), split(DEEPSEEK), bytes_()),
+    # DeepSeek's own file has line ends themselves.
+    sequence(split(DEEPSEEK.replace(r"\r\n", "\r\n")), bytes_()),
     *(sequence(split(pattern), bytes_()) for pattern in sorted(text_pieces.PATTERNS)),
 ]
 UNKNOWN = [

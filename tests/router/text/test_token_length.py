@@ -32,7 +32,11 @@ def small(**parts):
     return backend
 
 
+CONVERTED = normalizers.Sequence(
+    [normalizers.Replace(" ", "▁"), normalizers.Replace(tokenizers.Regex(r"\A▁"), "▁▁")]
+)
 BOUNDED = [
+    (backend_of(BYTES, CONVERTED, byte_fallback=True), 8),
     (backend_of(BYTES, byte_fallback=True, fuse_unk=True), 8),
     (backend_of(normalizer=None), 8),
     (backend_of(pre_tokenizer=pre_tokenizers.Split(" ", "merged_with_previous")), 8),
