@@ -28,5 +28,6 @@ COMMANDS = {
         "Runs an engine: one model on the GPUs of this machine.", "engine_service.__main__"
     ),
     "router": Command("Runs a router in front of engines.", "router.__main__"),
+    "chat": Command("Chats with a model in the terminal.", "pagestream.chat.command"),
 }
 """By name."""
