@@ -29,5 +29,8 @@ COMMANDS = {
     ),
     "router": Command("Runs a router in front of engines.", "router.__main__"),
     "chat": Command("Chats with a model in the terminal.", "pagestream.chat.command"),
+    "top": Command(
+        "Shows a fleet: state, load, caches, rates, latencies.", "pagestream.top.command"
+    ),
 }
 """By name."""

@@ -17,8 +17,9 @@ def import_with_extra(module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] not in _PACKAGES:
+        package = (error.name or "").partition(".")[0]
+        if package not in _PACKAGES:
             raise
         raise StartupError(
-            f"the package {error.name} is missing: pip install 'pagestream[cli]'"
+            f"the package {package} is missing: pip install 'pagestream[cli]'"
         ) from None
