@@ -32,5 +32,6 @@ COMMANDS = {
     "top": Command(
         "Shows a fleet: state, load, caches, rates, latencies.", "pagestream.top.command"
     ),
+    "bench": Command("Sends requests to a router and measures.", "pagestream.bench.command"),
 }
 """By name."""

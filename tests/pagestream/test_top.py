@@ -79,7 +79,7 @@ class LoadedFleet(ScriptedFleet):
     def engines(self):
         (first,) = super().engines()
         load = EngineLoad(
-            state=EngineState.SERVING, num_running=3, num_waiting=2, num_free_blocks=6
+            state=EngineState.SERVING, num_running=3, num_waiting=2, num_free_blocks=6, num_blocks=8
         )
         return [
             dataclasses.replace(first, load=load),
