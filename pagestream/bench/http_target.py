@@ -1,5 +1,6 @@
 """A server of OpenAI's completions by HTTP, such as a router's HTTP port."""
 
+import itertools
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
@@ -89,35 +90,39 @@ class HttpTarget:
 
 
 async def _new_tokens(response: httpx.Response, usage: Usage) -> AsyncIterator[int]:
+    """Yields the new tokens of the events that came together."""
     num_tokens = 0
-    async for data in _events(response):
-        if data == _END:
-            return
-        event = json.loads(data)
-        if error := event.get("error"):
-            raise RequestFailed(_reason(error))
-        has_text = any(choice.get("text") for choice in event.get("choices") or ())
-        so_far = num_tokens + has_text
-        if counts := event.get("usage"):
-            so_far = _count(counts, "completion_tokens")
-            usage.num_prompt_tokens = _count(counts, "prompt_tokens")
-            details = counts.get("prompt_tokens_details") or {}
-            usage.num_cached_tokens = _count(details, "cached_tokens")
+    async for events in _events(response):
+        so_far = num_tokens
+        for data in itertools.takewhile(lambda one: one != _END, events):
+            so_far = _read_event(json.loads(data), so_far, usage)
         if so_far > num_tokens:
             yield so_far - num_tokens
             num_tokens = so_far
+        if _END in events:
+            return
     raise RequestFailed("NO_FINISH")
 
 
-async def _events(response: httpx.Response) -> AsyncIterator[bytes]:
-    """Yields the data of each server-sent event."""
+def _read_event(event: dict[str, Any], num_tokens: int, usage: Usage) -> int:
+    """Returns the tokens so far, given those before the event."""
+    if error := event.get("error"):
+        raise RequestFailed(_reason(error))
+    if counts := event.get("usage"):
+        usage.num_prompt_tokens = _count(counts, "prompt_tokens")
+        details = counts.get("prompt_tokens_details") or {}
+        usage.num_cached_tokens = _count(details, "cached_tokens")
+        return _count(counts, "completion_tokens")
+    return num_tokens + any(choice.get("text") for choice in event.get("choices") or ())
+
+
+async def _events(response: httpx.Response) -> AsyncIterator[list[bytes]]:
+    """Yields the data of server-sent events, of those together that were read at once."""
     rest = b""
     # Raw: what is compressed could become too much in one piece.
     async for chunk in response.aiter_raw():
         *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            if line.startswith(_DATA):
-                yield line.removeprefix(_DATA).strip()
+        yield [line.removeprefix(_DATA).strip() for line in lines if line.startswith(_DATA)]
         if len(rest) > _MAX_LINE_BYTES:
             raise RequestFailed("EVENT_TOO_LONG")
 

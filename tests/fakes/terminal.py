@@ -14,7 +14,7 @@ from pathlib import Path
 _READ_BYTES = 65_536
 _TAKE_TERMINAL = """import fcntl, os, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-os.execv(sys.argv[1], sys.argv[1:])
+os.execvp(sys.argv[1], sys.argv[1:])
 """
 """Lets Ctrl-C at the terminal reach the command."""
 _WAIT_SECONDS = 30.0

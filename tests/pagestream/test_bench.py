@@ -286,6 +286,17 @@ async def test_answer_that_is_none_is_a_failure(answer, reason, monkeypatch):
             await target.models()
 
 
+async def test_tokens_that_come_with_the_end_are_counted():
+    text = b'data: {"choices": [{"text": "a"}]}\n'
+    usage = b'data: {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 5}}\n'
+    answer = text + text + usage + b"data: [DONE]\n" + text
+    async with http_server(answer) as address, HttpTarget(address, 1, WORKLOAD) as target:
+        found = Usage()
+        counts = [one async for one in target.ask("small", Request(b"abc", 5, 0), found)]
+    assert sum(counts) == 5
+    assert found.num_prompt_tokens == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
