@@ -16,6 +16,7 @@ CALL_SECONDS = 10.0
 """Time limit of a call that is answered from memory."""
 _SCHEME = "grpc://"
 _MAX_TEXT = 500
+_CAUSE = "last error: UNKNOWN: "
 
 
 def router_address(text: str) -> str:
@@ -65,7 +66,8 @@ def describe(address: str, error: grpc.RpcError) -> str:
     text = shown(status_of(error).message, _MAX_TEXT)
     reason = reason_of(error)
     if reason == grpc.StatusCode.UNAVAILABLE.name:
-        return f"no router answers at {address}: {text}"
+        # gRPC puts what happened behind what it concludes.
+        return f"no router answers at {address}: {text.rpartition(_CAUSE)[2]}"
     if reason == grpc.StatusCode.UNIMPLEMENTED.name:
         return f"what answers at {address} is no router: {text}"
     return f"{address}: {reason}: {text}"

@@ -172,6 +172,14 @@ class ReportOptions(Options):
 
 
 GROUPS = {"Load": LoadOptions, "Workload": WorkloadOptions, "Report": ReportOptions}
+READER = OptionReader(
+    program="pagestream bench [URL]",
+    description="Sends requests to a router and measures the answers. URL is its gRPC port "
+    f"({DEFAULT_ROUTER}), or http://host:port for its HTTP port, or that of another server of "
+    "OpenAI's completions.",
+    prefix=ENVIRONMENT_PREFIX,
+    groups=GROUPS,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,14 +205,7 @@ def read_config(arguments: Sequence[str]) -> BenchConfig:
         StartupError: Something in it is wrong; the message says what.
     """
     urls, options = split_arguments(arguments, GROUPS)
-    given = OptionReader(
-        program="pagestream bench [URL]",
-        description="Sends requests to a router and measures the answers. URL is its gRPC port "
-        f"({DEFAULT_ROUTER}), or http://host:port for its HTTP port, or that of another server of "
-        "OpenAI's completions.",
-        prefix=ENVIRONMENT_PREFIX,
-        groups=GROUPS,
-    ).read(options)
+    given = READER.read(options)
     if len(urls) > 1:
         raise StartupError(f"there are {len(urls)} URLs, and the load is for one router")
     url = urls[0] if urls else DEFAULT_ROUTER

@@ -18,6 +18,7 @@ from pagestream.bench.options import BenchConfig
 from pagestream.bench.report import print_report, to_json
 from pagestream.bench.target import Model, choose
 from pagestream.bench.workload import Workload
+from pagestream.errors import CommandFailed
 from protos.wire.printable import shown
 from servicekit.errors import StartupError
 from servicekit.process import exit_code_of
@@ -54,7 +55,10 @@ async def _run(config: BenchConfig) -> int:
     print_report(Console(highlight=False, markup=False, emoji=False), config, results)
     if config.report.output is not None:
         document = json.dumps(to_json(config, shown(model.name), results), indent=1)
-        config.report.output.write_text(document + "\n")
+        try:
+            config.report.output.write_text(document + "\n")
+        except OSError as error:
+            raise CommandFailed(f"the results cannot be written: {error.strerror}") from None
     if was_interrupted:
         return exit_code_of(signal.SIGINT)
     return int(not results.num_succeeded)

@@ -19,7 +19,10 @@ class LineInput:
     """
 
     def __init__(self, *, keeps_history: bool) -> None:
-        self._path = Path.home() / ".pagestream_history" if keeps_history else None
+        self._path: Path | None = None
+        # A user without a home, as in some containers.
+        with contextlib.suppress(RuntimeError):
+            self._path = Path.home() / ".pagestream_history" if keeps_history else None
 
     def __enter__(self) -> "LineInput":
         # Not above: the module takes over `input` as soon as it is imported.
@@ -27,8 +30,8 @@ class LineInput:
 
         self._readline = readline
         readline.set_history_length(_MAX_HISTORY_LINES)
-        # A system without readline's file functions, a first start, or no home to write to.
         if self._path is not None:
+            # There is none at the first start.
             with contextlib.suppress(OSError):
                 readline.read_history_file(self._path)
         return self

@@ -119,6 +119,14 @@ class ChatOptions(Options):
 
 GROUPS = {"Chat": ChatOptions, "Sampling": SamplingOptions}
 ENVIRONMENT_PREFIX = "PAGESTREAM_CHAT_"
+READER = OptionReader(
+    program="pagestream chat [URL]",
+    description="Chats with a model in the terminal. URL is the gRPC port of a router "
+    f"({DEFAULT_ROUTER}). In a pipe, standard input is the message, and only the answer is "
+    "printed.",
+    prefix=ENVIRONMENT_PREFIX,
+    groups=GROUPS,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,14 +145,7 @@ def read_config(arguments: Sequence[str]) -> ChatConfig:
         StartupError: Something in it is wrong; the message says what.
     """
     urls, options = split_arguments(arguments, GROUPS)
-    given = OptionReader(
-        program="pagestream chat [URL]",
-        description="Chats with a model in the terminal. URL is the gRPC port of a router "
-        f"({DEFAULT_ROUTER}). In a pipe, standard input is the message, and only the answer is "
-        "printed.",
-        prefix=ENVIRONMENT_PREFIX,
-        groups=GROUPS,
-    ).read(options)
+    given = READER.read(options)
     if len(urls) > 1:
         raise StartupError(f"there are {len(urls)} URLs, and a chat has one router")
     return ChatConfig(

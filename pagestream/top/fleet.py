@@ -151,7 +151,7 @@ class _Source:
 
     def __init__(self, address: str) -> None:
         self.window = Window()
-        self.error = "" if address else "no metrics: its operations port is not known"
+        self.error = "" if address else "the operations port is not known"
         self._address = address
         self._next_try = 0.0
 
@@ -170,7 +170,7 @@ class _Source:
 
     def _fail(self, error: str) -> None:
         self.window = Window()
-        self.error = f"no metrics from {self._address}: {error}"
+        self.error = f"{self._address}: {error}"
         self._next_try = time.monotonic() + _RETRY_SECONDS
 
     def of(self, service: str, model: str) -> Window:

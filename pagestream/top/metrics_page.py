@@ -110,7 +110,8 @@ async def fetch_page(client: httpx.AsyncClient, address: str) -> Page:
                 content += chunk
                 if len(content) > MAX_PAGE_BYTES:
                     raise BadPage(f"the page has more than {MAX_PAGE_BYTES} bytes")
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    # The last is what some names of hosts are.
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise BadPage(str(error) or type(error).__name__) from None
     # A long page takes a while, and keys are to be answered meanwhile.
     return await asyncio.to_thread(read_page, content.decode(errors="replace"))

@@ -63,7 +63,7 @@ class _OperationsValues:
         if not isinstance(value, Operations):
             raise ValueError(
                 f"is {quoted(value)}, must be a port from 1 to {MAX_PORT}, or pairs of addresses "
-                "such as 127.0.0.1:50051=127.0.0.1:9101, separated by commas"
+                "such as 127.0.0.1:50051=127.0.0.1:8101, separated by commas"
             )
 
 
@@ -119,6 +119,14 @@ class TopOptions(Options):
 
 
 GROUPS = {"Top": TopOptions}
+READER = OptionReader(
+    program="pagestream top [URL...]",
+    description="Shows the engines of one or several routers, what they do and how fast, until "
+    f"q or Ctrl-C. URL is the gRPC port of a router ({DEFAULT_ROUTER}). What is not known is "
+    "shown as -.",
+    prefix=ENVIRONMENT_PREFIX,
+    groups=GROUPS,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,14 +144,7 @@ def read_config(arguments: Sequence[str]) -> TopConfig:
         StartupError: Something in it is wrong; the message says what.
     """
     urls, options = split_arguments(arguments, GROUPS)
-    given = OptionReader(
-        program="pagestream top [URL...]",
-        description="Shows the engines of one or several routers, what they do and how fast, until "
-        f"q or Ctrl-C. URL is the gRPC port of a router ({DEFAULT_ROUTER}). What is not known is "
-        "shown as -.",
-        prefix=ENVIRONMENT_PREFIX,
-        groups=GROUPS,
-    ).read(options)
+    given = READER.read(options)
     if len(urls) > _MAX_ROUTERS:
         raise StartupError(f"there are {len(urls)} URLs, more than {_MAX_ROUTERS}")
     routers = tuple(router_address(url) for url in urls or [DEFAULT_ROUTER])

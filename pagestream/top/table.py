@@ -79,7 +79,7 @@ def _table(
 def _router_notes(routers: Sequence[RouterFigures]) -> list[str]:
     notes = [one.error for one in routers if one.error]
     return notes + [
-        f"router {one.address}: {one.metrics_error} (--router-operations)"
+        f"no metrics of router {one.address}, see --router-operations: {one.metrics_error}"
         for one in routers
         if one.metrics_error and not one.error
     ]
@@ -88,12 +88,11 @@ def _router_notes(routers: Sequence[RouterFigures]) -> list[str]:
 def _engine_notes(engines: Sequence[EngineFigures]) -> list[str]:
     notes = [f"engine {one.address} is {one.state}: {one.detail}" for one in engines if one.detail]
     silent = [one for one in engines if one.metrics_error]
-    if len(silent) == 1:
-        notes.append(f"engine {silent[0].address}: {silent[0].metrics_error} (--engine-operations)")
-    elif silent:
+    if silent:
+        first = silent[0]
+        who = f"{len(silent)} engines, such as" if len(silent) > 1 else "engine"
         notes.append(
-            f"{len(silent)} engines, such as {silent[0].address}: {silent[0].metrics_error} "
-            "(--engine-operations)"
+            f"no metrics of {who} {first.address}, see --engine-operations: {first.metrics_error}"
         )
     return notes
 
