@@ -74,7 +74,7 @@ class LoadOptions(Options):
         metadata=about(
             values.seconds(0.1, MAX_SECONDS),
             "seconds in which requests are begun; those under way are then waited for",
-            unset="any number",
+            unset="no bound",
         ),
     )
     concurrency: int | None = field(

@@ -51,10 +51,9 @@ class _SamplingValues:
             raise ValueError(f"is {quoted(value)}, must be {noun} of 32 bits") from None
 
 
-def _number(name: str, kind: type[int] | type[float], help: str, unset: str) -> float | None:
-    values = _SamplingValues(name, kind)
-    default: float | None = field(default=None, metadata=about(values, help, unset=unset))
-    return default
+def _number(name: str, kind: type[int] | type[float], help: str, unset: str) -> Any:  # noqa: ANN401
+    """Returns the field of a sampling parameter that is unset."""
+    return field(default=None, metadata=about(_SamplingValues(name, kind), help, unset=unset))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,13 +63,13 @@ class SamplingOptions(Options):
     temperature: float | None = _number(
         "temperature", float, "divides the logits; 0 is greedy", _MODELS
     )
-    max_tokens: float | None = _number(
+    max_tokens: int | None = _number(
         "max_tokens", int, "maximum tokens of an answer", "up to the model's length"
     )
     top_p: float | None = _number(
         "top_p", float, "keeps the most likely tokens up to this probability", _MODELS
     )
-    top_k: float | None = _number("top_k", int, "keeps the k most likely tokens", _MODELS)
+    top_k: int | None = _number("top_k", int, "keeps the k most likely tokens", _MODELS)
     min_p: float | None = _number(
         "min_p", float, "keeps tokens at least this likely, relative to the likeliest", _MODELS
     )
@@ -83,7 +82,7 @@ class SamplingOptions(Options):
     repetition_penalty: float | None = _number(
         "repetition_penalty", float, "divides the logits of tokens already seen", _MODELS
     )
-    seed: float | None = _number(
+    seed: int | None = _number(
         "seed", int, "fixes the draws of each answer", "the engine picks one"
     )
 

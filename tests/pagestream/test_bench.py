@@ -84,10 +84,12 @@ class HeldTarget:
     def __init__(self):
         self.go = asyncio.Event()
         self.num_asked = 0
+        self.is_asked = asyncio.Event()
         self.is_asked_five_times = asyncio.Event()
 
     async def ask(self, model, request, usage):
         self.num_asked += 1
+        self.is_asked.set()
         if self.num_asked == 1:
             await self.go.wait()
         if self.num_asked == 5:
@@ -101,6 +103,7 @@ async def test_open_loop_measures_from_the_planned_time():
     load = Load(target, "", Workload(WORKLOAD), options, 0)
     async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
         tasks.create_task(load.run())
+        await target.is_asked.wait()
         await asyncio.sleep(0.5)
         assert target.num_asked == 1
         target.go.set()
