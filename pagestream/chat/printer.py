@@ -56,8 +56,11 @@ class Printer:
 
     def _styled(self, text: str, style: Style) -> str:
         # Not by way of the console's layout, which would wrap words and turn tabs into spaces.
-        colors = None if self._console.color_system is None else ColorSystem.STANDARD
-        return style.render(text, color_system=colors)
+        if self._console.color_system is None:
+            return text
+        # The variable NO_COLOR still allows what is dim.
+        allowed = style.without_color if self._console.no_color else style
+        return allowed.render(text, color_system=ColorSystem.STANDARD)
 
     def _write(self, text: str, plain: str) -> None:
         self._console.file.write(text)

@@ -1,11 +1,15 @@
 """A chat on a terminal and in a pipe, against a real router."""
 
+import io
 import sys
 
 import pytest
+from rich.console import Console
 
 from pagestream.chat.command import main
+from pagestream.chat.printer import Printer
 from pagestream.extra import import_with_extra
+from pagestream.visible import visible
 from router.errors import QueueFull
 from servicekit.errors import StartupError
 from servicekit.log import flush_log
@@ -143,6 +147,27 @@ def test_mistake_is_one_line(arguments, code, said, capfd, message):
     assert printed.err.startswith("pagestream chat: ")
     assert said in printed.err
     assert printed.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\tb\nc\u00a0d", "a\tb\nc\u00a0d"),
+        ("\U0001f469\u200d\U0001f467", "\U0001f469\u200d\U0001f467"),
+        ("a\rb\x08\x7f\x85", r"a\rb\x08\x7f\x85"),
+        ("\u2028\u2066\ufeff\U000e0041", r"\u2028\u2066\ufeff\U000e0041"),
+    ],
+)
+def test_what_is_text_stays_and_what_steers_is_shown(text, shown):
+    assert visible(text) == shown
+
+
+def test_no_color_leaves_what_is_dim():
+    console = Console(file=io.StringIO(), force_terminal=True, no_color=True)
+    printer = Printer(console, shows_reasoning=True)
+    printer.error("wrong")
+    printer.note("small")
+    assert console.file.getvalue() == "error: wrong\n\x1b[2msmall\x1b[0m\n"
 
 
 def test_missing_extra_is_named(monkeypatch):
