@@ -64,5 +64,20 @@ COMMANDS = {
         "pagestream.completion.command",
         options="pagestream.completion.options",
     ),
+    "chat": Command(
+        "Chats with a model in the terminal.",
+        "pagestream.chat.command",
+        options="pagestream.chat.options",
+    ),
+    "top": Command(
+        "Shows a fleet: state, load, caches, rates, latencies.",
+        "pagestream.top.command",
+        options="pagestream.top.options",
+    ),
+    "bench": Command(
+        "Sends requests to a router and measures.",
+        "pagestream.bench.command",
+        options="pagestream.bench.options",
+    ),
 }
 """By name."""

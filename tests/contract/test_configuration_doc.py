@@ -1,4 +1,4 @@
-"""docs/configuration.md lists exactly the options that the services have."""
+"""docs/configuration.md lists exactly the options that services and commands have."""
 
 import dataclasses
 import re
@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from engine_service.config import CacheOptions, ModelOptions, SchedulerOptions, ServerOptions
+from pagestream.bench.options import GROUPS as BENCH
+from pagestream.chat.options import GROUPS as CHAT
 from pagestream.serve.options import ServeOptions
+from pagestream.top.options import GROUPS as TOP
 from router.config import RouterConfig
 from servicekit.values import Integers, Numbers
 
@@ -19,6 +22,9 @@ HEADINGS = {
     "Engine: cache": CacheOptions,
     "Engine: scheduler": SchedulerOptions,
     "Engine: server": ServerOptions,
+    **{f"pagestream chat: {title.lower()}": kind for title, kind in CHAT.items()},
+    **{f"pagestream top: {title.lower()}": kind for title, kind in TOP.items()},
+    **{f"pagestream bench: {title.lower()}": kind for title, kind in BENCH.items()},
 }
 
 

@@ -1,0 +1,1 @@
+"""A chat with a model in the terminal: `pagestream chat [URL]`."""

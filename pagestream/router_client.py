@@ -1,0 +1,73 @@
+"""How a command reaches a router by gRPC, and what it says when a call fails."""
+
+import grpc
+from google.protobuf.message import DecodeError
+from grpc_status import rpc_status
+
+from protos.wire.channel import client_options
+from protos.wire.printable import shown
+from protos.wire.status import ErrorStatus, code_number, unpack
+from servicekit.address import split
+from servicekit.errors import StartupError
+
+DEFAULT_ROUTER = "127.0.0.1:50050"
+"""Where `pagestream router` listens unless told otherwise."""
+CALL_SECONDS = 10.0
+"""Time limit of a call that is answered from memory."""
+_SCHEME = "grpc://"
+_MAX_TEXT = 500
+_CAUSE = "last error: UNKNOWN: "
+
+
+def router_address(text: str) -> str:
+    """Returns the host:port of a router's gRPC port, given as that or as a URL grpc://host:port.
+
+    Raises:
+        StartupError: It is neither.
+    """
+    if text.startswith(("http://", "https://")):
+        raise StartupError(
+            f"{shown(text)} is a URL of HTTP; this command speaks gRPC: give the router's gRPC "
+            f"port, such as {DEFAULT_ROUTER}"
+        )
+    found = text.removeprefix(_SCHEME).removesuffix("/")
+    try:
+        split(found)
+    except ValueError as error:
+        raise StartupError(f"the router is {shown(text)!r}, {error}") from None
+    return found
+
+
+def channel_options() -> list[tuple[str, int]]:
+    """Returns the options of a channel that shares its connection with no other one."""
+    return [*client_options(), ("grpc.use_local_subchannel_pool", 1)]
+
+
+def status_of(error: grpc.RpcError) -> ErrorStatus:
+    """Returns the status of a failed call, with what its details say. Never raises."""
+    try:
+        rich = rpc_status.from_call(error)
+    except (ValueError, DecodeError):
+        # The details are missing or do not match the status.
+        rich = None
+    if rich is not None:
+        return unpack(rich.code, rich.message, rich.details)
+    return unpack(code_number(error.code()), error.details() or "no detail", ())
+
+
+def reason_of(error: grpc.RpcError) -> str:
+    """Returns the name of what went wrong, such as "QUEUE_FULL" or "UNAVAILABLE"."""
+    name: str = error.code().name
+    return status_of(error).reason or name
+
+
+def describe(address: str, error: grpc.RpcError) -> str:
+    """Returns what went wrong with a call to a router, as one line."""
+    text = shown(status_of(error).message, _MAX_TEXT)
+    reason = reason_of(error)
+    if reason == grpc.StatusCode.UNAVAILABLE.name:
+        # gRPC puts what happened behind what it concludes.
+        return f"no router answers at {address}: {text.rpartition(_CAUSE)[2]}"
+    if reason == grpc.StatusCode.UNIMPLEMENTED.name:
+        return f"what answers at {address} is no router: {text}"
+    return f"{address}: {reason}: {text}"
