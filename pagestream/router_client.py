@@ -34,7 +34,9 @@ def router_address(text: str) -> str:
     try:
         split(found)
     except ValueError as error:
-        raise StartupError(f"the router is {shown(text)!r}, {error}") from None
+        raise StartupError(
+            f"the router is {shown(text)!r}, {error}; give one such as {DEFAULT_ROUTER}"
+        ) from None
     return found
 
 

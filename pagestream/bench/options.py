@@ -209,6 +209,10 @@ def read_config(arguments: Sequence[str]) -> BenchConfig:
     if len(urls) > 1:
         raise StartupError(f"there are {len(urls)} URLs, and the load is for one router")
     url = urls[0] if urls else DEFAULT_ROUTER
+    if url.startswith("https://"):
+        raise StartupError(
+            f"{shown(url)} is for TLS, which this command does not speak; use {_HTTP}"
+        )
     is_http = url.startswith(_HTTP)
     return BenchConfig(
         address=_http_address(url) if is_http else router_address(url),
