@@ -305,7 +305,7 @@ async def test_tokens_that_come_with_the_end_are_counted():
     [
         (["127.0.0.1:1"], 1, "no router answers at 127.0.0.1:1: "),
         (["http://127.0.0.1:1"], 1, "no router answers at http://127.0.0.1:1: "),
-        (["https://127.0.0.1:1"], 2, "is a URL of HTTP"),
+        (["https://127.0.0.1:1"], 2, "is for TLS"),
         (["http://localhost"], 2, "the router is 'http://localhost', which is not"),
         (["--prompt-tokens", "9-3"], 2, "--prompt-tokens is '9-3', must be a number of tokens"),
         (["--output-tokens", "many"], 2, "--output-tokens is 'many', must be a number of tokens"),
