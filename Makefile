@@ -40,17 +40,27 @@ check: $(VENV)/.ready ## Style, types, import rules, wire contract, manifests.
 	buf breaking --against $(CONTRACT)
 	yamllint --strict k8s
 	hadolint k8s/images/*.Dockerfile
-	$(PYTHON) -m pytest -q tests/contract/test_k8s.py
+	$(PYTHON) -m pytest -q tests/contract/test_k8s.py tests/contract/test_k8s_scaling.py tests/contract/test_images.py
 
 gen: $(GEN_VENV)/.ready ## Regenerates the Python code of the wire contract.
 	$(GEN_VENV)/bin/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)
 
-lock: ## Pins the newest versions that pyproject.toml allows, in constraints.txt.
+lock: ## Pins the newest versions that pyproject.toml allows, in constraints.txt and for the images.
 	$(SYSTEM_PYTHON) -m venv $(LOCK_VENV)
 	$(LOCK_VENV)/bin/python -m pip install --quiet --disable-pip-version-check 'uv==0.13.9'
 	$(LOCK_VENV)/bin/uv pip compile pyproject.toml --all-extras --universal --upgrade --quiet \
 		--python-version 3.11 --no-emit-package pagestream --no-emit-index-url \
 		--annotation-style line --custom-compile-command 'make lock' --output-file constraints.txt
+	$(call lock_image,router,--extra router)
+	$(call lock_image,engine,--extra engine --extra smg)
+
+# What an image installs: the pins above with the hashes of their files. Setuptools builds our wheel.
+define lock_image
+	echo 'setuptools>=77' | $(LOCK_VENV)/bin/uv pip compile pyproject.toml - $(2) --quiet \
+		--constraint constraints.txt --universal --python-version 3.12 --generate-hashes \
+		--no-emit-package pagestream --no-emit-index-url --no-annotate \
+		--custom-compile-command 'make lock' --output-file k8s/images/$(1)-requirements.txt
+endef
 
 slow: $(VENV)/.ready ## Tests too long for every change.
 	$(PYTHON) -m pytest -q -m slow --timeout 600
