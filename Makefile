@@ -40,7 +40,7 @@ check: $(VENV)/.ready ## Style, types, import rules, wire contract, manifests.
 	buf breaking --against $(CONTRACT)
 	yamllint --strict k8s
 	hadolint k8s/images/*.Dockerfile
-	$(PYTHON) -m pytest -q tests/contract/test_k8s.py tests/contract/test_k8s_scaling.py tests/contract/test_images.py
+	$(PYTHON) -m pytest -q tests/contract/test_k8s*.py tests/contract/test_images.py
 
 gen: $(GEN_VENV)/.ready ## Regenerates the Python code of the wire contract.
 	$(GEN_VENV)/bin/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)

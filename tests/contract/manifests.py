@@ -21,7 +21,8 @@ FLEET = "overlays/fleet"
 LAPTOP = "overlays/laptop"
 ONE_GPU = "overlays/one-gpu"
 TWO_MODELS = "overlays/two-models"
-FOLDERS = (BASE, LAPTOP, ONE_GPU, TENSOR_PARALLEL, FLEET, TWO_MODELS)
+LLM_D = "overlays/llm-d"
+FOLDERS = (BASE, LAPTOP, ONE_GPU, TENSOR_PARALLEL, FLEET, TWO_MODELS, LLM_D)
 """What is applied to a cluster."""
 PARTS = ("components/monitoring", f"{TWO_MODELS}/small", f"{TWO_MODELS}/large")
 """What is only built as a part of these."""

@@ -27,7 +27,7 @@ from tests.contract.manifests import (
 
 OLDEST_KUBERNETES = 31
 NEWEST_KUBERNETES = int(kubernetes_validate.latest_version().split(".")[1])
-CUSTOM = {"PodMonitor", "ScaledObject"}
+CUSTOM = {"HTTPRoute", "InferencePool", "PodMonitor", "ScaledObject"}
 """Kinds of which Kubernetes has no schema; checked by hand below."""
 SERVICES = pytest.mark.parametrize("name", ["router", "engine"])
 ANYWHERE = {"0.0.0.0/0", "::/0"}
