@@ -2,6 +2,7 @@
 
 import json
 import re
+from ipaddress import ip_address, ip_network
 
 import kubernetes_validate
 import pytest
@@ -30,7 +31,6 @@ NEWEST_KUBERNETES = int(kubernetes_validate.latest_version().split(".")[1])
 CUSTOM = {"HTTPRoute", "InferencePool", "PodMonitor", "ScaledObject"}
 """Kinds of which Kubernetes has no schema; checked by hand below."""
 SERVICES = pytest.mark.parametrize("name", ["router", "engine"])
-ANYWHERE = {"0.0.0.0/0", "::/0"}
 
 
 @pytest.fixture(
@@ -239,7 +239,11 @@ def test_pods_reach_what_they_need_and_nothing_else(deployed):
     assert peer["podSelector"]["matchLabels"].items() <= engine["metadata"]["labels"].items()
     assert to_engines[1] == {ports_of(engine)["grpc"]}
     hub, engine_dns = rules(deployed.find("NetworkPolicy", "engine"), "egress", "to")
-    assert {peer["ipBlock"]["cidr"] for peer in hub[0]} == ANYWHERE
+    # Anywhere but where clusters, their API and the metadata of clouds are.
+    assert {peer["ipBlock"]["cidr"] for peer in hub[0]} == {"0.0.0.0/0", "::/0"}
+    excepted = [ip_network(text) for peer in hub[0] for text in peer["ipBlock"]["except"]]
+    for text in ("10.96.0.1", "172.20.0.1", "192.168.1.1", "169.254.169.254", "fd00:10:96::1"):
+        assert any(ip_address(text) in network for network in excepted), text
     assert hub[1] == {443}
     assert router_dns == engine_dns
     assert router_dns[1] == {53}

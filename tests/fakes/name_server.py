@@ -4,7 +4,7 @@ import asyncio
 import ipaddress
 import struct
 
-A = 1
+A, AAAA = 1, 28
 NO_SUCH_NAME = 3
 _HEADER = struct.Struct("!HHHHHH")
 _RECORD = struct.Struct("!HHHIH")
@@ -12,7 +12,7 @@ _RECORD = struct.Struct("!HHHIH")
 
 
 class NameServer(asyncio.DatagramProtocol):
-    """Answers for the IPv4 addresses of `records`, by name; they may change while it runs."""
+    """Answers with the addresses of `records`, by name; they may change while it runs."""
 
     def __init__(self, records: dict[str, list[str]]) -> None:
         self.records = records
@@ -36,12 +36,14 @@ class NameServer(asyncio.DatagramProtocol):
         end = at + 5  # the root's label, type and class
         (kind,) = struct.unpack_from("!H", query, at + 1)
         found = self.records.get(".".join(labels).lower())
-        addresses = found or [] if kind == A else []
+        version = {A: 4, AAAA: 6}.get(kind)
+        parsed = map(ipaddress.ip_address, found or ())
+        addresses = [address.packed for address in parsed if address.version == version]
         # An answer, authoritative, recursion was asked for and is there.
         flags = 0x8580 | (NO_SUCH_NAME if found is None else 0)
         answers = b"".join(
             # 0xC00C is the name of the question.
-            _RECORD.pack(0xC00C, A, 1, 1, 4) + ipaddress.IPv4Address(address).packed
+            _RECORD.pack(0xC00C, kind, 1, 1, len(address)) + address
             for address in addresses
         )
         header = _HEADER.pack(number, flags, 1, len(addresses), 0, 0)

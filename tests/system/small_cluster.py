@@ -1,9 +1,9 @@
 """Runs the containers of an overlay as processes, each at an address of its own.
 
-`python -m tests.system.small_cluster OVERLAY ROUTERS ENGINES LOGS` needs network, mount and process
-namespaces of its own (`unshare`): there all ports are free, and the resolver asks a name server
-that knows the names of the Services, through a search path as pods have it. It writes what the
-routers saw and answered, as JSON.
+`python -m tests.system.small_cluster OVERLAY ROUTERS ENGINES LOGS [ipv6]` needs network, mount and
+process namespaces of its own (`unshare`). There all ports are free, and the resolver asks a name
+server that knows the names of the Services, through a search path as pods have it. It writes what
+the routers saw and answered, as JSON.
 """
 
 import asyncio
@@ -23,12 +23,15 @@ import grpc
 
 from examples.demo.model import CHECKPOINT
 from protos.pagestream.router.v1 import router_pb2, router_pb2_grpc
+from servicekit.address import join
 from tests.contract.manifests import LAPTOP, Deployed, arguments_of
 from tests.fakes.name_server import NameServer
 
 ZONE = "default.svc.cluster.local"
 NAME_SERVER = "127.0.0.53"
 ADDRESSES = {"engine": "127.0.1.{}", "router": "127.0.2.{}"}
+IPV6 = "::1"
+"""The only address of that family; where there is one pod of a kind, all pods have it."""
 MODULES = {"engine": "engine_service", "router": "router"}
 SMALL = ["--model", str(CHECKPOINT), "--device", "cpu", "--cpu-threads", "1", "--num-blocks", "64"]
 """Instead of a model that has to be downloaded and a GPU."""
@@ -51,26 +54,32 @@ def isolate(logs: Path) -> None:
 class Pod:
     """One container of the overlay, as a process."""
 
-    def __init__(self, deployed: Deployed, name: str, number: int, logs: Path) -> None:
-        self.host = ADDRESSES[name].format(number)
+    def __init__(
+        self, deployed: Deployed, name: str, number: int, logs: Path, *, is_ipv6: bool
+    ) -> None:
+        self.host = IPV6 if is_ipv6 else ADDRESSES[name].format(number)
         self.settings = deployed.settings(name)
         self.log = logs / f"{name}-{number}.log"
-        arguments = [a for a in arguments_of(deployed.pod(name)) if not a.startswith("--host=")]
+        arguments = arguments_of(deployed.pod(name))
+        if not is_ipv6:
+            # Else --host=:: stays, which is all of this network.
+            arguments = [a for a in arguments if not a.startswith("--host=")]
+            arguments += ["--host", self.host]
         if name == "engine":
             own = SMALL[:2] if deployed.folder == LAPTOP else SMALL
             given = {option for option in own if option.startswith("--")}
             arguments = [a for a in arguments if a.partition("=")[0] not in given] + own
-        command = [sys.executable, "-m", MODULES[name], *arguments, "--host", self.host]
+        command = [sys.executable, "-m", MODULES[name], *arguments]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
 
     @property
     def address(self) -> str:
-        return f"{self.host}:{self.settings.port}"
+        return join(self.host, self.settings.port)
 
     async def wait_ready(self) -> None:
         """Asks the readiness probe's path until it says yes."""
-        url = f"http://{self.host}:{self.settings.operations_port}/readyz"
+        url = f"http://{join(self.host, self.settings.operations_port)}/readyz"
         while not await asyncio.to_thread(answers, url):
             if self.process.poll() is not None:
                 raise RuntimeError(self.log.read_text()[-2000:])
@@ -101,16 +110,22 @@ async def ask(router: Pod) -> dict:
     }
 
 
-async def run(folder: str, num_routers: int, num_engines: int, logs: Path) -> dict:
+async def run(
+    folder: str, num_routers: int, num_engines: int, logs: Path, *, is_ipv6: bool
+) -> dict:
     isolate(logs)
     deployed = Deployed(folder)
     service = deployed.find("Service", "engine")["metadata"]["name"]
-    engines = [Pod(deployed, "engine", number + 1, logs) for number in range(num_engines)]
+    engines = [
+        Pod(deployed, "engine", number + 1, logs, is_ipv6=is_ipv6) for number in range(num_engines)
+    ]
     records = {f"{service}.{ZONE}": [engine.host for engine in engines]}
     await asyncio.get_running_loop().create_datagram_endpoint(
         lambda: NameServer(records), local_addr=(NAME_SERVER, 53)
     )
-    routers = [Pod(deployed, "router", number + 1, logs) for number in range(num_routers)]
+    routers = [
+        Pod(deployed, "router", number + 1, logs, is_ipv6=is_ipv6) for number in range(num_routers)
+    ]
     for pod in [*engines, *routers]:
         await pod.wait_ready()
     before = [await ask(router) for router in routers]
@@ -127,8 +142,10 @@ async def run(folder: str, num_routers: int, num_engines: int, logs: Path) -> di
 
 
 if __name__ == "__main__":
-    overlay, routers, engines, folder = sys.argv[1:]
-    result = asyncio.run(run(overlay, int(routers), int(engines), Path(folder)))
+    overlay, routers, engines, folder, *family = sys.argv[1:]
+    result = asyncio.run(
+        run(overlay, int(routers), int(engines), Path(folder), is_ipv6=family == ["ipv6"])
+    )
     sys.stdout.write(json.dumps(result))
     sys.stdout.flush()
     # Everything else in the process namespace ends with its first process.

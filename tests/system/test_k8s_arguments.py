@@ -29,6 +29,16 @@ def isolated():
     return ISOLATED
 
 
+def run_small_cluster(isolated, *arguments):
+    """Returns what the routers of a small cluster saw and answered."""
+    command = [*isolated, sys.executable, "-m", "tests.system.small_cluster", *map(str, arguments)]
+    ended = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return json.loads(ended.stdout)
+
+
 @pytest.mark.parametrize(
     ("overlay", "num_routers", "num_engines"),
     [
@@ -39,15 +49,15 @@ def isolated():
 def test_request_goes_through_the_containers_of_an_overlay(
     overlay, num_routers, num_engines, isolated, tmp_path
 ):
-    command = [sys.executable, "-m", "tests.system.small_cluster", overlay]
-    command += [str(num_routers), str(num_engines), str(tmp_path)]
-    ended = subprocess.run(
-        [*isolated, *command], cwd=ROOT, capture_output=True, text=True, timeout=110, check=False
-    )
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    result = json.loads(ended.stdout)
+    result = run_small_cluster(isolated, overlay, num_routers, num_engines, tmp_path)
     engines = [f"127.0.1.{number + 1}:50051" for number in range(num_engines)]
     assert result["before"] == [{"tokens": 5, "engines": engines}] * num_routers
     assert [answer["tokens"] for answer in result["after"]] == [5] * num_routers
     # An engine that is scaled away drains, which is a good end.
     assert result["exit_code"] == (0 if num_engines > 1 else None)
+
+
+@pytest.mark.slow
+def test_cluster_may_have_ipv6_alone(isolated, tmp_path):
+    result = run_small_cluster(isolated, LAPTOP, 1, 1, tmp_path, "ipv6")
+    assert result["before"] == [{"tokens": 5, "engines": ["[::1]:50051"]}]
