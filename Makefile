@@ -2,6 +2,7 @@
 VENV := .venv
 GEN_VENV := .venv-gen
 LOCK_VENV := .venv-lock
+AUDIT_VENV := .venv-audit
 PYTHON := $(VENV)/bin/python
 INSTALL := $(PYTHON) -m pip install --quiet --disable-pip-version-check --no-compile
 PROTOS := $(wildcard protos/pagestream/*/v1/*.proto)
@@ -10,7 +11,7 @@ SYSTEM_PYTHON := $(shell command -v python3)
 # A tool of the environment, not of the machine.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo eval test check gen lock slow soak clients tokenizers gpu bench release-contract setup clean
+.PHONY: demo eval test check audit gen lock slow soak clients tokenizers gpu bench release-contract setup clean
 
 demo: $(VENV)/.ready ## Serves 60 chats through a router and two engines; MODEL=<folder or hub ID>, or random; TP=<ranks of each>.
 	$(PYTHON) -m examples.demo $(if $(MODEL),--model "$(MODEL)") $(if $(TP),--tensor-parallel-size "$(TP)")
@@ -39,18 +40,44 @@ check: $(VENV)/.ready ## Style, types, import rules, wire contract, manifests.
 	buf format --diff --exit-code
 	buf breaking --against $(CONTRACT)
 	yamllint --strict k8s
+	yamllint --strict --config-data '{extends: default, rules: {line-length: disable}}' .github
 	hadolint k8s/images/*.Dockerfile
-	$(PYTHON) -m pytest -q tests/contract/test_k8s.py
+	$(PYTHON) -m pytest -q tests/contract/test_k8s*.py tests/contract/test_images.py
+
+audit: ## checkov on every overlay, zizmor on the workflows, known vulnerabilities of what the images install.
+	$(SYSTEM_PYTHON) -m venv $(AUDIT_VENV)
+	$(AUDIT_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+		'checkov==3.3.30' 'pip-audit==2.10.1' 'zizmor==1.32.0'
+	mkdir -p $(AUDIT_VENV)/overlays
+	for overlay in $(notdir $(wildcard k8s/overlays/*)); do \
+		kubectl kustomize "k8s/overlays/$$overlay" > "$(AUDIT_VENV)/overlays/$$overlay.yaml" || exit 1; \
+	done
+	$(AUDIT_VENV)/bin/checkov --config-file k8s/checkov.yaml --directory $(AUDIT_VENV)/overlays
+	$(AUDIT_VENV)/bin/zizmor --offline --quiet .github
+	for image in router engine; do \
+		$(AUDIT_VENV)/bin/pip-audit --disable-pip --require-hashes --strict --progress-spinner off \
+			--requirement "k8s/images/$$image-requirements.txt" || exit 1; \
+	done
 
 gen: $(GEN_VENV)/.ready ## Regenerates the Python code of the wire contract.
 	$(GEN_VENV)/bin/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)
 
-lock: ## Pins the newest versions that pyproject.toml allows, in constraints.txt.
+lock: ## Pins the newest versions that pyproject.toml allows, in constraints.txt and for the images.
 	$(SYSTEM_PYTHON) -m venv $(LOCK_VENV)
 	$(LOCK_VENV)/bin/python -m pip install --quiet --disable-pip-version-check 'uv==0.13.9'
 	$(LOCK_VENV)/bin/uv pip compile pyproject.toml --all-extras --universal --upgrade --quiet \
 		--python-version 3.11 --no-emit-package pagestream --no-emit-index-url \
 		--annotation-style line --custom-compile-command 'make lock' --output-file constraints.txt
+	$(call lock_image,router,--extra router)
+	$(call lock_image,engine,--extra engine --extra smg)
+
+# What an image installs: the pins above with the hashes of their files. Setuptools builds our wheel.
+define lock_image
+	echo 'setuptools>=77' | $(LOCK_VENV)/bin/uv pip compile pyproject.toml - $(2) --quiet \
+		--constraint constraints.txt --universal --python-version 3.12 --generate-hashes \
+		--no-emit-package pagestream --no-emit-index-url --no-annotate \
+		--custom-compile-command 'make lock' --output-file k8s/images/$(1)-requirements.txt
+endef
 
 slow: $(VENV)/.ready ## Tests too long for every change.
 	$(PYTHON) -m pytest -q -m slow --timeout 600
@@ -91,4 +118,4 @@ $(GEN_VENV)/.ready: Makefile
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(GEN_VENV) $(LOCK_VENV) .venv-clients .venv-tokenizers .demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(GEN_VENV) $(LOCK_VENV) $(AUDIT_VENV) .venv-clients .venv-tokenizers .demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

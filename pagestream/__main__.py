@@ -11,6 +11,8 @@ from servicekit.process import exit_at_once, exit_code_of
 from servicekit.version import software_version
 
 _USAGE = "usage: pagestream COMMAND [OPTIONS]"
+_SERVICES = ("router", "engine_service")
+"""Packages that the image of the other service leaves out."""
 
 
 def main() -> int:
@@ -25,7 +27,14 @@ def main() -> int:
     if name not in COMMANDS:
         print_error("pagestream", ValueError(_unknown(name)))
         return 2
-    return COMMANDS[name].run(name, arguments)
+    try:
+        return COMMANDS[name].run(name, arguments)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _SERVICES:
+            raise
+        print_error("pagestream", ValueError(_not_here(name, package)))
+        return 2
 
 
 def run() -> None:
@@ -51,6 +60,10 @@ def _help() -> str:
     return "\n".join(
         (_USAGE, "", *rows, "", "`pagestream COMMAND --help` lists the options of a command.")
     )
+
+
+def _not_here(name: str, package: str) -> str:
+    return f"{name!r} needs the package {package!r}, which this image of one service leaves out"
 
 
 def _unknown(name: str) -> str:

@@ -1,19 +1,23 @@
-# The engine: token IDs in, token IDs out, on NVIDIA GPUs. From the root of the repository:
-#   docker build -f k8s/images/engine.Dockerfile -t pagestream-engine:1.0.0 .
+# The engine: token IDs in, token IDs out, on NVIDIA GPUs. docker-bake.hcl builds it.
 FROM python:3.12.11-slim-bookworm AS build
 WORKDIR /src
 RUN python -m venv /opt/pagestream
+# Dependencies before sources: an edit does not install torch again. A package whose hash is not in
+# the list is refused. On Linux, torch's default wheel brings the CUDA libraries; the host brings the
+# driver.
+RUN --mount=type=bind,source=k8s/images/engine-requirements.txt,target=requirements.txt \
+    /opt/pagestream/bin/pip install --no-cache-dir --no-deps --require-hashes \
+    --requirement requirements.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY protos protos
 COPY servicekit servicekit
 COPY kernels kernels
 COPY engine_service engine_service
-# On Linux with an NVIDIA GPU, torch's default wheel brings the CUDA libraries; the host brings the
-# driver.
-RUN --mount=type=bind,source=constraints.txt,target=constraints.txt \
-    /opt/pagestream/bin/pip install --no-cache-dir --constraint constraints.txt '.[engine]'
+COPY pagestream pagestream
+RUN /opt/pagestream/bin/pip install --no-cache-dir --no-deps --no-build-isolation . \
+    && /opt/pagestream/bin/pip check
 
-FROM python:3.12.11-slim-bookworm
+FROM python:3.12.11-slim-bookworm AS engine
 # Triton compiles its launchers at run time: it needs a C compiler, the C library's headers and the
 # headers of Python, which this base image has under /usr/local/include.
 # The tag of the base image fixes the Debian release; Debian's mirrors drop older patch versions, so
@@ -27,7 +31,8 @@ RUN apt-get update \
     && useradd --uid 10001 --gid 10001 --create-home pagestream \
     && install --directory --owner=10001 --group=10001 /cache
 COPY --from=build /opt/pagestream /opt/pagestream
-# /cache and /tmp are the places that the manifests make writable.
+# /cache and /tmp are the places that the manifests make writable. A container is reached from
+# outside, over IPv4, IPv6 or both, so it listens on all of its addresses.
 ENV PATH=/opt/pagestream/bin:$PATH \
     CC=/usr/bin/gcc \
     PYTHONSAFEPATH=1 \
@@ -36,8 +41,17 @@ ENV PATH=/opt/pagestream/bin:$PATH \
     HF_HOME=/cache/huggingface \
     TRITON_CACHE_DIR=/cache/triton \
     NVIDIA_VISIBLE_DEVICES=all \
-    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    PAGESTREAM_ENGINE_HOST=::
 WORKDIR /tmp
 USER 10001:10001
+RUN pagestream --version && python -m engine_service --help > /dev/null
 EXPOSE 50051 8101
 ENTRYPOINT ["python", "-m", "engine_service"]
+
+# With a model of 11 MB, for a cluster on a laptop: k8s/overlays/laptop.
+FROM engine AS engine-demo
+COPY demo_model/checkpoint /models/demo
+
+# Without --target, the engine alone is built.
+FROM engine

@@ -1,26 +1,34 @@
-# The router: text in, text out; no torch, no GPU. From the root of the repository:
-#   docker build -f k8s/images/router.Dockerfile -t pagestream-router:1.0.0 .
+# The router: text in, text out; no torch, no GPU. docker-bake.hcl builds it.
 FROM python:3.12.11-slim-bookworm AS build
 WORKDIR /src
 RUN python -m venv /opt/pagestream
+# Dependencies before sources: an edit does not install them again. A package whose hash is not in
+# the list is refused.
+RUN --mount=type=bind,source=k8s/images/router-requirements.txt,target=requirements.txt \
+    /opt/pagestream/bin/pip install --no-cache-dir --no-deps --require-hashes \
+    --requirement requirements.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY protos protos
 COPY servicekit servicekit
 COPY router router
-RUN --mount=type=bind,source=constraints.txt,target=constraints.txt \
-    /opt/pagestream/bin/pip install --no-cache-dir --constraint constraints.txt '.[router]'
+COPY pagestream pagestream
+RUN /opt/pagestream/bin/pip install --no-cache-dir --no-deps --no-build-isolation . \
+    && /opt/pagestream/bin/pip check
 
 FROM python:3.12.11-slim-bookworm
 RUN groupadd --gid 10001 pagestream \
     && useradd --uid 10001 --gid 10001 --create-home pagestream
 COPY --from=build /opt/pagestream /opt/pagestream
-# /tmp is the one place that the manifests make writable.
+# /tmp is the one place that the manifests make writable. A container is reached from outside, over
+# IPv4, IPv6 or both, so it listens on all of its addresses.
 ENV PATH=/opt/pagestream/bin:$PATH \
     PYTHONSAFEPATH=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
-    HF_HOME=/tmp/huggingface
+    HF_HOME=/tmp/huggingface \
+    PAGESTREAM_ROUTER_HOST=::
 WORKDIR /tmp
 USER 10001:10001
+RUN pagestream --version && python -m router --help > /dev/null
 EXPOSE 50050 8000 8100
 ENTRYPOINT ["python", "-m", "router"]

@@ -90,3 +90,21 @@ def test_processes_take_the_packages_of_this_one_and_not_of_the_folder(monkeypat
     assert environment.python_modules() == [sys.executable, "-m"]
     monkeypatch.setattr(environment.sys, "path", ["/usr/bin", *sys.path])
     assert environment.python_modules() == [sys.executable, "-P", "-m"]
+
+
+@pytest.mark.parametrize("arguments", [("engine",), ("completion", "bash")])
+def test_command_of_the_other_image_says_what_is_missing(arguments):
+    # As in the image of the router.
+    script = "import sys; sys.modules['engine_service'] = None\n"
+    script += "from pagestream.__main__ import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert f"'{arguments[0]}' needs the package 'engine_service'" in line

@@ -1,45 +1,63 @@
-"""The arguments of the manifests' containers, run as local processes, answer a request."""
+"""The containers' own arguments, run as local processes that find each other by DNS, answer."""
 
+import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
-import grpc
-import yaml
+import pytest
 
-from examples.demo.model import CHECKPOINT
-from examples.demo.services import Services
-from protos.pagestream.router.v1 import router_pb2, router_pb2_grpc
+from tests.contract.manifests import FLEET, LAPTOP
 
-BASE = Path(__file__).parents[2] / "k8s" / "base"
-NOT_HERE = ("--host", "--port", "--operations-port", "--model", "--engine-dns")
-"""What names the cluster's ports, addresses and weights."""
-
-
-def arguments_of(path: str) -> list[str]:
-    """Returns a container's own arguments, without those that only hold in the cluster."""
-    pod = yaml.safe_load((BASE / path).read_text())["spec"]["template"]
-    (container,) = pod["spec"]["containers"]
-    arguments = container["args"]
-    names = {argument.partition("=")[0] for argument in arguments}
-    assert set(NOT_HERE[:3]) <= names
-    return [a for a in arguments if a.partition("=")[0] not in NOT_HERE]
+ROOT = Path(__file__).parents[2]
+ISOLATED = [
+    "unshare",
+    *("--map-root-user", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"),
+]
 
 
-async def test_request_goes_through_the_containers_of_the_manifests(tmp_path):
-    engine_arguments = arguments_of("engine/statefulset.yaml")
-    router_arguments = arguments_of("router/deployment.yaml")
-    async with Services(tmp_path) as services:
-        local = ["--model", str(CHECKPOINT), "--cpu-threads", "1", "--num-blocks", "64"]
-        engine = services.start("engine-0", ["engine_service", *engine_arguments, *local])
-        # Where this name has an IPv6 address too, no engine is there, which harms nobody.
-        name = f"localhost:{engine.address.rpartition(':')[2]}"
-        router = services.start("router", ["router", *router_arguments, "--engine-dns", name])
-        await services.wait_ready([engine, router], 90, lambda service, state: None)
-        async with grpc.aio.insecure_channel(router.address) as channel:
-            stub = router_pb2_grpc.RouterServiceStub(channel)
-            request = router_pb2.GenerateRequest(
-                text="introduce yourself",
-                sampling_params=router_pb2.SamplingParams(max_tokens=5, ignore_eos=True),
-            )
-            responses = [response async for response in stub.Generate(request, timeout=60)]
-    assert sum(len(response.token_ids) for response in responses) == 5
-    assert responses[-1].finish.reason == router_pb2.FINISH_REASON_LENGTH
+@pytest.fixture
+def isolated():
+    """A command in front of another that gives it a network of its own."""
+    found = shutil.which("unshare") and subprocess.run([*ISOLATED, "true"], check=False)
+    if not found or found.returncode:
+        if os.environ.get("CI") == "true":
+            pytest.fail("this machine allows no user namespaces")
+        pytest.skip("this machine allows no user namespaces")
+    return ISOLATED
+
+
+def run_small_cluster(isolated, *arguments):
+    """Returns what the routers of a small cluster saw and answered."""
+    command = [*isolated, sys.executable, "-m", "tests.system.small_cluster", *map(str, arguments)]
+    ended = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return json.loads(ended.stdout)
+
+
+@pytest.mark.parametrize(
+    ("overlay", "num_routers", "num_engines"),
+    [
+        (LAPTOP, 1, 1),
+        pytest.param(FLEET, 2, 2, marks=pytest.mark.slow),
+    ],
+)
+def test_request_goes_through_the_containers_of_an_overlay(
+    overlay, num_routers, num_engines, isolated, tmp_path
+):
+    result = run_small_cluster(isolated, overlay, num_routers, num_engines, tmp_path)
+    engines = [f"127.0.1.{number + 1}:50051" for number in range(num_engines)]
+    assert result["before"] == [{"tokens": 5, "engines": engines}] * num_routers
+    assert [answer["tokens"] for answer in result["after"]] == [5] * num_routers
+    # An engine that is scaled away drains, which is a good end.
+    assert result["exit_code"] == (0 if num_engines > 1 else None)
+
+
+@pytest.mark.slow
+def test_cluster_may_have_ipv6_alone(isolated, tmp_path):
+    result = run_small_cluster(isolated, LAPTOP, 1, 1, tmp_path, "ipv6")
+    assert result["before"] == [{"tokens": 5, "engines": ["[::1]:50051"]}]
