@@ -32,8 +32,6 @@ _HANDSHAKE_SECONDS = 10.0
 """Time for a client to agree on TLS."""
 _MAX_HANDSHAKES = 1024
 """Under way at once."""
-_CLOSE_SECONDS = 2.0
-"""Time for a client to say that it has seen the end of a connection over TLS."""
 _LOG_SECONDS = 5.0
 """Time between two log lines about handshakes that failed."""
 _FULL = (
@@ -183,7 +181,8 @@ class HttpDoor:
                 accepted,
                 ssl=self._tls.current().context,
                 ssl_handshake_timeout=_HANDSHAKE_SECONDS,
-                ssl_shutdown_timeout=_CLOSE_SECONDS,
+                # Also for what is not read yet when the connection ends.
+                ssl_shutdown_timeout=self._unread_seconds,
             )
         except OSError as error:
             self._tell(peer, error)

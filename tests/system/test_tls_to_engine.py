@@ -8,8 +8,11 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from engine_service.config import ServerOptions
+from engine_service.server.engine_server import EngineServer
 from router.engines.channels import EngineChannels
 from router.types.engine_state import EngineState
+from servicekit.errors import StartupError
 from servicekit.tls import client_tls
 from tests.engine_service.core.fake_executor import make_info
 from tests.engine_service.server.harness import running_engine
@@ -24,8 +27,8 @@ def made(tmp_path_factory):
     return make_certificates(tmp_path_factory.mktemp("certificates"))
 
 
-def pair(folder, name, prefix="tls"):
-    return {f"{prefix}_cert": folder / f"{name}.pem", f"{prefix}_key": folder / f"{name}.key"}
+def pair(folder, name):
+    return {"tls_cert": folder / f"{name}.pem", "tls_key": folder / f"{name}.key"}
 
 
 @asynccontextmanager
@@ -109,3 +112,9 @@ async def test_plain_text_and_tls_do_not_meet(made):
     async with engine_of(made, shows=None, trusts=None) as engine:
         said = await detail(engine, channels(made))
         assert said.startswith("it does not speak TLS, but --engine-tls-ca is given: ")
+
+
+def test_names_of_clients_need_a_ca_that_vouches_for_them(made):
+    options = ServerOptions(**pair(made, "server"), tls_client_names=(CLIENT,))
+    with pytest.raises(StartupError, match="--tls-client-names needs --tls-client-ca, too"):
+        EngineServer(options, "small")
