@@ -5,7 +5,13 @@ import subprocess
 import pytest
 
 from pagestream.certs.command import FILES, main
+from servicekit.log import flush_log
 from servicekit.tls import client_tls, server_tls
+
+
+def errors(capfd):
+    flush_log(10.0)
+    return capfd.readouterr().err
 
 
 def test_files_are_those_of_both_ends(tmp_path, capfd):
@@ -32,7 +38,7 @@ def test_nothing_is_replaced(tmp_path, capfd, name):
     (tmp_path / name).write_text("mine")
     assert main([str(tmp_path)]) == 2
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
-    assert capfd.readouterr().err == (
+    assert errors(capfd) == (
         f"pagestream certs: {tmp_path}/{name} exists and is not overwritten; remove it or name "
         "another folder\n"
     )
@@ -41,12 +47,12 @@ def test_nothing_is_replaced(tmp_path, capfd, name):
 @pytest.mark.parametrize("names", ["", "a b", "x,", "x\n[evil]", "DNS:x", "$HOME", "fe80::1%eth0"])
 def test_names_that_are_none_are_refused(tmp_path, capfd, names):
     assert main([str(tmp_path), "--names", names]) == 2
-    assert "pagestream certs: --names " in capfd.readouterr().err
+    assert "pagestream certs: --names " in errors(capfd)
     assert not list(tmp_path.iterdir())
 
 
 def test_missing_openssl_is_told(tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert main([str(tmp_path / "made")]) == 2
-    assert "the program openssl is missing; install it" in capfd.readouterr().err
+    assert "the program openssl is missing; install it" in errors(capfd)
     assert not list((tmp_path / "made").iterdir())
