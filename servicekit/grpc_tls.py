@@ -48,7 +48,9 @@ def _server_credentials(source: TlsSource) -> grpc.ServerCredentials:
         return _configuration(current)
 
     return grpc.dynamic_ssl_server_credentials(
-        _configuration(served), newer, require_client_authentication=source.files.ca is not None
+        _configuration(served),
+        newer,  # type: ignore[arg-type]
+        require_client_authentication=source.files.ca is not None,
     )
 
 

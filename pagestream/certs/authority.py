@@ -51,7 +51,7 @@ class Authority:
         config = authority._write_config("serverAuth", "DNS:localhost")
         key = _new_key(folder / "ca.key")
         asked = ["-subj", "/CN=Pagestream development CA", "-days", str(days)]
-        made = ["-config", config, "-extensions", "ca", "-out", folder / "ca.pem"]
+        made: list[str | Path] = ["-config", config, "-extensions", "ca", "-out", folder / "ca.pem"]
         _openssl("req", "-x509", *asked, *key, *made)
         return authority
 
@@ -74,9 +74,16 @@ class Authority:
         key = _new_key(folder / f"{name}.key")
         subject = f"/CN={names[0].partition(':')[2]}"
         _openssl("req", "-new", "-config", config, "-subj", subject, *key, "-out", request)
-        ca = ["-CA", folder / "ca.pem", "-CAkey", folder / "ca.key"]
+        ca: list[str | Path] = ["-CA", folder / "ca.pem", "-CAkey", folder / "ca.key"]
         asked = ["-set_serial", f"0x{secrets.token_hex(16)}", "-days", str(days)]
-        made = ["-extfile", config, "-extensions", "leaf", "-out", folder / f"{name}.pem"]
+        made: list[str | Path] = [
+            "-extfile",
+            config,
+            "-extensions",
+            "leaf",
+            "-out",
+            folder / f"{name}.pem",
+        ]
         _openssl("x509", "-req", "-in", request, *ca, *asked, *made)
         request.unlink()
 
