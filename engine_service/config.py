@@ -201,8 +201,8 @@ class ServerOptions(Options):
     tls_cert: Path | None = field(default=None, metadata=common_options.TLS_CERT)
     tls_key: Path | None = field(default=None, metadata=common_options.TLS_KEY)
     tls_client_ca: Path | None = field(default=None, metadata=common_options.TLS_CLIENT_CA)
-    tls_client_names: tuple[str, ...] = field(
-        default=(),
+    tls_client_names: tuple[str, ...] | None = field(
+        default=None,
         metadata=about(
             NamesOfClients(),
             "names, separated by commas, of which a client's certificate must have one: DNS, URI "

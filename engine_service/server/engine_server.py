@@ -304,7 +304,7 @@ class EngineServer:
 
 
 def _client_names(options: ServerOptions) -> ClientNames | None:
-    if not options.tls_client_names:
+    if options.tls_client_names is None:
         return None
     if options.tls_client_ca is None:
         raise StartupError("--tls-client-names needs --tls-client-ca, too")

@@ -35,7 +35,7 @@ def pair(folder, name):
 async def engine_of(made, *, shows="server", trusts="ca.pem", names=()):
     options = pair(made, shows) if shows else {}
     trusted = {"tls_client_ca": made / trusts} if trusts else {}
-    async with running_engine(INFO, **options, **trusted, tls_client_names=names) as engine:
+    async with running_engine(INFO, **options, **trusted, tls_client_names=names or None) as engine:
         yield engine
 
 
