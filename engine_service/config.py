@@ -6,6 +6,7 @@ gives its meaning and its allowed values. Constructing an option class checks it
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from protos.wire.limits import MAX_LOGPROBS
 from servicekit import common_options
@@ -14,6 +15,7 @@ from servicekit.values import (
     Flags,
     Integers,
     Names,
+    NamesOfClients,
     Numbers,
     OneOf,
     Texts,
@@ -191,11 +193,23 @@ class SchedulerOptions(Options):
 class ServerOptions(Options):
     """The engine's addresses, and its limits for waiting requests and slow readers."""
 
-    # The wire is neither encrypted nor authenticated, so opening it to a network is an explicit
-    # choice.
+    # By default, the wire is neither encrypted nor authenticated, so opening it to a network is an
+    # explicit choice.
     host: str = field(default="127.0.0.1", metadata=common_options.HOST)
     port: int = field(default=50051, metadata=common_options.PORT)
     operations_port: int = field(default=8101, metadata=common_options.OPERATIONS_PORT)
+    tls_cert: Path | None = field(default=None, metadata=common_options.TLS_CERT)
+    tls_key: Path | None = field(default=None, metadata=common_options.TLS_KEY)
+    tls_client_ca: Path | None = field(default=None, metadata=common_options.TLS_CLIENT_CA)
+    tls_client_names: tuple[str, ...] | None = field(
+        default=None,
+        metadata=about(
+            NamesOfClients(),
+            "names, separated by commas, of which a client's certificate must have one: DNS, URI "
+            "or common name, as it is written there; needs --tls-client-ca",
+            unset="any",
+        ),
+    )
     max_waiting_requests: int = field(
         default=1024,
         metadata=about(

@@ -59,6 +59,11 @@ COMMANDS = {
         options="router.config",
         is_service=True,
     ),
+    "certs": Command(
+        "Makes a CA and certificates for development.",
+        "pagestream.certs.command",
+        options="pagestream.certs.options",
+    ),
     "completion": Command(
         "Prints a script that lets bash, zsh or fish complete commands and options.",
         "pagestream.completion.command",

@@ -21,6 +21,7 @@ from servicekit.values import (
     Listed,
     OneOf,
     Paths,
+    Texts,
     byte_sizes,
     counts,
     quoted,
@@ -104,6 +105,43 @@ class RouterConfig(Options):
             PORTS,
             "port of the HTTP APIs of OpenAI and Anthropic; 0 picks a free one",
             unset="none: gRPC only",
+        ),
+    )
+    tls_cert: Path | None = field(default=None, metadata=common_options.TLS_CERT)
+    tls_key: Path | None = field(default=None, metadata=common_options.TLS_KEY)
+    tls_client_ca: Path | None = field(default=None, metadata=common_options.TLS_CLIENT_CA)
+    engine_tls_ca: Path | None = field(
+        default=None,
+        metadata=about(
+            Paths(),
+            "file with certificates of CAs in PEM; engines must then speak TLS and have a "
+            "certificate of one of them; this and the next two may change while the router runs",
+            unset="none: plain text to engines",
+        ),
+    )
+    engine_tls_cert: Path | None = field(
+        default=None,
+        metadata=about(
+            Paths(),
+            "file with the certificate that the router shows to engines, and those between it and "
+            "its CA",
+            unset="none",
+        ),
+    )
+    engine_tls_key: Path | None = field(
+        default=None,
+        metadata=about(
+            Paths(),
+            "file with the private key of --engine-tls-cert, without a passphrase",
+            unset="none",
+        ),
+    )
+    engine_tls_name: str = field(
+        default="",
+        metadata=about(
+            Texts(r"[A-Za-z0-9._:-]{1,253}", "a name or an IP address"),
+            "name that the certificate of each engine must have",
+            unset="the host of the engine's address",
         ),
     )
     workers: int = field(

@@ -11,6 +11,7 @@ import grpc
 from protos.pagestream.router.v1 import router_pb2
 from protos.wire.channel import ChannelOptions, router_request_bytes, server_options
 from router.config import RouterConfig
+from router.engines.channels import EngineChannels
 from router.engines.client import ClientSettings
 from router.engines.discovery import Unusable, discover
 from router.engines.fleet import Fleet
@@ -27,12 +28,14 @@ from router.text.chat_template import TemplateSettings, read_template
 from router.text.tokenizer_pool import TokenizerPool
 from router.types.engine_state import ModelInfo
 from servicekit.garbage import collect_garbage_rarely
+from servicekit.grpc_tls import port_adder
 from servicekit.handlers import Handlers, RefusalLog
 from servicekit.http_server import HttpServer
 from servicekit.listening import add_grpc_port
 from servicekit.operations import operations_handlers
 from servicekit.process import exit_within, raise_file_limit
 from servicekit.signals import EndSignals, end_signals
+from servicekit.tls import client_tls, server_tls
 
 if TYPE_CHECKING:
     from router.http.door import HttpDoor
@@ -85,6 +88,13 @@ def _template_settings(config: RouterConfig, metrics: RouterMetrics) -> Template
     return dataclasses.replace(settings, source=read_template(config.chat_template, settings))
 
 
+def _engine_channels(config: RouterConfig) -> EngineChannels:
+    source = client_tls(config.engine_tls_cert, config.engine_tls_key, config.engine_tls_ca)
+    if source is None and config.engine_tls_name:
+        raise StartupError("--engine-tls-name needs --engine-tls-ca, too")
+    return EngineChannels(source, config.engine_tls_name)
+
+
 def _connection_age(config: RouterConfig) -> ChannelOptions:
     ages = {
         "grpc.max_connection_age_ms": config.max_connection_age_seconds,
@@ -99,6 +109,7 @@ class _Router:
     def __init__(self, config: RouterConfig, link: WorkerLink | None) -> None:
         self._config = config
         self._link = link
+        self._tls = server_tls(config.tls_cert, config.tls_key, config.tls_client_ca)
         self._metrics = RouterMetrics()
         self._refusals = RefusalLog(self._metrics.count_malformed_message)
         try:
@@ -116,6 +127,7 @@ class _Router:
                 max_buffered_tokens=config.max_buffered_tokens,
                 max_open_requests=config.max_concurrent_requests,
                 refusals=self._refusals,
+                channels=_engine_channels(config),
             ),
         )
         self._dispatcher = Dispatcher(
@@ -233,7 +245,7 @@ class _Router:
             slow_readers=self._slow_readers,
             max_body_bytes=router_request_bytes(config.max_prompt_bytes),
         )
-        return HttpDoor(service, config.max_concurrent_requests)
+        return HttpDoor(service, config.max_concurrent_requests, self._tls)
 
     async def _stop_http(self, grace_seconds: float = 0.0) -> None:
         if self._http is not None:
@@ -248,7 +260,7 @@ class _Router:
         handlers.add_reflection()
         await self._enter(State.WAITING)
         port = add_grpc_port(
-            self._server.add_insecure_port,
+            port_adder(self._server, self._tls),
             config.host,
             config.port,
             is_shared=self._link is not None,

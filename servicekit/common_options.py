@@ -1,7 +1,7 @@
 """Options that all our services have; each service has its own defaults."""
 
 from servicekit.options import about
-from servicekit.values import PORTS, Hosts, OneOf, seconds
+from servicekit.values import PORTS, Hosts, OneOf, Paths, seconds
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 MAX_SECONDS = 86_400
@@ -14,6 +14,20 @@ HOST = about(
 )
 PORT = about(PORTS, "gRPC port; 0 picks a free one")
 OPERATIONS_PORT = about(PORTS, "HTTP port of /metrics, /livez and /readyz; 0 picks a free one")
+TLS_CERT = about(
+    Paths(),
+    "file with the certificate of the client ports in PEM, and those between it and its CA; they "
+    "then speak TLS only; it may change while the service runs",
+    unset="none: no encryption",
+)
+TLS_KEY = about(
+    Paths(), "file with the private key of --tls-cert, without a passphrase", unset="none"
+)
+TLS_CLIENT_CA = about(
+    Paths(),
+    "file with certificates of CAs; clients must then have a certificate of one of them",
+    unset="none: clients need none",
+)
 DRAIN_GRACE_SECONDS = about(
     seconds(0, MAX_SECONDS), "seconds that running requests get to finish after SIGTERM"
 )

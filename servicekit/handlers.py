@@ -19,6 +19,7 @@ from grpc_status import rpc_status
 
 from protos.wire.message_parser import Malformed, MessageParser
 from protos.wire.status import error_status, to_rpc_status
+from servicekit.grpc_tls import ClientNames
 from servicekit.health import HealthServicer
 from servicekit.reflection import V1ALPHA, ReflectionV1, v1
 
@@ -74,10 +75,19 @@ class Handlers:
         server: Not started yet.
         domain: The domain in the ErrorInfo of refusals.
         refusals: Counts and logs them.
+        clients: The clients that are served; None is all.
     """
 
-    def __init__(self, server: grpc.aio.Server, *, domain: str, refusals: RefusalLog) -> None:
+    def __init__(
+        self,
+        server: grpc.aio.Server,
+        *,
+        domain: str,
+        refusals: RefusalLog,
+        clients: ClientNames | None = None,
+    ) -> None:
         self._server = server
+        self._clients = clients
         self._domain = domain
         self._refusals = refusals
         self._names: list[str] = []
@@ -128,8 +138,11 @@ class Handlers:
         make = getattr(grpc, f"{up}_{down}_rpc_method_handler")
         name = f"{method.containing_service.name}/{method.name}"
         wrap = self._on_stream if method.client_streaming else self._on_message
+        answer = wrap(name, behavior)
+        if self._clients is not None:
+            answer = _guarded(self._clients, name, answer)
         handler: grpc.RpcMethodHandler[Any, Any] = make(
-            wrap(name, behavior),
+            answer,
             request_deserializer=parser,
             response_serializer=GetMessageClass(method.output_type).SerializeToString,
         )
@@ -174,3 +187,18 @@ class Handlers:
             malformed.reason, malformed.text, domain=self._domain, metadata=malformed.metadata
         )
         await context.abort_with_status(rpc_status.to_status(to_rpc_status(status)))
+
+
+def _guarded(clients: ClientNames, name: str, handle: Any) -> Any:  # noqa: ANN401
+    """Returns a handler that ends calls of clients that are not served."""
+
+    async def answer(request: Any, context: _Context) -> Any:  # noqa: ANN401
+        await clients.check(name, context)
+        return await handle(request, context)
+
+    async def generate(request: Any, context: _Context) -> AsyncIterator[Any]:  # noqa: ANN401
+        await clients.check(name, context)
+        async for response in handle(request, context):
+            yield response
+
+    return generate if inspect.isasyncgenfunction(handle) else answer

@@ -79,12 +79,12 @@ def listen(host: str, port: int, option: str, *, is_shared: bool = False) -> lis
 
 
 def add_grpc_port(
-    add_insecure_port: Callable[[str], int], host: str, port: int, *, is_shared: bool = False
+    add_port: Callable[[str], int], host: str, port: int, *, is_shared: bool = False
 ) -> int:
     """Makes a gRPC server listen and returns the port, which is a free one if `port` is 0.
 
     Args:
-        add_insecure_port: The server's method.
+        add_port: The server's function, with or without TLS.
         host: Name or address of this machine.
         port: The port.
         is_shared: Whether it is a `reserved_port` of the parent process; the server's options must
@@ -107,10 +107,10 @@ def add_grpc_port(
     try:
         # A single address is better left to gRPC: no other process can take the port in between.
         if port == 0 and len(hosts) == 1 and "0.0.0.0" not in hosts:
-            return add_insecure_port(address.join(next(iter(hosts)), 0))
+            return add_port(address.join(next(iter(hosts)), 0))
         for numeric in hosts:
             with _ipv4_alone(numeric, chosen, is_shared=is_shared):
-                add_insecure_port(address.join(numeric, chosen))
+                add_port(address.join(numeric, chosen))
     except RuntimeError as error:
         raise _cannot_listen(host, port, "port", str(error)) from None
     except OSError as error:

@@ -214,5 +214,26 @@ class Listed:
     __slots__ = ()
 
 
+class NamesOfClients(Listed):
+    """Names in certificates."""
+
+    __slots__ = ()
+
+    def parse(self, text: str) -> object:
+        """Returns the names."""
+        return tuple(name.strip() for name in text.split(","))
+
+    def check(self, value: object) -> None:
+        """Refuses what cannot be names."""
+        if not isinstance(value, tuple) or not all(isinstance(one, str) for one in value):
+            raise ValueError(f"is {quoted(value)}, must be a tuple of names")
+        for name in value:
+            if not re.fullmatch(r"[\x21-\x2b\x2d-\x7e]{1,256}", name):
+                raise ValueError(
+                    f"has the name {quoted(name)}, must have names of 1 to 256 printable ASCII "
+                    "characters, without spaces, separated by commas"
+                )
+
+
 PORTS = Integers(0, MAX_PORT)
 """0 stands for any port that is free."""

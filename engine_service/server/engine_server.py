@@ -12,7 +12,14 @@ import grpc
 from engine_service.config import ServerOptions
 from engine_service.core.limits import Limits
 from engine_service.core.types import EngineInfo, StepOutput
-from engine_service.errors import DOMAIN, Draining, RequestError, core_frozen, core_lost
+from engine_service.errors import (
+    DOMAIN,
+    Draining,
+    RequestError,
+    StartupError,
+    core_frozen,
+    core_lost,
+)
 from engine_service.grammar.check_process import CheckSetup
 from engine_service.grammar.checker import GrammarChecker
 from engine_service.grammar.tokenizer import FILE_NAME as TOKENIZER_FILE
@@ -29,10 +36,12 @@ from engine_service.server.tokenizer_files import TokenizerFiles
 from protos.pagestream.engine.v1 import engine_pb2
 from protos.wire.channel import ENGINE_REQUEST_BYTES, server_options
 from protos.wire.limits import MAX_PROMPT_BYTES
+from servicekit.grpc_tls import ClientNames, port_adder
 from servicekit.handlers import Handlers, RefusalLog
 from servicekit.http_server import HttpServer
 from servicekit.listening import add_grpc_port
 from servicekit.operations import operations_handlers
+from servicekit.tls import server_tls
 
 if TYPE_CHECKING:
     from engine_service.server.vllm.servicer import VllmServicer
@@ -65,6 +74,8 @@ class EngineServer:
         self._max_step_tokens = 0
         self._servicer = EngineServicer(self._health, self._metrics)
         self._operations = HttpServer(operations_handlers(self._metrics.registry, self._health))
+        self._tls = server_tls(options.tls_cert, options.tls_key, options.tls_client_ca)
+        self._clients = _client_names(options)
         self._vllm = _vllm_servicer(self._health, self._metrics) if options.vllm_grpc else None
         max_text_bytes = MAX_PROMPT_BYTES if options.vllm_grpc else 0
         self._server = grpc.aio.server(
@@ -81,7 +92,7 @@ class EngineServer:
         """Listens on both ports, live but not ready, and closes everything on exit.
 
         Raises:
-            StartupError: A port is in use.
+            StartupError: A port is in use, or a certificate cannot be used.
         """
         server = cls(options, model_name)
         try:
@@ -188,6 +199,7 @@ class EngineServer:
             self._server,
             domain=DOMAIN,
             refusals=RefusalLog(self._metrics.count_malformed_message),
+            clients=self._clients,
         )
         service = engine_pb2.DESCRIPTOR.services_by_name["EngineService"]
         handlers.add(service, self._servicer, {"GenerateMany": SubmissionBatchParser()})
@@ -197,7 +209,7 @@ class EngineServer:
         handlers.add_health(self._health.servicer)
         handlers.add_reflection()
         host, port = self._options.host, self._options.port
-        self.port = add_grpc_port(self._server.add_insecure_port, host, port)
+        self.port = add_grpc_port(port_adder(self._server, self._tls), host, port)
         self.operations_port = await self._operations.start(host, self._options.operations_port)
         await self._enter(State.STARTING)
         await self._server.start()
@@ -289,6 +301,14 @@ class EngineServer:
         self._metrics.cached_blocks.set(self._cache_log.num_hashes)
         if self._vllm is not None:
             self._vllm.handle_step(output)
+
+
+def _client_names(options: ServerOptions) -> ClientNames | None:
+    if options.tls_client_names is None:
+        return None
+    if options.tls_client_ca is None:
+        raise StartupError("--tls-client-names needs --tls-client-ca, too")
+    return ClientNames(options.tls_client_names)
 
 
 def _vllm_servicer(health: Health, metrics: EngineMetrics) -> "VllmServicer":

@@ -3,6 +3,8 @@
 import http.client
 import json
 import shlex
+import ssl
+from pathlib import Path
 from typing import Any
 
 from servicekit import address
@@ -20,21 +22,30 @@ def is_ready(operations_address: str) -> bool:
         return False
 
 
-def model_name(http_address: str) -> str:
+def model_name(http_address: str, cert: Path | None = None) -> str:
     """Returns the name of the model that a router serves.
+
+    Args:
+        http_address: Where it serves HTTP, "host:port".
+        cert: Its certificate; None if it speaks plain text.
 
     Raises:
         OSError: It does not answer, or not with a model.
     """
-    content = _ask(http_address, "GET", "/v1/models")[1]
+    content = _ask(http_address, "GET", "/v1/models", cert=cert)[1]
     try:
         return str(content["data"][0]["id"])
     except (KeyError, IndexError, TypeError) as error:
         raise OSError(f"{http_address} lists no model") from error
 
 
-def curl_command(http_address: str) -> str:
-    """Returns a command that the router answers with a text: a chat, where the model has them."""
+def curl_command(http_address: str, cert: Path | None = None) -> str:
+    """Returns a command that the router answers with a text: a chat, where the model has them.
+
+    Args:
+        http_address: Where it serves HTTP, "host:port".
+        cert: Its certificate; None if it speaks plain text.
+    """
     messages = [{"role": "user", "content": _HELLO}]
     bodies: list[tuple[str, dict[str, Any]]] = [
         ("/v1/chat/completions", {"messages": messages}),
@@ -42,33 +53,48 @@ def curl_command(http_address: str) -> str:
     ]
     for path, body in bodies:
         # Costs no engine anything, and fails where the model has no template or no tokenizer.
-        if _is_understood(http_address, body):
-            return _curl(http_address, path, body)
-    return _curl(http_address, "/v1/completions", {"prompt": [1, 2, 3]})
+        if _is_understood(http_address, body, cert):
+            return _curl(http_address, path, body, cert)
+    return _curl(http_address, "/v1/completions", {"prompt": [1, 2, 3]}, cert)
 
 
-def _is_understood(http_address: str, body: dict[str, Any]) -> bool:
+def _is_understood(http_address: str, body: dict[str, Any], cert: Path | None) -> bool:
     try:
-        return _ask(http_address, "POST", "/tokenize", body)[0] == http.HTTPStatus.OK
+        return _ask(http_address, "POST", "/tokenize", body, cert=cert)[0] == http.HTTPStatus.OK
     except OSError:
         return False
 
 
-def _curl(http_address: str, path: str, body: dict[str, Any]) -> str:
+def _curl(http_address: str, path: str, body: dict[str, Any], cert: Path | None) -> str:
     content = json.dumps({**body, "max_tokens": _MAX_TOKENS})
     # The brackets of an IPv6 address mean something to some shells.
-    url = shlex.quote(f"http://{http_address}{path}")
-    return f"curl {url} -H 'content-type: application/json' -d '{content}'"
+    url = shlex.quote(f"{'https' if cert else 'http'}://{http_address}{path}")
+    # Whoever the certificate is of, it is the right one.
+    trust = f" --cacert {shlex.quote(str(cert))}" if cert else ""
+    return f"curl{trust} {url} -H 'content-type: application/json' -d '{content}'"
 
 
-def _ask(at: str, method: str, path: str, body: object = None) -> tuple[int, Any]:
+def _connection(at: str, cert: Path | None) -> http.client.HTTPConnection:
+    host, port = address.split(at)
+    if cert is None:
+        return http.client.HTTPConnection(host, port, timeout=_SECONDS)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    # It trusts this certificate alone, which may have any name.
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.load_verify_locations(cert)
+    return http.client.HTTPSConnection(host, port, timeout=_SECONDS, context=context)
+
+
+def _ask(
+    at: str, method: str, path: str, body: object = None, *, cert: Path | None = None
+) -> tuple[int, Any]:
     """Returns the status and the content of an answer; JSON where it is that.
 
     Raises:
         OSError: There is no answer.
     """
-    host, port = address.split(at)
-    connection = http.client.HTTPConnection(host, port, timeout=_SECONDS)
+    connection = _connection(at, cert)
     try:
         headers = {"content-type": "application/json"} if body is not None else {}
         content = None if body is None else json.dumps(body)

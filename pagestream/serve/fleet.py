@@ -96,12 +96,12 @@ class Fleet:
         async with asyncio.TaskGroup() as tasks:
             for child in self._children:
                 tasks.create_task(self._follow(child))
-        at = self._plan.http_address
+        at, cert = self._plan.http_address, self._plan.tls_cert
         while True:
             # Fails where a service ends just now, which is noticed elsewhere.
             with contextlib.suppress(OSError):
-                model = await asyncio.to_thread(model_name, at)
-                curl = await asyncio.to_thread(curl_command, at)
+                model = await asyncio.to_thread(model_name, at, cert)
+                curl = await asyncio.to_thread(curl_command, at, cert)
                 self._is_ready = True
                 self._screen.announce(announcement(self._plan, model, curl))
                 return

@@ -52,13 +52,20 @@ class ServeOptions(Options):
 
 _OWN = {one.name for one in fields(ServeOptions)}
 _WHERE_ENGINES_ARE = {"engines", "engines_file", "engine_dns", "discovery_interval"}
-_OF_ROUTER = {one.name for one in fields(RouterConfig)} - _WHERE_ENGINES_ARE
-# Serve picks the first five. The last one is for clients of an engine, and a router is none.
+# Between router and engines, which are on this machine's loopback, nothing is encrypted.
+_TLS_TO_ENGINES = {"engine_tls_ca", "engine_tls_cert", "engine_tls_key", "engine_tls_name"}
+# Serve itself is a client of the router, and has no certificate.
+_NOT_OF_ROUTER = _WHERE_ENGINES_ARE | _TLS_TO_ENGINES | {"tls_client_ca"}
+_OF_ROUTER = {one.name for one in fields(RouterConfig)} - _NOT_OF_ROUTER
+_TLS_OF_ENGINES = {"tls_cert", "tls_key", "tls_client_ca", "tls_client_names"}
+# Serve picks the first five. The next one is for clients of an engine, and a router is none.
 _NOT_OF_ENGINES = {"model", "device", "host", "port", "operations_port", "max_buffered_tokens"}
+_NOT_OF_ENGINES |= _TLS_OF_ENGINES
 _ENGINE_CLASSES = (ModelOptions, CacheOptions, SchedulerOptions, ServerOptions)
 _OF_ENGINES = {one.name for group in _ENGINE_CLASSES for one in fields(group)} - _NOT_OF_ENGINES
 """An option of this name that the router has, too, means the same to both and goes to both."""
 _ELSEWHERE = _NOT_OF_ENGINES | _OWN | _OF_ROUTER
+_NO_ENGINE_TLS = "serve's engines listen on the loopback only, without TLS"
 _NO_ENGINES = "serve starts the engines itself; `pagestream router` goes before engines elsewhere"
 
 READER = OptionReader(
@@ -68,7 +75,7 @@ READER = OptionReader(
     prefix=PREFIX,
     groups={
         "serve": ServeOptions,
-        "router": Without(RouterConfig, _WHERE_ENGINES_ARE | _OWN),
+        "router": Without(RouterConfig, _NOT_OF_ROUTER | _OWN),
         "engine: model": Without(ModelOptions, _ELSEWHERE),
         "engine: cache": Without(CacheOptions, _ELSEWHERE),
         "engine: scheduler": Without(SchedulerOptions, _ELSEWHERE),
@@ -80,6 +87,9 @@ READER = OptionReader(
         "engines_file": _NO_ENGINES,
         "engine_dns": _NO_ENGINES,
         "discovery_interval": _NO_ENGINES,
+        **dict.fromkeys(sorted(_TLS_TO_ENGINES), _NO_ENGINE_TLS),
+        "tls_client_ca": "serve asks the router itself; start `pagestream router` alone for it",
+        "tls_client_names": _NO_ENGINE_TLS,
         "gpus": "set CUDA_VISIBLE_DEVICES to choose GPUs, and --replicas to have fewer engines",
     },
 )

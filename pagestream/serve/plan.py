@@ -5,6 +5,7 @@ import os
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pagestream.gpus import VISIBLE, count_gpus, visible_gpus
@@ -53,12 +54,14 @@ class Plan:
         engines: The engines.
         router: The router before them.
         http_address: Where it serves HTTP, "host:port".
+        tls_cert: The certificate of its client ports; None if they speak plain text.
         grace_seconds: Time that running requests get to finish.
     """
 
     engines: tuple[Service, ...]
     router: Service
     http_address: str
+    tls_cert: Path | None = None
     grace_seconds: float
 
     @property
@@ -105,6 +108,7 @@ def make_plan(given: GivenOptions, environment: Mapping[str, str]) -> Plan:
         engines=tuple(engines),
         router=router,
         http_address=http_address,
+        tls_cert=given.values.get("tls_cert"),
         grace_seconds=options.drain_grace_seconds,
     )
 

@@ -159,8 +159,9 @@ def announcement(plan: Plan, model: str, curl: str) -> str:
         curl: A command to try it with.
     """
     count = f"{len(plan.engines)} engine{'' if len(plan.engines) == 1 else 's'}"
+    scheme = "http" if plan.tls_cert is None else "https"
     rows = [
-        ("HTTP, OpenAI and Anthropic", f"http://{plan.http_address}/v1"),
+        ("HTTP, OpenAI and Anthropic", f"{scheme}://{plan.http_address}/v1"),
         ("gRPC", plan.router.address),
         ("metrics and health", f"http://{plan.router.operations_address}/metrics"),
     ]

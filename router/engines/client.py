@@ -10,16 +10,16 @@ import contextlib
 import logging
 import random
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos.pagestream.engine.v1 import engine_pb2, engine_pb2_grpc
-from protos.wire import channel
-from protos.wire.status import ErrorStatus, Reason, error_status
+from protos.wire.status import ErrorStatus, Reason, cut, error_status
 from router.engines.cache_watch import CacheListener, CacheWatch
+from router.engines.channels import EngineChannels
 from router.engines.connection_loss import (
     ConnectionLost,
     Fault,
@@ -69,6 +69,7 @@ class ClientSettings:
         max_open_requests: Requests in progress on the engine; more are refused.
         max_buffered_tokens: Tokens of one request that wait for its reader; with more it fails.
         refusals: Records messages of the engine that were refused.
+        channels: How it connects.
     """
 
     call_timeout: float = 5.0
@@ -78,6 +79,7 @@ class ClientSettings:
     max_open_requests: int = 8192
     max_buffered_tokens: int = 16_384
     refusals: RefusalLog = field(default_factory=RefusalLog)
+    channels: EngineChannels = field(default_factory=EngineChannels)
 
 
 class EngineListener(CacheListener, Protocol):
@@ -242,13 +244,12 @@ class EngineClient:
         if loss.fault is Fault.UNEXPECTED:
             _logger.debug("engine fault caught engine=%s", self.address, exc_info=error)
         forget_frames(error)
-        self._life.lose(loss)
+        explained = cut(self._settings.channels.explained(loss.detail))
+        self._life.lose(replace(loss, detail=explained))
         return self._quarantine.begin() if loss.needs_quarantine else 0.0
 
     async def _serve_once(self) -> None:
-        # One channel per attempt, so that the waits are ours, not hidden in the transport.
-        options = [*channel.client_options(), ("grpc.use_local_subchannel_pool", 1)]
-        async with grpc.aio.insecure_channel(self.address, options=options) as connection:
+        async with self._settings.channels.open(self.address) as connection:
             if self._life.stage is Stage.QUARANTINED:
                 await self._probe(connection)
                 self._quarantine.end()

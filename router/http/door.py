@@ -1,7 +1,10 @@
 """Listens for HTTP clients and runs the application on the router's own event loop."""
 
 import asyncio
+import logging
 import socket
+import ssl
+from collections import Counter
 from contextlib import suppress
 
 from starlette.types import Receive, Scope, Send
@@ -13,6 +16,8 @@ from router.http.connections import Connections
 from router.http.service import Service
 from servicekit.acceptor import Acceptor
 from servicekit.listening import listen
+from servicekit.rate_limit import RateLimit
+from servicekit.tls import TlsSource
 
 _KEEP_ALIVE_SECONDS = 75
 """Longer than what load balancers keep a connection without a request."""
@@ -23,21 +28,30 @@ _UNREAD_SPARE_SECONDS = 3.0
 _END_SECONDS = 1.0
 """Time for requests to end by themselves when their connections are gone."""
 _MAX_HEAD_BYTES = 64 * 1024
+_HANDSHAKE_SECONDS = 10.0
+"""Time for a client to agree on TLS."""
+_MAX_HANDSHAKES = 1024
+"""Under way at once."""
+_LOG_SECONDS = 5.0
+"""Time between two log lines about handshakes that failed."""
 _FULL = (
     "HTTP/1.1 503 Service Unavailable\r\ncontent-type: text/plain; charset=utf-8\r\n"
     "connection: close\r\nretry-after: 1\r\ncontent-length: {}\r\n\r\n{}"
 )
 
+_logger = logging.getLogger(__name__)
+
 
 class HttpDoor:
     """The router's HTTP server."""
 
-    def __init__(self, service: Service, max_requests: int) -> None:
+    def __init__(self, service: Service, max_requests: int, tls: TlsSource | None = None) -> None:
         """Does not listen yet.
 
         Args:
             service: The router.
             max_requests: Requests that the router takes at once.
+            tls: The certificate; None is plain text.
         """
         app = make_app(service)
 
@@ -65,8 +79,11 @@ class HttpDoor:
         self._connections = Connections(
             max_requests + _SPARE_CONNECTIONS, lambda: self._acceptor.connection_closed()
         )
-        self._acceptor = Acceptor("HTTP", self._take, self._connections.evict)
-        self._connecting: set[asyncio.Task[None]] = set()
+        self._acceptor = Acceptor("HTTP", self._take, self._evict)
+        # With the addresses of their peers, the oldest first.
+        self._connecting: dict[asyncio.Task[None], str] = {}
+        self._tls = tls
+        self._handshake_failures = RateLimit(1, _LOG_SECONDS)
 
     async def start(self, host: str, port: int, *, is_shared: bool = False) -> int:
         """Listens and returns the port, which is a free one if `port` is 0.
@@ -87,6 +104,9 @@ class HttpDoor:
     def drain(self) -> None:
         """Accepts no connection any more, and ends each one with its request."""
         self._acceptor.close()
+        if self._tls is not None:
+            for connecting in self._connecting:
+                connecting.cancel()
         for connection in self._connections:
             connection.shutdown()
 
@@ -113,6 +133,8 @@ class HttpDoor:
                 await asyncio.wait(late)
 
     def _take(self, accepted: socket.socket, peer: str) -> None:
+        if len(self._connecting) >= _MAX_HANDSHAKES and self._tls is not None:
+            self._evict_handshake()
         if self._connections.is_full() and not self._connections.evict():
             self._refuse(accepted)
             return
@@ -122,17 +144,65 @@ class HttpDoor:
         connecting = asyncio.get_running_loop().create_task(
             self._connect(accepted, peer), name="http connection"
         )
-        self._connecting.add(connecting)
-        connecting.add_done_callback(self._connecting.discard)
+        self._connecting[connecting] = peer
+        connecting.add_done_callback(self._connected)
+
+    def _connected(self, connecting: asyncio.Task[None]) -> None:
+        self._connecting.pop(connecting, None)
+        if self._tls is not None:
+            # The handshake may have failed, which frees a file descriptor.
+            self._acceptor.connection_closed()
+
+    def _evict(self) -> bool:
+        return self._evict_handshake() or self._connections.evict()
+
+    def _evict_handshake(self) -> bool:
+        """Gives up the oldest handshake of the peer that has most; returns whether there is one."""
+        if self._tls is None or not self._connecting:
+            return False
+        peer = Counter(self._connecting.values()).most_common(1)[0][0]
+        oldest = next(one for one, of in self._connecting.items() if of == peer)
+        del self._connecting[oldest]
+        oldest.cancel()
+        return True
 
     async def _connect(self, accepted: socket.socket, peer: str) -> None:
         loop = asyncio.get_running_loop()
-        await loop.connect_accepted_socket(
-            lambda: Connection(self._config, loop, self._connections, peer, self._unread_seconds),
-            accepted,
-        )
+
+        def make() -> Connection:
+            return Connection(self._config, loop, self._connections, peer, self._unread_seconds)
+
+        if self._tls is None:
+            await loop.connect_accepted_socket(make, accepted)
+            return
+        try:
+            await loop.connect_accepted_socket(
+                make,
+                accepted,
+                ssl=self._tls.current().context,
+                ssl_handshake_timeout=_HANDSHAKE_SECONDS,
+                # Also for what is not read yet when the connection ends.
+                ssl_shutdown_timeout=self._unread_seconds,
+            )
+        except OSError as error:
+            self._tell(peer, error)
+
+    def _tell(self, peer: str, error: OSError) -> None:
+        num_held = self._handshake_failures.take(asyncio.get_running_loop().time())
+        if num_held is not None:
+            reason = error.reason if isinstance(error, ssl.SSLError) else ""
+            _logger.warning(
+                "HTTP client has no TLS connection peer=%s num_unlogged=%d error=%s",
+                peer,
+                num_held,
+                (reason or str(error) or "it left").replace("_", " ").lower(),
+            )
 
     def _refuse(self, accepted: socket.socket) -> None:
+        if self._tls is not None:
+            # It would not understand an answer.
+            accepted.close()
+            return
         number = self._connections.max_number
         text = f"all {number} connections have a request in progress; try again later\n"
         with accepted, suppress(OSError):

@@ -25,6 +25,7 @@ from servicekit.listening import reserved_port
 from servicekit.operations import metrics_handler, probe_handler
 from servicekit.process import exit_within, raise_file_limit
 from servicekit.signals import Stopped, end_signals
+from servicekit.tls import client_tls, server_tls
 
 _LAST_SECONDS = 2.0
 """Time that an orderly end gets after a second signal."""
@@ -47,6 +48,9 @@ def supervise(config: RouterConfig) -> int:
     Raises:
         StartupError: The router cannot serve; the message says what to do.
     """
+    # What each worker would find, too.
+    server_tls(config.tls_cert, config.tls_key, config.tls_client_ca)
+    client_tls(config.engine_tls_cert, config.engine_tls_key, config.engine_tls_ca)
     raise_file_limit()
     with asyncio.Runner() as runner, _reserved_ports(config) as reserved:
         return runner.run(_supervise(reserved))

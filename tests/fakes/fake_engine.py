@@ -27,6 +27,8 @@ from protos.wire.limits import MAX_BLOCK_HASHES
 from protos.wire.sampling_params import to_fields
 from protos.wire.status import Reason
 from protos.wire.tokenizer_digest import tokenizer_digest
+from servicekit.grpc_tls import port_adder
+from servicekit.tls import TlsSource
 from tests.fakes.fake_core import (
     FakeCore,
     FakeEngineConfig,
@@ -50,9 +52,15 @@ class FakeEngine(FakeCore, engine_pb2_grpc.EngineServiceServicer):
     """
 
     def __init__(
-        self, config: FakeEngineConfig | None = None, *, host: str = "127.0.0.1", port: int = 0
+        self,
+        config: FakeEngineConfig | None = None,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        tls: TlsSource | None = None,
     ) -> None:
         super().__init__(config or FakeEngineConfig())
+        self._tls = tls
         self.address = f"{host}:{port}"
         self.num_watches = 0
         self.num_snapshots = 0
@@ -70,7 +78,7 @@ class FakeEngine(FakeCore, engine_pb2_grpc.EngineServiceServicer):
         engine_pb2_grpc.add_EngineServiceServicer_to_server(self, self._server)
         self.health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
-        port = self._server.add_insecure_port(self.address)
+        port = port_adder(self._server, self._tls)(self.address)
         self.address = f"{self.address.rpartition(':')[0]}:{port}"
         for service in ("", SERVICE):
             await self.health.set(service, health_pb2.HealthCheckResponse.SERVING)

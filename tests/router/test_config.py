@@ -238,6 +238,13 @@ def test_help_gives_each_option_its_default_and_variable(option, capsys):
         "engines_file": one_of,
         "engine_dns": one_of,
         "chat_template": "default: each model's own",
+        "tls_cert": "default: none: no encryption",
+        "tls_key": "default: none",
+        "tls_client_ca": "default: none: clients need none",
+        "engine_tls_ca": "default: none: plain text to engines",
+        "engine_tls_cert": "default: none",
+        "engine_tls_key": "default: none",
+        "engine_tls_name": "default: the host of the engine's address",
         "allow_special_tokens_in_content": "default: off",
         "http_port": "default: none: gRPC only",
     }.get(option) or f"default: {getattr(RouterConfig(), option)}"

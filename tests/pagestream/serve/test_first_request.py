@@ -2,11 +2,13 @@
 
 import http.server
 import json
+import ssl
 import threading
 
 import pytest
 
 from pagestream.serve.first_request import curl_command, is_ready, model_name
+from tests.fakes.certificates import make_certificates
 
 
 class Router(http.server.BaseHTTPRequestHandler):
@@ -41,6 +43,7 @@ def router():
     with http.server.HTTPServer(("127.0.0.1", 0), kind) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
+        kind.server = server
         kind.address = f"127.0.0.1:{server.server_port}"
         yield kind
         server.shutdown()
@@ -73,3 +76,17 @@ def test_model_is_the_one_that_is_listed(router):
 def test_nobody_is_ready_where_nothing_listens(router):
     assert is_ready(router.address)
     assert not is_ready("127.0.0.1:1")
+
+
+def test_router_with_a_certificate_is_asked_with_it(router, tmp_path):
+    made = make_certificates(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(made / "elsewhere.pem", made / "elsewhere.key")
+    router.server.socket = context.wrap_socket(router.server.socket, server_side=True)
+    router.models, router.understood = ("small",), ("messages",)
+    cert = made / "elsewhere.pem"
+    assert model_name(router.address, cert) == "small"
+    line = curl_command(router.address, cert)
+    assert line.startswith(f"curl --cacert {cert} https://{router.address}/v1/chat/completions ")
+    with pytest.raises(OSError, match="CERTIFICATE_VERIFY_FAILED"):
+        model_name(router.address, made / "server.pem")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from pathlib import Path
 
 import pytest
 
@@ -136,6 +137,13 @@ def test_defaults_of_services_stay_theirs(plan):
     assert router_of(made).max_prompt_bytes == router_config.RouterConfig().max_prompt_bytes
 
 
+def test_certificate_is_the_routers(plan):
+    made = plan("--tls-cert", "/a/tls.crt", "--tls-key", "/a/tls.key")
+    assert router_of(made).tls_cert == made.tls_cert == Path("/a/tls.crt")
+    assert [engine.server.tls_cert for engine in engines_of(made)] == [None]
+    assert plan().tls_cert is None
+
+
 SERVICES = (
     router_config.RouterConfig,
     engine_config.ModelOptions,
@@ -144,6 +152,9 @@ SERVICES = (
     engine_config.ServerOptions,
 )
 OF_SERVE = {"engines", "engines_file", "engine_dns", "discovery_interval"}
+# Serve asks the router without a certificate of its own, and its engines without TLS.
+OF_SERVE |= {"engine_tls_ca", "engine_tls_cert", "engine_tls_key", "engine_tls_name"}
+OF_SERVE |= {"tls_client_ca", "tls_client_names"}
 
 
 def test_every_option_of_a_service_is_taken_or_set_by_serve():

@@ -1,0 +1,277 @@
+"""Certificates from files, for one end of TLS connections; read again when the files change."""
+
+import logging
+import os
+import ssl
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from servicekit.errors import StartupError
+
+_MAX_BYTES = 1 << 20
+_MAX_ROUNDS = 8
+"""More than a handshake takes."""
+_MISMATCHES = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH")
+
+_logger = logging.getLogger(__name__)
+
+_Signature = tuple[tuple[int, ...] | None, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsFiles:
+    """The PEM files of one end, and the options that name them.
+
+    Attributes:
+        cert: A certificate, followed by those between it and its CA.
+        key: Its private key, without a passphrase.
+        ca: Certificates of the CAs that the other end's certificate may be of.
+        is_server: Whether it is the end that listens.
+    """
+
+    cert: Path | None = None
+    key: Path | None = None
+    ca: Path | None = None
+    is_server: bool = True
+
+    @property
+    def options(self) -> tuple[str, str, str]:
+        """The options of certificate, key and CA."""
+        if self.is_server:
+            return "--tls-cert", "--tls-key", "--tls-client-ca"
+        return "--engine-tls-cert", "--engine-tls-key", "--engine-tls-ca"
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """What the files held at one time; all of it was checked.
+
+    Attributes:
+        cert: The certificate and those between it and its CA, or None.
+        key: Its private key, or None.
+        ca: The CAs, or None.
+        context: For a server on asyncio; None at the end that connects.
+    """
+
+    cert: bytes | None
+    key: bytes | None
+    ca: bytes | None
+    context: ssl.SSLContext | None
+
+
+class TlsSource:
+    """The latest good content of some files. Threads may share it.
+
+    The files are looked at whenever a connection begins. If they are wrong then, as while they are
+    being replaced, the content before stays in use.
+    """
+
+    def __init__(self, files: TlsFiles) -> None:
+        """Reads the files.
+
+        Raises:
+            StartupError: One is missing, wrong or expired; the message names it.
+        """
+        self.files = files
+        self._lock = threading.Lock()
+        self._signature = self._sign()
+        self._tls = _load(files)
+
+    def current(self) -> Tls:
+        """Returns what a new connection uses: the same object until the files change."""
+        with self._lock:
+            signature = self._sign()
+            if signature != self._signature:
+                self._signature = signature
+                self._reload()
+            return self._tls
+
+    def _reload(self) -> None:
+        try:
+            self._tls = _load(self.files)
+        except StartupError as error:
+            _logger.error("certificates not reloaded, those before stay in use error=%s", error)
+        else:
+            _logger.info("certificates reloaded cert=%s ca=%s", self.files.cert, self.files.ca)
+
+    def _sign(self) -> _Signature:
+        paths = (self.files.cert, self.files.key, self.files.ca)
+        return tuple(_sign(path) for path in paths if path is not None)
+
+
+def server_tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> TlsSource | None:
+    """Returns what a server presents to clients and asks of them; None is plain text.
+
+    Raises:
+        StartupError: A file is missing, wrong or expired, or an option lacks another.
+    """
+    files = TlsFiles(cert=cert, key=key, ca=client_ca)
+    _check_pair(files)
+    if cert is None:
+        if client_ca is not None:
+            raise StartupError("--tls-client-ca needs --tls-cert and --tls-key, too")
+        return None
+    return TlsSource(files)
+
+
+def client_tls(cert: Path | None, key: Path | None, ca: Path | None) -> TlsSource | None:
+    """Returns what a router presents to engines and asks of them; None is plain text.
+
+    Raises:
+        StartupError: A file is missing, wrong or expired, or an option lacks another.
+    """
+    files = TlsFiles(cert=cert, key=key, ca=ca, is_server=False)
+    _check_pair(files)
+    if ca is None:
+        if cert is not None:
+            raise StartupError("--engine-tls-cert needs --engine-tls-ca, too")
+        return None
+    return TlsSource(files)
+
+
+def _check_pair(files: TlsFiles) -> None:
+    if (files.cert is None) != (files.key is None):
+        cert, key, _ = files.options
+        given, lacking = (key, cert) if files.cert is None else (cert, key)
+        raise StartupError(f"{given} needs {lacking}, too")
+
+
+def _sign(path: Path) -> tuple[int, ...] | None:
+    try:
+        # Of the file that a link leads to: Kubernetes replaces links.
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _load(files: TlsFiles) -> Tls:
+    cert_option, key_option, ca_option = files.options
+    cert = _read(cert_option, files.cert)
+    key = _read(key_option, files.key)
+    ca = _read(ca_option, files.ca)
+    context = None
+    if files.ca is not None:
+        _check_ca(ca_option, files.ca)
+    if files.cert is not None:
+        _check_cert(files)
+        context = _context(files, is_server=files.is_server)
+    if not files.is_server:
+        return Tls(cert, key, ca, None)
+    if context is not None and files.ca is not None:
+        context.load_verify_locations(files.ca)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return Tls(cert, key, ca, context)
+
+
+def _read(option: str, path: Path | None) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise _wrong(option, path, error.strerror or "cannot be read") from None
+    if len(content) > _MAX_BYTES:
+        raise _wrong(option, path, f"has over {_MAX_BYTES} bytes")
+    return content
+
+
+def _check_ca(option: str, path: Path) -> None:
+    found = _trusting(option, path).get_ca_certs()
+    # Where an entry has no such text, OpenSSL decides later.
+    ends = [ssl.cert_time_to_seconds(str(one["notAfter"])) for one in found if "notAfter" in one]
+    if ends and max(ends) < time.time():
+        raise _wrong(option, path, "its certificates have expired")
+
+
+def _check_cert(files: TlsFiles) -> None:
+    """Lets one end show the certificate to another that trusts just this one."""
+    option, path = files.options[0], files.cert
+    assert path is not None
+    showing = _context(files, is_server=files.is_server)
+    if files.is_server:
+        server, client = showing, _trusting(option, path)
+    else:
+        # A server that shows none there is not, so this one shows the client's.
+        server, client = _context(files, is_server=True), showing
+        _trust(server, path)
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = (
+        client.wrap_bio(to_client, to_server),
+        server.wrap_bio(to_server, to_client, server_side=True),
+    )
+    try:
+        for _ in range(_MAX_ROUNDS):
+            done = [_shake(end) for end in ends]
+            if all(done):
+                return
+    except ssl.SSLCertVerificationError as error:
+        raise _wrong(option, path, f"is refused: {error.verify_message}") from None
+    except ssl.SSLError as error:
+        raise _wrong(option, path, f"is refused: {_reason(error)}") from None
+
+
+def _shake(end: ssl.SSLObject) -> bool:
+    """Goes on with a handshake; returns whether it is done."""
+    try:
+        end.do_handshake()
+    except ssl.SSLWantReadError:
+        return False
+    return True
+
+
+def _context(files: TlsFiles, *, is_server: bool) -> ssl.SSLContext:
+    """Returns a context that shows the certificate and trusts nobody."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if is_server else ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    cert_option, key_option, _ = files.options
+    cert, key = files.cert, files.key
+    assert cert is not None, "checked by the caller"
+    assert key is not None, "checked with the options"
+    # First, so that what is wrong afterwards is wrong with the key.
+    _trusting(cert_option, cert)
+    try:
+        # Without the function, it would ask for a passphrase on the terminal.
+        context.load_cert_chain(cert, key, password=lambda: "")
+    except ssl.SSLError as error:
+        if error.reason in _MISMATCHES:
+            raise _wrong(key_option, key, f"does not belong to {cert_option} {cert}") from None
+        if error.reason:
+            raise _wrong(key_option, key, f"cannot be used: {_reason(error)}") from None
+        raise _wrong(key_option, key, "holds no private key without a passphrase") from None
+    except OSError as error:
+        raise _wrong(key_option, key, error.strerror or "cannot be read") from None
+    return context
+
+
+def _trusting(option: str, path: Path) -> ssl.SSLContext:
+    """Returns a client's context that trusts the certificates of a file."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    try:
+        _trust(context, path)
+    except ssl.SSLError:
+        raise _wrong(option, path, "holds no certificate in PEM") from None
+    except OSError as error:
+        raise _wrong(option, path, error.strerror or "cannot be read") from None
+    return context
+
+
+def _trust(context: ssl.SSLContext, path: Path) -> None:
+    context.verify_mode = ssl.CERT_REQUIRED
+    # The certificate itself is enough; nobody has to vouch for it.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.load_verify_locations(os.fspath(path))
+
+
+def _reason(error: ssl.SSLError) -> str:
+    return (error.reason or str(error)).replace("_", " ").lower()
+
+
+def _wrong(option: str, path: Path, what: str) -> StartupError:
+    return StartupError(f"{option} {path}: {what}")

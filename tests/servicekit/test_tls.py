@@ -1,0 +1,119 @@
+"""Files of certificates: what is refused at start, and what happens when they change."""
+
+import logging
+import shutil
+import ssl
+import subprocess
+
+import pytest
+
+from servicekit.errors import StartupError
+from servicekit.tls import client_tls, server_tls
+from tests.fakes.certificates import make_certificates, replace
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
+
+
+def paths(folder, *names):
+    return [None if name is None else folder / name for name in names]
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (("server.pem", None, None), "--tls-cert needs --tls-key, too"),
+        ((None, "server.key", None), "--tls-key needs --tls-cert, too"),
+        ((None, None, "ca.pem"), "--tls-client-ca needs --tls-cert and --tls-key, too"),
+        (("none.pem", "server.key", None), "--tls-cert {}/none.pem: No such file or directory"),
+        (("server.pem", "none.key", None), "--tls-key {}/none.key: No such file or directory"),
+        (("server.pem", "server.key", "other"), "--tls-client-ca {}/other: Is a directory"),
+        (("server.key", "server.key", None), "--tls-cert {}/server.key: holds no certificate in"),
+        (
+            ("server.pem", "client.key", None),
+            "--tls-key {0}/client.key: does not belong to --tls-cert {0}/server.pem",
+        ),
+        (("server.pem", "ca.pem", None), "--tls-key {}/ca.pem: holds no private key"),
+        (("server.pem", "server.key", "server.key"), "--tls-client-ca {}/server.key: holds no"),
+        (("expired.pem", "expired.key", None), "{}/expired.pem: is refused: certificate has expir"),
+        (("client.pem", "client.key", None), "{}/client.pem: is refused: unsuitable certificate"),
+    ],
+)
+def test_wrong_files_of_a_server_are_refused_by_name(made, files, said):
+    with pytest.raises(StartupError) as caught:
+        server_tls(*paths(made, *files))
+    assert said.format(made) in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (("client.pem", "client.key", None), "--engine-tls-cert needs --engine-tls-ca, too"),
+        (("client.pem", None, "ca.pem"), "--engine-tls-cert needs --engine-tls-key, too"),
+        (("gone.pem", "gone.key", "ca.pem"), "{}/gone.pem: is refused: certificate has expired"),
+        (("server.pem", "server.key", "ca.pem"), "--engine-tls-cert {}/server.pem: is refused"),
+    ],
+)
+def test_wrong_files_of_a_client_are_refused_by_name(made, files, said):
+    with pytest.raises(StartupError) as caught:
+        client_tls(*paths(made, *files))
+    assert said.format(made) in caught.value.message
+
+
+def test_expired_ca_is_refused(made, tmp_path):
+    again = ["openssl", "x509", "-in", made / "ca.pem", "-signkey", made / "ca.key"]
+    again += ["-days", "-1", "-out", tmp_path / "old.pem"]
+    subprocess.run(again, check=True, capture_output=True)
+    with pytest.raises(StartupError, match=r"--engine-tls-ca .*/old\.pem: .* have expired"):
+        client_tls(None, None, tmp_path / "old.pem")
+
+
+def test_key_with_a_passphrase_is_refused_without_asking(made, tmp_path):
+    locked = tmp_path / "locked.key"
+    command = ["openssl", "ec", "-in", made / "server.key", "-aes128", "-passout", "pass:secret"]
+    subprocess.run([*command, "-out", locked], check=True, capture_output=True)
+    with pytest.raises(StartupError, match=r"locked\.key: holds no private key without a"):
+        server_tls(made / "server.pem", locked, None)
+
+
+def test_without_files_there_is_no_tls():
+    assert server_tls(None, None, None) is None
+    assert client_tls(None, None, None) is None
+
+
+def test_changed_files_are_read_once_both_fit(made, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    cert, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+    shutil.copy(made / "server.pem", cert)
+    shutil.copy(made / "server.key", key)
+    source = server_tls(cert, key, None)
+    first = source.current()
+    assert source.current() is first
+    replace(cert, made / "other" / "server.pem")
+    # Asked twice, it is told once.
+    assert source.current() is source.current() is first
+    [line] = caplog.messages
+    assert f"--tls-key {key}: does not belong to" in line
+    replace(key, made / "other" / "server.key")
+    second = source.current()
+    assert second.cert == (made / "other" / "server.pem").read_bytes()
+    assert second.context is not first.context
+    assert caplog.messages[1:] == [f"certificates reloaded cert={cert} ca=None"]
+
+
+def test_files_that_vanish_or_expire_leave_the_last_good_ones(made, tmp_path, caplog):
+    cert, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+    shutil.copy(made / "server.pem", cert)
+    shutil.copy(made / "server.key", key)
+    source = server_tls(cert, key, made / "ca.pem")
+    first = source.current()
+    cert.unlink()
+    assert source.current() is first
+    replace(key, made / "expired.key")
+    replace(cert, made / "expired.pem")
+    assert source.current() is first
+    assert ["No such file" in caplog.text, "certificate has expired" in caplog.text] == [True] * 2
+    assert first.context.verify_mode is ssl.CERT_REQUIRED
