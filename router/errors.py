@@ -4,6 +4,8 @@ ServiceError                base of all, in servicekit, as is StartupError
 ├── StartupError            the process cannot serve; exit code 2
 └── RequestError            one request ends with it; `status` is what the client gets
     ├── InvalidRequest      the client must change the request
+    ├── Unauthenticated     the client has shown no API key that is known
+    ├── PermissionDenied    the client's API key does not allow what it asks for
     ├── UnknownModel        no engine reached so far serves a model of this name
     ├── NoTokenizer         the model accepts and returns token IDs only
     ├── NoEngine            no engine can take the request now
@@ -43,6 +45,18 @@ class InvalidRequest(RequestError):
     """The client must change the request. The reason says which part is wrong."""
 
     reason = Reason.BAD_REQUEST
+
+
+class Unauthenticated(RequestError):
+    """The client has shown no API key that is known."""
+
+    reason = Reason.UNAUTHENTICATED
+
+
+class PermissionDenied(RequestError):
+    """The client's API key does not allow what it asks for."""
+
+    reason = Reason.PERMISSION_DENIED
 
 
 class UnknownModel(RequestError):

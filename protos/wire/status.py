@@ -26,6 +26,8 @@ STATUS_CODES: Mapping[Reason, grpc.StatusCode] = {
     Reason.BAD_SAMPLING_PARAMS: grpc.StatusCode.INVALID_ARGUMENT,
     Reason.UNSUPPORTED_PARAMETER: grpc.StatusCode.INVALID_ARGUMENT,
     Reason.BAD_CHAT: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
+    Reason.PERMISSION_DENIED: grpc.StatusCode.PERMISSION_DENIED,
     Reason.UNKNOWN_MODEL: grpc.StatusCode.NOT_FOUND,
     Reason.NO_TOKENIZER: grpc.StatusCode.NOT_FOUND,
     Reason.QUEUE_FULL: grpc.StatusCode.RESOURCE_EXHAUSTED,

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Protocol
 
 from protos.wire.reason import Reason
 from protos.wire.sampling_params import SamplingParams, with_defaults
-from router.errors import Draining, InvalidRequest, NoTokenizer, QueueFull, RequestError
+from router.access.caller import Caller
+from router.errors import (
+    Draining,
+    InvalidRequest,
+    NoTokenizer,
+    QueueFull,
+    RequestError,
+    UnknownModel,
+)
 from router.request import limits, parameters
 from router.request.answer import Answer
 from router.request.chat_grammar import chat_params
@@ -127,7 +135,8 @@ class Pipeline:
             RequestError: The request was refused or failed; `status` is for the client.
         """
         n = parameters.num_samples(request)
-        found = self._find(request.model)
+        caller = request.caller
+        found = self._find(request.model, caller)
         with (
             recorded(self._observer(found, request.model), n, request.timeout) as progresses,
             self._slot(request.num_bytes, n),
@@ -225,7 +234,12 @@ class Pipeline:
         return delta
 
     async def tokenize(
-        self, model_name: str, prompt: TextPrompt | ChatPrompt, *, num_bytes: int = 0
+        self,
+        model_name: str,
+        prompt: TextPrompt | ChatPrompt,
+        *,
+        num_bytes: int = 0,
+        caller: Caller | None = None,
     ) -> "array[int]":
         """Returns the token IDs that `generate` would start from, at most the model's length.
 
@@ -233,12 +247,13 @@ class Pipeline:
             model_name: The model; empty means the only one served.
             prompt: The prompt to tokenize.
             num_bytes: Size of the request message.
+            caller: Who asks; None if no API keys are needed.
 
         Raises:
             RequestError: As `generate`.
         """
         with self._slot(num_bytes):
-            model = self._fleet.model_info(model_name)
+            model = self._model_info(model_name, caller)
             limits.check_prompt(prompt, model, self._bounds.max_prompt_bytes)
             tokenizer = await self._tokenizers.get(model)
             token_ids, _ = await self._encoder.encode(tokenizer, prompt, model)
@@ -248,26 +263,27 @@ class Pipeline:
     async def detokenize(
         self,
         model_name: str,
-        token_ids: Sequence[int],
+        prompt: TokenPrompt,
         *,
         skip_special_tokens: bool,
-        field: str = "token_ids",
         num_bytes: int = 0,
+        caller: Caller | None = None,
     ) -> str:
         """Returns the text of token IDs, at most as many as the model's length.
 
         Args:
             model_name: The model; empty means the only one served.
-            token_ids: The tokens to decode.
+            prompt: The tokens to decode.
             skip_special_tokens: Whether special tokens produce no text.
-            field: What the client calls the tokens, for errors.
             num_bytes: Size of the request message.
+            caller: Who asks; None if no API keys are needed.
 
         Raises:
             RequestError: As `generate`.
         """
         with self._slot(num_bytes):
-            model = self._fleet.model_info(model_name)
+            model = self._model_info(model_name, caller)
+            field, token_ids = prompt.field, prompt.token_ids
             if len(token_ids) > model.max_model_len:
                 raise InvalidRequest(
                     f"{field} has {len(token_ids)} entries, outside 0 to {model.max_model_len}",
@@ -331,12 +347,25 @@ class Pipeline:
             if not self._num_under_way:
                 self._idle.set()
 
-    def _find(self, name: str) -> ModelInfo | RequestError:
+    def _find(self, name: str, caller: Caller | None) -> ModelInfo | RequestError:
         """Describes a model, or says why it cannot be had."""
         try:
-            return self._fleet.model_info(name)
+            return self._model_info(name, caller)
         except RequestError as error:
             return error
+
+    def _model_info(self, name: str, caller: Caller | None) -> ModelInfo:
+        if caller is None:
+            return self._fleet.model_info(name)
+        if name:
+            caller.check_model(name)
+        try:
+            model = self._fleet.model_info(name)
+        except UnknownModel:
+            # Its message names all models that are served.
+            raise caller.unknown_model(name) from None
+        caller.check_model(model.name)
+        return model
 
     def _observer(self, found: ModelInfo | RequestError, name: str) -> RequestObserver:
         """Returns whom to tell of a request, which counts with its model if that is served."""
@@ -405,7 +434,11 @@ def _to_token_request(
         prompt_token_ids=prompt,
         sampling_params=params,
         priority=request.priority,
-        cache_salt=request.cache_salt,
+        cache_salt=(
+            request.cache_salt
+            if request.caller is None
+            else request.caller.cache_salt(request.cache_salt)
+        ),
         timeout=None if timeout is None else max(0.0, timeout - elapsed),
         pipeline_seconds=elapsed,
         traceparent=request.traceparent,

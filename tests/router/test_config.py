@@ -240,6 +240,7 @@ def test_help_gives_each_option_its_default_and_variable(option, capsys):
         "chat_template": "default: each model's own",
         "allow_special_tokens_in_content": "default: off",
         "http_port": "default: none: gRPC only",
+        "api_keys_file": "default: clients need none",
     }.get(option) or f"default: {getattr(RouterConfig(), option)}"
     name = option.replace("_", "-")
     usage = f", --no-{name}" if shown == "default: off" else " VALUE"

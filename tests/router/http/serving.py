@@ -23,13 +23,14 @@ async def serving(fleet, **options):
 
 
 @asynccontextmanager
-async def opening(
+async def opening(  # noqa: PLR0913
     fleet,
     *,
     max_concurrent_requests=8,
     max_request_bytes=10**8,
     slow_readers=None,
     silence_seconds=15.0,
+    keyring=None,
 ):
     """Yields a door in front of a pipeline to `fleet`, the pipeline and the port."""
     with TokenizerPool(fleet.fetch_tokenizer, 1) as tokenizers:
@@ -49,6 +50,7 @@ async def opening(
             models=fleet.models,
             slow_readers=slow_readers or SlowReaders(60.0),
             max_body_bytes=MAX_BODY_BYTES,
+            keyring=keyring,
             keep_alive=KeepAlive(silence_seconds),
         )
         door = HttpDoor(service, max_concurrent_requests)
