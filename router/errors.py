@@ -10,6 +10,7 @@ ServiceError                base of all, in servicekit, as is StartupError
     ├── NoTokenizer         the model accepts and returns token IDs only
     ├── NoEngine            no engine can take the request now
     ├── QueueFull           too many requests are in progress in this router or on its engines
+    ├── RateLimited         the client's API key allows no more of that now
     ├── SlowReader          the client does not read its stream fast enough
     ├── Draining            the router is shutting down
     ├── TokenizerFailed     the tokenizer library failed on valid text or tokens
@@ -81,6 +82,12 @@ class QueueFull(RequestError):
     """Too many requests are in progress in this router, or on every engine of the model."""
 
     reason = Reason.QUEUE_FULL
+
+
+class RateLimited(RequestError):
+    """The client's API key allows no more requests or tokens now."""
+
+    reason = Reason.RATE_LIMITED
 
 
 class SlowReader(RequestError):

@@ -51,8 +51,8 @@ class ServeOptions(Options):
 
 
 _OWN = {one.name for one in fields(ServeOptions)}
-_WHERE_ENGINES_ARE = {"engines", "engines_file", "engine_dns", "discovery_interval"}
-_OF_ROUTER = {one.name for one in fields(RouterConfig)} - _WHERE_ENGINES_ARE
+_NOT_OF_SERVE = {"engines", "engines_file", "engine_dns", "discovery_interval", "api_keys_file"}
+_OF_ROUTER = {one.name for one in fields(RouterConfig)} - _NOT_OF_SERVE
 # Serve picks the first five. The last one is for clients of an engine, and a router is none.
 _NOT_OF_ENGINES = {"model", "device", "host", "port", "operations_port", "max_buffered_tokens"}
 _ENGINE_CLASSES = (ModelOptions, CacheOptions, SchedulerOptions, ServerOptions)
@@ -68,7 +68,7 @@ READER = OptionReader(
     prefix=PREFIX,
     groups={
         "serve": ServeOptions,
-        "router": Without(RouterConfig, _WHERE_ENGINES_ARE | _OWN),
+        "router": Without(RouterConfig, _NOT_OF_SERVE | _OWN),
         "engine: model": Without(ModelOptions, _ELSEWHERE),
         "engine: cache": Without(CacheOptions, _ELSEWHERE),
         "engine: scheduler": Without(SchedulerOptions, _ELSEWHERE),
@@ -80,6 +80,8 @@ READER = OptionReader(
         "engines_file": _NO_ENGINES,
         "engine_dns": _NO_ENGINES,
         "discovery_interval": _NO_ENGINES,
+        "api_keys_file": "serve asks its router without a key; run `pagestream engine` and "
+        "`pagestream router`",
         "gpus": "set CUDA_VISIBLE_DEVICES to choose GPUs, and --replicas to have fewer engines",
     },
 )

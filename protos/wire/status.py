@@ -31,6 +31,7 @@ STATUS_CODES: Mapping[Reason, grpc.StatusCode] = {
     Reason.UNKNOWN_MODEL: grpc.StatusCode.NOT_FOUND,
     Reason.NO_TOKENIZER: grpc.StatusCode.NOT_FOUND,
     Reason.QUEUE_FULL: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Reason.RATE_LIMITED: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Reason.SLOW_READER: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Reason.DEADLINE_EXCEEDED: grpc.StatusCode.DEADLINE_EXCEEDED,
     Reason.STARTING: grpc.StatusCode.UNAVAILABLE,

@@ -3,10 +3,13 @@
 import asyncio
 import hashlib
 import hmac
+import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 
+from router.access.bucket import Clock
 from router.access.keys_file import Key
+from router.access.limits import Limits
 from router.errors import PermissionDenied, Unauthenticated, UnknownModel
 
 
@@ -15,15 +18,18 @@ class Caller:
 
     Attributes:
         key: What the file says of it.
+        limits: Counts what its clients ask for.
     """
 
-    def __init__(self, key: Key, cache_secret: bytes) -> None:
+    def __init__(self, key: Key, cache_secret: bytes, clock: Clock = time.monotonic) -> None:
         """Has asked for nothing yet.
 
         Args:
             key: What the file says of it.
             cache_secret: The file's.
+            clock: Returns seconds, for the limits; tests set it.
         """
+        self.limits = Limits(key, clock)
         self.set_key(key, cache_secret)
         self._is_revoked = False
         self._streams: set[asyncio.Timeout] = set()
@@ -31,6 +37,7 @@ class Caller:
     def set_key(self, key: Key, cache_secret: bytes) -> None:
         """Takes in what a new file says of it, from the next request on."""
         self.key = key
+        self.limits.set_key(key)
         tenant = (key.tenant or key.name).encode()
         self._salt_key = hmac.digest(cache_secret, tenant, hashlib.sha256)
         self._own_salt = self._salted("")

@@ -3,9 +3,11 @@
 import asyncio
 import hashlib
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
+from router.access.bucket import Clock
 from router.access.caller import Caller
 from router.access.keys_file import KeysFile, parse_keys, read_content
 from router.errors import Unauthenticated
@@ -29,13 +31,18 @@ class Keyring:
     """
 
     def __init__(
-        self, path: Path, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+        self,
+        path: Path,
+        *,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        clock: Clock = time.monotonic,
     ) -> None:
         """Reads the file.
 
         Args:
             path: The file.
             sleep: Waits between two looks at the file; tests set it.
+            clock: Returns seconds, for the limits of the keys; tests set it.
 
         Raises:
             StartupError: It cannot be read, or is wrong.
@@ -43,6 +50,7 @@ class Keyring:
         self.num_failures = 0
         self._path = path
         self._sleep = sleep
+        self._clock = clock
         self._problem = ""
         self._content = read_content(path)
         self._callers: dict[bytes, Caller] = {}
@@ -134,10 +142,13 @@ class Keyring:
 
     def _take(self, file: KeysFile) -> None:
         old, self._callers = self._callers, {}
+        usage = {caller.key.name: caller.limits.usage for caller in old.values()}
         for digest, key in file.keys.items():
             caller = old.pop(digest, None)
             if caller is None:
-                caller = Caller(key, file.cache_secret)
+                caller = Caller(key, file.cache_secret, self._clock)
+                # The counters of a name go on when it gets another key.
+                caller.limits.usage = usage.get(key.name, caller.limits.usage)
             else:
                 caller.set_key(key, file.cache_secret)
             self._callers[digest] = caller

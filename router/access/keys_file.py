@@ -14,7 +14,7 @@ from protos.wire.printable import NAME_RULE, is_name
 from servicekit.errors import StartupError
 from servicekit.options import Options, about, options_of
 from servicekit.settings_file import read_bounded, read_yaml, settings_of, where
-from servicekit.values import Integers, Listed, Texts, quoted
+from servicekit.values import Integers, Listed, Texts, counts, quoted
 
 if TYPE_CHECKING:
     from yaml.nodes import Node
@@ -26,6 +26,8 @@ _MAX_MODELS = 256
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}"
 NAMES = Texts(_NAME, "1 to 64 letters, digits and _.@-, of which - _ . @ are not the first")
 _DEFAULT_PRIORITY = 0
+_MOST = 1 << 40
+_ALL = "no limit"
 CACHE_SECRET, KEYS = "cache-secret", "keys"
 """The two parts of the file."""
 
@@ -76,6 +78,18 @@ class Key(Options):
         default="",
         metadata=about(
             NAMES, "keys of the same tenant share a prefix cache", unset="the name of the key"
+        ),
+    )
+    max_concurrent_requests: int | None = field(
+        default=None, metadata=about(counts(1, _MOST), "requests in progress at once", unset=_ALL)
+    )
+    requests_per_minute: int | None = field(
+        default=None, metadata=about(counts(1, _MOST), "requests in a minute", unset=_ALL)
+    )
+    tokens_per_minute: int | None = field(
+        default=None,
+        metadata=about(
+            counts(1, _MOST), "tokens in a minute, of prompts and answers together", unset=_ALL
         ),
     )
 

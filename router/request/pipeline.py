@@ -23,6 +23,7 @@ from router.errors import (
 from router.request import limits, parameters
 from router.request.answer import Answer
 from router.request.chat_grammar import chat_params
+from router.request.metering import admitted, metered
 from router.request.progress import Observer, Observers, Progress, RequestObserver, recorded
 from router.request.prompt_encoder import PromptEncoder
 from router.request.quota import Quota
@@ -140,6 +141,7 @@ class Pipeline:
         with (
             recorded(self._observer(found, request.model), n, request.timeout) as progresses,
             self._slot(request.num_bytes, n),
+            admitted(caller, n),
         ):
             model = _known(found)
             observer = self._observers.of_model(model.name)
@@ -154,11 +156,10 @@ class Pipeline:
             limits.check_length(len(prompt), request.sampling_params.max_tokens, model)
             params = await self._resolve(request, model, tokenizer)
             stop_texts = await self._stop_texts(request.stop)
-            self.queued_prompt_tokens.take(n * len(prompt))
-            observer.queued(n * len(prompt))
-            for progress in progresses:
-                progress.num_queued_tokens = len(prompt)
-            try:
+            with (
+                self._queued(observer, progresses, len(prompt)),
+                metered(caller, progresses, len(prompt), params.max_tokens, model),
+            ):
                 elapsed = time.monotonic() - progresses[0].started
                 sent = _to_token_request(request, model, prompt, params, elapsed)
                 samples = []
@@ -186,10 +187,23 @@ class Pipeline:
                     else:
                         raise AssertionError(_NO_FINISH)
                 yield last
-            finally:
-                num_queued = sum(progress.num_queued_tokens for progress in progresses)
-                self.queued_prompt_tokens.give_back(num_queued)
-                observer.queued(-num_queued)
+
+    @contextmanager
+    def _queued(
+        self, observer: Observer, progresses: Sequence[Progress], num_prompt_tokens: int
+    ) -> Iterator[None]:
+        """Counts the tokens of a prompt as queued until an engine starts it or the block ends."""
+        num_queued = len(progresses) * num_prompt_tokens
+        self.queued_prompt_tokens.take(num_queued)
+        observer.queued(num_queued)
+        for progress in progresses:
+            progress.num_queued_tokens = num_prompt_tokens
+        try:
+            yield
+        finally:
+            num_queued = sum(progress.num_queued_tokens for progress in progresses)
+            self.queued_prompt_tokens.give_back(num_queued)
+            observer.queued(-num_queued)
 
     async def _deltas(self, sample: "_Sample") -> AsyncGenerator[GenerationDelta, None]:
         """Streams one continuation; its engine is free before the last delta is given out."""
@@ -252,7 +266,7 @@ class Pipeline:
         Raises:
             RequestError: As `generate`.
         """
-        with self._slot(num_bytes):
+        with self._slot(num_bytes), admitted(caller):
             model = self._model_info(model_name, caller)
             limits.check_prompt(prompt, model, self._bounds.max_prompt_bytes)
             tokenizer = await self._tokenizers.get(model)
@@ -281,7 +295,7 @@ class Pipeline:
         Raises:
             RequestError: As `generate`.
         """
-        with self._slot(num_bytes):
+        with self._slot(num_bytes), admitted(caller):
             model = self._model_info(model_name, caller)
             field, token_ids = prompt.field, prompt.token_ids
             if len(token_ids) > model.max_model_len:

@@ -143,7 +143,7 @@ SERVICES = (
     engine_config.SchedulerOptions,
     engine_config.ServerOptions,
 )
-OF_SERVE = {"engines", "engines_file", "engine_dns", "discovery_interval"}
+OF_SERVE = {"engines", "engines_file", "engine_dns", "discovery_interval", "api_keys_file"}
 
 
 def test_every_option_of_a_service_is_taken_or_set_by_serve():

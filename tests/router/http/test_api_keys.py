@@ -107,3 +107,15 @@ async def test_whole_answer_of_a_revoked_key_is_401(keyring, tmp_path):
         await keyring.refresh()
         answer = await asked
     assert (answer.status_code, answer.json()["error"]["type"]) == (401, "authentication_error")
+
+
+async def test_key_over_its_limit_is_429_with_retry_after(tmp_path):
+    path = write(tmp_path / "keys", entry(requests_per_minute=1))
+    async with client_of(ServedFleet(), keyring=Keyring(path, clock=lambda: 5.0)) as client:
+        asked = {"prompt": "hi", "model": "small"}
+        assert (await client.post("/tokenize", json=asked, headers=A)).status_code == 200
+        for path in ("/tokenize", "/v1/completions"):
+            answer = await client.post(path, json=asked, headers=A)
+            assert (answer.status_code, answer.headers["retry-after"]) == (429, "60")
+            error = answer.json()["error"]
+            assert (error["type"], error["code"]) == ("rate_limit_error", "rate_limit_exceeded")

@@ -108,3 +108,18 @@ async def test_stream_of_a_revoked_key_ends(keyring, tmp_path):
         assert fleet.num_open == 0
         code, _ = await refusal(stub.Generate(REQUESTS["Generate"], metadata=A, timeout=10))
         assert code is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_key_over_its_limit_is_told_when_to_come_back(tmp_path):
+    keyring = Keyring(write(tmp_path / "keys", entry(max_concurrent_requests=1)))
+    fleet = FakeFleet()
+    async with serving(fleet, keyring=keyring) as (stub, _):
+        fleet.put(ADMITTED)
+        first = stub.Generate(REQUESTS["Generate"], metadata=A, timeout=10)
+        await first.read()
+        for method in ("Generate", "Tokenize", "Detokenize"):
+            call = getattr(stub, method)(REQUESTS[method], metadata=A, timeout=10)
+            code, error = await refusal(call)
+            assert (code.name, error.reason) == ("RESOURCE_EXHAUSTED", "RATE_LIMITED")
+            assert error.retry_after == 1.0
+        first.cancel()
