@@ -133,6 +133,10 @@ def guarded(endpoint: Endpoint, form: ErrorForm, keyring: Keyring | None) -> End
             return Response(status_code=_CLIENT_LEFT)
         # A failing request must not fail the service.
         except Exception as error:
-            return error_response(refused(error, request.scope), form)
+            response = error_response(refused(error, request.scope), form)
+            if not outlet_of(request.scope).has_whole_request:
+                # The connection ends behind the answer; a client must not ask again over it.
+                response.headers["connection"] = "close"
+            return response
 
     return answer

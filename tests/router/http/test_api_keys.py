@@ -10,7 +10,7 @@ from router.types.engine_events import Admitted, Tokens
 from tests.fakes.fake_fleet import ENGINE
 from tests.router.access.key_files import KEY, OTHER, entry, write
 from tests.router.http.served_fleet import ServedFleet, say
-from tests.router.http.serving import client_of
+from tests.router.http.serving import client_of, serving
 
 A = {"authorization": f"Bearer {KEY}"}
 B = {"x-api-key": OTHER}
@@ -61,10 +61,16 @@ async def test_every_endpoint_needs_a_key_and_a_model_that_it_may_use(keyring):
                 fleet.events.get_nowait()
 
 
-async def test_body_of_a_stranger_is_not_read(keyring):
-    async with client_of(ServedFleet(), keyring=keyring) as client:
-        answer = await client.post("/v1/chat/completions", content=b"{")
-        assert answer.status_code == 401
+async def test_body_of_a_stranger_is_not_awaited(keyring):
+    head = b"POST /v1/messages HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n{"
+    async with serving(ServedFleet(), keyring=keyring) as port, asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head)
+        answer = await reader.read()
+        writer.close()
+    assert answer.startswith(b"HTTP/1.1 401 Unauthorized\r\n")
+    # The rest would be taken for another request.
+    assert b"\r\nconnection: close\r\n" in answer
 
 
 @pytest.mark.parametrize("path", ["/health", "/version", "/docs", "/openapi.json"])
