@@ -64,6 +64,11 @@ COMMANDS = {
         "pagestream.certs.command",
         options="pagestream.certs.options",
     ),
+    "keys": Command(
+        "Makes, lists and revokes the API keys of a router.",
+        "pagestream.keys.command",
+        options="pagestream.keys.options",
+    ),
     "completion": Command(
         "Prints a script that lets bash, zsh or fish complete commands and options.",
         "pagestream.completion.command",

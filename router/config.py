@@ -144,6 +144,15 @@ class RouterConfig(Options):
             unset="the host of the engine's address",
         ),
     )
+    api_keys_file: Path | None = field(
+        default=None,
+        metadata=about(
+            Paths(),
+            "file of the API keys that clients need, made by `pagestream keys`; it may change "
+            "while the router runs",
+            unset="clients need none",
+        ),
+    )
     workers: int = field(
         default=1,
         metadata=about(

@@ -4,10 +4,13 @@ ServiceError                base of all, in servicekit, as is StartupError
 ├── StartupError            the process cannot serve; exit code 2
 └── RequestError            one request ends with it; `status` is what the client gets
     ├── InvalidRequest      the client must change the request
+    ├── Unauthenticated     the client has shown no API key that is known
+    ├── PermissionDenied    the client's API key does not allow what it asks for
     ├── UnknownModel        no engine reached so far serves a model of this name
     ├── NoTokenizer         the model accepts and returns token IDs only
     ├── NoEngine            no engine can take the request now
     ├── QueueFull           too many requests are in progress in this router or on its engines
+    ├── RateLimited         the client's API key allows no more of that now
     ├── SlowReader          the client does not read its stream fast enough
     ├── Draining            the router is shutting down
     ├── TokenizerFailed     the tokenizer library failed on valid text or tokens
@@ -45,6 +48,18 @@ class InvalidRequest(RequestError):
     reason = Reason.BAD_REQUEST
 
 
+class Unauthenticated(RequestError):
+    """The client has shown no API key that is known."""
+
+    reason = Reason.UNAUTHENTICATED
+
+
+class PermissionDenied(RequestError):
+    """The client's API key does not allow what it asks for."""
+
+    reason = Reason.PERMISSION_DENIED
+
+
 class UnknownModel(RequestError):
     """No engine reached so far serves a model of this name."""
 
@@ -67,6 +82,12 @@ class QueueFull(RequestError):
     """Too many requests are in progress in this router, or on every engine of the model."""
 
     reason = Reason.QUEUE_FULL
+
+
+class RateLimited(RequestError):
+    """The client's API key allows no more requests or tokens now."""
+
+    reason = Reason.RATE_LIMITED
 
 
 class SlowReader(RequestError):

@@ -10,6 +10,7 @@ import grpc
 
 from protos.pagestream.router.v1 import router_pb2
 from protos.wire.channel import ChannelOptions, router_request_bytes, server_options
+from router.access.keyring import Keyring
 from router.config import RouterConfig
 from router.engines.channels import EngineChannels
 from router.engines.client import ClientSettings
@@ -22,6 +23,7 @@ from router.request.pipeline import Bounds, Pipeline
 from router.request.slow_readers import SlowReaders
 from router.server.grpc_server import RouterServicer
 from router.server.health import Health, State
+from router.server.key_check import KeyCheck
 from router.server.metrics import ResourceUsage, RouterMetrics
 from router.server.worker_link import Listening, StateChange, WorkerLink
 from router.text.chat_template import TemplateSettings, read_template
@@ -121,6 +123,8 @@ class _Router:
             )
         except Unusable as error:
             raise StartupError(str(error)) from None
+        self._keyring = None if config.api_keys_file is None else Keyring(config.api_keys_file)
+        self._metrics.keys.keyring = self._keyring
         self._fleet = Fleet(
             (),
             ClientSettings(
@@ -166,7 +170,8 @@ class _Router:
                 ),
                 ("grpc.max_concurrent_streams", max_streams),
                 *_connection_age(config),
-            ]
+            ],
+            interceptors=[] if self._keyring is None else [KeyCheck(self._keyring)],
         )
 
     async def serve(self) -> int:
@@ -183,6 +188,7 @@ class _Router:
                     discovery = tasks.create_task(self._follow_engines(), name="discovery")
                     readiness = tasks.create_task(self._follow_readiness(), name="readiness")
                     readers = tasks.create_task(self._slow_readers.run(), name="slow readers")
+                    keys = tasks.create_task(self._follow_keys(), name="API keys")
                     await signals.wait_first()
                     readiness.cancel()
                     await self._drain(signals)
@@ -190,6 +196,7 @@ class _Router:
                     await self._stop_http()
                     await self._server.stop(None)
                     readers.cancel()
+                    keys.cancel()
                     discovery.cancel()
                     fleet.cancel()
                     reports.cancel()
@@ -244,6 +251,7 @@ class _Router:
             models=self._fleet.models,
             slow_readers=self._slow_readers,
             max_body_bytes=router_request_bytes(config.max_prompt_bytes),
+            keyring=self._keyring,
         )
         return HttpDoor(service, config.max_concurrent_requests, self._tls)
 
@@ -253,7 +261,7 @@ class _Router:
 
     async def _start_server(self) -> int:
         config = self._config
-        servicer = RouterServicer(self._pipeline, self._fleet, self._slow_readers)
+        servicer = RouterServicer(self._pipeline, self._fleet, self._slow_readers, self._keyring)
         handlers = Handlers(self._server, domain=DOMAIN, refusals=self._refusals)
         handlers.add(router_pb2.DESCRIPTOR.services_by_name["RouterService"], servicer)
         handlers.add_health(self._health.servicer)
@@ -273,6 +281,10 @@ class _Router:
         async for addresses in self._discovery.addresses():
             _logger.info("engines addresses=%s", ",".join(addresses))
             self._fleet.set_addresses(addresses)
+
+    async def _follow_keys(self) -> None:
+        if self._keyring is not None:
+            await self._keyring.run()
 
     async def _follow_readiness(self) -> None:
         """Keeps the probes true to the fleet; an engine's tokenizer comes before its readiness.

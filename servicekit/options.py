@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from protos.wire.printable import shown
 from servicekit.errors import StartupError
-from servicekit.nearest import nearest
+from servicekit.nearest import did_you_mean, nearest
 from servicekit.settings_file import Setting, read_settings
 from servicekit.values import Flags, Listed, Values, quoted
 
@@ -91,6 +91,35 @@ class Without:
 
 
 Group = type[Options] | Without
+
+
+def options_of(group: type[_Options], settings: Sequence[Setting], what: str) -> _Options:
+    """Returns the options of one class that a part of a file gives.
+
+    Args:
+        group: The class.
+        settings: What is given.
+        what: That part of the file, for errors.
+
+    Raises:
+        StartupError: A key is unknown, has a wrong value, or is missing; the message names it.
+    """
+    known = {option.name: option for option in dataclasses.fields(group)}
+    values: dict[str, Any] = {}
+    for setting in settings:
+        option = known.get(setting.name)
+        if option is None:
+            keys = [name.replace("_", "-") for name in known]
+            advice = did_you_mean(setting.key, keys) or f"; the keys are {', '.join(keys)}"
+            raise StartupError(f"{setting.source} is unknown{advice}")
+        if setting.is_list and not isinstance(option.metadata["values"], Listed):
+            raise StartupError(f"{setting.source} is a list, but takes one value")
+        values[setting.name] = _parse(option, ",".join(setting.texts), setting.source)
+    for option in known.values():
+        if option.default is dataclasses.MISSING and option.name not in values:
+            name = option.name.replace("_", "-")
+            raise StartupError(f"{what} has no {name}: {option.metadata['help']}")
+    return group(**values)
 
 
 def flag(name: str) -> str:

@@ -50,31 +50,65 @@ def read_settings(path: Path) -> list[Setting]:
         StartupError: The file cannot be read, is too large, or is no list of settings; the message
             names the file and the line.
     """
+    what = f"the settings file {path}"
+    root = read_yaml(read_bounded(path, _MAX_BYTES, what), what)
+    return [] if root is None else settings_of(root, path)
+
+
+def read_bounded(path: Path, max_bytes: int, what: str) -> bytes:
+    """Returns the content of a file.
+
+    Args:
+        path: The file.
+        max_bytes: The most that it may have.
+        what: The file, for errors.
+
+    Raises:
+        StartupError: It cannot be read or is too large.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(max_bytes + 1)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise StartupError(f"{what} cannot be read: {reason}") from None
+    if len(content) > max_bytes:
+        raise StartupError(f"{what} has more than {max_bytes} bytes")
+    return content
+
+
+def read_yaml(content: bytes, what: str) -> "Node | None":
+    """Returns what a file consists of, or None if it is empty.
+
+    Args:
+        content: All of the file.
+        what: The file, for errors.
+
+    Raises:
+        StartupError: It is no YAML.
+    """
     # Not above: few commands are given a file.
     import yaml
 
     try:
-        with path.open("rb") as file:
-            content = file.read(_MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise StartupError(f"the settings file {path} cannot be read: {reason}") from None
-    if len(content) > _MAX_BYTES:
-        raise StartupError(f"the settings file {path} has more than {_MAX_BYTES} bytes")
-    try:
-        root = yaml.compose(content, Loader=yaml.SafeLoader)
+        root: Node | None = yaml.compose(content, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
-        raise StartupError(f"the settings file {path} is no YAML: {_problem(error)}") from None
+        raise StartupError(f"{what} is no YAML: {_problem(error)}") from None
     except RecursionError:
-        raise StartupError(f"the settings file {path} is nested too deeply") from None
-    return [] if root is None or root.tag == _NULL else _settings(root, path)
+        raise StartupError(f"{what} is nested too deeply") from None
+    return None if root is None or root.tag == _NULL else root
 
 
-def _settings(root: "Node", path: Path) -> list[Setting]:
+def settings_of(root: "Node", path: Path) -> list[Setting]:
+    """Returns the settings that a part of a file consists of, in their order.
+
+    Raises:
+        StartupError: It is no list of settings; the message names the file and the line.
+    """
     from yaml.nodes import MappingNode
 
     if not isinstance(root, MappingNode):
-        raise StartupError(f"{_where(path, root)} is no setting; write option: value on each line")
+        raise StartupError(f"{where(path, root)} is no setting; write option: value on each line")
     settings: dict[str, Setting] = {}
     for key, value in root.value:
         setting = _setting(path, key, value)
@@ -88,8 +122,8 @@ def _setting(path: Path, key: "Node", value: "Node") -> Setting:
     from yaml.nodes import ScalarNode, SequenceNode
 
     if not isinstance(key, ScalarNode):
-        raise StartupError(f"{_where(path, key)} has a key that is no name of an option")
-    source = f"{_where(path, key)} {quoted(key.value)[1:-1]}"
+        raise StartupError(f"{where(path, key)} has a key that is no name of an option")
+    source = f"{where(path, key)} {quoted(key.value)[1:-1]}"
     is_list = isinstance(value, SequenceNode)
     items = value.value if is_list else [value]
     for item in items:
@@ -103,7 +137,8 @@ def _setting(path: Path, key: "Node", value: "Node") -> Setting:
     return Setting(key=key.value, texts=texts, is_list=is_list, source=source)
 
 
-def _where(path: Path, node: "Node") -> str:
+def where(path: Path, node: "Node") -> str:
+    """Returns the line of a part of a file, for errors."""
     return f"{path}:{node.start_mark.line + 1}"
 
 

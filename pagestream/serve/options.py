@@ -54,8 +54,8 @@ _OWN = {one.name for one in fields(ServeOptions)}
 _WHERE_ENGINES_ARE = {"engines", "engines_file", "engine_dns", "discovery_interval"}
 # Between router and engines, which are on this machine's loopback, nothing is encrypted.
 _TLS_TO_ENGINES = {"engine_tls_ca", "engine_tls_cert", "engine_tls_key", "engine_tls_name"}
-# Serve itself is a client of the router, and has no certificate.
-_NOT_OF_ROUTER = _WHERE_ENGINES_ARE | _TLS_TO_ENGINES | {"tls_client_ca"}
+# Serve itself is a client of the router, and has neither certificate nor key.
+_NOT_OF_ROUTER = _WHERE_ENGINES_ARE | _TLS_TO_ENGINES | {"tls_client_ca", "api_keys_file"}
 _OF_ROUTER = {one.name for one in fields(RouterConfig)} - _NOT_OF_ROUTER
 _TLS_OF_ENGINES = {"tls_cert", "tls_key", "tls_client_ca", "tls_client_names"}
 # Serve picks the first five. The next one is for clients of an engine, and a router is none.
@@ -90,6 +90,8 @@ READER = OptionReader(
         **dict.fromkeys(sorted(_TLS_TO_ENGINES), _NO_ENGINE_TLS),
         "tls_client_ca": "serve asks the router itself; start `pagestream router` alone for it",
         "tls_client_names": _NO_ENGINE_TLS,
+        "api_keys_file": "serve asks its router without a key; run `pagestream engine` and "
+        "`pagestream router`",
         "gpus": "set CUDA_VISIBLE_DEVICES to choose GPUs, and --replicas to have fewer engines",
     },
 )

@@ -9,6 +9,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from router.access.caller import until_revoked
 from router.http.errors import ErrorForm, Refusal, error_response, refused
 from router.http.outlet import outlet_of
 from router.http.service import Service
@@ -129,6 +130,7 @@ class EventStream(Response):
         try:
             async with (
                 outlet.until_client_leaves(),
+                until_revoked(outlet.caller),
                 service.slow_readers.watch(self._deltas) as reader,
             ):
                 async for delta in self._deltas:
@@ -165,7 +167,8 @@ async def read_answer(
         ClientDisconnect: The client has left; the generation is cancelled.
         RequestError: As the pipeline says.
     """
-    async with outlet_of(request.scope).until_client_leaves(), aclosing(deltas):
+    outlet = outlet_of(request.scope)
+    async with outlet.until_client_leaves(), until_revoked(outlet.caller), aclosing(deltas):
         async for delta in deltas:
             read(delta)
 

@@ -11,6 +11,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from protos.wire.printable import shown
+from router.access.keyring import Keyring
 from router.http.anthropic.endpoints import anthropic_endpoints
 from router.http.anthropic.errors import anthropic_error
 from router.http.anthropic.request import MessagesRequest, PromptFields
@@ -20,6 +21,7 @@ from router.http.completions.endpoint import CompletionFields, completion_endpoi
 from router.http.errors import ErrorForm, HttpError, error_response, openai_error, refused
 from router.http.models import Endpoint, model_endpoints
 from router.http.openapi import Operation, document_endpoints
+from router.http.outlet import outlet_of
 from router.http.request_id import name_request
 from router.http.responses.answer import responses_error
 from router.http.responses.endpoint import responses_endpoints
@@ -57,10 +59,14 @@ _OPERATIONS = [
 """Each endpoint, as the OpenAPI document has it: method, path, summary and model of the body."""
 
 
+_OPEN = {"/health", "/version"}
+"""Paths that need no API key: load balancers have none."""
+
+
 def make_app(service: Service) -> ASGIApp:
     """Returns the application."""
     endpoints = {
-        (method, path): guarded(endpoint, form)
+        (method, path): guarded(endpoint, form, None if path in _OPEN else service.keyring)
         for method, of_api, form in _APIS
         for path, endpoint in of_api(service).items()
     }
@@ -109,16 +115,28 @@ def _routed(endpoints: dict[tuple[str, str], Endpoint]) -> Starlette:
     return app
 
 
-def guarded(endpoint: Endpoint, form: ErrorForm) -> Endpoint:
-    """Returns an endpoint whose errors are answered in the form of its API."""
+def guarded(endpoint: Endpoint, form: ErrorForm, keyring: Keyring | None) -> Endpoint:
+    """Returns an endpoint whose errors are answered in the form of its API.
+
+    Args:
+        endpoint: Answers those who may ask.
+        form: Of the errors.
+        keyring: The API keys of those who may ask; None if that is everybody.
+    """
 
     async def answer(request: Request) -> Response:
         try:
+            if keyring is not None:
+                outlet_of(request.scope).caller = keyring.of_headers(request.scope["headers"])
             return await endpoint(request)
         except ClientDisconnect:
             return Response(status_code=_CLIENT_LEFT)
         # A failing request must not fail the service.
         except Exception as error:
-            return error_response(refused(error, request.scope), form)
+            response = error_response(refused(error, request.scope), form)
+            if not outlet_of(request.scope).has_whole_request:
+                # The connection ends behind the answer; a client must not ask again over it.
+                response.headers["connection"] = "close"
+            return response
 
     return answer

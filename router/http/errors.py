@@ -35,6 +35,8 @@ _STATUSES = {
 _FIELDS_OF_GRPC = re.compile(r"(?<!\S)(?:chat|sampling_params)\.(?=[a-z])")
 """Messages that the fields are in over gRPC, and not here."""
 _OPENAI_CODES: dict[str, str] = {
+    Reason.UNAUTHENTICATED: "invalid_api_key",
+    Reason.RATE_LIMITED: "rate_limit_exceeded",
     Reason.UNKNOWN_MODEL: "model_not_found",
     Reason.PROMPT_TOO_LONG: "context_length_exceeded",
 }

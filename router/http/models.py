@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from router.errors import UnknownModel
+from router.http.outlet import outlet_of
 from router.http.service import Service
 from router.types.engine_state import ModelInfo
 from servicekit.version import software_version
@@ -23,7 +24,8 @@ def model_endpoints(service: Service) -> dict[str, Endpoint]:
 
     async def list_models(request: Request) -> Response:
         entries = sorted(
-            (_entry(model.info) for model in service.models()), key=lambda entry: str(entry["id"])
+            (_entry(info) for info in _models(service, request)),
+            key=lambda entry: str(entry["id"]),
         )
         return JSONResponse({"object": "list", "data": entries})
 
@@ -31,7 +33,10 @@ def model_endpoints(service: Service) -> dict[str, Endpoint]:
         name = request.path_params["model"]
         if not name:
             return await list_models(request)
-        return JSONResponse(_entry(find_model(service, name)))
+        found = [info for info in _models(service, request) if info.name == name]
+        if not found:
+            raise _unknown_model(name)
+        return JSONResponse(_entry(found[0]))
 
     async def health(request: Request) -> Response:
         is_well = any(model.num_serving_engines for model in service.models())
@@ -60,7 +65,18 @@ def find_model(service: Service, name: str) -> ModelInfo:
     found = [model.info for model in service.models() if name in ("", model.info.name)]
     if len(found) == 1:
         return found[0]
-    raise UnknownModel(f"model is {name!r:.200}, which no engine serves", {"model": name})
+    raise _unknown_model(name)
+
+
+def _unknown_model(name: str) -> UnknownModel:
+    return UnknownModel(f"model is {name!r:.200}, which no engine serves", {"model": name})
+
+
+def _models(service: Service, request: Request) -> list[ModelInfo]:
+    """Returns the models that the client may use."""
+    caller = outlet_of(request.scope).caller
+    infos = [model.info for model in service.models()]
+    return infos if caller is None else [info for info in infos if caller.may_use(info.name)]
 
 
 def _entry(model: ModelInfo) -> dict[str, Any]:

@@ -31,11 +31,13 @@ _ERROR = {
 }
 _ERRORS = {
     "400": "The request is wrong; the message names the field, its value and the bound.",
+    "401": "No API key, or one that is not known, where the router needs one.",
     "404": "There is no such model.",
     "500": "The router failed; its log says why.",
     "503": "No engine takes requests, or the router is shutting down.",
 }
 _ERRORS_OF_BODIES = {
+    "403": "The API key does not allow this.",
     "408": "The body did not come in time.",
     "413": "The body is too long.",
     "415": "The body is compressed.",

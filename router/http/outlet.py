@@ -3,10 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
+
+if TYPE_CHECKING:
+    from router.access.caller import Caller
 
 _EXTENSION = "pagestream.outlet"
 
@@ -22,6 +26,7 @@ class Outlet:
         close: Ends the connection after the answer.
         is_closing: Whether the connection takes nothing any more.
         request_id: The ID of the request.
+        caller: Who asks; None if no API keys are needed.
     """
 
     __slots__ = (
@@ -31,6 +36,7 @@ class Outlet:
         "_is_chunked",
         "_limit",
         "_write",
+        "caller",
         "close",
         "is_closing",
         "request_id",
@@ -51,6 +57,7 @@ class Outlet:
         self._is_chunked = cycle.scope["http_version"] != "1.0"
         self._limit: asyncio.Timeout | None = None
         self.request_id = ""
+        self.caller: Caller | None = None
         self.close = close
         self.is_closing = cycle.transport.is_closing
         cycle.scope["extensions"] = {_EXTENSION: self}  # type: ignore[dict-item]

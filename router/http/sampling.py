@@ -18,6 +18,7 @@ from protos.wire.reason import Reason
 from protos.wire.sampling_params import Grammar, LogitBias, SamplingParams
 from router.errors import InvalidRequest
 from router.http.kinds import LIST, TEXT, text_or_list
+from router.http.outlet import outlet_of
 from router.http.request_id import chosen_id
 from router.http.tracing import http_trace_context
 from router.request.json_object import read_object
@@ -189,6 +190,7 @@ class SamplingFields(Fields):
             traceparent=traceparent,
             tracestate=tracestate,
             num_bytes=num_bytes,
+            caller=outlet_of(request.scope).caller,
         )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from router.access.keyring import Keyring
 from router.http.keep_alive import KeepAlive
 from router.request.pipeline import Pipeline
 from router.request.slow_readers import SlowReaders
@@ -18,6 +19,7 @@ class Service:
         models: Returns the models that can be asked for.
         slow_readers: Ends the answers that are not read; somebody must run it.
         max_body_bytes: The most bytes of a request's body.
+        keyring: The API keys of clients, or None if they need none.
         keep_alive: Has something sent on streams that are silent.
     """
 
@@ -25,4 +27,5 @@ class Service:
     models: Callable[[], list[ModelSnapshot]]
     slow_readers: SlowReaders
     max_body_bytes: int
+    keyring: Keyring | None = None
     keep_alive: KeepAlive = field(default_factory=KeepAlive)

@@ -16,9 +16,10 @@ from router.http.completions.prompts import TOKENS_SCHEMA, read_token_ids
 from router.http.errors import must_be
 from router.http.json_texts import JsonTexts
 from router.http.models import Endpoint, find_model
+from router.http.outlet import outlet_of
 from router.http.sampling import Fields, JsonObject, bounded
 from router.http.service import Service
-from router.types.prompts import ChatPrompt, TextPrompt
+from router.types.prompts import ChatPrompt, TextPrompt, TokenPrompt
 
 
 class TokenizeFields(Fields):
@@ -91,7 +92,10 @@ def token_endpoints(service: Service) -> dict[str, Endpoint]:
     async def tokenize(request: Request) -> Response:
         body = await read_body(request, service.max_body_bytes, pipeline.request_bytes)
         fields = parse_body(TokenizeFields, body)
-        token_ids = await pipeline.tokenize(fields.model, fields.to_prompt(), num_bytes=len(body))
+        caller = outlet_of(request.scope).caller
+        token_ids = await pipeline.tokenize(
+            fields.model, fields.to_prompt(), num_bytes=len(body), caller=caller
+        )
         names = None
         if fields.return_token_strs:
             names = await pipeline.token_names(fields.model, token_ids)
@@ -109,10 +113,10 @@ def token_endpoints(service: Service) -> dict[str, Endpoint]:
         fields = parse_body(DetokenizeFields, body)
         text = await pipeline.detokenize(
             fields.model,
-            read_token_ids("tokens", fields.tokens),
+            TokenPrompt(token_ids=read_token_ids("tokens", fields.tokens), field="tokens"),
             skip_special_tokens=False,
-            field="tokens",
             num_bytes=len(body),
+            caller=outlet_of(request.scope).caller,
         )
         return JSONResponse({"prompt": text})
 

@@ -27,7 +27,10 @@ def check_request(request: GenerationRequest, model: ModelInfo, max_prompt_bytes
     Raises:
         InvalidRequest: The reason says which part is wrong; message and metadata give field, value
             and bound.
+        PermissionDenied: The priority is above that of the client's API key.
     """
+    if request.caller is not None:
+        request.caller.check_priority(request.priority)
     for field, label in (("request_id", request.request_id), ("cache_salt", request.cache_salt)):
         if len(label) > MAX_LABEL_CHARACTERS:
             bounds = f"0 to {MAX_LABEL_CHARACTERS}"

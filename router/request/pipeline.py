@@ -11,10 +11,19 @@ from typing import TYPE_CHECKING, Protocol
 
 from protos.wire.reason import Reason
 from protos.wire.sampling_params import SamplingParams, with_defaults
-from router.errors import Draining, InvalidRequest, NoTokenizer, QueueFull, RequestError
+from router.access.caller import Caller
+from router.errors import (
+    Draining,
+    InvalidRequest,
+    NoTokenizer,
+    QueueFull,
+    RequestError,
+    UnknownModel,
+)
 from router.request import limits, parameters
 from router.request.answer import Answer
 from router.request.chat_grammar import chat_params
+from router.request.metering import admitted, metered
 from router.request.progress import Observer, Observers, Progress, RequestObserver, recorded
 from router.request.prompt_encoder import PromptEncoder
 from router.request.quota import Quota
@@ -127,10 +136,12 @@ class Pipeline:
             RequestError: The request was refused or failed; `status` is for the client.
         """
         n = parameters.num_samples(request)
-        found = self._find(request.model)
+        caller = request.caller
+        found = self._find(request.model, caller)
         with (
             recorded(self._observer(found, request.model), n, request.timeout) as progresses,
             self._slot(request.num_bytes, n),
+            admitted(caller, n),
         ):
             model = _known(found)
             observer = self._observers.of_model(model.name)
@@ -145,11 +156,10 @@ class Pipeline:
             limits.check_length(len(prompt), request.sampling_params.max_tokens, model)
             params = await self._resolve(request, model, tokenizer)
             stop_texts = await self._stop_texts(request.stop)
-            self.queued_prompt_tokens.take(n * len(prompt))
-            observer.queued(n * len(prompt))
-            for progress in progresses:
-                progress.num_queued_tokens = len(prompt)
-            try:
+            with (
+                self._queued(observer, progresses, len(prompt)),
+                metered(caller, progresses, len(prompt), params.max_tokens, model),
+            ):
                 elapsed = time.monotonic() - progresses[0].started
                 sent = _to_token_request(request, model, prompt, params, elapsed)
                 samples = []
@@ -177,10 +187,23 @@ class Pipeline:
                     else:
                         raise AssertionError(_NO_FINISH)
                 yield last
-            finally:
-                num_queued = sum(progress.num_queued_tokens for progress in progresses)
-                self.queued_prompt_tokens.give_back(num_queued)
-                observer.queued(-num_queued)
+
+    @contextmanager
+    def _queued(
+        self, observer: Observer, progresses: Sequence[Progress], num_prompt_tokens: int
+    ) -> Iterator[None]:
+        """Counts the tokens of a prompt as queued until an engine starts it or the block ends."""
+        num_queued = len(progresses) * num_prompt_tokens
+        self.queued_prompt_tokens.take(num_queued)
+        observer.queued(num_queued)
+        for progress in progresses:
+            progress.num_queued_tokens = num_prompt_tokens
+        try:
+            yield
+        finally:
+            num_queued = sum(progress.num_queued_tokens for progress in progresses)
+            self.queued_prompt_tokens.give_back(num_queued)
+            observer.queued(-num_queued)
 
     async def _deltas(self, sample: "_Sample") -> AsyncGenerator[GenerationDelta, None]:
         """Streams one continuation; its engine is free before the last delta is given out."""
@@ -225,7 +248,12 @@ class Pipeline:
         return delta
 
     async def tokenize(
-        self, model_name: str, prompt: TextPrompt | ChatPrompt, *, num_bytes: int = 0
+        self,
+        model_name: str,
+        prompt: TextPrompt | ChatPrompt,
+        *,
+        num_bytes: int = 0,
+        caller: Caller | None = None,
     ) -> "array[int]":
         """Returns the token IDs that `generate` would start from, at most the model's length.
 
@@ -233,12 +261,13 @@ class Pipeline:
             model_name: The model; empty means the only one served.
             prompt: The prompt to tokenize.
             num_bytes: Size of the request message.
+            caller: Who asks; None if no API keys are needed.
 
         Raises:
             RequestError: As `generate`.
         """
-        with self._slot(num_bytes):
-            model = self._fleet.model_info(model_name)
+        with self._slot(num_bytes), admitted(caller):
+            model = self._model_info(model_name, caller)
             limits.check_prompt(prompt, model, self._bounds.max_prompt_bytes)
             tokenizer = await self._tokenizers.get(model)
             token_ids, _ = await self._encoder.encode(tokenizer, prompt, model)
@@ -248,26 +277,27 @@ class Pipeline:
     async def detokenize(
         self,
         model_name: str,
-        token_ids: Sequence[int],
+        prompt: TokenPrompt,
         *,
         skip_special_tokens: bool,
-        field: str = "token_ids",
         num_bytes: int = 0,
+        caller: Caller | None = None,
     ) -> str:
         """Returns the text of token IDs, at most as many as the model's length.
 
         Args:
             model_name: The model; empty means the only one served.
-            token_ids: The tokens to decode.
+            prompt: The tokens to decode.
             skip_special_tokens: Whether special tokens produce no text.
-            field: What the client calls the tokens, for errors.
             num_bytes: Size of the request message.
+            caller: Who asks; None if no API keys are needed.
 
         Raises:
             RequestError: As `generate`.
         """
-        with self._slot(num_bytes):
-            model = self._fleet.model_info(model_name)
+        with self._slot(num_bytes), admitted(caller):
+            model = self._model_info(model_name, caller)
+            field, token_ids = prompt.field, prompt.token_ids
             if len(token_ids) > model.max_model_len:
                 raise InvalidRequest(
                     f"{field} has {len(token_ids)} entries, outside 0 to {model.max_model_len}",
@@ -331,12 +361,25 @@ class Pipeline:
             if not self._num_under_way:
                 self._idle.set()
 
-    def _find(self, name: str) -> ModelInfo | RequestError:
+    def _find(self, name: str, caller: Caller | None) -> ModelInfo | RequestError:
         """Describes a model, or says why it cannot be had."""
         try:
-            return self._fleet.model_info(name)
+            return self._model_info(name, caller)
         except RequestError as error:
             return error
+
+    def _model_info(self, name: str, caller: Caller | None) -> ModelInfo:
+        if caller is None:
+            return self._fleet.model_info(name)
+        if name:
+            caller.check_model(name)
+        try:
+            model = self._fleet.model_info(name)
+        except UnknownModel:
+            # Its message names all models that are served.
+            raise caller.unknown_model(name) from None
+        caller.check_model(model.name)
+        return model
 
     def _observer(self, found: ModelInfo | RequestError, name: str) -> RequestObserver:
         """Returns whom to tell of a request, which counts with its model if that is served."""
@@ -405,7 +448,11 @@ def _to_token_request(
         prompt_token_ids=prompt,
         sampling_params=params,
         priority=request.priority,
-        cache_salt=request.cache_salt,
+        cache_salt=(
+            request.cache_salt
+            if request.caller is None
+            else request.caller.cache_salt(request.cache_salt)
+        ),
         timeout=None if timeout is None else max(0.0, timeout - elapsed),
         pipeline_seconds=elapsed,
         traceparent=request.traceparent,

@@ -10,6 +10,7 @@ from protos.wire import sampling_params
 from protos.wire.reason import Reason
 from protos.wire.sampling_params import SamplingParams
 from protos.wire.token_ids import add_token_ids, read_token_ids
+from router.access.caller import Caller
 from router.errors import InvalidRequest
 from router.placement.policy import Cost
 from router.request.trace_context import trace_context
@@ -49,7 +50,10 @@ _ENGINE_STATES = {
 
 
 def to_generation_request(
-    request: router_pb2.GenerateRequest, metadata: Metadata, timeout: float | None
+    request: router_pb2.GenerateRequest,
+    metadata: Metadata,
+    timeout: float | None,
+    caller: Caller | None = None,
 ) -> GenerationRequest:
     """Reads a request, with the trace context and the deadline that its call brought along.
 
@@ -72,6 +76,7 @@ def to_generation_request(
         traceparent=traceparent,
         tracestate=tracestate,
         num_bytes=request.ByteSize(),
+        caller=caller,
     )
 
 

@@ -5,12 +5,15 @@ from typing import Protocol
 import grpc
 
 from protos.pagestream.router.v1 import router_pb2, router_pb2_grpc
+from router.access.caller import Caller, until_revoked
+from router.access.keyring import Keyring
 from router.placement.policy import reference_costs
 from router.request.pipeline import Pipeline
 from router.request.slow_readers import READING, SlowReaders
 from router.server import convert
 from router.server.status import errors_to_status
 from router.types.engine_state import EngineSnapshot, ModelSnapshot
+from router.types.prompts import TokenPrompt
 
 SERVICE = router_pb2.DESCRIPTOR.services_by_name["RouterService"].full_name
 
@@ -34,12 +37,20 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         pipeline: Answers them.
         fleet: What the lists are of.
         slow_readers: Ends the answers that are not read; somebody must run it.
+        keyring: The API keys of clients, or None if they need none.
     """
 
-    def __init__(self, pipeline: Pipeline, fleet: Listing, slow_readers: SlowReaders) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        fleet: Listing,
+        slow_readers: SlowReaders,
+        keyring: Keyring | None = None,
+    ) -> None:
         self._pipeline = pipeline
         self._fleet = fleet
         self._slow_readers = slow_readers
+        self._keyring = keyring
 
     async def Generate(
         self,
@@ -49,11 +60,13 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         """Streams the continuation of one prompt; a cancelled call leaves its engine at once."""
         # Not a generator: what waits for the client must wait here, where it can be given up.
         async with errors_to_status(context, "Generate"):
+            metadata = context.invocation_metadata() or ()
+            caller = self._caller(metadata)
             generation = convert.to_generation_request(
-                request, context.invocation_metadata() or (), context.time_remaining()
+                request, metadata, context.time_remaining(), caller
             )
             deltas = self._pipeline.generate(generation)
-            async with self._slow_readers.watch(deltas) as reader:
+            async with until_revoked(caller), self._slow_readers.watch(deltas) as reader:
                 async for delta in deltas:
                     response = convert.to_generate_response(delta)
                     reader.num_ticks = 0
@@ -67,9 +80,10 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
     ) -> router_pb2.TokenizeResponse:
         """Returns the token IDs of a text or a conversation."""
         async with errors_to_status(context, "Tokenize"):
+            caller = self._caller(context.invocation_metadata())
             prompt = convert.to_tokenize_prompt(request)
             token_ids = await self._pipeline.tokenize(
-                request.model, prompt, num_bytes=request.ByteSize()
+                request.model, prompt, num_bytes=request.ByteSize(), caller=caller
             )
             return convert.to_tokenize_response(token_ids)
 
@@ -80,11 +94,13 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
     ) -> router_pb2.DetokenizeResponse:
         """Returns the text of token IDs."""
         async with errors_to_status(context, "Detokenize"):
+            caller = self._caller(context.invocation_metadata())
             text = await self._pipeline.detokenize(
                 request.model,
-                convert.to_token_ids(request),
+                TokenPrompt(token_ids=convert.to_token_ids(request)),
                 skip_special_tokens=request.skip_special_tokens,
                 num_bytes=request.ByteSize(),
+                caller=caller,
             )
             return convert.to_detokenize_response(text)
 
@@ -93,16 +109,29 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         request: router_pb2.ListModelsRequest,
         context: "Context[router_pb2.ListModelsRequest, router_pb2.ListModelsResponse]",
     ) -> router_pb2.ListModelsResponse:
-        """Returns the models that can be asked for."""
+        """Returns the models that the client can ask for."""
         async with errors_to_status(context, "ListModels"):
-            return convert.to_list_models_response(self._fleet.models())
+            caller, models = self._caller(context.invocation_metadata()), self._fleet.models()
+            if caller is not None:
+                models = [model for model in models if caller.may_use(model.info.name)]
+            return convert.to_list_models_response(models)
 
     async def ListEngines(
         self,
         request: router_pb2.ListEnginesRequest,
         context: "Context[router_pb2.ListEnginesRequest, router_pb2.ListEnginesResponse]",
     ) -> router_pb2.ListEnginesResponse:
-        """Returns the engines with their state and load."""
+        """Returns the engines with their state and load, as far as the client may use them."""
         async with errors_to_status(context, "ListEngines"):
-            engines = self._fleet.engines()
+            caller, engines = self._caller(context.invocation_metadata()), self._fleet.engines()
+            if caller is not None:
+                engines = [one for one in engines if caller.may_use(_model_name(one))]
             return convert.to_list_engines_response(engines, reference_costs(engines))
+
+    def _caller(self, metadata: "convert.Metadata | None") -> Caller | None:
+        """Returns who calls, if keys are needed."""
+        return None if self._keyring is None else self._keyring.of_metadata(metadata)
+
+
+def _model_name(engine: EngineSnapshot) -> str:
+    return "" if engine.model is None else engine.model.name

@@ -7,6 +7,7 @@ from prometheus_client import Counter, Gauge
 
 from router.engines.fleet import FleetStatistics
 from router.server.fleet_metrics import NO_MODEL, FleetCollector
+from router.server.key_metrics import KeyCollector
 from router.server.model_metrics import ModelMetrics, RequestFamilies, RequestMetrics
 from router.text.template_process import END_CAUSES
 from router.types.engine_state import EngineSnapshot
@@ -27,12 +28,19 @@ class ResourceUsage:
 
 
 class RouterMetrics:
-    """Hears of requests from pipeline and dispatcher, and keeps the series in a registry."""
+    """Hears of requests from pipeline and dispatcher, and keeps the series in a registry.
+
+    Attributes:
+        registry: Has all series.
+        keys: Makes those about API keys, of the keyring that it is given.
+    """
 
     def __init__(self) -> None:
         self.registry = new_registry()
         self._fleet = FleetCollector(_PREFIX)
         self.registry.register(self._fleet)
+        self.keys = KeyCollector(_PREFIX)
+        self.registry.register(self.keys)
         self._families = RequestFamilies(_PREFIX, self.registry)
         self._models: dict[str, ModelMetrics] = {}
         self._unserved = RequestMetrics(self._families, NO_MODEL)

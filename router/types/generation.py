@@ -11,6 +11,8 @@ from router.types.prompts import Prompt
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from router.access.caller import Caller
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
@@ -38,6 +40,8 @@ class GenerationRequest:
     tracestate: str = ""
     num_bytes: int = 0
     """Size of the request message, which stays in memory until the request ends."""
+    caller: "Caller | None" = None
+    """Who asks; None if no API keys are needed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,10 +2,13 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from prometheus_client import CollectorRegistry
 
+from router.access.caller import Caller
+from router.access.keys_file import Key
 from router.server.metrics import ResourceUsage, RouterMetrics
 from router.workers.worker_metrics import WorkerMetrics
 from tests.fakes.fake_fleet import FakeFleet
@@ -17,6 +20,8 @@ PREFIX = "pagestream_router_"
 
 def router_registry() -> CollectorRegistry:
     metrics = RouterMetrics()
+    caller = Caller(Key(name="a", sha256="0" * 64), b"secret")
+    metrics.keys.keyring = SimpleNamespace(num_failures=0, callers=[caller])
     metrics.update(FakeFleet().engines(), STATISTICS, ResourceUsage())
     return metrics.registry
 

@@ -247,6 +247,7 @@ def test_help_gives_each_option_its_default_and_variable(option, capsys):
         "engine_tls_name": "default: the host of the engine's address",
         "allow_special_tokens_in_content": "default: off",
         "http_port": "default: none: gRPC only",
+        "api_keys_file": "default: clients need none",
     }.get(option) or f"default: {getattr(RouterConfig(), option)}"
     name = option.replace("_", "-")
     usage = f", --no-{name}" if shown == "default: off" else " VALUE"

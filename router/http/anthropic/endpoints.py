@@ -13,6 +13,7 @@ from router.http.anthropic.request import DisabledThinking, MessagesRequest, Pro
 from router.http.anthropic.writer import MessageWriter
 from router.http.body import parse_body, read_body
 from router.http.models import Endpoint
+from router.http.outlet import outlet_of
 from router.http.request_id import request_id
 from router.http.sampling import json_schema_grammar
 from router.http.service import Service
@@ -40,7 +41,10 @@ def anthropic_endpoints(service: Service) -> dict[str, Endpoint]:
         body = await read_body(request, service.max_body_bytes, pipeline.request_bytes)
         fields = parse_body(PromptFields, body)
         token_ids = await pipeline.tokenize(
-            fields.model, to_chat_prompt(fields), num_bytes=len(body)
+            fields.model,
+            to_chat_prompt(fields),
+            num_bytes=len(body),
+            caller=outlet_of(request.scope).caller,
         )
         return JSONResponse({"input_tokens": len(token_ids)})
 
@@ -76,6 +80,7 @@ def to_generation_request(
         traceparent=traceparent,
         tracestate=tracestate,
         num_bytes=num_bytes,
+        caller=outlet_of(request.scope).caller,
     )
 
 

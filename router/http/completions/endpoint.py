@@ -14,6 +14,7 @@ from starlette.responses import Response
 from protos.wire.limits import MAX_SAMPLES
 from protos.wire.reason import Reason
 from protos.wire.sampling_params import SamplingParams
+from router.access.caller import Caller
 from router.errors import InvalidRequest
 from router.http.answers import Deltas, EventStream, read_answer
 from router.http.body import parse_body, read_body
@@ -147,7 +148,10 @@ def completion_endpoints(service: Service) -> dict[str, Endpoint]:
             _check_repetition(prompts, fields.num_choices)
         if fields.echo:
             async with outlet_of(request.scope).until_client_leaves():
-                texts = [await _echo(pipeline, fields.model, one, len(body)) for one in prompts]
+                caller = outlet_of(request.scope).caller
+                texts = [
+                    await _echo(pipeline, fields.model, one, len(body), caller) for one in prompts
+                ]
         first = fields.generation(
             request, prompts[0], fields.completion_params(), len(body) // len(prompts)
         )
@@ -163,17 +167,21 @@ def completion_endpoints(service: Service) -> dict[str, Endpoint]:
 
 
 async def _echo(
-    pipeline: Pipeline, model: str, prompt: TextPrompt | TokenPrompt, num_bytes: int
+    pipeline: Pipeline,
+    model: str,
+    prompt: TextPrompt | TokenPrompt,
+    num_bytes: int,
+    caller: Caller | None,
 ) -> str:
     """Returns the text of a prompt."""
     if isinstance(prompt, TextPrompt):
         return prompt.text
     return await pipeline.detokenize(
         model,
-        prompt.token_ids,
+        prompt,
         skip_special_tokens=False,
-        field=prompt.field,
         num_bytes=num_bytes,
+        caller=caller,
     )
 
 

@@ -151,7 +151,7 @@ SERVICES = (
     engine_config.SchedulerOptions,
     engine_config.ServerOptions,
 )
-OF_SERVE = {"engines", "engines_file", "engine_dns", "discovery_interval"}
+OF_SERVE = {"engines", "engines_file", "engine_dns", "discovery_interval", "api_keys_file"}
 # Serve asks the router without a certificate of its own, and its engines without TLS.
 OF_SERVE |= {"engine_tls_ca", "engine_tls_cert", "engine_tls_key", "engine_tls_name"}
 OF_SERVE |= {"tls_client_ca", "tls_client_names"}

@@ -31,6 +31,7 @@ async def opening(  # noqa: PLR0913
     slow_readers=None,
     silence_seconds=15.0,
     tls=None,
+    keyring=None,
 ):
     """Yields a door in front of a pipeline to `fleet`, the pipeline and the port."""
     with TokenizerPool(fleet.fetch_tokenizer, 1) as tokenizers:
@@ -50,6 +51,7 @@ async def opening(  # noqa: PLR0913
             models=fleet.models,
             slow_readers=slow_readers or SlowReaders(60.0),
             max_body_bytes=MAX_BODY_BYTES,
+            keyring=keyring,
             keep_alive=KeepAlive(silence_seconds),
         )
         door = HttpDoor(service, max_concurrent_requests, tls)

@@ -83,7 +83,7 @@ async def test_bytes_of_requests_are_bounded_until_they_end(pipeline, fleet):
     for refused in (
         collect(pipeline, request(num_bytes=501)),
         pipeline.tokenize("", TEXT, num_bytes=501),
-        pipeline.detokenize("", [1], skip_special_tokens=True, num_bytes=501),
+        pipeline.detokenize("", tokens(1), skip_special_tokens=True, num_bytes=501),
     ):
         with pytest.raises(QueueFull, match=message):
             await refused
@@ -104,7 +104,7 @@ async def test_draining_refuses_the_new_and_waits_for_the_old(pipeline, fleet):
     for refused in (
         collect(pipeline, request()),
         pipeline.tokenize("", TEXT),
-        pipeline.detokenize("", [1], skip_special_tokens=True),
+        pipeline.detokenize("", tokens(1), skip_special_tokens=True),
     ):
         with pytest.raises(Draining):
             await refused

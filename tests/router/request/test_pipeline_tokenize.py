@@ -19,7 +19,7 @@ from router.text.tokenizer_pool import TokenizerPool
 from router.types.prompts import TextPrompt
 from tests.fakes import small_tokenizer
 from tests.fakes.fake_fleet import model_info
-from tests.router.pipelines import BOUNDS, END, TEXT, TOKENIZER, chat, collect, request
+from tests.router.pipelines import BOUNDS, END, TEXT, TOKENIZER, chat, collect, request, tokens
 
 LARGE = Bounds(
     max_concurrent_requests=2,
@@ -42,8 +42,8 @@ async def test_tokenize_gives_what_generate_starts_from(pipeline, fleet):
 async def test_detokenize_keeps_special_tokens_unless_told_not_to(pipeline):
     token_ids = [END, *TOKENIZER.encode_text("é😀")]
 
-    kept = await pipeline.detokenize("", token_ids, skip_special_tokens=False)
-    skipped = await pipeline.detokenize("", token_ids, skip_special_tokens=True)
+    kept = await pipeline.detokenize("", tokens(*token_ids), skip_special_tokens=False)
+    skipped = await pipeline.detokenize("", tokens(*token_ids), skip_special_tokens=True)
 
     assert (kept, skipped) == (f"{small_tokenizer.END}é😀", "é😀")
 
@@ -57,7 +57,7 @@ async def test_detokenize_keeps_special_tokens_unless_told_not_to(pipeline):
 )
 async def test_detokenize_refuses_what_no_model_said(pipeline, token_ids, reason, message):
     with pytest.raises(InvalidRequest, match=message) as caught:
-        await pipeline.detokenize("", token_ids, skip_special_tokens=True)
+        await pipeline.detokenize("", tokens(*token_ids), skip_special_tokens=True)
 
     assert caught.value.status.reason == reason
     assert caught.value.status.metadata["value"] in message
@@ -71,8 +71,9 @@ async def test_tokenize_refuses_what_generate_would(pipeline):
 async def test_errors_name_a_prompt_as_its_client_does(pipeline):
     with pytest.raises(RequestError, match=r"^prompt\[2\] is empty"):
         await pipeline.tokenize("", TextPrompt(text="", field="prompt[2]"))
+    prompt = replace(tokens(600), field="tokens")
     with pytest.raises(RequestError, match=r"^tokens\[0\] is 600"):
-        await pipeline.detokenize("", [600], skip_special_tokens=True, field="tokens")
+        await pipeline.detokenize("", prompt, skip_special_tokens=True)
 
 
 async def test_names_are_those_of_the_vocabulary(pipeline):

@@ -14,6 +14,7 @@ from router.errors import EngineError, NoEngine
 from router.request.pipeline import Bounds, Pipeline
 from router.request.slow_readers import SlowReaders
 from router.server.grpc_server import RouterServicer
+from router.server.key_check import KeyCheck
 from router.server.metrics import RouterMetrics
 from router.text.tokenizer import Tokenizer
 from router.text.tokenizer_pool import TokenizerPool
@@ -35,15 +36,17 @@ ADMITTED = Admitted(engine=ENGINE, num_cached_tokens=16, seed=7)
 
 
 @asynccontextmanager
-async def serving(
+async def serving(  # noqa: PLR0913
     fleet,
     *,
     max_concurrent_requests=8,
     max_queued_prompt_tokens=200,
     slow_readers=None,
     client_options=(),
+    keyring=None,
 ):
-    server = grpc.aio.server(options=channel.server_options())
+    checks = [] if keyring is None else [KeyCheck(keyring)]
+    server = grpc.aio.server(options=channel.server_options(), interceptors=checks)
     with TokenizerPool(fleet.fetch_tokenizer, 1) as tokenizers:
         pipeline = Pipeline(
             fleet,
@@ -56,7 +59,7 @@ async def serving(
                 max_queued_prompt_tokens=max_queued_prompt_tokens,
             ),
         )
-        servicer = RouterServicer(pipeline, fleet, slow_readers or SlowReaders(60.0))
+        servicer = RouterServicer(pipeline, fleet, slow_readers or SlowReaders(60.0), keyring)
         router_pb2_grpc.add_RouterServiceServicer_to_server(servicer, server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()

@@ -1,0 +1,1 @@
+"""`pagestream keys`: makes, lists and revokes the API keys of a router."""

@@ -1,0 +1,1 @@
+"""Who may ask for what: API keys, their file, and the limits of each."""
