@@ -90,6 +90,8 @@ async def test_chat_on_a_terminal(tmp_path):
         await terminal.expect("> ")
         terminal.type(CTRL_C)
         await terminal.expect("/quit or Ctrl-D ends the chat")
+        # Before that, the terminal itself would take the key, and the line editor would not see it.
+        await terminal.expect("> ")
         terminal.type(CTRL_D)
         assert await terminal.exit_code() == 0
     history = tmp_path / ".pagestream_history"

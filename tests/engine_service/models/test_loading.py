@@ -262,6 +262,7 @@ def test_weights_beyond_the_range_of_the_model_s_dtype_are_named(folder, dtype, 
 def test_files_are_compared_with_the_config_before_anything_is_allocated(folder):
     checkpoint = resolve_checkpoint(str(folder))
     values = checkpoint.read_config() | {"hidden_size": 1 << 18, "num_hidden_layers": 512}
+    values["layer_types"] = None
 
     with pytest.raises(StartupError, match=r"has shape \[300, 64\], but config\.json requires"):
         check_weights(parse_config(values), checkpoint)
