@@ -32,8 +32,8 @@ class Bucket:
     def level(self) -> float:
         """What may be taken now; below 0 if more was used than had been taken."""
         now = self._clock()
-        flown = (now - self._time) * self.per_minute / _MINUTE
-        self._level = min(float(self.per_minute), self._level + flown)
+        level = self._level + (now - self._time) * self.per_minute / _MINUTE
+        self._level = level if level < self.per_minute else float(self.per_minute)
         self._time = now
         return self._level
 
@@ -46,6 +46,13 @@ class Bucket:
     def seconds_until(self, amount: float) -> float:
         """Returns the seconds until an amount, which is no more than it holds, may be taken."""
         return max(0.0, (amount - self.level) * _MINUTE / self.per_minute)
+
+    def take(self, amount: int) -> bool:
+        """Takes an amount if there is that much; returns whether it did."""
+        if amount > self.level:
+            return False
+        self._level -= amount
+        return True
 
     def add(self, amount: float) -> None:
         """Gives an amount back, or takes it if it is below 0, whatever there is."""

@@ -70,8 +70,8 @@ class Limits:
         if most is not None and self.num_in_progress + num_requests > most:
             now = f"{self.num_in_progress} requests are in progress, with {num_requests} more"
             raise self._refusal("max-concurrent-requests", now, most, _RETRY_SECONDS)
-        if self._tokens is not None and (seconds := self._tokens.seconds_until(1.0)):
-            text = "all tokens of this minute are used, which is"
+        if self._tokens is not None and self._tokens.level < 1.0:
+            text, seconds = "all tokens of this minute are used of", self._tokens.seconds_until(1.0)
             raise self._refusal("tokens-per-minute", text, self._tokens.per_minute, seconds)
         if self._requests is not None:
             self._take(self._requests, num_requests, "requests")
@@ -111,8 +111,7 @@ class Limits:
             self._tokens.add(num_reserved - num_prompt_tokens - num_generated_tokens)
 
     def _take(self, bucket: Bucket, amount: int, what: str) -> None:
-        if amount <= bucket.level:
-            bucket.add(-amount)
+        if bucket.take(amount):
             return
         # What the bucket never holds is never there; no time to wait helps.
         can_wait = amount <= bucket.per_minute

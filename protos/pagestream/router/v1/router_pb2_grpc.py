@@ -39,6 +39,13 @@ class RouterServiceStub(object):
     default in proto3; at most 1,024 fields may be unknown, given again or not
     packed. gRPC itself refuses a message larger than all bounds together as
     RESOURCE_EXHAUSTED, also if only its decompressed size is.
+
+    A router that has API keys wants one with each call, as metadata
+    authorization: Bearer KEY. UNAUTHENTICATED (UNAUTHENTICATED): there is none,
+    it is not known, or it was revoked during the call. PERMISSION_DENIED
+    (PERMISSION_DENIED): the request's priority is above the key's.
+    RESOURCE_EXHAUSTED (RATE_LIMITED with RetryInfo): the key has had all that it
+    may have now.
     """
 
     def __init__(self, channel):
@@ -88,6 +95,13 @@ class RouterServiceServicer(object):
     default in proto3; at most 1,024 fields may be unknown, given again or not
     packed. gRPC itself refuses a message larger than all bounds together as
     RESOURCE_EXHAUSTED, also if only its decompressed size is.
+
+    A router that has API keys wants one with each call, as metadata
+    authorization: Bearer KEY. UNAUTHENTICATED (UNAUTHENTICATED): there is none,
+    it is not known, or it was revoked during the call. PERMISSION_DENIED
+    (PERMISSION_DENIED): the request's priority is above the key's.
+    RESOURCE_EXHAUSTED (RATE_LIMITED with RetryInfo): the key has had all that it
+    may have now.
     """
 
     def Generate(self, request, context):
@@ -192,6 +206,13 @@ class RouterService(object):
     default in proto3; at most 1,024 fields may be unknown, given again or not
     packed. gRPC itself refuses a message larger than all bounds together as
     RESOURCE_EXHAUSTED, also if only its decompressed size is.
+
+    A router that has API keys wants one with each call, as metadata
+    authorization: Bearer KEY. UNAUTHENTICATED (UNAUTHENTICATED): there is none,
+    it is not known, or it was revoked during the call. PERMISSION_DENIED
+    (PERMISSION_DENIED): the request's priority is above the key's.
+    RESOURCE_EXHAUSTED (RATE_LIMITED with RetryInfo): the key has had all that it
+    may have now.
     """
 
     @staticmethod

@@ -82,7 +82,7 @@ def with_value(path, value):
 def check(body):
     """Does all that is done before tokenization."""
     fields = parse_body(MessagesRequest, json.dumps(body).encode())
-    outlet = SimpleNamespace(request_id="1")
+    outlet = SimpleNamespace(caller=None, request_id="1")
     http = Request({"type": "http", "headers": [], "extensions": {"pagestream.outlet": outlet}})
     generation = to_generation_request(fields, http, 1)
     check_request(generation, MODEL, 10_000)
