@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import grpc
 
+from pagestream.chat.interruption import Interruption
 from pagestream.errors import CommandFailed
 from pagestream.router_client import channel_options, describe
 from protos.pagestream.router.v1 import router_pb2, router_pb2_grpc
@@ -22,10 +23,12 @@ class Answer:
     Attributes:
         finish: Why it ended, a `router_pb2.FinishReason`; unspecified if it did not end.
         num_first_tokens: Tokens that came at once with the first one.
+        is_interrupted: Whether Ctrl-C ended it.
     """
 
     texts: list[str] = field(default_factory=list)
     reasonings: list[str] = field(default_factory=list)
+    is_interrupted: bool = False
     finish: int = router_pb2.FINISH_REASON_UNSPECIFIED
     num_tokens: int = 0
     num_first_tokens: int = 0
@@ -97,7 +100,10 @@ class Router:
     def ask(
         self, request: router_pb2.GenerateRequest, answer: Answer
     ) -> Generator[router_pb2.GenerateResponse, None, None]:
-        """Yields what is new, which is also added to `answer`; leaving early ends the request.
+        """Yields what is new, which is also added to `answer`.
+
+        Leaving early ends the request, and so does Ctrl-C, which is no error. Must be called in the
+        main thread.
 
         Raises:
             CommandFailed: The request failed; what came before is in `answer`.
@@ -105,17 +111,23 @@ class Router:
         started = time.monotonic()
         call = self._stub.Generate(request, timeout=self._answer_seconds)
         num_characters = 0
-        try:
-            for response in call:
-                _add(answer, response, time.monotonic() - started)
-                num_characters += len(response.text) + len(response.reasoning_text)
-                if num_characters > _MAX_CHARACTERS:
-                    raise CommandFailed(f"the answer is longer than {_MAX_CHARACTERS} characters")
-                yield response
-        except grpc.RpcError as error:
-            raise self._failure(error) from None
-        finally:
-            call.cancel()
+        with Interruption(call.cancel) as interruption:
+            try:
+                for response in call:
+                    _add(answer, response, time.monotonic() - started)
+                    num_characters += len(response.text) + len(response.reasoning_text)
+                    if num_characters > _MAX_CHARACTERS:
+                        raise CommandFailed(
+                            f"the answer is longer than {_MAX_CHARACTERS} characters"
+                        )
+                    yield response
+            except grpc.RpcError as error:
+                if not interruption.has_come:
+                    raise self._failure(error) from None
+                answer.is_interrupted = True
+                return
+            finally:
+                call.cancel()
         if answer.finish == router_pb2.FINISH_REASON_UNSPECIFIED:
             raise CommandFailed(f"{self._address}: the answer ended without a reason")
 

@@ -1,5 +1,6 @@
 """A chat of one message that comes by a pipe: only the answer is printed."""
 
+import signal
 import sys
 
 from pagestream.chat.answer import Answer, Router
@@ -8,6 +9,7 @@ from pagestream.chat.options import ChatConfig
 from pagestream.errors import CommandFailed
 from pagestream.visible import visible
 from protos.wire.limits import MAX_PROMPT_BYTES
+from servicekit.process import exit_code_of
 
 
 def run(config: ChatConfig) -> int:
@@ -30,7 +32,7 @@ def run(config: ChatConfig) -> int:
             if answer.texts and not answer.texts[-1].endswith("\n"):
                 sys.stdout.write("\n")
                 sys.stdout.flush()
-    return 0
+    return exit_code_of(signal.SIGINT) if answer.is_interrupted else 0
 
 
 def _message() -> str:

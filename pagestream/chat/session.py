@@ -91,8 +91,8 @@ class _Session:
                 for response in responses:
                     printer.show(response.text, response.reasoning_text)
             note = answer.summary
-        except KeyboardInterrupt:
-            note = f"interrupted: {answer.summary}"
+            if answer.is_interrupted:
+                note = f"interrupted: {note}"
         except CommandFailed as error:
             printer.end_answer()
             printer.error(error.message)

@@ -12,11 +12,12 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 _READ_BYTES = 65_536
-_TAKE_TERMINAL = """import fcntl, os, sys, termios
+_TAKE_TERMINAL = """import fcntl, os, signal, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 os.execvp(sys.argv[1], sys.argv[1:])
 """
-"""Lets Ctrl-C at the terminal reach the command."""
+"""Lets Ctrl-C at the terminal reach the command, also if whoever runs the tests ignores it."""
 _WAIT_SECONDS = 30.0
 
 
@@ -62,6 +63,23 @@ class Terminal:
         between = self.output[self._position : found]
         self._position = found + len(text)
         return between
+
+    async def interrupt_until(self, text: str) -> None:
+        """Types Ctrl-C, as often as it takes until the text appears.
+
+        `input` overlooks a signal that comes just before it begins to wait for keys.
+
+        Raises:
+            TimeoutError: It did not come.
+        """
+        async with asyncio.timeout(_WAIT_SECONDS):
+            while text not in self.output[self._position :]:
+                self.type("\x03")
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(1.0):
+                        self._changed.clear()
+                        await self._changed.wait()
+        await self.expect(text)
 
     async def exit_code(self) -> int:
         """Waits for the end of the command."""

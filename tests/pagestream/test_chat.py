@@ -88,8 +88,7 @@ async def test_chat_on_a_terminal(tmp_path):
         assert "fail" not in prompt
 
         await terminal.expect("> ")
-        terminal.type(CTRL_C)
-        await terminal.expect("/quit or Ctrl-D ends the chat")
+        await terminal.interrupt_until("/quit or Ctrl-D ends the chat")
         # Before that, the terminal itself would take the key, and the line editor would not see it.
         await terminal.expect("> ")
         terminal.type(CTRL_D)
