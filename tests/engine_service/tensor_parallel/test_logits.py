@@ -26,6 +26,17 @@ SHAPES = {
     "ranks share a head, odd vocabulary": Shape(
         num_heads=8, num_kv_heads=2, head_dim=16, is_tied=True, vocab_size=301
     ),
+    "Llama": Shape(
+        family="Llama", num_heads=4, num_kv_heads=2, head_dim=16, is_tied=False, rope=LLAMA3_ROPE
+    ),
+    "a window": Shape(
+        family="Mistral",
+        num_heads=4,
+        num_kv_heads=4,
+        head_dim=16,
+        is_tied=False,
+        fields={"sliding_window": 9},
+    ),
     "norms behind the sums": Shape(
         family="Gemma3",
         num_heads=4,
