@@ -1,6 +1,5 @@
 """One request through the router: checks, bounds, tokens, and text on the way back."""
 
-import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -9,14 +8,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from protos.wire.reason import Reason
 from protos.wire.sampling_params import SamplingParams, with_defaults
 from router.access.caller import Caller
 from router.errors import (
-    Draining,
     InvalidRequest,
     NoTokenizer,
-    QueueFull,
     RequestError,
     UnknownModel,
 )
@@ -28,6 +24,7 @@ from router.request.progress import Observer, Observers, Progress, RequestObserv
 from router.request.prompt_encoder import PromptEncoder
 from router.request.quota import Quota
 from router.request.samples import merged
+from router.request.slots import Slots
 from router.text.stop_texts import StopSearch, StopTexts
 from router.text.tokenizer import Tokenizer
 from router.text.tokenizer_pool import TokenizerPool
@@ -117,10 +114,7 @@ class Pipeline:
         self.queued_prompt_tokens = Quota(
             "max_queued_prompt_tokens", bounds.max_queued_prompt_tokens, "queued prompt tokens"
         )
-        self._num_under_way = 0
-        self._is_draining = False
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._slots = Slots(bounds.max_concurrent_requests, self.request_bytes)
 
     @property
     def max_requests(self) -> int:
@@ -140,7 +134,7 @@ class Pipeline:
         found = self._find(request.model, caller)
         with (
             recorded(self._observer(found, request.model), n, request.timeout) as progresses,
-            self._slot(request.num_bytes, n),
+            self._slots.taken(request.num_bytes, n),
             admitted(caller, n),
         ):
             model = _known(found)
@@ -266,7 +260,7 @@ class Pipeline:
         Raises:
             RequestError: As `generate`.
         """
-        with self._slot(num_bytes), admitted(caller):
+        with self._slots.taken(num_bytes), admitted(caller):
             model = self._model_info(model_name, caller)
             limits.check_prompt(prompt, model, self._bounds.max_prompt_bytes)
             tokenizer = await self._tokenizers.get(model)
@@ -295,7 +289,7 @@ class Pipeline:
         Raises:
             RequestError: As `generate`.
         """
-        with self._slot(num_bytes), admitted(caller):
+        with self._slots.taken(num_bytes), admitted(caller):
             model = self._model_info(model_name, caller)
             field, token_ids = prompt.field, prompt.token_ids
             if len(token_ids) > model.max_model_len:
@@ -319,47 +313,17 @@ class Pipeline:
         Raises:
             RequestError: As `generate`.
         """
-        with self._slot(0):
+        with self._slots.taken(0):
             tokenizer = await self._tokenizers.get(self._fleet.model_info(model_name))
             return await self._tokenizers.run(tokenizer.names, token_ids)
 
     def drain(self) -> None:
         """Refuses all new requests from now on."""
-        self._is_draining = True
+        self._slots.drain()
 
     async def wait_idle(self) -> None:
         """Waits until no request is in progress."""
-        await self._idle.wait()
-
-    @contextmanager
-    def _slot(self, num_bytes: int, num_requests: int = 1) -> Iterator[None]:
-        if self._is_draining:
-            raise Draining("the router is shutting down; send the request to another router")
-        bound = self._bounds.max_concurrent_requests
-        if num_requests > bound:
-            raise limits.outside(
-                "n",
-                num_requests,
-                f"1 to max_concurrent_requests {bound}",
-                Reason.BAD_SAMPLING_PARAMS,
-            )
-        if self._num_under_way + num_requests > bound:
-            raise QueueFull(
-                f"{self._num_under_way} requests are in progress, with {num_requests} more over "
-                f"max_concurrent_requests {bound}",
-                {"max_concurrent_requests": str(bound)},
-                retry_after=1.0,
-            )
-        self.request_bytes.take(num_bytes)
-        self._num_under_way += num_requests
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            self.request_bytes.give_back(num_bytes)
-            self._num_under_way -= num_requests
-            if not self._num_under_way:
-                self._idle.set()
+        await self._slots.wait_idle()
 
     def _find(self, name: str, caller: Caller | None) -> ModelInfo | RequestError:
         """Describes a model, or says why it cannot be had."""
