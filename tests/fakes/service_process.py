@@ -87,6 +87,15 @@ def fake_engine(port: int, log_path: Path, *options: str) -> ServiceProcess:
     return ServiceProcess(arguments, port, log_path)
 
 
+def with_few_files(max_files: int) -> tuple[str, ...]:
+    """Returns what to begin a command with that shall hold few files: half may be raised to all.
+
+    A function run after the fork could not: where threads of gRPC run, the child may die of it.
+    """
+    limit = f"ulimit -S -n {max_files // 2} && ulimit -H -n {max_files}"
+    return ("sh", "-c", f'{limit} && exec "$@"', "sh")
+
+
 def free_ports(count: int) -> list[int]:
     """Returns ports that nothing listens on; no other worker of pytest gets them."""
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))

@@ -157,14 +157,13 @@ def test_entry_that_cannot_be_formatted_ends_nothing(logger, capfd):
     assert [line.rpartition(" ")[2] for line in lines()] == ["next"]
 
 
-def run(script, **options):
+def run(script, *prefix):
     done = subprocess.run(
-        [sys.executable, "-c", f"from servicekit.log import *\n{script}"],
+        [*prefix, sys.executable, "-c", f"from servicekit.log import *\n{script}"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=60,
-        **options,
     )
     return done.returncode, done.stderr.splitlines()
 
@@ -214,7 +213,7 @@ def test_process_without_standard_error_writes_nowhere():
         "file = os.open('/dev/null', os.O_RDONLY)\n"
         "logging.error('lost')\n"
         "sys.exit(3 if file == 2 else 4)\n",
-        preexec_fn=lambda: os.close(2),
+        *("sh", "-c", 'exec "$@" 2>&-', "sh"),
     )
     assert code == 3
     assert lines == []

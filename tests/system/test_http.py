@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import re
-import resource
 import signal
 import socket
 import sys
@@ -14,15 +13,12 @@ from pathlib import Path
 import httpx
 
 from tests.fakes.fake_engine import FakeEngine, FakeEngineConfig
+from tests.fakes.service_process import with_few_files
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT = 20.0
+TIMEOUT = 60.0
 MAX_FILES = 64
 SLOW = FakeEngineConfig(decode_step_seconds=0.05)
-
-
-def allow_few_files():
-    resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_FILES // 2, MAX_FILES))
 
 
 class Router:
@@ -37,7 +33,8 @@ class Router:
 
     async def until_logged(self, pattern):
         async with asyncio.timeout(TIMEOUT):
-            while not (found := re.search(pattern, self.log)):  # noqa: ASYNC110
+            while not (found := re.search(pattern, self.log)):
+                assert self.process.returncode is None, self.log
                 await asyncio.sleep(0.05)
         return found
 
@@ -55,15 +52,14 @@ class Router:
 
 
 @asynccontextmanager
-async def routing(folder, engine, *options, preexec_fn=None):
+async def routing(folder, engine, *options, prefix=()):
     log_path = folder / "log"
     with log_path.open("wb") as log:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tests.fakes.plain_router", "--engines", engine),
+            *(*prefix, sys.executable, "-m", "tests.fakes.plain_router", "--engines", engine),
             *("--port", "0", "--operations-port", "0", "--http-port", "0", *options),
             cwd=ROOT,
             stderr=log,
-            preexec_fn=preexec_fn,
         )
     router = Router(process, log_path)
     try:
@@ -127,7 +123,8 @@ async def test_second_signal_ends_the_router_whatever_streams(tmp_path):
 
 
 async def test_router_without_file_descriptors_answers_who_sends_a_request(tmp_path):
-    async with routing(tmp_path, "127.0.0.1:1", preexec_fn=allow_few_files) as router:
+    few_files = with_few_files(MAX_FILES)
+    async with routing(tmp_path, "127.0.0.1:1", prefix=few_files) as router:
         with contextlib.ExitStack() as held:
             for _ in range(2 * MAX_FILES):
                 held.enter_context(socket.create_connection(("127.0.0.1", router.port), 10))

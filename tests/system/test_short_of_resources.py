@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import resource
 import signal
 import socket
 import sys
@@ -13,16 +12,13 @@ from grpc_health.v1 import health_pb2
 from protos.pagestream.router.v1 import router_pb2 as pb
 from tests.engine_service.process_harness import wait_gone
 from tests.fakes.fake_engine import FakeEngine, FakeEngineConfig
+from tests.fakes.service_process import with_few_files
 from tests.system.test_router import ROOT, Router, refusal, routing
 
 Status = health_pb2.HealthCheckResponse
 MAX_FILES = 64
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 ENTRY = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ \S+ |  |[EWI]\d{4} ")
-
-
-def allow_few_files():
-    resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_FILES // 2, MAX_FILES))
 
 
 def requests(number):
@@ -37,11 +33,11 @@ async def test_router_without_file_descriptors_is_live_says_little_and_recovers(
     log_path = tmp_path / "log"
     with log_path.open("wb") as log:
         process = await asyncio.create_subprocess_exec(
+            *with_few_files(MAX_FILES),
             *(sys.executable, "-m", "router", "--engines", "127.0.0.1:1"),
             *("--port", "0", "--operations-port", "0"),
             cwd=ROOT,
             stderr=log,
-            preexec_fn=allow_few_files,
         )
     held = []
     try:
