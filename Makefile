@@ -11,13 +11,16 @@ SYSTEM_PYTHON := $(shell command -v python3)
 # A tool of the environment, not of the machine.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo eval test check audit gen lock slow soak clients tokenizers gpu bench release-contract setup clean
+.PHONY: demo eval guide test check audit gen lock slow soak clients tokenizers gpu bench release-contract setup clean
 
 demo: $(VENV)/.ready ## Serves 60 chats through a router and two engines; MODEL=<folder or hub ID>, or random; TP=<ranks of each>.
 	$(PYTHON) -m examples.demo $(if $(MODEL),--model "$(MODEL)") $(if $(TP),--tensor-parallel-size "$(TP)")
 
 eval: $(VENV)/.ready ## Asks the demo model 1,000 held-out questions, through Pagestream and transformers.
 	$(PYTHON) -m demo_model.evaluate
+
+guide: $(VENV)/.ready ## Runs the guide's steps and writes what they print into its pages.
+	$(PYTHON) -m examples.guide
 
 # Two workers share the files of tests, in their order: the long ones are not among the last.
 # Services spend much time waiting, so two files of them run at a time; those of engines with a
