@@ -61,4 +61,4 @@ def figure(label: str, value: object) -> None:
 
 def bar(label: str, value: float, largest: float, text: str) -> None:
     """Prints a value as a bar, of 30 characters for the largest one."""
-    print(f"{label:>15} {text:>18} {'█' * max(1, round(30 * value / largest))}")
+    print(f"{label:>15} {text:<18} {'█' * max(1, round(30 * value / largest))}")
