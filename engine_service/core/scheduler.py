@@ -62,6 +62,9 @@ class Scheduler:
     flight. The next row of a sequence may compute a token that only the ranks know. Its plan
     assumes one token from the row before it; see `StepResult` for the consequences. A slot or
     block that a step in flight uses is reassigned only after that step is collected.
+
+    If all layers of a model have a window, blocks that fell out of it are given back while their
+    sequence runs. They stay findable until they are reused.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Scheduler:
             options.max_num_seqs, info.max_num_seqs, options.max_num_batched_tokens
         )
         self._block_size = info.block_size
+        self._window = info.window
 
         self._sequences: dict[int, Sequence] = {}
         self._waiting = SequenceQueue()
@@ -155,6 +159,8 @@ class Scheduler:
             self._schedule_waiting(builder, budget)
         if not builder.sequences:
             return None
+        if self._window:
+            self._release_passed_blocks(builder.sequences)
         plan = builder.build()
         self._in_flight.append((plan, builder))
         self._next_step_id += 1
@@ -476,6 +482,9 @@ class Scheduler:
             return
         if not self.pool.is_live(sequence.chain_parent):
             # The parent was another sequence's equal block, now gone. Use our own instead.
+            if sequence.num_passed_blocks:
+                sequence.chain_parent = None
+                return
             sequence.forget_registered()
         sequence.extend_block_hashes(self._block_size)
         size = self._block_size
@@ -531,9 +540,17 @@ class Scheduler:
 
     def _release(self, sequence: Sequence) -> None:
         """Gives back slot and blocks, at once or when the last step that uses them is done."""
-        self._slots.release(sequence.last_step_id, sequence.slot, sequence.block_table)
+        owned_blocks = sequence.block_table[sequence.num_passed_blocks :]
+        self._slots.release(sequence.last_step_id, sequence.slot, owned_blocks)
         sequence.slot = NO_SLOT
         sequence.block_table = []
+        sequence.num_passed_blocks = 0
+
+    def _release_passed_blocks(self, sequences: list[Sequence]) -> None:
+        """Gives back the blocks that only the step being planned, or those before it, may read."""
+        for sequence in sequences:
+            if block_ids := sequence.pass_blocks(self._window, self._block_size):
+                self._slots.release(sequence.last_step_id, None, block_ids)
 
     def _enqueue(self, sequence: Sequence) -> None:
         sequence.state = SequenceState.WAITING

@@ -72,6 +72,8 @@ class EngineInfo:
     """The most logprobs that a request may ask for at each position."""
     default_sampling_params: SamplingParams
     """What the model's authors recommend for parameters that a request leaves unset."""
+    window: int = 0
+    """Tokens that a token reads at most, its own among them, in any layer; 0 means all."""
     supported_params: tuple[str, ...] = SUPPORTED_PARAMS
     """The sampling parameters that the engine supports with this model."""
 

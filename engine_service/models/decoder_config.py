@@ -38,6 +38,11 @@ class DecoderConfig(ModelConfig):
     windows: tuple[int, ...]
     """Of each layer the last tokens that a token sees, itself included; 0 means all."""
 
+    @property
+    def window(self) -> int:
+        """As `ModelConfig.window`."""
+        return max(self.windows) if all(self.windows) else 0
+
     def check_ranks(self, num_ranks: int) -> None:
         """As `ModelConfig.check_ranks`."""
         ModelConfig.check_ranks(self, num_ranks)

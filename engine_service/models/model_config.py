@@ -24,6 +24,11 @@ class ModelConfig:
     dtype: str
     """Name of the dtype in which the checkpoint claims to be stored."""
 
+    @property
+    def window(self) -> int:
+        """Tokens that a token reads at most, its own among them, in any layer; 0 means all."""
+        return 0
+
     def num_kv_heads_of(self, num_ranks: int) -> int:
         """Returns the key-value heads of each rank; with more ranks than heads, some share one."""
         return max(1, self.num_kv_heads // num_ranks)

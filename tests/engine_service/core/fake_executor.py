@@ -23,10 +23,10 @@ def _mix(a, b):
     return value ^ (value >> 29)
 
 
-def next_token(values, seed, temperature, vocab_size):
+def next_token(values, seed, temperature, vocab_size, window=0):
     """Returns the token after a context whose keys and values are `values`."""
     state = len(values)
-    for value in values:
+    for value in values[-window:]:
         state = _mix(state, value)
     if temperature:
         state = _mix(_mix(state, seed), round(temperature * 1000))
@@ -51,7 +51,7 @@ def oracle_logprobs(token_ids, width, vocab_size):
     return rows
 
 
-def oracle(token_ids, num_tokens, seed, temperature, vocab_size):
+def oracle(token_ids, num_tokens, seed, temperature, vocab_size, window=0):  # noqa: PLR0913
     """Returns the next `num_tokens` tokens after a plain list, with no cache at all."""
     values = []
     state = 0
@@ -60,7 +60,7 @@ def oracle(token_ids, num_tokens, seed, temperature, vocab_size):
         values.append(state)
     output = []
     for _ in range(num_tokens):
-        token_id = next_token(values, seed, temperature, vocab_size)
+        token_id = next_token(values, seed, temperature, vocab_size, window)
         output.append(token_id)
         state = _mix(state, token_id)
         values.append(state)
@@ -166,7 +166,8 @@ class FakeExecutor:
         ):
             size = self.info.block_size
             end_block = (start + count - 1) // size + 1
-            reads[slot] = set(self.slots[slot].blocks[:end_block])
+            first_read = max(0, start + 1 - self.info.window) if self.info.window else 0
+            reads[slot] = set(self.slots[slot].blocks[first_read // size : end_block])
             writes[slot] = set(self.slots[slot].blocks[start // size : end_block])
         return set(plan.slots), reads, writes
 
@@ -243,9 +244,10 @@ class FakeExecutor:
 
     def _sample(self, slot):
         values = [self.cache[self._address(slot, position)] for position in range(len(slot.tokens))]
+        vocab_size, window = self.info.vocab_size, self.info.window
         token_ids = []
         for _ in range(self.count_tokens()):
-            token_id = next_token(values, slot.seed, slot.temperature, self.info.vocab_size)
+            token_id = next_token(values, slot.seed, slot.temperature, vocab_size, window)
             token_ids.append(token_id)
             # Not into the cache: what a row brings is computed by the rows after it.
             values.append(_mix(values[-1], token_id))
