@@ -16,6 +16,7 @@ import torch
 import triton
 
 from benchmarks.attention.comparison import check
+from benchmarks.attention.prefixes import compare_prefixes
 from benchmarks.attention.sequences import HEAD_DIM, Sequences
 from benchmarks.attention.sweep import sweep_decode
 from benchmarks.provenance import commit
@@ -206,6 +207,7 @@ def main() -> None:
         "prefill": [row for size in BLOCK_SIZES for row in measure_prefill(size)],
         "decode": [row for size in BLOCK_SIZES for row in measure_decode(size)],
         "others": measure_elementwise(),
+        "decode of shared prefixes": compare_prefixes(time_ms),
         "decode sweep": sweep_decode(time_ms, COLD_BYTES),
     }
     for title, rows in result.items():

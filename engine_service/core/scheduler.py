@@ -11,6 +11,7 @@ from engine_service.core.block_pool import BlockPool, PrefixMatch
 from engine_service.core.limits import Limits
 from engine_service.core.missing_token import why_missing
 from engine_service.core.plan_builder import PlanBuilder
+from engine_service.core.prefix_groups import PrefixGroups
 from engine_service.core.progress import (
     ScheduleEvents,
     SchedulerStatistics,
@@ -79,6 +80,9 @@ class Scheduler:
         )
         self._block_size = info.block_size
         self._window = info.window
+        # Attention with a window reads no more of a prefix than the window.
+        shares = enable_prefix_caching and not any(info.windows)
+        self._prefix_groups = PrefixGroups(info.block_size) if shares else None
 
         self._sequences: dict[int, Sequence] = {}
         self._waiting = SequenceQueue()
@@ -161,7 +165,7 @@ class Scheduler:
             return None
         if self._window:
             self._release_passed_blocks(builder.sequences)
-        plan = builder.build()
+        plan = builder.build(self._prefix_groups.find() if self._prefix_groups else None)
         self._in_flight.append((plan, builder))
         self._next_step_id += 1
         return plan
@@ -424,6 +428,8 @@ class Scheduler:
         sequence.slot = self._slots.take()
         self.pool.touch(match.block_ids)
         sequence.block_table = match.block_ids + self.pool.allocate(num_new_blocks)
+        if self._prefix_groups is not None:
+            self._prefix_groups.add(sequence.slot, sequence.block_table)
         sequence.num_registered_blocks = len(match.block_ids)
         sequence.chain_parent = match.parent
         sequence.num_computed_tokens = len(match.block_ids) * self._block_size
@@ -542,6 +548,8 @@ class Scheduler:
         """Gives back slot and blocks, at once or when the last step that uses them is done."""
         owned_blocks = sequence.block_table[sequence.num_passed_blocks :]
         self._slots.release(sequence.last_step_id, sequence.slot, owned_blocks)
+        if self._prefix_groups is not None:
+            self._prefix_groups.remove(sequence.slot)
         sequence.slot = NO_SLOT
         sequence.block_table = []
         sequence.num_passed_blocks = 0

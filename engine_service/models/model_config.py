@@ -21,13 +21,10 @@ class ModelConfig:
     """The field of config.json that says so."""
     initializer_range: float
     """Standard deviation of random weights."""
+    windows: tuple[int, ...]
+    """Of each layer the last tokens that a token sees, itself included; 0 means all."""
     dtype: str
     """Name of the dtype in which the checkpoint claims to be stored."""
-
-    @property
-    def window(self) -> int:
-        """Tokens that a token reads at most, its own among them, in any layer; 0 means all."""
-        return 0
 
     def num_kv_heads_of(self, num_ranks: int) -> int:
         """Returns the key-value heads of each rank; with more ranks than heads, some share one."""

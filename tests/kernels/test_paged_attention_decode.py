@@ -4,6 +4,7 @@ import torch
 from engine_service.core.sequence import MAX_KEY_TILE
 from kernels import reference
 from kernels.paged_attention_decode import (
+    Parts,
     _num_splits,
     _paged_attention_decode_triton,
     paged_attention_decode,
@@ -45,7 +46,7 @@ def by_kernel(inputs, num_splits, out=None, window=0):
         inputs.block_table,
         inputs.seq_lens,
         inputs.scale,
-        num_splits,
+        Parts(num_own=num_splits),
         out,
         window,
     )

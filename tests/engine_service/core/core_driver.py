@@ -98,6 +98,7 @@ class CoreDriver:
             num_steps += 1
             assert num_steps < MAX_STEPS, "no end"
         self.step()
+        self.counts["shared_prefixes"] = self.executor.num_shared_prefixes
         self.check_end()
 
     def add(self):

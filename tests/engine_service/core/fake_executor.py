@@ -93,6 +93,7 @@ class FakeExecutor:
         self.slots = {}
         self.in_flight = deque()
         self.num_launched = 0
+        self.num_shared_prefixes = 0
         self.max_in_flight = 0
         self.is_closed = False
         self.rank_stats = ()
@@ -175,6 +176,7 @@ class FakeExecutor:
         assert len(plan.slots) == len(set(plan.slots)) > 0
         assert len(plan.slots) <= self.info.max_num_seqs
         assert plan.is_sampled.typecode == "b"
+        self._check_shared_prefixes(plan)
         _, _, writes = self._use_of(plan)
         written = [block_id for blocks in writes.values() for block_id in blocks]
         assert len(written) == len(set(written)), "two writers of a block"
@@ -184,6 +186,24 @@ class FakeExecutor:
                     assert slot == other or not blocks & other_reads, (
                         "a step in flight still reads a block that this plan overwrites"
                     )
+
+    def _check_shared_prefixes(self, plan):
+        packed = list(plan.shared_prefixes or ())
+        seen = set()
+        rows = zip(plan.slots, plan.num_computed_tokens, plan.num_scheduled_tokens, strict=True)
+        seq_lens = {slot: start + 1 for slot, start, count in rows if count == 1}
+        while packed:
+            size, num_tokens = packed[:2]
+            slots, packed = packed[2 : 2 + size], packed[2 + size :]
+            assert size > 1
+            assert not seen & set(slots), "a slot is in two groups"
+            seen |= set(slots)
+            assert num_tokens > 0 == num_tokens % self.info.block_size
+            num_blocks = num_tokens // self.info.block_size
+            tables = [self.slots[slot].blocks[:num_blocks] for slot in slots]
+            assert all(table == tables[0] and len(table) == num_blocks for table in tables)
+            assert all(seq_lens[slot] >= num_tokens for slot in slots if slot in seq_lens)
+            self.num_shared_prefixes += 1
 
     def _run(self, plan):
         token_counts, token_ids, logprobs, prompt_logprobs = [], [], [], []
