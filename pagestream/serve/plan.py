@@ -143,7 +143,7 @@ def _gpu_groups(
 def _router(
     given: GivenOptions, options: ServeOptions, engines: Sequence[str]
 ) -> tuple[Service, str]:
-    host = service_host(given, READER.fields["host"].default)
+    host = service_host(given, _value(given, "host"))
     reached = _LOOPBACKS.get(host, host)
     ports: dict[str, int] = {
         "port": _value(given, "port"),
