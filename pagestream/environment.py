@@ -14,6 +14,11 @@ def variables() -> Mapping[str, str]:
     return os.environ
 
 
+def api_key() -> str:
+    """Returns the API key that a variable holds; "" is none."""
+    return os.environ.get(API_KEY, "")
+
+
 def python_modules() -> list[str]:
     """Returns the command that runs modules of the same packages as this process has."""
     # As `python -m pagestream` in a clone: our packages are found in the folder.

@@ -23,11 +23,18 @@ _Signature = tuple[tuple[int, ...] | None, ...]
 
 
 class TlsUse(Enum):
-    """What certificates are for; the values are what their options begin with."""
+    """What certificates are for: what their options begin with, and how that of the CA ends."""
 
-    CLIENTS = "tls"
-    OPERATIONS = "operations-tls"
-    ENGINES = "engine-tls"
+    CLIENTS = "tls", "client-ca"
+    """At a service, towards its clients."""
+    OPERATIONS = "operations-tls", "client-ca"
+    """At a service, towards those who ask its operations port."""
+    ENGINES = "engine-tls", "ca"
+    """At a router, towards engines."""
+    ROUTER = "tls", "ca"
+    """At a client, towards routers."""
+    SERVICES = "operations-tls", "ca"
+    """At a client, towards operations ports."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,14 +56,13 @@ class TlsFiles:
     @property
     def is_server(self) -> bool:
         """Whether it is the end that listens."""
-        return self.use is not TlsUse.ENGINES
+        return self.use in (TlsUse.CLIENTS, TlsUse.OPERATIONS)
 
     @property
     def options(self) -> tuple[str, str, str]:
         """The options of certificate, key and CA."""
-        prefix = f"--{self.use.value}"
-        ca = f"{prefix}-client-ca" if self.is_server else f"{prefix}-ca"
-        return f"{prefix}-cert", f"{prefix}-key", ca
+        prefix, ca = self.use.value
+        return f"--{prefix}-cert", f"--{prefix}-key", f"--{prefix}-{ca}"
 
 
 @dataclass(frozen=True, slots=True)
