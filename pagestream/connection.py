@@ -10,17 +10,17 @@ import grpc
 
 from pagestream.environment import API_KEY
 from pagestream.router_client import channel_options
+from servicekit.common_options import TLS_NAMES
 from servicekit.errors import StartupError
 from servicekit.options import Options, about
 from servicekit.tls import Tls, TlsFiles, TlsSource, TlsUse
-from servicekit.values import Paths, Texts
+from servicekit.values import Paths
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _MAX_KEY_BYTES = 4096
 _KEY = re.compile(r"[\x21-\x7e]+")
-HOST_NAME = Texts(r"[A-Za-z0-9._:-]{1,253}", "a name or an IP address")
 REFUSED = {
     "api_key": "all users of a machine can see it on a command line; set the variable "
     f"{API_KEY}, or write it to a file for --api-key-file"
@@ -65,7 +65,7 @@ class ConnectionOptions(Options):
     tls_name: str = field(
         default="",
         metadata=about(
-            HOST_NAME,
+            TLS_NAMES,
             "name that the router's certificate must have",
             unset="the host of the URL",
         ),

@@ -22,7 +22,6 @@ from servicekit.values import (
     Listed,
     OneOf,
     Paths,
-    Texts,
     byte_sizes,
     counts,
     quoted,
@@ -147,7 +146,7 @@ class RouterConfig(Options):
     engine_tls_name: str = field(
         default="",
         metadata=about(
-            Texts(r"[A-Za-z0-9._:-]{1,253}", "a name or an IP address"),
+            common_options.TLS_NAMES,
             "name that the certificate of each engine must have",
             unset="the host of the engine's address",
         ),

@@ -1,7 +1,7 @@
 """Options that all our services have; each service has its own defaults."""
 
 from servicekit.options import about
-from servicekit.values import PORTS, Hosts, OneOf, Paths, seconds
+from servicekit.values import PORTS, Hosts, OneOf, Paths, Texts, seconds
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 MAX_SECONDS = 86_400
@@ -33,6 +33,8 @@ TLS_CLIENT_CA = about(
     "file with certificates of CAs; clients must then have a certificate of one of them",
     unset="none: clients need none",
 )
+TLS_NAMES = Texts(r"[A-Za-z0-9._:-]{1,253}", "a name or an IP address")
+"""Names that the certificate of another end must have."""
 OPERATIONS_TLS_CERT = about(
     Paths(),
     "file with the certificate of the operations port in PEM, and those between it and its CA; it "

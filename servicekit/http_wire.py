@@ -29,6 +29,7 @@ class Wire:
         # The socket of TLS is another object, with the same descriptor.
         self._descriptor = accepted.fileno()
         self._tls = tls
+        self._react: Callable[[], None] | None = None
         self._has_begun = False
         self._is_shaken = False
         self._is_writer_set = False
@@ -94,8 +95,9 @@ class Wire:
                 self._secure.unwrap()
 
     def close(self) -> None:
-        """Closes the connection."""
+        """Closes the connection; what follows it is let go."""
         self.leave()
+        self._react = None
         self._socket.close()
 
     @property
@@ -109,7 +111,7 @@ class Wire:
         if not first:
             return False
         if (first == _HANDSHAKE) != (self._tls is not None):
-            # Only once, so that what is read from now on is thrown away.
+            # From now on, what is read is thrown away, and what is sent is not encrypted.
             self._has_begun, self._tls = True, None
             raise WrongProtocol(
                 "the client speaks TLS, but this port does not: use http://"
@@ -129,6 +131,7 @@ class Wire:
         """Also calls what follows when something can be sent, or no longer."""
         loop = asyncio.get_running_loop()
         if is_waiting:
+            assert self._react is not None, "a wire that receives is followed"
             loop.add_writer(self._descriptor, self._react)
         elif self._is_writer_set:
             loop.remove_writer(self._descriptor)

@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pagestream.connection import HOST_NAME, REFUSED, Connection, ConnectionOptions
+from pagestream.connection import REFUSED, Connection, ConnectionOptions
 from pagestream.entry import split_arguments
 from pagestream.environment import api_key
 from pagestream.router_client import DEFAULT_ROUTER, is_secure, router_address
 from protos.wire.printable import shown
 from servicekit.address import MAX_PORT, join, split
+from servicekit.common_options import TLS_NAMES
 from servicekit.errors import StartupError
 from servicekit.options import OptionReader, Options, about
 from servicekit.tls import TlsFiles, TlsSource, TlsUse
@@ -132,7 +133,7 @@ class TopOptions(Options):
     operations_tls_name: str = field(
         default="",
         metadata=about(
-            HOST_NAME,
+            TLS_NAMES,
             "name that their certificates must have; needs --operations-tls-ca",
             unset="the host of each address",
         ),
