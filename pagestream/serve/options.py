@@ -57,7 +57,6 @@ _TLS_TO_ENGINES = {"engine_tls_ca", "engine_tls_cert", "engine_tls_key", "engine
 _NOT_OF_ROUTER = _WHERE_ENGINES_ARE | _TLS_TO_ENGINES
 _OF_ROUTER = {one.name for one in fields(RouterConfig)} - _NOT_OF_ROUTER
 _TLS_OF_ENGINES = {"tls_cert", "tls_key", "tls_client_ca", "tls_client_names"}
-_TLS_OF_ENGINES |= {"operations_tls_cert", "operations_tls_key"}
 # Serve picks the first six. The next one is for clients of an engine, and a router is none.
 _NOT_OF_ENGINES = {"model", "device", "host", "insecure_host", "port", "operations_port"}
 _NOT_OF_ENGINES |= {"max_buffered_tokens"} | _TLS_OF_ENGINES

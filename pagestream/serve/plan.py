@@ -110,6 +110,7 @@ def make_plan(given: GivenOptions, environment: Mapping[str, str]) -> Plan:
                 + (["--device", "cuda"] if groups else []),
                 address=at[0],
                 operations_address=at[1],
+                operations_tls_cert=given.values.get("operations_tls_cert"),
                 place=f"GPU {gpus}" if groups else "the CPU",
                 environment={VISIBLE: gpus} if groups else {},
             )

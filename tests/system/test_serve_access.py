@@ -47,6 +47,8 @@ def fleet(tmp_path_factory):
             grpc=address_of(said, "gRPC"),
             http=address_of(said, "HTTP, OpenAI and Anthropic"),
             operations=address_of(said, "metrics and health"),
+            engine=address_of(said, "engine-0 on the CPU"),
+            engine_operations=re.search(r"engine-0 on .*, https://(.*)/metrics", said)[1],
             tls=(f"--tls-ca={made}/ca.pem", *client),
             key=f"--api-key-file={folder}/key",
         )
@@ -70,11 +72,12 @@ async def run(*arguments, code=0, text=""):
 
 
 async def top(fleet, *options):
-    """Returns what `top` knows of the router."""
-    operations = f"--router-operations={fleet.grpc}={fleet.operations}", "--engine-operations="
+    """Returns what `top` knows of the router and of the engine."""
+    pairs = f"{fleet.grpc}={fleet.operations}", f"{fleet.engine}={fleet.engine_operations}"
+    operations = f"--router-operations={pairs[0]}", f"--engine-operations={pairs[1]}"
     arguments = (fleet.grpc, *fleet.tls, fleet.key, *operations, "--json", "--interval=0.2")
-    (router,) = json.loads((await run("top", *arguments, *options)).output)["routers"]
-    return router
+    found = json.loads((await run("top", *arguments, *options)).output)
+    return *found["routers"], *found["engines"]
 
 
 def test_what_is_printed_is_how_it_is_reached(fleet):
@@ -113,16 +116,18 @@ async def test_variable_does_instead_of_a_file(fleet, monkeypatch):
 
 
 async def test_table_has_metrics_of_a_port_with_a_certificate(fleet):
-    router = await top(fleet, f"--operations-tls-ca={fleet.made}/ca.pem")
+    router, engine = await top(fleet, f"--operations-tls-ca={fleet.made}/ca.pem")
     assert (router["num_serving_engines"], router["metrics_error"]) == (1, "")
     assert router["requests_per_second"] is not None
+    assert (engine["metrics_error"], engine["tokens_per_second"]) == ("", 0)
 
-    router = await top(fleet)
-    assert router["metrics_error"].endswith("if the port speaks TLS, give --operations-tls-ca")
-    others = f"--operations-tls-ca={fleet.made}/other/ca.pem"
-    assert "CERTIFICATE_VERIFY_FAILED" in (await top(fleet, others))["metrics_error"]
+    for one in await top(fleet):
+        assert one["metrics_error"].endswith("if the port speaks TLS, give --operations-tls-ca")
+    for one in await top(fleet, f"--operations-tls-ca={fleet.made}/other/ca.pem"):
+        assert "CERTIFICATE_VERIFY_FAILED" in one["metrics_error"]
     named = f"--operations-tls-ca={fleet.made}/ca.pem", "--operations-tls-name=third.test"
-    assert "third.test" in (await top(fleet, *named))["metrics_error"]
+    for one in await top(fleet, *named):
+        assert "third.test" in one["metrics_error"]
 
 
 @pytest.mark.parametrize(

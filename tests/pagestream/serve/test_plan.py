@@ -147,13 +147,13 @@ def test_certificate_is_the_routers(plan):
 def test_keys_and_certificates_are_asked_for_by_the_router_alone(plan):
     files = ("--api-keys-file=/a/keys", "--tls-client-ca=/a/ca", "--tls-cert=/a/c", "--tls-key=k")
     made = plan(*files, "--operations-tls-cert=/a/o.crt", "--operations-tls-key=/a/o.key")
-    router = router_of(made)
+    router, (engine,) = router_of(made), engines_of(made)
     assert (router.api_keys_file, router.tls_client_ca) == (Path("/a/keys"), Path("/a/ca"))
     assert (made.needs_key, made.needs_certificate) == (True, True)
-    assert router.operations_tls_cert == made.router.operations_tls_cert == Path("/a/o.crt")
-    (engine,) = engines_of(made)
-    assert engine.server.tls_client_ca is engine.server.operations_tls_cert is None
-    assert made.engines[0].operations_tls_cert is None
+    assert engine.server.tls_cert is engine.server.tls_client_ca is None
+    # Those of the operations ports are of all.
+    for service in (router, made.router, engine.server, made.engines[0]):
+        assert service.operations_tls_cert == Path("/a/o.crt")
     assert (plan().needs_key, plan().needs_certificate) == (False, False)
 
 
