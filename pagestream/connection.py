@@ -168,13 +168,12 @@ def client_context(ca: Path | None) -> ssl.SSLContext:
 
 
 def _read_tls(options: ConnectionOptions) -> Tls | None:
-    cert, key, ca = options.tls_cert, options.tls_key, options.tls_ca
-    if (cert is None) != (key is None):
-        given, lacking = ("key", "cert") if cert is None else ("cert", "key")
-        raise StartupError(f"--tls-{given} needs --tls-{lacking}, too")
-    if cert is None and ca is None:
+    files = TlsFiles(
+        cert=options.tls_cert, key=options.tls_key, ca=options.tls_ca, use=TlsUse.ROUTER
+    )
+    if files.cert is None and files.ca is None:
         return None
-    return TlsSource(TlsFiles(cert=cert, key=key, ca=ca, use=TlsUse.ROUTER)).current()
+    return TlsSource(files).current()
 
 
 def _read_key(path: Path) -> str:

@@ -35,9 +35,7 @@ def router_address(text: str) -> str:
             f"{shown(text)} is a URL of HTTP; this command speaks gRPC: give the router's gRPC "
             f"port, such as {DEFAULT_ROUTER}"
         )
-    found = text
-    for scheme in _SCHEMES:
-        found = found.removeprefix(scheme)
+    found = text.partition("://")[2] if text.startswith(_SCHEMES) else text
     found = found.removesuffix("/")
     try:
         split(found)

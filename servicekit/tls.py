@@ -46,12 +46,21 @@ class TlsFiles:
         key: Its private key, without a passphrase.
         ca: Certificates of the CAs that the other end's certificate may be of.
         use: What they are for.
+
+    Raises:
+        StartupError: There is a certificate without its key, or a key without its certificate.
     """
 
     cert: Path | None = None
     key: Path | None = None
     ca: Path | None = None
     use: TlsUse = TlsUse.CLIENTS
+
+    def __post_init__(self) -> None:
+        if (self.cert is None) != (self.key is None):
+            cert, key, _ = self.options
+            given, lacking = (key, cert) if self.cert is None else (cert, key)
+            raise StartupError(f"{given} needs {lacking}, too")
 
     @property
     def is_server(self) -> bool:
@@ -132,7 +141,6 @@ def server_tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> T
         StartupError: A file is missing, wrong or expired, or an option lacks another.
     """
     files = TlsFiles(cert=cert, key=key, ca=client_ca)
-    _check_pair(files)
     if cert is None:
         if client_ca is not None:
             raise StartupError("--tls-client-ca needs --tls-cert and --tls-key, too")
@@ -147,7 +155,6 @@ def operations_tls(cert: Path | None, key: Path | None) -> TlsSource | None:
         StartupError: A file is missing, wrong or expired, or an option lacks the other.
     """
     files = TlsFiles(cert=cert, key=key, use=TlsUse.OPERATIONS)
-    _check_pair(files)
     return None if cert is None else TlsSource(files)
 
 
@@ -158,19 +165,11 @@ def client_tls(cert: Path | None, key: Path | None, ca: Path | None) -> TlsSourc
         StartupError: A file is missing, wrong or expired, or an option lacks another.
     """
     files = TlsFiles(cert=cert, key=key, ca=ca, use=TlsUse.ENGINES)
-    _check_pair(files)
     if ca is None:
         if cert is not None:
             raise StartupError("--engine-tls-cert needs --engine-tls-ca, too")
         return None
     return TlsSource(files)
-
-
-def _check_pair(files: TlsFiles) -> None:
-    if (files.cert is None) != (files.key is None):
-        cert, key, _ = files.options
-        given, lacking = (key, cert) if files.cert is None else (cert, key)
-        raise StartupError(f"{given} needs {lacking}, too")
 
 
 def _sign(path: Path) -> tuple[int, ...] | None:
