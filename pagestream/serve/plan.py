@@ -3,7 +3,7 @@
 import contextlib
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,9 @@ def make_plan(given: GivenOptions, environment: Mapping[str, str]) -> Plan:
     num_ranks: int = _value(given, "tensor_parallel_size")
     groups = _gpu_groups(options, num_ranks, environment)
     num_engines = len(groups) or options.replicas or 1
-    ports = _free_ports(_LOOPBACK, 2 * num_engines)
+    of_router = _router_ports(given, options)
+    ports = _free_ports(_LOOPBACK, 2 * num_engines, of_router.values())
+    taken = set(ports)
     arguments = [f"--model={options.model}", *engine_options(given.values)]
     if not groups:
         arguments += ["--device", "cpu"]
@@ -115,7 +117,7 @@ def make_plan(given: GivenOptions, environment: Mapping[str, str]) -> Plan:
                 environment={VISIBLE: gpus} if groups else {},
             )
         )
-    router, http_address = _router(given, options, [one.address for one in engines])
+    router, http_address = _router(given, of_router, [one.address for one in engines], taken)
     return Plan(
         model=served_name(given.build(ModelOptions), Path(options.model)),
         engines=tuple(engines),
@@ -154,20 +156,25 @@ def _gpu_groups(
     ]
 
 
-def _router(
-    given: GivenOptions, options: ServeOptions, engines: Sequence[str]
-) -> tuple[Service, str]:
-    host = service_host(given, _value(given, "host"))
-    reached = _LOOPBACKS.get(host, host)
-    ports: dict[str, int] = {
+def _router_ports(given: GivenOptions, options: ServeOptions) -> dict[str, int]:
+    """Returns the ports that the router shall have, by their options; 0 is any."""
+    return {
         "port": _value(given, "port"),
         "operations_port": _value(given, "operations_port"),
         "http_port": options.http_port,
     }
+
+
+def _router(
+    given: GivenOptions, ports: Mapping[str, int], engines: Sequence[str], taken: Collection[int]
+) -> tuple[Service, str]:
+    host = service_host(given, _value(given, "host"))
+    reached = _LOOPBACKS.get(host, host)
     for name, port in ports.items():
         if port:
             _check_free(host, port, name.replace("_", "-"))
-    free = _free_ports(reached, len(ports)) if 0 in ports.values() else []
+    taken = {*taken, *ports.values()}
+    free = _free_ports(reached, len(ports), taken) if 0 in ports.values() else []
     ports = {name: port or free.pop() for name, port in ports.items()}
     values = {**given.values, **ports}
     at = {name: address.join(reached, port) for name, port in ports.items()}
@@ -203,11 +210,17 @@ def _check_free(host: str, port: int, option: str) -> None:
         listener.close()
 
 
-def _free_ports(host: str, count: int) -> list[int]:
-    """Returns ports that nothing listens on; the services have them some moments later."""
+def _free_ports(host: str, count: int, taken: Collection[int]) -> list[int]:
+    """Returns ports that nothing listens on; the services have them some moments later.
+
+    Args:
+        host: Name or address of this machine.
+        count: How many.
+        taken: Ports that are for other services, which may not listen yet.
+    """
     with contextlib.ExitStack() as held:
-        ports = []
-        for _ in range(count):
+        ports: list[int] = []
+        while len(ports) < count:
             try:
                 found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
                 one = held.enter_context(socket.socket(found[0][0], socket.SOCK_STREAM))
@@ -216,5 +229,6 @@ def _free_ports(host: str, count: int) -> list[int]:
                 raise StartupError(
                     f"cannot listen on {host} ({error.strerror}); choose another host"
                 ) from None
-            ports.append(one.getsockname()[1])
+            if one.getsockname()[1] not in taken:
+                ports.append(one.getsockname()[1])
         return ports

@@ -214,6 +214,29 @@ def test_no_two_services_share_a_port(plan):
     assert len({split(one) for one in addresses}) == len(addresses) == 43
 
 
+def test_free_ports_are_none_that_another_service_is_to_have(monkeypatch):
+    offered = [7, 5, 5, 6]
+
+    class Socket:
+        def __init__(self, *_):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def bind(self, where):
+            self.name = (where[0], offered.pop(0))
+
+        def getsockname(self):
+            return self.name
+
+    monkeypatch.setattr(plan_module.socket, "socket", Socket)
+    assert plan_module._free_ports("127.0.0.1", 2, {5}) == [7, 6]
+
+
 def test_router_alone_listens_where_the_host_says(plan):
     made = plan("--host", "127.0.0.2")
     assert router_of(made).host == "127.0.0.2"
