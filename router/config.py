@@ -5,7 +5,7 @@ metadata says what it means and which values it takes. Constructing one checks i
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from protos.wire.limits import MAX_PROMPT_BYTES
@@ -14,6 +14,7 @@ from router.errors import StartupError
 from router.text.parsers.registry import REASONING_PARSERS, TOOL_CALL_PARSERS
 from servicekit import common_options
 from servicekit.options import OptionReader, Options, about
+from servicekit.service_host import service_host
 from servicekit.values import (
     PORTS,
     Flags,
@@ -97,6 +98,7 @@ class RouterConfig(Options):
         ),
     )
     host: str = field(default="127.0.0.1", metadata=common_options.HOST)
+    insecure_host: str | None = field(default=None, metadata=common_options.INSECURE_HOST)
     port: int = field(default=50050, metadata=common_options.PORT)
     operations_port: int = field(default=8100, metadata=common_options.OPERATIONS_PORT)
     http_port: int | None = field(
@@ -309,7 +311,8 @@ def read_config(
     """
     given = READER.read(arguments, environment, program=program)
     _check_engines(given.sources)
-    return given.build(RouterConfig)
+    config = given.build(RouterConfig)
+    return replace(config, host=service_host(given, config.host))
 
 
 def _check_engines(sources: Mapping[str, str]) -> None:

@@ -9,8 +9,13 @@ MAX_SECONDS = 86_400
 
 HOST = about(
     Hosts(),
-    "address that both ports listen on; :: for all addresses of the machine, 0.0.0.0 for its IPv4 "
-    "addresses only",
+    "address that all ports listen on; :: for all addresses of the machine, 0.0.0.0 for its IPv4 "
+    "addresses only; without --tls-cert, the loopback only",
+)
+INSECURE_HOST = about(
+    Hosts(),
+    "the same, instead of --host, to serve in plain text there, beyond the loopback, too",
+    unset="none",
 )
 PORT = about(PORTS, "gRPC port; 0 picks a free one")
 OPERATIONS_PORT = about(PORTS, "HTTP port of /metrics, /livez and /readyz; 0 picks a free one")

@@ -58,9 +58,9 @@ _TLS_TO_ENGINES = {"engine_tls_ca", "engine_tls_cert", "engine_tls_key", "engine
 _NOT_OF_ROUTER = _WHERE_ENGINES_ARE | _TLS_TO_ENGINES | {"tls_client_ca", "api_keys_file"}
 _OF_ROUTER = {one.name for one in fields(RouterConfig)} - _NOT_OF_ROUTER
 _TLS_OF_ENGINES = {"tls_cert", "tls_key", "tls_client_ca", "tls_client_names"}
-# Serve picks the first five. The next one is for clients of an engine, and a router is none.
-_NOT_OF_ENGINES = {"model", "device", "host", "port", "operations_port", "max_buffered_tokens"}
-_NOT_OF_ENGINES |= _TLS_OF_ENGINES
+# Serve picks the first six. The next one is for clients of an engine, and a router is none.
+_NOT_OF_ENGINES = {"model", "device", "host", "insecure_host", "port", "operations_port"}
+_NOT_OF_ENGINES |= {"max_buffered_tokens"} | _TLS_OF_ENGINES
 _ENGINE_CLASSES = (ModelOptions, CacheOptions, SchedulerOptions, ServerOptions)
 _OF_ENGINES = {one.name for group in _ENGINE_CLASSES for one in fields(group)} - _NOT_OF_ENGINES
 """An option of this name that the router has, too, means the same to both and goes to both."""

@@ -19,6 +19,7 @@ from servicekit import address
 from servicekit.errors import StartupError
 from servicekit.listening import listen
 from servicekit.options import GivenOptions
+from servicekit.service_host import service_host
 
 _LOOPBACK = "127.0.0.1"
 _LOOPBACKS = {"0.0.0.0": _LOOPBACK, "::": "::1"}
@@ -142,7 +143,7 @@ def _gpu_groups(
 def _router(
     given: GivenOptions, options: ServeOptions, engines: Sequence[str]
 ) -> tuple[Service, str]:
-    host: str = _value(given, "host")
+    host = service_host(given, READER.fields["host"].default)
     reached = _LOOPBACKS.get(host, host)
     ports: dict[str, int] = {
         "port": _value(given, "port"),
@@ -198,7 +199,7 @@ def _free_ports(host: str, count: int) -> list[int]:
                 one.bind(found[0][-1])
             except OSError as error:
                 raise StartupError(
-                    f"cannot listen on {host} ({error.strerror}); choose another --host"
+                    f"cannot listen on {host} ({error.strerror}); choose another host"
                 ) from None
             ports.append(one.getsockname()[1])
         return ports

@@ -246,6 +246,7 @@ def test_help_gives_each_option_its_default_and_variable(option, capsys):
         "engine_tls_key": "default: none",
         "engine_tls_name": "default: the host of the engine's address",
         "allow_special_tokens_in_content": "default: off",
+        "insecure_host": "default: none",
         "http_port": "default: none: gRPC only",
         "api_keys_file": "default: clients need none",
     }.get(option) or f"default: {getattr(RouterConfig(), option)}"

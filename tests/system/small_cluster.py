@@ -62,8 +62,9 @@ class Pod:
         self.log = logs / f"{name}-{number}.log"
         arguments = arguments_of(deployed.pod(name))
         if not is_ipv6:
-            # Else --host=:: stays, which is all of this network.
-            arguments = [a for a in arguments if not a.startswith("--host=")]
+            # Else its value :: stays, which is all of this network.
+            hosts = ("--host=", "--insecure-host=")
+            arguments = [a for a in arguments if not a.startswith(hosts)]
             arguments += ["--host", self.host]
         if name == "engine":
             own = SMALL[:2] if deployed.folder == LAPTOP else SMALL

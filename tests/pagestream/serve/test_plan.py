@@ -175,8 +175,9 @@ def other_value(field):
 
 
 def test_no_option_is_accepted_and_forgotten(plan):
+    seen_elsewhere = {"model", "replicas", "device", "tensor_parallel_size", "host"}
     for field in READER.fields.values():
-        if field.name in {"model", "replicas", "device", "tensor_parallel_size", "host"}:
+        if field.name in {*seen_elsewhere, "insecure_host"}:
             continue
         value = other_value(field)
         flag = f"--{field.name.replace('_', '-')}"
@@ -196,9 +197,19 @@ def test_no_two_services_share_a_port(plan):
 
 
 def test_router_alone_listens_where_the_host_says(plan):
-    made = plan("--host", "0.0.0.0")
-    assert router_of(made).host == "0.0.0.0"
-    assert made.http_address.startswith("127.0.0.1:")
+    made = plan("--host", "127.0.0.2")
+    assert router_of(made).host == "127.0.0.2"
+    assert made.http_address.startswith("127.0.0.2:")
+    assert engines_of(made)[0].server.host == "127.0.0.1"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_router_alone_serves_in_plain_text_beyond_the_machine(plan, host):
+    with pytest.raises(StartupError, match=f"^--host is '{host}', which others can reach, but"):
+        plan("--host", host)
+    made = plan("--insecure-host", host)
+    assert router_of(made).host == host
+    assert made.http_address.rpartition(":")[0] in ("127.0.0.1", "[::1]")
     assert engines_of(made)[0].server.host == "127.0.0.1"
 
 
