@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.manifests import FLEET, LAPTOP
+from tests.contract.manifests import FLEET, LAPTOP, MTLS
 
 ROOT = Path(__file__).parents[2]
 ISOLATED = [
@@ -41,7 +41,9 @@ def run_small_cluster(isolated, *arguments):
     ("overlay", "num_routers", "num_engines"),
     [
         (LAPTOP, 1, 1),
+        (FLEET, 1, 1),
         pytest.param(FLEET, 2, 2, marks=pytest.mark.slow),
+        pytest.param(MTLS, 1, 1, marks=pytest.mark.slow),
     ],
 )
 def test_request_goes_through_the_containers_of_an_overlay(
