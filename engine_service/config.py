@@ -201,6 +201,12 @@ class ServerOptions(Options):
     tls_cert: Path | None = field(default=None, metadata=common_options.TLS_CERT)
     tls_key: Path | None = field(default=None, metadata=common_options.TLS_KEY)
     tls_client_ca: Path | None = field(default=None, metadata=common_options.TLS_CLIENT_CA)
+    operations_tls_cert: Path | None = field(
+        default=None, metadata=common_options.OPERATIONS_TLS_CERT
+    )
+    operations_tls_key: Path | None = field(
+        default=None, metadata=common_options.OPERATIONS_TLS_KEY
+    )
     tls_client_names: tuple[str, ...] | None = field(
         default=None,
         metadata=about(

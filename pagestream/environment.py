@@ -5,6 +5,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+API_KEY = "PAGESTREAM_API_KEY"
+"""The variable that holds a client's API key."""
+
 
 def variables() -> Mapping[str, str]:
     """Returns all variables of this process."""

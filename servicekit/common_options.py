@@ -33,6 +33,17 @@ TLS_CLIENT_CA = about(
     "file with certificates of CAs; clients must then have a certificate of one of them",
     unset="none: clients need none",
 )
+OPERATIONS_TLS_CERT = about(
+    Paths(),
+    "file with the certificate of the operations port in PEM, and those between it and its CA; it "
+    "then speaks TLS only; it may change while the service runs",
+    unset="none: plain text",
+)
+OPERATIONS_TLS_KEY = about(
+    Paths(),
+    "file with the private key of --operations-tls-cert, without a passphrase",
+    unset="none",
+)
 DRAIN_GRACE_SECONDS = about(
     seconds(0, MAX_SECONDS), "seconds that running requests get to finish after SIGTERM"
 )

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engine_service.config import ModelOptions
+from engine_service.models.name import served_name
 from pagestream.gpus import VISIBLE, count_gpus, visible_gpus
 from pagestream.serve.options import (
     READER,
@@ -35,6 +37,7 @@ class Service:
         arguments: What stands behind `python -m`.
         address: Where it serves gRPC, "host:port".
         operations_address: Where it serves /metrics, /livez and /readyz, "host:port".
+        operations_tls_cert: The certificate of that port; None if it speaks plain text.
         place: The GPUs or the CPU that it runs on, for the reader.
         environment: Variables of its own.
     """
@@ -43,6 +46,7 @@ class Service:
     arguments: Sequence[str]
     address: str
     operations_address: str
+    operations_tls_cert: Path | None = None
     place: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
 
@@ -52,17 +56,23 @@ class Plan:
     """All that is to be started.
 
     Attributes:
+        model: The name that the engines give the model.
         engines: The engines.
         router: The router before them.
         http_address: Where it serves HTTP, "host:port".
         tls_cert: The certificate of its client ports; None if they speak plain text.
+        needs_key: Whether its clients need an API key.
+        needs_certificate: Whether they need a certificate.
         grace_seconds: Time that running requests get to finish.
     """
 
+    model: str
     engines: tuple[Service, ...]
     router: Service
     http_address: str
     tls_cert: Path | None = None
+    needs_key: bool = False
+    needs_certificate: bool = False
     grace_seconds: float
 
     @property
@@ -106,10 +116,13 @@ def make_plan(given: GivenOptions, environment: Mapping[str, str]) -> Plan:
         )
     router, http_address = _router(given, options, [one.address for one in engines])
     return Plan(
+        model=served_name(given.build(ModelOptions), Path(options.model)),
         engines=tuple(engines),
         router=router,
         http_address=http_address,
         tls_cert=given.values.get("tls_cert"),
+        needs_key="api_keys_file" in given.values,
+        needs_certificate="tls_client_ca" in given.values,
         grace_seconds=options.drain_grace_seconds,
     )
 
@@ -143,7 +156,7 @@ def _gpu_groups(
 def _router(
     given: GivenOptions, options: ServeOptions, engines: Sequence[str]
 ) -> tuple[Service, str]:
-    host = service_host(given, READER.fields["host"].default)
+    host = service_host(given, _value(given, "host"))
     reached = _LOOPBACKS.get(host, host)
     ports: dict[str, int] = {
         "port": _value(given, "port"),
@@ -163,6 +176,7 @@ def _router(
         arguments=["router", *arguments],
         address=at["port"],
         operations_address=at["operations_port"],
+        operations_tls_cert=given.values.get("operations_tls_cert"),
     )
     return service, at["http_port"]
 

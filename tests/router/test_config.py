@@ -241,6 +241,8 @@ def test_help_gives_each_option_its_default_and_variable(option, capsys):
         "tls_cert": "default: none: no encryption",
         "tls_key": "default: none",
         "tls_client_ca": "default: none: clients need none",
+        "operations_tls_cert": "default: none: plain text",
+        "operations_tls_key": "default: none",
         "engine_tls_ca": "default: none: plain text to engines",
         "engine_tls_cert": "default: none",
         "engine_tls_key": "default: none",

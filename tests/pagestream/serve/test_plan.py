@@ -144,6 +144,24 @@ def test_certificate_is_the_routers(plan):
     assert plan().tls_cert is None
 
 
+def test_keys_and_certificates_are_asked_for_by_the_router_alone(plan):
+    files = ("--api-keys-file=/a/keys", "--tls-client-ca=/a/ca", "--tls-cert=/a/c", "--tls-key=k")
+    made = plan(*files, "--operations-tls-cert=/a/o.crt", "--operations-tls-key=/a/o.key")
+    router = router_of(made)
+    assert (router.api_keys_file, router.tls_client_ca) == (Path("/a/keys"), Path("/a/ca"))
+    assert (made.needs_key, made.needs_certificate) == (True, True)
+    assert router.operations_tls_cert == made.router.operations_tls_cert == Path("/a/o.crt")
+    (engine,) = engines_of(made)
+    assert engine.server.tls_client_ca is engine.server.operations_tls_cert is None
+    assert made.engines[0].operations_tls_cert is None
+    assert (plan().needs_key, plan().needs_certificate) == (False, False)
+
+
+@pytest.mark.parametrize(("arguments", "name"), [([], "m"), (["--served-model-name=n"], "n")])
+def test_model_has_the_name_that_engines_give_it(plan, arguments, name):
+    assert plan(*arguments).model == name
+
+
 SERVICES = (
     router_config.RouterConfig,
     engine_config.ModelOptions,
@@ -151,10 +169,10 @@ SERVICES = (
     engine_config.SchedulerOptions,
     engine_config.ServerOptions,
 )
-OF_SERVE = {"engines", "engines_file", "engine_dns", "discovery_interval", "api_keys_file"}
-# Serve asks the router without a certificate of its own, and its engines without TLS.
+OF_SERVE = {"engines", "engines_file", "engine_dns", "discovery_interval"}
+# To and of its engines, nothing is encrypted.
 OF_SERVE |= {"engine_tls_ca", "engine_tls_cert", "engine_tls_key", "engine_tls_name"}
-OF_SERVE |= {"tls_client_ca", "tls_client_names"}
+OF_SERVE |= {"tls_client_names"}
 
 
 def test_every_option_of_a_service_is_taken_or_set_by_serve():
