@@ -31,7 +31,8 @@ from tests.contract.manifests import (
 
 OLDEST_KUBERNETES = 31
 NEWEST_KUBERNETES = int(kubernetes_validate.latest_version().split(".")[1])
-CUSTOM = {"Certificate", "HTTPRoute", "InferencePool", "Issuer", "PodMonitor", "ScaledObject"}
+CUSTOM = {"Certificate", "HTTPRoute", "InferencePool", "Issuer"}
+CUSTOM |= {"PodMonitor", "PrometheusRule", "ScaledObject"}
 """Kinds of which Kubernetes has no schema; checked by hand below."""
 SERVICES = pytest.mark.parametrize("name", ["router", "engine"])
 

@@ -22,6 +22,7 @@ from tests.contract.manifests import (
     secrets_of,
 )
 
+METRICS = (K8S.parent / "docs" / "metrics.md").read_text(encoding="utf-8")
 README = (K8S / "README.md").read_text(encoding="utf-8")
 INSECURE = {(LAPTOP, "router"), (LAPTOP, "engine"), (LLM_D, "engine")}
 """What speaks plain text; all of it says why in the README."""
@@ -238,3 +239,19 @@ def test_readme_names_each_secret_and_makes_certificates_with_the_names_of_the_m
         "clients": ",".join(made["router-server"]["dnsNames"]),
         "engines": f"engine --client-name {made['router-client']['dnsNames'][0]}",
     }
+
+
+def test_alert_comes_when_a_renewal_has_failed_and_before_the_certificate_ends():
+    rules = Deployed(FLEET).find("PrometheusRule", "pagestream")
+    monitor = Deployed(FLEET).find("PodMonitor", "pagestream")
+    assert rules["metadata"]["labels"] == monitor["metadata"]["labels"]
+    [group] = rules["spec"]["groups"]
+    expires, _ = group["rules"]
+    [days] = re.findall(r"- time\(\) < (\d+) \* 86400$", expires["expr"])
+    leaves = [spec for spec in certificates(Deployed(FLEET)).values() if not spec.get("isCA")]
+    assert 7 <= int(days) < min(int(spec["renewBefore"][:-1]) for spec in leaves) / 24 - 7
+    for rule in group["rules"]:
+        names = re.findall(r"pagestream_\w+", rule["expr"])
+        assert names
+        for name in names:
+            assert f"| `{name}` |" in METRICS
