@@ -3,6 +3,7 @@
 import contextlib
 import io
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from pagestream.keys.command import main as keys
 from tests.contract.manifests import Deployed, secrets_of
 
 DAYS = 2
+_KEY = "small"
 Files = dict[str, Path]
 """The files of a Secret by their keys."""
 
@@ -37,7 +39,7 @@ def make(deployed: Deployed, folder: Path) -> Secrets:
         files[spec["secretName"]] = _issue(deployed, spec, folder)
     keys_file, said = folder / "keys.yaml", io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(io.StringIO()):
-        assert keys(["create", "small", "--file", str(keys_file)]) == 0
+        assert keys(["create", _KEY, "--file", str(keys_file)]) == 0
     return Secrets({**files, "api-keys": {"keys.yaml": keys_file}}, said.getvalue().strip())
 
 
@@ -62,17 +64,28 @@ def _issue(deployed: Deployed, spec: dict[str, Any], folder: Path) -> Files:
     }
 
 
+def revoke(secrets: Secrets) -> None:
+    """Takes the API key out of its file."""
+    assert keys(["revoke", _KEY, "--file", str(secrets.files["api-keys"]["keys.yaml"])]) == 0
+
+
 def mount(secrets: Secrets, pod: dict[str, Any]) -> None:
-    """Puts the files of a pod's Secrets where the pod has them, links as kubelet makes them."""
+    """Puts the files of a pod's Secrets where the pod has them, or newer ones in their place.
+
+    As kubelet does: each is a link into a folder that is itself a link, which is replaced.
+    """
     for path, secret in secrets_of(pod).items():
         files = secrets.files.get(secret["secretName"])
         if files is None:
             assert secret.get("optional"), f"nobody makes {secret['secretName']}"
             continue
         items = secret.get("items", [{"key": key, "path": key} for key in files])
-        data = Path(path, "..2026_01_01")
-        data.mkdir(parents=True, exist_ok=True)
+        Path(path).mkdir(parents=True, exist_ok=True)
+        data, new = Path(tempfile.mkdtemp(dir=path, prefix="..")), Path(path, "..new")
         for item in items:
             shutil.copy(files[item["key"]], data / item["path"])
-            Path(path, item["path"]).symlink_to(Path("..data", item["path"]))
-        Path(path, "..data").symlink_to(data.name)
+            link = Path(path, item["path"])
+            if not link.is_symlink():
+                link.symlink_to(Path("..data", item["path"]))
+        new.symlink_to(data.name)
+        new.replace(Path(path, "..data"))

@@ -3,7 +3,8 @@
 `python -m tests.system.small_cluster OVERLAY ROUTERS ENGINES LOGS [ipv6]` needs network, mount and
 process namespaces of its own (`unshare`). There all ports are free, and the resolver asks a name
 server that knows the names of the Services, through a search path as pods have it, and `/run` is
-empty but for the Secrets of the pods. It writes what the routers saw and answered, as JSON.
+empty but for the Secrets of the pods. It writes what the routers saw and answered, as JSON, and
+what they said to a client whose API key was revoked.
 """
 
 import asyncio
@@ -26,7 +27,7 @@ from protos.pagestream.router.v1 import router_pb2, router_pb2_grpc
 from servicekit.address import join
 from tests.contract.manifests import LAPTOP, Deployed, arguments_of
 from tests.fakes.name_server import NameServer
-from tests.system.cluster_secrets import Secrets, make
+from tests.system.cluster_secrets import Secrets, make, revoke
 from tests.system.cluster_secrets import mount as mount_secrets
 
 ZONE = "default.svc.cluster.local"
@@ -122,6 +123,23 @@ class Client:
         if settings.api_keys_file is not None:
             self._metadata = [("authorization", f"Bearer {secrets.api_key}")]
 
+    @property
+    def has_key(self) -> bool:
+        return bool(self._metadata)
+
+    async def wait_refused(self, router: Pod) -> str:
+        """Asks for engines until that is refused; returns the status."""
+        async with self.channel(router.address) as channel, asyncio.timeout(30):
+            stub = router_pb2_grpc.RouterServiceStub(channel)
+            while True:
+                try:
+                    await stub.ListEngines(
+                        router_pb2.ListEnginesRequest(), timeout=10, metadata=self._metadata
+                    )
+                except grpc.aio.AioRpcError as error:
+                    return error.code().name
+                await asyncio.sleep(0.1)
+
     def channel(self, address: str) -> grpc.aio.Channel:
         if self._credentials is None:
             return grpc.aio.insecure_channel(address)
@@ -177,7 +195,12 @@ async def run(
     else:
         exit_code = None
     after = [await client.ask(router) for router in routers]
-    return {"before": before, "after": after, "exit_code": exit_code}
+    revoked = []
+    if client.has_key:
+        revoke(secrets)
+        mount_secrets(secrets, deployed.pod("router"))
+        revoked = [await client.wait_refused(router) for router in routers]
+    return {"before": before, "after": after, "exit_code": exit_code, "revoked": revoked}
 
 
 if __name__ == "__main__":
