@@ -428,12 +428,12 @@ class Scheduler:
         sequence.slot = self._slots.take()
         self.pool.touch(match.block_ids)
         sequence.block_table = match.block_ids + self.pool.allocate(num_new_blocks)
-        if self._prefix_groups is not None:
-            self._prefix_groups.add(sequence.slot, sequence.block_table)
         sequence.num_registered_blocks = len(match.block_ids)
         sequence.chain_parent = match.parent
         sequence.num_computed_tokens = len(match.block_ids) * self._block_size
         sequence.num_admitted_tokens = len(sequence.token_ids)
+        if self._prefix_groups is not None:
+            self._prefix_groups.add(sequence.slot, sequence.block_table)
         if not sequence.is_admitted:
             sequence.is_admitted = True
             self._report_admission(sequence)
