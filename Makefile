@@ -99,6 +99,8 @@ gpu: ## Tests for a machine with a CUDA GPU, with the python3 that is there.
 
 bench: ## Kernels and engine on a CUDA GPU, with the python3 that is there.
 	$(SYSTEM_PYTHON) -m benchmarks.kernels
+	$(SYSTEM_PYTHON) -m benchmarks.prefill_attention --output benchmarks/results/h200/prefill_attention.json
+	$(SYSTEM_PYTHON) -m benchmarks.decode_attention --output benchmarks/results/h200/decode_attention.json
 	$(SYSTEM_PYTHON) -m benchmarks.engine --profile
 
 release-contract: $(VENV)/.ready ## Makes today's protos the contract that `buf breaking` defends.

@@ -63,6 +63,22 @@ SHAPES = {
         "num_hidden_layers": 28,
         "tie_word_embeddings": True,
     },
+    "qwen3-1.7b": _COMMON
+    | {
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 28,
+        "tie_word_embeddings": True,
+    },
+    "qwen3-4b": _COMMON
+    | {
+        "hidden_size": 2560,
+        "intermediate_size": 9728,
+        "num_attention_heads": 32,
+        "num_hidden_layers": 36,
+        "tie_word_embeddings": True,
+    },
     "qwen3-8b": _COMMON
     | {
         "hidden_size": 4096,
@@ -70,6 +86,35 @@ SHAPES = {
         "num_attention_heads": 32,
         "num_hidden_layers": 36,
         "tie_word_embeddings": False,
+    },
+    "qwen3-14b": _COMMON
+    | {
+        "hidden_size": 5120,
+        "intermediate_size": 17408,
+        "num_attention_heads": 40,
+        "num_hidden_layers": 40,
+        "tie_word_embeddings": False,
+    },
+    "llama-3.1-8b": _COMMON
+    | {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_attention_heads": 32,
+        "num_hidden_layers": 32,
+        "max_position_embeddings": 131072,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": False,
+        "vocab_size": 128256,
+        "eos_token_id": 128001,
     },
     "qwen3-32b": _COMMON
     | {

@@ -1,8 +1,8 @@
 """Checks the kernels on a GPU, then times them: `python -m benchmarks.kernels`.
 
 Times are of the GPU: the calls of one measurement run in a CUDA graph, each on buffers of its own
-that together exceed the L2 cache, and the median of the replays counts. Only the comparison with
-naive attention is timed call by call, as its loops are on the host.
+that together exceed the L2 cache, and the median of the replays counts. Attention beside naive ways
+to compute it: `benchmarks.prefill_attention` and `benchmarks.decode_attention`.
 """
 
 import argparse
@@ -15,15 +15,11 @@ from typing import Any
 import torch
 import triton
 
-from benchmarks.naive_attention import (
-    attention_by_naive_triton,
-    attention_by_torch,
-    decode_by_torch_loop,
-)
+from benchmarks.attention.comparison import check
+from benchmarks.attention.prefixes import compare_prefixes
+from benchmarks.attention.sequences import HEAD_DIM, Sequences
+from benchmarks.attention.sweep import sweep_decode
 from benchmarks.provenance import commit
-from kernels import reference
-from kernels.paged_attention_decode import paged_attention_decode
-from kernels.paged_attention_prefill import paged_attention_prefill
 from kernels.qk_norm_rope_store import qk_norm_rope_store
 from kernels.rms_norm import add_rms_norm
 from kernels.sample import sample
@@ -31,8 +27,6 @@ from kernels.silu_and_mul import silu_and_mul
 from protos.wire.sampling_params import RECORD_COLUMNS, SamplingParams, to_record
 
 DTYPE = torch.bfloat16
-HEAD_DIM = 128
-SCALE = HEAD_DIM**-0.5
 BLOCK_SIZES = (16, 64, 256)
 # Three times the L2 cache of an H200.
 COLD_BYTES = 180e6
@@ -52,8 +46,6 @@ DECODE_PEERS_MS = {
     (64, 4096, 32, 8): {"FA3": 0.2602, "vLLM Triton": 0.29},
     (256, 1024, 16, 8): {"FA3": 0.2815, "vLLM Triton": 0.2972},
 }
-NAIVE_SHAPES = [(2, 60), (4, 64), (2, 1024), (1, 4096)]
-NAIVE_DECODE_SHAPES = [(2, 60), (1, 512), (16, 256), (4, 2048)]
 
 
 def randn(*shape: int) -> torch.Tensor:
@@ -85,67 +77,14 @@ def time_ms(calls: list[Callable[[], Any]], repeats: int = 20) -> float:
     return sorted(times)[len(times) // 2]
 
 
-def check(out: torch.Tensor, expected: torch.Tensor, what: str) -> None:
-    """Raises RuntimeError unless out is expected up to bfloat16's rounding."""
-    error = float((out.float() - expected.float()).norm() / expected.float().norm())
-    if not error < 0.01:
-        raise RuntimeError(f"{what} is wrong: relative error {error}, expected below 0.01")
-
-
-class Sequences:
-    """Equally long random sequences in blocks in random order."""
-
-    def __init__(self, num_seqs: int, seq_len: int, num_kv_heads: int, block_size: int) -> None:
-        self.seq_len = seq_len
-        num_blocks = num_seqs * triton.cdiv(seq_len, block_size)
-        self.kv_cache = randn(2, num_blocks, num_kv_heads, block_size, HEAD_DIM)
-        order = torch.randperm(num_blocks, device="cuda", dtype=torch.int32)
-        self.block_table = order.view(num_seqs, -1)
-        self.seq_lens = torch.full((num_seqs,), seq_len, dtype=torch.int32, device="cuda")
-        self.starts = torch.arange(num_seqs + 1, dtype=torch.int32, device="cuda") * seq_len
-
-    def contiguous(self) -> list[torch.Tensor]:
-        """Returns keys and values, [num_seqs, num_kv_heads, seq_len, head_dim] each."""
-        table = self.block_table.long()
-        return [
-            half[table].transpose(1, 2).flatten(2, 3)[:, :, : self.seq_len].contiguous()
-            for half in self.kv_cache
-        ]
-
-    def prefill(self, queries: torch.Tensor) -> torch.Tensor:
-        """Runs prefill attention on [num_seqs * seq_len, num_heads, head_dim]."""
-        return paged_attention_prefill(
-            queries,
-            self.kv_cache,
-            self.block_table,
-            self.starts,
-            self.seq_lens,
-            self.seq_len,
-            SCALE,
-        )
-
-    def decode(self, queries: torch.Tensor) -> torch.Tensor:
-        """Runs decode attention on [num_seqs, num_heads, head_dim]."""
-        return paged_attention_decode(
-            queries, self.kv_cache, self.block_table, self.seq_lens, self.seq_len, SCALE
-        )
-
-
-def by_library(queries: torch.Tensor, sequences: Sequences, is_causal: bool) -> torch.Tensor:
-    """Attends with torch's own fused kernel; queries [num_seqs, query_len, num_heads, head_dim]."""
-    keys, values = sequences.contiguous()
-    return torch.nn.functional.scaled_dot_product_attention(
-        queries.transpose(1, 2), keys, values, is_causal=is_causal, scale=SCALE, enable_gqa=True
-    ).transpose(1, 2)
-
-
 def measure_prefill(block_size: int) -> list[dict[str, Any]]:
     """Returns a row for each prefill shape."""
     rows = []
     for (num_seqs, seq_len, num_heads, num_kv_heads), peers in PREFILL_PEERS_TFLOP_S.items():
-        sequences = Sequences(num_seqs, seq_len, num_kv_heads, block_size)
+        sequences = Sequences([seq_len] * num_seqs, num_kv_heads, block_size)
         inputs = [randn(num_seqs * seq_len, num_heads, HEAD_DIM) for _ in range(3)]
-        expected = by_library(inputs[0].view(num_seqs, seq_len, num_heads, -1), sequences, True)
+        by_head = inputs[0].unflatten(0, (num_seqs, seq_len)).transpose(1, 2)
+        expected = sequences.by_library(by_head, is_causal=True).transpose(1, 2)
         check(sequences.prefill(inputs[0]), expected.flatten(0, 1), "prefill")
         ms = time_ms([partial(sequences.prefill, q) for q in inputs], repeats=10)
         tflop_s = 2 * num_seqs * seq_len**2 * num_heads * HEAD_DIM / ms / 1e9
@@ -168,11 +107,11 @@ def measure_decode(block_size: int) -> list[dict[str, Any]]:
     for (num_seqs, seq_len, num_heads, num_kv_heads), peers in DECODE_PEERS_MS.items():
         num_bytes = 4 * num_seqs * seq_len * num_kv_heads * HEAD_DIM
         sets = [
-            Sequences(num_seqs, seq_len, num_kv_heads, block_size)
+            Sequences([seq_len] * num_seqs, num_kv_heads, block_size)
             for _ in range(1 + int(COLD_BYTES / num_bytes))
         ]
         queries = randn(num_seqs, num_heads, HEAD_DIM)
-        expected = by_library(queries[:, None], sets[0], False)[:, 0]
+        expected = sets[0].by_library(queries[:, :, None], is_causal=False)[:, :, 0]
         check(sets[0].decode(queries), expected, "decode")
         ms = time_ms([partial(s.decode, queries) for s in sets])
         tb_s = num_bytes / ms / 1e9
@@ -239,62 +178,6 @@ def measure_elementwise() -> list[dict[str, Any]]:
     return rows
 
 
-def prefill_by_head(sequences: Sequences, queries: torch.Tensor) -> torch.Tensor:
-    """Runs our prefill; returns a view [num_seqs, num_heads, seq_len, head_dim]."""
-    return sequences.prefill(queries).unflatten(0, (-1, sequences.seq_len)).transpose(1, 2)
-
-
-def compare_prefill() -> list[dict[str, Any]]:
-    """Returns milliseconds of the ways to prefill; 32 heads, 8 key-value heads, blocks of 64."""
-    rows = []
-    for num_seqs, seq_len in NAIVE_SHAPES:
-        sequences = Sequences(num_seqs, seq_len, 8, 64)
-        queries = randn(num_seqs, seq_len, 32, HEAD_DIM)
-        keys, values = sequences.contiguous()
-        by_head, flat = queries.transpose(1, 2).contiguous(), queries.flatten(0, 1)
-        ways: dict[str, Callable[[], torch.Tensor]] = {
-            "PyTorch standard": partial(attention_by_torch, by_head, keys, values, SCALE),
-            "naive Triton": partial(attention_by_naive_triton, by_head, keys, values, SCALE),
-            "flash attention (ours, paged)": partial(prefill_by_head, sequences, flat),
-        }
-        expected = by_library(queries, sequences, True).transpose(1, 2)
-        rows.append({"shape": [num_seqs, seq_len]} | time_ways(ways, expected))
-    return rows
-
-
-def compare_decode() -> list[dict[str, Any]]:
-    """Returns milliseconds of the ways to decode; 32 heads, 8 key-value heads, blocks of 16."""
-    rows = []
-    for num_seqs, seq_len in NAIVE_DECODE_SHAPES:
-        sequences = Sequences(num_seqs, seq_len, 8, 16)
-        queries = randn(num_seqs, 32, HEAD_DIM)
-        cache, table, lengths = sequences.kv_cache, sequences.block_table, sequences.seq_lens
-        ways: dict[str, Callable[[], torch.Tensor]] = {
-            "naive PyTorch loop": partial(
-                decode_by_torch_loop, queries, cache, table, [seq_len] * num_seqs, SCALE
-            ),
-            "vectorised PyTorch": partial(
-                reference.paged_attention_decode, queries, cache, table, lengths, seq_len, SCALE
-            ),
-            "Triton (ours)": partial(sequences.decode, queries),
-        }
-        expected = by_library(queries[:, None], sequences, False)[:, 0]
-        rows.append({"shape": [num_seqs, seq_len]} | time_ways(ways, expected))
-    return rows
-
-
-def time_ways(
-    ways: dict[str, Callable[[], torch.Tensor]], expected: torch.Tensor
-) -> dict[str, Any]:
-    """Checks each way and returns its milliseconds per call, its host work included."""
-    for name, way in ways.items():
-        check(way(), expected, name)
-    return {
-        name: round(float(triton.testing.do_bench(way, return_mode="median")), 4)
-        for name, way in ways.items()
-    }
-
-
 def print_table(title: str, rows: list[dict[str, Any]]) -> None:
     """Prints rows of equal keys."""
     print(f"\n{title}")
@@ -324,8 +207,8 @@ def main() -> None:
         "prefill": [row for size in BLOCK_SIZES for row in measure_prefill(size)],
         "decode": [row for size in BLOCK_SIZES for row in measure_decode(size)],
         "others": measure_elementwise(),
-        "prefill against naive, ms a call": compare_prefill(),
-        "decode against naive, ms a call": compare_decode(),
+        "decode of shared prefixes": compare_prefixes(time_ms),
+        "decode sweep": sweep_decode(time_ms, COLD_BYTES),
     }
     for title, rows in result.items():
         if isinstance(rows, list):

@@ -5,12 +5,13 @@ gives its meaning and its allowed values. Constructing an option class checks it
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from protos.wire.limits import MAX_LOGPROBS
 from servicekit import common_options
 from servicekit.options import OptionReader, Options, about
+from servicekit.service_host import service_host
 from servicekit.values import (
     Flags,
     Integers,
@@ -193,14 +194,19 @@ class SchedulerOptions(Options):
 class ServerOptions(Options):
     """The engine's addresses, and its limits for waiting requests and slow readers."""
 
-    # By default, the wire is neither encrypted nor authenticated, so opening it to a network is an
-    # explicit choice.
     host: str = field(default="127.0.0.1", metadata=common_options.HOST)
+    insecure_host: str | None = field(default=None, metadata=common_options.INSECURE_HOST)
     port: int = field(default=50051, metadata=common_options.PORT)
     operations_port: int = field(default=8101, metadata=common_options.OPERATIONS_PORT)
     tls_cert: Path | None = field(default=None, metadata=common_options.TLS_CERT)
     tls_key: Path | None = field(default=None, metadata=common_options.TLS_KEY)
     tls_client_ca: Path | None = field(default=None, metadata=common_options.TLS_CLIENT_CA)
+    operations_tls_cert: Path | None = field(
+        default=None, metadata=common_options.OPERATIONS_TLS_CERT
+    )
+    operations_tls_key: Path | None = field(
+        default=None, metadata=common_options.OPERATIONS_TLS_KEY
+    )
     tls_client_names: tuple[str, ...] | None = field(
         default=None,
         metadata=about(
@@ -328,12 +334,14 @@ def read_config(
         program: The command as it was called, for `--help`.
 
     Raises:
-        StartupError: An option is unknown, missing or has a bad value; the message names it.
+        StartupError: An option is unknown, missing, has a bad value or does not go with another;
+            the message names it.
     """
     given = READER.read(arguments, environment, program=program)
+    server = given.build(ServerOptions)
     return EngineConfig(
         model=given.build(ModelOptions),
         cache=given.build(CacheOptions),
         scheduler=given.build(SchedulerOptions),
-        server=given.build(ServerOptions),
+        server=replace(server, host=service_host(given, server.host)),
     )

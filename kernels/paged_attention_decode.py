@@ -1,10 +1,13 @@
 """Attention of one query per sequence over its blocks, split along the keys.
 
 A program handles the query heads of one key-value head, as the rows of one tile, over one split of
-one sequence. A second kernel combines the splits, unless there is only one.
+one sequence. A second kernel combines the splits, unless there is only one. If sequences share a
+prefix, another kernel reads it for all of them first (`shared_prefix.py`), and each sequence's
+splits begin behind it.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import triton
@@ -21,6 +24,12 @@ from kernels.checks import (
     check_window,
 )
 from kernels.dependent_launch import dependent_launch, wait_for_inputs
+from kernels.shared_prefix import (
+    SharedPrefixes,
+    attend_to_prefixes,
+    check_shared,
+    num_shared_splits,
+)
 
 _MAX_SPLITS = 64
 # Measured on an H200, bfloat16, head_dim 128.
@@ -40,6 +49,7 @@ def paged_attention_decode(
     scale: float,
     out: torch.Tensor | None = None,
     window: int = 0,
+    shared: SharedPrefixes | None = None,
 ) -> torch.Tensor:
     """Attends from the last token of each sequence to its tokens.
 
@@ -55,6 +65,8 @@ def paged_attention_decode(
         out: [num_seqs, num_heads, head_dim] contiguous, receives the result; rows of sequences of
             length 0 stay unchanged; None allocates a tensor
         window: tokens that each query sees at most, its own among them; 0 means all
+        shared: sequences whose first tokens are the same, in the same blocks, which are then read
+            once; not with a window
 
     Returns:
         [num_seqs, num_heads, head_dim]
@@ -69,6 +81,10 @@ def paged_attention_decode(
     check_shape("seq_lens", seq_lens, num_seqs)
     check_out(queries, out)
     check_window(window)
+    if shared is not None:
+        check_shared(shared, num_seqs)
+        if window:
+            raise ValueError(f"window is {window}; expected 0 beside shared prefixes")
     if queries.device.type == "cpu":
         return reference.paged_attention_decode(
             queries, kv_cache, block_table, seq_lens, max_seq_len, scale, out, window
@@ -77,9 +93,27 @@ def paged_attention_decode(
         max_seq_len = min(max_seq_len, window + _TILE)
     num_multiprocessors = torch.cuda.get_device_properties(queries.device).multi_processor_count
     num_splits = _num_splits(num_seqs * kv_cache.shape[2], max_seq_len, num_multiprocessors)
+    parts = Parts(num_own=num_splits)
+    if shared is not None:
+        num_shared = num_shared_splits(num_seqs, kv_cache.shape[2], num_multiprocessors)
+        parts = Parts(num_own=num_splits, num_shared=num_shared)
     return _paged_attention_decode_triton(
-        queries, kv_cache, block_table, seq_lens, scale, num_splits, out, window
+        queries, kv_cache, block_table, seq_lens, scale, parts, out, window, shared
     )
+
+
+class Parts(NamedTuple):
+    """Into how many parts, which are combined, a sequence's tokens are divided."""
+
+    num_own: int
+    """Splits of the tokens that it reads alone."""
+    num_shared: int = 0
+    """Splits of a prefix that it shares; 0 if no sequence does."""
+
+    @property
+    def num_all(self) -> int:
+        """Parts that have a place in memory."""
+        return self.num_own + self.num_shared
 
 
 def _num_splits(num_pairs: int, max_seq_len: int, num_multiprocessors: int) -> int:
@@ -97,9 +131,10 @@ def _paged_attention_decode_triton(
     block_table: torch.Tensor,
     seq_lens: torch.Tensor,
     scale: float,
-    num_splits: int,
+    parts: Parts,
     out: torch.Tensor | None = None,
     window: int = 0,
+    shared: SharedPrefixes | None = None,
 ) -> torch.Tensor:
     num_seqs, num_heads, head_dim = queries.shape
     _, _, num_kv_heads, block_size, _ = kv_cache.shape
@@ -112,30 +147,45 @@ def _paged_attention_decode_triton(
     group = num_heads // num_kv_heads
     # Of each split: the mixed values, and the logarithm of the sum of the weights.
     partial, log_totals = out, None
-    if num_splits > 1:
-        shape = (num_seqs, num_heads, num_splits)
+    scale *= math.log2(math.e)
+    if parts.num_all > 1:
+        shape = (num_seqs, num_heads, parts.num_all)
         partial = torch.empty((*shape, head_dim), dtype=torch.float32, device=queries.device)
         log_totals = torch.empty(shape, dtype=torch.float32, device=queries.device)
+        if shared is not None:
+            attend_to_prefixes(
+                queries,
+                kv_cache,
+                block_table,
+                shared,
+                scale,
+                parts.num_shared,
+                partial,
+                log_totals,
+            )
+    prefix_lens = None if shared is None else shared.prefix_lens
     is_wide = queries.dtype == torch.float32 or head_dim > 128
-    _split_kernel[(num_seqs, num_kv_heads, num_splits)](
+    _split_kernel[(num_seqs, num_kv_heads, parts.num_own)](
         queries,
         kv_cache,
         block_table,
         seq_lens,
+        prefix_lens,
         partial,
         log_totals,
         queries.stride(0),
         queries.stride(1),
         *kv_cache.stride()[:4],
         block_table.stride(0),
-        scale * math.log2(math.e),
+        parts.num_all,
+        scale,
         GROUP=group,
         ROWS=max(16, triton.next_power_of_2(group)),
         BLOCK_SIZE=block_size,
         HEAD_DIM=head_dim,
         TILE=32 if is_wide else _TILE,
         WINDOW=window,
-        IS_SPLIT=num_splits > 1,
+        IS_SPLIT=parts.num_all > 1,
         KEEPS_EMPTY=keeps_empty,
         num_warps=_NUM_WARPS,
         num_stages=_NUM_STAGES,
@@ -145,10 +195,12 @@ def _paged_attention_decode_triton(
         _combine_kernel[(num_seqs, num_heads)](
             partial,
             log_totals,
+            prefix_lens,
             out,
-            num_splits,
+            parts.num_all,
+            parts.num_own,
             HEAD_DIM=head_dim,
-            SPLITS=triton.next_power_of_2(num_splits),
+            PARTS=triton.next_power_of_2(parts.num_all),
             KEEPS_EMPTY=keeps_empty,
             num_warps=4,
             **dependent_launch(queries),
@@ -157,25 +209,39 @@ def _paged_attention_decode_triton(
 
 
 @triton.jit
-def _find_keys(seq_len, TILE: tl.constexpr, WINDOW: tl.constexpr):
-    """Returns the first key that the query sees, and the first and the end of this split's."""
+def _find_keys(seq, seq_len, prefix_lens, TILE: tl.constexpr, WINDOW: tl.constexpr):
+    """Returns which keys the query sees.
+
+    The first of all, and of this split's the first, the end of the whole tiles, and the end.
+    """
     first_seen = 0
     first = 0
+    if prefix_lens is not None:
+        first = tl.load(prefix_lens + seq)
     if WINDOW > 0:
         first_seen = tl.maximum(seq_len - WINDOW, 0)
         first = first_seen // TILE * TILE
     split_len = tl.cdiv(tl.cdiv(seq_len - first, TILE), tl.num_programs(2)) * TILE
     start = first + tl.program_id(2) * split_len
-    return first_seen, start, tl.minimum(start + split_len, seq_len)
+    end = tl.minimum(start + split_len, seq_len)
+    whole_end = end // TILE * TILE
+    if prefix_lens is not None:
+        # Tiles begin where the prefix ends.
+        whole_end = start + (end - start) // TILE * TILE
+    return first_seen, start, whole_end, end
 
 
 # Values that change with the batch must not trigger a compilation while serving.
-@triton.jit(do_not_specialize_on_alignment=["block_table", "seq_lens"])
+@triton.jit(
+    do_not_specialize=["num_parts"],
+    do_not_specialize_on_alignment=["block_table", "seq_lens", "prefix_lens"],
+)
 def _split_kernel(
     queries,
     kv_cache,
     block_table,
     seq_lens,
+    prefix_lens,
     partial,
     log_totals,
     query_seq_stride,
@@ -185,6 +251,7 @@ def _split_kernel(
     kv_head_stride,
     token_stride,
     table_stride,
+    num_parts,
     scale,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
@@ -200,10 +267,8 @@ def _split_kernel(
     seq = tl.program_id(0).to(tl.int64)
     kv_head = tl.program_id(1).to(tl.int64)
     split = tl.program_id(2)
-    num_splits = tl.num_programs(2)
     seq_len = tl.load(seq_lens + seq)
-    first_seen, start, end = _find_keys(seq_len, TILE, WINDOW)
-    whole_end = end // TILE * TILE
+    first_seen, start, whole_end, end = _find_keys(seq, seq_len, prefix_lens, TILE, WINDOW)
 
     rows = tl.arange(0, ROWS)
     dims = tl.arange(0, HEAD_DIM)
@@ -247,7 +312,7 @@ def _split_kernel(
     mixed = mixed / tl.where(total > 0.0, total, 1.0)[:, None]
     num_heads = tl.num_programs(1) * GROUP
     if IS_SPLIT:
-        places = (seq * num_heads + heads) * num_splits + split
+        places = (seq * num_heads + heads) * num_parts + split
         tl.store(
             partial + places[:, None] * HEAD_DIM + dims[None, :],
             mixed,
@@ -268,29 +333,38 @@ def _split_kernel(
         )
 
 
-@triton.jit(do_not_specialize=["num_splits"])
+@triton.jit(
+    do_not_specialize=["num_parts", "num_own"], do_not_specialize_on_alignment=["prefix_lens"]
+)
 def _combine_kernel(
     partial,
     log_totals,
+    prefix_lens,
     out,
-    num_splits,
+    num_parts,
+    num_own,
     HEAD_DIM: tl.constexpr,
-    SPLITS: tl.constexpr,
+    PARTS: tl.constexpr,
     KEEPS_EMPTY: tl.constexpr,
     IS_DEPENDENT: tl.constexpr,
 ):
     wait_for_inputs(IS_DEPENDENT)
     place = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
-    splits = tl.arange(0, SPLITS)
+    indices = tl.arange(0, PARTS)
     dims = tl.arange(0, HEAD_DIM)
-    # Loads all parts: a split without tokens leaves garbage, which is masked out below.
+    end = num_parts
+    if prefix_lens is not None:
+        # Nobody writes the shared parts of a sequence that shares nothing.
+        prefix_len = tl.load(prefix_lens + tl.program_id(0))
+        end = tl.where(prefix_len > 0, num_parts, num_own)
+    # Loads all parts: one without tokens leaves garbage, which is masked out below.
     parts = tl.load(
-        partial + (place * num_splits + splits[:, None]) * HEAD_DIM + dims[None, :],
-        mask=(splits < num_splits)[:, None],
+        partial + (place * num_parts + indices[:, None]) * HEAD_DIM + dims[None, :],
+        mask=(indices < end)[:, None],
         other=0.0,
-    )  # [SPLITS, HEAD_DIM]
+    )  # [PARTS, HEAD_DIM]
     logs = tl.load(
-        log_totals + place * num_splits + splits, mask=splits < num_splits, other=float("-inf")
+        log_totals + place * num_parts + indices, mask=indices < end, other=float("-inf")
     )
     is_used = logs > float("-inf")
     maximum = tl.max(logs, axis=0)

@@ -286,7 +286,8 @@ def paged_attention_prefill(
     Args:
         queries: [num_tokens, num_heads, head_dim]
         kv_cache: [2, num_blocks, num_kv_heads, block_size, head_dim]
-        block_table: [num_seqs, max_blocks_per_seq] int32; not read past a sequence's end
+        block_table: [num_seqs, max_blocks_per_seq] int32; not read past a sequence's end, or before
+            the window
         query_start_loc: [num_seqs + 1] int32
         seq_lens: [num_seqs] int32
         max_query_len: the largest query length, or an upper bound; the kernel sizes its tiles by it
@@ -307,21 +308,24 @@ def paged_attention_prefill(
         query_len = rows.stop - rows.start
         if query_len == 0:
             continue
-        blocks = block_table[seq, : -(-seq_len // block_size)].long()
+        is_windowed = 0 < window < seq_len
+        # Blocks before the window may be another sequence's by now.
+        first_block = max(0, seq_len - query_len - window + 1) // block_size if is_windowed else 0
+        blocks = block_table[seq, first_block : -(-seq_len // block_size)].long()
+        num_keys = seq_len - first_block * block_size
         keys, values = (
-            half[blocks].transpose(0, 1).flatten(1, 2)[:, None, :seq_len].float()
+            half[blocks].transpose(0, 1).flatten(1, 2)[:, None, :num_keys].float()
             for half in kv_cache
-        )  # [num_kv_heads, 1, seq_len, head_dim] each
+        )  # [num_kv_heads, 1, num_keys, head_dim] each
         grouped = (queries[rows].float().reshape(query_len, num_kv_heads, group, head_dim)).permute(
             1, 2, 0, 3
         )  # [num_kv_heads, group, query_len, head_dim]
-        is_windowed = 0 < window < seq_len
         is_seen = None
         if is_windowed or 1 < query_len < seq_len:
-            ones = torch.ones(query_len, seq_len, dtype=torch.bool, device=queries.device)
-            is_seen = ones.tril(seq_len - query_len)
+            ones = torch.ones(query_len, num_keys, dtype=torch.bool, device=queries.device)
+            is_seen = ones.tril(num_keys - query_len)
             if is_windowed:
-                is_seen = is_seen.triu(seq_len - query_len - window + 1)
+                is_seen = is_seen.triu(num_keys - query_len - window + 1)
         attended = F.scaled_dot_product_attention(
             grouped,
             keys.expand(-1, group, -1, -1),

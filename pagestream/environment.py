@@ -5,10 +5,18 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+API_KEY = "PAGESTREAM_API_KEY"
+"""The variable that holds a client's API key."""
+
 
 def variables() -> Mapping[str, str]:
     """Returns all variables of this process."""
     return os.environ
+
+
+def api_key() -> str:
+    """Returns the API key that a variable holds; "" is none."""
+    return os.environ.get(API_KEY, "")
 
 
 def python_modules() -> list[str]:

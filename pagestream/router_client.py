@@ -1,5 +1,7 @@
 """How a command reaches a router by gRPC, and what it says when a call fails."""
 
+from collections.abc import Callable
+
 import grpc
 from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
@@ -14,13 +16,16 @@ DEFAULT_ROUTER = "127.0.0.1:50050"
 """Where `pagestream router` listens unless told otherwise."""
 CALL_SECONDS = 10.0
 """Time limit of a call that is answered from memory."""
-_SCHEME = "grpc://"
+_SCHEMES = ("grpc://", "grpcs://")
+"""In plain text unless there are certificates, and through TLS."""
 _MAX_TEXT = 500
 _CAUSE = "last error: UNKNOWN: "
 
 
 def router_address(text: str) -> str:
-    """Returns the host:port of a router's gRPC port, given as that or as a URL grpc://host:port.
+    """Returns the host:port of a router's gRPC port, given as that or as a URL.
+
+    URLs are grpc://host:port, or grpcs://host:port for TLS.
 
     Raises:
         StartupError: It is neither.
@@ -30,7 +35,8 @@ def router_address(text: str) -> str:
             f"{shown(text)} is a URL of HTTP; this command speaks gRPC: give the router's gRPC "
             f"port, such as {DEFAULT_ROUTER}"
         )
-    found = text.removeprefix(_SCHEME).removesuffix("/")
+    found = text.partition("://")[2] if text.startswith(_SCHEMES) else text
+    found = found.removesuffix("/")
     try:
         split(found)
     except ValueError as error:
@@ -38,6 +44,11 @@ def router_address(text: str) -> str:
             f"the router is {shown(text)!r}, {error}; give one such as {DEFAULT_ROUTER}"
         ) from None
     return found
+
+
+def is_secure(url: str) -> bool:
+    """Whether a URL asks for TLS, by its scheme."""
+    return url.startswith(("grpcs://", "https://"))
 
 
 def channel_options() -> list[tuple[str, int]]:
@@ -63,10 +74,17 @@ def reason_of(error: grpc.RpcError) -> str:
     return status_of(error).reason or name
 
 
-def describe(address: str, error: grpc.RpcError) -> str:
-    """Returns what went wrong with a call to a router, as one line."""
-    text = shown(status_of(error).message, _MAX_TEXT)
+def describe(address: str, error: grpc.RpcError, advise: Callable[[str], str]) -> str:
+    """Returns what went wrong with a call to a router, as one line.
+
+    Args:
+        address: The router's.
+        error: The error.
+        advise: Returns what may help, given what went wrong.
+    """
     reason = reason_of(error)
+    message = status_of(error).message
+    text = shown(message, _MAX_TEXT) + advise(f"{reason}: {message}")
     if reason == grpc.StatusCode.UNAVAILABLE.name:
         # gRPC puts what happened behind what it concludes.
         return f"no router answers at {address}: {text.rpartition(_CAUSE)[2]}"

@@ -5,7 +5,7 @@ metadata says what it means and which values it takes. Constructing one checks i
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from protos.wire.limits import MAX_PROMPT_BYTES
@@ -14,6 +14,7 @@ from router.errors import StartupError
 from router.text.parsers.registry import REASONING_PARSERS, TOOL_CALL_PARSERS
 from servicekit import common_options
 from servicekit.options import OptionReader, Options, about
+from servicekit.service_host import service_host
 from servicekit.values import (
     PORTS,
     Flags,
@@ -21,7 +22,6 @@ from servicekit.values import (
     Listed,
     OneOf,
     Paths,
-    Texts,
     byte_sizes,
     counts,
     quoted,
@@ -97,6 +97,7 @@ class RouterConfig(Options):
         ),
     )
     host: str = field(default="127.0.0.1", metadata=common_options.HOST)
+    insecure_host: str | None = field(default=None, metadata=common_options.INSECURE_HOST)
     port: int = field(default=50050, metadata=common_options.PORT)
     operations_port: int = field(default=8100, metadata=common_options.OPERATIONS_PORT)
     http_port: int | None = field(
@@ -110,6 +111,12 @@ class RouterConfig(Options):
     tls_cert: Path | None = field(default=None, metadata=common_options.TLS_CERT)
     tls_key: Path | None = field(default=None, metadata=common_options.TLS_KEY)
     tls_client_ca: Path | None = field(default=None, metadata=common_options.TLS_CLIENT_CA)
+    operations_tls_cert: Path | None = field(
+        default=None, metadata=common_options.OPERATIONS_TLS_CERT
+    )
+    operations_tls_key: Path | None = field(
+        default=None, metadata=common_options.OPERATIONS_TLS_KEY
+    )
     engine_tls_ca: Path | None = field(
         default=None,
         metadata=about(
@@ -139,7 +146,7 @@ class RouterConfig(Options):
     engine_tls_name: str = field(
         default="",
         metadata=about(
-            Texts(r"[A-Za-z0-9._:-]{1,253}", "a name or an IP address"),
+            common_options.TLS_NAMES,
             "name that the certificate of each engine must have",
             unset="the host of the engine's address",
         ),
@@ -309,7 +316,8 @@ def read_config(
     """
     given = READER.read(arguments, environment, program=program)
     _check_engines(given.sources)
-    return given.build(RouterConfig)
+    config = given.build(RouterConfig)
+    return replace(config, host=service_host(given, config.host))
 
 
 def _check_engines(sources: Mapping[str, str]) -> None:

@@ -37,7 +37,7 @@ from servicekit.listening import add_grpc_port
 from servicekit.operations import operations_handlers
 from servicekit.process import exit_within, raise_file_limit
 from servicekit.signals import EndSignals, end_signals
-from servicekit.tls import client_tls, server_tls
+from servicekit.tls import TlsSource, client_tls, operations_tls, server_tls
 
 if TYPE_CHECKING:
     from router.http.door import HttpDoor
@@ -90,11 +90,32 @@ def _template_settings(config: RouterConfig, metrics: RouterMetrics) -> Template
     return dataclasses.replace(settings, source=read_template(config.chat_template, settings))
 
 
-def _engine_channels(config: RouterConfig) -> EngineChannels:
-    source = client_tls(config.engine_tls_cert, config.engine_tls_key, config.engine_tls_ca)
-    if source is None and config.engine_tls_name:
-        raise StartupError("--engine-tls-name needs --engine-tls-ca, too")
-    return EngineChannels(source, config.engine_tls_name)
+class _Certificates:
+    """All certificates of a router; None where there is plain text.
+
+    Raises:
+        StartupError: One cannot be used, or an option lacks another.
+    """
+
+    def __init__(self, config: RouterConfig, *, is_worker: bool) -> None:
+        self.clients = server_tls(config.tls_cert, config.tls_key, config.tls_client_ca)
+        self.engines = client_tls(
+            config.engine_tls_cert, config.engine_tls_key, config.engine_tls_ca
+        )
+        if self.engines is None and config.engine_tls_name:
+            raise StartupError("--engine-tls-name needs --engine-tls-ca, too")
+        # The operations port of workers is their supervisor's.
+        self.operations = (
+            None
+            if is_worker
+            else operations_tls(config.operations_tls_cert, config.operations_tls_key)
+        )
+
+    @property
+    def sources(self) -> list[TlsSource]:
+        """Those that there are."""
+        found = (self.clients, self.engines, self.operations)
+        return [one for one in found if one is not None]
 
 
 def _connection_age(config: RouterConfig) -> ChannelOptions:
@@ -111,8 +132,10 @@ class _Router:
     def __init__(self, config: RouterConfig, link: WorkerLink | None) -> None:
         self._config = config
         self._link = link
-        self._tls = server_tls(config.tls_cert, config.tls_key, config.tls_client_ca)
+        certificates = _Certificates(config, is_worker=link is not None)
+        self._tls = certificates.clients
         self._metrics = RouterMetrics()
+        self._metrics.certificates.sources = certificates.sources
         self._refusals = RefusalLog(self._metrics.count_malformed_message)
         try:
             self._discovery = discover(
@@ -131,7 +154,7 @@ class _Router:
                 max_buffered_tokens=config.max_buffered_tokens,
                 max_open_requests=config.max_concurrent_requests,
                 refusals=self._refusals,
-                channels=_engine_channels(config),
+                channels=EngineChannels(certificates.engines, config.engine_tls_name),
             ),
         )
         self._dispatcher = Dispatcher(
@@ -159,7 +182,8 @@ class _Router:
         self._health = Health()
         self._http = None if config.http_port is None else self._make_http_door()
         self._operations = HttpServer(
-            operations_handlers(self._metrics.registry, self._health, self._update_metrics)
+            operations_handlers(self._metrics.registry, self._health, self._update_metrics),
+            certificates.operations,
         )
         # Calls of one connection that gRPC keeps, those included whose client reads no more.
         max_streams = config.max_concurrent_requests + _SPARE_STREAMS

@@ -6,15 +6,19 @@ same peer. So a client that sends its request at once is always answered.
 """
 
 import asyncio
-import contextlib
+import functools
 import http
 import logging
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from servicekit.acceptor import Acceptor
+from servicekit.http_wire import Wire, WrongProtocol
 from servicekit.listening import listen
+from servicekit.rate_limit import RateLimit
+from servicekit.tls import TlsSource
 
 _MAX_HEADER_BYTES = 16 * 1024
 _REQUEST_SECONDS = 5.0
@@ -25,6 +29,8 @@ _STOP_SECONDS = 1.0
 _MAX_CONNECTIONS = 128
 _MAX_PEER_CONNECTIONS = 16
 """Per IP address."""
+_LOG_SECONDS = 5.0
+"""Time between two log lines about clients that do not agree with the server on TLS."""
 _PLAIN_TEXT = "text/plain; charset=utf-8"
 _END_OF_HEAD = b"\r\n\r\n"
 
@@ -47,8 +53,8 @@ Handler = Callable[[str], Awaitable[Answer]]
 class _Connection:
     """One connection and its deadlines."""
 
-    def __init__(self, accepted: socket.socket, peer: str) -> None:
-        self.socket = accepted
+    def __init__(self, wire: Wire, peer: str) -> None:
+        self.wire = wire
         self.peer = peer
         self.deadline: asyncio.TimerHandle | None = None
         self.received = bytearray()
@@ -69,9 +75,16 @@ class _Connection:
 class HttpServer:
     """Answers GET and HEAD on some paths, one request per connection."""
 
-    def __init__(self, handlers: Mapping[str, Handler]) -> None:
-        """Does not listen yet; `handlers` are by path."""
+    def __init__(self, handlers: Mapping[str, Handler], tls: TlsSource | None = None) -> None:
+        """Does not listen yet.
+
+        Args:
+            handlers: By path.
+            tls: The certificate; None is plain text.
+        """
         self._handlers = handlers
+        self._tls = tls
+        self._disagreements = RateLimit(1, _LOG_SECONDS)
         # The oldest first.
         self._connections: dict[_Connection, None] = {}
         self._acceptor = Acceptor("operations", self._take, lambda: self._evict(self._connections))
@@ -106,11 +119,12 @@ class HttpServer:
         elif len(staying) >= _MAX_CONNECTIONS:
             self._make_room(staying)
         loop = asyncio.get_running_loop()
-        connection = _Connection(accepted, peer)
+        connection = _Connection(Wire(accepted, self._tls), peer)
         connection.deadline = loop.call_later(_REQUEST_SECONDS, self._close, connection)
         self._connections[connection] = None
-        loop.add_reader(accepted, self._read, connection)
-        # Usually the request has arrived by now, and then no later connection can evict this one.
+        connection.wire.follow(functools.partial(self._read, connection))
+        # In plain text, the request has usually arrived by now, and then no later connection can
+        # evict this one.
         self._read(connection)
 
     def _make_room(self, connections: Collection[_Connection]) -> None:
@@ -129,41 +143,60 @@ class HttpServer:
 
     def _read(self, connection: _Connection) -> None:
         try:
-            received = connection.socket.recv(_MAX_HEADER_BYTES)
-        except (BlockingIOError, InterruptedError):
+            received = connection.wire.receive(_MAX_HEADER_BYTES)
+        except WrongProtocol as error:
+            self._tell(connection.peer, str(error))
+            self._start(connection, functools.partial(_refuse, str(error)))
             return
-        except OSError:
+        except OSError as error:
+            if isinstance(error, ssl.SSLError):
+                self._tell(connection.peer, _why(error))
             received = b""
+        if received is None:
+            return
         connection.received += received
         head, end, _ = connection.received.partition(_END_OF_HEAD)
         if end:
-            connection.end_waiting()
-            loop = asyncio.get_running_loop()
-            loop.remove_reader(connection.socket)
-            answering = self._answer(connection, head.decode("latin-1"))
-            # Ends with its connection; `stop` waits for that.
-            connection.answering = loop.create_task(answering, name="operations request")
+            respond = functools.partial(self._respond, head.decode("latin-1"))
+            self._start(connection, respond)
         elif not received or len(connection.received) > _MAX_HEADER_BYTES:
             self._close(connection)
 
+    def _start(self, connection: _Connection, respond: Callable[[], Awaitable[bytes]]) -> None:
+        """Answers a connection from which nothing more is needed."""
+        connection.end_waiting()
+        connection.wire.leave()
+        # Ends with its connection; `stop` waits for that.
+        connection.answering = asyncio.get_running_loop().create_task(
+            self._answer(connection, respond), name="operations request"
+        )
+
+    def _tell(self, peer: str, reason: str) -> None:
+        num_held = self._disagreements.take(asyncio.get_running_loop().time())
+        if num_held is not None:
+            _logger.warning(
+                "operations client not served peer=%s num_unlogged=%d error=%s",
+                peer,
+                num_held,
+                reason,
+            )
+
     def _close(self, connection: _Connection) -> None:
         connection.end_waiting()
-        asyncio.get_running_loop().remove_reader(connection.socket)
-        connection.socket.close()
+        connection.wire.close()
         del self._connections[connection]
         self._acceptor.connection_closed()
 
-    async def _answer(self, connection: _Connection, head: str) -> None:
+    async def _answer(
+        self, connection: _Connection, respond: Callable[[], Awaitable[bytes]]
+    ) -> None:
         try:
             async with asyncio.timeout(_ANSWER_SECONDS):
-                content = await self._respond(head)
-                await asyncio.get_running_loop().sock_sendall(connection.socket, content)
+                await connection.wire.send(await respond())
         except (OSError, TimeoutError):
             _logger.debug("operations request aborted")
         else:
-            # Unread input would turn the close into a reset, which may overtake the answer.
-            with contextlib.suppress(OSError):
-                connection.socket.recv(_MAX_HEADER_BYTES)
+            connection.wire.end(_MAX_HEADER_BYTES)
         finally:
             self._close(connection)
 
@@ -192,6 +225,16 @@ class HttpServer:
             _logger.exception("operations request failed path=%s", path)
             status = http.HTTPStatus.INTERNAL_SERVER_ERROR
             return Answer(status=status, body=b"the service failed; its log says why\n")
+
+
+async def _refuse(reason: str) -> bytes:
+    return _encode(Answer(status=http.HTTPStatus.BAD_REQUEST, body=f"{reason}\n".encode()))
+
+
+def _why(error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLEOFError):
+        return "the client left in the middle of its handshake; it may not trust the certificate"
+    return (error.reason or str(error)).replace("_", " ").lower()
 
 
 def _accepted(header_lines: list[str]) -> str:

@@ -243,7 +243,7 @@ def _bind_in_turn(holder: socket.socket, port: int, seconds: float) -> None:
 
 def _cannot_listen(host: str, port: int, option: str, why: str) -> CannotListen:
     return CannotListen(
-        f"cannot listen on {address.join(host, port)} ({why}); choose another --{option} or --host"
+        f"cannot listen on {address.join(host, port)} ({why}); choose another --{option} or host"
     )
 
 

@@ -5,7 +5,9 @@ import os
 import ssl
 import threading
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 from servicekit.errors import StartupError
@@ -20,6 +22,21 @@ _logger = logging.getLogger(__name__)
 _Signature = tuple[tuple[int, ...] | None, ...]
 
 
+class TlsUse(Enum):
+    """What certificates are for: what their options begin with, and how that of the CA ends."""
+
+    CLIENTS = "tls", "client-ca"
+    """At a service, towards its clients."""
+    OPERATIONS = "operations-tls", "client-ca"
+    """At a service, towards those who ask its operations port."""
+    ENGINES = "engine-tls", "ca"
+    """At a router, towards engines."""
+    ROUTER = "tls", "ca"
+    """At a client, towards routers."""
+    SERVICES = "operations-tls", "ca"
+    """At a client, towards operations ports."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsFiles:
     """The PEM files of one end, and the options that name them.
@@ -28,20 +45,33 @@ class TlsFiles:
         cert: A certificate, followed by those between it and its CA.
         key: Its private key, without a passphrase.
         ca: Certificates of the CAs that the other end's certificate may be of.
-        is_server: Whether it is the end that listens.
+        use: What they are for.
+
+    Raises:
+        StartupError: There is a certificate without its key, or a key without its certificate.
     """
 
     cert: Path | None = None
     key: Path | None = None
     ca: Path | None = None
-    is_server: bool = True
+    use: TlsUse = TlsUse.CLIENTS
+
+    def __post_init__(self) -> None:
+        if (self.cert is None) != (self.key is None):
+            cert, key, _ = self.options
+            given, lacking = (key, cert) if self.cert is None else (cert, key)
+            raise StartupError(f"{given} needs {lacking}, too")
+
+    @property
+    def is_server(self) -> bool:
+        """Whether it is the end that listens."""
+        return self.use in (TlsUse.CLIENTS, TlsUse.OPERATIONS)
 
     @property
     def options(self) -> tuple[str, str, str]:
         """The options of certificate, key and CA."""
-        if self.is_server:
-            return "--tls-cert", "--tls-key", "--tls-client-ca"
-        return "--engine-tls-cert", "--engine-tls-key", "--engine-tls-ca"
+        prefix, ca = self.use.value
+        return f"--{prefix}-cert", f"--{prefix}-key", f"--{prefix}-{ca}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +83,15 @@ class Tls:
         key: Its private key, or None.
         ca: The CAs, or None.
         context: For a server on asyncio; None at the end that connects.
+        expirations: By option, when the first of the certificates that are shown expires, or the
+            last of the CAs: seconds since 1970.
     """
 
     cert: bytes | None
     key: bytes | None
     ca: bytes | None
     context: ssl.SSLContext | None
+    expirations: Mapping[str, float]
 
 
 class TlsSource:
@@ -108,12 +141,21 @@ def server_tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> T
         StartupError: A file is missing, wrong or expired, or an option lacks another.
     """
     files = TlsFiles(cert=cert, key=key, ca=client_ca)
-    _check_pair(files)
     if cert is None:
         if client_ca is not None:
             raise StartupError("--tls-client-ca needs --tls-cert and --tls-key, too")
         return None
     return TlsSource(files)
+
+
+def operations_tls(cert: Path | None, key: Path | None) -> TlsSource | None:
+    """Returns what an operations port presents to those who ask; None is plain text.
+
+    Raises:
+        StartupError: A file is missing, wrong or expired, or an option lacks the other.
+    """
+    files = TlsFiles(cert=cert, key=key, use=TlsUse.OPERATIONS)
+    return None if cert is None else TlsSource(files)
 
 
 def client_tls(cert: Path | None, key: Path | None, ca: Path | None) -> TlsSource | None:
@@ -122,20 +164,12 @@ def client_tls(cert: Path | None, key: Path | None, ca: Path | None) -> TlsSourc
     Raises:
         StartupError: A file is missing, wrong or expired, or an option lacks another.
     """
-    files = TlsFiles(cert=cert, key=key, ca=ca, is_server=False)
-    _check_pair(files)
+    files = TlsFiles(cert=cert, key=key, ca=ca, use=TlsUse.ENGINES)
     if ca is None:
         if cert is not None:
             raise StartupError("--engine-tls-cert needs --engine-tls-ca, too")
         return None
     return TlsSource(files)
-
-
-def _check_pair(files: TlsFiles) -> None:
-    if (files.cert is None) != (files.key is None):
-        cert, key, _ = files.options
-        given, lacking = (key, cert) if files.cert is None else (cert, key)
-        raise StartupError(f"{given} needs {lacking}, too")
 
 
 def _sign(path: Path) -> tuple[int, ...] | None:
@@ -153,17 +187,19 @@ def _load(files: TlsFiles) -> Tls:
     key = _read(key_option, files.key)
     ca = _read(ca_option, files.ca)
     context = None
-    if files.ca is not None:
-        _check_ca(ca_option, files.ca)
+    expirations: dict[str, float] = {}
+    if files.ca is not None and (moments := _check_ca(ca_option, files.ca)):
+        expirations[ca_option] = max(moments)
     if files.cert is not None:
-        _check_cert(files)
+        if moments := _check_cert(files):
+            expirations[cert_option] = min(moments)
         context = _context(files, is_server=files.is_server)
     if not files.is_server:
-        return Tls(cert, key, ca, None)
+        return Tls(cert, key, ca, None, expirations)
     if context is not None and files.ca is not None:
         context.load_verify_locations(files.ca)
         context.verify_mode = ssl.CERT_REQUIRED
-    return Tls(cert, key, ca, context)
+    return Tls(cert, key, ca, context, expirations)
 
 
 def _read(option: str, path: Path | None) -> bytes | None:
@@ -179,16 +215,26 @@ def _read(option: str, path: Path | None) -> bytes | None:
     return content
 
 
-def _check_ca(option: str, path: Path) -> None:
-    found = _trusting(option, path).get_ca_certs()
-    # Where an entry has no such text, OpenSSL decides later.
-    ends = [ssl.cert_time_to_seconds(str(one["notAfter"])) for one in found if "notAfter" in one]
-    if ends and max(ends) < time.time():
+def _check_ca(option: str, path: Path) -> list[float]:
+    """Refuses CAs that have all expired; returns when each does, as far as that is known."""
+    moments = _expirations(_trusting(option, path).get_ca_certs())
+    # Where none is known, OpenSSL decides later.
+    if moments and max(moments) < time.time():
         raise _wrong(option, path, "its certificates have expired")
+    return moments
 
 
-def _check_cert(files: TlsFiles) -> None:
-    """Lets one end show the certificate to another that trusts just this one."""
+def _expirations(certificates: Iterable[Mapping[str, object] | None]) -> list[float]:
+    texts = [str(one["notAfter"]) for one in certificates if one and "notAfter" in one]
+    return [float(ssl.cert_time_to_seconds(text)) for text in texts]
+
+
+def _check_cert(files: TlsFiles) -> list[float]:
+    """Lets one end show the certificate to another that trusts just this one.
+
+    Returns:
+        When it, and each of those between it and its CA, expires, as far as that is known.
+    """
     option, path = files.options[0], files.cert
     assert path is not None
     showing = _context(files, is_server=files.is_server)
@@ -199,19 +245,22 @@ def _check_cert(files: TlsFiles) -> None:
         server, client = _context(files, is_server=True), showing
         _trust(server, path)
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-    ends = (
+    ends = [
         client.wrap_bio(to_client, to_server),
         server.wrap_bio(to_server, to_client, server_side=True),
-    )
+    ]
     try:
         for _ in range(_MAX_ROUNDS):
             done = [_shake(end) for end in ends]
             if all(done):
-                return
+                break
     except ssl.SSLCertVerificationError as error:
         raise _wrong(option, path, f"is refused: {error.verify_message}") from None
     except ssl.SSLError as error:
         raise _wrong(option, path, f"is refused: {_reason(error)}") from None
+    shown = ends[0 if files.is_server else 1].getpeercert()
+    # Only the others are CAs.
+    return _expirations([shown, *_trusting(option, path).get_ca_certs()])
 
 
 def _shake(end: ssl.SSLObject) -> bool:

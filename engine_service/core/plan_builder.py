@@ -101,8 +101,8 @@ class PlanBuilder:
         """Asks the last row for the logprobs of prompt tokens, from its second position on."""
         self._prompt_logprobs[len(self._slots) - 1] = num_tokens
 
-    def build(self) -> StepPlan:
-        """Returns the plan."""
+    def build(self, shared_prefixes: "array[int] | None") -> StepPlan:
+        """Returns the plan, in which running sequences may share prefixes."""
         return StepPlan(
             step_id=self.step_id,
             new_slots=int32_array(self._new_slots),
@@ -119,6 +119,7 @@ class PlanBuilder:
             num_scheduled_tokens=int32_array(self._num_scheduled_tokens),
             is_sampled=array("b", self._is_sampled),
             num_prompt_logprobs=self._num_prompt_logprobs(),
+            shared_prefixes=shared_prefixes,
         )
 
     def _num_prompt_logprobs(self) -> "array[int] | None":

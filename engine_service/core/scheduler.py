@@ -11,6 +11,7 @@ from engine_service.core.block_pool import BlockPool, PrefixMatch
 from engine_service.core.limits import Limits
 from engine_service.core.missing_token import why_missing
 from engine_service.core.plan_builder import PlanBuilder
+from engine_service.core.prefix_groups import PrefixGroups
 from engine_service.core.progress import (
     ScheduleEvents,
     SchedulerStatistics,
@@ -62,6 +63,9 @@ class Scheduler:
     flight. The next row of a sequence may compute a token that only the ranks know. Its plan
     assumes one token from the row before it; see `StepResult` for the consequences. A slot or
     block that a step in flight uses is reassigned only after that step is collected.
+
+    If all layers of a model have a window, blocks that fell out of it are given back while their
+    sequence runs. They stay findable until they are reused.
     """
 
     def __init__(
@@ -75,6 +79,10 @@ class Scheduler:
             options.max_num_seqs, info.max_num_seqs, options.max_num_batched_tokens
         )
         self._block_size = info.block_size
+        self._window = info.window
+        # Attention with a window reads no more of a prefix than the window.
+        shares = enable_prefix_caching and not any(info.windows)
+        self._prefix_groups = PrefixGroups(info.block_size) if shares else None
 
         self._sequences: dict[int, Sequence] = {}
         self._waiting = SequenceQueue()
@@ -155,7 +163,9 @@ class Scheduler:
             self._schedule_waiting(builder, budget)
         if not builder.sequences:
             return None
-        plan = builder.build()
+        if self._window:
+            self._release_passed_blocks(builder.sequences)
+        plan = builder.build(self._prefix_groups.find() if self._prefix_groups else None)
         self._in_flight.append((plan, builder))
         self._next_step_id += 1
         return plan
@@ -422,6 +432,8 @@ class Scheduler:
         sequence.chain_parent = match.parent
         sequence.num_computed_tokens = len(match.block_ids) * self._block_size
         sequence.num_admitted_tokens = len(sequence.token_ids)
+        if self._prefix_groups is not None:
+            self._prefix_groups.add(sequence.slot, sequence.block_table)
         if not sequence.is_admitted:
             sequence.is_admitted = True
             self._report_admission(sequence)
@@ -476,6 +488,9 @@ class Scheduler:
             return
         if not self.pool.is_live(sequence.chain_parent):
             # The parent was another sequence's equal block, now gone. Use our own instead.
+            if sequence.num_passed_blocks:
+                sequence.chain_parent = None
+                return
             sequence.forget_registered()
         sequence.extend_block_hashes(self._block_size)
         size = self._block_size
@@ -531,9 +546,19 @@ class Scheduler:
 
     def _release(self, sequence: Sequence) -> None:
         """Gives back slot and blocks, at once or when the last step that uses them is done."""
-        self._slots.release(sequence.last_step_id, sequence.slot, sequence.block_table)
+        owned_blocks = sequence.block_table[sequence.num_passed_blocks :]
+        self._slots.release(sequence.last_step_id, sequence.slot, owned_blocks)
+        if self._prefix_groups is not None:
+            self._prefix_groups.remove(sequence.slot)
         sequence.slot = NO_SLOT
         sequence.block_table = []
+        sequence.num_passed_blocks = 0
+
+    def _release_passed_blocks(self, sequences: list[Sequence]) -> None:
+        """Gives back the blocks that only the step being planned, or those before it, may read."""
+        for sequence in sequences:
+            if block_ids := sequence.pass_blocks(self._window, self._block_size):
+                self._slots.release(sequence.last_step_id, None, block_ids)
 
     def _enqueue(self, sequence: Sequence) -> None:
         sequence.state = SequenceState.WAITING

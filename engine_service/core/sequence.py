@@ -10,6 +10,8 @@ from protos.wire.block_hash import block_digests, low_64_bits
 from protos.wire.sampling_params import end_token_ids, to_record
 
 NO_SLOT = -1
+MAX_KEY_TILE = 64
+"""Tokens whose keys a kernel reads at once, at most; a tile starts at a multiple of its size."""
 
 
 class SequenceState(enum.Enum):
@@ -48,7 +50,10 @@ class Sequence:
         num_prompt_logprobs: The same for the tokens of the prompt.
         next_scored_position: Position of the first prompt token whose logprobs are still to be
             reported.
-        block_table: Physical block of each logical one.
+        block_table: Physical block of each logical one; those of the first `num_passed_blocks`
+            were given back.
+        num_passed_blocks: Leading blocks that no later row reads, since they fell out of the
+            window of all layers.
         block_hashes: Low 64 bits of the digests of the first full blocks, typecode "Q".
         num_registered_blocks: Leading blocks whose hash the pool knows.
         chain_parent: The parent of the next block in the pool; None when the chain cannot
@@ -72,6 +77,7 @@ class Sequence:
         "num_computed_tokens",
         "num_given_tokens",
         "num_logprobs",
+        "num_passed_blocks",
         "num_pending_tokens",
         "num_prompt_logprobs",
         "num_prompt_tokens",
@@ -145,6 +151,7 @@ class Sequence:
         self.num_pending_tokens = 0
         self.slot = NO_SLOT
         self.block_table: list[int] = []
+        self.num_passed_blocks = 0
         self.chain_parent: int | str | None = None
         self.forget_computed()
 
@@ -200,6 +207,19 @@ class Sequence:
         if len(self.token_ids) >= self.max_num_tokens:
             return FinishReason.LENGTH
         return None
+
+    def pass_blocks(self, window: int, block_size: int) -> list[int]:
+        """Returns the blocks that fell out of the window since the last call, and counts them.
+
+        Kernels read whole tiles of keys, and the last known token may have to be computed again.
+
+        Args:
+            window: Tokens that a token reads at most, its own among them.
+            block_size: Tokens of a block.
+        """
+        first_read = max(0, self.num_cacheable_tokens - window) // MAX_KEY_TILE * MAX_KEY_TILE
+        start, self.num_passed_blocks = self.num_passed_blocks, first_read // block_size
+        return self.block_table[start : self.num_passed_blocks]
 
     def extend_block_hashes(self, block_size: int) -> None:
         """Hashes the blocks that became full since the last call."""

@@ -1,4 +1,4 @@
-"""The slots of running sequences, and what a step in flight keeps of sequences that left."""
+"""The slots of running sequences, and what steps in flight keep of what was released."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,10 @@ from engine_service.core.block_pool import BlockPool
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Retired:
-    """The slot and blocks that a sequence released while a step in flight still used them."""
+    """What a sequence released while a step in flight still used it; no slot if it runs on."""
 
     step_id: int
-    slot: int
+    slot: int | None
     block_table: list[int]
 
 
@@ -40,15 +40,21 @@ class SlotPool:
 
     @property
     def has_retired(self) -> bool:
-        """Whether slots and blocks come back with a step in flight."""
+        """Whether slots or blocks come back with a step in flight."""
         return bool(self._retired)
 
     def take(self) -> int:
         """Takes a free slot."""
         return self._free.pop()
 
-    def release(self, step_id: int, slot: int, block_table: list[int]) -> None:
-        """Gives back slot and blocks, at once or when the last step that uses them is done."""
+    def release(self, step_id: int, slot: int | None, block_table: list[int]) -> None:
+        """Gives back slot and blocks, at once or when the last step that uses them is done.
+
+        Args:
+            step_id: The last step that uses them.
+            slot: None for blocks alone.
+            block_table: Blocks in the order in which their sequence has them.
+        """
         self._retired.append(_Retired(step_id=step_id, slot=slot, block_table=block_table))
         if step_id <= self.collected_step_id:
             self.free_retired()
@@ -61,5 +67,6 @@ class SlotPool:
                 still_used.append(retired)
                 continue
             self._blocks.free(retired.block_table)
-            self._free.append(retired.slot)
+            if retired.slot is not None:
+                self._free.append(retired.slot)
         self._retired = still_used

@@ -72,8 +72,15 @@ class EngineInfo:
     """The most logprobs that a request may ask for at each position."""
     default_sampling_params: SamplingParams
     """What the model's authors recommend for parameters that a request leaves unset."""
+    windows: tuple[int, ...] = ()
+    """Of each layer the tokens that a token reads at most, its own among them; 0 means all."""
     supported_params: tuple[str, ...] = SUPPORTED_PARAMS
     """The sampling parameters that the engine supports with this model."""
+
+    @property
+    def window(self) -> int:
+        """The tokens that a token reads at most, in any layer; 0 means all."""
+        return max(self.windows, default=0) if all(self.windows) else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +109,10 @@ class GrammarFailure(NamedTuple):
     mismatch_index: int | None = None
     """Of the first output token that the grammar does not allow, if that is the reason; resumed
     tokens are the first ones."""
+
+
+MAX_PREFIX_GROUPS = 16
+"""Groups of sequences whose shared prefix a step reads once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +165,13 @@ class StepPlan:
 
     new_grammars: list[SlotGrammar] = field(default_factory=list)
     """The grammars of those of the new slots that have one."""
+
+    shared_prefixes: "array[int] | None" = None
+    """Up to `MAX_PREFIX_GROUPS` groups of slots whose first tokens are in the same blocks, so that
+    rows of one token need to read their keys only once: of each group how many slots it has, how
+    many tokens they share, then the slots. A slot is in one group at most, and need not have a row
+    in this step. None if little is shared.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from engine_service.layers.norm import RMSNorm
 from kernels.paged_attention_decode import paged_attention_decode
 from kernels.paged_attention_prefill import paged_attention_prefill
 from kernels.qk_norm_rope_store import qk_norm_rope_store
+from kernels.shared_prefix import SharedPrefixes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +20,8 @@ class DecodeMetadata:
     """[num_seqs] int32: tokens in the cache after this step's write; 0 for other sequences."""
     max_seq_len: int
     """Upper bound of `seq_lens`, known without a device read."""
+    shared: SharedPrefixes | None = None
+    """Prefixes that several sequences share, to be read once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +145,7 @@ class Attention(nn.Module):
                 self.scale,
                 out[:num_seqs],
                 self.window,
+                decode.shared,
             )
         if metadata.prefill is not None:
             prefill = metadata.prefill

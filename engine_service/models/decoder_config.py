@@ -35,8 +35,6 @@ class DecoderConfig(ModelConfig):
     """The projections to queries, keys and values add a bias."""
     attention_scale: float | None = None
     """Multiplies the scores of attention; None is the inverse square root of `head_dim`."""
-    windows: tuple[int, ...]
-    """Of each layer the last tokens that a token sees, itself included; 0 means all."""
 
     def check_ranks(self, num_ranks: int) -> None:
         """As `ModelConfig.check_ranks`."""

@@ -21,6 +21,8 @@ class ModelConfig:
     """The field of config.json that says so."""
     initializer_range: float
     """Standard deviation of random weights."""
+    windows: tuple[int, ...]
+    """Of each layer the last tokens that a token sees, itself included; 0 means all."""
     dtype: str
     """Name of the dtype in which the checkpoint claims to be stored."""
 

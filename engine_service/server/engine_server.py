@@ -41,7 +41,7 @@ from servicekit.handlers import Handlers, RefusalLog
 from servicekit.http_server import HttpServer
 from servicekit.listening import add_grpc_port
 from servicekit.operations import operations_handlers
-from servicekit.tls import server_tls
+from servicekit.tls import operations_tls, server_tls
 
 if TYPE_CHECKING:
     from engine_service.server.vllm.servicer import VllmServicer
@@ -73,8 +73,12 @@ class EngineServer:
         self._watch = CoreWatch(options.core_silence_seconds)
         self._max_step_tokens = 0
         self._servicer = EngineServicer(self._health, self._metrics)
-        self._operations = HttpServer(operations_handlers(self._metrics.registry, self._health))
         self._tls = server_tls(options.tls_cert, options.tls_key, options.tls_client_ca)
+        tls = operations_tls(options.operations_tls_cert, options.operations_tls_key)
+        self._metrics.certificates.sources = [one for one in (self._tls, tls) if one is not None]
+        self._operations = HttpServer(
+            operations_handlers(self._metrics.registry, self._health), tls
+        )
         self._clients = _client_names(options)
         self._vllm = _vllm_servicer(self._health, self._metrics) if options.vllm_grpc else None
         max_text_bytes = MAX_PROMPT_BYTES if options.vllm_grpc else 0

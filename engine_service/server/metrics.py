@@ -10,6 +10,7 @@ from engine_service.server.output_stream import OpenRequest
 from engine_service.server.rank_metrics import RankMetrics
 from engine_service.server.vllm_metrics import VllmMetrics
 from protos.wire.reason import Reason
+from servicekit.certificate_metrics import CertificateCollector
 from servicekit.metrics import (
     LENGTH_BUCKETS,
     MODEL_NAME,
@@ -61,6 +62,7 @@ class EngineMetrics:
 
     Attributes:
         registry: Shows them, beside those of the process.
+        certificates: Makes that about certificates, of the sources that it is given.
     """
 
     def __init__(self, model_name: str, *, has_vllm_names: bool = False) -> None:
@@ -70,6 +72,8 @@ class EngineMetrics:
         self._add_times()
         self._add_lengths()
         self.ranks = RankMetrics(_PREFIX, self._series)
+        self.certificates = CertificateCollector(_PREFIX)
+        self._series.register(self.certificates)
         self.registry = new_registry()
         self.registry.register(Labelled(self._series, MODEL_NAME, model_name))
         if has_vllm_names:

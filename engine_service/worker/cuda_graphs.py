@@ -15,18 +15,15 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Self
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 from engine_service.layers.ranks import ALONE, Ranks
-from engine_service.worker.input_batch import (
-    Bounds,
-    DeviceRows,
-    InputBatch,
-    Rows,
-    SamplingInputs,
-)
+from engine_service.worker.input_batch import Bounds, InputBatch, SamplingInputs
 from engine_service.worker.model_runner import ModelRunner
+from engine_service.worker.prefix_tiles import num_packed
+from engine_service.worker.rows import DeviceRows, Rows
 from engine_service.worker.sampler import Sampled
 from engine_service.worker.slot_sampling import NOTHING, Wants
 
@@ -43,6 +40,8 @@ the fewest rows exist twice: also for steps in which nothing decodes."""
 _MIDDLE_MAX_TOKENS = 1024
 """Above it, graphs with the most rows cost hardly more than those with 64, in short contexts. Those
 with the fewest rows go on: their decodes are split along the keys, which long contexts need."""
+_MIN_SHARING_ROWS = 16
+"""Rows from which on there are decode graphs that read shared prefixes once, too."""
 _SIZES_PER_DOUBLING = 4
 _MIN_TOKENS = 16
 # Above this ratio of device time to launch time on the host, padding costs more than it saves.
@@ -132,10 +131,17 @@ class StepGraph:
     Attributes:
         num_rows: Rows, including padding.
         num_tokens: Tokens, including padding.
+        shares_prefixes: Whether it reads prefixes that several rows share once.
     """
 
     def __init__(
-        self, bounds: Bounds, num_rows: int, runner: ModelRunner, batch: InputBatch
+        self,
+        bounds: Bounds,
+        num_rows: int,
+        runner: ModelRunner,
+        batch: InputBatch,
+        *,
+        shares_prefixes: bool = False,
     ) -> None:
         """Prepares the step; `capture` makes the graphs.
 
@@ -144,13 +150,17 @@ class StepGraph:
             num_rows: Rows.
             runner: The model runner to capture.
             batch: The state that the step reads and writes.
+            shares_prefixes: Whether it reads prefixes that several rows share once.
         """
         self.num_rows = num_rows
+        self.shares_prefixes = shares_prefixes
         self.num_tokens = bounds.num_tokens
         self._bounds = bounds
         self._runner = runner
         self._batch = batch
         nothing = Rows.none().packed(num_rows, bounds.num_tokens)
+        if shares_prefixes:
+            nothing = np.pad(nothing, (0, num_packed(num_rows)))
         self._rows = DeviceRows(
             packed=torch.from_numpy(nothing).to(batch.device),
             num_rows=num_rows,
@@ -159,7 +169,9 @@ class StepGraph:
         self._captured: _Captured | None = None
 
     @classmethod
-    def of_decodes(cls, num_rows: int, runner: ModelRunner, batch: InputBatch) -> Self:
+    def of_decodes(
+        cls, num_rows: int, runner: ModelRunner, batch: InputBatch, *, shares_prefixes: bool = False
+    ) -> Self:
         """Prepares a step whose rows all compute one token."""
         bounds = Bounds(
             num_tokens=num_rows,
@@ -168,7 +180,7 @@ class StepGraph:
             max_decode_seq_len=batch.max_model_len,
             has_prefills=False,
         )
-        return cls(bounds, num_rows, runner, batch)
+        return cls(bounds, num_rows, runner, batch, shares_prefixes=shares_prefixes)
 
     @classmethod
     def of_tokens(cls, size: "TokenSize", runner: ModelRunner, batch: InputBatch) -> Self:
@@ -239,8 +251,9 @@ class StepGraphs:
     """The graphs of all sizes, in one memory pool."""
 
     def __init__(self, decodes: list[StepGraph], others: dict[TokenSize, StepGraph]) -> None:
-        self._decodes = sorted(decodes, key=lambda graph: graph.num_rows)
-        self._decode_sizes = [graph.num_rows for graph in self._decodes]
+        self._decodes: dict[bool, list[StepGraph]] = {False: [], True: []}
+        for graph in sorted(decodes, key=lambda graph: graph.num_rows):
+            self._decodes[graph.shares_prefixes].append(graph)
         # Graphs without decodes first, then by number of rows; within these, by number of tokens.
         self._others: dict[tuple[bool, int], list[StepGraph]] = {}
         for size in sorted(others):
@@ -253,8 +266,18 @@ class StepGraphs:
         batch: InputBatch,
         max_num_batched_tokens: int,
         ranks: Ranks = ALONE,
+        *,
+        may_share: bool = True,
     ) -> Self:
-        """Captures all sizes; each takes some hundredths of a second. All ranks have the same."""
+        """Captures all sizes; each takes some hundredths of a second. All ranks have the same.
+
+        Args:
+            runner: The model runner to capture.
+            batch: The state that the steps read and write.
+            max_num_batched_tokens: The most tokens of a step.
+            ranks: All ranks.
+            may_share: Whether steps may come with prefixes that several rows share.
+        """
         max_num_rows = min(batch.max_num_seqs, max_num_batched_tokens)
         started_at = time.perf_counter()
         free_before, _ = torch.cuda.mem_get_info(batch.device)
@@ -270,7 +293,11 @@ class StepGraphs:
             size: StepGraph.of_tokens(size, runner, batch)
             for size in _sizes_with_prompts(max_num_rows, max_num_tokens)
         }
-        decodes = [StepGraph.of_decodes(size, runner, batch) for size in decode_sizes(max_num_rows)]
+        decodes = [
+            StepGraph.of_decodes(size, runner, batch, shares_prefixes=shares_prefixes)
+            for shares_prefixes, sizes in _decode_classes(max_num_rows, may_share).items()
+            for size in sizes
+        ]
         first: StepGraph | None = None
         # The largest first, so that the others fit into its memory.
         for graph in sorted([*others.values(), *decodes], key=lambda graph: -graph.num_tokens):
@@ -289,10 +316,19 @@ class StepGraphs:
         )
         return cls(decodes, others)
 
-    def fitting(self, rows: Rows) -> StepGraph | None:
-        """Returns the smallest graph that a step fits into, or None."""
-        if rows.is_decode and rows.num_rows <= self._decode_sizes[-1]:
-            return self._decodes[bisect_left(self._decode_sizes, rows.num_rows)]
+    def fitting(self, rows: Rows, *, shares_prefixes: bool = False) -> StepGraph | None:
+        """Returns the smallest graph that a step fits into, or None.
+
+        Args:
+            rows: Its rows.
+            shares_prefixes: Whether some share a prefix. If no graph of that size reads prefixes
+                once, one that reads them for each row is returned.
+        """
+        if rows.is_decode:
+            graphs = self._decodes[shares_prefixes and rows.num_rows >= _MIN_SHARING_ROWS]
+            graphs = graphs or self._decodes[False]
+            if rows.num_rows <= graphs[-1].num_rows:
+                return graphs[bisect_left(graphs, rows.num_rows, key=lambda graph: graph.num_rows)]
         for (has_decodes, num_rows), graphs in self._others.items():
             if rows.num_decodes and not has_decodes:
                 continue
@@ -307,7 +343,14 @@ def max_num_graphs(max_num_seqs: int, max_num_batched_tokens: int) -> int:
     # Each row of a step has a token.
     max_num_rows = min(max_num_seqs, max_num_batched_tokens)
     with_prompts = _sizes_with_prompts(max_num_rows, max_num_batched_tokens)
-    return len(decode_sizes(max_num_rows)) + len(with_prompts)
+    classes = _decode_classes(max_num_rows, may_share=True)
+    return sum(map(len, classes.values())) + len(with_prompts)
+
+
+def _decode_classes(max_num_rows: int, may_share: bool) -> dict[bool, list[int]]:
+    """Returns the sizes of decode graphs: those that read each prefix for each row, and others."""
+    sizes = decode_sizes(max_num_rows)
+    return {False: sizes, True: [size for size in sizes if may_share and size >= _MIN_SHARING_ROWS]}
 
 
 def _sizes_with_prompts(max_num_rows: int, max_num_tokens: int) -> list[TokenSize]:

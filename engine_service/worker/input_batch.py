@@ -12,14 +12,13 @@ import torch
 
 from engine_service.core.types import StepPlan
 from engine_service.layers.attention import AttentionMetadata, DecodeMetadata, PrefillMetadata
+from engine_service.worker.prefix_tiles import PrefixTiles, unpack
+from engine_service.worker.rows import DeviceRows, Rows
 from engine_service.worker.slot_sampling import NOTHING, SlotSampling, Wants
 from kernels.shape_logits import LogitEdits
 from kernels.slots import SlotRows, append_tokens, read_slots
 
 _Integers = npt.NDArray[np.int64]
-
-PADDING = -1
-"""Number of computed tokens in a row that belongs to no sequence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,130 +62,6 @@ class StepInputs:
     metadata: AttentionMetadata
     sampling: SamplingInputs | None
     """None if no row yields a token."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rows:
-    """The rows of a plan on the host, rows of one token first."""
-
-    slots: _Integers
-    num_computed: _Integers
-    query_start_loc: _Integers
-    sampled_rows: _Integers
-    """The rows that yield a token, in the order of the plan."""
-    place: _Integers
-    """The row here of each row of the plan."""
-    num_decodes: int
-    """Rows of one token."""
-
-    @property
-    def num_rows(self) -> int:
-        """Sequences of the step."""
-        return len(self.slots)
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of the step."""
-        return int(self.query_start_loc[-1])
-
-    @property
-    def is_decode(self) -> bool:
-        """Whether every row computes and yields one token; rows are then in the plan's order."""
-        return self.num_decodes == len(self.sampled_rows) == len(self.slots)
-
-    @classmethod
-    def none(cls) -> Self:
-        """Returns the rows of a step of padding only."""
-        nothing = np.zeros(0, dtype=np.int64)
-        return cls(
-            slots=nothing,
-            num_computed=nothing,
-            query_start_loc=np.zeros(1, dtype=np.int64),
-            sampled_rows=nothing,
-            place=nothing,
-            num_decodes=0,
-        )
-
-    @classmethod
-    def of(cls, plan: StepPlan) -> Self:
-        """Sorts the rows of a plan."""
-        scheduled = np.asarray(plan.num_scheduled_tokens, dtype=np.int64)
-        order = np.argsort(scheduled > 1, kind="stable")
-        place = np.empty_like(order)
-        place[order] = np.arange(len(order))
-        return cls(
-            slots=np.asarray(plan.slots, dtype=np.int64)[order],
-            num_computed=np.asarray(plan.num_computed_tokens, dtype=np.int64)[order],
-            query_start_loc=np.concatenate(
-                (np.zeros(1, dtype=np.int64), scheduled[order].cumsum())
-            ),
-            sampled_rows=place[np.flatnonzero(np.asarray(plan.is_sampled))],
-            place=place,
-            num_decodes=int((scheduled == 1).sum()),
-        )
-
-    def packed(self, num_rows: int, num_tokens: int) -> _Integers:
-        """Returns the content of `DeviceRows.packed`, with padding up to these sizes.
-
-        All padding tokens belong to the last row. Without padding rows there must be no padding
-        tokens.
-        """
-        count = self.num_rows
-        packed = np.zeros(6 * num_rows + 2, dtype=np.int64)
-        slots, num_computed, is_decode, is_sampled = packed[: 4 * num_rows].reshape(4, num_rows)
-        query_start_loc, prefill_start_loc = packed[4 * num_rows :].reshape(2, num_rows + 1)
-        slots[:count] = self.slots
-        num_computed[:count] = self.num_computed
-        num_computed[count:] = PADDING
-        is_decode[: self.num_decodes] = 1
-        is_sampled[self.sampled_rows] = 1
-        query_start_loc[: count + 1] = self.query_start_loc
-        query_start_loc[count + 1 :] = self.num_tokens
-        prefill_start_loc[:] = query_start_loc.clip(min=self.num_decodes)
-        query_start_loc[-1] = num_tokens
-        return packed
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceRows:
-    """The rows of a step on the device."""
-
-    packed: torch.Tensor
-    """[6 * num_rows + 2] int64: the properties below, one after the other."""
-    num_rows: int
-    """Rows, including padding."""
-    sampled_rows: torch.Tensor | None
-    """[num_sampled] int64, in the order of the plan. None: all rows, in order."""
-
-    @property
-    def slots(self) -> torch.Tensor:
-        """[num_rows] int64."""
-        return self.packed[: self.num_rows]
-
-    @property
-    def num_computed(self) -> torch.Tensor:
-        """[num_rows] int64; `PADDING` in rows that belong to no sequence."""
-        return self.packed[self.num_rows : 2 * self.num_rows]
-
-    @property
-    def is_decode(self) -> torch.Tensor:
-        """[num_rows] int64: 1 in rows of one token."""
-        return self.packed[2 * self.num_rows : 3 * self.num_rows]
-
-    @property
-    def is_sampled(self) -> torch.Tensor:
-        """[num_rows] int64: 1 in rows that yield a token."""
-        return self.packed[3 * self.num_rows : 4 * self.num_rows]
-
-    @property
-    def query_start_loc(self) -> torch.Tensor:
-        """[num_rows + 1] int64: where each row's tokens begin."""
-        return self.packed[4 * self.num_rows : 5 * self.num_rows + 1]
-
-    @property
-    def prefill_start_loc(self) -> torch.Tensor:
-        """[num_rows + 1] int64: the same, but rows of one token and padding have no tokens."""
-        return self.packed[5 * self.num_rows + 1 :]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,7 +115,14 @@ class InputBatch:
             self._block_table = torch.zeros(max_num_seqs, max_blocks_per_seq, dtype=torch.int32)
         self.sampling = SlotSampling(max_num_seqs, vocab_size, device)
 
-    def apply(self, plan: StepPlan, rows: Rows, num_rows: int, num_tokens: int) -> DeviceRows:
+    def apply(
+        self,
+        plan: StepPlan,
+        rows: Rows,
+        num_rows: int,
+        num_tokens: int,
+        prefixes: PrefixTiles | None = None,
+    ) -> DeviceRows:
         """Applies a plan's changes and copies its rows to the device. Does not wait.
 
         Args:
@@ -248,8 +130,12 @@ class InputBatch:
             rows: Its rows.
             num_rows: Rows with padding.
             num_tokens: Tokens with padding.
+            prefixes: What its rows share and shall read once.
         """
-        sent = _SentPlan.send(plan, rows, rows.packed(num_rows, num_tokens), self.device)
+        packed_rows = rows.packed(num_rows, num_tokens)
+        if prefixes is not None:
+            packed_rows = np.concatenate((packed_rows, prefixes.packed(num_rows)))
+        sent = _SentPlan.send(plan, rows, packed_rows, self.device)
         if plan.new_slots:
             self._fill_slots(sent)
             self.sampling.fill(plan, sent.new_slots, sent.new_sampling_records)
@@ -300,9 +186,11 @@ class InputBatch:
         )
         decode = prefill = None
         if bounds.max_decode_seq_len:
+            prefixes = rows.packed_prefixes
             decode = DecodeMetadata(
                 seq_lens=read.seq_lens * rows.is_decode.int(),
                 max_seq_len=bounds.max_decode_seq_len,
+                shared=None if prefixes is None else unpack(prefixes, rows.num_rows),
             )
         if bounds.has_prefills:
             prefill = PrefillMetadata(

@@ -32,7 +32,7 @@ from engine_service.models.model_config import ModelConfig
 from engine_service.worker.cuda_graphs import StepGraph, StepGraphs, max_num_graphs
 from engine_service.worker.device import is_out_of_memory
 from engine_service.worker.grammar_masks import GrammarMasks
-from engine_service.worker.input_batch import Bounds, DeviceRows, InputBatch, Rows
+from engine_service.worker.input_batch import Bounds, InputBatch
 from engine_service.worker.kv_cache import (
     KVCache,
     allocate_kv_cache,
@@ -42,6 +42,8 @@ from engine_service.worker.kv_cache import (
 )
 from engine_service.worker.model_fit import DeviceMemory, check_fit
 from engine_service.worker.model_runner import ModelRunner
+from engine_service.worker.prefix_tiles import PrefixTiles
+from engine_service.worker.rows import DeviceRows, Rows
 from engine_service.worker.sampler import Logprobs, Sampled
 from engine_service.worker.warm_up import warm_up_plans
 from protos.wire.sampling_params import Grammar
@@ -137,14 +139,20 @@ class Worker:
         """Enqueues a step and the copy of its tokens to the host."""
         begun_at = time.perf_counter()
         rows = Rows.of(plan)
+        prefixes = None
+        # The kernels' twins read each sequence's keys anyway.
+        if plan.shared_prefixes and self._device.type == "cuda":
+            prefixes = PrefixTiles.of(plan, rows)
         graph = None
         # Graphs keep the states of last tokens only.
         if self._graphs and not plan.num_prompt_logprobs:
-            graph = self._graphs.fitting(rows)
+            graph = self._graphs.fitting(rows, shares_prefixes=prefixes is not None)
+        if graph is not None and not graph.shares_prefixes:
+            prefixes = None
         sizes = graph or rows
         if self._grammars is not None:
             self._grammars.apply(plan)
-        sent = self._batch.apply(plan, rows, sizes.num_rows, sizes.num_tokens)
+        sent = self._batch.apply(plan, rows, sizes.num_rows, sizes.num_tokens, prefixes)
         prepared_at = time.perf_counter()
         started = self._record_event()
         sampled_slots = rows.slots[rows.sampled_rows]
@@ -350,7 +358,11 @@ def _start_worker(config: WorkerConfig) -> StartedWorker:
     graphs = None
     if is_cuda and not config.model.enforce_eager:
         graphs = StepGraphs.capture(
-            runner, batch, config.scheduler.max_num_batched_tokens, config.ranks
+            runner,
+            batch,
+            config.scheduler.max_num_batched_tokens,
+            config.ranks,
+            may_share=config.cache.enable_prefix_caching and not any(config.model_config.windows),
         )
     return StartedWorker(
         worker=Worker(

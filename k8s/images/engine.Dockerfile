@@ -31,8 +31,8 @@ RUN apt-get update \
     && useradd --uid 10001 --gid 10001 --create-home pagestream \
     && install --directory --owner=10001 --group=10001 /cache
 COPY --from=build /opt/pagestream /opt/pagestream
-# /cache and /tmp are the places that the manifests make writable. A container is reached from
-# outside, over IPv4, IPv6 or both, so it listens on all of its addresses.
+# /cache and /tmp are the places that the manifests make writable. Without options it listens on the
+# loopback alone: --host=:: with certificates, or --insecure-host=::, makes it reachable.
 ENV PATH=/opt/pagestream/bin:$PATH \
     CC=/usr/bin/gcc \
     PYTHONSAFEPATH=1 \
@@ -41,8 +41,7 @@ ENV PATH=/opt/pagestream/bin:$PATH \
     HF_HOME=/cache/huggingface \
     TRITON_CACHE_DIR=/cache/triton \
     NVIDIA_VISIBLE_DEVICES=all \
-    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
-    PAGESTREAM_ENGINE_HOST=::
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
 WORKDIR /tmp
 USER 10001:10001
 RUN pagestream --version && python -m engine_service --help > /dev/null

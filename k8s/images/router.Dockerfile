@@ -19,14 +19,13 @@ FROM python:3.12.11-slim-bookworm
 RUN groupadd --gid 10001 pagestream \
     && useradd --uid 10001 --gid 10001 --create-home pagestream
 COPY --from=build /opt/pagestream /opt/pagestream
-# /tmp is the one place that the manifests make writable. A container is reached from outside, over
-# IPv4, IPv6 or both, so it listens on all of its addresses.
+# /tmp is the one place that the manifests make writable. Without options it listens on the loopback
+# alone: --host=:: with certificates, or --insecure-host=::, makes it reachable.
 ENV PATH=/opt/pagestream/bin:$PATH \
     PYTHONSAFEPATH=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
-    HF_HOME=/tmp/huggingface \
-    PAGESTREAM_ROUTER_HOST=::
+    HF_HOME=/tmp/huggingface
 WORKDIR /tmp
 USER 10001:10001
 RUN pagestream --version && python -m router --help > /dev/null

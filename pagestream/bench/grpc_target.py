@@ -9,21 +9,26 @@ from pagestream.bench.options import WorkloadOptions
 from pagestream.bench.results import Usage
 from pagestream.bench.target import Model, RequestFailed
 from pagestream.bench.workload import Request
+from pagestream.connection import Connection
 from pagestream.errors import CommandFailed
-from pagestream.router_client import CALL_SECONDS, channel_options, describe, reason_of
+from pagestream.router_client import CALL_SECONDS, describe, reason_of
 from protos.pagestream.router.v1 import router_pb2, router_pb2_grpc
 
 
 class GrpcTarget:
     """A router by gRPC, over some connections that take turns."""
 
-    def __init__(self, address: str, num_connections: int, options: WorkloadOptions) -> None:
+    def __init__(
+        self,
+        address: str,
+        connection: Connection,
+        num_connections: int,
+        options: WorkloadOptions,
+    ) -> None:
         self._address = address
+        self._connection = connection
         self._options = options
-        self._channels = [
-            grpc.aio.insecure_channel(address, options=channel_options())
-            for _ in range(num_connections)
-        ]
+        self._channels = [connection.aio_channel(address) for _ in range(num_connections)]
         stubs = [
             router_pb2_grpc.RouterServiceStub(channel)  # type: ignore[no-untyped-call]
             for channel in self._channels
@@ -41,10 +46,12 @@ class GrpcTarget:
         """Returns the models."""
         try:
             response = await next(self._turns).ListModels(
-                router_pb2.ListModelsRequest(), timeout=CALL_SECONDS
+                router_pb2.ListModelsRequest(),
+                timeout=CALL_SECONDS,
+                metadata=self._connection.metadata,
             )
         except grpc.RpcError as error:
-            raise CommandFailed(describe(self._address, error)) from None
+            raise CommandFailed(describe(self._address, error, self._connection.advice)) from None
         return [Model(model.name, model.max_model_length_tokens) for model in response.models]
 
     async def ask(self, model: str, request: Request, usage: Usage) -> AsyncGenerator[int, None]:
@@ -59,7 +66,7 @@ class GrpcTarget:
                 ignore_eos=self._options.ignore_eos,
             ),
         )
-        call = next(self._turns).Generate(message)
+        call = next(self._turns).Generate(message, metadata=self._connection.metadata)
         has_finished = False
         try:
             async for response in call:

@@ -11,6 +11,7 @@ from pagestream.bench.options import WorkloadOptions
 from pagestream.bench.results import Usage
 from pagestream.bench.target import Model, RequestFailed
 from pagestream.bench.workload import Request
+from pagestream.connection import Connection
 from pagestream.errors import CommandFailed
 from pagestream.router_client import CALL_SECONDS
 from protos.wire.printable import shown
@@ -26,16 +27,19 @@ _END = b"[DONE]"
 class HttpTarget:
     """A server by HTTP, over as many connections as there are requests under way."""
 
-    def __init__(self, address: str, max_open: int, options: WorkloadOptions) -> None:
-        self._address = address
+    def __init__(
+        self, address: str, connection: Connection, max_open: int, options: WorkloadOptions
+    ) -> None:
+        self._url = f"{'https' if connection.is_tls else 'http'}://{address}"
+        self._connection = connection
         self._options = options
         # No proxy of the environment: the server is reached by its address.
         self._client = httpx.AsyncClient(
-            base_url=f"http://{address}/v1",
-            verify=False,
+            base_url=f"{self._url}/v1",
+            verify=connection.http_context() or False,
             trust_env=False,
             timeout=None,
-            headers={"accept-encoding": "identity"},
+            headers={"accept-encoding": "identity", **connection.headers},
             limits=httpx.Limits(max_connections=max_open, max_keepalive_connections=max_open),
         )
 
@@ -47,21 +51,28 @@ class HttpTarget:
 
     async def models(self) -> list[Model]:
         """Returns the models."""
+        connection = self._connection
         try:
-            async with self._client.stream("GET", "/models", timeout=CALL_SECONDS) as response:
+            async with self._client.stream(
+                "GET", "/models", timeout=CALL_SECONDS, extensions=connection.extensions
+            ) as response:
                 content = await _read(response, _MAX_MODELS_BYTES)
             if response.status_code != httpx.codes.OK:
+                is_unknown = response.status_code == httpx.codes.UNAUTHORIZED
                 raise CommandFailed(
-                    f"{self._address} answers GET /v1/models with {response.status_code}"
+                    f"{self._url} answers GET /v1/models with {response.status_code}"
+                    f"{connection.advice('UNAUTHENTICATED') if is_unknown else ''}"
                 )
             entries = json.loads(content)["data"]
             return [Model(str(one["id"]), _count(one, "max_model_len")) for one in entries]
         except httpx.HTTPError as error:
-            text = shown(str(error) or type(error).__name__)
-            raise CommandFailed(f"no router answers at http://{self._address}: {text}") from None
+            text = str(error) or type(error).__name__
+            raise CommandFailed(
+                f"no router answers at {self._url}: {shown(text)}{connection.advice(text)}"
+            ) from None
         except (ValueError, TypeError, KeyError, RecursionError):
             raise CommandFailed(
-                f"what answers at http://{self._address} lists no models as OpenAI's API does"
+                f"what answers at {self._url} lists no models as OpenAI's API does"
             ) from None
 
     async def ask(self, model: str, request: Request, usage: Usage) -> AsyncGenerator[int, None]:
@@ -78,7 +89,9 @@ class HttpTarget:
             "stream_options": {"include_usage": True, "continuous_usage_stats": True},
         }
         try:
-            async with self._client.stream("POST", "/completions", json=body) as response:
+            async with self._client.stream(
+                "POST", "/completions", json=body, extensions=self._connection.extensions
+            ) as response:
                 if response.status_code != httpx.codes.OK:
                     raise RequestFailed(await _refusal(response))
                 async for count in _new_tokens(response, usage):

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pagestream.connection import REFUSED, Connection, ConnectionOptions
 from pagestream.entry import split_arguments
-from pagestream.router_client import DEFAULT_ROUTER, router_address
+from pagestream.environment import api_key
+from pagestream.router_client import DEFAULT_ROUTER, is_secure, router_address
 from protos.wire.limits import MAX_SEED, MAX_SEQUENCE_TOKENS
 from protos.wire.printable import shown
 from servicekit import values
@@ -171,14 +173,20 @@ class ReportOptions(Options):
     )
 
 
-GROUPS = {"Load": LoadOptions, "Workload": WorkloadOptions, "Report": ReportOptions}
+GROUPS = {
+    "Load": LoadOptions,
+    "Workload": WorkloadOptions,
+    "Connection": ConnectionOptions,
+    "Report": ReportOptions,
+}
 READER = OptionReader(
     program="pagestream bench [URL]",
     description="Sends requests to a router and measures the answers. URL is its gRPC port "
-    f"({DEFAULT_ROUTER}), or http://host:port for its HTTP port, or that of another server of "
-    "OpenAI's completions.",
+    f"({DEFAULT_ROUTER}), or http://host:port or https://host:port for its HTTP port, or that of "
+    "another server of OpenAI's completions.",
     prefix=ENVIRONMENT_PREFIX,
     groups=GROUPS,
+    refused=REFUSED,
 )
 
 
@@ -193,9 +201,16 @@ class BenchConfig:
 
     address: str
     is_http: bool
+    connection: Connection
     load: LoadOptions
     workload: WorkloadOptions
     report: ReportOptions
+
+    @property
+    def url(self) -> str:
+        """What is measured; only its address if it is spoken to by gRPC."""
+        scheme = "https://" if self.connection.is_tls else _HTTP
+        return f"{scheme if self.is_http else ''}{self.address}"
 
 
 def read_config(arguments: Sequence[str]) -> BenchConfig:
@@ -209,14 +224,16 @@ def read_config(arguments: Sequence[str]) -> BenchConfig:
     if len(urls) > 1:
         raise StartupError(f"there are {len(urls)} URLs, and the load is for one router")
     url = urls[0] if urls else DEFAULT_ROUTER
-    if url.startswith("https://"):
+    is_http = url.startswith((_HTTP, "https://"))
+    connection = Connection(given.build(ConnectionOptions), api_key(), is_secure=is_secure(url))
+    if url.startswith(_HTTP) and connection.is_tls:
         raise StartupError(
-            f"{shown(url)} is for TLS, which this command does not speak; use {_HTTP}"
+            f"{shown(url)} is for plain text, but options of TLS are given; use https://"
         )
-    is_http = url.startswith(_HTTP)
     return BenchConfig(
         address=_http_address(url) if is_http else router_address(url),
         is_http=is_http,
+        connection=connection,
         load=given.build(LoadOptions),
         workload=given.build(WorkloadOptions),
         report=given.build(ReportOptions),
@@ -224,9 +241,10 @@ def read_config(arguments: Sequence[str]) -> BenchConfig:
 
 
 def _http_address(url: str) -> str:
-    address = url.removeprefix(_HTTP).removesuffix("/").removesuffix("/v1")
+    scheme, _, address = url.partition("://")
+    address = address.removesuffix("/").removesuffix("/v1")
     try:
         split(address)
     except ValueError as error:
-        raise StartupError(f"the router is {shown(url)!r}, {error} behind {_HTTP}") from None
+        raise StartupError(f"the router is {shown(url)!r}, {error} behind {scheme}://") from None
     return address

@@ -46,7 +46,7 @@ def to_json(config: BenchConfig, model: str, results: Results) -> dict[str, Any]
     """Returns the results with what they were measured with; times are seconds."""
     seconds = results.seconds
     return {
-        "url": f"http://{config.address}" if config.is_http else config.address,
+        "url": config.url,
         "model": model,
         "version": software_version(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

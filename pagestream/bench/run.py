@@ -42,9 +42,11 @@ def run(config: BenchConfig) -> int:
 async def _run(config: BenchConfig) -> int:
     options = config.workload
     if config.is_http:
-        target: HttpTarget | GrpcTarget = HttpTarget(config.address, config.load.max_open, options)
+        target: HttpTarget | GrpcTarget = HttpTarget(
+            config.address, config.connection, config.load.max_open, options
+        )
     else:
-        target = GrpcTarget(config.address, config.load.connections, options)
+        target = GrpcTarget(config.address, config.connection, config.load.connections, options)
     async with target:
         model = choose(await target.models(), options.model, config.address)
         _check_length(config, model)

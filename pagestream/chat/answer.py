@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import grpc
 
 from pagestream.chat.interruption import Interruption
+from pagestream.connection import Connection
 from pagestream.errors import CommandFailed
-from pagestream.router_client import channel_options, describe
+from pagestream.router_client import describe
 from protos.pagestream.router.v1 import router_pb2, router_pb2_grpc
 from protos.wire.limits import MAX_PROMPT_BYTES
 
@@ -73,10 +74,11 @@ class Router:
     it, and it needs no package beyond those of the services.
     """
 
-    def __init__(self, address: str, answer_seconds: float) -> None:
+    def __init__(self, address: str, connection: Connection, answer_seconds: float) -> None:
         self._address = address
+        self._connection = connection
         self._answer_seconds = answer_seconds
-        self._channel = grpc.insecure_channel(address, options=channel_options())
+        self._channel = connection.channel(address)
         self._stub = router_pb2_grpc.RouterServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> "Router":
@@ -92,7 +94,11 @@ class Router:
             CommandFailed: The router does not answer within so many seconds.
         """
         try:
-            response = self._stub.ListModels(router_pb2.ListModelsRequest(), timeout=seconds)
+            response = self._stub.ListModels(
+                router_pb2.ListModelsRequest(),
+                timeout=seconds,
+                metadata=self._connection.metadata,
+            )
         except grpc.RpcError as error:
             raise self._failure(error) from None
         return [model.name for model in response.models]
@@ -109,7 +115,9 @@ class Router:
             CommandFailed: The request failed; what came before is in `answer`.
         """
         started = time.monotonic()
-        call = self._stub.Generate(request, timeout=self._answer_seconds)
+        call = self._stub.Generate(
+            request, timeout=self._answer_seconds, metadata=self._connection.metadata
+        )
         num_characters = 0
         with Interruption(call.cancel) as interruption:
             try:
@@ -132,7 +140,7 @@ class Router:
             raise CommandFailed(f"{self._address}: the answer ended without a reason")
 
     def _failure(self, error: grpc.RpcError) -> CommandFailed:
-        return CommandFailed(describe(self._address, error))
+        return CommandFailed(describe(self._address, error, self._connection.advice))
 
 
 def _add(answer: Answer, response: router_pb2.GenerateResponse, seconds: float) -> None:

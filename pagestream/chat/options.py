@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pagestream.connection import REFUSED, Connection, ConnectionOptions
 from pagestream.entry import split_arguments
-from pagestream.router_client import DEFAULT_ROUTER, router_address
+from pagestream.environment import api_key
+from pagestream.router_client import DEFAULT_ROUTER, is_secure, router_address
 from protos.pagestream.router.v1 import router_pb2
 from protos.wire.sampling_params import SamplingParams, out_of_bounds
 from servicekit.common_options import MAX_SECONDS
@@ -116,7 +118,7 @@ class ChatOptions(Options):
     )
 
 
-GROUPS = {"Chat": ChatOptions, "Sampling": SamplingOptions}
+GROUPS = {"Chat": ChatOptions, "Connection": ConnectionOptions, "Sampling": SamplingOptions}
 ENVIRONMENT_PREFIX = "PAGESTREAM_CHAT_"
 READER = OptionReader(
     program="pagestream chat [URL]",
@@ -125,6 +127,7 @@ READER = OptionReader(
     "printed.",
     prefix=ENVIRONMENT_PREFIX,
     groups=GROUPS,
+    refused=REFUSED,
 )
 
 
@@ -133,6 +136,7 @@ class ChatConfig:
     """All that the command line says."""
 
     router: str
+    connection: Connection
     chat: ChatOptions
     sampling: SamplingOptions
 
@@ -147,8 +151,10 @@ def read_config(arguments: Sequence[str]) -> ChatConfig:
     given = READER.read(options)
     if len(urls) > 1:
         raise StartupError(f"there are {len(urls)} URLs, and a chat has one router")
+    url = urls[0] if urls else DEFAULT_ROUTER
     return ChatConfig(
-        router=router_address(urls[0] if urls else DEFAULT_ROUTER),
+        router=router_address(url),
+        connection=Connection(given.build(ConnectionOptions), api_key(), is_secure=is_secure(url)),
         chat=given.build(ChatOptions),
         sampling=given.build(SamplingOptions),
     )

@@ -23,7 +23,7 @@ def run(config: ChatConfig) -> int:
     # The output may end up on a terminal after all, and may have another encoding.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     answer = Answer()
-    with Router(config.router, config.chat.answer_seconds) as router:
+    with Router(config.router, config.connection, config.chat.answer_seconds) as router:
         try:
             for response in router.ask(conversation.request(text), answer):
                 sys.stdout.write(visible(response.text))

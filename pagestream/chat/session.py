@@ -26,7 +26,7 @@ def run(config: ChatConfig) -> int:
     """
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     printer = Printer(Console(highlight=False), shows_reasoning=config.chat.reasoning)
-    with Router(config.router, config.chat.answer_seconds) as router:
+    with Router(config.router, config.connection, config.chat.answer_seconds) as router:
         model = _choose(router.models(CALL_SECONDS), config.chat.model)
         conversation = Conversation(config.chat.model, config.chat.system, config.sampling)
         name = f"model {shown(model)}" if model else "no model yet"

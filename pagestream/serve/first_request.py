@@ -7,6 +7,7 @@ import ssl
 from pathlib import Path
 from typing import Any
 
+from pagestream.environment import API_KEY
 from servicekit import address
 
 _SECONDS = 5.0
@@ -14,10 +15,15 @@ _HELLO = "Introduce yourself."
 _MAX_TOKENS = 64
 
 
-def is_ready(operations_address: str) -> bool:
-    """Whether a service's readiness probe passes."""
+def is_ready(operations_address: str, cert: Path | None = None) -> bool:
+    """Whether a service's readiness probe passes.
+
+    Args:
+        operations_address: Where it answers, "host:port".
+        cert: The certificate of that port; None if it speaks plain text.
+    """
     try:
-        return _ask(operations_address, "GET", "/readyz")[0] == http.HTTPStatus.OK
+        return _ask(operations_address, "GET", "/readyz", cert=cert)[0] == http.HTTPStatus.OK
     except OSError:
         return False
 
@@ -58,6 +64,29 @@ def curl_command(http_address: str, cert: Path | None = None) -> str:
     return _curl(http_address, "/v1/completions", {"prompt": [1, 2, 3]}, cert)
 
 
+def closed_curl_command(
+    http_address: str, cert: Path | None, *, needs_key: bool, needs_certificate: bool
+) -> str:
+    """Returns a command for a router that does not answer everybody: a chat.
+
+    It names the client's key and certificate as the client may have them.
+
+    Args:
+        http_address: Where it serves HTTP, "host:port".
+        cert: Its certificate; None if it speaks plain text.
+        needs_key: Whether clients need an API key.
+        needs_certificate: Whether clients need a certificate.
+    """
+    options = " --cert client.pem --key client.key" if needs_certificate else ""
+    if needs_key:
+        options += " -H @-"
+    body = {"messages": [{"role": "user", "content": _HELLO}]}
+    curl = _curl(http_address, "/v1/chat/completions", body, cert, options)
+    # By a pipe, as everybody on the machine can see the arguments of curl.
+    key = f"printf 'authorization: Bearer %s' \"${API_KEY}\" | "
+    return f"{key if needs_key else ''}{curl}"
+
+
 def _is_understood(http_address: str, body: dict[str, Any], cert: Path | None) -> bool:
     try:
         return _ask(http_address, "POST", "/tokenize", body, cert=cert)[0] == http.HTTPStatus.OK
@@ -65,13 +94,15 @@ def _is_understood(http_address: str, body: dict[str, Any], cert: Path | None) -
         return False
 
 
-def _curl(http_address: str, path: str, body: dict[str, Any], cert: Path | None) -> str:
+def _curl(
+    http_address: str, path: str, body: dict[str, Any], cert: Path | None, options: str = ""
+) -> str:
     content = json.dumps({**body, "max_tokens": _MAX_TOKENS})
     # The brackets of an IPv6 address mean something to some shells.
     url = shlex.quote(f"{'https' if cert else 'http'}://{http_address}{path}")
     # Whoever the certificate is of, it is the right one.
     trust = f" --cacert {shlex.quote(str(cert))}" if cert else ""
-    return f"curl{trust} {url} -H 'content-type: application/json' -d '{content}'"
+    return f"curl{trust}{options} {url} -H 'content-type: application/json' -d '{content}'"
 
 
 def _connection(at: str, cert: Path | None) -> http.client.HTTPConnection:

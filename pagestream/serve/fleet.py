@@ -6,7 +6,12 @@ import signal
 from collections.abc import Mapping
 
 from pagestream.serve.child import Child
-from pagestream.serve.first_request import curl_command, is_ready, model_name
+from pagestream.serve.first_request import (
+    closed_curl_command,
+    curl_command,
+    is_ready,
+    model_name,
+)
 from pagestream.serve.plan import Plan
 from pagestream.serve.screen import Screen, announcement, reason, telling
 from servicekit.errors import StartupError
@@ -96,20 +101,19 @@ class Fleet:
         async with asyncio.TaskGroup() as tasks:
             for child in self._children:
                 tasks.create_task(self._follow(child))
-        at, cert = self._plan.http_address, self._plan.tls_cert
         while True:
             # Fails where a service ends just now, which is noticed elsewhere.
             with contextlib.suppress(OSError):
-                model = await asyncio.to_thread(model_name, at, cert)
-                curl = await asyncio.to_thread(curl_command, at, cert)
+                model, curl = await asyncio.to_thread(_try_out, self._plan)
                 self._is_ready = True
                 self._screen.announce(announcement(self._plan, model, curl))
                 return
             await asyncio.sleep(_POLL_SECONDS)
 
     async def _follow(self, child: Child) -> None:
-        at = child.service.operations_address
-        while not await asyncio.to_thread(is_ready, at):
+        service = child.service
+        at, cert = service.operations_address, service.operations_tls_cert
+        while not await asyncio.to_thread(is_ready, at, cert):
             self._screen.tick()
             await asyncio.sleep(_POLL_SECONDS)
         self._screen.show_ready(child.service)
@@ -152,6 +156,22 @@ class Fleet:
         with contextlib.suppress(OSError):
             self._screen.close()
         exit_at_once(code)
+
+
+def _try_out(plan: Plan) -> tuple[str, str]:
+    """Returns the name of the model, and a command that asks it something.
+
+    Raises:
+        OSError: The router does not answer.
+    """
+    at, cert = plan.http_address, plan.tls_cert
+    if plan.needs_key or plan.needs_certificate:
+        # This command has none.
+        curl = closed_curl_command(
+            at, cert, needs_key=plan.needs_key, needs_certificate=plan.needs_certificate
+        )
+        return plan.model, curl
+    return model_name(at, cert), curl_command(at, cert)
 
 
 def _how_ended(code: int | None) -> str:

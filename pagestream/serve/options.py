@@ -54,13 +54,12 @@ _OWN = {one.name for one in fields(ServeOptions)}
 _WHERE_ENGINES_ARE = {"engines", "engines_file", "engine_dns", "discovery_interval"}
 # Between router and engines, which are on this machine's loopback, nothing is encrypted.
 _TLS_TO_ENGINES = {"engine_tls_ca", "engine_tls_cert", "engine_tls_key", "engine_tls_name"}
-# Serve itself is a client of the router, and has neither certificate nor key.
-_NOT_OF_ROUTER = _WHERE_ENGINES_ARE | _TLS_TO_ENGINES | {"tls_client_ca", "api_keys_file"}
+_NOT_OF_ROUTER = _WHERE_ENGINES_ARE | _TLS_TO_ENGINES
 _OF_ROUTER = {one.name for one in fields(RouterConfig)} - _NOT_OF_ROUTER
 _TLS_OF_ENGINES = {"tls_cert", "tls_key", "tls_client_ca", "tls_client_names"}
-# Serve picks the first five. The next one is for clients of an engine, and a router is none.
-_NOT_OF_ENGINES = {"model", "device", "host", "port", "operations_port", "max_buffered_tokens"}
-_NOT_OF_ENGINES |= _TLS_OF_ENGINES
+# Serve picks the first six. The next one is for clients of an engine, and a router is none.
+_NOT_OF_ENGINES = {"model", "device", "host", "insecure_host", "port", "operations_port"}
+_NOT_OF_ENGINES |= {"max_buffered_tokens"} | _TLS_OF_ENGINES
 _ENGINE_CLASSES = (ModelOptions, CacheOptions, SchedulerOptions, ServerOptions)
 _OF_ENGINES = {one.name for group in _ENGINE_CLASSES for one in fields(group)} - _NOT_OF_ENGINES
 """An option of this name that the router has, too, means the same to both and goes to both."""
@@ -88,10 +87,7 @@ READER = OptionReader(
         "engine_dns": _NO_ENGINES,
         "discovery_interval": _NO_ENGINES,
         **dict.fromkeys(sorted(_TLS_TO_ENGINES), _NO_ENGINE_TLS),
-        "tls_client_ca": "serve asks the router itself; start `pagestream router` alone for it",
         "tls_client_names": _NO_ENGINE_TLS,
-        "api_keys_file": "serve asks its router without a key; run `pagestream engine` and "
-        "`pagestream router`",
         "gpus": "set CUDA_VISIBLE_DEVICES to choose GPUs, and --replicas to have fewer engines",
     },
 )

@@ -3,11 +3,13 @@
 import contextlib
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engine_service.config import ModelOptions
+from engine_service.models.name import served_name
 from pagestream.gpus import VISIBLE, count_gpus, visible_gpus
 from pagestream.serve.options import (
     READER,
@@ -19,6 +21,7 @@ from servicekit import address
 from servicekit.errors import StartupError
 from servicekit.listening import listen
 from servicekit.options import GivenOptions
+from servicekit.service_host import service_host
 
 _LOOPBACK = "127.0.0.1"
 _LOOPBACKS = {"0.0.0.0": _LOOPBACK, "::": "::1"}
@@ -34,6 +37,7 @@ class Service:
         arguments: What stands behind `python -m`.
         address: Where it serves gRPC, "host:port".
         operations_address: Where it serves /metrics, /livez and /readyz, "host:port".
+        operations_tls_cert: The certificate of that port; None if it speaks plain text.
         place: The GPUs or the CPU that it runs on, for the reader.
         environment: Variables of its own.
     """
@@ -42,6 +46,7 @@ class Service:
     arguments: Sequence[str]
     address: str
     operations_address: str
+    operations_tls_cert: Path | None = None
     place: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
 
@@ -51,17 +56,23 @@ class Plan:
     """All that is to be started.
 
     Attributes:
+        model: The name that the engines give the model.
         engines: The engines.
         router: The router before them.
         http_address: Where it serves HTTP, "host:port".
         tls_cert: The certificate of its client ports; None if they speak plain text.
+        needs_key: Whether its clients need an API key.
+        needs_certificate: Whether they need a certificate.
         grace_seconds: Time that running requests get to finish.
     """
 
+    model: str
     engines: tuple[Service, ...]
     router: Service
     http_address: str
     tls_cert: Path | None = None
+    needs_key: bool = False
+    needs_certificate: bool = False
     grace_seconds: float
 
     @property
@@ -80,7 +91,9 @@ def make_plan(given: GivenOptions, environment: Mapping[str, str]) -> Plan:
     num_ranks: int = _value(given, "tensor_parallel_size")
     groups = _gpu_groups(options, num_ranks, environment)
     num_engines = len(groups) or options.replicas or 1
-    ports = _free_ports(_LOOPBACK, 2 * num_engines)
+    of_router = _router_ports(given, options)
+    ports = _free_ports(_LOOPBACK, 2 * num_engines, of_router.values())
+    taken = set(ports)
     arguments = [f"--model={options.model}", *engine_options(given.values)]
     if not groups:
         arguments += ["--device", "cpu"]
@@ -99,16 +112,20 @@ def make_plan(given: GivenOptions, environment: Mapping[str, str]) -> Plan:
                 + (["--device", "cuda"] if groups else []),
                 address=at[0],
                 operations_address=at[1],
+                operations_tls_cert=given.values.get("operations_tls_cert"),
                 place=f"GPU {gpus}" if groups else "the CPU",
                 environment={VISIBLE: gpus} if groups else {},
             )
         )
-    router, http_address = _router(given, options, [one.address for one in engines])
+    router, http_address = _router(given, of_router, [one.address for one in engines], taken)
     return Plan(
+        model=served_name(given.build(ModelOptions), Path(options.model)),
         engines=tuple(engines),
         router=router,
         http_address=http_address,
         tls_cert=given.values.get("tls_cert"),
+        needs_key="api_keys_file" in given.values,
+        needs_certificate="tls_client_ca" in given.values,
         grace_seconds=options.drain_grace_seconds,
     )
 
@@ -139,20 +156,25 @@ def _gpu_groups(
     ]
 
 
-def _router(
-    given: GivenOptions, options: ServeOptions, engines: Sequence[str]
-) -> tuple[Service, str]:
-    host: str = _value(given, "host")
-    reached = _LOOPBACKS.get(host, host)
-    ports: dict[str, int] = {
+def _router_ports(given: GivenOptions, options: ServeOptions) -> dict[str, int]:
+    """Returns the ports that the router shall have, by their options; 0 is any."""
+    return {
         "port": _value(given, "port"),
         "operations_port": _value(given, "operations_port"),
         "http_port": options.http_port,
     }
+
+
+def _router(
+    given: GivenOptions, ports: Mapping[str, int], engines: Sequence[str], taken: Collection[int]
+) -> tuple[Service, str]:
+    host = service_host(given, _value(given, "host"))
+    reached = _LOOPBACKS.get(host, host)
     for name, port in ports.items():
         if port:
             _check_free(host, port, name.replace("_", "-"))
-    free = _free_ports(reached, len(ports)) if 0 in ports.values() else []
+    taken = {*taken, *ports.values()}
+    free = _free_ports(reached, len(ports), taken) if 0 in ports.values() else []
     ports = {name: port or free.pop() for name, port in ports.items()}
     values = {**given.values, **ports}
     at = {name: address.join(reached, port) for name, port in ports.items()}
@@ -162,6 +184,7 @@ def _router(
         arguments=["router", *arguments],
         address=at["port"],
         operations_address=at["operations_port"],
+        operations_tls_cert=given.values.get("operations_tls_cert"),
     )
     return service, at["http_port"]
 
@@ -187,18 +210,25 @@ def _check_free(host: str, port: int, option: str) -> None:
         listener.close()
 
 
-def _free_ports(host: str, count: int) -> list[int]:
-    """Returns ports that nothing listens on; the services have them some moments later."""
+def _free_ports(host: str, count: int, taken: Collection[int]) -> list[int]:
+    """Returns ports that nothing listens on; the services have them some moments later.
+
+    Args:
+        host: Name or address of this machine.
+        count: How many.
+        taken: Ports that are for other services, which may not listen yet.
+    """
     with contextlib.ExitStack() as held:
-        ports = []
-        for _ in range(count):
+        ports: list[int] = []
+        while len(ports) < count:
             try:
                 found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
                 one = held.enter_context(socket.socket(found[0][0], socket.SOCK_STREAM))
                 one.bind(found[0][-1])
             except OSError as error:
                 raise StartupError(
-                    f"cannot listen on {host} ({error.strerror}); choose another --host"
+                    f"cannot listen on {host} ({error.strerror}); choose another host"
                 ) from None
-            ports.append(one.getsockname()[1])
+            if one.getsockname()[1] not in taken:
+                ports.append(one.getsockname()[1])
         return ports

@@ -163,15 +163,20 @@ def announcement(plan: Plan, model: str, curl: str) -> str:
     rows = [
         ("HTTP, OpenAI and Anthropic", f"{scheme}://{plan.http_address}/v1"),
         ("gRPC", plan.router.address),
-        ("metrics and health", f"http://{plan.router.operations_address}/metrics"),
+        ("metrics and health", _metrics(plan.router)),
     ]
     rows += [
         (
             f"{engine.name} on {engine.place}",
-            f"{engine.address}, http://{engine.operations_address}/metrics",
+            f"{engine.address}, {_metrics(engine)}",
         )
         for engine in plan.engines
     ]
     width = max(len(title) for title, _ in rows)
     table = "".join(f"  {title:{width}}  {where}\n" for title, where in rows)
     return f"\nready: {model}, {count}\n\n{table}\n{curl}\n\nCtrl-C ends all.\n\n"
+
+
+def _metrics(service: Service) -> str:
+    scheme = "http" if service.operations_tls_cert is None else "https"
+    return f"{scheme}://{service.operations_address}/metrics"

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import grpc
 import httpx
 
-from pagestream.router_client import channel_options, describe
+from pagestream.connection import Connection, client_context
+from pagestream.router_client import describe
 from pagestream.top.metrics_page import HISTOGRAMS, PAGE_SECONDS, BadPage, fetch_page
 from pagestream.top.options import TopConfig
 from pagestream.top.window import Latency, Window
@@ -91,18 +92,17 @@ class FleetReader:
 
     def __init__(self, config: TopConfig) -> None:
         self._config = config
-        self._channels = [
-            grpc.aio.insecure_channel(router, options=channel_options())
-            for router in config.routers
-        ]
+        self._channels = [config.connection.aio_channel(router) for router in config.routers]
+        ca = config.options.operations_tls_ca
         # No proxy of the environment: services are reached by address.
         self._client = httpx.AsyncClient(
-            verify=False,
+            verify=client_context(ca) if ca is not None else False,
             trust_env=False,
             headers={"accept": "text/plain", "accept-encoding": "identity"},
             timeout=PAGE_SECONDS,
             limits=httpx.Limits(max_connections=_MAX_CONNECTIONS),
         )
+        self._scheme = "http" if ca is None else "https"
         self._sources: dict[str, _Source] = {}
 
     async def __aenter__(self) -> "FleetReader":
@@ -116,7 +116,13 @@ class FleetReader:
     async def read(self) -> Snapshot:
         """Looks once; what does not answer is in the snapshot as such."""
         routers, options = self._config.routers, self._config.options
-        lists = await asyncio.gather(*map(_list_engines, routers, self._channels))
+        connection = self._config.connection
+        lists = await asyncio.gather(
+            *(
+                _list_engines(router, channel, connection)
+                for router, channel in zip(routers, self._channels, strict=True)
+            )
+        )
         engines: dict[str, tuple[str, router_pb2.Engine]] = {}
         for router, (listed, _) in zip(routers, lists, strict=True):
             for engine in listed or ():
@@ -140,7 +146,10 @@ class FleetReader:
 
     async def _read_pages(self, addresses: set[str]) -> None:
         self._sources = {one: self._sources.get(one) or _Source(one) for one in addresses}
-        await asyncio.gather(*(source.read(self._client) for source in self._sources.values()))
+        name = self._config.options.operations_tls_name
+        await asyncio.gather(
+            *(source.read(self._client, self._scheme, name) for source in self._sources.values())
+        )
 
     def _source(self, address: str) -> "_Source":
         return self._sources.get(address) or _Source("")
@@ -155,13 +164,13 @@ class _Source:
         self._address = address
         self._next_try = 0.0
 
-    async def read(self, client: httpx.AsyncClient) -> None:
+    async def read(self, client: httpx.AsyncClient, scheme: str, tls_name: str) -> None:
         """Reads the page anew, unless that failed a moment ago."""
         if time.monotonic() < self._next_try:
             return
         try:
             async with asyncio.timeout(PAGE_SECONDS):
-                page = await fetch_page(client, self._address)
+                page = await fetch_page(client, f"{scheme}://{self._address}", tls_name)
         except (BadPage, TimeoutError) as error:
             self._fail(str(error) or f"no answer within {PAGE_SECONDS:g} s")
             return
@@ -183,13 +192,19 @@ class _Source:
         return self.window
 
 
-async def _list_engines(router: str, channel: grpc.aio.Channel) -> tuple[_Listed | None, str]:
+async def _list_engines(
+    router: str, channel: grpc.aio.Channel, connection: Connection
+) -> tuple[_Listed | None, str]:
     """Returns the engines, or why there are none."""
     stub = router_pb2_grpc.RouterServiceStub(channel)  # type: ignore[no-untyped-call]
     try:
-        response = await stub.ListEngines(router_pb2.ListEnginesRequest(), timeout=_LIST_SECONDS)
+        response = await stub.ListEngines(
+            router_pb2.ListEnginesRequest(),
+            timeout=_LIST_SECONDS,
+            metadata=connection.metadata,
+        )
     except grpc.RpcError as error:
-        return None, describe(router, error)
+        return None, describe(router, error, connection.advice)
     return list(response.engines[:MAX_ENGINES]), ""
 
 

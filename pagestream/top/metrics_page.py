@@ -28,6 +28,8 @@ _OUTCOMES = "requests_total"
 HISTOGRAMS = ("time_to_first_token_seconds", "time_between_tokens_seconds")
 _BUCKETS = {f"{name}_bucket": name for name in HISTOGRAMS}
 _MODEL = "model_info"
+_PLAIN = "WRONG_VERSION_NUMBER"
+"""What OpenSSL says of an answer in plain text."""
 
 
 class BadPage(Exception):
@@ -94,17 +96,28 @@ def read_page(text: str) -> Page:
     return page
 
 
-async def fetch_page(client: httpx.AsyncClient, address: str) -> Page:
+def _advice(url: str, response: httpx.Response) -> str:
+    is_plain = response.status_code == httpx.codes.BAD_REQUEST and url.startswith("http://")
+    return "; if the port speaks TLS, give --operations-tls-ca" if is_plain else ""
+
+
+async def fetch_page(client: httpx.AsyncClient, url: str, tls_name: str = "") -> Page:
     """Returns the page of a service.
+
+    Args:
+        client: Fetches it.
+        url: That of its operations port.
+        tls_name: The name that its certificate must have; "" is the host of the URL.
 
     Raises:
         BadPage: There is none, or it is none of ours.
     """
     content = bytearray()
+    named = {"sni_hostname": tls_name} if tls_name else {}
     try:
-        async with client.stream("GET", f"http://{address}/metrics") as response:
+        async with client.stream("GET", f"{url}/metrics", extensions=named) as response:
             if response.status_code != httpx.codes.OK:
-                raise BadPage(f"the answer is {response.status_code}")
+                raise BadPage(f"the answer is {response.status_code}{_advice(url, response)}")
             # Raw: what is compressed could become too much in one piece.
             async for chunk in response.aiter_raw():
                 content += chunk
@@ -112,6 +125,9 @@ async def fetch_page(client: httpx.AsyncClient, address: str) -> Page:
                     raise BadPage(f"the page has more than {MAX_PAGE_BYTES} bytes")
     # The last is what some names of hosts are.
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        raise BadPage(str(error) or type(error).__name__) from None
+        text = str(error) or type(error).__name__
+        if _PLAIN in text:
+            text = f"the port speaks plain text, but --operations-tls-ca is given: {text}"
+        raise BadPage(text) from None
     # A long page takes a while, and keys are to be answered meanwhile.
     return await asyncio.to_thread(read_page, content.decode(errors="replace"))

@@ -2,14 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from pagestream.connection import REFUSED, Connection, ConnectionOptions
 from pagestream.entry import split_arguments
-from pagestream.router_client import DEFAULT_ROUTER, router_address
+from pagestream.environment import api_key
+from pagestream.router_client import DEFAULT_ROUTER, is_secure, router_address
 from protos.wire.printable import shown
 from servicekit.address import MAX_PORT, join, split
+from servicekit.common_options import TLS_NAMES
 from servicekit.errors import StartupError
 from servicekit.options import OptionReader, Options, about
-from servicekit.values import Flags, quoted, seconds
+from servicekit.tls import TlsFiles, TlsSource, TlsUse
+from servicekit.values import Flags, Paths, quoted, seconds
 
 ROUTER_OPERATIONS_PORT = 8100
 ENGINE_OPERATIONS_PORT = 8101
@@ -116,9 +121,26 @@ class TopOptions(Options):
             "latencies of an engine come from there",
         ),
     )
+    operations_tls_ca: Path | None = field(
+        default=None,
+        metadata=about(
+            Paths(),
+            "file with certificates of CAs in PEM; all operations ports must then speak TLS and "
+            "have a certificate of one of them",
+            unset="plain text",
+        ),
+    )
+    operations_tls_name: str = field(
+        default="",
+        metadata=about(
+            TLS_NAMES,
+            "name that their certificates must have; needs --operations-tls-ca",
+            unset="the host of each address",
+        ),
+    )
 
 
-GROUPS = {"Top": TopOptions}
+GROUPS = {"Top": TopOptions, "Connection": ConnectionOptions}
 READER = OptionReader(
     program="pagestream top [URL...]",
     description="Shows the engines of one or several routers, what they do and how fast, until "
@@ -126,6 +148,7 @@ READER = OptionReader(
     "shown as -.",
     prefix=ENVIRONMENT_PREFIX,
     groups=GROUPS,
+    refused=REFUSED,
 )
 
 
@@ -134,6 +157,7 @@ class TopConfig:
     """All that the command line says."""
 
     routers: tuple[str, ...]
+    connection: Connection
     options: TopOptions
 
 
@@ -148,7 +172,24 @@ def read_config(arguments: Sequence[str]) -> TopConfig:
     if len(urls) > _MAX_ROUTERS:
         raise StartupError(f"there are {len(urls)} URLs, more than {_MAX_ROUTERS}")
     routers = tuple(router_address(url) for url in urls or [DEFAULT_ROUTER])
+    secure = {is_secure(url) for url in urls}
+    if len(secure) > 1:
+        raise StartupError("grpcs:// stands before some URLs; write it before all or none")
     for router in routers:
         if routers.count(router) > 1:
             raise StartupError(f"the router {shown(router)} is given twice")
-    return TopConfig(routers=routers, options=given.build(TopOptions))
+    options_of_top = given.build(TopOptions)
+    _check_operations_tls(options_of_top)
+    return TopConfig(
+        routers=routers,
+        connection=Connection(given.build(ConnectionOptions), api_key(), is_secure=True in secure),
+        options=options_of_top,
+    )
+
+
+def _check_operations_tls(options: TopOptions) -> None:
+    if options.operations_tls_ca is not None:
+        # It refuses a wrong file by name.
+        TlsSource(TlsFiles(ca=options.operations_tls_ca, use=TlsUse.SERVICES))
+    elif options.operations_tls_name:
+        raise StartupError("--operations-tls-name needs --operations-tls-ca, too")

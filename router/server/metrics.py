@@ -11,6 +11,7 @@ from router.server.key_metrics import KeyCollector
 from router.server.model_metrics import ModelMetrics, RequestFamilies, RequestMetrics
 from router.text.template_process import END_CAUSES
 from router.types.engine_state import EngineSnapshot
+from servicekit.certificate_metrics import CertificateCollector
 from servicekit.metrics import new_registry
 
 _PREFIX = "pagestream_router"
@@ -33,6 +34,7 @@ class RouterMetrics:
     Attributes:
         registry: Has all series.
         keys: Makes those about API keys, of the keyring that it is given.
+        certificates: Makes that about certificates, of the sources that it is given.
     """
 
     def __init__(self) -> None:
@@ -41,6 +43,8 @@ class RouterMetrics:
         self.registry.register(self._fleet)
         self.keys = KeyCollector(_PREFIX)
         self.registry.register(self.keys)
+        self.certificates = CertificateCollector(_PREFIX)
+        self.registry.register(self.certificates)
         self._families = RequestFamilies(_PREFIX, self.registry)
         self._models: dict[str, ModelMetrics] = {}
         self._unserved = RequestMetrics(self._families, NO_MODEL)

@@ -15,6 +15,7 @@ JOINED_OTHERWISE: dict[str, Callable[[float, float], float]] = {
     "pagestream_router_engine_index_blocks": max,
     "pagestream_router_engine_serving": max,
     "pagestream_router_index_blocks": max,
+    "pagestream_router_tls_certificate_expiration_timestamp_seconds": min,
     "process_max_fds": min,
     "process_start_time_seconds": min,
     "python_info": max,

@@ -20,12 +20,13 @@ from router.workers.joined_metrics import JoinedMetrics
 from router.workers.silence import Silence
 from router.workers.worker import Worker
 from router.workers.worker_metrics import WorkerMetrics
+from servicekit.certificate_metrics import CertificateCollector
 from servicekit.http_server import Answer, Handler, HttpServer
 from servicekit.listening import reserved_port
 from servicekit.operations import metrics_handler, probe_handler
 from servicekit.process import exit_within, raise_file_limit
 from servicekit.signals import Stopped, end_signals
-from servicekit.tls import client_tls, server_tls
+from servicekit.tls import client_tls, operations_tls, server_tls
 
 _LAST_SECONDS = 2.0
 """Time that an orderly end gets after a second signal."""
@@ -86,12 +87,18 @@ class _Supervisor:
             Worker(number, config, self._joined.update) for number in range(config.workers)
         ]
         self._silence = {worker: Silence(worker) for worker in self._workers}
+        tls = operations_tls(config.operations_tls_cert, config.operations_tls_key)
+        if tls is not None:
+            certificates = CertificateCollector("pagestream_router")
+            certificates.sources = [tls]
+            self._metrics.registry.register(certificates)
         self._operations = HttpServer(
             {
                 "/metrics": self._scrape_handler(),
                 "/livez": probe_handler(self._liveness),
                 "/readyz": probe_handler(self._readiness),
-            }
+            },
+            tls,
         )
 
     async def run(self) -> int:

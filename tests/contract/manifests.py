@@ -21,23 +21,37 @@ FLEET = "overlays/fleet"
 LAPTOP = "overlays/laptop"
 ONE_GPU = "overlays/one-gpu"
 TWO_MODELS = "overlays/two-models"
+MTLS = "overlays/mtls"
 LLM_D = "overlays/llm-d"
-FOLDERS = (BASE, LAPTOP, ONE_GPU, TENSOR_PARALLEL, FLEET, TWO_MODELS, LLM_D)
+FOLDERS = (LAPTOP, ONE_GPU, TENSOR_PARALLEL, FLEET, TWO_MODELS, MTLS, LLM_D)
 """What is applied to a cluster."""
-PARTS = ("components/monitoring", f"{TWO_MODELS}/small", f"{TWO_MODELS}/large")
+TLS = "components/tls"
+OWN_CERTIFICATES = "components/own-certificates"
+PARTS = (
+    BASE,
+    *(TLS, f"{TLS}/clients", f"{TLS}/engines"),
+    *("components/plaintext", "components/plaintext/clients", "components/plaintext/engines"),
+    *("components/api-keys", "components/monitoring", OWN_CERTIFICATES),
+    *(f"{TWO_MODELS}/small", f"{TWO_MODELS}/large"),
+)
 """What is only built as a part of these."""
 Documents = dict[tuple[str, str], dict[str, Any]]
 
 
 @functools.cache
 def build(folder: str) -> Documents:
-    """Returns the objects that a kustomization makes, by kind and name."""
+    """Returns the objects that a kustomization of ours makes, by kind and name."""
+    return build_at(K8S / folder)
+
+
+def build_at(folder: Path) -> Documents:
+    """Returns the objects that any kustomization makes, by kind and name."""
     if shutil.which("kubectl") is None:
         if os.environ.get("CI") == "true":
             pytest.fail("kubectl is missing")
         pytest.skip("kubectl is missing: the manifests cannot be built")
     result = subprocess.run(
-        ["kubectl", "kustomize", str(K8S / folder)],
+        ["kubectl", "kustomize", str(folder)],
         capture_output=True,
         text=True,
         timeout=60,
@@ -48,6 +62,14 @@ def build(folder: str) -> Documents:
     documents = {(document["kind"], document["metadata"]["name"]): document for document in loaded}
     assert len(documents) == len(loaded), "two objects have one kind and one name"
     return documents
+
+
+def build_with(folder: Path, base: str, component: str) -> Documents:
+    """Writes a kustomization in a folder, of one of ours and a component, and builds it."""
+    resource, part = (os.path.relpath(K8S / path, folder) for path in (base, component))
+    text = yaml.safe_dump({"resources": [resource], "components": [part]})
+    (folder / "kustomization.yaml").write_text(text)
+    return build_at(folder)
 
 
 class Deployed(NamedTuple):
@@ -102,6 +124,13 @@ def arguments_of(pod: dict[str, Any]) -> list[str]:
         arguments = [text.replace(reference, variable["value"]) for text in arguments]
     assert not any("$(" in text for text in arguments)
     return arguments
+
+
+def secrets_of(pod: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns the volumes of a pod that are Secrets, by the folder that has their files."""
+    secrets = {v["name"]: v["secret"] for v in pod["spec"]["volumes"] if "secret" in v}
+    mounts = container_of(pod)["volumeMounts"]
+    return {m["mountPath"]: secrets[m["name"]] for m in mounts if m["name"] in secrets}
 
 
 def ports_of(pod: dict[str, Any]) -> dict[str, int]:

@@ -17,18 +17,22 @@ from tests.contract.manifests import (
     LAPTOP,
     PARTS,
     TENSOR_PARALLEL,
+    TLS,
     TWO_MODELS,
     Deployed,
     build,
+    build_with,
     container_of,
     dockerfile_of,
     gibibytes,
     ports_of,
+    secrets_of,
 )
 
 OLDEST_KUBERNETES = 31
 NEWEST_KUBERNETES = int(kubernetes_validate.latest_version().split(".")[1])
-CUSTOM = {"HTTPRoute", "InferencePool", "PodMonitor", "ScaledObject"}
+CUSTOM = {"Certificate", "HTTPRoute", "InferencePool", "Issuer"}
+CUSTOM |= {"PodMonitor", "PrometheusRule", "ScaledObject"}
 """Kinds of which Kubernetes has no schema; checked by hand below."""
 SERVICES = pytest.mark.parametrize("name", ["router", "engine"])
 
@@ -54,8 +58,9 @@ def test_it_holds_the_objects_of_two_services(deployed):
     }
     expected.add(("Service", deployed.prefix + "router-headless"))
     assert {key for key in deployed.documents if key[1].startswith(deployed.prefix)} >= expected
-    if deployed.folder == BASE:
-        assert set(deployed.documents) == expected
+    assert set(build(BASE)) == {
+        (kind, name.removeprefix(deployed.prefix)) for kind, name in expected
+    }
 
 
 def in_between(minor):
@@ -304,11 +309,9 @@ def test_what_the_image_writes_lies_on_a_mounted_volume(deployed, name):
 
 def test_hub_token_is_a_file_that_need_not_be_there(deployed):
     pod = deployed.pod("engine")
-    [secret] = (volume for volume in pod["spec"]["volumes"] if "secret" in volume)
-    assert secret["secret"]["optional"] is True
-    [mount] = (m for m in container_of(pod)["volumeMounts"] if m["name"] == secret["name"])
-    [variable] = container_of(pod)["env"]
-    assert variable == {"name": "HF_TOKEN_PATH", "value": f"{mount['mountPath']}/token"}
+    [folder] = (path for path, secret in secrets_of(pod).items() if secret.get("optional"))
+    assert secrets_of(pod)[folder]["secretName"] == "hub-token"
+    assert {"name": "HF_TOKEN_PATH", "value": f"{folder}/token"} in container_of(pod)["env"]
 
 
 def test_engine_asks_for_a_gpu_for_each_rank(deployed):
@@ -349,6 +352,6 @@ def test_engine_of_several_ranks_gets_for_each_what_the_base_gives_one():
     assert engine_resources(TENSOR_PARALLEL) == expected
 
 
-def test_tensor_parallel_changes_only_the_engine():
-    base, overlay = build(BASE), build(TENSOR_PARALLEL)
+def test_tensor_parallel_changes_only_the_engine(tmp_path):
+    base, overlay = build_with(tmp_path, BASE, TLS), build(TENSOR_PARALLEL)
     assert {key for key in overlay if overlay[key] != base.get(key)} == {("StatefulSet", "engine")}

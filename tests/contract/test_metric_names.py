@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 from engine_service.core.types import FinishReason
 from engine_service.errors import RequestError
@@ -14,10 +15,14 @@ DOCUMENT = ROOT / "docs" / "metrics.md"
 PREFIX = "pagestream_engine_"
 
 
+CERTIFICATE = SimpleNamespace(current=lambda: SimpleNamespace(expirations={"--tls-cert": 9.0}))
+
+
 def families():
     metrics = EngineMetrics(make_info().model_name)
     metrics.set_info(make_info())
     metrics.ranks.update([make_rank_stats()])
+    metrics.certificates.sources = [CERTIFICATE]
     return [family for family in metrics.registry.collect() if family.name.startswith(PREFIX)]
 
 

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import sys
 from router import __main__, config
-code = __main__.main(["--engines", "127.0.0.1:1", "--host", "256.0.0.1"])
+code = __main__.main(["--engines", "127.0.0.1:1", "--insecure-host", "256.0.0.1"])
 print(code)
 print(*sorted({name.partition(".")[0] for name, module in sys.modules.items() if module}))
 """

@@ -22,6 +22,8 @@ def router_registry() -> CollectorRegistry:
     metrics = RouterMetrics()
     caller = Caller(Key(name="a", sha256="0" * 64), b"secret")
     metrics.keys.keyring = SimpleNamespace(num_failures=0, callers=[caller])
+    tls = SimpleNamespace(expirations={"--tls-cert": 9.0})
+    metrics.certificates.sources = [SimpleNamespace(current=lambda: tls)]
     metrics.update(FakeFleet().engines(), STATISTICS, ResourceUsage())
     return metrics.registry
 
@@ -62,4 +64,5 @@ def test_times_and_counts_carry_their_unit(heading):
         if kind == "histogram":
             assert name.endswith(("_seconds", "_tokens"))
         else:
-            assert ("_age_" in name) == name.endswith("_seconds")
+            is_time = "_age_" in name or "_timestamp_" in name
+            assert is_time == name.endswith("_seconds")

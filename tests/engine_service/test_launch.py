@@ -298,7 +298,7 @@ async def test_port_in_use_is_told_in_one_line(options, option):
     assert len(engine.lines) == 1
     assert engine.lines[0] == (
         f"engine_service: cannot listen on 127.0.0.1:{port} (Address already in use); "
-        f"choose another {option} or --host\n"
+        f"choose another {option} or host\n"
     )
 
 

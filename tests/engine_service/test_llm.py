@@ -14,7 +14,13 @@ from engine_service.errors import InvalidRequest, StartupError
 from engine_service.llm import LLM
 from protos.wire.reason import Reason
 from protos.wire.sampling_params import SamplingParams
-from tests.engine_service.tiny_models import CUDA_SHAPES, TinyModel, make_model, random_tokens
+from tests.engine_service.tiny_models import (
+    CUDA_SHAPES,
+    Shape,
+    TinyModel,
+    make_model,
+    random_tokens,
+)
 
 NUM_PROMPTS = 50
 NUM_TOKENS = 24
@@ -100,6 +106,25 @@ def test_greedy_tokens_equal_transformers(tiny_model, cases, variant):
     num_preemptions = check_greedy(tiny_model, cases, VARIANTS[variant])
 
     assert (num_preemptions > 0) == (variant in PREEMPTING)
+
+
+def test_blocks_that_fell_out_of_the_window_serve_others(tmp_path_factory):
+    shape = Shape(
+        family="Mistral",
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=16,
+        is_tied=False,
+        fields={"sliding_window": 17},
+    )
+    model = make_model(tmp_path_factory.mktemp("windowed") / "model", shape)
+    generator = random.Random(3)
+    prompts = (random_tokens(generator, 170, model.vocab_size) for _ in range(1000))
+    # 11 blocks each at first, 13 at the end; and blocks that two had are read by none any more.
+    cases = Cases(*model.clear_cases(prompts, 6, NUM_TOKENS, MIN_GAP))
+    pool = SMALL_POOL | {"max_num_seqs": 2, "max_num_batched_tokens": 256}
+
+    assert check_greedy(model, cases, pool) == 0
 
 
 def test_shared_prefix_is_computed_once(tiny_model, cases):

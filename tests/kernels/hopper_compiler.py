@@ -29,7 +29,9 @@ from kernels import (
     slots,
 )
 from kernels import silu_and_mul as activation
+from kernels.paged_attention_decode import Parts
 from kernels.peer_memory import peer_memory
+from kernels.shared_prefix import SharedPrefixes
 from tests.kernels.sampling import COLUMNS, records_of
 
 HOPPER = GPUTarget("cuda", 90, 32)
@@ -135,8 +137,14 @@ def launch_all():
     for num_splits, window in ((1, 0), (4, 0), (4, 100)):
         paged_attention_decode._paged_attention_decode_triton(
             *(randn(NUM_ROWS, 4, HEAD_DIM), kv_cache, zeros(NUM_ROWS, 3).int()),
-            *(integers.int(), 0.1, num_splits, None, window),
+            *(integers.int(), 0.1, Parts(num_own=num_splits), None, window),
         )
+    integers_32 = integers.int()
+    paged_attention_decode._paged_attention_decode_triton(
+        *(randn(NUM_ROWS, 4, HEAD_DIM), kv_cache, zeros(NUM_ROWS, 3).int()),
+        *(integers_32, 0.1, Parts(num_own=1, num_shared=4), None, 0),
+        SharedPrefixes(tiles=zeros(2, 3).int(), members=integers_32, prefix_lens=integers_32),
+    )
     sample._sample_triton(randn(NUM_ROWS, 3000), *records_of(floats, integers), integers, COLUMNS)
     slots._append_tokens_triton(zeros(NUM_ROWS, 50).int(), integers, integers, integers)
 

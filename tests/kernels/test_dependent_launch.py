@@ -18,6 +18,7 @@ from kernels.peer_memory import buffer_bytes, peer_memory
 from kernels.qk_norm_rope_store import qk_norm_rope_store
 from kernels.rms_norm import add_rms_norm, rms_norm
 from kernels.sample import sample
+from kernels.shared_prefix import SharedPrefixes
 from kernels.silu_and_mul import silu_and_mul
 from kernels.slots import append_tokens
 from tests.kernels.sampling import COLUMNS, records_of
@@ -43,6 +44,7 @@ COMPILED = READ_WEIGHTS_FIRST | {
     "_silu_and_mul_kernel",
     "_split_kernel",
     "_combine_kernel",
+    "_shared_kernel",
     "_tile_kernel",
     "_best_tile_kernel",
     "_append_tokens_kernel",
@@ -185,6 +187,24 @@ def whole_attention_case():
     return attention_case(48)
 
 
+def shared_attention_case():
+    function, arguments = attention_case(48)
+    arguments["block_table"][1, :1] = arguments["block_table"][0, :1]
+    tiles, members, prefix_lens = (
+        integers(0, 2, 16, dtype=torch.int32)[None],
+        integers(0, 1, dtype=torch.int32),
+        integers(16, 16, 0, dtype=torch.int32),
+    )
+    names = ("tiles", "members", "prefix_lens")
+    tensors = dict(zip(names, (tiles, members, prefix_lens), strict=True))
+
+    def attend(**arguments):
+        shared = SharedPrefixes(**{name: arguments.pop(name) for name in names})
+        return function(**arguments, shared=shared)
+
+    return attend, arguments | tensors
+
+
 def sample_case():
     temperatures = torch.tensor([1.0, 0.7, 1.5]).cuda()
     records, slots = records_of(temperatures, integers(11, 12, 13))
@@ -218,6 +238,7 @@ LATE = {
     store_case: ["qkv", "cos_sin", "positions", "cache_locs"],
     split_attention_case: ["queries", "kv_cache", "block_table", "seq_lens"],
     whole_attention_case: ["queries", "kv_cache", "block_table", "seq_lens"],
+    shared_attention_case: ["queries", "kv_cache", "block_table", "tiles", "prefix_lens"],
     sample_case: ["logits", "records", "slots", "positions"],
     append_case: ["slots", "positions", "token_ids"],
 }

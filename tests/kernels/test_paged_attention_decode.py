@@ -1,8 +1,10 @@
 import pytest
 import torch
 
+from engine_service.core.sequence import MAX_KEY_TILE
 from kernels import reference
 from kernels.paged_attention_decode import (
+    Parts,
     _num_splits,
     _paged_attention_decode_triton,
     paged_attention_decode,
@@ -44,7 +46,7 @@ def by_kernel(inputs, num_splits, out=None, window=0):
         inputs.block_table,
         inputs.seq_lens,
         inputs.scale,
-        num_splits,
+        Parts(num_own=num_splits),
         out,
         window,
     )
@@ -116,7 +118,7 @@ def test_window_hides_all_tokens_before_it(target, window, num_splits):
     inputs = decode_inputs(target, Shape(), seq_lens)
     # No block is read of which no tile has a token in the window.
     for seq, seq_len in enumerate(seq_lens):
-        first_tile = max(0, seq_len - window) // 64 * 64
+        first_tile = max(0, seq_len - window) // MAX_KEY_TILE * MAX_KEY_TILE
         inputs.block_table[seq, : first_tile // 16] = NO_BLOCK
     truth = inputs.truth(window)
 

@@ -19,19 +19,21 @@ from pagestream.bench.results import Results, Usage
 from pagestream.bench.sketch import Sketch
 from pagestream.bench.target import RequestFailed
 from pagestream.bench.workload import Request, Workload
+from pagestream.connection import Connection, ConnectionOptions
 from pagestream.errors import CommandFailed
 from router.errors import QueueFull
 from servicekit.log import flush_log
 from tests.pagestream.routers import pagestream_on_terminal, run_pagestream, scripted_router
 
 ANSWER = "the quick brown fox"
+PLAIN = Connection(ConnectionOptions(), "", is_secure=False)
 WORKLOAD = WorkloadOptions(prompt_tokens=Lengths(8, 40), output_tokens=Lengths(1, 30))
 
 
 def targets(fleet):
     """Both ways to the router."""
-    http = HttpTarget(f"127.0.0.1:{fleet.port}", 4, WORKLOAD)
-    return [GrpcTarget(fleet.address, 2, WORKLOAD), http]
+    http = HttpTarget(f"127.0.0.1:{fleet.port}", PLAIN, 4, WORKLOAD)
+    return [GrpcTarget(fleet.address, PLAIN, 2, WORKLOAD), http]
 
 
 async def results_of(target, **options):
@@ -281,7 +283,7 @@ async def http_server(answer):
 )
 async def test_answer_that_is_none_is_a_failure(answer, reason, monkeypatch):
     monkeypatch.setattr(http_target, "_MAX_LINE_BYTES", 50_000)
-    async with http_server(answer) as address, HttpTarget(address, 1, WORKLOAD) as target:
+    async with http_server(answer) as address, HttpTarget(address, PLAIN, 1, WORKLOAD) as target:
         with pytest.raises(RequestFailed, match=f"^{reason}$"):
             async for _ in target.ask("small", Request(b"abc", 1, 0), Usage()):
                 pass
@@ -293,7 +295,7 @@ async def test_tokens_that_come_with_the_end_are_counted():
     text = b'data: {"choices": [{"text": "a"}]}\n'
     usage = b'data: {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 5}}\n'
     answer = text + text + usage + b"data: [DONE]\n" + text
-    async with http_server(answer) as address, HttpTarget(address, 1, WORKLOAD) as target:
+    async with http_server(answer) as address, HttpTarget(address, PLAIN, 1, WORKLOAD) as target:
         found = Usage()
         counts = [one async for one in target.ask("small", Request(b"abc", 5, 0), found)]
     assert sum(counts) == 5
@@ -305,7 +307,8 @@ async def test_tokens_that_come_with_the_end_are_counted():
     [
         (["127.0.0.1:1"], 1, "no router answers at 127.0.0.1:1: "),
         (["http://127.0.0.1:1"], 1, "no router answers at http://127.0.0.1:1: "),
-        (["https://127.0.0.1:1"], 2, "is for TLS"),
+        (["https://127.0.0.1:1"], 1, "no router answers at https://127.0.0.1:1"),
+        (["http://127.0.0.1:1", "--tls-name", "a"], 2, "is for plain text, but options of TLS"),
         (["http://localhost"], 2, "the router is 'http://localhost', which is not"),
         (["--prompt-tokens", "9-3"], 2, "--prompt-tokens is '9-3', must be a number of tokens"),
         (["--output-tokens", "many"], 2, "--output-tokens is 'many', must be a number of tokens"),

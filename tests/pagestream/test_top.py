@@ -24,6 +24,7 @@ from router.config import RouterConfig
 from router.types.engine_state import EngineLoad, EngineState
 from servicekit.http_server import Answer, HttpServer
 from servicekit.log import flush_log
+from tests.fakes.certificates import make_certificates
 from tests.fakes.fake_fleet import ENGINE
 from tests.pagestream.routers import pagestream_on_terminal, run_pagestream, scripted_router
 from tests.router.http.scripted_fleet import ScriptedFleet
@@ -124,6 +125,19 @@ async def test_figures_come_from_the_router_and_from_operations_ports():
     assert engine.tokens_per_second is None
     assert (lost.state, lost.hit_rate, lost.cache_usage) == ("unavailable", None, None)
     assert lost.detail == r"\x1b[2Jevil[bold]"
+
+
+async def test_operations_port_without_tls_is_told_apart(tmp_path):
+    ca = make_certificates(tmp_path) / "ca.pem"
+    async with scripted_router({}) as fleet, pages(router_page) as operations:
+        snapshot = await look_twice(
+            fleet.address,
+            f"--router-operations={fleet.address}={operations}",
+            "--engine-operations=",
+            f"--operations-tls-ca={ca}",
+        )
+    said = f"{operations}: the port speaks plain text, but --operations-tls-ca is given: "
+    assert snapshot.routers[0].metrics_error.startswith(said)
 
 
 async def test_page_of_another_service_or_model_is_not_shown():

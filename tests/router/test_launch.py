@@ -20,7 +20,7 @@ def test_port_in_use_is_named_with_its_option(option):
 
     assert str(caught.value) == (
         f"cannot listen on 127.0.0.1:{port} (Address already in use); "
-        f"choose another --{option.replace('_', '-')} or --host"
+        f"choose another --{option.replace('_', '-')} or host"
     )
 
 

@@ -3,11 +3,14 @@
 import asyncio
 import contextlib
 import socket
+import ssl
 
 import pytest
 
 from servicekit import http_server
 from servicekit.http_server import Answer, HttpServer
+from servicekit.tls import operations_tls
+from tests.fakes.certificates import make_certificates, replace
 
 ONE, OTHER = "127.0.0.1", "127.0.0.2"
 NUM_SLOW = 300
@@ -17,12 +20,16 @@ LARGE = 64 * 1024 * 1024
 class Service:
     """A server with a probe, an answer too large for any buffer, one without end, and a fault."""
 
-    def __init__(self):
+    def __init__(self, certificates=None):
         self.num_waiting = 0
         self.has_begun = asyncio.Event()
         self.server = HttpServer(
-            {"/livez": self._live, "/large": self._large, "/hangs": self._hang, "/bad": self._fail}
+            {"/livez": self._live, "/large": self._large, "/hangs": self._hang, "/bad": self._fail},
+            certificates
+            and operations_tls(certificates / "server.pem", certificates / "server.key"),
         )
+        # What clients speak.
+        self.context = certificates and trusting(certificates / "ca.pem")
         self.port = 0
         self._writers = []
 
@@ -55,10 +62,16 @@ class Service:
 
     async def connect(self, source, content=b""):
         """Returns a connection from an address of this machine, on which some bytes were sent."""
-        reader, writer = await asyncio.open_connection(ONE, self.port, local_addr=(source, 0))
-        self._writers.append(writer)
+        reader, writer = await asyncio.open_connection(
+            ONE, self.port, local_addr=(source, 0), ssl=self.context
+        )
+        self.keep(writer)
         writer.write(content)
         return reader, writer
+
+    def keep(self, writer):
+        """Leaves a connection open until the end of the test."""
+        self._writers.append(writer)
 
     async def get(self, source, path="/livez"):
         """Returns the first line of the answer."""
@@ -68,10 +81,31 @@ class Service:
         return line.decode().strip()
 
 
+def trusting(ca):
+    """Returns a client's context that trusts a CA."""
+    return ssl.create_default_context(cafile=ca)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
+
+
 @pytest.fixture
-async def service():
+async def plain():
     async with Service() as service:
         yield service
+
+
+@pytest.fixture
+async def secure(made):
+    async with Service(made) as service:
+        yield service
+
+
+@pytest.fixture(params=["plain", "secure"])
+def service(request):
+    return request.getfixturevalue(request.param)
 
 
 async def slow(service, content, sources, count=NUM_SLOW):
@@ -114,16 +148,16 @@ async def test_flood_takes_no_connection_of_another_peer(service):
         assert (await reader.readline()).startswith(b"HTTP/1.1 200")
 
 
-async def test_requests_without_end_keep_no_probe_of_the_same_peer_away(service):
+async def test_requests_without_end_keep_no_probe_of_the_same_peer_away(plain):
     sockets = [socket.socket() for _ in range(200)]
     for one in sockets:
         # All at once: the server's turn comes later.
-        one.connect((ONE, service.port))
+        one.connect((ONE, plain.port))
         one.sendall(b"GET /hangs HTTP/1.1\r\n\r\n")
 
-    assert await service.get(ONE) == "HTTP/1.1 200 OK"
-    assert await service.get(OTHER) == "HTTP/1.1 200 OK"
-    assert service.num_waiting <= 16
+    assert await plain.get(ONE) == "HTTP/1.1 200 OK"
+    assert await plain.get(OTHER) == "HTTP/1.1 200 OK"
+    assert plain.num_waiting <= 16
     for one in sockets:
         one.close()
 
@@ -134,9 +168,9 @@ async def test_request_that_does_not_come_is_given_up(service, monkeypatch):
     assert await is_closed(reader)
 
 
-async def test_answer_that_is_not_read_is_given_up(service, monkeypatch):
+async def test_answer_that_is_not_read_is_given_up(plain, monkeypatch):
     monkeypatch.setattr(http_server, "_ANSWER_SECONDS", 0.2)
-    with socket.create_connection((ONE, service.port)) as client:
+    with socket.create_connection((ONE, plain.port)) as client:
         client.sendall(b"GET /large HTTP/1.1\r\n\r\n")
         await asyncio.sleep(0.5)
         client.setblocking(False)
@@ -184,3 +218,111 @@ async def test_stop_leaves_nothing_of_half_open_connections(caplog, monkeypatch)
         with pytest.raises(ConnectionRefusedError):
             await service.connect(ONE)
     assert not caplog.records
+
+
+async def raw(service, content=b""):
+    """Returns a connection in plain text, whatever the server speaks."""
+    reader, writer = await asyncio.open_connection(ONE, service.port)
+    service.keep(writer)
+    writer.write(content)
+    return reader, writer
+
+
+def first_flight(name):
+    """The first message of a client of TLS that wants a server of some name."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = ssl.create_default_context().wrap_bio(incoming, outgoing, server_hostname=name)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.do_handshake()
+    return outgoing.read()
+
+
+@pytest.mark.parametrize("content", [b"", b"\x16", first_flight("localhost")[:-1]])
+async def test_handshakes_without_end_keep_no_probe_away(secure, content):
+    held = [await raw(secure, content) for _ in range(NUM_SLOW)]
+    assert await secure.get(ONE) == "HTTP/1.1 200 OK"
+    assert await secure.get(OTHER) == "HTTP/1.1 200 OK"
+    assert await is_closed(held[0][0])
+
+
+async def test_handshake_that_does_not_go_on_is_given_up(secure, monkeypatch):
+    monkeypatch.setattr(http_server, "_REQUEST_SECONDS", 0.1)
+    reader, _ = await raw(secure, first_flight("localhost"))
+    async with asyncio.timeout(10):
+        # What the server sent, and then the end.
+        with contextlib.suppress(ConnectionResetError):
+            assert (await reader.read()).startswith(b"\x16")
+
+
+async def test_answer_over_tls_that_is_not_read_is_given_up(secure, monkeypatch):
+    monkeypatch.setattr(http_server, "_ANSWER_SECONDS", 0.2)
+    _, writer = await secure.connect(ONE, b"GET /large HTTP/1.1\r\n\r\n")
+    # asyncio itself would read ahead without end.
+    writer.transport.pause_reading()
+    await until_closed(secure)
+
+
+async def until_closed(service):
+    async with asyncio.timeout(10):
+        while service.server._connections:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+async def test_client_of_plain_text_is_told_to_speak_tls(secure, caplog):
+    reader, _ = await raw(secure, b"GET /livez HTTP/1.1\r\n\r\n")
+    answer = await reader.read()
+    assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    said = "the client speaks plain text, but this port speaks TLS: use https://"
+    assert answer.endswith(f"{said}\n".encode())
+    assert f"operations client not served peer={ONE} num_unlogged=0 error={said}" in caplog.text
+
+
+async def test_client_of_tls_is_refused_at_once_where_there_is_none(plain, caplog, made):
+    with pytest.raises(ssl.SSLError, match="WRONG_VERSION_NUMBER"):
+        await asyncio.open_connection(ONE, plain.port, ssl=trusting(made / "ca.pem"))
+    assert f"peer={ONE} num_unlogged=0 error=the client speaks TLS, but this port" in caplog.text
+
+
+async def test_client_that_does_not_trust_the_certificate_is_told_of(secure, caplog, made):
+    context = trusting(made / "other" / "ca.pem")
+
+    def connect():
+        with socket.create_connection((ONE, secure.port)) as one:
+            context.wrap_socket(one, server_hostname=ONE)
+
+    with pytest.raises(ssl.SSLCertVerificationError):
+        await asyncio.to_thread(connect)
+    await until_closed(secure)
+    said = f"operations client not served peer={ONE} num_unlogged=0 error="
+    assert f"{said}tlsv1 alert unknown ca" in caplog.text
+
+
+async def test_client_that_leaves_in_its_handshake_is_told_of(secure, caplog, made):
+    with pytest.raises(ssl.SSLCertVerificationError):
+        await asyncio.open_connection(ONE, secure.port, ssl=trusting(made / "other" / "ca.pem"))
+    await until_closed(secure)
+    assert "error=the client left in the middle of its handshake" in caplog.text
+
+
+async def test_port_that_is_looked_at_by_connecting_alone_says_nothing(service, caplog):
+    _, writer = await raw(service)
+    writer.close()
+    await service.get(ONE)
+    await until_closed(service)
+    assert not caplog.records
+
+
+async def test_new_connections_have_the_new_certificate(made, tmp_path):
+    for name in ("server.pem", "server.key"):
+        replace(tmp_path / name, made / name)
+    replace(tmp_path / "ca.pem", made / "ca.pem")
+    async with Service(tmp_path) as service:
+        reader, writer = await service.connect(ONE, b"GET /livez HTTP/1.1\r\n")
+        for name in ("server.pem", "server.key"):
+            replace(tmp_path / name, made / "other" / name)
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await service.get(ONE)
+        service.context = trusting(made / "other" / "ca.pem")
+        assert await service.get(ONE) == "HTTP/1.1 200 OK"
+        writer.write(b"\r\n")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200")

@@ -140,10 +140,10 @@ async def test_ports_in_use_are_named_alike_with_the_option_to_change(service):
 
     with pytest.raises(CannotListen) as caught:
         await HttpServer({}).start("127.0.0.1", service.port)
-    assert str(caught.value) == f"{words}--operations-port or --host"
+    assert str(caught.value) == f"{words}--operations-port or host"
     with pytest.raises(CannotListen) as caught:
         add_grpc_port(not_called, "127.0.0.1", service.port)
-    assert str(caught.value) == f"{words}--port or --host"
+    assert str(caught.value) == f"{words}--port or host"
 
 
 async def test_host_that_cannot_be_resolved_is_named():

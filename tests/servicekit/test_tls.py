@@ -4,12 +4,15 @@ import logging
 import shutil
 import ssl
 import subprocess
+import time
 
 import pytest
 
+from pagestream.certs.authority import Authority
+from servicekit.certificate_metrics import CertificateCollector
 from servicekit.errors import StartupError
-from servicekit.tls import client_tls, server_tls
-from tests.fakes.certificates import make_certificates, replace
+from servicekit.tls import client_tls, operations_tls, server_tls
+from tests.fakes.certificates import DAYS, LOCAL, make_certificates, replace
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +120,69 @@ def test_files_that_vanish_or_expire_leave_the_last_good_ones(made, tmp_path, ca
     assert source.current() is first
     assert ["No such file" in caplog.text, "certificate has expired" in caplog.text] == [True] * 2
     assert first.context.verify_mode is ssl.CERT_REQUIRED
+
+
+def shown(*sources):
+    """What a scrape says of certificates: by option, the days from now on until they expire."""
+    collector = CertificateCollector("some")
+    collector.sources = sources
+    (family,) = collector.collect()
+    assert family.name == "some_tls_certificate_expiration_timestamp_seconds"
+    return {
+        one.labels["option"]: round((one.value - time.time()) / 86400) for one in family.samples
+    }
+
+
+def test_expiry_of_every_certificate_is_shown(made):
+    server = server_tls(*paths(made, "server.pem", "server.key", "ca.pem"))
+    client = client_tls(*paths(made, "client.pem", "client.key", "ca.pem"))
+    operations = operations_tls(*paths(made, "server.pem", "server.key"))
+    options = ("tls_cert", "tls_client_ca", "engine_tls_cert", "engine_tls_ca")
+    assert shown(server, client, operations) == dict.fromkeys(
+        (*options, "operations_tls_cert"), DAYS
+    )
+    assert shown() == {}
+
+
+def test_first_of_a_chain_and_last_of_several_cas_count(made, tmp_path):
+    # A CA that outlives the others by far, and a server below it.
+    long = Authority.create(tmp_path, 100)
+    long.issue("server", names=LOCAL, days=50, is_server=True)
+    both = (made / "ca.pem").read_bytes() + (tmp_path / "ca.pem").read_bytes()
+    (tmp_path / "both.pem").write_bytes(both)
+    chain = (tmp_path / "server.pem").read_bytes() + (made / "ca.pem").read_bytes()
+    (tmp_path / "chain.pem").write_bytes(chain)
+    alone = server_tls(*paths(tmp_path, "server.pem", "server.key", "both.pem"))
+    assert shown(alone) == {"tls_cert": 50, "tls_client_ca": 100}
+    chained = server_tls(*paths(tmp_path, "chain.pem", "server.key", None))
+    assert shown(chained) == {"tls_cert": DAYS}
+
+
+def test_expiry_follows_the_files_in_use(made, tmp_path, caplog):
+    for name in ("server.pem", "server.key"):
+        shutil.copy(made / name, tmp_path / name)
+    source = operations_tls(*paths(tmp_path, "server.pem", "server.key"))
+    newer = Authority.create(tmp_path, 100)
+    replace(tmp_path / "server.pem", made / "expired.pem")
+    assert shown(source) == {"operations_tls_cert": DAYS}
+    assert "certificates not reloaded, those before stay in use" in caplog.text
+    assert f"--operations-tls-key {tmp_path}/server.key: does not belong to" in caplog.text
+    newer.issue("newer", names=LOCAL, days=50, is_server=True)
+    for end in ("pem", "key"):
+        replace(tmp_path / f"server.{end}", tmp_path / f"newer.{end}")
+    assert shown(source) == {"operations_tls_cert": 50}
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (("server.pem", None), "--operations-tls-cert needs --operations-tls-key, too"),
+        ((None, "server.key"), "--operations-tls-key needs --operations-tls-cert, too"),
+        (("none.pem", "server.key"), "--operations-tls-cert {}/none.pem: No such file"),
+        (("expired.pem", "expired.key"), "{}/expired.pem: is refused: certificate has expired"),
+    ],
+)
+def test_wrong_files_of_an_operations_port_are_refused_by_name(made, files, said):
+    with pytest.raises(StartupError) as caught:
+        operations_tls(*paths(made, *files))
+    assert said.format(made) in caught.value.message

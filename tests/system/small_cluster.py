@@ -2,8 +2,9 @@
 
 `python -m tests.system.small_cluster OVERLAY ROUTERS ENGINES LOGS [ipv6]` needs network, mount and
 process namespaces of its own (`unshare`). There all ports are free, and the resolver asks a name
-server that knows the names of the Services, through a search path as pods have it. It writes what
-the routers saw and answered, as JSON.
+server that knows the names of the Services, through a search path as pods have it, and `/run` is
+empty but for the Secrets of the pods. It writes what the routers saw and answered, as JSON, and
+what they said to a client whose API key was revoked.
 """
 
 import asyncio
@@ -26,6 +27,8 @@ from protos.pagestream.router.v1 import router_pb2, router_pb2_grpc
 from servicekit.address import join
 from tests.contract.manifests import LAPTOP, Deployed, arguments_of
 from tests.fakes.name_server import NameServer
+from tests.system.cluster_secrets import Secrets, make, revoke
+from tests.system.cluster_secrets import mount as mount_secrets
 
 ZONE = "default.svc.cluster.local"
 NAME_SERVER = "127.0.0.53"
@@ -35,20 +38,30 @@ IPV6 = "::1"
 MODULES = {"engine": "engine_service", "router": "router"}
 SMALL = ["--model", str(CHECKPOINT), "--device", "cpu", "--cpu-threads", "1", "--num-blocks", "64"]
 """Instead of a model that has to be downloaded and a GPU."""
+RUN = "/run"
 MS_BIND = 4096
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1
 
 
 def isolate(logs: Path) -> None:
-    """Brings the loopback device of the new network up, and names the name server."""
+    """Brings the loopback device up, names the name server, and empties `/run`."""
     with socket.socket() as any_socket:
         request = struct.pack("16sH14x", b"lo", IFF_UP)
         fcntl.ioctl(any_socket, SIOCSIFFLAGS, request)
     resolv = logs / "resolv.conf"
     resolv.write_text(f"nameserver {NAME_SERVER}\nsearch {ZONE}\noptions ndots:5 timeout:1\n")
+    place = Path("/etc/resolv.conf").resolve()
+    mount("tmpfs", RUN, "tmpfs", 0)
+    # It may be a link to there.
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.touch()
+    mount(str(resolv), str(place), "none", MS_BIND)
+
+
+def mount(source: str, target: str, kind: str, flags: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mount(str(resolv).encode(), b"/etc/resolv.conf", None, MS_BIND, None):
-        raise OSError(ctypes.get_errno(), "cannot mount resolv.conf")
+    if libc.mount(source.encode(), target.encode(), kind.encode(), flags, None):
+        raise OSError(ctypes.get_errno(), f"cannot mount {target}")
 
 
 class Pod:
@@ -62,9 +75,8 @@ class Pod:
         self.log = logs / f"{name}-{number}.log"
         arguments = arguments_of(deployed.pod(name))
         if not is_ipv6:
-            # Else --host=:: stays, which is all of this network.
-            arguments = [a for a in arguments if not a.startswith("--host=")]
-            arguments += ["--host", self.host]
+            # Else its value :: stays, which is all of this network.
+            arguments = [a.replace("host=::", f"host={self.host}") for a in arguments]
         if name == "engine":
             own = SMALL[:2] if deployed.folder == LAPTOP else SMALL
             given = {option for option in own if option.startswith("--")}
@@ -94,20 +106,61 @@ def answers(url: str) -> bool:
         return False
 
 
-async def ask(router: Pod) -> dict:
-    """Returns the engines that a router knows and the tokens of an answer."""
-    async with grpc.aio.insecure_channel(router.address) as channel:
-        stub = router_pb2_grpc.RouterServiceStub(channel)
-        request = router_pb2.GenerateRequest(
-            text="introduce yourself",
-            sampling_params=router_pb2.SamplingParams(max_tokens=5, ignore_eos=True),
-        )
-        responses = [response async for response in stub.Generate(request, timeout=60)]
-        engines = await stub.ListEngines(router_pb2.ListEnginesRequest(), timeout=10)
-    return {
-        "tokens": sum(len(response.token_ids) for response in responses),
-        "engines": sorted(engine.address for engine in engines.engines),
-    }
+class Client:
+    """Asks routers as the overlay's clients have to."""
+
+    def __init__(self, deployed: Deployed, secrets: Secrets) -> None:
+        settings = deployed.settings("router")
+        self._credentials = None
+        self._options = [("grpc.ssl_target_name_override", f"{deployed.prefix}router")]
+        self._metadata = []
+        if settings.tls_cert is not None:
+            pair = (None, None)
+            if settings.tls_client_ca is not None:
+                pair = tuple(secrets.read("client", key) for key in ("tls.key", "tls.crt"))
+            ca = secrets.read(f"{deployed.prefix}router-server", "ca.crt")
+            self._credentials = grpc.ssl_channel_credentials(ca, *pair)
+        if settings.api_keys_file is not None:
+            self._metadata = [("authorization", f"Bearer {secrets.api_key}")]
+
+    @property
+    def has_key(self) -> bool:
+        return bool(self._metadata)
+
+    async def wait_refused(self, router: Pod) -> str:
+        """Asks for engines until that is refused; returns the status."""
+        async with self.channel(router.address) as channel, asyncio.timeout(30):
+            stub = router_pb2_grpc.RouterServiceStub(channel)
+            while True:
+                try:
+                    await stub.ListEngines(
+                        router_pb2.ListEnginesRequest(), timeout=10, metadata=self._metadata
+                    )
+                except grpc.aio.AioRpcError as error:
+                    return error.code().name
+                await asyncio.sleep(0.1)
+
+    def channel(self, address: str) -> grpc.aio.Channel:
+        if self._credentials is None:
+            return grpc.aio.insecure_channel(address)
+        return grpc.aio.secure_channel(address, self._credentials, self._options)
+
+    async def ask(self, router: Pod) -> dict:
+        """Returns the engines that a router knows and the tokens of an answer."""
+        async with self.channel(router.address) as channel:
+            stub = router_pb2_grpc.RouterServiceStub(channel)
+            request = router_pb2.GenerateRequest(
+                text="introduce yourself",
+                sampling_params=router_pb2.SamplingParams(max_tokens=5, ignore_eos=True),
+            )
+            call = stub.Generate(request, timeout=60, metadata=self._metadata)
+            responses = [response async for response in call]
+            listing = router_pb2.ListEnginesRequest()
+            engines = await stub.ListEngines(listing, timeout=10, metadata=self._metadata)
+        return {
+            "tokens": sum(len(response.token_ids) for response in responses),
+            "engines": sorted(engine.address for engine in engines.engines),
+        }
 
 
 async def run(
@@ -115,6 +168,10 @@ async def run(
 ) -> dict:
     isolate(logs)
     deployed = Deployed(folder)
+    secrets = make(deployed, logs)
+    for name in MODULES:
+        mount_secrets(secrets, deployed.pod(name))
+    client = Client(deployed, secrets)
     service = deployed.find("Service", "engine")["metadata"]["name"]
     engines = [
         Pod(deployed, "engine", number + 1, logs, is_ipv6=is_ipv6) for number in range(num_engines)
@@ -128,7 +185,7 @@ async def run(
     ]
     for pod in [*engines, *routers]:
         await pod.wait_ready()
-    before = [await ask(router) for router in routers]
+    before = [await client.ask(router) for router in routers]
     # As when the set is scaled down: the pod is told to end, and its record goes.
     if num_engines > 1:
         gone = engines.pop()
@@ -137,8 +194,13 @@ async def run(
         exit_code = await asyncio.to_thread(gone.process.wait)
     else:
         exit_code = None
-    after = [await ask(router) for router in routers]
-    return {"before": before, "after": after, "exit_code": exit_code}
+    after = [await client.ask(router) for router in routers]
+    revoked = []
+    if client.has_key:
+        revoke(secrets)
+        mount_secrets(secrets, deployed.pod("router"))
+        revoked = [await client.wait_refused(router) for router in routers]
+    return {"before": before, "after": after, "exit_code": exit_code, "revoked": revoked}
 
 
 if __name__ == "__main__":

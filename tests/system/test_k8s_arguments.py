@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.manifests import FLEET, LAPTOP
+from tests.contract.manifests import FLEET, LAPTOP, MTLS
 
 ROOT = Path(__file__).parents[2]
 ISOLATED = [
@@ -41,7 +41,9 @@ def run_small_cluster(isolated, *arguments):
     ("overlay", "num_routers", "num_engines"),
     [
         (LAPTOP, 1, 1),
+        (FLEET, 1, 1),
         pytest.param(FLEET, 2, 2, marks=pytest.mark.slow),
+        pytest.param(MTLS, 1, 1, marks=pytest.mark.slow),
     ],
 )
 def test_request_goes_through_the_containers_of_an_overlay(
@@ -51,6 +53,8 @@ def test_request_goes_through_the_containers_of_an_overlay(
     engines = [f"127.0.1.{number + 1}:50051" for number in range(num_engines)]
     assert result["before"] == [{"tokens": 5, "engines": engines}] * num_routers
     assert [answer["tokens"] for answer in result["after"]] == [5] * num_routers
+    # The Secret of the keys was replaced while they ran.
+    assert result["revoked"] == (["UNAUTHENTICATED"] * num_routers if overlay == FLEET else [])
     # An engine that is scaled away drains, which is a good end.
     assert result["exit_code"] == (0 if num_engines > 1 else None)
 

@@ -310,5 +310,5 @@ async def test_port_in_use_is_one_line_and_exit_code_2():
     assert process.returncode == 2
     assert errors.decode() == (
         f"router: cannot listen on 127.0.0.1:{port} (Address already in use); "
-        "choose another --port or --host\n"
+        "choose another --port or host\n"
     )

@@ -41,7 +41,7 @@ async def test_router_without_file_descriptors_is_live_says_little_and_recovers(
         )
     held = []
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             found = None
             while not found:
                 await asyncio.sleep(0.05)

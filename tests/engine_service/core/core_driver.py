@@ -98,6 +98,7 @@ class CoreDriver:
             num_steps += 1
             assert num_steps < MAX_STEPS, "no end"
         self.step()
+        self.counts["shared_prefixes"] = self.executor.num_shared_prefixes
         self.check_end()
 
     def add(self):
@@ -146,7 +147,8 @@ class CoreDriver:
         )
 
     def continuation(self, prompt, params, seed, num_tokens):
-        return oracle(prompt, num_tokens, seed, params.temperature, self.info.vocab_size)
+        info = self.info
+        return oracle(prompt, num_tokens, seed, params.temperature, info.vocab_size, info.window)
 
     def cancel(self, request_id):
         self.counts["cancelled"] += 1
@@ -284,8 +286,10 @@ class CoreDriver:
             assert queue == sorted(queue, key=lambda sequence: sequence.order)
         slots = [sequence.slot for sequence in running]
         slots += [retired.slot for retired in scheduler._slots._retired] + scheduler._slots._free
+        slots = [slot for slot in slots if slot is not None]
         assert sorted(slots) == list(range(self.info.max_num_seqs))
-        tables = [sequence.block_table for sequence in running]
+        tables = [sequence.block_table[sequence.num_passed_blocks :] for sequence in running]
+        self.counts["passed"] += sum(sequence.num_passed_blocks for sequence in running)
         tables += [retired.block_table for retired in scheduler._slots._retired]
         self.check_pool(scheduler.pool, tables)
         for sequence in running:

@@ -23,10 +23,10 @@ def _mix(a, b):
     return value ^ (value >> 29)
 
 
-def next_token(values, seed, temperature, vocab_size):
+def next_token(values, seed, temperature, vocab_size, window=0):
     """Returns the token after a context whose keys and values are `values`."""
     state = len(values)
-    for value in values:
+    for value in values[-window:]:
         state = _mix(state, value)
     if temperature:
         state = _mix(_mix(state, seed), round(temperature * 1000))
@@ -51,7 +51,7 @@ def oracle_logprobs(token_ids, width, vocab_size):
     return rows
 
 
-def oracle(token_ids, num_tokens, seed, temperature, vocab_size):
+def oracle(token_ids, num_tokens, seed, temperature, vocab_size, window=0):  # noqa: PLR0913
     """Returns the next `num_tokens` tokens after a plain list, with no cache at all."""
     values = []
     state = 0
@@ -60,7 +60,7 @@ def oracle(token_ids, num_tokens, seed, temperature, vocab_size):
         values.append(state)
     output = []
     for _ in range(num_tokens):
-        token_id = next_token(values, seed, temperature, vocab_size)
+        token_id = next_token(values, seed, temperature, vocab_size, window)
         output.append(token_id)
         state = _mix(state, token_id)
         values.append(state)
@@ -93,6 +93,7 @@ class FakeExecutor:
         self.slots = {}
         self.in_flight = deque()
         self.num_launched = 0
+        self.num_shared_prefixes = 0
         self.max_in_flight = 0
         self.is_closed = False
         self.rank_stats = ()
@@ -166,7 +167,8 @@ class FakeExecutor:
         ):
             size = self.info.block_size
             end_block = (start + count - 1) // size + 1
-            reads[slot] = set(self.slots[slot].blocks[:end_block])
+            first_read = max(0, start + 1 - self.info.window) if self.info.window else 0
+            reads[slot] = set(self.slots[slot].blocks[first_read // size : end_block])
             writes[slot] = set(self.slots[slot].blocks[start // size : end_block])
         return set(plan.slots), reads, writes
 
@@ -174,6 +176,7 @@ class FakeExecutor:
         assert len(plan.slots) == len(set(plan.slots)) > 0
         assert len(plan.slots) <= self.info.max_num_seqs
         assert plan.is_sampled.typecode == "b"
+        self._check_shared_prefixes(plan)
         _, _, writes = self._use_of(plan)
         written = [block_id for blocks in writes.values() for block_id in blocks]
         assert len(written) == len(set(written)), "two writers of a block"
@@ -183,6 +186,24 @@ class FakeExecutor:
                     assert slot == other or not blocks & other_reads, (
                         "a step in flight still reads a block that this plan overwrites"
                     )
+
+    def _check_shared_prefixes(self, plan):
+        packed = list(plan.shared_prefixes or ())
+        seen = set()
+        rows = zip(plan.slots, plan.num_computed_tokens, plan.num_scheduled_tokens, strict=True)
+        seq_lens = {slot: start + 1 for slot, start, count in rows if count == 1}
+        while packed:
+            size, num_tokens = packed[:2]
+            slots, packed = packed[2 : 2 + size], packed[2 + size :]
+            assert size > 1
+            assert not seen & set(slots), "a slot is in two groups"
+            seen |= set(slots)
+            assert num_tokens > 0 == num_tokens % self.info.block_size
+            num_blocks = num_tokens // self.info.block_size
+            tables = [self.slots[slot].blocks[:num_blocks] for slot in slots]
+            assert all(table == tables[0] and len(table) == num_blocks for table in tables)
+            assert all(seq_lens[slot] >= num_tokens for slot in slots if slot in seq_lens)
+            self.num_shared_prefixes += 1
 
     def _run(self, plan):
         token_counts, token_ids, logprobs, prompt_logprobs = [], [], [], []
@@ -243,9 +264,10 @@ class FakeExecutor:
 
     def _sample(self, slot):
         values = [self.cache[self._address(slot, position)] for position in range(len(slot.tokens))]
+        vocab_size, window = self.info.vocab_size, self.info.window
         token_ids = []
         for _ in range(self.count_tokens()):
-            token_id = next_token(values, slot.seed, slot.temperature, self.info.vocab_size)
+            token_id = next_token(values, slot.seed, slot.temperature, vocab_size, window)
             token_ids.append(token_id)
             # Not into the cache: what a row brings is computed by the rows after it.
             values.append(_mix(values[-1], token_id))

@@ -5,6 +5,8 @@ from collections import Counter
 
 import pytest
 
+import engine_service.core.prefix_groups
+import engine_service.core.scheduler
 import engine_service.core.sequence
 from engine_service.core.types import NO_TOKEN
 from tests.engine_service.core.core_driver import CoreDriver
@@ -29,7 +31,9 @@ def drive(seeds, driver_class=CoreDriver, **changes):
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
 @pytest.mark.parametrize("caching", [True, False], ids=["caching", "no_caching"])
-def test_outputs_equal_the_oracle_whatever_happens(depth, caching):
+def test_outputs_equal_the_oracle_whatever_happens(monkeypatch, depth, caching):
+    # The executor checks what is said to be shared.
+    monkeypatch.setattr(engine_service.core.prefix_groups, "_MIN_SAVED_TOKENS", 1)
     # Other engines for each; `make slow` runs thousands.
     first = NUM_ENGINES * (2 * depth + caching)
     counts = drive(range(first, first + NUM_ENGINES), depth=depth, caching=caching)
@@ -38,7 +42,41 @@ def test_outputs_equal_the_oracle_whatever_happens(depth, caching):
         assert counts[event], f"no request was ever {event}"
     assert counts["prompt_logprobs"]
     assert bool(counts["hit_tokens"]) == caching
+    assert bool(counts["shared_prefixes"]) == caching
     assert bool(counts["cancelled_in_flight"]) == (depth > 1)
+
+
+@pytest.mark.parametrize("tile", [1, 6])
+@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize("caching", [True, False], ids=["caching", "no_caching"])
+def test_outputs_equal_the_oracle_when_blocks_fall_out_of_the_window(
+    monkeypatch, tile, depth, caching
+):
+    monkeypatch.setattr(engine_service.core.sequence, "MAX_KEY_TILE", tile)
+
+    first = NUM_ENGINES * (2 * depth + caching)
+    counts = Counter()
+    for window in (2, 5, 13):
+        seeds = range(first, first + NUM_ENGINES // 3)
+        counts += drive(seeds, depth=depth, caching=caching, windows=(window,))
+    assert counts["passed"]
+    assert counts["preempted"]
+    assert bool(counts["hit_tokens"]) == caching
+
+
+class BlindSequence(engine_service.core.sequence.Sequence):
+    """Gives back a block that the window still has."""
+
+    def pass_blocks(self, window, block_size):
+        return super().pass_blocks(max(1, window - block_size), block_size)
+
+
+def test_blocks_given_back_too_early_show(monkeypatch):
+    monkeypatch.setattr(engine_service.core.sequence, "MAX_KEY_TILE", 1)
+    monkeypatch.setattr(engine_service.core.scheduler, "Sequence", BlindSequence)
+
+    with pytest.raises(AssertionError):
+        drive(range(NUM_ENGINES), windows=(5,))
 
 
 def test_equal_digests_of_all_blocks_mix_no_contexts(monkeypatch):

@@ -1,7 +1,8 @@
 """The inputs of a plan that is run as it is, without padding."""
 
 from engine_service.core.types import StepPlan
-from engine_service.worker.input_batch import Bounds, InputBatch, Rows, StepInputs
+from engine_service.worker.input_batch import Bounds, InputBatch, StepInputs
+from engine_service.worker.rows import Rows
 
 
 def prepare(batch: InputBatch, plan: StepPlan) -> StepInputs:

@@ -1,9 +1,11 @@
+import dataclasses
 import itertools
 import random
 
 import pytest
 import torch
 
+from engine_service.core.types import int32_array
 from engine_service.models.checkpoint import resolve_checkpoint
 from engine_service.models.config import parse_config
 from engine_service.models.loading import build_model, load_weights
@@ -16,9 +18,10 @@ from engine_service.worker.cuda_graphs import (
     max_worthwhile_tokens,
     token_sizes,
 )
-from engine_service.worker.input_batch import InputBatch, Rows
+from engine_service.worker.input_batch import InputBatch
 from engine_service.worker.kv_cache import allocate_kv_cache
 from engine_service.worker.model_runner import ModelRunner
+from engine_service.worker.rows import Rows
 from engine_service.worker.worker import Worker
 from tests.engine_service.plans import NewSequence, Row, make_plan
 from tests.engine_service.tiny_models import CUDA_SHAPES, make_model, random_tokens
@@ -77,7 +80,7 @@ def test_largest_graph_is_one_that_the_device_runs_longer_than_the_host_launches
     assert max_worthwhile_tokens(100, time_step) == 100
 
 
-def step_graphs(decode_sizes, other_sizes):
+def step_graphs(decode_sizes, other_sizes, sharing_sizes=()):
     """Returns graphs that were not captured; others are (has_decodes, num_rows, num_tokens)."""
     batch = InputBatch(
         max_num_seqs=8,
@@ -90,8 +93,11 @@ def step_graphs(decode_sizes, other_sizes):
         TokenSize(has_decodes=has_decodes, num_rows=num_rows, num_tokens=num_tokens)
         for has_decodes, num_rows, num_tokens in other_sizes
     ]
+    sharing = [
+        StepGraph.of_decodes(size, None, batch, shares_prefixes=True) for size in sharing_sizes
+    ]
     return StepGraphs(
-        [StepGraph.of_decodes(size, None, batch) for size in decode_sizes],
+        [*(StepGraph.of_decodes(size, None, batch) for size in decode_sizes), *sharing],
         {size: StepGraph.of_tokens(size, None, batch) for size in sizes},
     )
 
@@ -124,6 +130,33 @@ def test_step_takes_the_smallest_graph_with_room_for_padding(query_lens, expecte
     assert (graph and (graph.num_tokens, graph.num_rows)) == expected
 
 
+@pytest.mark.parametrize(
+    ("num_rows", "shares", "expected"),
+    [
+        (4, False, (4, False)),
+        (5, False, (16, False)),
+        (4, True, (4, False)),
+        (16, True, (16, True)),
+        (17, True, (24, True)),
+        (16, False, (16, False)),
+    ],
+)
+def test_step_that_shares_prefixes_takes_a_graph_that_reads_them_once(num_rows, shares, expected):
+    graphs = step_graphs([4, 16], [], [16, 24])
+    rows = Rows.of(make_plan([Row(slot, 9, 1) for slot in range(num_rows)]))
+
+    graph = graphs.fitting(rows, shares_prefixes=shares)
+
+    assert (graph.num_rows, graph.shares_prefixes) == expected
+
+
+def test_where_nothing_can_be_shared_no_graph_reads_prefixes_once():
+    graphs = step_graphs([4, 16], [])
+    rows = Rows.of(make_plan([Row(slot, 9, 1) for slot in range(16)]))
+
+    assert not graphs.fitting(rows, shares_prefixes=True).shares_prefixes
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     return make_model(tmp_path_factory.mktemp("graphs") / "model", SHAPE)
@@ -132,17 +165,17 @@ def tiny(tmp_path_factory):
 class Graphs:
     """A worker with graphs, beside the cache that it writes."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, num_blocks=12, max_num_seqs=8):
         device = torch.device("cuda")
         checkpoint = resolve_checkpoint(str(folder))
         config = parse_config(checkpoint.read_config())
         model = build_model(config, 512, torch.float32, device)
         load_weights(model, checkpoint)
         self.cache = allocate_kv_cache(
-            config, num_blocks=12, block_size=BLOCK_SIZE, dtype=torch.float32, device=device
+            config, num_blocks=num_blocks, block_size=BLOCK_SIZE, dtype=torch.float32, device=device
         )
         batch = InputBatch(
-            max_num_seqs=8,
+            max_num_seqs=max_num_seqs,
             max_model_len=512,
             block_size=BLOCK_SIZE,
             vocab_size=config.vocab_size,
@@ -152,8 +185,9 @@ class Graphs:
         with torch.inference_mode():
             self.worker = Worker(batch, runner, StepGraphs.capture(runner, batch, 64), device)
 
-    def run(self, rows, new=None):
-        result = self.worker.collect(self.worker.launch(make_plan(rows, new)))
+    def run(self, rows, new=None, shared_prefixes=None):
+        plan = dataclasses.replace(make_plan(rows, new), shared_prefixes=shared_prefixes)
+        result = self.worker.collect(self.worker.launch(plan))
         assert result.device_seconds > 0
         return result.token_ids.tolist()
 
@@ -208,6 +242,39 @@ def test_step_with_prompts_is_padded_without_a_trace(tiny):
     written = [(slot, p) for slot in (2, 3, 4) for p in range(lengths[slot])]
     written += [(slot, lengths[slot]) for slot in (0, 1)]
     assert changed == sorted([2 * slot + 1 + p // 16, p % 16] for slot, p in written)
+
+
+@pytest.mark.gpu
+def test_prefixes_that_are_read_once_change_no_token(tiny):
+    num_seqs = 21
+    graphs = Graphs(tiny.folder, num_blocks=60, max_num_seqs=24)
+    graphs.cache.blocks.fill_(torch.nan)
+    prefix = random_tokens(random.Random(7), 2 * BLOCK_SIZE, tiny.vocab_size)
+    prompts, new = [], {}
+    for slot in range(num_seqs):
+        own = random_tokens(random.Random(slot), 3 + slot % 5, tiny.vocab_size)
+        # The last two share nothing.
+        shared = prefix if slot < num_seqs - 2 else random_tokens(random.Random(50 + slot), 32, 99)
+        prompts.append([*shared, *own])
+        blocks = [1, 2] if slot < num_seqs - 2 else [50 + 2 * slot - 38, 51 + 2 * slot - 38]
+        new[slot] = NewSequence(prompts[slot], [*blocks, 3 + slot])
+    groups = int32_array([num_seqs - 2, 32, *range(num_seqs - 2)])
+    graphs.run([Row(0, 0, len(prompts[0]))], {0: new[0]})
+    rows = [Row(slot, 32 if slot < num_seqs - 2 else 0, 0) for slot in range(1, num_seqs)]
+    rows = [
+        Row(row.slot, row.num_computed_tokens, len(prompts[row.slot]) - row.num_computed_tokens)
+        for row in rows
+    ]
+    for row in rows:
+        graphs.run([row], {row.slot: new[row.slot]})
+    tokens = [[] for _ in prompts]
+    for step in range(4):
+        rows = [Row(slot, len(prompts[slot]) + step, 1) for slot in range(num_seqs)]
+        for slot, token_id in enumerate(graphs.run(rows, None, groups)):
+            tokens[slot].append(token_id)
+
+    for slot, generated in enumerate(tokens):
+        assert generated == tiny.greedy(prompts[slot], 5)[0][1:]
 
 
 @pytest.mark.gpu

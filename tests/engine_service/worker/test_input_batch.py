@@ -4,7 +4,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine_service.worker.input_batch import Bounds, DeviceRows, InputBatch, Rows
+from engine_service.worker.input_batch import Bounds, InputBatch
+from engine_service.worker.rows import DeviceRows, Rows
 from tests.engine_service.plans import NewSequence, Row, make_plan
 from tests.engine_service.worker.inputs import prepare
 

@@ -22,6 +22,7 @@ CONFIG = ModelConfig(
     max_sequence_len=512,
     max_sequence_len_field="max_position_embeddings",
     initializer_range=0.02,
+    windows=(0, 0, 0),
     dtype="float32",
 )
 

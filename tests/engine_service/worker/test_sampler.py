@@ -16,7 +16,8 @@ from transformers import (
 )
 
 from engine_service.layers.ranks import ALONE
-from engine_service.worker.input_batch import Bounds, InputBatch, Rows
+from engine_service.worker.input_batch import Bounds, InputBatch
+from engine_service.worker.rows import Rows
 from engine_service.worker.sampler import Vocabulary, sample_tokens
 from engine_service.worker.slot_sampling import NOTHING, Wants
 from kernels.sample import sample

@@ -28,6 +28,7 @@ async def main():
     router, *engines = sys.argv[1:]
     http_port, *ports = free_ports(len(engines) + 2)
     plan = Plan(
+        model="stand-in",
         engines=tuple(
             stand_in(f"engine-{number}", behaviour, ports.pop())
             for number, behaviour in enumerate(engines)

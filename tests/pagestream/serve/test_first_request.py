@@ -7,7 +7,12 @@ import threading
 
 import pytest
 
-from pagestream.serve.first_request import curl_command, is_ready, model_name
+from pagestream.serve.first_request import (
+    closed_curl_command,
+    curl_command,
+    is_ready,
+    model_name,
+)
 from tests.fakes.certificates import make_certificates
 
 
@@ -90,3 +95,19 @@ def test_router_with_a_certificate_is_asked_with_it(router, tmp_path):
     assert line.startswith(f"curl --cacert {cert} https://{router.address}/v1/chat/completions ")
     with pytest.raises(OSError, match="CERTIFICATE_VERIFY_FAILED"):
         model_name(router.address, made / "server.pem")
+
+
+@pytest.mark.parametrize(
+    ("needs_key", "needs_certificate", "begin"),
+    [
+        (True, False, "printf 'authorization: Bearer %s' \"$PAGESTREAM_API_KEY\" | curl -H @- "),
+        (False, True, "curl --cert client.pem --key client.key "),
+    ],
+)
+def test_command_for_a_closed_router_names_what_its_client_must_have(
+    needs_key, needs_certificate, begin
+):
+    line = closed_curl_command(
+        "127.0.0.1:8000", None, needs_key=needs_key, needs_certificate=needs_certificate
+    )
+    assert line.startswith(f"{begin}http://127.0.0.1:8000/v1/chat/completions -H 'content-type: ")

@@ -144,6 +144,24 @@ def test_certificate_is_the_routers(plan):
     assert plan().tls_cert is None
 
 
+def test_keys_and_certificates_are_asked_for_by_the_router_alone(plan):
+    files = ("--api-keys-file=/a/keys", "--tls-client-ca=/a/ca", "--tls-cert=/a/c", "--tls-key=k")
+    made = plan(*files, "--operations-tls-cert=/a/o.crt", "--operations-tls-key=/a/o.key")
+    router, (engine,) = router_of(made), engines_of(made)
+    assert (router.api_keys_file, router.tls_client_ca) == (Path("/a/keys"), Path("/a/ca"))
+    assert (made.needs_key, made.needs_certificate) == (True, True)
+    assert engine.server.tls_cert is engine.server.tls_client_ca is None
+    # Those of the operations ports are of all.
+    for service in (router, made.router, engine.server, made.engines[0]):
+        assert service.operations_tls_cert == Path("/a/o.crt")
+    assert (plan().needs_key, plan().needs_certificate) == (False, False)
+
+
+@pytest.mark.parametrize(("arguments", "name"), [([], "m"), (["--served-model-name=n"], "n")])
+def test_model_has_the_name_that_engines_give_it(plan, arguments, name):
+    assert plan(*arguments).model == name
+
+
 SERVICES = (
     router_config.RouterConfig,
     engine_config.ModelOptions,
@@ -151,10 +169,10 @@ SERVICES = (
     engine_config.SchedulerOptions,
     engine_config.ServerOptions,
 )
-OF_SERVE = {"engines", "engines_file", "engine_dns", "discovery_interval", "api_keys_file"}
-# Serve asks the router without a certificate of its own, and its engines without TLS.
+OF_SERVE = {"engines", "engines_file", "engine_dns", "discovery_interval"}
+# To and of its engines, nothing is encrypted.
 OF_SERVE |= {"engine_tls_ca", "engine_tls_cert", "engine_tls_key", "engine_tls_name"}
-OF_SERVE |= {"tls_client_ca", "tls_client_names"}
+OF_SERVE |= {"tls_client_names"}
 
 
 def test_every_option_of_a_service_is_taken_or_set_by_serve():
@@ -175,8 +193,9 @@ def other_value(field):
 
 
 def test_no_option_is_accepted_and_forgotten(plan):
+    seen_elsewhere = {"model", "replicas", "device", "tensor_parallel_size", "host"}
     for field in READER.fields.values():
-        if field.name in {"model", "replicas", "device", "tensor_parallel_size", "host"}:
+        if field.name in {*seen_elsewhere, "insecure_host"}:
             continue
         value = other_value(field)
         flag = f"--{field.name.replace('_', '-')}"
@@ -195,10 +214,43 @@ def test_no_two_services_share_a_port(plan):
     assert len({split(one) for one in addresses}) == len(addresses) == 43
 
 
+def test_free_ports_are_none_that_another_service_is_to_have(monkeypatch):
+    offered = [7, 5, 5, 6]
+
+    class Socket:
+        def __init__(self, *_):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def bind(self, where):
+            self.name = (where[0], offered.pop(0))
+
+        def getsockname(self):
+            return self.name
+
+    monkeypatch.setattr(plan_module.socket, "socket", Socket)
+    assert plan_module._free_ports("127.0.0.1", 2, {5}) == [7, 6]
+
+
 def test_router_alone_listens_where_the_host_says(plan):
-    made = plan("--host", "0.0.0.0")
-    assert router_of(made).host == "0.0.0.0"
-    assert made.http_address.startswith("127.0.0.1:")
+    made = plan("--host", "127.0.0.2")
+    assert router_of(made).host == "127.0.0.2"
+    assert made.http_address.startswith("127.0.0.2:")
+    assert engines_of(made)[0].server.host == "127.0.0.1"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_router_alone_serves_in_plain_text_beyond_the_machine(plan, host):
+    with pytest.raises(StartupError, match=f"^--host is '{host}', which others can reach, but"):
+        plan("--host", host)
+    made = plan("--insecure-host", host)
+    assert router_of(made).host == host
+    assert made.http_address.rpartition(":")[0] in ("127.0.0.1", "[::1]")
     assert engines_of(made)[0].server.host == "127.0.0.1"
 
 

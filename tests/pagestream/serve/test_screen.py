@@ -16,7 +16,9 @@ def service(name):
 
 
 ENGINE, ROUTER = service("engine-0"), service("router")
-PLAN = Plan(engines=(ENGINE,), router=ROUTER, http_address="127.0.0.1:8000", grace_seconds=30)
+PLAN = Plan(
+    model="m", engines=(ENGINE,), router=ROUTER, http_address="127.0.0.1:8000", grace_seconds=30
+)
 INFO = "2026-11-29 12:00:00,000 INFO engine_service weights loaded files=1"
 WARNING = "2026-11-29 12:00:00,000 WARNING engine_service toolchain missing"
 

@@ -156,5 +156,5 @@ async def test_port_in_use_is_refused_before_any_worker_starts(tmp_path):
                 assert await router.wait() == 2
                 assert router.log == (
                     f"router: cannot listen on 127.0.0.1:{port} (Address already in use); "
-                    f"choose another --{option} or --host\n"
+                    f"choose another --{option} or host\n"
                 )

@@ -1,0 +1,229 @@
+"""Decode attention to a prefix that several sequences share: its keys are read once for all.
+
+A program handles one tile of queries, the query heads of one key-value head of some sequences of a
+group, over one split of the group's prefix. What it finds are further parts for the kernel that
+combines the splits of each sequence. Source: Hydragen (Juravsky et al., 2024), section 3.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.attention_tile import accumulate, cache_offsets
+from kernels.checks import check_dtype, check_shape
+from kernels.dependent_launch import dependent_launch, wait_for_inputs
+
+# Not measured yet.
+_MAX_SPLITS = 16
+_PROGRAMS_PER_MULTIPROCESSOR = 2
+_MAX_ROWS = 128
+# Products of float32 take no matrix units, and many rows do not fit into registers.
+_MAX_FLOAT32_ROWS = 16
+_TILE = 64
+
+MAX_MEMBERS = 32
+"""Sequences of a tile, at most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedPrefixes:
+    """Which sequences of a decode step share which prefix; the result does not depend on it.
+
+    A sequence is in one group at most. Its first tokens are those of the group, in the same blocks.
+
+    Attributes:
+        tiles: [num_tiles, 3] int32. Each has some sequences of a group: where they begin in
+            `members`; how many they are, at most `MAX_MEMBERS`, 0 if the tile is unused; and the
+            tokens of the prefix, a multiple of the cache's block size.
+        members: [at least the sum] int32, the sequences' places in the batch.
+        prefix_lens: [num_seqs] int32, the tokens of each sequence's shared prefix, at most all;
+            0 if it is in no group.
+    """
+
+    tiles: torch.Tensor
+    members: torch.Tensor
+    prefix_lens: torch.Tensor
+
+
+def check_shared(shared: SharedPrefixes, num_seqs: int) -> None:
+    """Refuses types and shapes that do not fit.
+
+    Raises:
+        ValueError: Names the tensor.
+    """
+    for name in ("tiles", "members", "prefix_lens"):
+        check_dtype(name, getattr(shared, name), torch.int32)
+    check_shape("tiles", shared.tiles, None, 3)
+    check_shape("members", shared.members, None)
+    check_shape("prefix_lens", shared.prefix_lens, num_seqs)
+
+
+def num_shared_splits(num_seqs: int, num_kv_heads: int, num_multiprocessors: int) -> int:
+    """Returns into how many parts a prefix that all sequences share is divided.
+
+    As many as occupy the GPU. If there are several prefixes, there are more programs.
+    """
+    num_pairs = -(-num_seqs // MAX_MEMBERS) * num_kv_heads
+    wanted = _PROGRAMS_PER_MULTIPROCESSOR * num_multiprocessors // max(1, num_pairs)
+    return max(1, min(wanted, _MAX_SPLITS))
+
+
+def attend_to_prefixes(
+    queries: torch.Tensor,
+    kv_cache: torch.Tensor,
+    block_table: torch.Tensor,
+    shared: SharedPrefixes,
+    scale: float,
+    num_splits: int,
+    partial: torch.Tensor,
+    log_totals: torch.Tensor,
+) -> None:
+    """Writes the last `num_splits` parts of the sequences that share a prefix.
+
+    Args:
+        queries: [num_seqs, num_heads, head_dim]
+        kv_cache: [2, num_blocks, num_kv_heads, block_size, head_dim]
+        block_table: [num_seqs, max_blocks_per_seq]
+        shared: Who shares what.
+        scale: Multiplies the scores; includes log2(e).
+        num_splits: Into how many parts a prefix is divided.
+        partial: [num_seqs, num_heads, num_parts, head_dim] float32, receives what is mixed.
+        log_totals: [num_seqs, num_heads, num_parts] float32, receives the logarithms of the sums
+            of weights, to base 2; -inf for parts without a token.
+    """
+    _, num_heads, head_dim = queries.shape
+    _, _, num_kv_heads, block_size, _ = kv_cache.shape
+    group = num_heads // num_kv_heads
+    is_wide = queries.dtype == torch.float32 or head_dim > 128
+    # With many query heads a key-value head, several programs divide a tile's sequences.
+    max_rows = _MAX_FLOAT32_ROWS if queries.dtype == torch.float32 else _MAX_ROWS
+    num_seqs = min(MAX_MEMBERS, max(1, max_rows // group))
+    num_programs = shared.tiles.shape[0] * triton.cdiv(MAX_MEMBERS, num_seqs)
+    _shared_kernel[(num_programs, num_kv_heads, num_splits)](
+        queries,
+        kv_cache,
+        block_table,
+        shared.tiles,
+        shared.members,
+        partial,
+        log_totals,
+        queries.stride(0),
+        queries.stride(1),
+        *kv_cache.stride()[:4],
+        block_table.stride(0),
+        partial.shape[2],
+        scale,
+        GROUP=group,
+        SEQS=num_seqs,
+        SEQS_OF_TILE=MAX_MEMBERS,
+        ROWS=max(16, triton.next_power_of_2(num_seqs * group)),
+        BLOCK_SIZE=block_size,
+        HEAD_DIM=head_dim,
+        TILE=32 if is_wide else _TILE,
+        num_warps=8 if num_seqs * group > 64 else 4,
+        num_stages=2 if is_wide else 3,
+        **dependent_launch(queries),
+    )
+
+
+# Values that change with the batch must not trigger a compilation while serving.
+@triton.jit(
+    do_not_specialize=["num_parts"],
+    do_not_specialize_on_alignment=["block_table", "tiles", "members"],
+)
+def _shared_kernel(
+    queries,
+    kv_cache,
+    block_table,
+    tiles,
+    members,
+    partial,
+    log_totals,
+    query_seq_stride,
+    query_head_stride,
+    half_stride,
+    block_stride,
+    kv_head_stride,
+    token_stride,
+    table_stride,
+    num_parts,
+    scale,
+    GROUP: tl.constexpr,
+    SEQS: tl.constexpr,
+    SEQS_OF_TILE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    TILE: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
+):
+    wait_for_inputs(IS_DEPENDENT)
+    PROGRAMS_OF_TILE: tl.constexpr = (SEQS_OF_TILE + SEQS - 1) // SEQS
+    tile = tiles + tl.program_id(0) // PROGRAMS_OF_TILE * 3
+    first_seq = tl.program_id(0) % PROGRAMS_OF_TILE * SEQS
+    kv_head = tl.program_id(1).to(tl.int64)
+    split = tl.program_id(2)
+    num_members = tl.minimum(tl.load(tile + 1) - first_seq, SEQS)
+    if num_members <= 0:
+        return
+    first_member = tl.load(tile) + first_seq
+    prefix_len = tl.load(tile + 2)
+    split_len = tl.cdiv(tl.cdiv(prefix_len, TILE), tl.num_programs(2)) * TILE
+    start = split * split_len
+    end = tl.minimum(start + split_len, prefix_len)
+    whole_end = tl.maximum(start, end // TILE * TILE)
+
+    rows = tl.arange(0, ROWS)
+    dims = tl.arange(0, HEAD_DIM)
+    is_row = rows < num_members * GROUP
+    seqs = tl.load(members + first_member + rows // GROUP, mask=is_row, other=0).to(tl.int64)
+    heads = kv_head * GROUP + rows % GROUP
+    query = tl.load(
+        queries
+        + seqs[:, None] * query_seq_stride
+        + heads[:, None] * query_head_stride
+        + dims[None, :],
+        mask=is_row[:, None],
+        other=0.0,
+    )  # [ROWS, HEAD_DIM]
+    maximum = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    mixed = tl.zeros([ROWS, HEAD_DIM], tl.float32)
+    # All have the same blocks there.
+    table = block_table + tl.load(members + first_member).to(tl.int64) * table_stride
+    keys = kv_cache + kv_head * kv_head_stride
+    values = keys + half_stride
+    for tile_start in range(start, whole_end, TILE):
+        offsets = cache_offsets(
+            table, tile_start, end, block_stride, token_stride, BLOCK_SIZE, TILE, IS_WHOLE=True
+        )
+        key = tl.load(keys + offsets[None, :] + dims[:, None])  # [HEAD_DIM, TILE]
+        value = tl.load(values + offsets[:, None] + dims[None, :])  # [TILE, HEAD_DIM]
+        scores = tl.dot(query, key, input_precision="ieee")
+        maximum, total, mixed = accumulate(scores, value, maximum, total, mixed, scale)
+    if whole_end < end:
+        offsets = cache_offsets(
+            table, whole_end, end, block_stride, token_stride, BLOCK_SIZE, TILE, IS_WHOLE=False
+        )
+        is_token = whole_end + tl.arange(0, TILE) < end
+        key = tl.load(keys + offsets[None, :] + dims[:, None], mask=is_token[None, :], other=0.0)
+        value = tl.load(
+            values + offsets[:, None] + dims[None, :], mask=is_token[:, None], other=0.0
+        )
+        scores = tl.dot(query, key, input_precision="ieee")
+        scores = tl.where(is_token[None, :], scores, float("-inf"))
+        maximum, total, mixed = accumulate(scores, value, maximum, total, mixed, scale)
+
+    # Without any token, the total is 0.
+    mixed = mixed / tl.where(total > 0.0, total, 1.0)[:, None]
+    places = (seqs * (tl.num_programs(1) * GROUP) + heads) * num_parts
+    places += num_parts - tl.num_programs(2) + split
+    tl.store(
+        partial + places[:, None] * HEAD_DIM + dims[None, :],
+        mixed,
+        mask=is_row[:, None] & (start < end),
+    )
+    log_total = maximum + tl.log2(tl.where(total > 0.0, total, 1.0))
+    tl.store(log_totals + places, log_total, mask=is_row)
