@@ -141,7 +141,7 @@ def main() -> Answers:
         gap = max(tokens for _, tokens in long.waits(2)[1:])
         steps, tokens = long.waits(3)[0]
         figure("between two tokens of 'count', at most", f"{gap} tokens computed")
-        figure("up to the first token after the long prompt", f"{steps} steps, {tokens} tokens")
+        figure("up to the long prompt's first token", f"{tokens} tokens computed, steps: {steps}")
     return long.answers_by_prompt() | trace.answers_by_prompt()
 
 
