@@ -44,6 +44,12 @@ class Trace:
         while not self.engine.is_idle:
             self.step()
 
+    def ask(self, prompts: list[list[int]], max_tokens: int = 64) -> None:
+        """Has prompts answered one after the other."""
+        for prompt in prompts:
+            self.add(prompt, max_tokens)
+            self.run()
+
     def answers_by_prompt(self) -> Answers:
         """Returns all answers by their prompts."""
         return {tuple(p): a for p, a in zip(self.prompts, self.answers, strict=True)}
