@@ -64,7 +64,8 @@ class Trace:
 
         The first counts from the step in which something of the request is computed first.
         """
-        waits, steps, tokens = [], 0, 0
+        waits: list[tuple[int, int]] = []
+        steps = tokens = 0
         for computed, given in zip(self.computed, self.given, strict=True):
             if waits or steps or request_id in computed:
                 steps += 1
