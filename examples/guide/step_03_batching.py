@@ -45,14 +45,13 @@ class BatchCache:
         # The same attention as before, for each row by itself.
         attend = torch.vmap(attention)
         queries = queries.unflatten(0, positions.shape)
-        result: Tensor = attend(queries, stored_keys, stored_values, may_look)
-        return result.flatten(0, 1)
+        return attend(queries, stored_keys, stored_values, may_look).flatten(0, 1)
 
     def extend(self, model: Model, tokens: Tensor, positions: Tensor) -> Tensor:
         """Computes [rows, new tokens]; returns the last layer's output of each token."""
         attend = partial(self.attend, positions)
         hidden = forward(model, tokens.flatten(), positions.flatten(), attend)
-        return hidden.unflatten(0, tokens.shape)
+        return hidden.view(*tokens.shape, -1)
 
 
 def generate_batch(model: Model, cache: BatchCache, prompts: list[list[int]]) -> list[list[int]]:

@@ -124,7 +124,7 @@ def generate(model: Model, cache: PagedCache, prompts: list[list[int]]) -> list[
             row.token_ids.append(token)
         num_steps += 1
         if num_steps in (1, 20, 40):
-            print(f"after {num_steps:>2} steps  {picture(cache, sequences)}")
+            print(f"step {num_steps:>2}  {picture(cache, sequences)}")
         for row in running:
             if row.token_ids[-1] == END:
                 cache.release(row)

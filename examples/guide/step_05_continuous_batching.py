@@ -51,10 +51,9 @@ class Engine:
     def add(self, prompt: list[int], max_tokens: int) -> int:
         """Adds a request and returns its ID, counted from 0; ValueError if it can never run."""
         total = len(prompt) + max_tokens
-        needed = self.cache.blocks_for(total)
-        if not prompt or max_tokens < 1 or needed > self.num_blocks:
-            allowed = f"at least 1 each, and at most {self.num_blocks} blocks"
-            raise ValueError(f"{len(prompt)=} and {max_tokens=} need {needed} blocks; {allowed}")
+        blocks, limit = self.cache.blocks_for(total), self.num_blocks
+        if not prompt or max_tokens < 1 or blocks > limit:
+            raise ValueError(f"{len(prompt)=}, {max_tokens=}: from 1 on; {blocks=}, up to {limit}")
         request = Request(list(prompt), request_id=self._num_added, max_num_tokens=total)
         self._num_added += 1
         self.waiting.append(request)
@@ -117,8 +116,7 @@ def with_long_prompt(model: Model, budget: int) -> Trace:
     trace = Trace(Engine(model, num_blocks=64, budget=budget))
     for question in QUESTIONS[:3]:
         trace.add(chat(question), max_tokens=28)
-    for _ in range(8):
-        trace.step()
+    trace.run(num_steps=8)
     trace.add(chat(f"{text_with_facts(24)}\n\nWhat is Mara's code?"))
     trace.run()
     return trace
@@ -134,14 +132,16 @@ def main() -> Answers:
     figure("16 questions: passes in batches of 8", 2 * max(map(len, trace.answers)))
     figure("steps of the engine", len(trace.computed))
     figure("tokens computed", trace.num_computed)
+    answers = []
     for budget in (512, 128, 32):
         long = with_long_prompt(model, budget)
+        answers.append(long.answers)
         print(f"\nbudget {budget}: ▒ prompt, █ token; a column is 8 tokens computed")
         long.draw(["introduce", "primes", "count", "long"], 8, slice(5, 24))
-        gap = max(tokens for _, tokens in long.waits(2)[1:])
-        steps, tokens = long.waits(3)[0]
+        (_, gap), (steps, tokens) = max(long.waits(2)[1:]), long.waits(3)[0]
         figure("between two tokens of 'count', at most", f"{gap} tokens computed")
         figure("up to the long prompt's first token", f"{tokens} tokens computed, steps: {steps}")
+    figure("\nequal answers with each budget", answers.count(answers[0]) == 3)
     return long.answers_by_prompt() | trace.answers_by_prompt()
 
 

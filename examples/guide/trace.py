@@ -39,10 +39,11 @@ class Trace:
         self.computed.append(self.engine.computed)
         self.given.append({request_id for request_id, _ in tokens})
 
-    def run(self) -> None:
-        """Lets the engine do steps until nothing is left to do."""
-        while not self.engine.is_idle:
+    def run(self, num_steps: int | None = None) -> None:
+        """Lets the engine do some steps, or as many as it takes until nothing is left to do."""
+        while not self.engine.is_idle and num_steps != 0:
             self.step()
+            num_steps = None if num_steps is None else num_steps - 1
 
     def ask(self, prompts: list[list[int]], max_tokens: int = 64) -> None:
         """Has prompts answered one after the other."""
