@@ -41,9 +41,9 @@ def scores_of(logits: Tensor, sampling: Sampling) -> Tensor:
 def mix(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Turns 64-bit numbers into as many that look random (the end of SplitMix64, 2014)."""
     numbers = numbers + 0x9E3779B97F4A7C15
-    numbers = (numbers ^ (numbers >> 30)) * 0xBF58476D1CE4E5B9
-    numbers = (numbers ^ (numbers >> 27)) * 0x94D049BB133111EB
-    return numbers ^ (numbers >> 31)
+    numbers = (numbers ^ (numbers >> np.uint64(30))) * 0xBF58476D1CE4E5B9
+    numbers = (numbers ^ (numbers >> np.uint64(27))) * 0x94D049BB133111EB
+    return numbers ^ (numbers >> np.uint64(31))
 
 
 def gumbel(seed: int, position: int, tokens: range) -> Tensor:
