@@ -1,6 +1,6 @@
 """Step 4: keys and values in blocks that a sequence takes as it grows, found by a block table.
 
-From step 1: the model, `forward`, `attention`. From step 2: what a token costs.
+From step 1: the model, `forward`, `attention`. `fragmentation.py` counts what memory is needed.
 """
 
 from dataclasses import dataclass, field
@@ -9,15 +9,17 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from examples.guide.step_01_forward import Model, attention, forward, logits_of
+from examples.guide.common import END, QUESTIONS, Answers, bar, chat
+from examples.guide.fragmentation import memory_needed
+from examples.guide.step_01_forward import Model, attention, forward, load, logits_of
 
-LIMITS = (64, 256, 128)
-"""The longest answers that the questions below allow, in turn."""
+Read = list[tuple[int, Tensor]]
+"""Of each sequence in a pass, how many of its tokens are new, and the places of all its tokens."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Sequence:
-    """A text that is being computed.
+    """A text that is being computed; another one with equal tokens is not the same.
 
     Attributes:
         token_ids: All tokens known, prompt and answer.
@@ -41,6 +43,7 @@ class PagedCache:
         self.memory = torch.empty(
             model.num_layers, 2, num_places, model.num_kv_heads, model.head_size
         )
+        self.num_blocks = num_blocks
         self.block_size = block_size
         self.free = list(range(num_blocks))
 
@@ -70,43 +73,26 @@ class PagedCache:
         return blocks * self.block_size + positions % self.block_size
 
     def attend(
-        self,
-        read: list[tuple[int, Tensor]],
-        layer: int,
-        queries: Tensor,
-        keys: Tensor,
-        values: Tensor,
+        self, read: Read, layer: int, queries: Tensor, keys: Tensor, values: Tensor
     ) -> Tensor:
-        """Stores the new tokens of several sequences; each reads those of its own.
-
-        Args:
-            read: Of each sequence, how many of its tokens are new, and the places of all of them.
-            layer: The layer.
-            queries: Of the new tokens, one sequence after the other; so are keys and values.
-            keys: See above.
-            values: See above.
-        """
+        """Stores the new tokens, one sequence's after the other's; each reads its own sequence."""
+        counts = [count for count, _ in read]
         written = torch.cat([places[-count:] for count, places in read])
         self.memory[layer, 0, written] = keys
         self.memory[layer, 1, written] = values
         results = []
-        for (_, places), own in zip(read, queries.split([c for c, _ in read]), strict=True):
+        for own, (count, places) in zip(queries.split(counts), read, strict=True):
             end = len(places)
-            may_look = torch.arange(end) <= torch.arange(end - len(own), end)[:, None]
+            may_look = torch.arange(end) <= torch.arange(end - count, end)[:, None]
             stored_keys, stored_values = self.memory[layer][:, places]
             results.append(attention(own, stored_keys, stored_values, may_look))
         return torch.cat(results)
 
     @torch.inference_mode()
     def compute(self, model: Model, rows: list[tuple[Sequence, int]]) -> list[int]:
-        """Computes the next tokens of each sequence in one pass, without any padding.
+        """Computes the next tokens of each sequence, as many as its row says, in one pass.
 
-        Args:
-            model: The model.
-            rows: Each sequence, and how many of its tokens to compute; it has the blocks for them.
-
-        Returns:
-            For each row the likeliest token to follow.
+        It needs the blocks for them. Returns the likeliest token behind the last one of each row.
         """
         spans = [(row, row.num_computed, row.num_computed + count) for row, count in rows]
         tokens = [token for row, start, end in spans for token in row.token_ids[start:end]]
@@ -117,3 +103,46 @@ class PagedCache:
             row.num_computed = end
         last = torch.tensor([count for _, count in rows]).cumsum(0) - 1
         return logits_of(model, hidden[last]).argmax(dim=-1).tolist()
+
+
+def picture(cache: PagedCache, sequences: list[Sequence]) -> str:
+    """Returns a letter for each block: A if the first sequence has it, and so on."""
+    owners = {block: i for i, sequence in enumerate(sequences) for block in sequence.block_table}
+    blocks = range(cache.num_blocks)
+    return " ".join(chr(ord("A") + owners[b]) if b in owners else "·" for b in blocks)
+
+
+def generate(model: Model, cache: PagedCache, prompts: list[list[int]]) -> list[list[int]]:
+    """Answers prompts together; each takes blocks as it grows, and gives them back at its end."""
+    sequences = [Sequence(list(prompt)) for prompt in prompts]
+    running, num_steps = sequences, 0
+    while running:
+        for sequence in running:
+            cache.grow(sequence, len(sequence.token_ids))
+        rows = [(row, len(row.token_ids) - row.num_computed) for row in running]
+        for (row, _), token in zip(rows, cache.compute(model, rows), strict=True):
+            row.token_ids.append(token)
+        num_steps += 1
+        if num_steps in (1, 20, 40):
+            print(f"after {num_steps:>2} steps  {picture(cache, sequences)}")
+        for row in running:
+            if row.token_ids[-1] == END:
+                cache.release(row)
+        running = [row for row in running if row.block_table]
+    return [row.token_ids[len(prompt) :] for row, prompt in zip(sequences, prompts, strict=True)]
+
+
+def main() -> Answers:
+    """Answers eight questions from pages, then compares how much memory they take."""
+    model = load()
+    prompts = [chat(question) for question in QUESTIONS]
+    answers = generate(model, PagedCache(model, num_blocks=32), prompts)
+    print("\nplaces needed for 16 requests at a time:")
+    most = memory_needed([*zip(map(len, prompts), map(len, answers), strict=True)])
+    for name, places in most.items():
+        bar(name, places, max(most.values()), f"{places:,}")
+    return {tuple(p): answer for p, answer in zip(prompts, answers, strict=True)}
+
+
+if __name__ == "__main__":
+    main()
