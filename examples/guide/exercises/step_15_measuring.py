@@ -11,7 +11,7 @@ def chance(pairs: list[tuple[float, float]]) -> float:
     """Returns how likely fair tosses are to be at least as uneven as these pairs, either way.
 
     Of 10 pairs of which 9 have the same winner: the ways to get 9 or 10 heads, and those to get 9
-    or 10 tails, of all 1,024 ways, so 22 / 1,024. Pairs of equal times say nothing and do not count.
+    or 10 tails, of all 1,024 ways: 22 / 1,024. Pairs of equal times say nothing and do not count.
     Without any pair, or if each wins half of them, the result is 1.
 
     Args:
