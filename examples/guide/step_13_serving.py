@@ -54,7 +54,6 @@ class Server:
 
     def __init__(self, pipe: Connection) -> None:
         self.pipe = pipe
-        self.num_requests = 0
         self.streams: dict[int, Stream] = {}
         self.ends = {"complete": 0, "cut off": 0, "left": 0}
 
@@ -70,7 +69,7 @@ class Server:
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         writer.transport.set_write_buffer_limits(0)
         request = json.loads(await reader.readline())
-        request_id, self.num_requests = self.num_requests, self.num_requests + 1
+        request_id = len(self.streams) + sum(self.ends.values())  # So many came before.
         self.pipe.send(("add", request["prompt"], request["max_tokens"]))
         stream = self.streams[request_id] = Stream(writer, request["max_tokens"])
         leaving = asyncio.ensure_future(reader.read(1))  # It has no more to say, so it leaves.
@@ -132,6 +131,7 @@ def main() -> Answers:
     engine, (pipe, theirs) = Engine(engine.model, num_blocks=64), spawn.Pipe()
     reports, sent = spawn.Pipe(duplex=False)
     spawn.Process(target=run_server, args=(theirs, sent)).start()
+    sent.close()  # So that `reports` ends if the server dies.
     while not reports.poll():
         turn(engine, pipe, 0.1)
     answers, apart, ends = reports.recv()

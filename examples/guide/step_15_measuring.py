@@ -121,7 +121,7 @@ def main() -> Answers:
     most = 40 / max(drive(shallow, [0.0] * 40).since_due)
     figure("requests a step, with 40 there at once", f"{most:.2f}")
     print("\nsteps in which 90 % of 20 and of 60 requests are answered, by requests a step")
-    for rate in (0.3, 0.6, 0.9, 1.2):
+    for rate in (0.4, 0.6, 1.2):
         ends = [percentile(drive(shallow, arrivals(rate, n)).since_due, 90) for n in (20, 60)]
         bar(f"{rate}", ends[1], 40, ", ".join(f"{end:.0f}" for end in ends))
 

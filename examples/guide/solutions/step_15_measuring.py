@@ -10,4 +10,4 @@ def chance(pairs: list[tuple[float, float]]) -> float:
     number = wins + losses
     ways = sum(comb(number, heads) for heads in range(max(wins, losses), number + 1))
     # With an even split, heads and tails would both count it.
-    return min(1.0, 2 * ways / 2**number)
+    return min(1.0, 2.0 * ways / 2.0**number)
