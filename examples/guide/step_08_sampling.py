@@ -113,6 +113,7 @@ def chi_square(tokens: list[int], probabilities: Tensor) -> str:
 @torch.inference_mode()
 def main() -> Answers:
     """Shows what the parameters do, what decides a draw, and whether draws are fair."""
+    torch.set_num_threads(1)  # Threads would wait for each other longer than they compute.
     model, tokenizer, prompt = load(), load_tokenizer(), chat("Name a colour.")
     logits = Request(prompt, Sampling(), tokenizer.encode("Alice is").ids).next_logits(model)
     columns = [Sampling(), Sampling(0.5), Sampling(2), Sampling(top_k=3), Sampling(top_p=0.9)]
@@ -132,15 +133,14 @@ def main() -> Answers:
     again = respond(model, [Request(prompt, Sampling(seed=2), answer[:3])])
     figure("seed and position: restarted after 3 tokens", tokenizer.decode(again))
 
-    print("\n1,000 draws, top-k of 5:")
     five, uniform = Sampling(top_k=5), torch.Generator().manual_seed(0)
     scores = scores_of(logits, five)
     tokens = [draw(logits, five, position) for position in range(1000)]
-    figure("chi-square, at 1,000 positions", chi_square(tokens, scores.softmax(-1)))
+    figure("chi-square of draws at 1,000 positions", chi_square(tokens, scores.softmax(-1)))
     tokens = [draw(logits, Sampling(top_k=5, seed=seed), 0) for seed in range(1000)]
-    figure("chi-square, of 1,000 seeds", chi_square(tokens, scores.softmax(-1)))
+    figure("chi-square of draws with 1,000 seeds", chi_square(tokens, scores.softmax(-1)))
     tokens = (scores + torch.rand(1000, len(scores), generator=uniform)).argmax(-1).tolist()
-    figure("chi-square, with uniform noise instead", chi_square(tokens, scores.softmax(-1)))
+    figure("chi-square of draws with uniform noise", chi_square(tokens, scores.softmax(-1)))
     figure("attention's scores for 4,096 tokens, bytes", f"{4 * model.num_heads * 4096**2:,}")
     return {tuple(request.prompt): request.answer for request in company}
 
