@@ -124,12 +124,12 @@ def main() -> Answers:
         print(f"{tokenizer.decode([token]):10}" + " ".join(row))
 
     print()
-    for label in ("one generator", "seed and position"):
+    for label, mark in (("one generator", "≈ "), ("seed and position", "")):
         company = [Request(chat(QUESTIONS[index]), Sampling(temperature=0)) for index in (3, 6)]
         for others in ([], company):
-            shared = torch.Generator().manual_seed(2) if label == "one generator" else None
+            shared = torch.Generator().manual_seed(2) if mark else None
             answer = respond(model, [Request(prompt, Sampling(seed=2)), *others], shared)
-            figure(f"{label}: beside {len(others)} others", tokenizer.decode(answer))
+            figure(f"{label}: beside {len(others)} others", mark + tokenizer.decode(answer))
     again = respond(model, [Request(prompt, Sampling(seed=2), answer[:3])])
     figure("seed and position: restarted after 3 tokens", tokenizer.decode(again))
 
