@@ -45,7 +45,8 @@ class BatchCache:
         # The same attention as before, for each row by itself.
         attend = torch.vmap(attention)
         queries = queries.unflatten(0, positions.shape)
-        return attend(queries, stored_keys, stored_values, may_look).flatten(0, 1)
+        result: Tensor = attend(queries, stored_keys, stored_values, may_look)
+        return result.flatten(0, 1)
 
     def extend(self, model: Model, tokens: Tensor, positions: Tensor) -> Tensor:
         """Computes [rows, new tokens]; returns the last layer's output of each token."""

@@ -64,7 +64,8 @@ class Trace:
 
         The first counts from the step in which something of the request is computed first.
         """
-        waits, steps, tokens = [], 0, 0
+        waits: list[tuple[int, int]] = []
+        steps = tokens = 0
         for computed, given in zip(self.computed, self.given, strict=True):
             if waits or steps or request_id in computed:
                 steps += 1
@@ -75,7 +76,9 @@ class Trace:
         return waits
 
     def draw(self, names: list[str], tokens_per_column: int, steps: slice) -> None:
-        """Prints some steps as a line for each request: ▒ its prompt is computed, █ a token.
+        """Prints some steps, a line for each request: ▒ several tokens are computed, █ it gets one.
+
+        Where both are in one column, it is ▒.
 
         Args:
             names: Of the requests.
@@ -88,6 +91,7 @@ class Trace:
             for computed, given in drawn:
                 width = -(-sum(computed.values()) // tokens_per_column)
                 is_prompt = computed.get(request_id, 0) > 1
-                end = "█" if request_id in given else "▒" if is_prompt else "·"
+                is_token = request_id in given and not (is_prompt and width == 1)
+                end = "█" if is_token else "▒" if is_prompt else "·"
                 line += ("▒" if is_prompt else "·") * (width - 1) + end
-            print(f"{name:>10} {line}")
+            print(f"{name:>10} {line.rstrip('·')}")
