@@ -3,23 +3,18 @@
 From step 1: the model and the attention to compare with. Without a GPU, Triton interprets.
 """
 
-import os
 from typing import Any
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it is imported.
-
-import triton
-import triton.language as tl
-
+from examples.guide import DEVICE
 from examples.guide.common import END, QUESTIONS, Answers, bar, chat, figure, text_of, timed
 from examples.guide.step_01_forward import attend_to_these, forward, load, logits_of
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TILE = 64
 
 State = tuple[Tensor, Tensor, Tensor]
@@ -57,6 +52,19 @@ def tiled_attention(_: int, queries: Tensor, keys: Tensor, values: Tensor) -> Te
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def accumulate(
+    scores: tl.tensor, value: tl.tensor, maximum: tl.tensor, total: tl.tensor, mixed: tl.tensor
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """As `add_tile`, for one head."""
+    new_maximum = tl.maximum(maximum, tl.max(scores, axis=1, keep_dims=True))
+    correction = tl.exp(maximum - new_maximum)
+    weights = tl.exp(scores - new_maximum)
+    total = total * correction + tl.sum(weights, axis=1, keep_dims=True)
+    mixed = tl.dot(weights, value, mixed * correction, input_precision="ieee")
+    return new_maximum, total, mixed
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def attention_kernel(  # noqa: PLR0913
     queries: tl.tensor, keys: tl.tensor, values: tl.tensor, out: tl.tensor, num_tokens: int,
     scale: float, GROUP: tl.constexpr, SIZE: tl.constexpr, TILE: tl.constexpr,
@@ -76,13 +84,7 @@ def attention_kernel(  # noqa: PLR0913
         value = tl.load(values + sources, mask=tokens[:, None] < num_tokens, other=0.0)
         scores = tl.dot(query, key.T, input_precision="ieee") * scale
         scores = tl.where(tokens[None, :] > rows[:, None], float("-inf"), scores)
-        # From here on it is `add_tile`.
-        new_maximum = tl.maximum(maximum, tl.max(scores, axis=1, keep_dims=True))
-        correction = tl.exp(maximum - new_maximum)
-        weights = tl.exp(scores - new_maximum)
-        total = total * correction + tl.sum(weights, axis=1, keep_dims=True)
-        mixed = tl.dot(weights, value, mixed * correction, input_precision="ieee")
-        maximum = new_maximum
+        maximum, total, mixed = accumulate(scores, value, maximum, total, mixed)
     tl.store(out + places, mixed / total, mask=rows[:, None] < num_tokens)
 
 
@@ -105,8 +107,7 @@ class LargestTensor(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor):
-            self.num_bytes = max(self.num_bytes, result.nbytes)
+        self.num_bytes = max(self.num_bytes, getattr(result, "nbytes", 0))
         return result
 
 
@@ -120,9 +121,7 @@ def main() -> Answers:
         token_ids = torch.tensor(prompt + answer)
         hidden = forward(model, token_ids, torch.arange(len(token_ids)), tiled_attention)
         answer.append(int(logits_of(model, hidden[-1:]).argmax()))
-    print(text_of(answer))
-
-    print("\nbytes of the largest tensor of one layer:")
+    print(f"{text_of(answer)}\n\nbytes of the largest tensor of one layer:")
     times = {}
     for num_tokens in (256, 512, 1024):
         text = torch.randn(num_tokens, 8, 32), *torch.randn(2, num_tokens, 4, 32)
