@@ -70,7 +70,7 @@ def split_kernel(  # noqa: PLR0913
 
 
 def split_attention(queries: Tensor, cache: Tensor, tables: Tensor, lengths: Tensor) -> Tensor:
-    """As `paged_attention`, by the kernel, in four splits; for contiguous tensors."""
+    """As `paged_attention`, by the kernel. Contiguous tensors; groups of up to 16 heads."""
     queries, cache, tables, lengths = (x.to(DEVICE) for x in (queries, cache, tables, lengths))
     (num_rows, num_heads, size), num_kv_heads, num_splits = queries.shape, cache.shape[2], 4
     parts = torch.empty(num_rows, num_heads, num_splits, size, device=DEVICE)
