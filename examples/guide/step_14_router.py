@@ -87,7 +87,7 @@ class Router:
 
     def step(self) -> None:
         """Lets each engine make a step, and passes on the tokens."""
-        lost, tokens = set(), {}
+        lost, tokens = set[int](), dict[tuple[int, int], int]()
         for number, engine in self.engines.items():
             try:
                 tokens |= {(number, request): token for request, token in engine.step()}
