@@ -22,6 +22,13 @@ QUESTIONS = (
 )
 """Answers to them are between 3 and some 60 tokens long."""
 
+_SENTENCES = (
+    "The old river runs behind the quiet house.",
+    "A small boat waits near the bridge.",
+    "The baker opens the door every morning.",
+    "Two children play in the garden.",
+)
+
 Answers = dict[tuple[int, ...], list[int]]
 """What the model says after prompts, by the prompt's tokens.
 
@@ -40,6 +47,12 @@ def chat(question: str) -> list[int]:
     """Returns the tokens of a chat in which a user asks this; the answer follows them."""
     text = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
     return load_tokenizer().encode(text).ids
+
+
+def text_with_facts(num_sentences: int) -> str:
+    """Returns a text of some 12 tokens a sentence; it says where Omar lives, and Mara's code."""
+    facts = {3: "Mara's code is 4821.", num_sentences // 2: "Omar lives in Lisbon."}
+    return " ".join(facts.get(i, _SENTENCES[i % len(_SENTENCES)]) for i in range(num_sentences))
 
 
 def text_of(token_ids: list[int]) -> str:

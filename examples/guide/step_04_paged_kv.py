@@ -17,9 +17,9 @@ Read = list[tuple[int, Tensor]]
 """Of each sequence in a pass, how many of its tokens are new, and the places of all its tokens."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Sequence:
-    """A text that is being computed.
+    """A text that is being computed; another one with equal tokens is not the same.
 
     Attributes:
         token_ids: All tokens known, prompt and answer.

@@ -1,14 +1,15 @@
-"""Step 5: an engine. Requests come and go at any step; each step computes a bounded number of tokens.
+"""Step 5: an engine. Requests come and go at each step, and a step has a budget of tokens.
 
-From step 4: `Sequence`, `PagedCache`.
+From step 4: `Sequence`, `PagedCache`. `trace.py` runs the engine and counts.
 """
 
 from collections import deque
 from dataclasses import dataclass
 
-from examples.guide.common import END
-from examples.guide.step_01_forward import Model
+from examples.guide.common import END, QUESTIONS, Answers, chat, figure, text_with_facts
+from examples.guide.step_01_forward import Model, load
 from examples.guide.step_04_paged_kv import PagedCache, Sequence
+from examples.guide.trace import Trace
 
 
 @dataclass(kw_only=True, eq=False)
@@ -25,34 +26,21 @@ class Request(Sequence):
 
 
 class Engine:
-    """Computes all requests together, a step at a time.
-
-    Attributes:
-        waiting: Requests that have no blocks yet, in order of arrival.
-        running: Those that have some, in order of arrival.
-        computed: How many tokens of which request the last step computed.
-    """
+    """Computes all requests together, a step at a time; each list is in order of arrival."""
 
     def __init__(
         self, model: Model, num_blocks: int, *, block_size: int = 16, budget: int = 64
     ) -> None:
-        """Creates an engine without requests.
-
-        Args:
-            model: The model.
-            num_blocks: Blocks of the KV cache.
-            block_size: Tokens of a block.
-            budget: The most tokens that a step computes, of all requests together.
-        """
+        """`num_blocks` of `block_size` tokens; a step computes at most `budget` tokens in all."""
         if min(num_blocks, block_size, budget) < 1:
             raise ValueError(f"{num_blocks=}, {block_size=} and {budget=} must be at least 1")
         self.model = model
         self.num_blocks = num_blocks
         self.budget = budget
         self.cache = PagedCache(model, num_blocks, block_size)
-        self.waiting: deque[Request] = deque()
+        self.waiting: deque[Request] = deque()  # They have no blocks yet.
         self.running: list[Request] = []
-        self.computed: dict[int, int] = {}
+        self.computed: dict[int, int] = {}  # Request IDs, and tokens in the last step.
         self._num_added = 0
 
     @property
@@ -61,24 +49,13 @@ class Engine:
         return not self.waiting and not self.running
 
     def add(self, prompt: list[int], max_tokens: int) -> int:
-        """Adds a request and returns its ID; the IDs count from 0.
-
-        Raises:
-            ValueError: The prompt is empty, `max_tokens` is below 1, or the cache could not hold
-                the prompt with its longest answer.
-        """
-        if not prompt or max_tokens < 1:
-            raise ValueError(f"{len(prompt)=} and {max_tokens=} must be at least 1")
-        request = Request(
-            token_ids=list(prompt),
-            request_id=self._num_added,
-            max_num_tokens=len(prompt) + max_tokens,
-        )
-        if self.cache.blocks_for(request.max_num_tokens) > self.num_blocks:
-            raise ValueError(
-                f"a prompt of {len(prompt)} tokens and {max_tokens=} need "
-                f"{self.cache.blocks_for(request.max_num_tokens)} blocks of {self.num_blocks}"
-            )
+        """Adds a request and returns its ID, counted from 0; ValueError if it can never run."""
+        total = len(prompt) + max_tokens
+        needed = self.cache.blocks_for(total)
+        if not prompt or max_tokens < 1 or needed > self.num_blocks:
+            allowed = f"at least 1 each, and at most {self.num_blocks} blocks"
+            raise ValueError(f"{len(prompt)=} and {max_tokens=} need {needed} blocks; {allowed}")
+        request = Request(list(prompt), request_id=self._num_added, max_num_tokens=total)
         self._num_added += 1
         self.waiting.append(request)
         return request.request_id
@@ -102,7 +79,7 @@ class Engine:
         given = []
         for (request, _), token in zip(rows, tokens, strict=True):
             if request.num_uncomputed:
-                continue  # Of its prompt more is to come, so the token behind this part is known.
+                continue  # Of its prompt more is to come: what follows this part is known.
             request.token_ids.append(token)
             given.append((request.request_id, token))
             if token == END or len(request.token_ids) == request.max_num_tokens:
@@ -110,7 +87,7 @@ class Engine:
         return given
 
     def fits(self, request: Request) -> bool:
-        """Whether the cache holds this request too, even if all answers become as long as may be."""
+        """Whether there are blocks for it too, even if all answers become as long as may be."""
         lengths = [other.max_num_tokens for other in [*self.running, request]]
         return sum(map(self.cache.blocks_for, lengths)) <= self.num_blocks
 
@@ -133,3 +110,40 @@ class Engine:
         """Forgets a request and takes back its blocks."""
         (self.running if request in self.running else self.waiting).remove(request)
         self.cache.release(request)
+
+
+def with_long_prompt(model: Model, budget: int) -> Trace:
+    """Lets a long prompt arrive while three questions are being answered."""
+    trace = Trace(Engine(model, num_blocks=64, budget=budget))
+    for question in QUESTIONS[:3]:
+        trace.add(chat(question), max_tokens=28)
+    for _ in range(8):
+        trace.step()
+    trace.add(chat(f"{text_with_facts(24)}\n\nWhat is Mara's code?"))
+    trace.run()
+    return trace
+
+
+def main() -> Answers:
+    """Answers questions that come and go; then shows what a long prompt does to the others."""
+    model = load()
+    trace = Trace(Engine(model, num_blocks=46))
+    for question in QUESTIONS * 2:
+        trace.add(chat(question))
+    trace.run()
+    figure("16 questions: passes in batches of 8", 2 * max(map(len, trace.answers)))
+    figure("steps of the engine", len(trace.computed))
+    figure("tokens computed", trace.num_computed)
+    for budget in (512, 128, 32):
+        long = with_long_prompt(model, budget)
+        print(f"\nbudget {budget}: ▒ prompt, █ token; a column is 8 tokens computed")
+        long.draw(["introduce", "primes", "count", "long"], 8, slice(5, 24))
+        gap = max(tokens for _, tokens in long.waits(2)[1:])
+        steps, tokens = long.waits(3)[0]
+        figure("between two tokens of 'count', at most", f"{gap} tokens computed")
+        figure("up to the long prompt's first token", f"{tokens} tokens computed, steps: {steps}")
+    return long.answers_by_prompt() | trace.answers_by_prompt()
+
+
+if __name__ == "__main__":
+    main()
