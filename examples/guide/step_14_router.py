@@ -1,6 +1,6 @@
 """Step 14: a router gives each request to one of several engines, and to another if that one dies.
 
-From step 5: `Engine`. `placement.py` simulates which engine should get which request.
+From step 6: `CachingEngine`. `placement.py` simulates which engine should get which request.
 """
 
 from dataclasses import dataclass, field
@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from examples.guide.common import END, QUESTIONS, Answers, chat, figure, text_of
 from examples.guide.placement import compare_policies
 from examples.guide.step_01_forward import Model, load
-from examples.guide.step_05_continuous_batching import Engine
+from examples.guide.step_06_prefix_caching import CachingEngine
 
 
 class EngineLost(Exception):
     """An engine has ended; what it had not given yet is lost."""
 
 
-class MortalEngine(Engine):
+class MortalEngine(CachingEngine):
     """An engine that ends in a step: it computes the tokens, and they reach nobody."""
 
     def __init__(self, model: Model, num_blocks: int, num_steps: int) -> None:
@@ -65,7 +65,7 @@ class Router:
         streams: All requests.
     """
 
-    def __init__(self, engines: list[Engine]) -> None:
+    def __init__(self, engines: list[CachingEngine]) -> None:
         self.engines = dict(enumerate(engines))
         self.streams: list[Stream] = []
 
@@ -77,11 +77,11 @@ class Router:
         return stream
 
     def place(self, stream: Stream) -> None:
-        """Gives a request to the engine with least to compute, with all tokens that it has."""
+        """Gives a request to the engine where it costs least, with all tokens that it has."""
         if not self.engines:
             raise EngineLost("no engine is left")
-        stream.engine = min(self.engines, key=lambda number: queued(self.engines[number]))
         known, left = stream.prompt + stream.answer, stream.max_tokens - len(stream.answer)
+        stream.engine = min(self.engines, key=lambda number: cost(self.engines[number], known))
         stream.request_id = self.engines[stream.engine].add(known, left)
         stream.num_sent += len(known)
 
@@ -103,12 +103,16 @@ class Router:
                 self.place(stream)
 
 
-def queued(engine: Engine) -> int:
-    """Returns how many tokens an engine has still to compute, as far as it knows."""
-    return sum(request.num_uncomputed for request in [*engine.waiting, *engine.running])
+def cost(engine: CachingEngine, known: list[int]) -> int:
+    """Returns what an engine computes before the next token: what is queued, and is not cached."""
+    queued = sum(request.num_uncomputed for request in [*engine.waiting, *engine.running])
+    digests = [digest for digest, _ in engine.cache.chain(known)]
+    is_missing = [digest not in engine.cache.entries for digest in digests]
+    num_cached = (*is_missing, True).index(True) * engine.cache.block_size
+    return queued + len(known) - num_cached
 
 
-def answer_all(engines: list[Engine], prompts: list[list[int]]) -> list[Stream]:
+def answer_all(engines: list[CachingEngine], prompts: list[list[int]]) -> list[Stream]:
     """Sends requests to engines through a router, and waits for all answers."""
     router = Router(engines)
     streams = [router.add(prompt, 64) for prompt in prompts]
@@ -121,7 +125,8 @@ def main() -> Answers:
     """Compares placements; then kills an engine in the middle of answers."""
     compare_policies()
     model, prompts = load(), [chat(QUESTIONS[i]) for i in (0, 2, 4, 7)]
-    streams = answer_all([MortalEngine(model, 32, num_steps=12), Engine(model, 32)], prompts)
+    engines = [MortalEngine(model, 32, num_steps=12), CachingEngine(model, 32)]
+    streams = answer_all(engines, prompts)
     print("\nwhich engine gave which token; A ends in step 13:")
     for stream in streams:
         print(f"{stream.timeline.rstrip('·'):<52} {text_of(stream.answer)[:40]}")
@@ -129,7 +134,7 @@ def main() -> Answers:
     figure("answers that moved to B", len(moved))
     figure("their tokens from A", sum(stream.timeline.count("A") for stream in moved))
     figure("their tokens that B computes again", sum(s.num_sent - len(s.prompt) for s in moved))
-    undisturbed = [stream.answer for stream in answer_all([Engine(model, 32)], prompts)]
+    undisturbed = [stream.answer for stream in answer_all([CachingEngine(model, 32)], prompts)]
     figure("equal to the answers of one engine", undisturbed == [s.answer for s in streams])
     return {tuple(stream.prompt): stream.answer for stream in streams}
 
