@@ -15,9 +15,8 @@ from torch.nn import functional
 from examples.guide.common import CHECKPOINT, END, QUESTIONS, Answers, chat, figure, text_of, timed
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""(layer, queries, keys, values of the new tokens) -> what each token reads: caches, pages and
-kernels of later steps go here. Queries and the result are [tokens, query heads, head size], keys
-and values [tokens, KV heads, head size].
+"""(layer, queries, keys, values of the new tokens) -> what each reads. Later steps go here. Queries
+and result are [tokens, query heads, head size], keys and values [tokens, KV heads, head size].
 """
 
 
@@ -32,6 +31,10 @@ class Model:
     rope_theta: float
     epsilon: float
     weights: dict[str, Tensor]
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Looks up each token's row of the embedding matrix, [tokens, hidden size]."""
+        return self.weights["model.embed_tokens.weight"][token_ids]
 
     def linear(self, inputs: Tensor, name: str) -> Tensor:
         """Multiplies [tokens, in] by a weight of the checkpoint [out, in]."""
@@ -64,8 +67,7 @@ def rotate(vectors: Tensor, positions: Tensor, theta: float) -> Tensor:
     The product of a turned query and a turned key depends on how far apart they are, not on where.
     """
     half = vectors.shape[-1] // 2
-    speeds = theta ** (-torch.arange(half) / half)
-    angles = (positions[:, None] * speeds)[:, None]  # [tokens, 1, half]
+    angles = positions[:, None, None] * theta ** (-torch.arange(half) / half)  # [tokens, 1, half]
     first, second = vectors[..., :half], vectors[..., half:]
     cos, sin = angles.cos(), angles.sin()
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
@@ -94,18 +96,16 @@ def attend_to_these(_: int, queries: Tensor, keys: Tensor, values: Tensor) -> Te
 
 def forward(model: Model, token_ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
     """Returns the last layer's output of these tokens, [tokens, hidden size]."""
-    hidden = model.weights["model.embed_tokens.weight"][token_ids]
+    hidden = model.embed(token_ids)
     for index in range(model.num_layers):
-        layer, size = f"layers.{index}", model.head_size
+        layer, size, theta = f"layers.{index}", model.head_size, model.rope_theta
         inputs = model.norm(hidden, f"{layer}.input_layernorm")
         queries, keys, values = (
             model.linear(inputs, f"{layer}.self_attn.{name}_proj").unflatten(1, (-1, size))
             for name in "qkv"
         )
-        queries = model.norm(queries, f"{layer}.self_attn.q_norm")
-        keys = model.norm(keys, f"{layer}.self_attn.k_norm")
-        queries = rotate(queries, positions, model.rope_theta)
-        keys = rotate(keys, positions, model.rope_theta)
+        queries = rotate(model.norm(queries, f"{layer}.self_attn.q_norm"), positions, theta)
+        keys = rotate(model.norm(keys, f"{layer}.self_attn.k_norm"), positions, theta)
         read = attend(index, queries, keys, values).flatten(1)
         hidden = hidden + model.linear(read, f"{layer}.self_attn.o_proj")
         inputs = model.norm(hidden, f"{layer}.post_attention_layernorm")
