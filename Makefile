@@ -19,6 +19,7 @@ demo: $(VENV)/.ready ## Serves 60 chats through a router and two engines; MODEL=
 eval: $(VENV)/.ready ## Asks the demo model 1,000 held-out questions, through Pagestream and transformers.
 	$(PYTHON) -m demo_model.evaluate
 
+guide: export OMP_NUM_THREADS := 1
 guide: $(VENV)/.ready ## Runs the guide's steps and writes what they print into its pages.
 	$(PYTHON) -m examples.guide
 

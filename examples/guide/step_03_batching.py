@@ -21,7 +21,8 @@ class BatchCache:
     """The keys and values of a batch: [layers, 2, rows, max tokens, KV heads, head size]."""
 
     def __init__(self, model: Model, num_rows: int, max_tokens: int) -> None:
-        self.memory = torch.empty(
+        # Not `empty`: rows read past their end with a weight of 0, and 0 times NaN is NaN.
+        self.memory = torch.zeros(
             model.num_layers, 2, num_rows, max_tokens, model.num_kv_heads, model.head_size
         )
 
