@@ -57,7 +57,7 @@ def measure(
         if "http" in ways:
             callers[of_text("http")] = ("http", router.http_address, "text", concurrency)
         if "smg" in ways:
-            adapter = start_engine(inner, tokenizer, step_seconds=step_seconds, for_smg=True)
+            adapter = start_engine(inner, tokenizer, step_seconds=step_seconds, module="smg_engine")
             smg = start_smg(inner, adapter.address, tokenizer)
             callers[of_text("smg")] = ("smg", smg.address, "text", concurrency)
         samples: dict[str, dict[str, Samples]] = {}

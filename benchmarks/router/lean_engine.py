@@ -26,6 +26,7 @@ from engine_service.core.types import (
     StepOutput,
     int32_array,
 )
+from servicekit.tls import TlsSource, server_tls
 from tests.fakes.fake_engine import FakeEngine, FakeEngineConfig
 
 _NUM_DRAWN = 1 << 16
@@ -145,14 +146,20 @@ class LeanEngine(FakeEngine):
         config: Its `decode_step_seconds` is the time from step to step while requests run.
         tokens_per_step: Of each request; the last step of a request may bring fewer.
         address: "host:port" to serve on.
+        tls: What it presents and demands; None is plain text.
     """
 
     def __init__(
-        self, config: FakeEngineConfig, *, tokens_per_step: int = 1, address: str = "127.0.0.1:0"
+        self,
+        config: FakeEngineConfig,
+        *,
+        tokens_per_step: int = 1,
+        address: str = "127.0.0.1:0",
+        tls: TlsSource | None = None,
     ) -> None:
         host, _, port = address.rpartition(":")
         self._tokens_per_step = tokens_per_step
-        super().__init__(config, host=host, port=int(port))
+        super().__init__(config, host=host, port=int(port), tls=tls)
 
     def make_core(self) -> LeanCore:
         """Returns a core without work."""
@@ -179,6 +186,7 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--step-seconds", type=float, required=True)
     parser.add_argument("--tokens-per-step", type=int, default=1)
     parser.add_argument("--max-num-seqs", type=int, default=1024)
+    parser.add_argument("--certs", type=Path, help="folder of server.pem, server.key and ca.pem")
     return parser
 
 
@@ -191,10 +199,13 @@ async def until_signalled() -> None:
 
 
 async def _serve(arguments: argparse.Namespace) -> None:
+    certs = arguments.certs
+    tls = certs and server_tls(certs / "server.pem", certs / "server.key", certs / "ca.pem")
     engine = LeanEngine(
         config_of(arguments),
         tokens_per_step=arguments.tokens_per_step,
         address=f"127.0.0.1:{arguments.port}",
+        tls=tls,
     )
     async with engine:
         await until_signalled()

@@ -51,25 +51,29 @@ def start_engine(
     tokenizer: Path,
     *,
     step_seconds: float,
-    tokens_per_step: int = 1,
-    for_smg: bool = False,
+    module: str = "lean_engine",
+    options: Sequence[str] = (),
 ) -> Service:
     """Starts a lean engine on a core that is not the router's."""
     (port,) = free_ports(1)
     address = f"{HOST}:{port}"
-    module = "smg_engine" if for_smg else "lean_engine"
     arguments = [f"benchmarks.router.{module}", "--port", str(port), "--tokenizer", str(tokenizer)]
-    arguments += ["--step-seconds", str(step_seconds), "--tokens-per-step", str(tokens_per_step)]
+    arguments += ["--step-seconds", str(step_seconds), *options]
     process = processes.start(module, arguments, core=cores().engines)
     return Service(process=process.wait_until(lambda: accepts(address)), address=address)
 
 
 def start_router(
-    processes: Processes, engine: str, root: Path = ROOT, *, with_http: bool = False
+    processes: Processes,
+    engine: str,
+    root: Path = ROOT,
+    *,
+    with_http: bool = False,
+    options: Sequence[str] = (),
 ) -> Service:
     """Starts our router, of this checkout or another, on a core of its own."""
     port, operations_port, http_port = free_ports(3)
-    arguments = ["router", "--engines", engine, "--port", str(port)]
+    arguments = ["router", "--engines", engine, "--port", str(port), *options]
     arguments += ["--operations-port", str(operations_port)]
     if with_http:
         arguments += ["--http-port", str(http_port)]

@@ -132,8 +132,8 @@ def _start(processes: Processes, tokenizer: Path, load: Load, rate: int) -> tupl
         processes,
         tokenizer,
         step_seconds=load.step_seconds(rate),
-        tokens_per_step=load.tokens_per_message,
-        for_smg=is_smg,
+        module="smg_engine" if is_smg else "lean_engine",
+        options=["--tokens-per-step", str(load.tokens_per_message)],
     )
     if is_smg:
         router = start_smg(processes, engine.address, tokenizer)
