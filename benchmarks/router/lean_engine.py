@@ -186,7 +186,6 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--step-seconds", type=float, required=True)
     parser.add_argument("--tokens-per-step", type=int, default=1)
     parser.add_argument("--max-num-seqs", type=int, default=1024)
-    parser.add_argument("--certs", type=Path, help="folder of server.pem, server.key and ca.pem")
     return parser
 
 
@@ -212,4 +211,6 @@ async def _serve(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve(parser_of(__doc__).parse_args()))
+    parser = parser_of(__doc__)
+    parser.add_argument("--certs", type=Path, help="folder of server.pem, server.key and ca.pem")
+    asyncio.run(_serve(parser.parse_args()))
