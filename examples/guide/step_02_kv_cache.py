@@ -54,6 +54,23 @@ def bytes_per_token(model: Model, bytes_per_number: int = 4) -> int:
     return 2 * model.num_layers * model.num_kv_heads * model.head_size * bytes_per_number
 
 
+def seconds_of_pass(model: Model, num_stored: int, num_new: int = 1) -> float:
+    """Returns how long a pass over new tokens takes behind those that are stored, at best."""
+    cache = KVCache(model, num_stored + num_new)
+    cache.extend(model, [1] * num_stored)
+    seconds = []
+    for _ in range(5):
+        cache.num_tokens = num_stored  # Forgets those of the pass before.
+        seconds.append(timed(cache.extend, model, [1] * num_new)[1])
+    return min(seconds)
+
+
+def draw(label: str, times: dict[int, float]) -> None:
+    """Draws seconds, by numbers of tokens."""
+    for number, seconds in times.items():
+        bar(f"{label} {number:,}", seconds, max(times.values()), f"≈ {seconds * 1000:.1f}")
+
+
 @torch.inference_mode()
 def main() -> Answers:
     """Answers a question without and with the cache; then measures a token behind long texts."""
@@ -71,13 +88,9 @@ def main() -> Answers:
     figure("bytes of a token in the cache", f"{bytes_per_token(model):,}")
 
     print("\nms for the next token:")
-    times = {}
-    for length in (64, 256, 1024):
-        cache = KVCache(model, length + 1)
-        cache.extend(model, [1] * length)
-        _, times[length] = timed(cache.extend, model, [1])
-    for length, seconds in times.items():
-        bar(f"after {length:,}", seconds, max(times.values()), f"≈ {seconds * 1000:.1f}")
+    draw("after", {length: seconds_of_pass(model, length) for length in (64, 256, 1024)})
+    print("\nms for a pass over so many new tokens, after 64:")
+    draw("new", {number: seconds_of_pass(model, 64, number) for number in (1, 8, 64)})
     return {tuple(prompt): answer}
 
 

@@ -45,7 +45,7 @@ class Stream:
             self.changed.clear()
             tokens, self.tokens = self.tokens, []
             writer.write(json.dumps({"tokens": tokens}).encode() + b"\n")
-            await writer.drain()  # Returns when the kernel has taken all of it.
+            await writer.drain()  # Returns when the operating system has taken all of it.
             last, num_tokens = tokens[-1], num_tokens + len(tokens)
 
 
@@ -65,7 +65,7 @@ class Server:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serves one client."""
-        # Little may wait where nobody counts it: in the kernel, and in asyncio.
+        # Little may wait where nobody counts it: in the operating system, and in asyncio.
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         writer.transport.set_write_buffer_limits(0)
         request = json.loads(await reader.readline())
@@ -81,7 +81,7 @@ class Server:
         stream.writing.cancel()
         leaving.cancel()
         await asyncio.gather(stream.writing, leaving, return_exceptions=True)
-        writer.transport.abort()  # What the kernel has taken still arrives.
+        writer.transport.abort()  # What the operating system has taken still arrives.
 
 
 async def compute(engine: "Engine", pipe: Connection) -> None:
