@@ -20,6 +20,8 @@ _SCHEMES = ("grpc://", "grpcs://")
 """In plain text unless there are certificates, and through TLS."""
 _MAX_TEXT = 500
 _CAUSE = "last error: UNKNOWN: "
+_NO_HTTP2 = ("http1.x server", "missing selected ALPN property")
+"""What gRPC says of a port that speaks HTTP/1, in plain text and through TLS."""
 
 
 def router_address(text: str) -> str:
@@ -84,6 +86,11 @@ def describe(address: str, error: grpc.RpcError, advise: Callable[[str], str]) -
     """
     reason = reason_of(error)
     message = status_of(error).message
+    if any(sign in message for sign in _NO_HTTP2):
+        return (
+            f"what answers at {address} does not speak gRPC: give the router's gRPC port, such as "
+            f"{DEFAULT_ROUTER}"
+        )
     text = shown(message, _MAX_TEXT) + advise(f"{reason}: {message}")
     if reason == grpc.StatusCode.UNAVAILABLE.name:
         # gRPC puts what happened behind what it concludes.

@@ -142,7 +142,7 @@ def resolve_checkpoint(model: str, *, with_weights: bool = True) -> Checkpoint:
 
 def _read_folder(folder: Path, *, with_weights: bool) -> Checkpoint:
     if not exists(folder / "config.json"):
-        raise StartupError(f"{folder}: is not a Hugging Face model folder: it has no config.json")
+        raise StartupError(f"{folder} is not a Hugging Face model folder: it has no config.json")
     if not with_weights:
         return Checkpoint(folder=folder, weights_files=())
     weight_map = _read_weight_map(folder)
@@ -155,7 +155,7 @@ def _read_folder(folder: Path, *, with_weights: bool) -> Checkpoint:
             )
     if weight_map and _SINGLE_FILE not in names and exists(folder / _SINGLE_FILE):
         raise StartupError(
-            f"{folder}: has two sets of weights, {_SINGLE_FILE} and the files in {_INDEX_FILE}; "
+            f"{folder} has two sets of weights, {_SINGLE_FILE} and the files in {_INDEX_FILE}; "
             "remove the set that does not belong to the model"
         )
     return Checkpoint(

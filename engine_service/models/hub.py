@@ -65,7 +65,9 @@ def refusal(model: str, reason: str) -> StartupError:
 
 def _reason(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    reason = (lines[0] if lines else type(error).__name__)[:_MAX_REASON_CHARACTERS]
+    # The library puts "Got: " before the error of a connection.
+    reason = lines[0].removeprefix("Got: ") if lines else type(error).__name__
+    reason = reason[:_MAX_REASON_CHARACTERS]
     # Connection errors are not OSErrors, but their text is clear.
     if isinstance(error, OSError) or type(error).__module__.startswith("httpx"):
         return reason

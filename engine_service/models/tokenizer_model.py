@@ -29,9 +29,9 @@ def refuse_unconverted(folder: Path) -> None:
     if any(exists(folder / name) for name in _USABLE):
         return
     if exists(folder / FILE_NAME):
-        raise StartupError(f"{folder}: has {FILE_NAME} but no tokenizer.json; {_advice(folder)}")
+        raise StartupError(f"{folder} has {FILE_NAME} but no tokenizer.json; {_advice(folder)}")
     if exists(folder / _TEKKEN):
-        raise StartupError(f"{folder}: has {_TEKKEN} but no tokenizer.json; {_ADD}")
+        raise StartupError(f"{folder} has {_TEKKEN} but no tokenizer.json; {_ADD}")
 
 
 def _advice(folder: Path) -> str:

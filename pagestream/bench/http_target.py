@@ -22,6 +22,8 @@ _MAX_ERROR_BYTES = 1 << 16
 _MAX_MODELS_BYTES = 1 << 20
 _DATA = b"data:"
 _END = b"[DONE]"
+_NO_HTTP1 = "illegal request line"
+"""What httpx says of the first bytes of HTTP/2, which a gRPC port sends unasked."""
 
 
 class HttpTarget:
@@ -67,6 +69,11 @@ class HttpTarget:
             return [Model(str(one["id"]), _count(one, "max_model_len")) for one in entries]
         except httpx.HTTPError as error:
             text = str(error) or type(error).__name__
+            if _NO_HTTP1 in text:
+                raise CommandFailed(
+                    f"what answers at {self._url} does not speak HTTP/1: if it is the router's "
+                    "gRPC port, leave out http://"
+                ) from None
             raise CommandFailed(
                 f"no router answers at {self._url}: {shown(text)}{connection.advice(text)}"
             ) from None

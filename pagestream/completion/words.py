@@ -65,7 +65,7 @@ def _words(command: Command) -> Words:
         options.append(Option("--config", "YAML file of options", Value.PATH))
         for field in reader.fields.values():
             if is_positional(field):
-                choices = _choices(field)
+                choices += _choices(field)
             else:
                 options += _options(field)
     return Words(command.summary, tuple(options), choices)

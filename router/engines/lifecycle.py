@@ -94,6 +94,8 @@ _KNOWN = (Stage.QUARANTINED, *_ACCEPTED)
 _NEVER_CONNECTED = Loss(state=EngineState.CONNECTING, detail="not connected yet")
 _WAS_CLOSED = Loss(state=EngineState.UNAVAILABLE, detail="its connection was closed")
 
+_EXPECTED = (EngineState.CONNECTING, EngineState.SERVING)
+"""Every start of an engine goes through these: a change to one of them is no warning."""
 _DETAILS = {EngineState.SERVING: "", EngineState.DRAINING: "it finishes its requests"}
 
 
@@ -212,7 +214,7 @@ class Lifecycle:
         self.state, self.detail = self._state_and_detail()
         if is_logged and (self.state, self.detail) != before:
             _logger.log(
-                logging.INFO if self.state is EngineState.SERVING else logging.WARNING,
+                logging.INFO if self.state in _EXPECTED else logging.WARNING,
                 "engine state changed engine=%s state=%s detail=%s",
                 self.address,
                 self.state.value,

@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import json
 import random
+import ssl
 
 import pytest
 
@@ -23,6 +24,7 @@ from pagestream.connection import Connection, ConnectionOptions
 from pagestream.errors import CommandFailed
 from router.errors import QueueFull
 from servicekit.log import flush_log
+from tests.fakes.certificates import make_certificates
 from tests.pagestream.routers import pagestream_on_terminal, run_pagestream, scripted_router
 
 ANSWER = "the quick brown fox"
@@ -254,7 +256,7 @@ async def test_interrupted_load_is_reported(tmp_path):
 
 
 @contextlib.asynccontextmanager
-async def http_server(answer):
+async def http_server(answer, context=None):
     """Yields the address of a server that answers everything with the same bytes."""
 
     async def serve(reader, writer):
@@ -264,7 +266,7 @@ async def http_server(answer):
             await writer.drain()
         writer.close()
 
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+    async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as server:
         yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
@@ -324,6 +326,33 @@ def test_mistake_is_one_line(arguments, code, said, capfd):
     assert printed.err.startswith("pagestream bench: ")
     assert said in printed.err
     assert printed.err.count("\n") == 1
+
+
+async def test_the_other_port_of_a_router_is_told_apart():
+    async with scripted_router({"": [ANSWER]}) as fleet:
+        http, grpc = f"127.0.0.1:{fleet.port}", f"http://{fleet.address}"
+        at_http = await run_pagestream("bench", http)
+        at_grpc = await run_pagestream("bench", grpc)
+    assert (at_http.code, at_grpc.code) == (1, 1)
+    assert at_http.errors == (
+        f"pagestream bench: what answers at {http} does not speak gRPC: give the router's gRPC "
+        "port, such as 127.0.0.1:50050\n"
+    )
+    assert at_grpc.errors == (
+        f"pagestream bench: what answers at {grpc} does not speak HTTP/1: if it is the router's "
+        "gRPC port, leave out http://\n"
+    )
+
+
+async def test_http_port_with_tls_is_told_apart(tmp_path):
+    folder = make_certificates(tmp_path)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(folder / "server.pem", folder / "server.key")
+    # Like the router's HTTP port, it offers no HTTP/2.
+    async with http_server(b"", context) as address:
+        ended = await run_pagestream("bench", address, f"--tls-ca={folder / 'ca.pem'}")
+    assert ended.code == 1
+    assert f"what answers at {address} does not speak gRPC: " in ended.errors
 
 
 async def test_requests_that_the_model_cannot_take_are_refused_before_the_load():

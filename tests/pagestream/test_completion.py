@@ -34,6 +34,8 @@ def test_options_know_what_stands_behind_them():
     assert options["--port"].value is Value.TEXT
     assert options["--enforce-eager"].value is Value.NONE
     assert WORDS["completion"].choices == SHELLS
+    # One of two values without a name.
+    assert WORDS["keys"].choices == ("create", "list", "revoke")
 
 
 @pytest.mark.parametrize("shell", SHELLS)
@@ -60,6 +62,7 @@ def test_bash_completes_commands_options_choices_and_files(tmp_path):
         ("serve a", "a b.yaml"),
         ("serve --port ''", ""),
         ("completion ''", "bash zsh fish"),
+        ("keys r", "revoke"),
     ]
     lines = "\n".join(f"try pagestream {words or repr('')}" for words, _ in attempts)
     done = subprocess.run(

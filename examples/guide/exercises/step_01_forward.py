@@ -1,4 +1,4 @@
-"""Exercise 1: the same attention without a loop over tokens, heads or keys' groups being repeated.
+"""Exercise 1: the same attention, in which no key or value is repeated.
 
 `attention` of step 1 repeats keys and values for each query head of their group. That moves memory
 for nothing. Write it so that no key or value is copied: give the queries a dimension for the group.

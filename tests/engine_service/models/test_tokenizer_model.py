@@ -35,7 +35,7 @@ def test_sentencepiece_alone_is_refused_with_the_command_that_converts_it(tmp_pa
         files_of(folder, tokenizer_model=SENTENCEPIECE, tokenizer_config_json=b"{}")
 
     text = str(refusal.value)
-    assert text.startswith(f"{folder}: has tokenizer.model but no tokenizer.json; make one: pip ")
+    assert text.startswith(f"{folder} has tokenizer.model but no tokenizer.json; make one: pip ")
     assert "\n" not in text
     program, argument = shlex.split(text.partition(" && python -c ")[2])
     assert argument == str(folder)

@@ -202,6 +202,17 @@ def test_only_changes_of_what_the_engine_does_are_logged_and_each_failed_attempt
     assert told == [*first_life, UNAVAILABLE, SERVING, DRAINING, UNAVAILABLE]
 
 
+def test_an_engine_that_loads_its_model_is_no_warning(caplog):
+    caplog.set_level(logging.INFO)
+    life = Lifecycle("e:1", lambda: None)
+
+    life.lose(Loss(state=CONNECTING, detail="the engine is loading its model"))
+
+    [record] = caplog.records
+    assert record.levelname == "INFO"
+    assert record.getMessage().endswith("state=connecting detail=the engine is loading its model")
+
+
 async def test_whoever_waits_for_the_end_is_woken_by_it():
     life = lived("accept report leave")
     end = asyncio.create_task(life.closed.wait())
