@@ -142,7 +142,7 @@ class Worker:
         prefixes = None
         # The kernels' twins read each sequence's keys anyway.
         if plan.shared_prefixes and self._device.type == "cuda":
-            prefixes = PrefixTiles.of(plan, rows)
+            prefixes = PrefixTiles.of(plan, rows, self._batch.max_num_seqs)
         graph = None
         # Graphs keep the states of last tokens only.
         if self._graphs and not plan.num_prompt_logprobs:
