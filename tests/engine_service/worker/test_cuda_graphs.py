@@ -67,6 +67,12 @@ def test_no_graph_has_more_rows_than_a_step_has_tokens():
     assert max_num_graphs(65536, 16) == max_num_graphs(16, 16) < max_num_graphs(256, 8192) < 200
 
 
+def test_no_memory_is_kept_for_graphs_that_cannot_be_needed():
+    num_sizes = len([size for size in decode_sizes(256) if size >= 16])
+
+    assert max_num_graphs(256, 8192) - max_num_graphs(256, 8192, may_share=False) == num_sizes
+
+
 @pytest.mark.parametrize(
     ("device_seconds_per_token", "expected"), [(1e-6, 8192), (1e-5, 2048), (1.0, 256)]
 )
