@@ -169,9 +169,9 @@ def tiny(tmp_path_factory):
 
 
 class Graphs:
-    """A worker with graphs, beside the cache that it writes."""
+    """A worker, with graphs unless it is eager, beside the cache that it writes."""
 
-    def __init__(self, folder, num_blocks=12, max_num_seqs=8):
+    def __init__(self, folder, num_blocks=12, max_num_seqs=8, *, is_eager=False):
         device = torch.device("cuda")
         checkpoint = resolve_checkpoint(str(folder))
         config = parse_config(checkpoint.read_config())
@@ -189,7 +189,8 @@ class Graphs:
         )
         runner = ModelRunner(model, self.cache, batch)
         with torch.inference_mode():
-            self.worker = Worker(batch, runner, StepGraphs.capture(runner, batch, 64), device)
+            graphs = None if is_eager else StepGraphs.capture(runner, batch, 64)
+        self.worker = Worker(batch, runner, graphs, device)
 
     def run(self, rows, new=None, shared_prefixes=None):
         plan = dataclasses.replace(make_plan(rows, new), shared_prefixes=shared_prefixes)
@@ -251,9 +252,10 @@ def test_step_with_prompts_is_padded_without_a_trace(tiny):
 
 
 @pytest.mark.gpu
-def test_prefixes_that_are_read_once_change_no_token(tiny):
+@pytest.mark.parametrize("is_eager", [False, True], ids=["graphs", "eager"])
+def test_prefixes_that_are_read_once_change_no_token(tiny, is_eager):
     num_seqs = 21
-    graphs = Graphs(tiny.folder, num_blocks=60, max_num_seqs=24)
+    graphs = Graphs(tiny.folder, num_blocks=60, max_num_seqs=24, is_eager=is_eager)
     graphs.cache.blocks.fill_(torch.nan)
     prefix = random_tokens(random.Random(7), 2 * BLOCK_SIZE, tiny.vocab_size)
     prompts, new = [], {}
