@@ -21,6 +21,7 @@ from engine_service.worker.cuda_graphs import (
 from engine_service.worker.input_batch import InputBatch
 from engine_service.worker.kv_cache import allocate_kv_cache
 from engine_service.worker.model_runner import ModelRunner
+from engine_service.worker.prefix_tiles import PrefixTiles
 from engine_service.worker.rows import Rows
 from engine_service.worker.worker import Worker
 from tests.engine_service.plans import NewSequence, Row, make_plan
@@ -161,6 +162,33 @@ def test_where_nothing_can_be_shared_no_graph_reads_prefixes_once():
     rows = Rows.of(make_plan([Row(slot, 9, 1) for slot in range(16)]))
 
     assert not graphs.fitting(rows, shares_prefixes=True).shares_prefixes
+
+
+def test_step_that_shares_prefixes_fills_a_graph_of_more_rows():
+    batch = InputBatch(
+        max_num_seqs=40,
+        max_model_len=512,
+        block_size=BLOCK_SIZE,
+        vocab_size=100,
+        device=torch.device("cpu"),
+    )
+    graph = StepGraph.of_decodes(24, None, batch, shares_prefixes=True)
+    plan = make_plan([Row(slot, 100, 1) for slot in range(39, 18, -1)])
+    groups = int32_array([3, 32, 20, 30, 5, 2, 64, 39, 38])
+    plan = dataclasses.replace(plan, shared_prefixes=groups)
+    rows = Rows.of(plan)
+    sent = batch.apply(plan, rows, 24, 24, PrefixTiles.of(plan, rows, 40))
+
+    graph._rows.packed[:] = sent.packed
+    decode = batch.read(graph._rows, graph._bounds).metadata.decode
+
+    assert sent.packed.shape == graph._rows.packed.shape
+    assert decode.seq_lens.tolist() == [101] * 21 + [0] * 3
+    assert decode.shared.tiles[:2].tolist() == [[0, 2, 32], [2, 2, 64]]
+    assert not decode.shared.tiles[2:].any()
+    assert decode.shared.members[:4].tolist() == [19, 9, 0, 1]
+    expected = dict.fromkeys(range(24), 0) | {19: 32, 9: 32, 0: 64, 1: 64}
+    assert decode.shared.prefix_lens.tolist() == list(expected.values())
 
 
 @pytest.fixture(scope="module")
