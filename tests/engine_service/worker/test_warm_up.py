@@ -3,8 +3,8 @@
 import dataclasses
 
 import pytest
+import torch
 import triton
-from triton import knobs
 
 from engine_service.config import CacheOptions, ModelOptions, SchedulerOptions
 from engine_service.core.types import int32_array
@@ -89,22 +89,19 @@ def test_without_a_block_size_nothing_is_shared():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("enforce_eager", [True, False], ids=["eager", "graphs"])
-def test_no_step_compiles_attention_of_decodes(tmp_path, monkeypatch, enforce_eager):
+def test_no_step_compiles_attention_of_decodes(tmp_path, enforce_eager):
     folder = make_model(tmp_path / "model", CUDA_SHAPES[1]).folder
     kernels = [_combine_kernel, _split_kernel, _shared_kernel]
     for kernel in kernels:
         kernel.device_caches.clear()
-    compiled = []
-    hook = "jit_post_compile_hook"
-    monkeypatch.setattr(knobs.runtime, hook, lambda **event: compiled.append(event["repr"]))
     executor, _ = start_executor(
         ModelOptions(model=str(folder), device="cuda", enforce_eager=enforce_eager),
         CacheOptions(block_size=16, num_blocks=64),
         SchedulerOptions(max_num_seqs=40, max_num_batched_tokens=64),
     )
-    for kernel in kernels:
-        assert any(each.startswith(kernel.fn.__name__) for each in compiled)
-    compiled.clear()
+    device = torch.cuda.current_device()
+    before = [len(kernel.device_caches[device][0]) for kernel in kernels]
+    assert all(before)
 
     for number in (2, 3, 16, 17, 33, 39):
         for length in (33, 100, 129, 300, 511):
@@ -115,5 +112,4 @@ def test_no_step_compiles_attention_of_decodes(tmp_path, monkeypatch, enforce_ea
                     executor.collect(executor.launch(plan))
     executor.close()
 
-    names = {kernel.fn.__name__ for kernel in kernels}
-    assert not [each for each in compiled if each.partition("[")[0] in names]
+    assert [len(kernel.device_caches[device][0]) for kernel in kernels] == before
