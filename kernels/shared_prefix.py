@@ -19,6 +19,8 @@ from kernels.dependent_launch import dependent_launch, wait_for_inputs
 _MAX_SPLITS = 16
 _PROGRAMS_PER_MULTIPROCESSOR = 2
 _MAX_ROWS = 128
+# More do not fit into the 99 KiB of shared memory of compute capability 8.6 and 8.9.
+_MAX_WIDE_ROWS = 64
 # Products of float32 take no matrix units, and many rows do not fit into registers.
 _MAX_FLOAT32_ROWS = 16
 _TILE = 64
@@ -98,7 +100,9 @@ def attend_to_prefixes(
     group = num_heads // num_kv_heads
     is_wide = queries.dtype == torch.float32 or head_dim > 128
     # With many query heads a key-value head, several programs divide a tile's sequences.
-    max_rows = _MAX_FLOAT32_ROWS if queries.dtype == torch.float32 else _MAX_ROWS
+    max_rows = _MAX_WIDE_ROWS if head_dim > 128 else _MAX_ROWS
+    if queries.dtype == torch.float32:
+        max_rows = _MAX_FLOAT32_ROWS
     num_seqs = min(MAX_MEMBERS, max(1, max_rows // group))
     num_programs = shared.tiles.shape[0] * triton.cdiv(MAX_MEMBERS, num_seqs)
     _shared_kernel[(num_programs, num_kv_heads, num_splits)](

@@ -1,5 +1,6 @@
 """Which running sequences begin with the same blocks."""
 
+import sys
 from array import array
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -28,13 +29,15 @@ class PrefixGroups:
     """Keeps running sequences in the order of their blocks, and finds those that share the first.
 
     A sequence is compared by the blocks that it had when it was added: those that it shares with
-    others are among them. Sequences that share blocks are neighbours in that order.
+    others are among them. Sequences that share blocks are neighbours in that order. Blocks are kept
+    as bytes, the most significant first, which are in the same order and compared much faster.
     """
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
-        self._tables: dict[int, tuple[int, ...]] = {}
-        self._order: list[tuple[tuple[int, ...], int]] = []
+        self._slots: list[int] = []
+        self._tables: list[bytes] = []
+        """In rising order."""
         self._num_common: list[int] = []
         """Leading blocks that each shares with the one before it; 0 for the first."""
         self._found: array[int] | None = None
@@ -42,21 +45,25 @@ class PrefixGroups:
 
     def add(self, slot: int, block_table: Sequence[int]) -> None:
         """Adds a sequence, which keeps these blocks until it is removed."""
-        entry = (tuple(block_table), slot)
-        self._tables[slot] = entry[0]
-        place = bisect_left(self._order, entry)
-        self._order.insert(place, entry)
+        table = _to_bytes(block_table)
+        place = bisect_left(self._tables, table)
+        self._slots.insert(place, slot)
+        self._tables.insert(place, table)
         self._num_common.insert(place, 0)
-        self._compare(place)
-        self._compare(place + 1)
+        for second in (place, place + 1):
+            if 0 < second < len(self._tables):
+                neighbours = self._tables[second - 1 : second + 1]
+                self._num_common[second] = _num_common(*neighbours)
         self._is_current = False
 
     def remove(self, slot: int) -> None:
         """Removes a sequence."""
-        place = bisect_left(self._order, (self._tables.pop(slot), slot))
-        del self._order[place]
-        del self._num_common[place]
-        self._compare(place)
+        place = self._slots.index(slot)
+        del self._slots[place], self._tables[place]
+        num_common = self._num_common.pop(place)
+        if place < len(self._slots):
+            # Its neighbours share what both share with it.
+            self._num_common[place] = min(num_common, self._num_common[place])
         self._is_current = False
 
     def find(self) -> "array[int] | None":
@@ -69,12 +76,6 @@ class PrefixGroups:
             self._found = self._pack(best_groups(self._num_common))
         return self._found
 
-    def _compare(self, place: int) -> None:
-        if 0 < place < len(self._order):
-            self._num_common[place] = _num_common(self._order[place - 1][0], self._order[place][0])
-        elif place < len(self._order):
-            self._num_common[place] = 0
-
     def _pack(self, groups: list[PrefixGroup]) -> "array[int] | None":
         groups = sorted(groups, key=lambda group: -group.num_saved_blocks)[:MAX_PREFIX_GROUPS]
         num_saved_blocks = sum(group.num_saved_blocks for group in groups)
@@ -82,16 +83,25 @@ class PrefixGroups:
             return None
         packed = array("i")
         for group in groups:
-            slots = [self._order[place][1] for place in group.members]
+            slots = [self._slots[place] for place in group.members]
             packed.extend((len(slots), group.num_blocks * self._block_size, *slots))
         return packed
 
 
-def _num_common(first: tuple[int, ...], second: tuple[int, ...]) -> int:
-    low, high = 0, min(len(first), len(second))
+def _to_bytes(block_table: Sequence[int]) -> bytes:
+    blocks = array("i", block_table)
+    if sys.byteorder == "little":
+        blocks.byteswap()
+    return blocks.tobytes()
+
+
+def _num_common(first: bytes, second: bytes) -> int:
+    """Returns how many leading blocks are the same."""
+    size = array("i").itemsize
+    low, high = 0, min(len(first), len(second)) // size
     while low < high:
         middle = (low + high + 1) // 2
-        if first[low:middle] == second[low:middle]:
+        if first[low * size : middle * size] == second[low * size : middle * size]:
             low = middle
         else:
             high = middle - 1

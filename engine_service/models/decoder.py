@@ -174,9 +174,8 @@ class Decoder(nn.Module):
         table = rotary_table(config.head_dim, max_model_len, config.rope.theta, config.rope.scaling)
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtype, ranks)
         self.layers = nn.ModuleList(
-            # A window that no sequence outgrows costs kernels that know none.
-            DecoderLayer(config, window if window < max_model_len else 0, table, dtype, ranks)
-            for window in config.windows
+            DecoderLayer(config, window, table, dtype, ranks)
+            for window in config.windows_within(max_model_len)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
         if config.tie_word_embeddings:

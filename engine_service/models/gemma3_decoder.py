@@ -110,14 +110,10 @@ class Gemma3Decoder(nn.Module):
         # Rounded to the dtype as in the training.
         self._embedding_scale = float(torch.tensor(config.hidden_size**0.5, device="cpu").to(dtype))
         self.layers = nn.ModuleList(
-            Gemma3Layer(
-                config,
-                window if window < max_model_len else 0,
-                local_table if window else table,
-                dtype,
-                ranks,
+            Gemma3Layer(config, window, local_table if is_local else table, dtype, ranks)
+            for window, is_local in zip(
+                config.windows_within(max_model_len), config.windows, strict=True
             )
-            for window in config.windows
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
         self.lm_head = self.embed_tokens

@@ -26,6 +26,13 @@ class ModelConfig:
     dtype: str
     """Name of the dtype in which the checkpoint claims to be stored."""
 
+    def windows_within(self, max_model_len: int) -> tuple[int, ...]:
+        """Returns the windows, but 0 for those that no sequence of the engine outgrows.
+
+        Kernels that know no window cost less, and the prefixes of such layers can be shared.
+        """
+        return tuple(window if window < max_model_len else 0 for window in self.windows)
+
     def num_kv_heads_of(self, num_ranks: int) -> int:
         """Returns the key-value heads of each rank; with more ranks than heads, some share one."""
         return max(1, self.num_kv_heads // num_ranks)

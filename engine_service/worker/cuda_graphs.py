@@ -338,12 +338,14 @@ class StepGraphs:
         return None
 
 
-def max_num_graphs(max_num_seqs: int, max_num_batched_tokens: int) -> int:
-    """Returns the largest number of graphs that may be captured."""
+def max_num_graphs(
+    max_num_seqs: int, max_num_batched_tokens: int, *, may_share: bool = True
+) -> int:
+    """Returns the largest number of graphs that may be captured; arguments as of `capture`."""
     # Each row of a step has a token.
     max_num_rows = min(max_num_seqs, max_num_batched_tokens)
     with_prompts = _sizes_with_prompts(max_num_rows, max_num_batched_tokens)
-    classes = _decode_classes(max_num_rows, may_share=True)
+    classes = _decode_classes(max_num_rows, may_share)
     return sum(map(len, classes.values())) + len(with_prompts)
 
 

@@ -30,10 +30,16 @@ class PrefixTiles:
     """[num_rows]"""
 
     @classmethod
-    def of(cls, plan: StepPlan, rows: Rows) -> Self | None:
-        """Returns the groups of which at least two members decode in this step, or None."""
+    def of(cls, plan: StepPlan, rows: Rows, num_slots: int) -> Self | None:
+        """Returns the groups of which at least two members decode in this step, or None.
+
+        Args:
+            plan: The plan.
+            rows: Its rows.
+            num_slots: Slots that there are.
+        """
         packed = np.asarray(plan.shared_prefixes or (), dtype=np.int64)
-        row_of_slot = np.full(max(packed.max(initial=0), rows.slots.max()) + 1, -1)
+        row_of_slot = np.full(num_slots, -1)
         row_of_slot[rows.slots[: rows.num_decodes]] = np.arange(rows.num_decodes)
         prefix_lens = np.zeros(rows.num_rows, dtype=np.int64)
         tiles: list[tuple[int, int, int]] = []

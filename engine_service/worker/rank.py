@@ -100,7 +100,7 @@ def start_rank(
         dtype=dtype,
         device=str(device),
         max_logprobs=options.scheduler.max_logprobs,
-        windows=tuple(each if each < max_model_len else 0 for each in config.windows),
+        windows=config.windows_within(max_model_len),
         supported_params=_supported_params(matchers, ranks.rank),
         default_sampling_params=_default_sampling_params(model, checkpoint, ranks),
     )

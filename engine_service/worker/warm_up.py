@@ -1,6 +1,7 @@
 """Steps run before the first request: they compile kernels and show how much memory is needed."""
 
 from array import array
+from dataclasses import replace
 
 from engine_service.config import SchedulerOptions
 from engine_service.core.types import StepPlan, int32_array
@@ -16,7 +17,11 @@ _ASKED = (
 
 
 def warm_up_plans(
-    options: SchedulerOptions, max_model_len: int, *, is_largest: bool
+    options: SchedulerOptions,
+    max_model_len: int,
+    *,
+    is_largest: bool,
+    shared_block_size: int | None = None,
 ) -> list[StepPlan]:
     """Plans steps over slots that hold no sequence.
 
@@ -24,6 +29,7 @@ def warm_up_plans(
         options: The limits of a step.
         max_model_len: The limit of a sequence.
         is_largest: Whether to reach those limits; otherwise the steps are as small as possible.
+        shared_block_size: Tokens of a block; None if no step comes with shared prefixes.
 
     Returns:
         Plans with rows of many tokens, of one token, and of both; then with ever more tokens.
@@ -41,7 +47,9 @@ def warm_up_plans(
         last = max_num_tokens - 1
         # Kernels are compiled for tiles and splits that grow in powers of two with these lengths.
         plans += [_plan([0], [length]) for length in _doubling(4, min(budget, max_num_tokens, 256))]
-        plans += [_plan([length - 1], [1]) for length in _doubling(512, max_num_tokens)]
+        plans += [_plan([length - 1], [1]) for length in _doubling(64, max_num_tokens)]
+        if shared_block_size is not None:
+            plans += _sharing_plans(num_seqs, max_num_tokens, shared_block_size)
         plans += [
             _plan([0], [min(budget, max_num_tokens)]),
             _plan([0] * num_seqs, [min(budget // num_seqs, max_num_tokens)] * num_seqs),
@@ -50,6 +58,28 @@ def warm_up_plans(
             *(_plan([last] * num_seqs, [1] * num_seqs, asked) for asked in _ASKED),
         ]
     return plans
+
+
+def _sharing_plans(num_seqs: int, max_num_tokens: int, block_size: int) -> list[StepPlan]:
+    """Plans steps whose rows share a prefix.
+
+    Two long rows are divided into the most parts, many short ones into the fewest. Twice the rows
+    or half the length at most halve the number, so these compile all powers of two in between.
+    """
+    first = min(max(64, block_size), max_num_tokens)
+    if num_seqs < 2 or first < block_size:
+        return []
+    sizes = [(2, length) for length in (*_doubling(2 * first, max_num_tokens), max_num_tokens)]
+    sizes += [(number, first) for number in (*_doubling(2, num_seqs), num_seqs)]
+    return [
+        replace(
+            _plan([length - 1] * number, [1] * number),
+            shared_prefixes=int32_array(
+                [number, length // block_size * block_size, *range(number)]
+            ),
+        )
+        for number, length in sizes
+    ]
 
 
 def _doubling(first: int, last: int) -> list[int]:

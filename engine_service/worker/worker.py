@@ -75,6 +75,12 @@ class WorkerConfig:
     matchers: "Future[SlotMatchers] | None" = None
     """Of grammars; None if the model does not support them."""
 
+    @property
+    def may_share_prefixes(self) -> bool:
+        """Whether steps may come with prefixes that several rows share; as in `Scheduler`."""
+        windows = self.model_config.windows_within(self.max_model_len)
+        return self.cache.enable_prefix_caching and not any(windows)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingStep:
@@ -142,7 +148,7 @@ class Worker:
         prefixes = None
         # The kernels' twins read each sequence's keys anyway.
         if plan.shared_prefixes and self._device.type == "cuda":
-            prefixes = PrefixTiles.of(plan, rows)
+            prefixes = PrefixTiles.of(plan, rows, self._batch.max_num_seqs)
         graph = None
         # Graphs keep the states of last tokens only.
         if self._graphs and not plan.num_prompt_logprobs:
@@ -337,7 +343,13 @@ def _start_worker(config: WorkerConfig) -> StartedWorker:
     warm_up = Worker(
         batch, ModelRunner(model, allocate(0), batch, config.ranks), None, config.device
     )
-    for plan in warm_up_plans(config.scheduler, config.max_model_len, is_largest=is_cuda):
+    plans = warm_up_plans(
+        config.scheduler,
+        config.max_model_len,
+        is_largest=is_cuda,
+        shared_block_size=block_size if config.may_share_prefixes else None,
+    )
+    for plan in plans:
         warm_up.collect(warm_up.launch(plan))
     block_bytes = bytes_per_block(part, block_size, config.dtype)
     if is_cuda:
@@ -362,7 +374,7 @@ def _start_worker(config: WorkerConfig) -> StartedWorker:
             batch,
             config.scheduler.max_num_batched_tokens,
             config.ranks,
-            may_share=config.cache.enable_prefix_caching and not any(config.model_config.windows),
+            may_share=config.may_share_prefixes,
         )
     return StartedWorker(
         worker=Worker(
@@ -380,7 +392,11 @@ def _start_worker(config: WorkerConfig) -> StartedWorker:
 def _graph_bytes(config: WorkerConfig) -> int:
     """Returns the maximum memory that the driver keeps for the CUDA graphs."""
     scheduler = config.scheduler
-    num_graphs = max_num_graphs(scheduler.max_num_seqs, scheduler.max_num_batched_tokens)
+    num_graphs = max_num_graphs(
+        scheduler.max_num_seqs,
+        scheduler.max_num_batched_tokens,
+        may_share=config.may_share_prefixes,
+    )
     return num_graphs * config.model_config.num_layers * _GRAPH_BYTES_PER_LAYER
 
 

@@ -9,6 +9,7 @@ from kernels.paged_attention_prefill import paged_attention_prefill
 from kernels.qk_norm_rope_store import qk_norm_rope_store
 from kernels.rms_norm import add_rms_norm
 from kernels.sample import sample
+from kernels.shared_prefix import SharedPrefixes
 from kernels.silu_and_mul import silu_and_mul
 from tests.kernels.sampling import COLUMNS, records_of
 from tests.kernels.targets import Target, worst_row_error
@@ -150,3 +151,19 @@ def test_pool_beyond_32_bit_addresses_is_written_and_read(block_size):
     assert worst_row_error(out, expected) < 2 * GPU.tolerance
     out = paged_attention_decode(queries[-1:], kv_cache, table, lengths, seq_len, SCALE)
     assert worst_row_error(out, expected[-1:]) < 2 * GPU.tolerance
+    prefix_len = seq_len // block_size * block_size
+    shared = SharedPrefixes(
+        tiles=torch.tensor([[0, 2, prefix_len]], dtype=torch.int32, device="cuda"),
+        members=torch.tensor([0, 1], dtype=torch.int32, device="cuda"),
+        prefix_lens=torch.full((2,), prefix_len, dtype=torch.int32, device="cuda"),
+    )
+    out = paged_attention_decode(
+        queries[-1:].repeat(2, 1, 1),
+        kv_cache,
+        table.repeat(2, 1),
+        lengths.repeat(2),
+        seq_len,
+        SCALE,
+        shared=shared,
+    )
+    assert worst_row_error(out, expected[-1:].repeat(2, 1, 1)) < 2 * GPU.tolerance

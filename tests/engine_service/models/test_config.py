@@ -160,6 +160,13 @@ MISTRAL = LLAMA | {
 }
 
 
+MIXED_WINDOWS = {
+    "layer_types": ["sliding_attention", "full_attention"] * 14,
+    "sliding_window": 32,
+    "use_sliding_window": True,
+}
+
+
 def test_first_models_leave_out_what_later_ones_say():
     config = parse_config(LLAMA)
     assert (config.num_kv_heads, config.head_dim, config.rope.theta) == (32, 128, 10_000.0)
@@ -169,6 +176,13 @@ def test_first_models_leave_out_what_later_ones_say():
 def test_window_is_that_of_all_layers_of_mistral():
     assert parse_config(MISTRAL).windows == (4096,) * 32
     assert parse_config(MISTRAL | {"sliding_window": None}).windows == (0,) * 32
+
+
+def test_window_that_no_sequence_outgrows_is_none():
+    config = parse_config(VERSION_5 | MIXED_WINDOWS)
+
+    assert config.windows_within(33) == config.windows == (32, 0) * 14
+    assert config.windows_within(32) == (0,) * 28
 
 
 def test_window_is_that_of_the_last_layers_of_qwen():
@@ -181,9 +195,7 @@ def test_window_is_that_of_the_last_layers_of_qwen():
 
 
 def test_layer_types_say_which_layers_have_a_window():
-    layer_types = ["sliding_attention", "full_attention"] * 14
-    changes = {"layer_types": layer_types, "sliding_window": 32, "use_sliding_window": True}
-    assert parse_config(VERSION_5 | changes).windows == (32, 0) * 14
+    assert parse_config(VERSION_5 | MIXED_WINDOWS).windows == (32, 0) * 14
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from engine_service.worker.cuda_graphs import (
 from engine_service.worker.input_batch import InputBatch
 from engine_service.worker.kv_cache import allocate_kv_cache
 from engine_service.worker.model_runner import ModelRunner
+from engine_service.worker.prefix_tiles import PrefixTiles
 from engine_service.worker.rows import Rows
 from engine_service.worker.worker import Worker
 from tests.engine_service.plans import NewSequence, Row, make_plan
@@ -65,6 +66,12 @@ def test_every_number_of_tokens_fits_into_a_size_that_pads_it_by_a_quarter(max_n
 
 def test_no_graph_has_more_rows_than_a_step_has_tokens():
     assert max_num_graphs(65536, 16) == max_num_graphs(16, 16) < max_num_graphs(256, 8192) < 200
+
+
+def test_no_memory_is_kept_for_graphs_that_cannot_be_needed():
+    num_sizes = len([size for size in decode_sizes(256) if size >= 16])
+
+    assert max_num_graphs(256, 8192) - max_num_graphs(256, 8192, may_share=False) == num_sizes
 
 
 @pytest.mark.parametrize(
@@ -157,15 +164,42 @@ def test_where_nothing_can_be_shared_no_graph_reads_prefixes_once():
     assert not graphs.fitting(rows, shares_prefixes=True).shares_prefixes
 
 
+def test_step_that_shares_prefixes_fills_a_graph_of_more_rows():
+    batch = InputBatch(
+        max_num_seqs=40,
+        max_model_len=512,
+        block_size=BLOCK_SIZE,
+        vocab_size=100,
+        device=torch.device("cpu"),
+    )
+    graph = StepGraph.of_decodes(24, None, batch, shares_prefixes=True)
+    plan = make_plan([Row(slot, 100, 1) for slot in range(39, 18, -1)])
+    groups = int32_array([3, 32, 20, 30, 5, 2, 64, 39, 38])
+    plan = dataclasses.replace(plan, shared_prefixes=groups)
+    rows = Rows.of(plan)
+    sent = batch.apply(plan, rows, 24, 24, PrefixTiles.of(plan, rows, 40))
+
+    graph._rows.packed[:] = sent.packed
+    decode = batch.read(graph._rows, graph._bounds).metadata.decode
+
+    assert sent.packed.shape == graph._rows.packed.shape
+    assert decode.seq_lens.tolist() == [101] * 21 + [0] * 3
+    assert decode.shared.tiles[:2].tolist() == [[0, 2, 32], [2, 2, 64]]
+    assert not decode.shared.tiles[2:].any()
+    assert decode.shared.members[:4].tolist() == [19, 9, 0, 1]
+    expected = dict.fromkeys(range(24), 0) | {19: 32, 9: 32, 0: 64, 1: 64}
+    assert decode.shared.prefix_lens.tolist() == list(expected.values())
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     return make_model(tmp_path_factory.mktemp("graphs") / "model", SHAPE)
 
 
 class Graphs:
-    """A worker with graphs, beside the cache that it writes."""
+    """A worker, with graphs unless it is eager, beside the cache that it writes."""
 
-    def __init__(self, folder, num_blocks=12, max_num_seqs=8):
+    def __init__(self, folder, num_blocks=12, max_num_seqs=8, *, is_eager=False):
         device = torch.device("cuda")
         checkpoint = resolve_checkpoint(str(folder))
         config = parse_config(checkpoint.read_config())
@@ -183,7 +217,8 @@ class Graphs:
         )
         runner = ModelRunner(model, self.cache, batch)
         with torch.inference_mode():
-            self.worker = Worker(batch, runner, StepGraphs.capture(runner, batch, 64), device)
+            graphs = None if is_eager else StepGraphs.capture(runner, batch, 64)
+        self.worker = Worker(batch, runner, graphs, device)
 
     def run(self, rows, new=None, shared_prefixes=None):
         plan = dataclasses.replace(make_plan(rows, new), shared_prefixes=shared_prefixes)
@@ -245,9 +280,10 @@ def test_step_with_prompts_is_padded_without_a_trace(tiny):
 
 
 @pytest.mark.gpu
-def test_prefixes_that_are_read_once_change_no_token(tiny):
+@pytest.mark.parametrize("is_eager", [False, True], ids=["graphs", "eager"])
+def test_prefixes_that_are_read_once_change_no_token(tiny, is_eager):
     num_seqs = 21
-    graphs = Graphs(tiny.folder, num_blocks=60, max_num_seqs=24)
+    graphs = Graphs(tiny.folder, num_blocks=60, max_num_seqs=24, is_eager=is_eager)
     graphs.cache.blocks.fill_(torch.nan)
     prefix = random_tokens(random.Random(7), 2 * BLOCK_SIZE, tiny.vocab_size)
     prompts, new = [], {}

@@ -11,11 +11,13 @@ from engine_service.worker.rows import Rows
 from kernels.shared_prefix import MAX_MEMBERS
 from tests.engine_service.plans import Row, make_plan
 
+NUM_SLOTS = 101
+
 
 def tiles_of(rows, *groups):
     packed = [number for tokens, slots in groups for number in (len(slots), tokens, *slots)]
     plan = dataclasses.replace(make_plan(rows), shared_prefixes=int32_array(packed))
-    return PrefixTiles.of(plan, Rows.of(plan))
+    return PrefixTiles.of(plan, Rows.of(plan), NUM_SLOTS)
 
 
 def test_rows_that_decode_are_found_by_their_slots():
