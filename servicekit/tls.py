@@ -1,20 +1,24 @@
 """Certificates from files, for one end of TLS connections; read again when the files change."""
 
 import logging
+import math
 import os
 import ssl
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
 from servicekit.errors import StartupError
+from servicekit.plain_file import read_plain_file
 
 _MAX_BYTES = 1 << 20
 _MAX_ROUNDS = 8
 """More than a handshake takes."""
+_RETRY_SECONDS = 5.0
+"""Between two looks at files that could not be used, though they stay the same."""
 _MISMATCHES = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH")
 
 _logger = logging.getLogger(__name__)
@@ -98,17 +102,24 @@ class TlsSource:
     """The latest good content of some files. Threads may share it.
 
     The files are looked at whenever a connection begins. If they are wrong then, as while they are
-    being replaced, the content before stays in use.
+    being replaced, the content before stays in use, and they are soon read again.
     """
 
-    def __init__(self, files: TlsFiles) -> None:
+    def __init__(self, files: TlsFiles, clock: Callable[[], float] = time.monotonic) -> None:
         """Reads the files.
+
+        Args:
+            files: The files.
+            clock: Returns seconds; tests set it.
 
         Raises:
             StartupError: One is missing, wrong or expired; the message names it.
         """
         self.files = files
         self._lock = threading.Lock()
+        self._clock = clock
+        self._retry_at = math.inf
+        self._problem = ""
         self._signature = self._sign()
         self._tls = _load(files)
 
@@ -116,17 +127,22 @@ class TlsSource:
         """Returns what a new connection uses: the same object until the files change."""
         with self._lock:
             signature = self._sign()
-            if signature != self._signature:
-                self._signature = signature
-                self._reload()
+            if signature != self._signature or self._clock() >= self._retry_at:
+                self._reload(signature)
             return self._tls
 
-    def _reload(self) -> None:
+    def _reload(self, signature: _Signature) -> None:
+        is_changed, self._signature = signature != self._signature, signature
         try:
             self._tls = _load(self.files)
         except StartupError as error:
-            _logger.error("certificates not reloaded, those before stay in use error=%s", error)
+            # The files may be right, as when the process had no file descriptor left.
+            self._retry_at = self._clock() + _RETRY_SECONDS
+            if is_changed or str(error) != self._problem:
+                self._problem = str(error)
+                _logger.error("certificates not reloaded, those before stay in use error=%s", error)
         else:
+            self._retry_at, self._problem = math.inf, ""
             _logger.info("certificates reloaded cert=%s ca=%s", self.files.cert, self.files.ca)
 
     def _sign(self) -> _Signature:
@@ -206,13 +222,9 @@ def _read(option: str, path: Path | None) -> bytes | None:
     if path is None:
         return None
     try:
-        with path.open("rb") as file:
-            content = file.read(_MAX_BYTES + 1)
+        return read_plain_file(path, _MAX_BYTES)
     except OSError as error:
         raise _wrong(option, path, error.strerror or "cannot be read") from None
-    if len(content) > _MAX_BYTES:
-        raise _wrong(option, path, f"has over {_MAX_BYTES} bytes")
-    return content
 
 
 def _check_ca(option: str, path: Path) -> list[float]:
