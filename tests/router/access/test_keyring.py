@@ -94,7 +94,9 @@ async def test_bad_file_keeps_the_keys_and_is_told_once(path, caplog):
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "escape", "large"])
 async def test_router_lives_on_whatever_takes_the_place_of_the_file(path, kind, caplog):
+    caplog.set_level(logging.INFO)
     keyring = Keyring(path)
+    good = path.read_bytes()
     path.unlink()
     {
         "folder": path.mkdir,
@@ -108,6 +110,11 @@ async def test_router_lives_on_whatever_takes_the_place_of_the_file(path, kind, 
     assert keyring.of_key(KEY).key.name == "a"
     assert keyring.num_failures == 1
     assert "API keys not read, the old ones stay" in caplog.text
+    path.rename(path.with_name("away"))
+    path.write_bytes(good)
+    for _ in range(2):
+        await keyring.refresh()
+    assert caplog.messages[1:] == [f"API keys read file={path} num_keys=2"]
 
 
 async def test_file_is_looked_at_again_and_again(path):
