@@ -68,7 +68,7 @@ class HttpTarget:
             entries = json.loads(content)["data"]
             return [Model(str(one["id"]), _count(one, "max_model_len")) for one in entries]
         except httpx.HTTPError as error:
-            text = str(error) or type(error).__name__
+            text = str(error).rstrip(".") or type(error).__name__
             raise CommandFailed(
                 f"no router answers at {self._url}: {shown(text)}{connection.advice(text)}"
             ) from None
