@@ -22,7 +22,7 @@ def load_or_begin(path: Path) -> KeysFile:
         StartupError: The file cannot be read, or is wrong.
     """
     # Unlike the path's own method, it takes a folder that may not be searched for none.
-    if not os.path.exists(path):  # noqa: PTH110
+    if not os.path.exists(path):
         return KeysFile(cache_secret=secrets.token_bytes(32), keys={})
     return load_keys(path)
 
