@@ -229,16 +229,21 @@ def _read(option: str, path: Path | None) -> bytes | None:
 
 def _check_ca(option: str, path: Path) -> list[float]:
     """Refuses CAs that have all expired; returns when each does, as far as that is known."""
-    moments = _expirations(_trusting(option, path).get_ca_certs())
+    moments = _expirations(_trusting(option, path).get_ca_certs)
     # Where none is known, OpenSSL decides later.
     if moments and max(moments) < time.time():
         raise _wrong(option, path, "its certificates have expired")
     return moments
 
 
-def _expirations(certificates: Iterable[Mapping[str, object] | None]) -> list[float]:
-    texts = [str(one["notAfter"]) for one in certificates if one and "notAfter" in one]
-    return [float(ssl.cert_time_to_seconds(text)) for text in texts]
+def _expirations(read: Callable[[], Iterable[Mapping[str, object] | None]]) -> list[float]:
+    """Returns when certificates expire; none if one of them is beyond what Python decodes."""
+    try:
+        texts = [str(one["notAfter"]) for one in read() if one and "notAfter" in one]
+        return [float(ssl.cert_time_to_seconds(text)) for text in texts]
+    # As of a name that is not UTF-8, which OpenSSL takes.
+    except (ValueError, ssl.SSLError):
+        return []
 
 
 def _check_cert(files: TlsFiles) -> list[float]:
@@ -270,9 +275,9 @@ def _check_cert(files: TlsFiles) -> list[float]:
         raise _wrong(option, path, f"is refused: {error.verify_message}") from None
     except ssl.SSLError as error:
         raise _wrong(option, path, f"is refused: {_reason(error)}") from None
-    shown = ends[0 if files.is_server else 1].getpeercert()
-    # Only the others are CAs.
-    return _expirations([shown, *_trusting(option, path).get_ca_certs()])
+    other, file = ends[0 if files.is_server else 1], _trusting(option, path)
+    # Only what is behind the first certificate of the file is a CA.
+    return _expirations(lambda: [other.getpeercert(), *file.get_ca_certs()])
 
 
 def _shake(end: ssl.SSLObject) -> bool:

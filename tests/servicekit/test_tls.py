@@ -1,5 +1,6 @@
 """Files of certificates: what is refused at start, and what happens when they change."""
 
+import base64
 import logging
 import os
 import resource
@@ -149,6 +150,20 @@ def test_files_that_vanish_or_expire_leave_the_last_good_ones(made, tmp_path, ca
     assert source.current() is first
     assert ["No such file" in caplog.text, "certificate has expired" in caplog.text] == [True] * 2
     assert first.context.verify_mode is ssl.CERT_REQUIRED
+
+
+def test_certificate_that_python_cannot_decode_is_used_without_its_expiry(made, tmp_path):
+    lines = (made / "server.pem").read_text().splitlines()
+    der = base64.b64decode("".join(lines[1:-1]))
+    # In the last of its names; only the CA's signature suffers.
+    before, _, behind = der.rpartition(b"localhost")
+    spoilt = base64.encodebytes(before + b"loc\xe1lhost" + behind).decode()
+    (tmp_path / "odd.pem").write_text(f"{lines[0]}\n{spoilt}{lines[-1]}\n")
+    shutil.copy(made / "server.key", tmp_path / "odd.key")
+
+    source = server_tls(*paths(tmp_path, "odd.pem", "odd.key"), None)
+
+    assert source.current().expirations == {}
 
 
 def shown(*sources):
