@@ -4,6 +4,7 @@ import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pagestream.environment import silence_grpc
 from servicekit.options import OptionReader
 
 
@@ -20,8 +21,13 @@ class Command:
     is_service: bool = False
     """Whether it also runs by `python -m`: then its `main` is told how it was called."""
 
+    is_client: bool = False
+    """Whether it connects to routers and says itself what goes wrong: then gRPC says nothing."""
+
     def run(self, name: str, arguments: Sequence[str]) -> int:
         """Runs the command with the arguments behind its name; returns the exit code."""
+        if self.is_client:
+            silence_grpc()
         main = importlib.import_module(self.module).main
         exit_code: int = (
             main(arguments, f"pagestream {name}") if self.is_service else main(arguments)
@@ -78,16 +84,19 @@ COMMANDS = {
         "Chats with a model in the terminal.",
         "pagestream.chat.command",
         options="pagestream.chat.options",
+        is_client=True,
     ),
     "top": Command(
         "Shows a fleet: state, load, caches, rates, latencies.",
         "pagestream.top.command",
         options="pagestream.top.options",
+        is_client=True,
     ),
     "bench": Command(
         "Sends requests to a router and measures.",
         "pagestream.bench.command",
         options="pagestream.bench.options",
+        is_client=True,
     ),
 }
 """By name."""

@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 
 _MAX_KEY_BYTES = 4096
 _KEY = re.compile(r"[\x21-\x7e]+")
+_ENDS = ("Socket closed", "Server disconnected", "Connection reset", "ReadError")
+"""What gRPC and httpx say if the other end leaves."""
+_LATER = "Stream removed"
+"""What gRPC says besides if it leaves in the middle of a call."""
+_UNVERIFIED = "CERTIFICATE_VERIFY_FAILED"
+_STRANGERS = ("issuer", "self signed", "self-signed")
+"""What OpenSSL says of certificates that no CA has issued that is trusted."""
 REFUSED = {
     "api_key": "all users of a machine can see it on a command line; set the variable "
     f"{API_KEY}, or write it to a file for --api-key-file"
@@ -140,14 +147,19 @@ class Connection:
         """
         if reason.startswith("UNAUTHENTICATED") and not self.has_key:
             return f"; set {API_KEY}, or give --api-key-file"
+        # What ends later has agreed on TLS, or on plain text, before.
+        has_ended = _LATER not in reason and any(end in reason for end in _ENDS)
         if not self.is_tls:
-            ends = ("Socket closed", "Server disconnected", "Connection reset")
-            return "; if it speaks TLS, give --tls-ca" if any(e in reason for e in ends) else ""
+            return "; if it speaks TLS, give --tls-ca" if has_ended else ""
         if "WRONG_VERSION_NUMBER" in reason:
             return "; it seems to speak plain text, so leave out the options of TLS"
         if "Hostname" in reason:
             return "; --tls-name says which name its certificate has"
-        if "Socket closed" in reason or "alert" in reason.lower():
+        if _UNVERIFIED in reason and any(cause in reason for cause in _STRANGERS):
+            return "; --tls-ca must have the CA of its certificate"
+        if "ALPN" in reason:
+            return "; this port speaks no gRPC: give the router's gRPC port"
+        if has_ended or "alert" in reason.lower():
             return "; it may refuse this --tls-cert, or its lack"
         return ""
 

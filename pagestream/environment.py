@@ -19,6 +19,14 @@ def api_key() -> str:
     return os.environ.get(API_KEY, "")
 
 
+def silence_grpc() -> None:
+    """Keeps gRPC's library from writing lines of its own, unless the variable says otherwise.
+
+    To be called before gRPC is imported.
+    """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+
 def python_modules() -> list[str]:
     """Returns the command that runs modules of the same packages as this process has."""
     # As `python -m pagestream` in a clone: our packages are found in the folder.

@@ -91,7 +91,10 @@ def describe(address: str, error: grpc.RpcError, advise: Callable[[str], str]) -
             f"what answers at {address} does not speak gRPC: give the router's gRPC port, such as "
             f"{DEFAULT_ROUTER}"
         )
-    text = shown(message, _MAX_TEXT) + advise(f"{reason}: {message}")
+    text = shown(message, _MAX_TEXT)
+    # Others tell what the router has met, such as an engine that is lost.
+    if reason in (grpc.StatusCode.UNAVAILABLE.name, grpc.StatusCode.UNAUTHENTICATED.name):
+        text += advise(f"{reason}: {message}")
     if reason == grpc.StatusCode.UNAVAILABLE.name:
         # gRPC puts what happened behind what it concludes.
         return f"no router answers at {address}: {text.rpartition(_CAUSE)[2]}"

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from servicekit.acceptor import Acceptor
-from servicekit.http_wire import Wire, WrongProtocol
+from servicekit.http_wire import Wire, WrongProtocol, why_not_tls
 from servicekit.listening import listen
 from servicekit.rate_limit import RateLimit
 from servicekit.tls import TlsSource
@@ -150,7 +150,7 @@ class HttpServer:
             return
         except OSError as error:
             if isinstance(error, ssl.SSLError):
-                self._tell(connection.peer, _why(error))
+                self._tell(connection.peer, why_not_tls(error))
             received = b""
         if received is None:
             return
@@ -229,12 +229,6 @@ class HttpServer:
 
 async def _refuse(reason: str) -> bytes:
     return _encode(Answer(status=http.HTTPStatus.BAD_REQUEST, body=f"{reason}\n".encode()))
-
-
-def _why(error: ssl.SSLError) -> str:
-    if isinstance(error, ssl.SSLEOFError):
-        return "the client left in the middle of its handshake; it may not trust the certificate"
-    return (error.reason or str(error)).replace("_", " ").lower()
 
 
 def _accepted(header_lines: list[str]) -> str:

@@ -16,6 +16,11 @@ _HANDSHAKE = b"\x16"
 """The first byte of TLS, which no request in plain text begins with."""
 
 
+_PLAIN_TEXT = "the client speaks plain text, but this port speaks TLS: use https://"
+_NO_RECORD = ("HTTP_REQUEST", "HTTPS_PROXY_REQUEST", "WRONG_VERSION_NUMBER")
+"""What OpenSSL calls bytes that are no TLS."""
+
+
 class WrongProtocol(Exception):
     """The client speaks TLS where there is none, or the reverse; the text says so."""
 
@@ -116,7 +121,7 @@ class Wire:
             raise WrongProtocol(
                 "the client speaks TLS, but this port does not: use http://"
                 if first == _HANDSHAKE
-                else "the client speaks plain text, but this port speaks TLS: use https://"
+                else _PLAIN_TEXT
             )
         if self._tls is not None:
             context = self._tls.current().context
@@ -136,6 +141,17 @@ class Wire:
         elif self._is_writer_set:
             loop.remove_writer(self._descriptor)
         self._is_writer_set = is_waiting
+
+
+def why_not_tls(error: OSError) -> str:
+    """Returns why a client and a server did not agree on TLS, for the server's log."""
+    if not isinstance(error, ssl.SSLError):
+        return str(error) or "the client left in the middle of its handshake"
+    if isinstance(error, ssl.SSLEOFError):
+        return "the client left in the middle of its handshake; it may not trust the certificate"
+    if error.reason in _NO_RECORD:
+        return _PLAIN_TEXT
+    return (error.reason or str(error)).replace("_", " ").lower()
 
 
 async def _once(add: Callable[..., Any], remove: Callable[..., Any], descriptor: int) -> None:

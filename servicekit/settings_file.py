@@ -92,7 +92,8 @@ def read_yaml(content: bytes, what: str) -> "Node | None":
 
     try:
         root: Node | None = yaml.compose(content, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
+    # The last two are escapes and versions whose numbers are beyond what Python takes.
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise StartupError(f"{what} is no YAML: {_problem(error)}") from None
     except RecursionError:
         raise StartupError(f"{what} is nested too deeply") from None

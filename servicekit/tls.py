@@ -1,20 +1,24 @@
 """Certificates from files, for one end of TLS connections; read again when the files change."""
 
 import logging
+import math
 import os
 import ssl
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
 from servicekit.errors import StartupError
+from servicekit.plain_file import read_plain_file
 
 _MAX_BYTES = 1 << 20
 _MAX_ROUNDS = 8
 """More than a handshake takes."""
+_RETRY_SECONDS = 5.0
+"""Between two looks at files that could not be used, though they stay the same."""
 _MISMATCHES = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH")
 
 _logger = logging.getLogger(__name__)
@@ -98,17 +102,24 @@ class TlsSource:
     """The latest good content of some files. Threads may share it.
 
     The files are looked at whenever a connection begins. If they are wrong then, as while they are
-    being replaced, the content before stays in use.
+    being replaced, the content before stays in use, and they are soon read again.
     """
 
-    def __init__(self, files: TlsFiles) -> None:
+    def __init__(self, files: TlsFiles, clock: Callable[[], float] = time.monotonic) -> None:
         """Reads the files.
+
+        Args:
+            files: The files.
+            clock: Returns seconds; tests set it.
 
         Raises:
             StartupError: One is missing, wrong or expired; the message names it.
         """
         self.files = files
         self._lock = threading.Lock()
+        self._clock = clock
+        self._retry_at = math.inf
+        self._problem = ""
         self._signature = self._sign()
         self._tls = _load(files)
 
@@ -116,17 +127,22 @@ class TlsSource:
         """Returns what a new connection uses: the same object until the files change."""
         with self._lock:
             signature = self._sign()
-            if signature != self._signature:
-                self._signature = signature
-                self._reload()
+            if signature != self._signature or self._clock() >= self._retry_at:
+                self._reload(signature)
             return self._tls
 
-    def _reload(self) -> None:
+    def _reload(self, signature: _Signature) -> None:
+        is_changed, self._signature = signature != self._signature, signature
         try:
             self._tls = _load(self.files)
         except StartupError as error:
-            _logger.error("certificates not reloaded, those before stay in use error=%s", error)
+            # The files may be right, as when the process had no file descriptor left.
+            self._retry_at = self._clock() + _RETRY_SECONDS
+            if is_changed or str(error) != self._problem:
+                self._problem = str(error)
+                _logger.error("certificates not reloaded, those before stay in use error=%s", error)
         else:
+            self._retry_at, self._problem = math.inf, ""
             _logger.info("certificates reloaded cert=%s ca=%s", self.files.cert, self.files.ca)
 
     def _sign(self) -> _Signature:
@@ -206,27 +222,28 @@ def _read(option: str, path: Path | None) -> bytes | None:
     if path is None:
         return None
     try:
-        with path.open("rb") as file:
-            content = file.read(_MAX_BYTES + 1)
+        return read_plain_file(path, _MAX_BYTES)
     except OSError as error:
         raise _wrong(option, path, error.strerror or "cannot be read") from None
-    if len(content) > _MAX_BYTES:
-        raise _wrong(option, path, f"has over {_MAX_BYTES} bytes")
-    return content
 
 
 def _check_ca(option: str, path: Path) -> list[float]:
     """Refuses CAs that have all expired; returns when each does, as far as that is known."""
-    moments = _expirations(_trusting(option, path).get_ca_certs())
+    moments = _expirations(_trusting(option, path).get_ca_certs)
     # Where none is known, OpenSSL decides later.
     if moments and max(moments) < time.time():
         raise _wrong(option, path, "its certificates have expired")
     return moments
 
 
-def _expirations(certificates: Iterable[Mapping[str, object] | None]) -> list[float]:
-    texts = [str(one["notAfter"]) for one in certificates if one and "notAfter" in one]
-    return [float(ssl.cert_time_to_seconds(text)) for text in texts]
+def _expirations(read: Callable[[], Iterable[Mapping[str, object] | None]]) -> list[float]:
+    """Returns when certificates expire; none if one of them is beyond what Python decodes."""
+    try:
+        texts = [str(one["notAfter"]) for one in read() if one and "notAfter" in one]
+        return [float(ssl.cert_time_to_seconds(text)) for text in texts]
+    # As of a name that is not UTF-8, which OpenSSL takes.
+    except (ValueError, ssl.SSLError):
+        return []
 
 
 def _check_cert(files: TlsFiles) -> list[float]:
@@ -258,9 +275,9 @@ def _check_cert(files: TlsFiles) -> list[float]:
         raise _wrong(option, path, f"is refused: {error.verify_message}") from None
     except ssl.SSLError as error:
         raise _wrong(option, path, f"is refused: {_reason(error)}") from None
-    shown = ends[0 if files.is_server else 1].getpeercert()
-    # Only the others are CAs.
-    return _expirations([shown, *_trusting(option, path).get_ca_certs()])
+    other, file = ends[0 if files.is_server else 1], _trusting(option, path)
+    # Only what is behind the first certificate of the file is a CA.
+    return _expirations(lambda: [other.getpeercert(), *file.get_ca_certs()])
 
 
 def _shake(end: ssl.SSLObject) -> bool:

@@ -191,6 +191,8 @@ class Paths:
         """Refuses what is no path."""
         if not isinstance(value, Path):
             raise ValueError(f"is {quoted(value)}, must be a path")
+        if "\0" in str(value):
+            raise ValueError(f"is {quoted(str(value))}, must be a path, which has no character 0")
 
 
 class Flags:

@@ -60,15 +60,17 @@ class HttpTarget:
             ) as response:
                 content = await _read(response, _MAX_MODELS_BYTES)
             if response.status_code != httpx.codes.OK:
-                is_unknown = response.status_code == httpx.codes.UNAUTHORIZED
+                advice = ""
+                if response.status_code == httpx.codes.UNAUTHORIZED:
+                    # Not what it says: that may repeat the key.
+                    advice = connection.advice("UNAUTHENTICATED") or ": the API key is not known"
                 raise CommandFailed(
-                    f"{self._url} answers GET /v1/models with {response.status_code}"
-                    f"{connection.advice('UNAUTHENTICATED') if is_unknown else ''}"
+                    f"{self._url} answers GET /v1/models with {response.status_code}{advice}"
                 )
             entries = json.loads(content)["data"]
             return [Model(str(one["id"]), _count(one, "max_model_len")) for one in entries]
         except httpx.HTTPError as error:
-            text = str(error) or type(error).__name__
+            text = str(error).rstrip(".") or type(error).__name__
             if _NO_HTTP1 in text:
                 raise CommandFailed(
                     f"what answers at {self._url} does not speak HTTP/1: if it is the router's "

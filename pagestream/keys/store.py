@@ -5,6 +5,7 @@ import dataclasses
 import fcntl
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,20 +21,23 @@ def load_or_begin(path: Path) -> KeysFile:
     Raises:
         StartupError: The file cannot be read, or is wrong.
     """
-    if not path.exists():
+    # Unlike the path's own method, it takes a folder that may not be searched for none.
+    if not os.path.exists(path):
         return KeysFile(cache_secret=secrets.token_bytes(32), keys={})
     return load_keys(path)
 
 
 def save(path: Path, file: KeysFile) -> None:
-    """Replaces the file at once, so that no router reads half of it; only its owner can read it.
+    """Replaces the file at once, so that no router reads half of it.
+
+    A new file can be read by its owner only; one that was there keeps its owner and its mode.
 
     Raises:
         StartupError: It cannot be written.
     """
     import yaml
 
-    path = path.resolve()
+    path = _real(path)
     entries = [_entry(key) for key in file.keys.values()]
     content = {CACHE_SECRET: file.cache_secret.hex(), KEYS: entries}
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
@@ -43,10 +47,11 @@ def save(path: Path, file: KeysFile) -> None:
             out.write(text)
             out.flush()
             os.fsync(out.fileno())
-            # The router's user must still be able to read what root has changed.
+            # A router that may not read what root has changed goes on with a key that was revoked.
             if path.exists():
                 old = path.stat()
                 os.chown(out.fileno(), old.st_uid, old.st_gid)
+                os.fchmod(out.fileno(), stat.S_IMODE(old.st_mode))
         new.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -64,7 +69,7 @@ def alone(path: Path) -> Iterator[None]:
         StartupError: Its folder cannot be opened.
     """
     try:
-        folder = os.open(path.resolve().parent, os.O_RDONLY)
+        folder = os.open(_real(path).parent, os.O_RDONLY)
     except OSError as error:
         raise StartupError(f"the folder of {path} cannot be opened: {error.strerror}") from None
     try:
@@ -72,6 +77,11 @@ def alone(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(folder)
+
+
+def _real(path: Path) -> Path:
+    # The path's own method raises an error of its own for links in a circle.
+    return Path(os.path.realpath(path))
 
 
 def _entry(key: Key) -> dict[str, object]:

@@ -120,12 +120,16 @@ class Keyring:
 
     async def refresh(self) -> None:
         """Reads the file again if it has changed; a file that is wrong changes nothing."""
+        # That it is as before counts as news, too, if it was wrong meanwhile.
+        is_told = bool(self._problem)
         try:
             content = await asyncio.to_thread(read_content, self._path)
             if content != self._content:
                 # A thousand keys take a second, in which others must be served.
                 self._take(await asyncio.to_thread(parse_keys, content, self._path))
                 self._content = content
+                is_told = True
+            if is_told:
                 _logger.info("API keys read file=%s num_keys=%d", self._path, len(self._callers))
         except StartupError as error:
             self.num_failures += 1

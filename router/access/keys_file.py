@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from protos.wire.printable import NAME_RULE, is_name
 from servicekit.errors import StartupError
 from servicekit.options import Options, about, options_of
-from servicekit.settings_file import read_bounded, read_yaml, settings_of, where
+from servicekit.plain_file import read_plain_file
+from servicekit.settings_file import read_yaml, settings_of, where
 from servicekit.values import Integers, Listed, Texts, counts, quoted
 
 if TYPE_CHECKING:
@@ -122,7 +123,10 @@ def read_content(path: Path) -> bytes:
     Raises:
         StartupError: It cannot be read or is too large.
     """
-    return read_bounded(path, _MAX_BYTES, _what(path))
+    try:
+        return read_plain_file(path, _MAX_BYTES)
+    except OSError as error:
+        raise StartupError(f"{_what(path)} cannot be read: {error.strerror}") from None
 
 
 def parse_keys(content: bytes, path: Path) -> KeysFile:

@@ -7,6 +7,8 @@ from servicekit.grpc_tls import channel_credentials
 from servicekit.tls import TlsSource
 
 _ENDED = "Socket closed"
+_LATER = "Stream removed"
+"""What gRPC says besides if that happens in the middle of a call: then they have agreed before."""
 _NO_TLS = "WRONG_VERSION_NUMBER"
 _WRONG_NAME = "Hostname Verification Check failed"
 
@@ -39,8 +41,9 @@ class EngineChannels:
 
     def explained(self, detail: str) -> str:
         """Returns why a connection was lost, with what that may mean in terms of options."""
+        has_ended = _ENDED in detail and _LATER not in detail
         if self._source is None:
-            if _ENDED in detail:
+            if has_ended:
                 return f"{detail}; if it speaks TLS, this router needs --engine-tls-ca"
             return detail
         if _NO_TLS in detail:
@@ -52,6 +55,6 @@ class EngineChannels:
                 "its certificate does not have the host of its address; --engine-tls-name says "
                 f"which name it must have: {detail}"
             )
-        if _ENDED in detail:
+        if has_ended:
             return f"{detail}; it may have refused this router's --engine-tls-cert, or its lack"
         return detail

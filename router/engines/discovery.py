@@ -16,6 +16,7 @@ from typing import Protocol
 from protos.wire.printable import shown
 from servicekit.address import join, split
 from servicekit.daemon_thread import run_in_daemon_thread
+from servicekit.plain_file import read_plain_file
 
 _logger = logging.getLogger(__name__)
 
@@ -221,12 +222,9 @@ class EnginesFile:
     def load(self) -> Addresses:
         """The same as `read`, but blocks."""
         try:
-            with self._path.open("rb") as file:
-                content = file.read(_MAX_FILE_BYTES + 1)
+            content = read_plain_file(self._path, _MAX_FILE_BYTES)
         except OSError as error:
             raise Unusable(f"cannot be read: {error.strerror}") from None
-        if len(content) > _MAX_FILE_BYTES:
-            raise Unusable(f"has more than {_MAX_FILE_BYTES} bytes")
         addresses: dict[str, None] = {}
         for number, line in enumerate(content.splitlines(), start=1):
             try:

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import socket
-import ssl
 from collections import Counter
 from contextlib import suppress
 
@@ -15,6 +14,7 @@ from router.http.connection import Connection
 from router.http.connections import Connections
 from router.http.service import Service
 from servicekit.acceptor import Acceptor
+from servicekit.http_wire import why_not_tls
 from servicekit.listening import listen
 from servicekit.rate_limit import RateLimit
 from servicekit.tls import TlsSource
@@ -190,12 +190,11 @@ class HttpDoor:
     def _tell(self, peer: str, error: OSError) -> None:
         num_held = self._handshake_failures.take(asyncio.get_running_loop().time())
         if num_held is not None:
-            reason = error.reason if isinstance(error, ssl.SSLError) else ""
             _logger.warning(
                 "HTTP client has no TLS connection peer=%s num_unlogged=%d error=%s",
                 peer,
                 num_held,
-                (reason or str(error) or "it left").replace("_", " ").lower(),
+                why_not_tls(error),
             )
 
     def _refuse(self, accepted: socket.socket) -> None:

@@ -72,6 +72,9 @@ def test_wrong_line_is_refused_with_its_number(tmp_path, text, message):
         (b"a: \xff", "is no YAML: invalid start byte"),
         (b"a: \x00", "is no YAML: special characters are not allowed"),
         (b"[" * 2_000, "is nested too deeply"),
+        (b'a: "\\U00110000"', "is no YAML: it is malformed"),
+        (b'a: "\\U99999999"', "is no YAML: it is malformed"),
+        (b"%YAML 1." + b"9" * 5_000 + b"\n---\na: 1", "is no YAML: it is malformed"),
         (b"a: 1\n" * 20_000, "has more than 65536 bytes"),
     ],
 )

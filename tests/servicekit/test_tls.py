@@ -1,6 +1,9 @@
 """Files of certificates: what is refused at start, and what happens when they change."""
 
+import base64
 import logging
+import os
+import resource
 import shutil
 import ssl
 import subprocess
@@ -11,13 +14,15 @@ import pytest
 from pagestream.certs.authority import Authority
 from servicekit.certificate_metrics import CertificateCollector
 from servicekit.errors import StartupError
-from servicekit.tls import client_tls, operations_tls, server_tls
+from servicekit.tls import TlsFiles, TlsSource, client_tls, operations_tls, server_tls
 from tests.fakes.certificates import DAYS, LOCAL, make_certificates, replace
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    return make_certificates(tmp_path_factory.mktemp("certificates"))
+    made = make_certificates(tmp_path_factory.mktemp("certificates"))
+    os.mkfifo(made / "pipe")
+    return made
 
 
 def paths(folder, *names):
@@ -30,6 +35,7 @@ def paths(folder, *names):
         (("server.pem", None, None), "--tls-cert needs --tls-key, too"),
         ((None, "server.key", None), "--tls-key needs --tls-cert, too"),
         ((None, None, "ca.pem"), "--tls-client-ca needs --tls-cert and --tls-key, too"),
+        (("pipe", "server.key", None), "--tls-cert {}/pipe: it is a pipe or a device, must be a"),
         (("none.pem", "server.key", None), "--tls-cert {}/none.pem: No such file or directory"),
         (("server.pem", "none.key", None), "--tls-key {}/none.key: No such file or directory"),
         (("server.pem", "server.key", "other"), "--tls-client-ca {}/other: Is a directory"),
@@ -107,6 +113,30 @@ def test_changed_files_are_read_once_both_fit(made, tmp_path, caplog):
     assert caplog.messages[1:] == [f"certificates reloaded cert={cert} ca=None"]
 
 
+def test_good_files_that_could_not_be_read_are_read_again(made, tmp_path, caplog):
+    cert, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+    shutil.copy(made / "server.pem", cert)
+    shutil.copy(made / "server.key", key)
+    now = [0.0]
+    source = TlsSource(TlsFiles(cert=cert, key=key), clock=lambda: now[0])
+    first = source.current()
+    replace(key, made / "other" / "server.key")
+    replace(cert, made / "other" / "server.pem")
+    old = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, old[1]))
+    try:
+        assert source.current() is first
+        now[0] = 60.0
+        assert source.current() is first
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, old)
+    assert source.current() is first
+    now[0] = 120.0
+    assert source.current().cert == (made / "other" / "server.pem").read_bytes()
+    [line] = caplog.messages
+    assert line.endswith(f"--tls-cert {cert}: Too many open files")
+
+
 def test_files_that_vanish_or_expire_leave_the_last_good_ones(made, tmp_path, caplog):
     cert, key = tmp_path / "tls.crt", tmp_path / "tls.key"
     shutil.copy(made / "server.pem", cert)
@@ -120,6 +150,20 @@ def test_files_that_vanish_or_expire_leave_the_last_good_ones(made, tmp_path, ca
     assert source.current() is first
     assert ["No such file" in caplog.text, "certificate has expired" in caplog.text] == [True] * 2
     assert first.context.verify_mode is ssl.CERT_REQUIRED
+
+
+def test_certificate_that_python_cannot_decode_is_used_without_its_expiry(made, tmp_path):
+    lines = (made / "server.pem").read_text().splitlines()
+    der = base64.b64decode("".join(lines[1:-1]))
+    # In the last of its names; only the CA's signature suffers.
+    before, _, behind = der.rpartition(b"localhost")
+    spoilt = base64.encodebytes(before + b"loc\xe1lhost" + behind).decode()
+    (tmp_path / "odd.pem").write_text(f"{lines[0]}\n{spoilt}{lines[-1]}\n")
+    shutil.copy(made / "server.key", tmp_path / "odd.key")
+
+    source = server_tls(*paths(tmp_path, "odd.pem", "odd.key"), None)
+
+    assert source.current().expirations == {}
 
 
 def shown(*sources):

@@ -98,6 +98,7 @@ def test_text_is_read_as_a_value_of_its_kind(values, text, value):
         (Hosts(), "a b", "is 'a b', must be a name or an IP address, without brackets"),
         (Names(), "a b", "is 'a b', must be 1 to 256 printable characters without spaces"),
         (Paths(), "", "is '', must be a path"),
+        (Paths(), "a\0b", r"is 'a\x00b', must be a path, which has no character 0"),
         (Flags(), "on", "is 'on', must be true or false"),
     ],
 )

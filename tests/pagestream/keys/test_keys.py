@@ -41,6 +41,18 @@ def test_created_key_is_shown_once_and_known_to_a_router(run, tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_router_that_could_read_the_file_still_can(run, tmp_path):
+    run("create", "a")
+    run("create", "b")
+    path = tmp_path / "keys.yaml"
+    path.chmod(0o640)
+
+    assert run("revoke", "a")[0] == 0
+
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert [key.name for key in load_keys(path).keys.values()] == ["b"]
+
+
 def test_keys_are_listed_without_what_could_be_used(run, tmp_path):
     _, key, _ = run("create", "a", "--models", "x")
     code, table, _ = run("list")
@@ -94,6 +106,9 @@ def test_file_that_cannot_be_read_or_written_is_named(run, tmp_path):
     assert "cannot be read" in run("list")[2]
     (tmp_path / "keys.yaml").mkdir()
     assert "cannot be read" in run("create", "a")[2]
+    (tmp_path / "keys.yaml").rmdir()
+    (tmp_path / "keys.yaml").symlink_to("keys.yaml")
+    assert "Too many levels of symbolic links" in run("revoke", "a")[2]
     for command in ("create", "revoke"):
         assert main([command, "a", "--file", str(tmp_path / "none" / "keys")]) == 2
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 
 import pytest
 
@@ -89,6 +90,31 @@ async def test_bad_file_keeps_the_keys_and_is_told_once(path, caplog):
     await keyring.refresh()
     assert keyring.of_key(KEY).key.name == "new"
     assert KEY not in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "escape", "large"])
+async def test_router_lives_on_whatever_takes_the_place_of_the_file(path, kind, caplog):
+    caplog.set_level(logging.INFO)
+    keyring = Keyring(path)
+    good = path.read_bytes()
+    path.unlink()
+    {
+        "folder": path.mkdir,
+        "pipe": lambda: os.mkfifo(path),
+        "escape": lambda: path.write_text('keys: "\\U99999999"'),
+        "large": lambda: path.write_bytes(b"#" * 10_000_000),
+    }[kind]()
+
+    await asyncio.wait_for(keyring.refresh(), 10)
+
+    assert keyring.of_key(KEY).key.name == "a"
+    assert keyring.num_failures == 1
+    assert "API keys not read, the old ones stay" in caplog.text
+    path.rename(path.with_name("away"))
+    path.write_bytes(good)
+    for _ in range(2):
+        await keyring.refresh()
+    assert caplog.messages[1:] == [f"API keys read file={path} num_keys=2"]
 
 
 async def test_file_is_looked_at_again_and_again(path):

@@ -44,6 +44,7 @@ def test_file_has_keys_by_their_digests(tmp_path):
         (f"{SECRET}keys:\n{entry()}{entry(OTHER)}", "has the name a of a key before"),
         (f"{SECRET}keys:\n{entry()}{entry(name='b')}", "has the sha256 of a key before"),
         (SECRET + "keys:\n" + "- {}\n" * (MAX_KEYS + 1), "has 1025 keys, over 1024"),
+        ('keys: "\\U99999999"', "is no YAML: it is malformed"),
         (" " * 1_048_577, "has more than 1048576 bytes"),
     ],
 )

@@ -298,7 +298,7 @@ def test_line_is_an_address_and_comments_and_blanks_are_none(tmp_path):
         (b"a\x1b[2J:1\n", r'line 1 has "a\x1b[2J:1", which is not "host:port"'),
         (b"", "lists no address"),
         (b"# none\n", "lists no address"),
-        (b"#" * 1_048_577, "has more than 1048576 bytes"),
+        (b"#" * 1_048_577, "cannot be read: it has more than 1048576 bytes"),
     ],
 )
 def test_bad_file_is_refused_with_the_line_and_what_is_wrong(tmp_path, content, problem):

@@ -105,7 +105,8 @@ async def test_plain_text_on_the_port_is_told_in_the_log_once(made, caplog):
             writer.close()
         assert await health(port, trusting(made)) == 200
     [line] = caplog.messages
-    assert line.endswith("error=http request")
+    said = "error=the client speaks plain text, but this port speaks TLS: use https://"
+    assert line.endswith(said)
 
 
 async def test_tls_on_a_plain_port_is_no_http(made):
@@ -138,7 +139,7 @@ async def test_handshake_has_a_deadline(made, monkeypatch, caplog):
         assert await ended(reader) == b""
         writer.close()
         await until(lambda: not opened._connecting)
-    assert "ssl handshake is taking longer than" in caplog.text
+    assert "SSL handshake is taking longer than" in caplog.text
 
 
 async def test_handshakes_are_bounded_and_the_oldest_gives_way(made, monkeypatch):
