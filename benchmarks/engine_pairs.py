@@ -16,9 +16,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.engine import SHAPES, machine
+from benchmarks.engine import machine
 from benchmarks.pairs import AFTER, BEFORE, summary, turns
 from benchmarks.provenance import commit
+from benchmarks.shapes import SHAPES
 from benchmarks.workloads import WORKLOADS
 
 _ROOT = Path(__file__).resolve().parents[1]

@@ -21,8 +21,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.engine import SHAPES, machine
+from benchmarks.engine import machine
 from benchmarks.provenance import commit
+from benchmarks.shapes import SHAPES
 from engine_service.config import CacheOptions, ModelOptions, SchedulerOptions
 from engine_service.core.engine_core import EngineCore, calm_garbage_collection
 from engine_service.core.types import (

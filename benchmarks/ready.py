@@ -15,7 +15,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from benchmarks.engine import SHAPES
+from benchmarks.shapes import SHAPES
 
 _PORTS = ("--port", "50961", "--operations-port", "50962")
 _URL = "http://127.0.0.1:50962/readyz"

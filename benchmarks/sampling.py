@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from benchmarks.engine import SHAPES, Engine
+from benchmarks.engine import Engine
 from benchmarks.provenance import commit
+from benchmarks.shapes import SHAPES
 from benchmarks.workloads import TEMPERATURE, uniform
 from protos.wire.sampling_params import Grammar, LogitBias, SamplingParams
 

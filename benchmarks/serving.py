@@ -18,12 +18,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.engine import SHAPES, machine
+from benchmarks.engine import machine
 from benchmarks.provenance import commit
 from benchmarks.router import large_tokenizer
 from benchmarks.router.processes import HOST, Process, Processes, cores
 from benchmarks.router.services import Service, answers, start_router
 from benchmarks.serving_client import DOORS, READY
+from benchmarks.shapes import SHAPES
 from tests.fakes.service_process import free_ports
 
 _CLIENTS = 4

@@ -15,8 +15,9 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from benchmarks.engine import SHAPES, machine
+from benchmarks.engine import machine
 from benchmarks.provenance import commit
+from benchmarks.shapes import SHAPES
 from engine_service.config import CacheOptions, ModelOptions, SchedulerOptions
 from engine_service.core.engine_core import EngineCore, serve
 from engine_service.core.types import (

@@ -15,9 +15,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.engine import SHAPES
 from benchmarks.peers import SECONDS_TO_READY_OF_TWO, TOKENS_PER_SECOND_OF_TWO
 from benchmarks.provenance import commit
+from benchmarks.shapes import SHAPES
 from benchmarks.workloads import WORKLOADS
 
 _ROOT = Path(__file__).resolve().parents[1]

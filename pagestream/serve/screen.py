@@ -174,7 +174,19 @@ def announcement(plan: Plan, model: str, curl: str) -> str:
     ]
     width = max(len(title) for title, _ in rows)
     table = "".join(f"  {title:{width}}  {where}\n" for title, where in rows)
-    return f"\nready: {model}, {count}\n\n{table}\n{curl}\n\nCtrl-C ends all.\n\n"
+    return f"\nready: {model}, {count}\n\n{table}\n{curl}\n{_top(plan)}\nCtrl-C ends all.\n\n"
+
+
+def _top(plan: Plan) -> str:
+    """Returns a command that watches the fleet; nothing where it needs certificates."""
+    if plan.tls_cert is not None or plan.router.operations_tls_cert is not None:
+        return ""
+    engines = ",".join(f"{one.address}={one.operations_address}" for one in plan.engines)
+    router = f"{plan.router.address}={plan.router.operations_address}"
+    return (
+        f"pagestream top {plan.router.address} --router-operations {router} "
+        f"--engine-operations {engines}\n"
+    )
 
 
 def _metrics(service: Service) -> str:

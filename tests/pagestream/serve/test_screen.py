@@ -133,5 +133,7 @@ def test_announcement_says_where_all_serve():
         "  gRPC                        a:1\n"
         "  metrics and health          http://a:2/metrics\n"
         "  engine-0 on GPU 0           a:1, http://a:2/metrics\n"
-        "\ncurl x\n\nCtrl-C ends all.\n\n"
+        "\ncurl x\n"
+        "pagestream top a:1 --router-operations a:1=a:2 --engine-operations a:1=a:2\n"
+        "\nCtrl-C ends all.\n\n"
     )
