@@ -157,8 +157,6 @@ class Connection:
             return "; --tls-name says which name its certificate has"
         if _UNVERIFIED in reason and any(cause in reason for cause in _STRANGERS):
             return "; --tls-ca must have the CA of its certificate"
-        if "ALPN" in reason:
-            return "; this port speaks no gRPC: give the router's gRPC port"
         if has_ended or "alert" in reason.lower():
             return "; it may refuse this --tls-cert, or its lack"
         return ""

@@ -30,11 +30,6 @@ CERT = "; it may refuse this --tls-cert, or its lack"
         (f"{UNVERIFIED}certificate has expired", True, ""),
         (f"{UNVERIFIED}Hostname mismatch", True, NAME),
         ("UNAVAILABLE: Connection refused", True, ""),
-        (
-            "UNAVAILABLE: Cannot check peer: missing selected ALPN property.",
-            True,
-            "; this port speaks no gRPC: give the router's gRPC port",
-        ),
     ],
 )
 def test_advice_fits_what_went_wrong(reason, is_secure, advice):

@@ -142,7 +142,7 @@ async def test_table_has_metrics_of_a_port_with_a_certificate(fleet):
             "bench http://{0.http}",
             ": Server disconnected without sending a response; if it speaks TLS, give --tls-ca",
         ),
-        ("chat {0.http} {tls}", "; this port speaks no gRPC: give the router's gRPC port"),
+        ("chat {0.http} {tls}", " does not speak gRPC: give the router's gRPC port"),
         (
             "chat {0.grpc} --tls-ca={0.made}/other/ca.pem",
             "; --tls-ca must have the CA of its certificate",
