@@ -1,4 +1,4 @@
-"""Code for one tile of keys and values, shared by both attention kernels.
+"""Code for tiles of keys and values, shared by the attention kernels.
 
 A tile is TILE consecutive tokens of a sequence, starting at a multiple of TILE.
 """
@@ -67,3 +67,59 @@ def accumulate(
     mixed = mixed * correction[:, None]
     mixed = tl.dot(weights.to(values.dtype), values, mixed, input_precision="ieee")
     return new_maximum, total, mixed
+
+
+@triton.jit
+def attend_to_keys(
+    query,
+    keys,
+    values,
+    table,
+    start,
+    whole_end,
+    end,
+    first_seen,
+    block_stride,
+    token_stride,
+    scale,
+    BLOCK_SIZE: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+    WINDOW: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """Attends from rows that see the same keys, those from start to end.
+
+    query is [ROWS, HEAD_DIM]; keys and values are where those of its head begin. Tiles from start
+    to whole_end are whole, and at most one more follows; with a window, no row sees tokens before
+    first_seen. Returns the mixed values [ROWS, HEAD_DIM] and the logarithms to base 2 of the sums
+    of weights [ROWS]: zeros and -inf without any token.
+    """
+    dims = tl.arange(0, HEAD_DIM)
+    maximum = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    mixed = tl.zeros([ROWS, HEAD_DIM], tl.float32)
+    for tile_start in range(start, whole_end, TILE):
+        offsets = cache_offsets(
+            table, tile_start, end, block_stride, token_stride, BLOCK_SIZE, TILE, IS_WHOLE=True
+        )
+        key = tl.load(keys + offsets[None, :] + dims[:, None])  # [HEAD_DIM, TILE]
+        value = tl.load(values + offsets[:, None] + dims[None, :])  # [TILE, HEAD_DIM]
+        scores = tl.dot(query, key, input_precision="ieee")
+        scores = hide_before(scores, tile_start, first_seen, TILE, WINDOW)
+        maximum, total, mixed = accumulate(scores, value, maximum, total, mixed, scale)
+    if whole_end >= start and whole_end < end:
+        offsets = cache_offsets(
+            table, whole_end, end, block_stride, token_stride, BLOCK_SIZE, TILE, IS_WHOLE=False
+        )
+        is_token = whole_end + tl.arange(0, TILE) < end
+        key = tl.load(keys + offsets[None, :] + dims[:, None], mask=is_token[None, :], other=0.0)
+        value = tl.load(
+            values + offsets[:, None] + dims[None, :], mask=is_token[:, None], other=0.0
+        )
+        scores = tl.dot(query, key, input_precision="ieee")
+        scores = tl.where(is_token[None, :], scores, float("-inf"))
+        scores = hide_before(scores, whole_end, first_seen, TILE, WINDOW)
+        maximum, total, mixed = accumulate(scores, value, maximum, total, mixed, scale)
+    divisor = tl.where(total > 0.0, total, 1.0)
+    return mixed / divisor[:, None], maximum + tl.log2(divisor)

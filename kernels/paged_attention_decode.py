@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from kernels import reference
-from kernels.attention_tile import accumulate, cache_offsets, hide_before
+from kernels.attention_tile import attend_to_keys
 from kernels.checks import (
     check_dtype,
     check_out,
@@ -279,37 +279,12 @@ def _split_kernel(
         mask=is_row[:, None],
         other=0.0,
     )  # [ROWS, HEAD_DIM]
-    maximum = tl.full([ROWS], float("-inf"), tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    mixed = tl.zeros([ROWS, HEAD_DIM], tl.float32)
-    table = block_table + seq * table_stride
     keys = kv_cache + kv_head * kv_head_stride
-    values = keys + half_stride
-    for tile_start in range(start, whole_end, TILE):
-        offsets = cache_offsets(
-            table, tile_start, end, block_stride, token_stride, BLOCK_SIZE, TILE, IS_WHOLE=True
-        )
-        key = tl.load(keys + offsets[None, :] + dims[:, None])  # [HEAD_DIM, TILE]
-        value = tl.load(values + offsets[:, None] + dims[None, :])  # [TILE, HEAD_DIM]
-        scores = tl.dot(query, key, input_precision="ieee")
-        scores = hide_before(scores, tile_start, first_seen, TILE, WINDOW)
-        maximum, total, mixed = accumulate(scores, value, maximum, total, mixed, scale)
-    if whole_end >= start and whole_end < end:
-        offsets = cache_offsets(
-            table, whole_end, end, block_stride, token_stride, BLOCK_SIZE, TILE, IS_WHOLE=False
-        )
-        is_token = whole_end + tl.arange(0, TILE) < end
-        key = tl.load(keys + offsets[None, :] + dims[:, None], mask=is_token[None, :], other=0.0)
-        value = tl.load(
-            values + offsets[:, None] + dims[None, :], mask=is_token[:, None], other=0.0
-        )
-        scores = tl.dot(query, key, input_precision="ieee")
-        scores = tl.where(is_token[None, :], scores, float("-inf"))
-        scores = hide_before(scores, whole_end, first_seen, TILE, WINDOW)
-        maximum, total, mixed = accumulate(scores, value, maximum, total, mixed, scale)
-
-    # Without any token, the total is 0 and the result is zero.
-    mixed = mixed / tl.where(total > 0.0, total, 1.0)[:, None]
+    mixed, log_total = attend_to_keys(
+        query, keys, keys + half_stride, block_table + seq * table_stride,
+        start, whole_end, end, first_seen, block_stride, token_stride, scale,
+        BLOCK_SIZE, HEAD_DIM, ROWS, TILE, WINDOW,
+    )  # fmt: skip
     num_heads = tl.num_programs(1) * GROUP
     if IS_SPLIT:
         places = (seq * num_heads + heads) * num_parts + split
@@ -318,8 +293,6 @@ def _split_kernel(
             mixed,
             mask=is_row[:, None] & (start < end),
         )
-        # An empty split has the maximum -inf, and so is the logarithm.
-        log_total = maximum + tl.log2(tl.where(total > 0.0, total, 1.0))
         tl.store(log_totals + places, log_total, mask=is_row)
     else:
         places = seq * num_heads + heads

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.attention_tile import accumulate, cache_offsets
+from kernels.attention_tile import attend_to_keys
 from kernels.checks import check_dtype, check_shape
 from kernels.dependent_launch import dependent_launch, wait_for_inputs
 
@@ -192,36 +192,14 @@ def _shared_kernel(
         mask=is_row[:, None],
         other=0.0,
     )  # [ROWS, HEAD_DIM]
-    maximum = tl.full([ROWS], float("-inf"), tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    mixed = tl.zeros([ROWS, HEAD_DIM], tl.float32)
     # All have the same blocks there.
     table = block_table + tl.load(members + first_member).to(tl.int64) * table_stride
     keys = kv_cache + kv_head * kv_head_stride
-    values = keys + half_stride
-    for tile_start in range(start, whole_end, TILE):
-        offsets = cache_offsets(
-            table, tile_start, end, block_stride, token_stride, BLOCK_SIZE, TILE, IS_WHOLE=True
-        )
-        key = tl.load(keys + offsets[None, :] + dims[:, None])  # [HEAD_DIM, TILE]
-        value = tl.load(values + offsets[:, None] + dims[None, :])  # [TILE, HEAD_DIM]
-        scores = tl.dot(query, key, input_precision="ieee")
-        maximum, total, mixed = accumulate(scores, value, maximum, total, mixed, scale)
-    if whole_end < end:
-        offsets = cache_offsets(
-            table, whole_end, end, block_stride, token_stride, BLOCK_SIZE, TILE, IS_WHOLE=False
-        )
-        is_token = whole_end + tl.arange(0, TILE) < end
-        key = tl.load(keys + offsets[None, :] + dims[:, None], mask=is_token[None, :], other=0.0)
-        value = tl.load(
-            values + offsets[:, None] + dims[None, :], mask=is_token[:, None], other=0.0
-        )
-        scores = tl.dot(query, key, input_precision="ieee")
-        scores = tl.where(is_token[None, :], scores, float("-inf"))
-        maximum, total, mixed = accumulate(scores, value, maximum, total, mixed, scale)
-
-    # Without any token, the total is 0.
-    mixed = mixed / tl.where(total > 0.0, total, 1.0)[:, None]
+    mixed, log_total = attend_to_keys(
+        query, keys, keys + half_stride, table,
+        start, whole_end, end, 0, block_stride, token_stride, scale,
+        BLOCK_SIZE, HEAD_DIM, ROWS, TILE, 0,
+    )  # fmt: skip
     places = (seqs * (tl.num_programs(1) * GROUP) + heads) * num_parts
     places += num_parts - tl.num_programs(2) + split
     tl.store(
@@ -229,5 +207,4 @@ def _shared_kernel(
         mixed,
         mask=is_row[:, None] & (start < end),
     )
-    log_total = maximum + tl.log2(tl.where(total > 0.0, total, 1.0))
     tl.store(log_totals + places, log_total, mask=is_row)
