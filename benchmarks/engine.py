@@ -42,7 +42,7 @@ from engine_service.worker.rank_meter import REPORT_SECONDS
 from protos.wire.sampling_params import SamplingParams
 
 PHASES = ("schedule", "prepare", "launch", "wait", "update", "device", "step")
-PROFILED_BATCHES = (1, 64, 256)
+PROFILED_BATCHES = (1, 8, 16, 64, 256)
 _PROFILED_STEPS = 20
 
 

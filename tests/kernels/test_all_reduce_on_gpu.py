@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kernels import reference
-from tests.kernels.gpu_ranks import run_gpu_ranks
+from tests.kernels.gpu_ranks import each_number_of_ranks, run_gpu_ranks
 from tests.kernels.simulated_ranks import DEADLINE, EPS, Reduction, SimulatedRanks
 from tests.kernels.targets import Target, worst_row_error
 
@@ -159,5 +159,6 @@ def test_processes_share_symmetric_memory(tmp_path):
 
 
 @pytest.mark.multi_gpu
-def test_ranks_agree_with_nccl_under_delays_and_replays(tmp_path):
-    run_gpu_ranks(2, tmp_path, num_collectives=300, num_replays=1000)
+@each_number_of_ranks
+def test_ranks_agree_with_nccl_under_delays_and_replays(tmp_path, num_ranks):
+    run_gpu_ranks(num_ranks, tmp_path, num_collectives=300, num_replays=1000)

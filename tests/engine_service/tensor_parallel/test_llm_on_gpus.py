@@ -9,18 +9,25 @@ import pytest
 
 from tests.engine_service.grammar.model import EOS_TOKEN_IDS, TOKENIZER_JSON, VOCAB_SIZE
 from tests.engine_service.tiny_models import Shape, make_model
+from tests.kernels.gpu_ranks import on_gpus
 
-pytestmark = [pytest.mark.multi_gpu, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 ROOT = Path(__file__).parents[3]
 SECONDS = 200
 SHAPE = Shape(num_heads=8, num_kv_heads=2, head_dim=64, is_tied=True, vocab_size=VOCAB_SIZE)
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1}
 """Of logprobs."""
-WAYS = {
-    f"{steps}, {sums}": {"enforce_eager": steps == "eager", "sums": sums}
+WAYS = [
+    pytest.param(
+        {"num_ranks": num_ranks, "enforce_eager": steps == "eager", "sums": sums},
+        id=f"{num_ranks} ranks, {steps}, {sums}",
+        marks=on_gpus(num_ranks),
+    )
+    for num_ranks in (2, 4, 8)
     for steps in ("graphs", "eager")
-    for sums in ("kernels", "copies", "NCCL")
-}
+    # No more than two ranks copy.
+    for sums in ("kernels", "copies", "NCCL")[:: 1 if num_ranks == 2 else 2]
+]
 
 
 @pytest.fixture(scope="module")
@@ -47,36 +54,38 @@ def answers(results, folder, **asked):
     return json.loads((results / "answers").read_text()), tokens
 
 
+@pytest.fixture(scope="module", params=TOLERANCES)
+def dtype(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def alone(folder, tmp_path_factory):
-    return {
-        dtype: answers(
-            tmp_path_factory.mktemp("alone"),
-            folder,
-            num_ranks=1,
-            dtype=dtype,
-            enforce_eager=False,
-            sums="kernels",
-        )[0]
-        for dtype in TOLERANCES
-    }
+def alone(folder, dtype, tmp_path_factory):
+    return answers(
+        tmp_path_factory.mktemp("alone"),
+        folder,
+        num_ranks=1,
+        dtype=dtype,
+        enforce_eager=False,
+        sums="kernels",
+    )[0]
 
 
-@pytest.mark.parametrize("dtype", TOLERANCES)
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-def test_ranks_give_the_tokens_of_a_single_one(folder, alone, tmp_path, dtype, way):
-    found, tokens = answers(tmp_path, folder, num_ranks=2, dtype=dtype, **way)
+@pytest.mark.parametrize("way", WAYS)
+def test_ranks_give_the_tokens_of_a_single_one(folder, dtype, alone, tmp_path, way):
+    found, tokens = answers(tmp_path, folder, dtype=dtype, **way)
 
-    first, other = tokens
+    assert len(tokens) == way["num_ranks"]
+    first, *others = tokens
     assert len(first) > 50
-    # One of them may have been ended before it could write its last step.
-    for own, theirs in zip(first, other, strict=False):
-        assert own == theirs
-    assert abs(len(first) - len(other)) <= 2
-    expected = alone[dtype]
-    assert expected["num_preemptions"] > 0
-    logprobs = pytest.approx(expected["prompt_logprobs"], rel=0, abs=TOLERANCES[dtype])
+    for other in others:
+        # One of them may have been ended before it could write its last step.
+        for own, theirs in zip(first, other, strict=False):
+            assert own == theirs
+        assert abs(len(first) - len(other)) <= 2
+    assert alone["num_preemptions"] > 0
+    logprobs = pytest.approx(alone["prompt_logprobs"], rel=0, abs=TOLERANCES[dtype])
     assert found["prompt_logprobs"] == logprobs
     if dtype == "float32":
         del found["prompt_logprobs"]
-        assert found.items() <= expected.items()
+        assert found.items() <= alone.items()

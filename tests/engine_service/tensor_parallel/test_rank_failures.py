@@ -15,18 +15,29 @@ from safetensors.torch import load_file, save_file
 from engine_service.server.health import SERVICE_NAME
 from tests.engine_service.process_harness import REAL, engine_process, kill, wait_gone
 from tests.engine_service.server.harness import generate_request, read, status_of
+from tests.kernels.gpu_ranks import on_gpus
 
-NUM_RANKS = 2
 SLOW = pytest.mark.slow
 SILENCE = ["--core-silence-seconds", "2", "--frozen-core-exit-seconds", "3"]
 
 
-@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.multi_gpu)])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(("cpu", 2), id="2 on cpu"),
+        pytest.param(("cpu", 4), id="4 on cpu", marks=SLOW),
+        *(
+            pytest.param(("cuda", number), id=f"{number} on cuda", marks=on_gpus(number))
+            for number in (2, 4)
+        ),
+    ],
+)
 def arguments(request, tiny_model):
+    device, num_ranks = request.param
     return [
-        *("--model", str(tiny_model.folder), "--device", request.param, "--cpu-threads", "1"),
+        *("--model", str(tiny_model.folder), "--device", device, "--cpu-threads", "1"),
         *("--block-size", "16", "--num-blocks", "64", "--max-num-batched-tokens", "32"),
-        *("--tensor-parallel-size", str(NUM_RANKS)),
+        *("--tensor-parallel-size", str(num_ranks)),
     ]
 
 
@@ -47,7 +58,7 @@ async def test_killed_rank_ends_the_engine_and_its_requests(arguments, is_busy):
     async with engine_process(REAL, *arguments) as engine:
         await engine.wait_line("ready")
         core = engine.core_pid()
-        [rank] = rank_pids(core)
+        rank, *others = rank_pids(core)
         children = engine.children()
         async with engine.stub() as stub:
             call = stub.Generate(endless()) if is_busy else None
@@ -58,7 +69,7 @@ async def test_killed_rank_ends_the_engine_and_its_requests(arguments, is_busy):
                 status = await status_of(call)
                 assert (status.code, status.reason) == (14, "ENGINE_FAILED")
         assert await engine.wait_end() == 1
-        for pid in (*children, rank):
+        for pid in (*children, rank, *others):
             await wait_gone(pid)
     assert sum(
         "rank lost detail=rank 1: its process was ended by signal 9" in x for x in engine.lines
@@ -71,7 +82,7 @@ async def test_killed_rank_ends_the_engine_and_its_requests(arguments, is_busy):
 async def test_stopped_rank_ends_the_engine_and_is_ended_itself(arguments, is_busy):
     async with engine_process(REAL, *arguments, *SILENCE) as engine:
         await engine.wait_line("ready")
-        [rank] = rank_pids(engine.core_pid())
+        rank, *others = rank_pids(engine.core_pid())
         children = engine.children()
         async with engine.stub() as stub, engine.channel() as channel:
             call = stub.Generate(endless()) if is_busy else None
@@ -86,7 +97,7 @@ async def test_stopped_rank_ends_the_engine_and_is_ended_itself(arguments, is_bu
             while (await read(watch)).status != health_pb2.HealthCheckResponse.NOT_SERVING:
                 pass
         assert await engine.wait_end() == 1
-        for pid in (*children, rank):
+        for pid in (*children, rank, *others):
             await wait_gone(pid)
     assert sum(" rank silent rank=1 seconds=" in line for line in engine.lines) == 1
 
@@ -98,19 +109,19 @@ async def test_stopped_rank_ends_the_engine_and_is_ended_itself(arguments, is_bu
 async def test_killed_server_leaves_no_rank(arguments, is_stopped):
     async with engine_process(REAL, *arguments) as engine:
         await engine.wait_line("ready")
-        [rank] = rank_pids(engine.core_pid())
+        rank, *others = rank_pids(engine.core_pid())
         children = engine.children()
         if is_stopped:
             os.kill(rank, signal.SIGSTOP)
         engine.process.kill()
-        for pid in (*children, rank):
+        for pid in (*children, rank, *others):
             await wait_gone(pid)
 
 
 async def test_sigterm_drains_and_ends_all_ranks(arguments):
     async with engine_process(REAL, *arguments) as engine:
         await engine.wait_line("ready")
-        [rank] = rank_pids(engine.core_pid())
+        ranks = rank_pids(engine.core_pid())
         async with engine.stub() as stub:
             call = stub.Generate(
                 generate_request(1, max_tokens=100, temperature=0.0, ignore_eos=True)
@@ -121,7 +132,8 @@ async def test_sigterm_drains_and_ends_all_ranks(arguments):
                 received += len(message.token_ids)
         assert received == 100
         assert await engine.wait_end() == 0
-        await wait_gone(rank)
+        for pid in ranks:
+            await wait_gone(pid)
 
 
 async def test_killed_rank_while_loading_ends_the_start(arguments):
@@ -141,11 +153,12 @@ async def test_rank_that_cannot_start_says_why_with_its_number(arguments, tiny_m
     weights = load_file(folder / "model.safetensors")
     # The last row is in the part of the last rank only.
     weights["model.layers.1.mlp.up_proj.weight"][-1, 3] = torch.nan
+    last = int(arguments[-1]) - 1
     save_file(weights, folder / "model.safetensors")
 
     async with engine_process(REAL, *arguments, "--model", str(folder)) as engine:
         assert await engine.wait_end() == 2
-    assert "rank 1: " in engine.lines[-1]
+    assert f"rank {last}: " in engine.lines[-1]
     assert "model.layers.1.mlp.up_proj.weight" in engine.lines[-1]
     assert "NaN" in engine.lines[-1]
 
@@ -159,8 +172,9 @@ async def test_twenty_starts_leave_nothing_behind(arguments):
     for _ in range(20):
         async with engine_process(REAL, *arguments) as engine:
             await engine.wait_line("ready")
-            [rank] = rank_pids(engine.core_pid())
+            ranks = rank_pids(engine.core_pid())
             engine.process.send_signal(signal.SIGTERM)
             assert await engine.wait_end() == 0
-            await wait_gone(rank)
+            for pid in ranks:
+                await wait_gone(pid)
     assert left() == before
