@@ -253,6 +253,7 @@ def measure(shape: str, options: argparse.Namespace) -> dict[str, Any]:
                 "ratios": {
                     peer: round(rates[-1] / known[name], 3)
                     for peer, known in _peers(shape, options.tensor_parallel_size).items()
+                    if name in known
                 },
                 "step_ms": best.phases(),
                 "decode_step_ms": best.decode_phases(),
