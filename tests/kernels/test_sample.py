@@ -7,7 +7,7 @@ import triton.language as tl
 
 from kernels import sample as sample_module
 from kernels import sampling_reference
-from kernels.sample import gumbel, random_bits
+from kernels.sample import gumbel, random_words
 from tests.kernels.sampling import COLUMNS, by_row, records_by_row, records_of
 from tests.kernels.targets import in_float32, on_each_device, on_each_target
 
@@ -27,14 +27,17 @@ def arguments(target, num_rows, vocab_size):
 
 
 @triton.jit
-def _random_bits_kernel(seeds, samples, positions, out, COUNT: tl.constexpr):
+def _random_words_kernel(seeds, samples, positions, out, COUNT: tl.constexpr):
     row = tl.program_id(0)
     first = tl.program_id(1) * COUNT
-    bits = random_bits(
+    a, b, c, d = random_words(
         tl.load(seeds + row), tl.load(samples + row), tl.load(positions + row), first, COUNT
     )
-    places = (row * tl.num_programs(1) * COUNT) + first + tl.arange(0, COUNT)
-    tl.store(out + places, bits.to(tl.int64))
+    places = out + row * tl.num_programs(1) * COUNT + first + 4 * tl.arange(0, COUNT // 4)
+    tl.store(places, a.to(tl.int64))
+    tl.store(places + 1, b.to(tl.int64))
+    tl.store(places + 2, c.to(tl.int64))
+    tl.store(places + 3, d.to(tl.int64))
 
 
 @triton.jit
@@ -68,7 +71,7 @@ def test_random_bits_of_twin_and_kernel_are_equal(target):
     samples = torch.tensor([0, 1, 65_535, 2, 0], device=target.device)
     positions = torch.tensor([0, 7, 2**32 - 1, 2**32 + 5, 2**62], device=target.device)
     bits = torch.empty((5, 512), dtype=torch.int64, device=target.device)
-    _random_bits_kernel[(5, 2)](seeds, samples, positions, bits, COUNT=256)
+    _random_words_kernel[(5, 2)](seeds, samples, positions, bits, COUNT=256)
     assert torch.equal(bits, sampling_reference.random_bits(seeds, samples, positions, 512))
 
 
