@@ -1,5 +1,6 @@
 """Draws one token per row of logits."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -12,6 +13,9 @@ from kernels.checks import check_contiguous_rows, check_dtype, check_shape
 from kernels.dependent_launch import dependent_launch, wait_for_inputs
 
 _FEW_ROWS = 16
+LOG2_E = tl.constexpr(math.log2(math.e))
+LN_2 = tl.constexpr(math.log(2))
+LN_LN_2 = tl.constexpr(math.log(math.log(2)))
 # The interpreter has no instructions of a GPU's.
 IS_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
@@ -212,10 +216,13 @@ def _tile_kernel(
         second = second / temperature + gumbel(b)
         third = third / temperature + gumbel(c)
         fourth = fourth / temperature + gumbel(d)
-    best, place = _no_nan(first), tl.zeros([TILE // 4], tl.int32)
+    best, place = first, tl.zeros([TILE // 4], tl.int32)
     best, place = _larger(best, place, second, 1)
     best, place = _larger(best, place, third, 2)
     best, place = _larger(best, place, fourth, 3)
+    # Whether a NaN wins would depend on the order of the reduction. As +inf, which finite logits
+    # never reach, it always wins and marks the row, without a further pass.
+    best = tl.where(best == best, best, float("inf"))
     best, group = tl.max(best, axis=0, return_indices=True)
     place = tl.sum(tl.where(tl.arange(0, TILE // 4) == group, place, 0), axis=0)
     num_tiles = tl.num_programs(1)
@@ -224,21 +231,10 @@ def _tile_kernel(
 
 
 @triton.jit
-def _no_nan(scores) -> tl.tensor:
-    """Whether a NaN wins would depend on the order of the reduction.
-
-    As +inf, which finite logits never reach, it always wins and marks the row, without a further
-    pass.
-    """
-    return tl.where(scores == scores, scores, float("inf"))
-
-
-@triton.jit
 def _larger(best, place, scores, PLACE: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
-    """Takes the scores that are larger than the best of the places before."""
-    scores = _no_nan(scores)
+    """Takes the scores that are larger than the best of the places before, or NaN."""
     place = tl.where(scores > best, PLACE, place)
-    return tl.maximum(best, scores), place
+    return tl.maximum(best, scores, propagate_nan=tl.PropagateNan.ALL), place
 
 
 @triton.jit
@@ -287,22 +283,24 @@ def random_words(
     zeros = tl.zeros_like(groups)
     low = zeros + (position & 0xFFFFFFFF).to(tl.uint32)
     high = zeros + (position >> 32 & 0xFFFFFFFF).to(tl.uint32)
-    return tl.philox(seed, groups, low, high, zeros + sample.to(tl.uint32))
+    a, b, c, d = tl.philox(seed, groups, low, high, zeros + sample.to(tl.uint32))
+    return a, b, c, d
 
 
 @triton.jit
 def gumbel(bits) -> tl.tensor:
     """Converts 32 random bits to a standard Gumbel variable; see `sampling_reference.gumbel`."""
-    u = (bits.to(tl.float32) + 0.5) * (2.0**-32)
-    exact = -_log(tl.maximum(1.0 - u, 2.0**-25))
-    series = u * (1.0 + u * (0.5 + u * (1.0 / 3.0 + u * (0.25 + u * 0.2))))
-    return -_log(tl.where(u < 2.0**-4, series, exact))
+    u = bits.to(tl.float32) * 2.0**-32 + 2.0**-33
+    # All to base 2: the last line turns -log2(-log2(1 - u)) into -log(-log(1 - u)).
+    exact = -_log2(tl.maximum(1.0 - u, 2.0**-25))
+    series = u * (LOG2_E + u * (LOG2_E / 2 + u * (LOG2_E / 3 + u * (LOG2_E / 4))))
+    return _log2(tl.where(u < 2.0**-5, series, exact)) * -LN_2 - LN_LN_2
 
 
 @triton.jit
-def _log(x) -> tl.tensor:
+def _log2(x) -> tl.tensor:
     """The hardware's logarithm, wrong by 2^-22 near 1 and by a few units of the last place else."""
     if IS_INTERPRETED:
-        return tl.log(x)
+        return tl.log2(x)
     else:  # noqa: RET505 - a branch of the compiler's
-        return libdevice.fast_logf(x)
+        return libdevice.fast_log2f(x)

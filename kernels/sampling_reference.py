@@ -338,7 +338,7 @@ def gumbel(bits: torch.Tensor) -> torch.Tensor:
     """Converts 32 random bits to a standard Gumbel variable, -log(-log(1 - u)).
 
     u = (bits + 0.5) / 2^32, so that the large values, which decide, are exact up to probabilities
-    of 2^-33. For u below 2^-4, the inner logarithm is its series, as 1 - u would lose u's low bits.
+    of 2^-33. For u below 2^-5, the inner logarithm is its series, as 1 - u would lose u's low bits.
 
     Args:
         bits: int64, from 0 to 2^32 - 1
@@ -349,5 +349,5 @@ def gumbel(bits: torch.Tensor) -> torch.Tensor:
     u = (bits.float() + 0.5) * 2.0**-32
     # The largest values of u round to 1.
     exact = -torch.log((1.0 - u).clamp_(min=2.0**-25))
-    series = u * (1.0 + u * (0.5 + u * (1.0 / 3.0 + u * (0.25 + u * 0.2))))
-    return -torch.log(torch.where(u < 2.0**-4, series, exact))
+    series = u * (1.0 + u * (0.5 + u * (1.0 / 3.0 + u * 0.25)))
+    return -torch.log(torch.where(u < 2.0**-5, series, exact))

@@ -28,10 +28,11 @@ class Embedding(nn.Module):
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Looks up [num_tokens] integers as [num_tokens, hidden_size]."""
         if self._ranks.size == 1:
-            return functional.embedding(input_ids, self.weight)
+            # Faster than an embedding, which takes a slow way for up to 16 rows.
+            return self.weight[input_ids]
         rows = input_ids - self.token_ids.start
         is_elsewhere = (rows < 0) | (rows >= len(self.token_ids))
-        found = functional.embedding(rows.masked_fill(is_elsewhere, 0), self.weight)
+        found = self.weight[rows.masked_fill(is_elsewhere, 0)]
         return self._ranks.all_reduce(found.masked_fill_(is_elsewhere[:, None], 0))
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
