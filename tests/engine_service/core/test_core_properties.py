@@ -144,6 +144,8 @@ class UnevenDriver(CoreDriver):
         self.core.step = step_and_check
         super().step()
         self.core.step = step
+        for sequence in self.core.scheduler._running:
+            assert self.executor.slots[sequence.slot].blocks == sequence.block_table
 
 
 @pytest.mark.parametrize("caching", [True, False], ids=["caching", "no_caching"])
@@ -151,6 +153,31 @@ def test_outputs_equal_the_oracle_however_many_tokens_a_row_brings(caching):
     counts = drive(range(NUM_ENGINES), UnevenDriver, caching=caching)
 
     for event in 0, 1, 2, 3, 4, "stop", "length", "preempted", "cancelled", "dropped":
+        assert counts[event], f"nothing was ever {event}"
+    assert bool(counts["hit_tokens"]) == caching
+
+
+class PassingSequence(engine_service.core.sequence.Sequence):
+    """Gives back each block once: what is behind the window stays behind it."""
+
+    def pass_blocks(self, window, block_size):
+        num_before = self.num_passed_blocks
+        block_ids = super().pass_blocks(window, block_size)
+        assert len(block_ids) == self.num_passed_blocks - num_before
+        return block_ids
+
+
+@pytest.mark.parametrize("tile", [1, 6])
+@pytest.mark.parametrize("caching", [True, False], ids=["caching", "no_caching"])
+def test_windows_only_move_on_however_many_tokens_a_row_brings(monkeypatch, tile, caching):
+    monkeypatch.setattr(engine_service.core.sequence, "MAX_KEY_TILE", tile)
+    monkeypatch.setattr(engine_service.core.scheduler, "Sequence", PassingSequence)
+
+    counts = Counter()
+    for window in (2, 5, 13):
+        seeds = range(NUM_ENGINES // 2)
+        counts += drive(seeds, UnevenDriver, caching=caching, windows=(window,))
+    for event in 0, 4, "passed", "preempted", "cancelled", "dropped":
         assert counts[event], f"nothing was ever {event}"
     assert bool(counts["hit_tokens"]) == caching
 

@@ -22,11 +22,22 @@ OPTIONS = {
 }
 
 
+def make_tiny(folder, num_kv_heads):
+    """Makes a model of an odd vocabulary and a tied head."""
+    shape = Shape(
+        num_heads=2 * num_kv_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=16,
+        is_tied=True,
+        vocab_size=301,
+    )
+    return make_model(folder / "model", shape)
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """2 key-value heads, an odd vocabulary and a tied head."""
-    shape = Shape(num_heads=4, num_kv_heads=2, head_dim=16, is_tied=True, vocab_size=301)
-    return make_model(tmp_path_factory.mktemp("ranks") / "model", shape)
+    """2 key-value heads."""
+    return make_tiny(tmp_path_factory.mktemp("ranks"), 2)
 
 
 def answers(tiny, num_ranks):
@@ -70,6 +81,13 @@ def test_ranks_give_the_tokens_of_a_single_one(tiny, alone, num_ranks):
 
     assert answers(tiny, num_ranks) == alone
     assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.slow
+def test_eight_ranks_with_four_heads_give_the_tokens_of_a_single_one(tmp_path):
+    tiny = make_tiny(tmp_path, 4)
+
+    assert answers(tiny, 8) == answers(tiny, 1)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Logits of a model that several ranks share, against transformers; ranks are threads here."""
 
 import random
+from contextlib import closing
 
 import pytest
 import torch
@@ -63,6 +64,9 @@ def tiny(request, tmp_path_factory):
     return make_model(tmp_path_factory.mktemp("ranks") / "model", request.param)
 
 
+SHARDED_CHECKS = [check for check in CHECKS if "no_token" not in check.__name__]
+
+
 @pytest.fixture(params=[(2, 1), (2, 2), (4, 1)], ids=["2 ranks", "2 ranks, 2 lanes", "4 ranks"])
 def threads(request):
     num_ranks, num_lanes = request.param
@@ -92,13 +96,21 @@ class RankedSteps:
         return self._threads.run(run)
 
 
-@pytest.mark.parametrize(
-    "check_logits", [check for check in CHECKS if "no_token" not in check.__name__]
-)
+@pytest.mark.parametrize("check_logits", SHARDED_CHECKS)
 def test_logits_equal_transformers(tiny, threads, check_logits):
     prompt = random_tokens(random.Random(1), 37, tiny.vocab_size)
 
     check_logits(tiny, RankedSteps(tiny.folder, threads), prompt)
+
+
+@pytest.mark.parametrize("check_logits", SHARDED_CHECKS)
+def test_logits_of_eight_ranks_that_share_four_heads(tmp_path, check_logits):
+    shape = Shape(num_heads=8, num_kv_heads=4, head_dim=16, is_tied=True, vocab_size=301)
+    tiny = make_model(tmp_path / "model", shape)
+    prompt = random_tokens(random.Random(1), 37, tiny.vocab_size)
+
+    with closing(RankThreads(8)) as threads:
+        check_logits(tiny, RankedSteps(tiny.folder, threads), prompt)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -15,27 +15,44 @@ from safetensors.torch import load_file, save_file
 from engine_service.server.health import SERVICE_NAME
 from tests.engine_service.process_harness import REAL, engine_process, kill, wait_gone
 from tests.engine_service.server.harness import generate_request, read, status_of
+from tests.engine_service.tiny_models import Shape, make_model
 from tests.kernels.gpu_ranks import on_gpus
 
 SLOW = pytest.mark.slow
 SILENCE = ["--core-silence-seconds", "2", "--frozen-core-exit-seconds", "3"]
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param(("cpu", 2), id="2 on cpu"),
-        pytest.param(("cpu", 4), id="4 on cpu", marks=SLOW),
-        *(
-            pytest.param(("cuda", number), id=f"{number} on cuda", marks=on_gpus(number))
-            for number in (2, 4)
-        ),
+RANKS = [
+    pytest.param(("cpu", 2), id="2 on cpu"),
+    pytest.param(("cpu", 4), id="4 on cpu", marks=SLOW),
+    *(
+        pytest.param(("cuda", number), id=f"{number} on cuda", marks=on_gpus(number))
+        for number in (2, 4)
+    ),
+]
+also_with_eight = pytest.mark.parametrize(
+    "arguments",
+    [
+        *RANKS,
+        pytest.param(("cpu", 8), id="8 on cpu", marks=SLOW),
+        pytest.param(("cuda", 8), id="8 on cuda", marks=on_gpus(8)),
     ],
+    indirect=True,
 )
-def arguments(request, tiny_model):
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model for up to eight ranks, which then share its four key-value heads."""
+    shape = Shape(num_heads=8, num_kv_heads=4, head_dim=16, is_tied=False)
+    return make_model(tmp_path_factory.mktemp("ranks") / "model", shape).folder
+
+
+@pytest.fixture(scope="module", params=RANKS)
+def arguments(request, folder):
     device, num_ranks = request.param
     return [
-        *("--model", str(tiny_model.folder), "--device", device, "--cpu-threads", "1"),
+        *("--model", str(folder), "--device", device, "--cpu-threads", "1"),
         *("--block-size", "16", "--num-blocks", "64", "--max-num-batched-tokens", "32"),
         *("--tensor-parallel-size", str(num_ranks)),
     ]
@@ -51,6 +68,7 @@ def endless():
     return generate_request(1, max_tokens=500, temperature=0.0, ignore_eos=True)
 
 
+@also_with_eight
 @pytest.mark.parametrize(
     "is_busy", [pytest.param(False, id="idle", marks=SLOW), pytest.param(True, id="in mid-stream")]
 )
@@ -118,6 +136,7 @@ async def test_killed_server_leaves_no_rank(arguments, is_stopped):
             await wait_gone(pid)
 
 
+@also_with_eight
 async def test_sigterm_drains_and_ends_all_ranks(arguments):
     async with engine_process(REAL, *arguments) as engine:
         await engine.wait_line("ready")
@@ -148,15 +167,15 @@ async def test_killed_rank_while_loading_ends_the_start(arguments):
     assert "rank 1: its process was ended by signal 9" in engine.lines[-1]
 
 
-async def test_rank_that_cannot_start_says_why_with_its_number(arguments, tiny_model, tmp_path):
-    folder = shutil.copytree(tiny_model.folder, tmp_path / "model")
-    weights = load_file(folder / "model.safetensors")
+async def test_rank_that_cannot_start_says_why_with_its_number(arguments, folder, tmp_path):
+    spoilt = shutil.copytree(folder, tmp_path / "model")
+    weights = load_file(spoilt / "model.safetensors")
     # The last row is in the part of the last rank only.
     weights["model.layers.1.mlp.up_proj.weight"][-1, 3] = torch.nan
     last = int(arguments[-1]) - 1
-    save_file(weights, folder / "model.safetensors")
+    save_file(weights, spoilt / "model.safetensors")
 
-    async with engine_process(REAL, *arguments, "--model", str(folder)) as engine:
+    async with engine_process(REAL, *arguments, "--model", str(spoilt)) as engine:
         assert await engine.wait_end() == 2
     assert f"rank {last}: " in engine.lines[-1]
     assert "model.layers.1.mlp.up_proj.weight" in engine.lines[-1]
