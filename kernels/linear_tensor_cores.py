@@ -1,8 +1,9 @@
 """Linear projections of 5 to 16 rows: tensor cores multiply, and the weights are still the time.
 
 A tile of so few rows and outputs is too small to divide over warps, so each warp multiplies some of
-the columns, and the sums are added at the end, in the order of warps. The root mean square is
-divided out at the end too: the product does not wait for it, and rows are read only once.
+the columns, and the sums are added at the end, in one order. The outputs are the rows of
+the matrix instruction, which has 16, and the rows its columns, of which 8 suffice. The root mean
+square is divided out at the end too: the product does not wait for it, and rows are read only once.
 """
 
 from dataclasses import dataclass
@@ -44,7 +45,8 @@ def tiling(weight: torch.Tensor) -> Tiling:
     while block_out < 64 and out_features >= 2 * block_out * _MIN_PROGRAMS:
         block_out *= 2
     num_warps = 8
-    columns = min(triton.next_power_of_2(in_features), _TILE // block_out)
+    whole = triton.next_power_of_2(in_features)
+    columns = whole if whole * block_out <= 2 * _TILE else _TILE // block_out
     return Tiling(
         block_out=block_out,
         block_in=max(columns, 16 * num_warps),
@@ -145,7 +147,7 @@ def _tensor_core_kernel(
     first_tile = _weight_tile(weights, ins, is_out, IN_FEATURES, BLOCK_IN)
     first_scale = _norm_scale(norm_weight, ins, IN_FEATURES) if HAS_NORM else 0.0
     wait_for_inputs(IS_DEPENDENT)
-    products = tl.zeros([PARTS, ROWS, BLOCK_OUT], tl.float32)
+    products = tl.zeros([PARTS, BLOCK_OUT, ROWS], tl.float32)
     squares = tl.zeros([PARTS, ROWS], tl.float32)
     # The first tile comes last, so that those of the loop are on their way at once.
     for start in tl.range(BLOCK_IN, IN_FEATURES, BLOCK_IN, num_stages=STAGES):
@@ -156,13 +158,13 @@ def _tensor_core_kernel(
             *(x, residual, new_residual, x_stride, residual_stride, rows, columns, num_rows),
             *(scale, squares, dtype, IN_FEATURES, HAS_NORM, HAS_RESIDUAL),
         )
-        products = tl.dot(value, tl.permute(tile, (0, 2, 1)), products, input_precision="ieee")
+        products = tl.dot(tile, tl.permute(value, (0, 2, 1)), products, input_precision="ieee")
     value, squares = _input_rows(
         *(x, residual, new_residual, x_stride, residual_stride, rows, ins, num_rows),
         *(first_scale, squares, dtype, IN_FEATURES, HAS_NORM, HAS_RESIDUAL),
     )
-    products = tl.dot(value, tl.permute(first_tile, (0, 2, 1)), products, input_precision="ieee")
-    total = tl.sum(products, axis=0)  # [ROWS, BLOCK_OUT]
+    products = tl.dot(first_tile, tl.permute(value, (0, 2, 1)), products, input_precision="ieee")
+    total = tl.trans(tl.sum(products, axis=0))  # [ROWS, BLOCK_OUT]
     if HAS_NORM:
         total *= tl.rsqrt(tl.sum(squares, axis=0) / IN_FEATURES + eps)[:, None]
     result, columns = activated(total, program, dtype, IS_GATED)
