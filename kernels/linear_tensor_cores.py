@@ -142,9 +142,10 @@ def _tensor_core_kernel(
     rows = tl.arange(0, ROWS)
     parts = tl.arange(0, PARTS)[:, None, None] * PART_IN
     ins = parts + tl.arange(0, PART_IN)[None, None, :]  # [PARTS, 1, PART_IN]
-    weights = weight + outs.to(tl.int64)[None, :, None] * weight_stride
+    weights = weight + outs.to(tl.int64)[None, None, :] * weight_stride
+    weight_ins = tl.permute(ins, (0, 2, 1))
     # These loads run while the previous kernel still computes the rows.
-    first_tile = _weight_tile(weights, ins, is_out, IN_FEATURES, BLOCK_IN)
+    first_tile = _weight_tile(weights, weight_ins, is_out, IN_FEATURES, BLOCK_IN)
     first_scale = _norm_scale(norm_weight, ins, IN_FEATURES) if HAS_NORM else 0.0
     wait_for_inputs(IS_DEPENDENT)
     products = tl.zeros([PARTS, BLOCK_OUT, ROWS], tl.float32)
@@ -152,18 +153,28 @@ def _tensor_core_kernel(
     # The first tile comes last, so that those of the loop are on their way at once.
     for start in tl.range(BLOCK_IN, IN_FEATURES, BLOCK_IN, num_stages=STAGES):
         columns = start + ins
-        tile = _weight_tile(weights, columns, is_out, IN_FEATURES, BLOCK_IN)
+        tile = _weight_tile(weights, start + weight_ins, is_out, IN_FEATURES, BLOCK_IN)
         scale = _norm_scale(norm_weight, columns, IN_FEATURES) if HAS_NORM else 0.0
         value, squares = _input_rows(
             *(x, residual, new_residual, x_stride, residual_stride, rows, columns, num_rows),
             *(scale, squares, dtype, IN_FEATURES, HAS_NORM, HAS_RESIDUAL),
         )
-        products = tl.dot(tile, tl.permute(value, (0, 2, 1)), products, input_precision="ieee")
+        products = tl.dot(
+            tl.permute(tile, (0, 2, 1)),
+            tl.permute(value, (0, 2, 1)),
+            products,
+            input_precision="ieee",
+        )
     value, squares = _input_rows(
         *(x, residual, new_residual, x_stride, residual_stride, rows, ins, num_rows),
         *(first_scale, squares, dtype, IN_FEATURES, HAS_NORM, HAS_RESIDUAL),
     )
-    products = tl.dot(first_tile, tl.permute(value, (0, 2, 1)), products, input_precision="ieee")
+    products = tl.dot(
+        tl.permute(first_tile, (0, 2, 1)),
+        tl.permute(value, (0, 2, 1)),
+        products,
+        input_precision="ieee",
+    )
     total = tl.trans(tl.sum(products, axis=0))  # [ROWS, BLOCK_OUT]
     if HAS_NORM:
         total *= tl.rsqrt(tl.sum(squares, axis=0) / IN_FEATURES + eps)[:, None]
@@ -177,8 +188,8 @@ def _tensor_core_kernel(
 
 @triton.jit
 def _weight_tile(weights, columns, is_out, IN_FEATURES: tl.constexpr, BLOCK_IN: tl.constexpr):
-    """Returns [PARTS, BLOCK_OUT, PART_IN]."""
-    mask = is_out[None, :, None]
+    """Returns [PARTS, PART_IN, BLOCK_OUT]."""
+    mask = is_out[None, None, :]
     if IN_FEATURES % BLOCK_IN != 0:
         mask &= columns < IN_FEATURES
     return tl.load(weights + columns, mask=mask, other=0.0)
