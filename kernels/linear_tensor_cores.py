@@ -223,7 +223,9 @@ def _input_rows(
     value = tl.load(x + wide_rows * x_stride + columns, mask=is_value, other=0.0)
     if HAS_RESIDUAL:
         added = tl.load(residual + wide_rows * residual_stride + columns, mask=is_value, other=0.0)
-        value = (value.to(tl.float32) + added.to(tl.float32)).to(dtype)
+        # A sum over an axis, so that the compiler moves the sum into the layout of the matrix
+        # instruction, and not each of the two, one after the other.
+        value = tl.sum(tl.join(value, added).to(tl.float32), axis=3).to(dtype)
         tl.store(
             new_residual + wide_rows * IN_FEATURES + columns,
             value,
