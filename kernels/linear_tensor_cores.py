@@ -18,7 +18,9 @@ from kernels.gated_outputs import activated, weight_rows
 MAX_ROWS = 16
 # A kernel is worth its launch if most multiprocessors (132 of an H200) have a program.
 _MIN_PROGRAMS = 120
-_TILE = 16384
+# Of weights and input rows together; what is whole needs no loop, and no second buffer.
+_TILE_BYTES = 64 * 1024
+_WHOLE_BYTES = 128 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,15 +40,22 @@ class Tiling:
     num_stages: int
 
 
-def tiling(weight: torch.Tensor) -> Tiling:
-    """Returns the tiling for a weight, [out_features, in_features]."""
+def tiling(weight: torch.Tensor, num_rows: int) -> Tiling:
+    """Returns the tiling for a weight, [out_features, in_features].
+
+    Args:
+        weight: as in `launch`
+        num_rows: input rows that a program holds, those of the residual too
+    """
     out_features, in_features = weight.shape
     block_out = 8
     while block_out < 64 and out_features >= 2 * block_out * _MIN_PROGRAMS:
         block_out *= 2
     num_warps = 8
-    whole = triton.next_power_of_2(in_features)
-    columns = whole if whole * block_out <= 2 * _TILE else _TILE // block_out
+    column_bytes = (block_out + num_rows) * weight.element_size()
+    columns = triton.next_power_of_2(in_features)
+    if columns * column_bytes > _WHOLE_BYTES:
+        columns = triton.next_power_of_2(_TILE_BYTES // column_bytes + 1) // 2
     return Tiling(
         block_out=block_out,
         block_in=max(columns, 16 * num_warps),
@@ -81,8 +90,9 @@ def launch(
         chosen: None chooses the tiling for the weight
     """
     num_rows = x.shape[0]
+    rows = max(8, triton.next_power_of_2(num_rows))
     out_features, in_features = weight.shape
-    chosen = chosen or tiling(weight)
+    chosen = chosen or tiling(weight, rows if residual is None else 2 * rows)
     _tensor_core_kernel[(triton.cdiv(out_features, chosen.block_out),)](
         x,
         residual,
@@ -97,7 +107,7 @@ def launch(
         out.shape[1],
         eps,
         IN_FEATURES=in_features,
-        ROWS=max(8, triton.next_power_of_2(num_rows)),
+        ROWS=rows,
         BLOCK_OUT=chosen.block_out,
         PARTS=chosen.num_warps,
         PART_IN=chosen.block_in // chosen.num_warps,
