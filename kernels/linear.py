@@ -121,7 +121,11 @@ def _is_small(x: torch.Tensor, weight: torch.Tensor, *, has_norm: bool) -> bool:
     if num_rows > _MAX_ROWS:
         # What is multiplied before the division by the root mean square may overflow float16.
         dtypes = (torch.bfloat16,) if has_norm else (torch.bfloat16, torch.float16)
-        return num_rows <= linear_tensor_cores.MAX_ROWS and x.dtype in dtypes
+        max_rows = linear_tensor_cores.MAX_ROWS
+        if has_norm:
+            max_rows = linear_tensor_cores.MAX_NORM_ROWS
+        is_light = weight.numel() <= linear_tensor_cores.MAX_WEIGHTS
+        return num_rows <= max_rows and is_light and x.dtype in dtypes
     is_one_tile = in_features <= _MAX_TILE
     max_products = _MAX_PRODUCTS_OF_ONE_TILE if is_one_tile else _MAX_PRODUCTS
     return num_rows * weight.numel() <= max_products and (is_one_tile or not has_norm)

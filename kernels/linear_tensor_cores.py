@@ -16,11 +16,13 @@ from kernels.dependent_launch import dependent_launch, wait_for_inputs
 from kernels.gated_outputs import activated, weight_rows
 
 MAX_ROWS = 16
-# Nearly each of an H200's 132 multiprocessors has one. Not tuned, like the tiles.
-_MIN_PROGRAMS = 120
-# Of weights and input rows together; what is whole needs no loop, and no second buffer.
-_TILE_BYTES = 64 * 1024
-_WHOLE_BYTES = 128 * 1024
+MAX_NORM_ROWS = 8
+"""With more, a norm of its own is faster than one in each program."""
+MAX_WEIGHTS = 1 << 26
+"""In larger matrices cuBLAS is as fast or faster."""
+# These and the tilings: measured on an H200, bfloat16, shapes of Qwen3-0.6B to 8B.
+_TILE_WEIGHTS = 8192
+_MAX_BLOCK_IN = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,28 +42,13 @@ class Tiling:
     num_stages: int
 
 
-def tiling(weight: torch.Tensor, num_rows: int) -> Tiling:
-    """Returns the tiling for a weight, [out_features, in_features].
-
-    Args:
-        weight: as in `launch`
-        num_rows: input rows that a program holds, those of the residual too
-    """
-    out_features, in_features = weight.shape
+def tiling(out_features: int) -> Tiling:
+    """Returns the tiling for a weight of so many rows."""
     block_out = 8
-    while block_out < 64 and out_features >= 2 * block_out * _MIN_PROGRAMS:
-        block_out *= 2
-    num_warps = 8
-    column_bytes = (block_out + num_rows) * weight.element_size()
-    columns = triton.next_power_of_2(in_features)
-    if columns * column_bytes > _WHOLE_BYTES:
-        columns = triton.next_power_of_2(_TILE_BYTES // column_bytes + 1) // 2
-    return Tiling(
-        block_out=block_out,
-        block_in=max(columns, 16 * num_warps),
-        num_warps=num_warps,
-        num_stages=3,
-    )
+    if out_features >= 2048:
+        block_out = 16 if out_features < 4096 else 32
+    block_in = min(_TILE_WEIGHTS // block_out, _MAX_BLOCK_IN)
+    return Tiling(block_out=block_out, block_in=block_in, num_warps=4, num_stages=4)
 
 
 def launch(
@@ -92,7 +79,7 @@ def launch(
     num_rows = x.shape[0]
     rows = max(8, triton.next_power_of_2(num_rows))
     out_features, in_features = weight.shape
-    chosen = chosen or tiling(weight, rows if residual is None else 2 * rows)
+    chosen = chosen or tiling(out_features)
     _tensor_core_kernel[(triton.cdiv(out_features, chosen.block_out),)](
         x,
         residual,
