@@ -1,9 +1,10 @@
-"""Linear projections, alone and fused with the operation before them in a layer.
+"""Linear projections, alone and fused with the operations beside them in a layer.
 
 With few rows, the time is that of reading the weights, and a launch takes as long as a small
-product. So each kernel also computes its input rows, by the norm or the gated activation, again in
-every program. It reads its first weights before its rows are ready: whatever writes a weight must
-have ended before. With more rows, torch (cuBLAS) computes the products.
+product. So one kernel also computes its input rows, by the norm, again in every program, and the
+gated activation of what it has multiplied. It reads its first weights before its rows are ready:
+whatever writes a weight must have ended before. Up to 4 rows the kernel is the one below, up to 16
+that of `linear_tensor_cores.py`. With more rows, torch (cuBLAS) computes the products.
 """
 
 import torch
@@ -11,9 +12,10 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from kernels import reference
+from kernels import linear_tensor_cores, reference
 from kernels.checks import check_contiguous_rows, check_dtype, check_shape
 from kernels.dependent_launch import dependent_launch, wait_for_inputs
+from kernels.gated_outputs import activated, weight_rows
 from kernels.rms_norm import add_rms_norm, rms_norm
 from kernels.silu_and_mul import silu_and_mul
 
@@ -40,14 +42,34 @@ def linear(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor | None = Non
     Raises:
         ValueError: an unsupported shape or type
     """
-    _check(x, weight, x.shape[-1])
+    _check(x, weight, is_gated=False)
     if out is not None:
         check_dtype("out", out, x.dtype)
         check_shape("out", out, x.shape[0], weight.shape[0])
         return torch.mm(x, weight.t(), out=out)
     if x.device.type == "cpu":
         return reference.linear(x, weight)
-    return _project(x, weight)
+    return _project(x, weight, is_gated=False)
+
+
+def gated_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Computes gate * sigmoid(gate) * up of two projections of each row.
+
+    Args:
+        x: [num_tokens, in_features], rows may be strided
+        weight: [2 * out_features, in_features] of the same type, the rows of the gate and then
+            those of up; rows may be strided
+
+    Returns:
+        [num_tokens, out_features]
+
+    Raises:
+        ValueError: an unsupported shape or type
+    """
+    _check(x, weight, is_gated=True)
+    if x.device.type == "cpu":
+        return reference.gated_linear(x, weight)
+    return _project(x, weight, is_gated=True)
 
 
 def norm_linear(
@@ -56,6 +78,8 @@ def norm_linear(
     norm_weight: torch.Tensor,
     eps: float,
     weight: torch.Tensor,
+    *,
+    is_gated: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Adds the residual to x, normalises the sum, and projects it.
 
@@ -64,7 +88,8 @@ def norm_linear(
         residual: [num_tokens, in_features], rows may be strided; None adds nothing
         norm_weight: [in_features]
         eps: added to the mean square
-        weight: [out_features, in_features], rows may be strided
+        weight: [out_features, in_features], rows may be strided; twice the rows if gated
+        is_gated: projects as `gated_linear` does
 
     Returns:
         the projection, [num_tokens, out_features], and the sum, which is the next residual,
@@ -73,7 +98,7 @@ def norm_linear(
     Raises:
         ValueError: an unsupported shape or type
     """
-    _check(x, weight, x.shape[-1])
+    _check(x, weight, is_gated=is_gated)
     check_dtype("norm_weight", norm_weight, x.dtype)
     check_shape("norm_weight", norm_weight, x.shape[1])
     check_contiguous_rows("norm_weight", norm_weight)
@@ -82,46 +107,35 @@ def norm_linear(
         check_shape("residual", residual, *x.shape)
         check_contiguous_rows("residual", residual)
     if x.device.type == "cpu":
-        return reference.norm_linear(x, residual, norm_weight, eps, weight)
-    if _is_small(x, weight) and x.shape[1] <= _MAX_TILE:
-        return _norm_linear_triton(x, residual, norm_weight, eps, weight)
-    if residual is None:
-        return _project(rms_norm(x, norm_weight, eps), weight), x
-    normed, total = add_rms_norm(x, residual, norm_weight, eps)
-    return _project(normed, weight), total
+        return reference.norm_linear(x, residual, norm_weight, eps, weight, is_gated=is_gated)
+    if _is_small(x, weight, has_norm=True):
+        return _norm_linear_triton(x, residual, norm_weight, eps, weight, is_gated=is_gated)
+    normed, total = rms_norm(x, norm_weight, eps), x
+    if residual is not None:
+        normed, total = add_rms_norm(x, residual, norm_weight, eps)
+    return _project(normed, weight, is_gated=is_gated), total
 
 
-def silu_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Projects gate * sigmoid(gate) * up, where x holds the gate and then up.
-
-    Args:
-        x: [num_tokens, 2 * in_features], rows may be strided
-        weight: [out_features, in_features], rows may be strided
-
-    Returns:
-        [num_tokens, out_features]
-
-    Raises:
-        ValueError: an unsupported shape or type
-    """
-    if x.shape[-1] % 2:
-        raise ValueError(f"x has {x.shape[-1]} columns; expected an even number")
-    _check(x, weight, x.shape[-1] // 2)
-    if x.device.type == "cpu":
-        return reference.silu_linear(x, weight)
-    if _is_small(x, weight):
-        return _silu_linear_triton(x, weight)
-    return F.linear(silu_and_mul(x), weight)
-
-
-def _is_small(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    num_rows, is_one_tile = x.shape[0], weight.shape[1] <= _MAX_TILE
+def _is_small(x: torch.Tensor, weight: torch.Tensor, *, has_norm: bool) -> bool:
+    num_rows, in_features = x.shape
+    if num_rows > _MAX_ROWS:
+        # What is multiplied before the division by the root mean square may overflow float16.
+        dtypes = (torch.bfloat16,) if has_norm else (torch.bfloat16, torch.float16)
+        max_rows = linear_tensor_cores.MAX_ROWS
+        if has_norm:
+            max_rows = linear_tensor_cores.MAX_NORM_ROWS
+        is_light = weight.numel() <= linear_tensor_cores.MAX_WEIGHTS
+        return num_rows <= max_rows and is_light and x.dtype in dtypes
+    is_one_tile = in_features <= _MAX_TILE
     max_products = _MAX_PRODUCTS_OF_ONE_TILE if is_one_tile else _MAX_PRODUCTS
-    return num_rows <= _MAX_ROWS and num_rows * weight.numel() <= max_products
+    return num_rows * weight.numel() <= max_products and (is_one_tile or not has_norm)
 
 
-def _project(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    return _linear_triton(x, weight) if _is_small(x, weight) else F.linear(x, weight)
+def _project(x: torch.Tensor, weight: torch.Tensor, *, is_gated: bool) -> torch.Tensor:
+    if _is_small(x, weight, has_norm=False):
+        return _linear_triton(x, weight, is_gated=is_gated)
+    product = F.linear(x, weight)
+    return silu_and_mul(product) if is_gated else product
 
 
 def _num_warps(block_in: int, num_rows: int) -> int:
@@ -130,41 +144,42 @@ def _num_warps(block_in: int, num_rows: int) -> int:
     return 4 if block_in <= 2048 else 8
 
 
-def _check(x: torch.Tensor, weight: torch.Tensor, in_features: int) -> None:
+def _check(x: torch.Tensor, weight: torch.Tensor, *, is_gated: bool) -> None:
     check_dtype("x", x)
     check_shape("x", x, None, None)
     check_contiguous_rows("x", x)
     check_dtype("weight", weight, x.dtype)
-    check_shape("weight", weight, None, in_features)
+    check_shape("weight", weight, None, x.shape[1])
     check_contiguous_rows("weight", weight)
+    if is_gated and weight.shape[0] % 2:
+        raise ValueError(f"weight has {weight.shape[0]} rows; expected an even number")
 
 
-def _linear_triton(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    out = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
-    _launch(x, None, None, 0.0, weight, out, None, is_gated=False)
-    return out
+def _linear_triton(
+    x: torch.Tensor, weight: torch.Tensor, *, is_gated: bool = False
+) -> torch.Tensor:
+    return _norm_linear_triton(x, None, None, 0.0, weight, is_gated=is_gated)[0]
 
 
 def _norm_linear_triton(
     x: torch.Tensor,
     residual: torch.Tensor | None,
-    norm_weight: torch.Tensor,
+    norm_weight: torch.Tensor | None,
     eps: float,
     weight: torch.Tensor,
+    *,
+    is_gated: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    out = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
-    total = x
+    """Without a norm_weight there is no norm."""
+    num_rows, num_outs = x.shape[0], weight.shape[0] // 2 if is_gated else weight.shape[0]
+    out = torch.empty((num_rows, num_outs), dtype=x.dtype, device=x.device)
+    new_residual = None
     if residual is not None:
-        total = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    new_residual = None if residual is None else total
-    _launch(x, residual, norm_weight, eps, weight, out, new_residual, is_gated=False)
-    return out, total
-
-
-def _silu_linear_triton(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    out = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
-    _launch(x, None, None, 0.0, weight, out, None, is_gated=True)
-    return out
+        new_residual = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    if out.numel() > 0:
+        launch = _launch if num_rows <= _MAX_ROWS else linear_tensor_cores.launch
+        launch(x, residual, norm_weight, eps, weight, out, new_residual, is_gated=is_gated)
+    return out, x if new_residual is None else new_residual
 
 
 def _launch(
@@ -178,12 +193,9 @@ def _launch(
     *,
     is_gated: bool,
 ) -> None:
-    num_rows = x.shape[0]
-    out_features, in_features = weight.shape
-    if num_rows == 0 or out_features == 0:
-        return
+    num_rows, in_features = x.shape
     block_in = min(max(16, triton.next_power_of_2(in_features)), _MAX_TILE)
-    _few_rows_kernel[(triton.cdiv(out_features, _BLOCK_OUT),)](
+    _few_rows_kernel[(triton.cdiv(weight.shape[0], _BLOCK_OUT),)](
         x,
         residual,
         norm_weight,
@@ -194,7 +206,7 @@ def _launch(
         0 if residual is None else residual.stride(0),
         weight.stride(0),
         num_rows,
-        out_features,
+        out.shape[1],
         eps,
         IN_FEATURES=in_features,
         ROWS=triton.next_power_of_2(num_rows),
@@ -220,7 +232,7 @@ def _few_rows_kernel(
     residual_stride,
     weight_stride,
     num_rows,
-    out_features,
+    num_outs,
     eps,
     IN_FEATURES: tl.constexpr,
     ROWS: tl.constexpr,
@@ -233,10 +245,9 @@ def _few_rows_kernel(
 ):
     dtype = out.dtype.element_ty
     program = tl.program_id(0)
-    outs = program * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+    outs, is_out = weight_rows(program, num_outs, BLOCK_OUT, IS_GATED)
     rows = tl.arange(0, ROWS)[:, None]
     ins = tl.arange(0, BLOCK_IN)
-    is_out = outs < out_features
     x_rows = rows.to(tl.int64) * x_stride
     residual_rows = rows.to(tl.int64) * residual_stride
     weights = weight + outs.to(tl.int64)[:, None] * weight_stride
@@ -266,9 +277,6 @@ def _few_rows_kernel(
             inverse_rms = tl.rsqrt(tl.sum(value * value, axis=1) / IN_FEATURES + eps)[:, None]
             normed = (value * inverse_rms).to(dtype).to(tl.float32)
             value = (normed * norm_scale.to(tl.float32)).to(dtype).to(tl.float32)
-        if IS_GATED:
-            up = tl.load(x + x_rows + IN_FEATURES + columns, mask=is_value, other=0.0)
-            value = (value * tl.sigmoid(value) * up.to(tl.float32)).to(dtype).to(tl.float32)
         products += tile.to(tl.float32)[None, :, :] * value[:, None, :]
         if start + BLOCK_IN < IN_FEATURES:
             following = start + BLOCK_IN + ins
@@ -278,8 +286,9 @@ def _few_rows_kernel(
                 other=0.0,
             )
     total = tl.sum(products, axis=2)  # [ROWS, BLOCK_OUT]
+    result, columns = activated(total, program, dtype, IS_GATED)
     tl.store(
-        out + rows.to(tl.int64) * out_features + outs[None, :],
-        total.to(dtype),
-        mask=(rows < num_rows) & is_out[None, :],
+        out + rows.to(tl.int64) * num_outs + columns[None, :],
+        result,
+        mask=(rows < num_rows) & (columns < num_outs)[None, :],
     )

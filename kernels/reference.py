@@ -172,12 +172,27 @@ def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return F.linear(x, weight)
 
 
+def gated_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Computes gate * sigmoid(gate) * up of two projections of each row.
+
+    Args:
+        x: [num_tokens, in_features]
+        weight: [2 * out_features, in_features], the rows of the gate and then those of up
+
+    Returns:
+        [num_tokens, out_features]
+    """
+    return silu_and_mul(linear(x, weight))
+
+
 def norm_linear(
     x: torch.Tensor,
     residual: torch.Tensor | None,
     norm_weight: torch.Tensor,
     eps: float,
     weight: torch.Tensor,
+    *,
+    is_gated: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Adds the residual to x, normalises the sum, and projects it.
 
@@ -186,29 +201,17 @@ def norm_linear(
         residual: [num_tokens, in_features]; None adds nothing
         norm_weight: [in_features]
         eps: added to the mean square
-        weight: [out_features, in_features]
+        weight: [out_features, in_features], twice the rows if gated
+        is_gated: projects as `gated_linear` does
 
     Returns:
         the projection, [num_tokens, out_features], and the sum, which is the next residual,
         [num_tokens, in_features]
     """
-    if residual is None:
-        return linear(rms_norm(x, norm_weight, eps), weight), x
-    normed, total = add_rms_norm(x, residual, norm_weight, eps)
-    return linear(normed, weight), total
-
-
-def silu_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Projects gate * sigmoid(gate) * up, where x holds the gate and then up.
-
-    Args:
-        x: [num_tokens, 2 * in_features]
-        weight: [out_features, in_features]
-
-    Returns:
-        [num_tokens, out_features]
-    """
-    return linear(silu_and_mul(x), weight)
+    normed, total = rms_norm(x, norm_weight, eps), x
+    if residual is not None:
+        normed, total = add_rms_norm(x, residual, norm_weight, eps)
+    return (gated_linear if is_gated else linear)(normed, weight), total
 
 
 def qk_norm_rope_store(

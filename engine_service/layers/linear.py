@@ -32,8 +32,17 @@ class Linear(nn.Module):
         """Maps [num_tokens, in_features] to [num_tokens, out_features], `out` if that is given."""
         return self.scheme.linear(x, out)
 
+    def gated_linear(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns silu(gate) * up of packed outputs: [num_tokens, out_features / 2]."""
+        return self.scheme.gated_linear(x)
+
     def norm_linear(
-        self, norm: RMSNorm, x: torch.Tensor, residual: torch.Tensor | None
+        self,
+        norm: RMSNorm,
+        x: torch.Tensor,
+        residual: torch.Tensor | None,
+        *,
+        is_gated: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Adds x to the residual stream, normalises the sum and projects it.
 
@@ -41,15 +50,12 @@ class Linear(nn.Module):
             norm: The norm to apply.
             x: [num_tokens, in_features].
             residual: [num_tokens, in_features]; None if the stream begins with x.
+            is_gated: Projects as `gated_linear` does.
 
         Returns:
-            The projection, [num_tokens, out_features], and the new residual.
+            The projection, [num_tokens, out_features], half as wide if gated, and the new residual.
         """
-        return self.scheme.norm_linear(norm, x, residual)
-
-    def silu_linear(self, gate_up: torch.Tensor) -> torch.Tensor:
-        """Projects silu(gate) * up of packed rows [num_tokens, 2 * in_features]."""
-        return self.scheme.silu_linear(gate_up)
+        return self.scheme.norm_linear(norm, x, residual, is_gated=is_gated)
 
     def slots(
         self,

@@ -55,6 +55,15 @@ class Lane:
         projected, self.residual = linear.norm_linear(norm, self._added, self.residual)
         return projected if out is None else out.copy_(projected)
 
+    def norm_gated_linear(self, norm: RMSNorm, linear: Linear) -> torch.Tensor:
+        """Returns the gated projection of the normalised rows, [num_rows, out_features / 2]."""
+        if isinstance(self._added, PartialSum):
+            return linear.gated_linear(self.norm(norm))
+        projected, self.residual = linear.norm_linear(
+            norm, self._added, self.residual, is_gated=True
+        )
+        return projected
+
     def keep(self, rows: slice, residual: torch.Tensor) -> None:
         """Goes on with other rows, to which nothing has been added since the last norm."""
         self.rows, self.residual = rows, residual

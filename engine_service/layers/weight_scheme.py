@@ -7,7 +7,8 @@ from torch import nn
 
 from engine_service.layers.norm import RMSNorm
 from engine_service.layers.weight_slot import Shard, WeightSlot, merged_slots
-from kernels.linear import linear, norm_linear, silu_linear
+from kernels.linear import gated_linear, linear, norm_linear
+from kernels.silu_and_mul import silu_and_mul
 
 
 class Unquantised:
@@ -45,17 +46,23 @@ class Unquantised:
         out = linear(x, self.weight, out)
         return out if self.bias is None else out.add_(self.bias)
 
+    def gated_linear(self, x: torch.Tensor) -> torch.Tensor:
+        """As `Linear.gated_linear`."""
+        if self.bias is None:
+            return gated_linear(x, self.weight)
+        return silu_and_mul(self.linear(x))
+
     def norm_linear(
-        self, norm: RMSNorm, x: torch.Tensor, residual: torch.Tensor | None
+        self, norm: RMSNorm, x: torch.Tensor, residual: torch.Tensor | None, *, is_gated: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `Linear.norm_linear`."""
-        out, residual = norm_linear(x, residual, norm.weight, norm.eps, self.weight)
-        return (out if self.bias is None else out.add_(self.bias)), residual
-
-    def silu_linear(self, gate_up: torch.Tensor) -> torch.Tensor:
-        """As `Linear.silu_linear`."""
-        out = silu_linear(gate_up, self.weight)
-        return out if self.bias is None else out.add_(self.bias)
+        is_fused = is_gated and self.bias is None
+        out, residual = norm_linear(
+            x, residual, norm.weight, norm.eps, self.weight, is_gated=is_fused
+        )
+        if self.bias is not None:
+            out.add_(self.bias)
+        return (silu_and_mul(out) if is_gated and not is_fused else out), residual
 
 
 def _parameter(*shape: int, dtype: torch.dtype) -> nn.Parameter:

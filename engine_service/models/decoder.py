@@ -74,17 +74,13 @@ class DecoderAttention(nn.Module):
 
 
 class DecoderMLP(nn.Module):
-    """Gated feed-forward block."""
+    """The projections of the gated feed-forward block; the layer calls both in turn."""
 
     def __init__(self, config: DecoderConfig, dtype: torch.dtype, ranks: Ranks) -> None:
         super().__init__()
         width = config.intermediate_size // ranks.size
         self.gate_up_proj = Linear(config.hidden_size, 2 * width, dtype)
         self.down_proj = Linear(width, config.hidden_size, dtype)
-
-    def forward(self, gate_up: torch.Tensor) -> torch.Tensor:
-        """Maps packed rows, projected by the layer, to [num_tokens, hidden_size]."""
-        return self.down_proj.silu_linear(gate_up)
 
     def weight_slots(
         self, prefix: str, config: DecoderConfig, ranks: Ranks
@@ -142,9 +138,9 @@ class DecoderLayer(nn.Module):
         """
         stream.add(self.self_attn.o_proj, attended)
         for lane in stream.lanes:
-            # [num_rows, 2 * intermediate_size / num_ranks]
-            gate_up = lane.norm_linear(self.post_attention_layernorm, self.mlp.gate_up_proj)
-            lane.add(self.mlp(gate_up))
+            # [num_rows, intermediate_size / num_ranks]
+            gated = lane.norm_gated_linear(self.post_attention_layernorm, self.mlp.gate_up_proj)
+            lane.add(self.mlp.down_proj(gated))
 
     def weight_slots(self, prefix: str) -> Iterator[WeightSlot]:
         """Yields the slot of each checkpoint tensor; the names begin with the prefix."""

@@ -120,8 +120,14 @@ def launch_all():
     floats, integers = torch.zeros(NUM_ROWS), zeros(NUM_ROWS)
     linear._linear_triton(x, randn(40, HIDDEN))
     linear._linear_triton(randn(NUM_ROWS, 5000), randn(40, 5000))
+    linear._linear_triton(x, randn(40, HIDDEN), is_gated=True)
     linear._norm_linear_triton(x, residual, norm_weight, 1e-6, randn(40, HIDDEN))
-    linear._silu_linear_triton(x, randn(40, HIDDEN // 2))
+    for num_rows in (5, 16):
+        many, out = randn(num_rows, 5000), randn(40, 5000)
+        linear._linear_triton(many, out)
+        for is_gated in (False, True):
+            norm = (many, randn(5000), 1e-6)
+            linear._norm_linear_triton(many, *norm, out, is_gated=is_gated)
     rms_norm._rms_norm_triton(x, norm_weight, 1e-6)
     rms_norm._add_rms_norm_triton(x, residual, norm_weight, 1e-6)
     activation._silu_and_mul_triton(x)

@@ -12,7 +12,7 @@ from kernels import dependent_launch as dependent_launch_module
 from kernels import silu_and_mul as activation
 from kernels.all_reduce import _launch
 from kernels.dependent_launch import dependent_launch
-from kernels.linear import linear, norm_linear, silu_linear
+from kernels.linear import gated_linear, linear, norm_linear
 from kernels.paged_attention_decode import paged_attention_decode
 from kernels.peer_memory import buffer_bytes, peer_memory
 from kernels.qk_norm_rope_store import qk_norm_rope_store
@@ -27,6 +27,7 @@ from tests.kernels.uninterpreted import run_uninterpreted
 
 GPU = Target(device="cuda", dtype=torch.bfloat16)
 NUM_ROWS, HIDDEN, HEAD_DIM, BLOCK_SIZE, NUM_BLOCKS = 3, 256, 64, 16, 12
+NUM_TENSOR_CORE_ROWS = 9
 EPS = 1e-6
 DELAY = 500_000  # nanoseconds
 BLOCK = 1024
@@ -35,6 +36,7 @@ WEIGHTS = {"weight", "norm_weight", "q_weight", "k_weight", "areas"}
 LOADS = {"ld.global", "cp.async"}
 READ_WEIGHTS_FIRST = {
     "_few_rows_kernel",
+    "_tensor_core_kernel",
     "_qk_norm_rope_store_kernel",
     "_one_shot_kernel",
     "_two_shot_kernel",
@@ -89,22 +91,30 @@ def weight(*shape):
     return GPU.randn(*shape) * 0.1
 
 
-def linear_case():
-    return linear, {"x": GPU.randn(NUM_ROWS, HIDDEN), "weight": weight(40, HIDDEN)}
+def linear_case(num_rows=NUM_ROWS):
+    return linear, {"x": GPU.randn(num_rows, HIDDEN), "weight": weight(40, HIDDEN)}
 
 
-def norm_linear_case():
+def norm_linear_case(num_rows=NUM_ROWS):
     return norm_linear, {
-        "x": GPU.randn(NUM_ROWS, HIDDEN),
-        "residual": GPU.randn(NUM_ROWS, HIDDEN),
+        "x": GPU.randn(num_rows, HIDDEN),
+        "residual": GPU.randn(num_rows, HIDDEN),
         "norm_weight": GPU.randn(HIDDEN),
         "eps": EPS,
         "weight": weight(40, HIDDEN),
     }
 
 
-def silu_linear_case():
-    return silu_linear, {"x": GPU.randn(NUM_ROWS, 2 * HIDDEN), "weight": weight(40, HIDDEN)}
+def gated_linear_case():
+    return gated_linear, {"x": GPU.randn(NUM_ROWS, HIDDEN), "weight": weight(40, HIDDEN)}
+
+
+def tensor_core_linear_case():
+    return linear_case(NUM_TENSOR_CORE_ROWS)
+
+
+def tensor_core_norm_linear_case():
+    return norm_linear_case(NUM_TENSOR_CORE_ROWS)
 
 
 def rms_norm_case():
@@ -229,7 +239,9 @@ WRITTEN = {store_case: "kv_cache", append_case: "tokens"}
 LATE = {
     linear_case: ["x"],
     norm_linear_case: ["x", "residual"],
-    silu_linear_case: ["x"],
+    gated_linear_case: ["x"],
+    tensor_core_linear_case: ["x"],
+    tensor_core_norm_linear_case: ["x", "residual"],
     rms_norm_case: ["x"],
     add_rms_norm_case: ["x", "residual"],
     one_shot_case: ["x", "residual"],

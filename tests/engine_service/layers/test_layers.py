@@ -5,6 +5,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 from engine_service.layers.embedding import Embedding
 from engine_service.layers.linear import Linear
 from engine_service.layers.norm import RMSNorm
+from kernels.silu_and_mul import silu_and_mul
 
 
 def test_norm_adds_to_the_residual_stream_first():
@@ -22,13 +23,13 @@ def test_norm_adds_to_the_residual_stream_first():
 
 
 def test_gate_comes_before_up():
-    gate, up = torch.randn(2, 3, 5)
-    layer = Linear(5, 4, torch.float32)
-    layer.weight.copy_(torch.randn(4, 5))
+    x, gate, up = torch.randn(3, 5), torch.randn(4, 5), torch.randn(4, 5)
+    layer = Linear(5, 8, torch.float32)
+    layer.weight.copy_(torch.cat((gate, up)))
 
-    result = layer.silu_linear(torch.cat((gate, up), dim=-1))
+    result = layer.gated_linear(x)
 
-    torch.testing.assert_close(result, (torch.nn.functional.silu(gate) * up) @ layer.weight.T)
+    torch.testing.assert_close(result, torch.nn.functional.silu(x @ gate.T) * (x @ up.T))
 
 
 def test_norm_before_a_projection_adds_to_the_residual_stream_first():
@@ -74,16 +75,15 @@ def test_bias_is_added_to_each_kind_of_product():
     norm.weight.copy_(torch.rand(6))
     layer.weight.copy_(torch.randn(4, 6))
     layer.bias.copy_(torch.randn(4))
-    x, residual, gate_up = torch.randn(3, 6), torch.randn(3, 6), torch.randn(3, 12)
-    products = [layer, lambda x: layer.norm_linear(norm, x, residual)[0], layer.silu_linear]
-    inputs = [x, x, gate_up]
-    biased = [product(rows) for product, rows in zip(products, inputs, strict=True)]
+    x, residual = torch.randn(3, 6), torch.randn(3, 6)
+    biased, normed = layer(x), layer.norm_linear(norm, x, residual)[0]
+    gated = layer.gated_linear(x), layer.norm_linear(norm, x, residual, is_gated=True)[0]
 
+    torch.testing.assert_close(gated, (silu_and_mul(biased), silu_and_mul(normed)))
     bias = layer.bias.clone()
     layer.bias.zero_()
-
-    for product, rows, result in zip(products, inputs, biased, strict=True):
-        torch.testing.assert_close(result, product(rows) + bias)
+    torch.testing.assert_close(biased, layer(x) + bias)
+    torch.testing.assert_close(normed, layer.norm_linear(norm, x, residual)[0] + bias)
 
 
 def test_slots_of_a_merged_layer_are_rows_of_its_parameters():
