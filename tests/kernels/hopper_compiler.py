@@ -29,7 +29,7 @@ from kernels import (
     slots,
 )
 from kernels import silu_and_mul as activation
-from kernels.paged_attention_decode import Parts
+from kernels.attention_parts import Parts
 from kernels.peer_memory import peer_memory
 from kernels.shared_prefix import SharedPrefixes
 from tests.kernels.sampling import COLUMNS, records_of

@@ -43,7 +43,6 @@ COMPILED = READ_WEIGHTS_FIRST | {
     "_rms_norm_kernel",
     "_silu_and_mul_kernel",
     "_split_kernel",
-    "_combine_kernel",
     "_shared_kernel",
     "_tile_kernel",
     "_best_tile_kernel",

@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 import torch
-import triton
 
 from engine_service.config import CacheOptions, ModelOptions, SchedulerOptions
 from engine_service.core.types import int32_array
@@ -12,20 +11,19 @@ from engine_service.worker.executor import start_executor
 from engine_service.worker.input_batch import Bounds
 from engine_service.worker.rows import Rows
 from engine_service.worker.warm_up import warm_up_plans
-from kernels.paged_attention_decode import _combine_kernel, _num_splits, _split_kernel
-from kernels.shared_prefix import _shared_kernel, num_shared_splits
+from kernels.attention_parts import count_splits
+from kernels.paged_attention_decode import _split_kernel
+from kernels.shared_prefix import _shared_kernel
 from tests.engine_service.plans import Row, make_plan
 from tests.engine_service.tiny_models import CUDA_SHAPES, make_model
 
 BLOCK_SIZES = [16, 48, 256]
 
 
-def combined(num_seqs, max_seq_len, num_kv_heads, num_multiprocessors, shares):
-    """Returns for how many parts the combining kernel is compiled."""
-    num_parts = _num_splits(num_seqs * num_kv_heads, max_seq_len, num_multiprocessors)
-    if shares:
-        num_parts += num_shared_splits(num_seqs, num_kv_heads, num_multiprocessors)
-    return triton.next_power_of_2(num_parts)
+def variant(num_seqs, max_seq_len, num_kv_heads, num_multiprocessors, shares):
+    """Returns what the attention of decodes is compiled for: is anything shared, or divided?"""
+    num_splits = count_splits(num_seqs * num_kv_heads, max_seq_len, num_multiprocessors)
+    return shares, shares or num_splits > 1
 
 
 def warmed_up(options, max_model_len, block_size, num_kv_heads, num_multiprocessors):
@@ -36,7 +34,7 @@ def warmed_up(options, max_model_len, block_size, num_kv_heads, num_multiprocess
         if max_seq_len:
             shares = plan.shared_prefixes is not None
             sizes = len(plan.slots), max_seq_len, num_kv_heads, num_multiprocessors
-            found.add((shares, combined(*sizes, shares)))
+            found.add(variant(*sizes, shares))
     return found
 
 
@@ -52,7 +50,7 @@ def test_decodes_of_any_number_and_length_are_warmed_up(
     lengths = [*range(1, 300, 20), *range(300, max_model_len, 1280), max_model_len - 1]
     for block_size in BLOCK_SIZES:
         expected = {
-            (shares, combined(number, length, num_kv_heads, num_multiprocessors, shares))
+            variant(number, length, num_kv_heads, num_multiprocessors, shares)
             for number in numbers
             if number <= max_num_seqs
             for length in lengths
@@ -91,7 +89,7 @@ def test_without_a_block_size_nothing_is_shared():
 @pytest.mark.parametrize("enforce_eager", [True, False], ids=["eager", "graphs"])
 def test_no_step_compiles_attention_of_decodes(tmp_path, enforce_eager):
     folder = make_model(tmp_path / "model", CUDA_SHAPES[1]).folder
-    kernels = [_combine_kernel, _split_kernel, _shared_kernel]
+    kernels = [_split_kernel, _shared_kernel]
     for kernel in kernels:
         kernel.device_caches.clear()
     executor, _ = start_executor(
