@@ -16,6 +16,9 @@ _MAX_SPLITS = 64
 # Measured on an H200, bfloat16, head_dim 128.
 _MIN_SPLIT_TOKENS = 64
 _PROGRAMS_PER_MULTIPROCESSOR = 4
+_TILE = 64
+_NUM_WARPS = 2
+_NUM_STAGES = 3
 # Elements of parts that a program reads at a time: half of its registers, with two warps.
 _COMBINED_AT_ONCE = 8192
 # Of 1,024 sequences with 64 key-value heads.
@@ -36,13 +39,26 @@ class Parts(NamedTuple):
         return self.num_own + self.num_shared
 
 
-def count_splits(num_pairs: int, max_seq_len: int, num_multiprocessors: int) -> int:
+def count_splits(num_pairs: int, max_seq_len: int, num_processors: int) -> int:
     """Returns the number of splits of the keys of each of num_pairs (sequence, head).
 
     As many as occupy the GPU, while each split still has enough to read to be worth its start.
     """
-    wanted = _PROGRAMS_PER_MULTIPROCESSOR * num_multiprocessors // max(num_pairs, 1)
+    wanted = _PROGRAMS_PER_MULTIPROCESSOR * num_processors // max(num_pairs, 1)
     return max(1, min(wanted, -(-max_seq_len // _MIN_SPLIT_TOKENS), _MAX_SPLITS))
+
+
+def own_splits(kv_cache: torch.Tensor, num_seqs: int, max_seq_len: int, window: int) -> int:
+    """Returns the number of splits of what each sequence reads alone, on the cache's device."""
+    if window:
+        max_seq_len = min(max_seq_len, window + _TILE)
+    num_pairs = num_seqs * kv_cache.shape[2]
+    return count_splits(num_pairs, max_seq_len, num_multiprocessors(kv_cache.device))
+
+
+def num_multiprocessors(device: torch.device) -> int:
+    """Returns how many programs run at a time if each fills a multiprocessor."""
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 class PartsMemory(NamedTuple):
@@ -85,10 +101,22 @@ def _counters(device: torch.device, number: int) -> torch.Tensor:
     return torch.zeros(number, dtype=torch.int32, device=device)
 
 
-def combined_at_once(group: int, head_dim: int) -> int:
-    """Returns how many parts of `group` heads a program combines at a time."""
-    num_heads: int = triton.next_power_of_2(group)
-    return max(1, _COMBINED_AT_ONCE // (num_heads * head_dim))
+def launch_arguments(kv_cache: torch.Tensor, num_heads: int, window: int) -> dict[str, int]:
+    """Returns how a kernel is compiled that calls the functions below."""
+    _, _, num_kv_heads, block_size, head_dim = kv_cache.shape
+    group = num_heads // num_kv_heads
+    is_wide = kv_cache.dtype == torch.float32 or head_dim > 128
+    return {
+        "GROUP": group,
+        "ROWS": max(16, triton.next_power_of_2(group)),
+        "BLOCK_SIZE": block_size,
+        "HEAD_DIM": head_dim,
+        "TILE": 32 if is_wide else _TILE,
+        "WINDOW": window,
+        "AT_ONCE": max(1, _COMBINED_AT_ONCE // (triton.next_power_of_2(group) * head_dim)),
+        "num_warps": _NUM_WARPS,
+        "num_stages": _NUM_STAGES,
+    }
 
 
 @triton.jit

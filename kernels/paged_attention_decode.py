@@ -16,16 +16,17 @@ from kernels import reference
 from kernels.attention_parts import (
     Parts,
     allocate_parts,
-    combined_at_once,
-    count_splits,
     end_part,
     find_keys,
+    launch_arguments,
+    num_multiprocessors,
+    own_splits,
 )
 from kernels.attention_tile import attend_to_keys
 from kernels.checks import (
-    check_dtype,
     check_out,
     check_paged_attention,
+    check_seq_lens,
     check_shape,
     check_triton_head_dim,
     check_window,
@@ -37,11 +38,6 @@ from kernels.shared_prefix import (
     check_shared,
     num_shared_splits,
 )
-
-# Measured on an H200, bfloat16, head_dim 128.
-TILE = 64
-NUM_WARPS = 2
-NUM_STAGES = 3
 
 
 def paged_attention_decode(
@@ -81,8 +77,7 @@ def paged_attention_decode(
     check_paged_attention(queries, kv_cache, block_table, scale)
     num_seqs = queries.shape[0]
     check_shape("block_table", block_table, num_seqs, None)
-    check_dtype("seq_lens", seq_lens, torch.int32)
-    check_shape("seq_lens", seq_lens, num_seqs)
+    check_seq_lens(seq_lens, num_seqs)
     check_out(queries, out)
     check_window(window)
     if shared is not None:
@@ -93,14 +88,12 @@ def paged_attention_decode(
         return reference.paged_attention_decode(
             queries, kv_cache, block_table, seq_lens, max_seq_len, scale, out, window
         )
-    if window:
-        max_seq_len = min(max_seq_len, window + TILE)
-    num_multiprocessors = torch.cuda.get_device_properties(queries.device).multi_processor_count
-    num_own = count_splits(num_seqs * kv_cache.shape[2], max_seq_len, num_multiprocessors)
-    parts = Parts(num_own=num_own)
+    parts = Parts(num_own=own_splits(kv_cache, num_seqs, max_seq_len, window))
     if shared is not None:
-        num_shared = num_shared_splits(num_seqs, kv_cache.shape[2], num_multiprocessors)
-        parts = Parts(num_own=num_own, num_shared=num_shared)
+        num_shared = num_shared_splits(
+            num_seqs, kv_cache.shape[2], num_multiprocessors(queries.device)
+        )
+        parts = parts._replace(num_shared=num_shared)
     return _paged_attention_decode_triton(
         queries, kv_cache, block_table, seq_lens, scale, parts, out, window, shared
     )
@@ -118,19 +111,17 @@ def _paged_attention_decode_triton(
     shared: SharedPrefixes | None = None,
 ) -> torch.Tensor:
     num_seqs, num_heads, head_dim = queries.shape
-    _, _, num_kv_heads, block_size, _ = kv_cache.shape
+    num_kv_heads = kv_cache.shape[2]
     check_triton_head_dim(head_dim)
     keeps_empty = out is not None
     if out is None:
         out = torch.empty(queries.shape, dtype=queries.dtype, device=queries.device)
     if num_seqs == 0:
         return out
-    group = num_heads // num_kv_heads
     scale *= math.log2(math.e)
     memory = allocate_parts(parts, num_seqs, num_heads, num_kv_heads, head_dim, queries.device)
     if shared is not None:
         attend_to_prefixes(queries, kv_cache, block_table, shared, scale, parts, memory)
-    is_wide = queries.dtype == torch.float32 or head_dim > 128
     _split_kernel[(num_seqs, num_kv_heads, parts.num_own)](
         queries,
         kv_cache,
@@ -145,16 +136,8 @@ def _paged_attention_decode_triton(
         block_table.stride(0),
         parts.num_all,
         scale,
-        GROUP=group,
-        ROWS=max(16, triton.next_power_of_2(group)),
-        BLOCK_SIZE=block_size,
-        HEAD_DIM=head_dim,
-        TILE=32 if is_wide else TILE,
-        WINDOW=window,
-        AT_ONCE=combined_at_once(group, head_dim),
         KEEPS_EMPTY=keeps_empty,
-        num_warps=NUM_WARPS,
-        num_stages=NUM_STAGES,
+        **launch_arguments(kv_cache, num_heads, window),
         **dependent_launch(queries),
     )
     return out

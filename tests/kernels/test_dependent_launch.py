@@ -13,6 +13,7 @@ from kernels import silu_and_mul as activation
 from kernels.all_reduce import _launch
 from kernels.dependent_launch import dependent_launch
 from kernels.linear import linear, norm_linear, silu_linear
+from kernels.packed_attention_decode import packed_attention_decode
 from kernels.paged_attention_decode import paged_attention_decode
 from kernels.peer_memory import buffer_bytes, peer_memory
 from kernels.qk_norm_rope_store import qk_norm_rope_store
@@ -35,6 +36,7 @@ WEIGHTS = {"weight", "norm_weight", "q_weight", "k_weight", "areas"}
 LOADS = {"ld.global", "cp.async"}
 READ_WEIGHTS_FIRST = {
     "_few_rows_kernel",
+    "_packed_kernel",
     "_qk_norm_rope_store_kernel",
     "_one_shot_kernel",
     "_two_shot_kernel",
@@ -186,6 +188,25 @@ def whole_attention_case():
     return attention_case(48)
 
 
+def packed_attention_case(max_seq_len):
+    _, store_arguments = store_case()
+    _, attention_arguments = attention_case(max_seq_len)
+    del attention_arguments["queries"], attention_arguments["kv_cache"]
+    locations = {
+        "positions": integers(47, 29, 6),
+        "cache_locs": integers(3 * BLOCK_SIZE + 15, 5 * BLOCK_SIZE + 13, 7 * BLOCK_SIZE + 6),
+    }
+    return packed_attention_decode, store_arguments | locations | attention_arguments
+
+
+def split_packed_attention_case():
+    return packed_attention_case(4096)
+
+
+def whole_packed_attention_case():
+    return packed_attention_case(48)
+
+
 def shared_attention_case():
     function, arguments = attention_case(48)
     arguments["block_table"][1, :1] = arguments["block_table"][0, :1]
@@ -224,7 +245,13 @@ def append_case():
     }
 
 
-WRITTEN = {store_case: "kv_cache", append_case: "tokens"}
+WRITTEN = {
+    store_case: "kv_cache",
+    split_packed_attention_case: "kv_cache",
+    whole_packed_attention_case: "kv_cache",
+    append_case: "tokens",
+}
+PACKED = ["qkv", "cos_sin", "positions", "cache_locs", "kv_cache", "block_table", "seq_lens"]
 LATE = {
     linear_case: ["x"],
     norm_linear_case: ["x", "residual"],
@@ -237,6 +264,8 @@ LATE = {
     store_case: ["qkv", "cos_sin", "positions", "cache_locs"],
     split_attention_case: ["queries", "kv_cache", "block_table", "seq_lens"],
     whole_attention_case: ["queries", "kv_cache", "block_table", "seq_lens"],
+    split_packed_attention_case: PACKED,
+    whole_packed_attention_case: PACKED,
     shared_attention_case: ["queries", "kv_cache", "block_table", "tiles", "prefix_lens"],
     sample_case: ["logits", "records", "slots", "positions"],
     append_case: ["slots", "positions", "token_ids"],

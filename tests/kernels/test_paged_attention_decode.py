@@ -3,7 +3,7 @@ import torch
 
 from engine_service.core.sequence import MAX_KEY_TILE
 from kernels import reference
-from kernels.attention_parts import Parts, combined_at_once, count_splits
+from kernels.attention_parts import Parts, count_splits, launch_arguments
 from kernels.paged_attention_decode import _paged_attention_decode_triton, paged_attention_decode
 from tests.kernels.paged_inputs import NO_BLOCK, Shape, paged_inputs
 from tests.kernels.targets import (
@@ -75,8 +75,8 @@ def test_splits_that_are_empty_or_uneven_change_nothing(target, block_size, num_
 @pytest.mark.parametrize("num_splits", [2, 9, 64])
 def test_more_parts_than_are_combined_at_once(target, num_splits):
     shape = Shape(num_kv_heads=1, group=20)
-    assert combined_at_once(shape.group, shape.head_dim) == 4
     inputs = decode_inputs(target, shape, [600, 33, 0, 64])
+    assert launch_arguments(inputs.kv_cache, shape.num_heads, 0)["AT_ONCE"] == 4
     assert worst_row_error(by_kernel(inputs, num_splits), inputs.truth()) < target.tolerance
 
 
@@ -184,7 +184,7 @@ def test_row_of_the_twin_does_not_depend_on_its_neighbours():
     [(8, 100, 2), (8, 32768, 64), (64, 4096, 8), (512, 4096, 1), (2048, 40960, 1), (0, 0, 1)],
 )
 def test_splits_follow_the_room_left_on_the_gpu_and_the_length(num_pairs, max_seq_len, expected):
-    assert count_splits(num_pairs, max_seq_len, num_multiprocessors=132) == expected
+    assert count_splits(num_pairs, max_seq_len, num_processors=132) == expected
 
 
 def test_wrong_arguments_are_refused_by_name_and_value():
