@@ -22,6 +22,7 @@ from kernels.sample import sample
 from kernels.shared_prefix import SharedPrefixes
 from kernels.silu_and_mul import silu_and_mul
 from kernels.slots import append_tokens
+from tests.kernels.paged_inputs import Shape, attend_in_steps, packed_inputs
 from tests.kernels.sampling import COLUMNS, records_of
 from tests.kernels.targets import Target
 from tests.kernels.uninterpreted import run_uninterpreted
@@ -323,6 +324,30 @@ def test_without_waiting_a_kernel_would_read_too_early(monkeypatch):
     write_late(source, arguments["x"])
 
     assert not torch.equal(function(**arguments), expected)
+
+
+@on_gpu_that_overlaps
+@pytest.mark.parametrize("attend", [packed_attention_decode, attend_in_steps])
+@pytest.mark.parametrize("seq_lens", [[8000], [4000, 777, 1, 64, 0, 300, 128, 2048]], ids=len)
+def test_chained_attention_in_a_graph_is_equal_in_bits_on_each_replay(attend, seq_lens):
+    shape = Shape(num_kv_heads=8, group=4, head_dim=128)
+    arguments = packed_inputs(GPU, shape, seq_lens)
+    expected = attend(**arguments)
+    stored = arguments["kv_cache"].nan_to_num()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outs = [attend(**arguments) for _ in range(10)]
+    other_stream, noise = torch.cuda.Stream(), GPU.randn(1024, 1024)
+    for replay in range(100):
+        for out in outs:
+            out.zero_()
+        # So that programs start and end in another order each time.
+        with torch.cuda.stream(other_stream):
+            for _ in range(replay % 7):
+                torch.mm(noise, noise)
+        graph.replay()
+        assert all(torch.equal(out, expected) for out in outs)
+    assert torch.equal(arguments["kv_cache"].nan_to_num(), stored)
 
 
 @on_gpu_that_overlaps

@@ -8,9 +8,7 @@ from kernels.packed_attention_decode import (
     _packed_attention_decode_triton,
     packed_attention_decode,
 )
-from kernels.paged_attention_decode import paged_attention_decode
-from kernels.qk_norm_rope_store import qk_norm_rope_store
-from tests.kernels.paged_inputs import NO_BLOCK, Shape, paged_inputs
+from tests.kernels.paged_inputs import NO_BLOCK, Shape, attend_in_steps, packed_inputs
 from tests.kernels.targets import (
     Target,
     in_float32,
@@ -21,38 +19,6 @@ from tests.kernels.targets import (
 
 CPU = Target(device="cpu", dtype=torch.float32)
 SEQ_LENS = [1, 16, 63, 100]
-
-
-def packed_inputs(target, shape, seq_lens, has_norm=True):
-    """Returns the arguments of the twin; what the call shall store is NaN in the cache."""
-    num_seqs, num_packed = len(seq_lens), shape.num_heads + 2 * shape.num_kv_heads
-    inputs = paged_inputs(target, shape, [1] * num_seqs, seq_lens)
-    locations = torch.full((num_seqs,), -1)
-    for seq, seq_len in enumerate(seq_lens):
-        if seq_len:
-            block, offset = divmod(seq_len - 1, shape.block_size)
-            block = int(inputs.block_table[seq, block])
-            locations[seq] = block * shape.block_size + offset
-            inputs.kv_cache[:, block, :, offset] = torch.nan
-    angles = torch.rand(max(seq_lens, default=0) + 1, shape.head_dim // 2) * 6
-    return {
-        "qkv": target.randn(num_seqs, num_packed * shape.head_dim + 8)[:, :-8],
-        "q_weight": target.randn(shape.head_dim) if has_norm else None,
-        "k_weight": target.randn(shape.head_dim) if has_norm else None,
-        "eps": 1e-6,
-        "cos_sin": torch.cat((angles.cos(), angles.sin()), dim=-1).to(target.device),
-        "positions": torch.tensor(seq_lens, dtype=torch.int64)
-        .sub(1)
-        .clamp(min=0)
-        .to(target.device),
-        "cache_locs": locations.to(target.device),
-        "kv_cache": inputs.kv_cache,
-        "num_heads": shape.num_heads,
-        "block_table": inputs.block_table,
-        "seq_lens": inputs.seq_lens,
-        "max_seq_len": max(seq_lens, default=0),
-        "scale": inputs.scale,
-    }
 
 
 def by_kernel(arguments, num_splits, window=0):
@@ -172,45 +138,6 @@ def test_kernel_refuses_a_head_dimension_that_it_has_not():
         by_kernel(packed_inputs(CPU, Shape(head_dim=96), [5]), num_splits=1)
 
 
-def in_steps(arguments):
-    """Attends with a kernel for each of the steps."""
-    names = ("q_weight", "k_weight", "eps", "cos_sin", "positions", "cache_locs", "kv_cache")
-    queries = qk_norm_rope_store(
-        arguments["qkv"], *(arguments[name] for name in names), arguments["num_heads"]
-    )
-    names = ("kv_cache", "block_table", "seq_lens", "max_seq_len", "scale")
-    return paged_attention_decode(queries, *(arguments[name] for name in names))
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize(
-    "attend", [lambda arguments: packed_attention_decode(**arguments), in_steps]
-)
-@pytest.mark.parametrize("seq_lens", [[8000], [4000, 777, 1, 64, 0, 300, 128, 2048]])
-def test_replays_of_a_graph_are_equal_in_bits(attend, seq_lens):
-    target = Target(device="cuda", dtype=torch.bfloat16)
-    shape = Shape(num_kv_heads=8, group=4, head_dim=128)
-    arguments = packed_inputs(target, shape, seq_lens)
-    expected = attend(arguments)
-    stored = arguments["kv_cache"].nan_to_num()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        # Several, so that each begins while the one in front ends.
-        outs = [attend(arguments) for _ in range(10)]
-    other_stream = torch.cuda.Stream()
-    noise = target.randn(1024, 1024)
-    for place in range(100):
-        for out in outs:
-            out.zero_()
-        # Programs start and end in another order each time.
-        with torch.cuda.stream(other_stream):
-            for _ in range(place % 7):
-                noise @ noise
-        graph.replay()
-        assert all(torch.equal(out, expected) for out in outs)
-    assert torch.equal(arguments["kv_cache"].nan_to_num(), stored)
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("has_norm", [True, False])
 @pytest.mark.parametrize("head_dim", [64, 128])
@@ -218,9 +145,9 @@ def test_replays_of_a_graph_are_equal_in_bits(attend, seq_lens):
 def test_one_kernel_computes_what_two_do(head_dim, group, has_norm):
     target = Target(device="cuda", dtype=torch.bfloat16)
     shape = Shape(num_kv_heads=8, group=group, head_dim=head_dim)
-    arguments = packed_inputs(target, shape, [4000, 777, 1, 64, 0], has_norm)
+    arguments = packed_inputs(target, shape, [4000, 777, 1, 64, 0], has_norm=has_norm)
     apart = arguments | {"kv_cache": arguments["kv_cache"].clone()}
-    out, expected = packed_attention_decode(**arguments), in_steps(apart)
+    out, expected = packed_attention_decode(**arguments), attend_in_steps(**apart)
     # Sums of squares may be added in another order, which a rounding rarely shows.
     assert (out != expected).float().mean() < 0.05
     assert worst_row_error(out, expected) < target.tolerance
