@@ -2,7 +2,8 @@
 
 A program handles one tile of queries, the query heads of one key-value head of some sequences of a
 group, over one split of the group's prefix. What it finds are further parts for the kernel that
-combines the splits of each sequence. Source: Hydragen (Juravsky et al., 2024), section 3.
+reads what each sequence has alone, and combines all.
+Source: Hydragen (Juravsky et al., 2024), section 3.
 """
 
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.attention_parts import Parts, PartsMemory
 from kernels.attention_tile import attend_to_keys
 from kernels.checks import check_dtype, check_shape
 from kernels.dependent_launch import dependent_launch, wait_for_inputs
@@ -78,11 +80,10 @@ def attend_to_prefixes(
     block_table: torch.Tensor,
     shared: SharedPrefixes,
     scale: float,
-    num_splits: int,
-    partial: torch.Tensor,
-    log_totals: torch.Tensor,
+    parts: Parts,
+    memory: PartsMemory,
 ) -> None:
-    """Writes the last `num_splits` parts of the sequences that share a prefix.
+    """Writes the last `parts.num_shared` parts of the sequences that share a prefix.
 
     Args:
         queries: [num_seqs, num_heads, head_dim]
@@ -90,10 +91,8 @@ def attend_to_prefixes(
         block_table: [num_seqs, max_blocks_per_seq]
         shared: Who shares what.
         scale: Multiplies the scores; includes log2(e).
-        num_splits: Into how many parts a prefix is divided.
-        partial: [num_seqs, num_heads, num_parts, head_dim] float32, receives what is mixed.
-        log_totals: [num_seqs, num_heads, num_parts] float32, receives the logarithms of the sums
-            of weights, to base 2; -inf for parts without a token.
+        parts: Into how many parts a sequence and a prefix are divided.
+        memory: Receives them; the logarithms of parts without a token are -inf.
     """
     _, num_heads, head_dim = queries.shape
     _, _, num_kv_heads, block_size, _ = kv_cache.shape
@@ -105,19 +104,19 @@ def attend_to_prefixes(
         max_rows = _MAX_FLOAT32_ROWS
     num_seqs = min(MAX_MEMBERS, max(1, max_rows // group))
     num_programs = shared.tiles.shape[0] * triton.cdiv(MAX_MEMBERS, num_seqs)
-    _shared_kernel[(num_programs, num_kv_heads, num_splits)](
+    _shared_kernel[(num_programs, num_kv_heads, parts.num_shared)](
         queries,
         kv_cache,
         block_table,
         shared.tiles,
         shared.members,
-        partial,
-        log_totals,
+        memory.partial,
+        memory.log_totals,
         queries.stride(0),
         queries.stride(1),
         *kv_cache.stride()[:4],
         block_table.stride(0),
-        partial.shape[2],
+        parts.num_all,
         scale,
         GROUP=group,
         SEQS=num_seqs,

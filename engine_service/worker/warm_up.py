@@ -40,15 +40,18 @@ def warm_up_plans(
     small = min(2, max_num_tokens, options.max_num_batched_tokens)
     plans = [_plan([0], [small]), _plan([0], [1])]
     plans += [_plan([0], [1], asked) for asked in _ASKED]
-    if num_seqs >= 2 and options.max_num_batched_tokens > small:
+    has_both = num_seqs >= 2 and options.max_num_batched_tokens > small
+    if has_both:
         plans.append(_plan([0, 0], [1, small]))
     if is_largest:
         budget = options.max_num_batched_tokens
         last = max_num_tokens - 1
-        # Kernels are compiled for tiles and splits that grow in powers of two with these lengths.
+        # Kernels are compiled for tiles that grow in powers of two with these lengths.
         plans += [_plan([0], [length]) for length in _doubling(4, min(budget, max_num_tokens, 256))]
-        plans += [_plan([length - 1], [1]) for length in _doubling(64, max_num_tokens)]
-        if shared_block_size is not None:
+        if has_both:
+            # Long decodes are split along their keys.
+            plans.append(_plan([last, 0], [1, small]))
+        if shared_block_size is not None and num_seqs >= 2:
             plans += _sharing_plans(num_seqs, max_num_tokens, shared_block_size)
         plans += [
             _plan([0], [min(budget, max_num_tokens)]),
@@ -60,25 +63,16 @@ def warm_up_plans(
     return plans
 
 
-def _sharing_plans(num_seqs: int, max_num_tokens: int, block_size: int) -> list[StepPlan]:
-    """Plans steps whose rows share a prefix.
-
-    Two long rows are divided into the most parts, many short ones into the fewest. Twice the rows
-    or half the length at most halve the number, so these compile all powers of two in between.
-    """
-    first = min(max(64, block_size), max_num_tokens)
-    if num_seqs < 2 or first < block_size:
+def _sharing_plans(num_seqs: int, length: int, block_size: int) -> list[StepPlan]:
+    """Plans a step whose rows share a prefix, unless no block fits into their length."""
+    prefix_len = length // block_size * block_size
+    if not prefix_len:
         return []
-    sizes = [(2, length) for length in (*_doubling(2 * first, max_num_tokens), max_num_tokens)]
-    sizes += [(number, first) for number in (*_doubling(2, num_seqs), num_seqs)]
     return [
         replace(
-            _plan([length - 1] * number, [1] * number),
-            shared_prefixes=int32_array(
-                [number, length // block_size * block_size, *range(number)]
-            ),
+            _plan([length - 1] * num_seqs, [1] * num_seqs),
+            shared_prefixes=int32_array([num_seqs, prefix_len, *range(num_seqs)]),
         )
-        for number, length in sizes
     ]
 
 

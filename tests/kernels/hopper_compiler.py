@@ -22,6 +22,7 @@ from triton.runtime import JITFunction
 from kernels import (
     all_reduce,
     linear,
+    packed_attention_decode,
     paged_attention_decode,
     qk_norm_rope_store,
     rms_norm,
@@ -29,7 +30,7 @@ from kernels import (
     slots,
 )
 from kernels import silu_and_mul as activation
-from kernels.paged_attention_decode import Parts
+from kernels.attention_parts import Parts
 from kernels.peer_memory import peer_memory
 from kernels.shared_prefix import SharedPrefixes
 from tests.kernels.sampling import COLUMNS, records_of
@@ -141,6 +142,11 @@ def launch_all():
         *(torch.zeros(50, HEAD_DIM), integers, integers, kv_cache, 4),
     )
     for num_splits, window in ((1, 0), (4, 0), (4, 100)):
+        packed_attention_decode._packed_attention_decode_triton(
+            *(randn(NUM_ROWS, 8 * HEAD_DIM), head_weight, head_weight, 1e-6),
+            *(torch.zeros(50, HEAD_DIM), integers, integers, kv_cache, 4),
+            *(zeros(NUM_ROWS, 3).int(), integers.int(), 0.1, Parts(num_own=num_splits), window),
+        )
         paged_attention_decode._paged_attention_decode_triton(
             *(randn(NUM_ROWS, 4, HEAD_DIM), kv_cache, zeros(NUM_ROWS, 3).int()),
             *(integers.int(), 0.1, Parts(num_own=num_splits), None, window),

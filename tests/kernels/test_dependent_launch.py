@@ -13,6 +13,7 @@ from kernels import silu_and_mul as activation
 from kernels.all_reduce import _launch
 from kernels.dependent_launch import dependent_launch
 from kernels.linear import gated_linear, linear, norm_linear
+from kernels.packed_attention_decode import packed_attention_decode
 from kernels.paged_attention_decode import paged_attention_decode
 from kernels.peer_memory import buffer_bytes, peer_memory
 from kernels.qk_norm_rope_store import qk_norm_rope_store
@@ -21,6 +22,7 @@ from kernels.sample import sample
 from kernels.shared_prefix import SharedPrefixes
 from kernels.silu_and_mul import silu_and_mul
 from kernels.slots import append_tokens
+from tests.kernels.paged_inputs import Shape, attend_in_steps, packed_inputs
 from tests.kernels.sampling import COLUMNS, records_of
 from tests.kernels.targets import Target
 from tests.kernels.uninterpreted import run_uninterpreted
@@ -37,6 +39,7 @@ LOADS = {"ld.global", "cp.async"}
 READ_WEIGHTS_FIRST = {
     "_few_rows_kernel",
     "_tensor_core_kernel",
+    "_packed_kernel",
     "_qk_norm_rope_store_kernel",
     "_one_shot_kernel",
     "_two_shot_kernel",
@@ -45,7 +48,6 @@ COMPILED = READ_WEIGHTS_FIRST | {
     "_rms_norm_kernel",
     "_silu_and_mul_kernel",
     "_split_kernel",
-    "_combine_kernel",
     "_shared_kernel",
     "_tile_kernel",
     "_best_tile_kernel",
@@ -197,6 +199,25 @@ def whole_attention_case():
     return attention_case(48)
 
 
+def packed_attention_case(max_seq_len):
+    _, store_arguments = store_case()
+    _, attention_arguments = attention_case(max_seq_len)
+    del attention_arguments["queries"], attention_arguments["kv_cache"]
+    locations = {
+        "positions": integers(47, 29, 6),
+        "cache_locs": integers(3 * BLOCK_SIZE + 15, 5 * BLOCK_SIZE + 13, 7 * BLOCK_SIZE + 6),
+    }
+    return packed_attention_decode, store_arguments | locations | attention_arguments
+
+
+def split_packed_attention_case():
+    return packed_attention_case(4096)
+
+
+def whole_packed_attention_case():
+    return packed_attention_case(48)
+
+
 def shared_attention_case():
     function, arguments = attention_case(48)
     arguments["block_table"][1, :1] = arguments["block_table"][0, :1]
@@ -235,7 +256,13 @@ def append_case():
     }
 
 
-WRITTEN = {store_case: "kv_cache", append_case: "tokens"}
+WRITTEN = {
+    store_case: "kv_cache",
+    split_packed_attention_case: "kv_cache",
+    whole_packed_attention_case: "kv_cache",
+    append_case: "tokens",
+}
+PACKED = ["qkv", "cos_sin", "positions", "cache_locs", "kv_cache", "block_table", "seq_lens"]
 LATE = {
     linear_case: ["x"],
     norm_linear_case: ["x", "residual"],
@@ -250,6 +277,8 @@ LATE = {
     store_case: ["qkv", "cos_sin", "positions", "cache_locs"],
     split_attention_case: ["queries", "kv_cache", "block_table", "seq_lens"],
     whole_attention_case: ["queries", "kv_cache", "block_table", "seq_lens"],
+    split_packed_attention_case: PACKED,
+    whole_packed_attention_case: PACKED,
     shared_attention_case: ["queries", "kv_cache", "block_table", "tiles", "prefix_lens"],
     sample_case: ["logits", "records", "slots", "positions"],
     append_case: ["slots", "positions", "token_ids"],
@@ -307,6 +336,30 @@ def test_without_waiting_a_kernel_would_read_too_early(monkeypatch):
     write_late(source, arguments["x"])
 
     assert not torch.equal(function(**arguments), expected)
+
+
+@on_gpu_that_overlaps
+@pytest.mark.parametrize("attend", [packed_attention_decode, attend_in_steps])
+@pytest.mark.parametrize("seq_lens", [[8000], [4000, 777, 1, 64, 0, 300, 128, 2048]], ids=len)
+def test_chained_attention_in_a_graph_is_equal_in_bits_on_each_replay(attend, seq_lens):
+    shape = Shape(num_kv_heads=8, group=4, head_dim=128)
+    arguments = packed_inputs(GPU, shape, seq_lens)
+    expected = attend(**arguments)
+    stored = arguments["kv_cache"].nan_to_num()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outs = [attend(**arguments) for _ in range(10)]
+    other_stream, noise = torch.cuda.Stream(), GPU.randn(1024, 1024)
+    for replay in range(100):
+        for out in outs:
+            out.zero_()
+        # So that programs start and end in another order each time.
+        with torch.cuda.stream(other_stream):
+            for _ in range(replay % 7):
+                torch.mm(noise, noise)
+        graph.replay()
+        assert all(torch.equal(out, expected) for out in outs)
+    assert torch.equal(arguments["kv_cache"].nan_to_num(), stored)
 
 
 @on_gpu_that_overlaps

@@ -3,12 +3,8 @@ import torch
 
 from engine_service.core.sequence import MAX_KEY_TILE
 from kernels import reference
-from kernels.paged_attention_decode import (
-    Parts,
-    _num_splits,
-    _paged_attention_decode_triton,
-    paged_attention_decode,
-)
+from kernels.attention_parts import Parts, count_splits, launch_arguments
+from kernels.paged_attention_decode import _paged_attention_decode_triton, paged_attention_decode
 from tests.kernels.paged_inputs import NO_BLOCK, Shape, paged_inputs
 from tests.kernels.targets import (
     Target,
@@ -73,6 +69,23 @@ def test_splits_that_are_empty_or_uneven_change_nothing(target, block_size, num_
     truth = inputs.truth()
     assert worst_row_error(out, truth) < target.tolerance
     assert (out[1] == 0).all()
+
+
+@on_each_device
+@pytest.mark.parametrize("num_splits", [2, 9, 64])
+def test_more_parts_than_are_combined_at_once(target, num_splits):
+    shape = Shape(num_kv_heads=1, group=20)
+    inputs = decode_inputs(target, shape, [600, 33, 0, 64])
+    assert launch_arguments(inputs.kv_cache, shape.num_heads, 0)["AT_ONCE"] == 4
+    assert worst_row_error(by_kernel(inputs, num_splits), inputs.truth()) < target.tolerance
+
+
+@on_each_device
+def test_counts_begin_anew_at_each_launch(target):
+    for _ in range(2):
+        for lens in ([300, 65], [64, 129, 0]):
+            inputs = decode_inputs(target, Shape(), lens)
+            assert worst_row_error(by_kernel(inputs, 3), inputs.truth()) < target.tolerance
 
 
 @on_each_device
@@ -171,7 +184,7 @@ def test_row_of_the_twin_does_not_depend_on_its_neighbours():
     [(8, 100, 2), (8, 32768, 64), (64, 4096, 8), (512, 4096, 1), (2048, 40960, 1), (0, 0, 1)],
 )
 def test_splits_follow_the_room_left_on_the_gpu_and_the_length(num_pairs, max_seq_len, expected):
-    assert _num_splits(num_pairs, max_seq_len, num_multiprocessors=132) == expected
+    assert count_splits(num_pairs, max_seq_len, num_processors=132) == expected
 
 
 def test_wrong_arguments_are_refused_by_name_and_value():

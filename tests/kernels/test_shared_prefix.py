@@ -3,11 +3,8 @@
 import pytest
 import torch
 
-from kernels.paged_attention_decode import (
-    Parts,
-    _paged_attention_decode_triton,
-    paged_attention_decode,
-)
+from kernels.attention_parts import Parts
+from kernels.paged_attention_decode import _paged_attention_decode_triton, paged_attention_decode
 from kernels.shared_prefix import MAX_MEMBERS, SharedPrefixes, num_shared_splits
 from tests.kernels.paged_inputs import Shape, paged_inputs
 from tests.kernels.targets import Target, on_each_device, worst_row_error

@@ -1,0 +1,265 @@
+"""Decode attention divided along the keys: who reads which, and how the parts become one.
+
+Each program of a sequence and key-value head reads one split and leaves its part in memory. The
+program that ends last combines the parts, in their order: the sum does not depend on who that is.
+Sources: Flash-Decoding (Dao et al., 2023); CUDA programming guide, "Memory Fence Functions".
+"""
+
+import functools
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+_MAX_SPLITS = 64
+# Measured on an H200, bfloat16, head_dim 128.
+_MIN_SPLIT_TOKENS = 64
+_PROGRAMS_PER_MULTIPROCESSOR = 4
+_TILE = 64
+_NUM_WARPS = 2
+_NUM_STAGES = 3
+# Elements of parts that a program reads at a time: half of its registers, with two warps.
+_COMBINED_AT_ONCE = 8192
+# Of 1,024 sequences with 64 key-value heads.
+_MIN_COUNTERS = 65536
+
+
+class Parts(NamedTuple):
+    """Into how many parts, which are combined, a sequence's tokens are divided."""
+
+    num_own: int
+    """Splits of the tokens that it reads alone."""
+    num_shared: int = 0
+    """Splits of a prefix that it shares; 0 if no sequence does."""
+
+    @property
+    def num_all(self) -> int:
+        """Parts that have a place in memory."""
+        return self.num_own + self.num_shared
+
+
+def count_splits(num_pairs: int, max_seq_len: int, num_processors: int) -> int:
+    """Returns the number of splits of the keys of each of num_pairs (sequence, head).
+
+    As many as occupy the GPU, while each split still has enough to read to be worth its start.
+    """
+    wanted = _PROGRAMS_PER_MULTIPROCESSOR * num_processors // max(num_pairs, 1)
+    return max(1, min(wanted, -(-max_seq_len // _MIN_SPLIT_TOKENS), _MAX_SPLITS))
+
+
+def own_splits(kv_cache: torch.Tensor, num_seqs: int, max_seq_len: int, window: int) -> int:
+    """Returns the number of splits of what each sequence reads alone, on the cache's device."""
+    if window:
+        max_seq_len = min(max_seq_len, window + _TILE)
+    num_pairs = num_seqs * kv_cache.shape[2]
+    return count_splits(num_pairs, max_seq_len, num_multiprocessors(kv_cache.device))
+
+
+def num_multiprocessors(device: torch.device) -> int:
+    """Returns how many programs run at a time if each fills a multiprocessor."""
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+class PartsMemory(NamedTuple):
+    """Where programs leave their parts; all None if nothing is divided."""
+
+    partial: torch.Tensor | None = None
+    """[num_seqs, num_heads, num_parts, head_dim] float32, what is mixed."""
+    log_totals: torch.Tensor | None = None
+    """[num_seqs, num_heads, num_parts] float32, the logarithms of the sums of weights, base 2."""
+    counters: torch.Tensor | None = None
+    """[at least num_seqs * num_kv_heads] int32, how many programs have left theirs."""
+
+
+def allocate_parts(
+    parts: Parts,
+    num_seqs: int,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    device: torch.device,
+) -> PartsMemory:
+    """Returns the memory for the parts of a launch.
+
+    The counters are those of all launches on the device, which leave them at zero. So launches must
+    not overlap, and the first must not be captured.
+    """
+    if parts.num_all == 1:
+        return PartsMemory()
+    shape = (num_seqs, num_heads, parts.num_all)
+    return PartsMemory(
+        torch.empty((*shape, head_dim), dtype=torch.float32, device=device),
+        torch.empty(shape, dtype=torch.float32, device=device),
+        _counters(device, max(_MIN_COUNTERS, triton.next_power_of_2(num_seqs * num_kv_heads))),
+    )
+
+
+@functools.cache
+def _counters(device: torch.device, number: int) -> torch.Tensor:
+    # Kept for ever: captured graphs know its address.
+    return torch.zeros(number, dtype=torch.int32, device=device)
+
+
+def launch_arguments(kv_cache: torch.Tensor, num_heads: int, window: int) -> dict[str, int]:
+    """Returns how a kernel is compiled that calls the functions below."""
+    _, _, num_kv_heads, block_size, head_dim = kv_cache.shape
+    group = num_heads // num_kv_heads
+    is_wide = kv_cache.dtype == torch.float32 or head_dim > 128
+    return {
+        "GROUP": group,
+        "ROWS": max(16, triton.next_power_of_2(group)),
+        "BLOCK_SIZE": block_size,
+        "HEAD_DIM": head_dim,
+        "TILE": 32 if is_wide else _TILE,
+        "WINDOW": window,
+        "AT_ONCE": max(1, _COMBINED_AT_ONCE // (triton.next_power_of_2(group) * head_dim)),
+        "num_warps": _NUM_WARPS,
+        "num_stages": _NUM_STAGES,
+    }
+
+
+@triton.jit
+def find_keys(
+    seq_len, prefix_len, TILE: tl.constexpr, WINDOW: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
+    """Returns which keys this program's query sees, and into how many splits all are divided.
+
+    The first of all, and of this split's the first, the end of the whole tiles, and the end; then
+    the number of splits that have keys, or 1. The programs of the others have nothing to do.
+    prefix_len is 0 without a shared prefix.
+    """
+    first_seen = 0
+    first = prefix_len
+    if WINDOW > 0:
+        first_seen = tl.maximum(seq_len - WINDOW, 0)
+        first = first_seen // TILE * TILE
+    num_tiles = tl.cdiv(seq_len - first, TILE)
+    split_tiles = tl.maximum(tl.cdiv(num_tiles, tl.num_programs(2)), 1)
+    start = first + tl.program_id(2) * split_tiles * TILE
+    end = tl.minimum(start + split_tiles * TILE, seq_len)
+    # Tiles begin where the prefix ends.
+    whole_end = start + (end - start) // TILE * TILE
+    return first_seen, start, whole_end, end, tl.maximum(tl.cdiv(num_tiles, split_tiles), 1)
+
+
+@triton.jit
+def end_part(
+    mixed,
+    log_total,
+    partial,
+    log_totals,
+    counters,
+    out,
+    seq_len,
+    num_used,
+    num_shared,
+    num_parts,
+    GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+    KEEPS_EMPTY: tl.constexpr,
+) -> None:
+    """Stores what a program found, [ROWS, HEAD_DIM] and [ROWS], of GROUP heads.
+
+    The program that comes last of the num_used stores the result of all, and of the sequence's
+    num_shared parts from an earlier kernel. Without memory for parts there is one program.
+    """
+    pair = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+    rows = tl.arange(0, ROWS)
+    dims = tl.arange(0, HEAD_DIM)
+    is_row = rows < GROUP
+    if partial is None:  # noqa: SIM114 - known to the compiler
+        _store_out(mixed, out, pair, seq_len, rows, dims, GROUP, HEAD_DIM, KEEPS_EMPTY)
+    elif num_used + num_shared == 1:
+        _store_out(mixed, out, pair, seq_len, rows, dims, GROUP, HEAD_DIM, KEEPS_EMPTY)
+    else:
+        places = (pair * GROUP + rows) * num_parts + tl.program_id(2)
+        tl.store(partial + places[:, None] * HEAD_DIM + dims[None, :], mixed, mask=is_row[:, None])
+        tl.store(log_totals + places, log_total, mask=is_row)
+        # One thread counts, for the stores of all.
+        tl.debug_barrier()
+        num_before = tl.atomic_add(counters + pair, 1, sem="acq_rel", scope="gpu")
+        if num_before == num_used - 1:
+            tl.debug_barrier()
+            tl.store(counters + pair, 0)
+            _combine(
+                partial, log_totals, out, pair, num_used, num_shared, num_parts,
+                GROUP, HEAD_DIM, AT_ONCE,
+            )  # fmt: skip
+
+
+@triton.jit
+def _store_out(
+    mixed,
+    out,
+    pair,
+    seq_len,
+    rows,
+    dims,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    KEEPS_EMPTY: tl.constexpr,
+):
+    is_stored = rows < GROUP
+    if KEEPS_EMPTY:
+        is_stored = is_stored & (seq_len > 0)
+    places = pair * GROUP + rows
+    tl.store(
+        out + places[:, None] * HEAD_DIM + dims[None, :],
+        mixed.to(out.dtype.element_ty),
+        mask=is_stored[:, None],
+    )
+
+
+@triton.jit
+def _combine(
+    partial,
+    log_totals,
+    out,
+    pair,
+    num_used,
+    num_shared,
+    num_parts,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+):
+    """Combines the first num_used and the last num_shared parts of a pair's heads."""
+    HEADS: tl.constexpr = triton.next_power_of_2(GROUP)
+    heads = tl.arange(0, HEADS)
+    dims = tl.arange(0, HEAD_DIM)
+    is_head = heads < GROUP
+    first_places = (pair * GROUP + heads) * num_parts
+    maximum = tl.full([HEADS], float("-inf"), tl.float32)
+    total = tl.zeros([HEADS], tl.float32)
+    mixed = tl.zeros([HEADS, HEAD_DIM], tl.float32)
+    for first in range(0, num_used + num_shared, AT_ONCE):
+        indices = first + tl.arange(0, AT_ONCE)
+        is_part = is_head[:, None] & (indices < num_used + num_shared)[None, :]
+        # Between the two lie the places of splits without keys.
+        indices += tl.where(indices < num_used, 0, num_parts - num_shared - num_used)
+        places = first_places[:, None] + indices[None, :]  # [HEADS, AT_ONCE]
+        logs = tl.load(log_totals + places, mask=is_part, other=float("-inf"))
+        parts = tl.load(
+            partial + places[:, :, None] * HEAD_DIM + dims[None, None, :],
+            mask=is_part[:, :, None],
+            other=0.0,
+        )  # [HEADS, AT_ONCE, HEAD_DIM]
+        # What lies in a part of a prefix without keys is unwritten, and 0 * NaN is NaN.
+        parts = tl.where((logs > float("-inf"))[:, :, None], parts, 0.0)
+        new_maximum = tl.maximum(maximum, tl.max(logs, axis=1))
+        # -inf - -inf is NaN.
+        base = tl.where(new_maximum > float("-inf"), new_maximum, 0.0)
+        weights = tl.exp2(logs - base[:, None])
+        correction = tl.exp2(maximum - base)
+        total = total * correction + tl.sum(weights, axis=1)
+        mixed = mixed * correction[:, None] + tl.sum(parts * weights[:, :, None], axis=1)
+        maximum = new_maximum
+    mixed /= tl.where(is_head, total, 1.0)[:, None]
+    tl.store(
+        out + (pair * GROUP + heads)[:, None] * HEAD_DIM + dims[None, :],
+        mixed.to(out.dtype.element_ty),
+        mask=is_head[:, None],
+    )
