@@ -12,6 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.attention_tile import nothing_seen
+
 _MAX_SPLITS = 64
 # Measured on an H200, bfloat16, head_dim 128.
 _MIN_SPLIT_TOKENS = 64
@@ -21,6 +23,8 @@ _NUM_WARPS = 2
 _NUM_STAGES = 3
 # Elements of parts that a program reads at a time: half of its registers, with two warps.
 _COMBINED_AT_ONCE = 8192
+# Parts of prefixes that it adds to its own at a time, in a tile of 16 rows or more.
+SHARED_AT_ONCE = tl.constexpr(4)
 # Of 1,024 sequences with 64 key-value heads.
 _MIN_COUNTERS = 65536
 
@@ -170,9 +174,16 @@ def end_part(
     rows = tl.arange(0, ROWS)
     dims = tl.arange(0, HEAD_DIM)
     is_row = rows < GROUP
-    if partial is None:  # noqa: SIM114 - known to the compiler
+    if partial is None:
         _store_out(mixed, out, pair, seq_len, rows, dims, GROUP, HEAD_DIM, KEEPS_EMPTY)
-    elif num_used + num_shared == 1:
+    elif num_used == 1:
+        # Most sequences with a shared prefix: their own part need not go through memory.
+        _, total, mixed = _add_parts(
+            log_total, tl.where(log_total > float("-inf"), 1.0, 0.0), mixed,
+            partial, log_totals, (pair * GROUP + rows) * num_parts, is_row,
+            0, num_shared, num_parts, HEAD_DIM, SHARED_AT_ONCE,
+        )  # fmt: skip
+        mixed /= tl.where(total > 0.0, total, 1.0)[:, None]
         _store_out(mixed, out, pair, seq_len, rows, dims, GROUP, HEAD_DIM, KEEPS_EMPTY)
     else:
         places = (pair * GROUP + rows) * num_parts + tl.program_id(2)
@@ -229,24 +240,54 @@ def _combine(
     """Combines the first num_used and the last num_shared parts of a pair's heads."""
     HEADS: tl.constexpr = triton.next_power_of_2(GROUP)
     heads = tl.arange(0, HEADS)
-    dims = tl.arange(0, HEAD_DIM)
     is_head = heads < GROUP
-    first_places = (pair * GROUP + heads) * num_parts
-    maximum = tl.full([HEADS], float("-inf"), tl.float32)
-    total = tl.zeros([HEADS], tl.float32)
-    mixed = tl.zeros([HEADS, HEAD_DIM], tl.float32)
-    for first in range(0, num_used + num_shared, AT_ONCE):
+    maximum, total, mixed = nothing_seen(HEADS, HEAD_DIM)
+    maximum, total, mixed = _add_parts(
+        maximum, total, mixed,
+        partial, log_totals, (pair * GROUP + heads) * num_parts, is_head,
+        num_used, num_shared, num_parts, HEAD_DIM, AT_ONCE,
+    )  # fmt: skip
+    mixed /= tl.where(is_head, total, 1.0)[:, None]
+    tl.store(
+        out + (pair * GROUP + heads)[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :],
+        mixed.to(out.dtype.element_ty),
+        mask=is_head[:, None],
+    )
+
+
+@triton.jit
+def _add_parts(
+    maximum,
+    total,
+    mixed,
+    partial,
+    log_totals,
+    first_places,
+    is_head,
+    num_own,
+    num_shared,
+    num_parts,
+    HEAD_DIM: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Adds the first num_own and the last num_shared parts of heads to their softmax.
+
+    maximum and total are [heads], mixed is [heads, HEAD_DIM], as in `accumulate`; first_places
+    [heads] are those of their first parts, and is_head [heads] tells which are real.
+    """
+    dims = tl.arange(0, HEAD_DIM)
+    for first in range(0, num_own + num_shared, AT_ONCE):
         indices = first + tl.arange(0, AT_ONCE)
-        is_part = is_head[:, None] & (indices < num_used + num_shared)[None, :]
+        is_part = is_head[:, None] & (indices < num_own + num_shared)[None, :]
         # Between the two lie the places of splits without keys.
-        indices += tl.where(indices < num_used, 0, num_parts - num_shared - num_used)
-        places = first_places[:, None] + indices[None, :]  # [HEADS, AT_ONCE]
+        indices += tl.where(indices < num_own, 0, num_parts - num_shared - num_own)
+        places = first_places[:, None] + indices[None, :]  # [heads, AT_ONCE]
         logs = tl.load(log_totals + places, mask=is_part, other=float("-inf"))
         parts = tl.load(
             partial + places[:, :, None] * HEAD_DIM + dims[None, None, :],
             mask=is_part[:, :, None],
             other=0.0,
-        )  # [HEADS, AT_ONCE, HEAD_DIM]
+        )  # [heads, AT_ONCE, HEAD_DIM]
         # What lies in a part of a prefix without keys is unwritten, and 0 * NaN is NaN.
         parts = tl.where((logs > float("-inf"))[:, :, None], parts, 0.0)
         new_maximum = tl.maximum(maximum, tl.max(logs, axis=1))
@@ -257,9 +298,4 @@ def _combine(
         total = total * correction + tl.sum(weights, axis=1)
         mixed = mixed * correction[:, None] + tl.sum(parts * weights[:, :, None], axis=1)
         maximum = new_maximum
-    mixed /= tl.where(is_head, total, 1.0)[:, None]
-    tl.store(
-        out + (pair * GROUP + heads)[:, None] * HEAD_DIM + dims[None, :],
-        mixed.to(out.dtype.element_ty),
-        mask=is_head[:, None],
-    )
+    return maximum, total, mixed

@@ -70,6 +70,18 @@ def accumulate(
 
 
 @triton.jit
+def nothing_seen(
+    ROWS: tl.constexpr, HEAD_DIM: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Returns maximum, total and mixed of `accumulate` before the first key."""
+    return (
+        tl.full([ROWS], float("-inf"), tl.float32),
+        tl.zeros([ROWS], tl.float32),
+        tl.zeros([ROWS, HEAD_DIM], tl.float32),
+    )
+
+
+@triton.jit
 def attend_to_keys(
     query,
     keys,
@@ -96,9 +108,7 @@ def attend_to_keys(
     of weights [ROWS]: zeros and -inf without any token.
     """
     dims = tl.arange(0, HEAD_DIM)
-    maximum = tl.full([ROWS], float("-inf"), tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    mixed = tl.zeros([ROWS, HEAD_DIM], tl.float32)
+    maximum, total, mixed = nothing_seen(ROWS, HEAD_DIM)
     for tile_start in range(start, whole_end, TILE):
         offsets = cache_offsets(
             table, tile_start, end, block_stride, token_stride, BLOCK_SIZE, TILE, IS_WHOLE=True

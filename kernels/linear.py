@@ -110,8 +110,9 @@ def norm_linear(
         return reference.norm_linear(x, residual, norm_weight, eps, weight, is_gated=is_gated)
     if _is_small(x, weight, has_norm=True):
         return _norm_linear_triton(x, residual, norm_weight, eps, weight, is_gated=is_gated)
-    normed, total = rms_norm(x, norm_weight, eps), x
-    if residual is not None:
+    if residual is None:
+        normed, total = rms_norm(x, norm_weight, eps), x
+    else:
         normed, total = add_rms_norm(x, residual, norm_weight, eps)
     return _project(normed, weight, is_gated=is_gated), total
 

@@ -21,8 +21,8 @@ MAX_NORM_ROWS = 8
 MAX_WEIGHTS = 1 << 26
 """In larger matrices cuBLAS is as fast or faster."""
 # These and the tilings: measured on an H200, bfloat16, shapes of Qwen3-0.6B to 8B.
-_TILE_WEIGHTS = 8192
-_MAX_BLOCK_IN = 512
+_TILE_BYTES = 16384
+_MAX_ROW_BYTES = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,12 +42,14 @@ class Tiling:
     num_stages: int
 
 
-def tiling(out_features: int) -> Tiling:
-    """Returns the tiling for a weight of so many rows."""
+def tiling(weight: torch.Tensor) -> Tiling:
+    """Returns the tiling for a weight, [out_features, in_features]."""
+    out_features = weight.shape[0]
     block_out = 8
     if out_features >= 2048:
         block_out = 16 if out_features < 4096 else 32
-    block_in = min(_TILE_WEIGHTS // block_out, _MAX_BLOCK_IN)
+    row_bytes = min(_TILE_BYTES // block_out, _MAX_ROW_BYTES)
+    block_in = row_bytes // weight.element_size()
     return Tiling(block_out=block_out, block_in=block_in, num_warps=4, num_stages=4)
 
 
@@ -79,7 +81,7 @@ def launch(
     num_rows = x.shape[0]
     rows = max(8, triton.next_power_of_2(num_rows))
     out_features, in_features = weight.shape
-    chosen = chosen or tiling(out_features)
+    chosen = chosen or tiling(weight)
     _tensor_core_kernel[(triton.cdiv(out_features, chosen.block_out),)](
         x,
         residual,

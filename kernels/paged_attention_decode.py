@@ -36,6 +36,7 @@ from kernels.shared_prefix import (
     SharedPrefixes,
     attend_to_prefixes,
     check_shared,
+    num_seqs_of_program,
     num_shared_splits,
 )
 
@@ -90,8 +91,10 @@ def paged_attention_decode(
         )
     parts = Parts(num_own=own_splits(kv_cache, num_seqs, max_seq_len, window))
     if shared is not None:
+        num_kv_heads = kv_cache.shape[2]
+        seqs_of_program = num_seqs_of_program(queries.shape[1] // num_kv_heads, queries.dtype)
         num_shared = num_shared_splits(
-            num_seqs, kv_cache.shape[2], num_multiprocessors(queries.device)
+            num_seqs, num_kv_heads, seqs_of_program, num_multiprocessors(queries.device)
         )
         parts = parts._replace(num_shared=num_shared)
     return _paged_attention_decode_triton(
@@ -177,7 +180,8 @@ def _split_kernel(
     KEEPS_EMPTY: tl.constexpr,
     IS_DEPENDENT: tl.constexpr,
 ):
-    wait_for_inputs(IS_DEPENDENT)
+    if prefix_lens is None:
+        wait_for_inputs(IS_DEPENDENT)
     seq = tl.program_id(0).to(tl.int64)
     kv_head = tl.program_id(1).to(tl.int64)
     seq_len = tl.load(seq_lens + seq)
@@ -205,6 +209,10 @@ def _split_kernel(
         start, whole_end, end, first_seen, block_stride, token_stride, scale,
         BLOCK_SIZE, HEAD_DIM, ROWS, TILE, WINDOW,
     )  # fmt: skip
+    if prefix_lens is not None:
+        # The kernel in front, which attends to the prefixes, has let this one start only after its
+        # own wait. So all but the parts of the prefixes was ready before.
+        wait_for_inputs(IS_DEPENDENT)
     end_part(
         mixed, log_total, partial, log_totals, counters, out,
         seq_len, num_used, num_shared, num_parts,

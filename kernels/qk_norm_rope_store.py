@@ -56,31 +56,6 @@ def qk_norm_rope_store(
     Raises:
         ValueError: an unsupported shape or type
     """
-    arguments = (
-        qkv, q_weight, k_weight, eps, cos_sin, positions, cache_locs, kv_cache, num_heads,
-    )  # fmt: skip
-    check_packed(*arguments)
-    if qkv.device.type == "cpu":
-        return reference.qk_norm_rope_store(*arguments)
-    return _qk_norm_rope_store_triton(*arguments)
-
-
-def check_packed(
-    qkv: torch.Tensor,
-    q_weight: torch.Tensor | None,
-    k_weight: torch.Tensor | None,
-    eps: float,
-    cos_sin: torch.Tensor,
-    positions: torch.Tensor,
-    cache_locs: torch.Tensor,
-    kv_cache: torch.Tensor,
-    num_heads: int,
-) -> None:
-    """Refuses what `qk_norm_rope_store` does not take.
-
-    Raises:
-        ValueError: an unsupported shape or type
-    """
     check_dtype("qkv", qkv)
     check_dtype("kv_cache", kv_cache, qkv.dtype)
     check_shape("kv_cache", kv_cache, 2, None, None, None, None)
@@ -105,6 +80,12 @@ def check_packed(
         check_dtype(name, indices, torch.int64)
         check_shape(name, indices, qkv.shape[0])
         check_contiguous_rows(name, indices)
+    arguments = (
+        qkv, q_weight, k_weight, eps, cos_sin, positions, cache_locs, kv_cache, num_heads,
+    )  # fmt: skip
+    if qkv.device.type == "cpu":
+        return reference.qk_norm_rope_store(*arguments)
+    return _qk_norm_rope_store_triton(*arguments)
 
 
 def _qk_norm_rope_store_triton(
@@ -147,21 +128,6 @@ def _qk_norm_rope_store_triton(
         **dependent_launch(qkv),
     )
     return queries
-
-
-@triton.jit
-def norm_and_rotate(raw_a, raw_b, weight_a, weight_b, eps, cos, sin) -> tuple[tl.tensor, tl.tensor]:
-    """Returns the halves of heads normalised, unless the weights are None, and rotated.
-
-    The halves are [heads, head_dim / 2], and all else can be broadcast to them.
-    """
-    a, b = raw_a.to(tl.float32), raw_b.to(tl.float32)
-    if weight_a is not None:
-        mean_square = tl.sum(a * a + b * b, axis=1) / (2 * raw_a.shape[1])
-        inverse_rms = tl.rsqrt(mean_square + eps)[:, None]
-        a = a * inverse_rms * weight_a.to(tl.float32)
-        b = b * inverse_rms * weight_b.to(tl.float32)
-    return (a * cos - b * sin).to(raw_a.dtype), (b * cos + a * sin).to(raw_b.dtype)
 
 
 @triton.jit
@@ -210,11 +176,15 @@ def _qk_norm_rope_store_kernel(
     raw_b = tl.load(source + HALF, mask=is_head[:, None], other=0.0)
     angles = cos_sin + position * cos_sin_stride + dims
     cos, sin = tl.load(angles), tl.load(angles + HALF)  # [1, HALF]
-    weight_a, weight_b = None, None
+    a, b = raw_a.to(tl.float32), raw_b.to(tl.float32)
     if q_weight is not None:
-        weight_a = tl.where(is_query[:, None], q_a, k_a)
-        weight_b = tl.where(is_query[:, None], q_b, k_b)
-    rotated_a, rotated_b = norm_and_rotate(raw_a, raw_b, weight_a, weight_b, eps, cos, sin)
+        mean_square = tl.sum(a * a + b * b, axis=1) / HEAD_DIM
+        inverse_rms = tl.rsqrt(mean_square + eps)[:, None]
+        a = a * inverse_rms * tl.where(is_query[:, None], q_a, k_a).to(tl.float32)
+        b = b * inverse_rms * tl.where(is_query[:, None], q_b, k_b).to(tl.float32)
+
+    rotated_a = (a * cos - b * sin).to(raw_a.dtype)
+    rotated_b = (b * cos + a * sin).to(raw_b.dtype)
     target = queries + (token * NUM_HEADS + heads[:, None]) * HEAD_DIM + dims
     tl.store(target, rotated_a, mask=is_query[:, None])
     tl.store(target + HALF, rotated_b, mask=is_query[:, None])

@@ -403,34 +403,3 @@ def paged_attention_decode(
     if out is None:
         return mixed
     return out.copy_(torch.where((seq_lens > 0)[:, None, None], mixed, out))
-
-
-def packed_attention_decode(
-    qkv: torch.Tensor,
-    q_weight: torch.Tensor | None,
-    k_weight: torch.Tensor | None,
-    eps: float,
-    cos_sin: torch.Tensor,
-    positions: torch.Tensor,
-    cache_locs: torch.Tensor,
-    kv_cache: torch.Tensor,
-    num_heads: int,
-    block_table: torch.Tensor,
-    seq_lens: torch.Tensor,
-    max_seq_len: int,
-    scale: float,
-    window: int = 0,
-) -> torch.Tensor:
-    """Stores the last token of each sequence, and attends from it to the sequence's tokens.
-
-    Args: those of `qk_norm_rope_store` and then those of `paged_attention_decode`
-
-    Returns:
-        [num_seqs, num_heads, head_dim]
-    """
-    queries = qk_norm_rope_store(
-        qkv, q_weight, k_weight, eps, cos_sin, positions, cache_locs, kv_cache, num_heads
-    )
-    return paged_attention_decode(
-        queries, kv_cache, block_table, seq_lens, max_seq_len, scale, None, window
-    )

@@ -17,12 +17,10 @@ from kernels.attention_tile import attend_to_keys
 from kernels.checks import check_dtype, check_shape
 from kernels.dependent_launch import dependent_launch, wait_for_inputs
 
-# Not measured yet.
+# Measured on an H200, bfloat16, head_dim 128, blocks of 64.
 _MAX_SPLITS = 16
 _PROGRAMS_PER_MULTIPROCESSOR = 2
-_MAX_ROWS = 128
-# More do not fit into the 99 KiB of shared memory of compute capability 8.6 and 8.9.
-_MAX_WIDE_ROWS = 64
+_MAX_ROWS = 64
 # Products of float32 take no matrix units, and many rows do not fit into registers.
 _MAX_FLOAT32_ROWS = 16
 _TILE = 64
@@ -64,14 +62,25 @@ def check_shared(shared: SharedPrefixes, num_seqs: int) -> None:
     check_shape("prefix_lens", shared.prefix_lens, num_seqs)
 
 
-def num_shared_splits(num_seqs: int, num_kv_heads: int, num_multiprocessors: int) -> int:
+def num_shared_splits(
+    num_seqs: int, num_kv_heads: int, seqs_of_program: int, num_multiprocessors: int
+) -> int:
     """Returns into how many parts a prefix that all sequences share is divided.
 
     As many as occupy the GPU. If there are several prefixes, there are more programs.
     """
-    num_pairs = -(-num_seqs // MAX_MEMBERS) * num_kv_heads
+    num_pairs = -(-num_seqs // seqs_of_program) * num_kv_heads
     wanted = _PROGRAMS_PER_MULTIPROCESSOR * num_multiprocessors // max(1, num_pairs)
     return max(1, min(wanted, _MAX_SPLITS))
+
+
+def num_seqs_of_program(group: int, dtype: torch.dtype) -> int:
+    """Returns how many sequences of a tile a program takes, with `group` query heads of each.
+
+    With many query heads a key-value head, several programs divide a tile.
+    """
+    max_rows = _MAX_FLOAT32_ROWS if dtype == torch.float32 else _MAX_ROWS
+    return min(MAX_MEMBERS, max(1, max_rows // group))
 
 
 def attend_to_prefixes(
@@ -98,11 +107,7 @@ def attend_to_prefixes(
     _, _, num_kv_heads, block_size, _ = kv_cache.shape
     group = num_heads // num_kv_heads
     is_wide = queries.dtype == torch.float32 or head_dim > 128
-    # With many query heads a key-value head, several programs divide a tile's sequences.
-    max_rows = _MAX_WIDE_ROWS if head_dim > 128 else _MAX_ROWS
-    if queries.dtype == torch.float32:
-        max_rows = _MAX_FLOAT32_ROWS
-    num_seqs = min(MAX_MEMBERS, max(1, max_rows // group))
+    num_seqs = num_seqs_of_program(group, queries.dtype)
     num_programs = shared.tiles.shape[0] * triton.cdiv(MAX_MEMBERS, num_seqs)
     _shared_kernel[(num_programs, num_kv_heads, parts.num_shared)](
         queries,
@@ -125,7 +130,7 @@ def attend_to_prefixes(
         BLOCK_SIZE=block_size,
         HEAD_DIM=head_dim,
         TILE=32 if is_wide else _TILE,
-        num_warps=8 if num_seqs * group > 64 else 4,
+        num_warps=4,
         num_stages=2 if is_wide else 3,
         **dependent_launch(queries),
     )

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from engine_service.layers.norm import RMSNorm
-from kernels.packed_attention_decode import packed_attention_decode
 from kernels.paged_attention_decode import paged_attention_decode
 from kernels.paged_attention_prefill import paged_attention_prefill
 from kernels.qk_norm_rope_store import qk_norm_rope_store
@@ -122,7 +121,7 @@ class Attention(nn.Module):
         q_weight, k_weight, eps = None, None, 0.0
         if q_norm is not None and k_norm is not None:
             q_weight, k_weight, eps = q_norm.weight, k_norm.weight, q_norm.eps
-        packed = (
+        queries = qk_norm_rope_store(
             qkv,
             q_weight,
             k_weight,
@@ -132,20 +131,10 @@ class Attention(nn.Module):
             metadata.cache_locs,
             kv_cache,
             self.heads.num_heads,
-        )
-        decode, prefill = metadata.decode, metadata.prefill
-        if decode is not None and decode.shared is None and prefill is None:
-            return packed_attention_decode(
-                *packed,
-                metadata.block_table,
-                decode.seq_lens,
-                decode.max_seq_len,
-                self.scale,
-                self.window,
-            ).flatten(1)
-        queries = qk_norm_rope_store(*packed)  # [num_tokens, num_heads, head_dim]
+        )  # [num_tokens, num_heads, head_dim]
         out = torch.empty_like(queries)
-        if decode is not None:
+        if metadata.decode is not None:
+            decode = metadata.decode
             num_seqs = decode.seq_lens.shape[0]
             paged_attention_decode(
                 queries[:num_seqs],
@@ -158,7 +147,8 @@ class Attention(nn.Module):
                 self.window,
                 decode.shared,
             )
-        if prefill is not None:
+        if metadata.prefill is not None:
+            prefill = metadata.prefill
             paged_attention_prefill(
                 queries,
                 kv_cache,

@@ -40,17 +40,13 @@ def warm_up_plans(
     small = min(2, max_num_tokens, options.max_num_batched_tokens)
     plans = [_plan([0], [small]), _plan([0], [1])]
     plans += [_plan([0], [1], asked) for asked in _ASKED]
-    has_both = num_seqs >= 2 and options.max_num_batched_tokens > small
-    if has_both:
+    if num_seqs >= 2 and options.max_num_batched_tokens > small:
         plans.append(_plan([0, 0], [1, small]))
     if is_largest:
         budget = options.max_num_batched_tokens
         last = max_num_tokens - 1
         # Kernels are compiled for tiles that grow in powers of two with these lengths.
         plans += [_plan([0], [length]) for length in _doubling(4, min(budget, max_num_tokens, 256))]
-        if has_both:
-            # Long decodes are split along their keys.
-            plans.append(_plan([last, 0], [1, small]))
         if shared_block_size is not None and num_seqs >= 2:
             plans += _sharing_plans(num_seqs, max_num_tokens, shared_block_size)
         plans += [

@@ -1,12 +1,9 @@
 """Random sequences in a poisoned paged cache, and attention over them by its definition."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from kernels.paged_attention_decode import paged_attention_decode
-from kernels.qk_norm_rope_store import qk_norm_rope_store
 from tests.kernels.targets import Target
 
 NO_BLOCK = 2**30
@@ -106,50 +103,3 @@ def paged_inputs(
         values=values,
         scale=shape.head_dim**-0.5,
     )
-
-
-def packed_inputs(
-    target: Target, shape: Shape, seq_lens: list[int], *, has_norm: bool = True
-) -> dict[str, Any]:
-    """Returns the arguments of `packed_attention_decode`; what it shall store is NaN in the cache.
-
-    The packed rows are part of wider ones.
-    """
-    num_seqs, num_packed = len(seq_lens), shape.num_heads + 2 * shape.num_kv_heads
-    inputs = paged_inputs(target, shape, [1] * num_seqs, seq_lens)
-    locations = torch.full((num_seqs,), -1)
-    for seq, seq_len in enumerate(seq_lens):
-        if seq_len:
-            block, offset = divmod(seq_len - 1, shape.block_size)
-            block = int(inputs.block_table[seq, block])
-            locations[seq] = block * shape.block_size + offset
-            inputs.kv_cache[:, block, :, offset] = torch.nan
-    angles = torch.rand(max(seq_lens, default=0) + 1, shape.head_dim // 2) * 6
-    return {
-        "qkv": target.randn(num_seqs, num_packed * shape.head_dim + 8)[:, :-8],
-        "q_weight": target.randn(shape.head_dim) if has_norm else None,
-        "k_weight": target.randn(shape.head_dim) if has_norm else None,
-        "eps": 1e-6,
-        "cos_sin": torch.cat((angles.cos(), angles.sin()), dim=-1).to(target.device),
-        "positions": torch.tensor(seq_lens, dtype=torch.int64)
-        .sub(1)
-        .clamp(min=0)
-        .to(target.device),
-        "cache_locs": locations.to(target.device),
-        "kv_cache": inputs.kv_cache,
-        "num_heads": shape.num_heads,
-        "block_table": inputs.block_table,
-        "seq_lens": inputs.seq_lens,
-        "max_seq_len": max(seq_lens, default=0),
-        "scale": inputs.scale,
-    }
-
-
-def attend_in_steps(**arguments: Any) -> torch.Tensor:
-    """Computes what `packed_attention_decode` does with a kernel for each of its two steps."""
-    names = ("q_weight", "k_weight", "eps", "cos_sin", "positions", "cache_locs", "kv_cache")
-    queries = qk_norm_rope_store(
-        arguments["qkv"], *(arguments[name] for name in names), arguments["num_heads"]
-    )
-    names = ("kv_cache", "block_table", "seq_lens", "max_seq_len", "scale")
-    return paged_attention_decode(queries, *(arguments[name] for name in names))

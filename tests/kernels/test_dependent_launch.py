@@ -13,7 +13,6 @@ from kernels import silu_and_mul as activation
 from kernels.all_reduce import _launch
 from kernels.dependent_launch import dependent_launch
 from kernels.linear import gated_linear, linear, norm_linear
-from kernels.packed_attention_decode import packed_attention_decode
 from kernels.paged_attention_decode import paged_attention_decode
 from kernels.peer_memory import buffer_bytes, peer_memory
 from kernels.qk_norm_rope_store import qk_norm_rope_store
@@ -22,7 +21,7 @@ from kernels.sample import sample
 from kernels.shared_prefix import SharedPrefixes
 from kernels.silu_and_mul import silu_and_mul
 from kernels.slots import append_tokens
-from tests.kernels.paged_inputs import Shape, attend_in_steps, packed_inputs
+from tests.kernels.paged_inputs import Shape, paged_inputs
 from tests.kernels.sampling import COLUMNS, records_of
 from tests.kernels.targets import Target
 from tests.kernels.uninterpreted import run_uninterpreted
@@ -39,7 +38,6 @@ LOADS = {"ld.global", "cp.async"}
 READ_WEIGHTS_FIRST = {
     "_few_rows_kernel",
     "_tensor_core_kernel",
-    "_packed_kernel",
     "_qk_norm_rope_store_kernel",
     "_one_shot_kernel",
     "_two_shot_kernel",
@@ -199,25 +197,6 @@ def whole_attention_case():
     return attention_case(48)
 
 
-def packed_attention_case(max_seq_len):
-    _, store_arguments = store_case()
-    _, attention_arguments = attention_case(max_seq_len)
-    del attention_arguments["queries"], attention_arguments["kv_cache"]
-    locations = {
-        "positions": integers(47, 29, 6),
-        "cache_locs": integers(3 * BLOCK_SIZE + 15, 5 * BLOCK_SIZE + 13, 7 * BLOCK_SIZE + 6),
-    }
-    return packed_attention_decode, store_arguments | locations | attention_arguments
-
-
-def split_packed_attention_case():
-    return packed_attention_case(4096)
-
-
-def whole_packed_attention_case():
-    return packed_attention_case(48)
-
-
 def shared_attention_case():
     function, arguments = attention_case(48)
     arguments["block_table"][1, :1] = arguments["block_table"][0, :1]
@@ -258,11 +237,8 @@ def append_case():
 
 WRITTEN = {
     store_case: "kv_cache",
-    split_packed_attention_case: "kv_cache",
-    whole_packed_attention_case: "kv_cache",
     append_case: "tokens",
 }
-PACKED = ["qkv", "cos_sin", "positions", "cache_locs", "kv_cache", "block_table", "seq_lens"]
 LATE = {
     linear_case: ["x"],
     norm_linear_case: ["x", "residual"],
@@ -277,8 +253,6 @@ LATE = {
     store_case: ["qkv", "cos_sin", "positions", "cache_locs"],
     split_attention_case: ["queries", "kv_cache", "block_table", "seq_lens"],
     whole_attention_case: ["queries", "kv_cache", "block_table", "seq_lens"],
-    split_packed_attention_case: PACKED,
-    whole_packed_attention_case: PACKED,
     shared_attention_case: ["queries", "kv_cache", "block_table", "tiles", "prefix_lens"],
     sample_case: ["logits", "records", "slots", "positions"],
     append_case: ["slots", "positions", "token_ids"],
@@ -339,16 +313,23 @@ def test_without_waiting_a_kernel_would_read_too_early(monkeypatch):
 
 
 @on_gpu_that_overlaps
-@pytest.mark.parametrize("attend", [packed_attention_decode, attend_in_steps])
 @pytest.mark.parametrize("seq_lens", [[8000], [4000, 777, 1, 64, 0, 300, 128, 2048]], ids=len)
-def test_chained_attention_in_a_graph_is_equal_in_bits_on_each_replay(attend, seq_lens):
+def test_chained_attention_in_a_graph_is_equal_in_bits_on_each_replay(seq_lens):
     shape = Shape(num_kv_heads=8, group=4, head_dim=128)
-    arguments = packed_inputs(GPU, shape, seq_lens)
-    expected = attend(**arguments)
-    stored = arguments["kv_cache"].nan_to_num()
+    inputs = paged_inputs(GPU, shape, [1] * len(seq_lens), seq_lens)
+    attend = partial(
+        paged_attention_decode,
+        inputs.queries,
+        inputs.kv_cache,
+        inputs.block_table,
+        inputs.seq_lens,
+        max(seq_lens),
+        inputs.scale,
+    )
+    expected = attend()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        outs = [attend(**arguments) for _ in range(10)]
+        outs = [attend() for _ in range(10)]
     other_stream, noise = torch.cuda.Stream(), GPU.randn(1024, 1024)
     for replay in range(100):
         for out in outs:
@@ -359,7 +340,6 @@ def test_chained_attention_in_a_graph_is_equal_in_bits_on_each_replay(attend, se
                 torch.mm(noise, noise)
         graph.replay()
         assert all(torch.equal(out, expected) for out in outs)
-    assert torch.equal(arguments["kv_cache"].nan_to_num(), stored)
 
 
 @on_gpu_that_overlaps
@@ -383,9 +363,14 @@ def test_compiled_kernels_wait_before_they_write_or_read_what_is_no_weight(tmp_p
     written = run_uninterpreted(tmp_path, "-m", "tests.kernels.hopper_compiler")
     launches = [json.loads(line) for line in written.splitlines()]
     assert {launch["kernel"] for launch in launches} == COMPILED
+    assert any(launch["waits_late"] for launch in launches)
     for launch in launches:
         instructions = launch["instructions"]
         place = instructions.index("griddepcontrol.wait")
+        if launch["waits_late"]:
+            assert launch["kernel"] == "_split_kernel"
+            assert not {"st.global", "atom", "red"} & set(instructions[:place])
+            continue
         reads_first = launch["kernel"] in READ_WEIGHTS_FIRST
         assert set(instructions[:place]) <= LOADS, launch["kernel"]
         assert (place > 0) == reads_first, launch["kernel"]

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from kernels import reference, sampling_reference
-from kernels.packed_attention_decode import packed_attention_decode
 from kernels.paged_attention_decode import paged_attention_decode
 from kernels.paged_attention_prefill import paged_attention_prefill
 from kernels.qk_norm_rope_store import qk_norm_rope_store
@@ -151,13 +150,6 @@ def test_pool_beyond_32_bit_addresses_is_written_and_read(block_size):
     )
     assert worst_row_error(out, expected) < 2 * GPU.tolerance
     out = paged_attention_decode(queries[-1:], kv_cache, table, lengths, seq_len, SCALE)
-    assert worst_row_error(out, expected[-1:]) < 2 * GPU.tolerance
-    last = slice(seq_len - 1, seq_len)
-    kv_cache[:, blocks[-1], :, (seq_len - 1) % block_size] = torch.nan
-    out = packed_attention_decode(
-        *(qkv[last], weight, weight, 1e-6, cos_sin, tokens[last].cuda(), locations[last].cuda()),
-        *(kv_cache, num_heads, table, lengths, seq_len, SCALE),
-    )
     assert worst_row_error(out, expected[-1:]) < 2 * GPU.tolerance
     prefix_len = seq_len // block_size * block_size
     shared = SharedPrefixes(

@@ -34,6 +34,7 @@ def drive(seeds, driver_class=CoreDriver, **changes):
 def test_outputs_equal_the_oracle_whatever_happens(monkeypatch, depth, caching):
     # The executor checks what is said to be shared.
     monkeypatch.setattr(engine_service.core.prefix_groups, "_MIN_SAVED_TOKENS", 1)
+    monkeypatch.setattr(engine_service.core.prefix_groups, "_MIN_PREFIX_TOKENS", 1)
     # Other engines for each; `make slow` runs thousands.
     first = NUM_ENGINES * (2 * depth + caching)
     counts = drive(range(first, first + NUM_ENGINES), depth=depth, caching=caching)

@@ -14,6 +14,7 @@ BLOCK_SIZE = 4
 @pytest.fixture(autouse=True)
 def anything_is_worth_it(monkeypatch):
     monkeypatch.setattr(prefix_groups, "_MIN_SAVED_TOKENS", 1)
+    monkeypatch.setattr(prefix_groups, "_MIN_PREFIX_TOKENS", 1)
 
 
 def found(groups):

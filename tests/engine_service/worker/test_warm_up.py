@@ -12,7 +12,6 @@ from engine_service.worker.input_batch import Bounds
 from engine_service.worker.rows import Rows
 from engine_service.worker.warm_up import warm_up_plans
 from kernels.attention_parts import count_splits
-from kernels.packed_attention_decode import _packed_kernel
 from kernels.paged_attention_decode import _split_kernel
 from kernels.shared_prefix import _shared_kernel
 from tests.engine_service.plans import Row, make_plan
@@ -21,23 +20,21 @@ from tests.engine_service.tiny_models import CUDA_SHAPES, make_model
 BLOCK_SIZES = [16, 48, 256]
 
 
-def variant(sizes, *, shares, has_prefills):
-    """Returns what is compiled for decodes: which kernel, does it share, and divide?"""
-    num_seqs, max_seq_len, num_kv_heads, num_multiprocessors = sizes
+def variant(num_seqs, max_seq_len, num_kv_heads, num_multiprocessors, shares):
+    """Returns what the attention of decodes is compiled for: is anything shared, or divided?"""
     num_splits = count_splits(num_seqs * num_kv_heads, max_seq_len, num_multiprocessors)
-    kernel = _split_kernel if shares or has_prefills else _packed_kernel
-    return kernel, shares, shares or num_splits > 1
+    return shares, shares or num_splits > 1
 
 
 def warmed_up(options, max_model_len, block_size, num_kv_heads, num_multiprocessors):
     plans = warm_up_plans(options, max_model_len, is_largest=True, shared_block_size=block_size)
     found = set()
     for plan in plans:
-        bounds = Bounds.of(Rows.of(plan))
-        if bounds.max_decode_seq_len:
-            sizes = len(plan.slots), bounds.max_decode_seq_len, num_kv_heads, num_multiprocessors
+        max_seq_len = Bounds.of(Rows.of(plan)).max_decode_seq_len
+        if max_seq_len:
             shares = plan.shared_prefixes is not None
-            found.add(variant(sizes, shares=shares, has_prefills=bounds.has_prefills))
+            sizes = len(plan.slots), max_seq_len, num_kv_heads, num_multiprocessors
+            found.add(variant(*sizes, shares))
     return found
 
 
@@ -53,18 +50,12 @@ def test_decodes_of_any_number_and_length_are_warmed_up(
     lengths = [*range(1, 300, 20), *range(300, max_model_len, 1280), max_model_len - 1]
     for block_size in BLOCK_SIZES:
         expected = {
-            variant(
-                (number, length, num_kv_heads, num_multiprocessors),
-                shares=shares,
-                has_prefills=has_prefills,
-            )
+            variant(number, length, num_kv_heads, num_multiprocessors, shares)
             for number in numbers
             if number <= max_num_seqs
             for length in lengths
             for shares in (False, True)
             if not shares or (number > 1 and length > block_size)
-            for has_prefills in (False, True)
-            if not has_prefills or number > 1
         }
         sizes = num_kv_heads, num_multiprocessors
         assert expected <= warmed_up(options, max_model_len, block_size, *sizes)
@@ -98,7 +89,7 @@ def test_without_a_block_size_nothing_is_shared():
 @pytest.mark.parametrize("enforce_eager", [True, False], ids=["eager", "graphs"])
 def test_no_step_compiles_attention_of_decodes(tmp_path, enforce_eager):
     folder = make_model(tmp_path / "model", CUDA_SHAPES[1]).folder
-    kernels = [_packed_kernel, _split_kernel, _shared_kernel]
+    kernels = [_split_kernel, _shared_kernel]
     for kernel in kernels:
         kernel.device_caches.clear()
     executor, _ = start_executor(
