@@ -1,7 +1,7 @@
 """How far the logits are from transformers', on the device at hand: `python -m benchmarks.parity`.
 
 Prints the largest difference in float32 of each way a token can be computed, and on a CUDA GPU the
-error of bfloat16 against float32 beside that of transformers. The tests hold bounds of these.
+error of 16-bit types against float32 beside that of transformers. The tests hold bounds of these.
 """
 
 import random
@@ -10,7 +10,13 @@ from pathlib import Path
 
 import torch
 
-from tests.engine_service.tiny_models import CUDA_SHAPES, SHAPES, make_model, random_tokens
+from tests.engine_service.tiny_models import (
+    CUDA_SHAPES,
+    OTHER_SHAPES,
+    SHAPES,
+    make_model,
+    random_tokens,
+)
 from tests.engine_service.worker import test_model_runner as runner_tests
 
 NUM_SEEDS = 5
@@ -25,7 +31,7 @@ def float32_differences(folder: Path, device: str) -> None:
         largest = max(largest, (logits - expected).abs().max().item())
 
     runner_tests.check = note
-    for index, shape in enumerate(CUDA_SHAPES if device == "cuda" else SHAPES):
+    for index, shape in enumerate(CUDA_SHAPES if device == "cuda" else SHAPES + OTHER_SHAPES):
         model = make_model(folder / f"float32-{index}", shape)
         prompt = random_tokens(random.Random(1), 37, model.vocab_size)
         cells = []
@@ -36,11 +42,20 @@ def float32_differences(folder: Path, device: str) -> None:
         print(f"float32 {shape}:", ", ".join(cells))
 
 
-def bfloat16_errors(folder: Path) -> None:
-    """Prints a row for each seed."""
-    for seed in range(NUM_SEEDS):
-        ours, theirs = runner_tests.bfloat16_errors(folder / f"bfloat16-{seed}", seed)
-        print(f"bfloat16 seed {seed}: {ours:.4f}, transformers {theirs:.4f}, {ours / theirs:.2f}")
+def half_errors(folder: Path) -> None:
+    """Prints a row for each seed of Qwen3 in bfloat16, and for other architectures and types."""
+    qwen3 = [(seed, torch.bfloat16, {"family": "Qwen3"}) for seed in range(NUM_SEEDS)]
+    others = [
+        (1, dtype, changes)
+        for changes in runner_tests.OTHER_FAMILIES
+        for dtype in (torch.bfloat16, torch.float16)
+    ]
+    for index, (seed, dtype, changes) in enumerate(qwen3 + others):
+        ours, theirs = runner_tests.half_errors(folder / f"half-{index}", seed, dtype, **changes)
+        print(
+            f"{changes['family']} {dtype} seed {seed}: {ours:.4f}, "
+            f"transformers {theirs:.4f}, {ours / theirs:.2f}"
+        )
 
 
 def main() -> None:
@@ -50,7 +65,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         float32_differences(Path(folder), device)
         if device == "cuda":
-            bfloat16_errors(Path(folder))
+            half_errors(Path(folder))
 
 
 if __name__ == "__main__":

@@ -174,6 +174,18 @@ def test_float32_logits_on_cuda_equal_transformers(tmp_path, shape, check_logits
     check_logits(tiny, Steps(tiny.folder, "cuda"), prompt)
 
 
+OTHER_FAMILIES = [
+    {
+        "family": "Gemma3",
+        "rope": GEMMA3_ROPE,
+        "fields": {"sliding_window": 100, "sliding_window_pattern": 2},
+    },
+    {"family": "Llama", "rope": LLAMA3_ROPE},
+    {"family": "Qwen2", "rope": YARN_ROPE},
+    {"family": "Mistral", "fields": {"sliding_window": 100}},
+]
+
+
 def half_errors(folder, seed, dtype, **changes):
     """Returns the root mean square error against float32 of our 16-bit logits and of theirs."""
     shape = Shape(
@@ -217,20 +229,7 @@ def test_bfloat16_logits_are_as_exact_as_those_of_transformers(tmp_path, seed):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {
-            "family": "Gemma3",
-            "rope": GEMMA3_ROPE,
-            "fields": {"sliding_window": 100, "sliding_window_pattern": 2},
-        },
-        {"family": "Llama", "rope": LLAMA3_ROPE},
-        {"family": "Qwen2", "rope": YARN_ROPE},
-        {"family": "Mistral", "fields": {"sliding_window": 100}},
-    ],
-    ids=lambda changes: changes["family"],
-)
+@pytest.mark.parametrize("changes", OTHER_FAMILIES, ids=lambda changes: changes["family"])
 def test_logits_of_other_architectures_are_as_exact(tmp_path, changes, dtype):
     our_error, their_error = half_errors(tmp_path / "model", 1, dtype, **changes)
 
