@@ -101,12 +101,14 @@ def allocate_parts(
 
 @functools.cache
 def _counters(device: torch.device, number: int) -> torch.Tensor:
-    # Kept for ever: captured graphs know its address.
+    # Kept for ever: captured graphs know its address. Zeros of a graph would be set at its replays.
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("the first divided decode attention on a device must not be captured")
     return torch.zeros(number, dtype=torch.int32, device=device)
 
 
 def launch_arguments(kv_cache: torch.Tensor, num_heads: int, window: int) -> dict[str, int]:
-    """Returns how a kernel is compiled that calls the functions below."""
+    """Returns how the kernel is compiled that calls the functions below."""
     _, _, num_kv_heads, block_size, head_dim = kv_cache.shape
     group = num_heads // num_kv_heads
     is_wide = kv_cache.dtype == torch.float32 or head_dim > 128

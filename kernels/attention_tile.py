@@ -1,6 +1,6 @@
 """Code for tiles of keys and values, shared by the attention kernels.
 
-A tile is TILE consecutive tokens of a sequence, starting at a multiple of TILE.
+A tile is TILE consecutive tokens of a sequence, starting at a multiple of TILE or behind a prefix.
 """
 
 import triton

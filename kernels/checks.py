@@ -71,24 +71,8 @@ def check_paged_attention(
     check_shape("kv_cache", kv_cache, 2, None, None, None, head_dim)
     check_contiguous_rows("kv_cache", kv_cache)
     check_heads(num_heads, kv_cache.shape[2])
-    check_block_table(block_table, None)
-    check_scale(scale)
-
-
-def check_block_table(block_table: torch.Tensor, num_seqs: int | None) -> None:
-    """Raises ValueError unless the table has a row for each sequence; None for any number."""
     check_dtype("block_table", block_table, torch.int32)
-    check_shape("block_table", block_table, num_seqs, None)
+    check_shape("block_table", block_table, None, None)
     check_contiguous_rows("block_table", block_table)
-
-
-def check_seq_lens(seq_lens: torch.Tensor, num_seqs: int) -> None:
-    """Raises ValueError unless there is a length for each sequence."""
-    check_dtype("seq_lens", seq_lens, torch.int32)
-    check_shape("seq_lens", seq_lens, num_seqs)
-
-
-def check_scale(scale: float) -> None:
-    """Raises ValueError for a factor that would turn the order of the scores."""
     if not 0 < scale < float("inf"):
         raise ValueError(f"scale is {scale}; expected a positive number")

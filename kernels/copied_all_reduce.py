@@ -27,6 +27,8 @@ from kernels.peer_memory import NUM_BUFFERS, CopyMemory, Peers
 
 # Each keeps few rows in flight; eight on a multiprocessor use the memory's bandwidth.
 _PROGRAMS_OF_PROCESSOR = 8
+# Sums of 4,096 rows of 5,120 take 58 us with 4 warps, 63 with 16; of 4,096 columns 46 and 48.
+_NUM_WARPS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -122,7 +124,7 @@ def _add_copies(
         eps,
         WORLD_SIZE=memory.world_size,
         COLUMNS=columns,
-        num_warps=4,
+        num_warps=_NUM_WARPS,
     )
     flags.zero_()
     return out, total

@@ -29,9 +29,11 @@ def _is_supported(device: torch.device) -> bool:
 def wait_for_inputs(IS_DEPENDENT: tl.constexpr) -> None:
     """Waits for all earlier kernels, then lets the next kernel start.
 
-    Every program calls it once. Before the call it writes nothing, and reads nothing that a running
-    kernel may write. If the previous kernel waits in the same way, it is the only one that may be
-    running, since it lets the next one start only after its own wait.
+    A program calls it once, or ends without having written anything, if others of its kernel wait.
+    Before the call it writes nothing, and reads nothing that a running kernel may write. If all
+    programs of the previous kernel wait, it is the only one that may be running, since it lets the
+    next one start only after its own waits. So one that always follows the same kernel may read
+    before its wait what that one does not write (`paged_attention_decode`, behind shared prefixes).
     """
     if IS_DEPENDENT:
         tl.extra.cuda.gdc_wait()

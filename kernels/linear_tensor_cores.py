@@ -21,6 +21,7 @@ MAX_NORM_ROWS = 8
 MAX_WEIGHTS = 1 << 26
 """In larger matrices cuBLAS is as fast or faster."""
 # These and the tilings: measured on an H200, bfloat16, shapes of Qwen3-0.6B to 8B.
+_NUM_WARPS = 4
 _TILE_BYTES = 16384
 _MAX_ROW_BYTES = 1024
 
@@ -32,13 +33,11 @@ class Tiling:
     Attributes:
         block_out: Rows of the weight of a program.
         block_in: Columns that it multiplies at once, which its warps divide.
-        num_warps: Of a program.
         num_stages: Tiles that are read ahead in the loop, and one.
     """
 
     block_out: int
     block_in: int
-    num_warps: int
     num_stages: int
 
 
@@ -49,8 +48,12 @@ def tiling(weight: torch.Tensor) -> Tiling:
     if out_features >= 2048:
         block_out = 16 if out_features < 4096 else 32
     row_bytes = min(_TILE_BYTES // block_out, _MAX_ROW_BYTES)
-    block_in = row_bytes // weight.element_size()
-    return Tiling(block_out=block_out, block_in=block_in, num_warps=4, num_stages=4)
+    return Tiling(
+        block_out=block_out,
+        block_in=row_bytes // weight.element_size(),
+        # Four do not fit into the 99 KiB of shared memory of compute capability 8.6 and 8.9.
+        num_stages=3 if block_out == 16 else 4,
+    )
 
 
 def launch(
@@ -63,7 +66,6 @@ def launch(
     new_residual: torch.Tensor | None,
     *,
     is_gated: bool,
-    chosen: Tiling | None = None,
 ) -> None:
     """Computes what `kernels.linear.norm_linear` does, without a norm_weight the projection only.
 
@@ -76,12 +78,11 @@ def launch(
         out: [num_tokens, out_features], half as many if gated; written
         new_residual: [num_tokens, in_features], written; None if there is no residual
         is_gated: whether the weight holds gate and up
-        chosen: None chooses the tiling for the weight
     """
     num_rows = x.shape[0]
     rows = max(8, triton.next_power_of_2(num_rows))
     out_features, in_features = weight.shape
-    chosen = chosen or tiling(weight)
+    chosen = tiling(weight)
     _tensor_core_kernel[(triton.cdiv(out_features, chosen.block_out),)](
         x,
         residual,
@@ -98,13 +99,13 @@ def launch(
         IN_FEATURES=in_features,
         ROWS=rows,
         BLOCK_OUT=chosen.block_out,
-        PARTS=chosen.num_warps,
-        PART_IN=chosen.block_in // chosen.num_warps,
+        PARTS=_NUM_WARPS,
+        PART_IN=chosen.block_in // _NUM_WARPS,
         STAGES=chosen.num_stages,
         HAS_NORM=norm_weight is not None,
         HAS_RESIDUAL=residual is not None,
         IS_GATED=is_gated,
-        num_warps=chosen.num_warps,
+        num_warps=_NUM_WARPS,
         **dependent_launch(x),
     )
 

@@ -24,9 +24,9 @@ from kernels.attention_parts import (
 )
 from kernels.attention_tile import attend_to_keys
 from kernels.checks import (
+    check_dtype,
     check_out,
     check_paged_attention,
-    check_seq_lens,
     check_shape,
     check_triton_head_dim,
     check_window,
@@ -78,7 +78,8 @@ def paged_attention_decode(
     check_paged_attention(queries, kv_cache, block_table, scale)
     num_seqs = queries.shape[0]
     check_shape("block_table", block_table, num_seqs, None)
-    check_seq_lens(seq_lens, num_seqs)
+    check_dtype("seq_lens", seq_lens, torch.int32)
+    check_shape("seq_lens", seq_lens, num_seqs)
     check_out(queries, out)
     check_window(window)
     if shared is not None:

@@ -58,6 +58,8 @@ def check_shared(shared: SharedPrefixes, num_seqs: int) -> None:
     for name in ("tiles", "members", "prefix_lens"):
         check_dtype(name, getattr(shared, name), torch.int32)
     check_shape("tiles", shared.tiles, None, 3)
+    if not len(shared.tiles):
+        raise ValueError("tiles has 0 rows; expected at least 1")
     check_shape("members", shared.members, None)
     check_shape("prefix_lens", shared.prefix_lens, num_seqs)
 
@@ -167,6 +169,7 @@ def _shared_kernel(
     TILE: tl.constexpr,
     IS_DEPENDENT: tl.constexpr,
 ):
+    # All programs wait at once: the kernel behind this one begins before its own wait.
     wait_for_inputs(IS_DEPENDENT)
     PROGRAMS_OF_TILE: tl.constexpr = (SEQS_OF_TILE + SEQS - 1) // SEQS
     tile = tiles + tl.program_id(0) // PROGRAMS_OF_TILE * 3

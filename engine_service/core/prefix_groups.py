@@ -75,13 +75,13 @@ class PrefixGroups:
         """
         if not self._is_current:
             self._is_current = True
-            self._found = self._pack(best_groups(self._num_common))
+            min_blocks = -(-_MIN_PREFIX_TOKENS // self._block_size)
+            self._found = self._pack(
+                best_groups([common if common >= min_blocks else 0 for common in self._num_common])
+            )
         return self._found
 
     def _pack(self, groups: list[PrefixGroup]) -> "array[int] | None":
-        groups = [
-            group for group in groups if group.num_blocks * self._block_size >= _MIN_PREFIX_TOKENS
-        ]
         groups = sorted(groups, key=lambda group: -group.num_saved_blocks)[:MAX_PREFIX_GROUPS]
         num_saved_blocks = sum(group.num_saved_blocks for group in groups)
         if num_saved_blocks * self._block_size < _MIN_SAVED_TOKENS:

@@ -78,14 +78,15 @@ def compile_launch(kernel, *args, grid, warmup, **kwargs):
         if kind.startswith("*")
     }
     source = ASTSource(kernel, signature, constants, divisible)
-    codes = triton.compile(source, target=HOPPER, options=kwargs).asm
-    # The kernel in front, which reads the prefixes, has waited for all else.
-    waits_late = arguments.get("prefix_lens") is not None
+    compiled = triton.compile(source, target=HOPPER, options=kwargs)
+    codes = compiled.asm
     launch = {
         "kernel": kernel.__name__,
         "instructions": INSTRUCTION.findall(codes["ptx"]),
-        "waits_late": waits_late,
-        "read_early": [] if waits_late else sorted(read_early(codes["ttir"], arguments)),
+        # The kernel in front, which reads the prefixes, has waited for all else.
+        "waits_late": arguments.get("prefix_lens") is not None,
+        "read_early": sorted(read_early(codes["ttir"], arguments)),
+        "shared_bytes": compiled.metadata.shared,
     }
     sys.stdout.write(json.dumps(launch) + "\n")
 
@@ -104,8 +105,9 @@ def read_early(ttir, arguments):
         while pointer in sources:
             pointer = sources[pointer]
         names.add(pointer.removeprefix("%"))
-    assert names <= set(arguments), names
-    return names
+    # The loads of a tile of keys cannot all be followed to an argument.
+    assert names <= set(arguments) or "prefix_lens" in names, names
+    return names & set(arguments)
 
 
 def randn(*shape):
@@ -131,6 +133,12 @@ def launch_all():
         for is_gated in (False, True):
             norm = (many, randn(5000), 1e-6)
             linear._norm_linear_triton(many, *norm, out, is_gated=is_gated)
+    # Each tiling, with the most and with the fewest rows that take it.
+    for out_features in (64, 2048, 4096):
+        weight, norm_weight_1024 = randn(out_features, 1024), randn(1024)
+        few = randn(8, 1024)
+        linear._norm_linear_triton(few, few, norm_weight_1024, 1e-6, weight, is_gated=False)
+        linear._linear_triton(randn(16, 1024), weight)
     rms_norm._rms_norm_triton(x, norm_weight, 1e-6)
     rms_norm._add_rms_norm_triton(x, residual, norm_weight, 1e-6)
     activation._silu_and_mul_triton(x)

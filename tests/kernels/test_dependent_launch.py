@@ -359,23 +359,37 @@ def test_a_weight_may_be_written_by_the_kernel_before_the_one_in_front():
     assert torch.equal(out, expected)
 
 
-def test_compiled_kernels_wait_before_they_write_or_read_what_is_no_weight(tmp_path):
-    written = run_uninterpreted(tmp_path, "-m", "tests.kernels.hopper_compiler")
-    launches = [json.loads(line) for line in written.splitlines()]
+@pytest.fixture(scope="module")
+def launches(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compiled")
+    written = run_uninterpreted(folder, "-m", "tests.kernels.hopper_compiler")
+    return [json.loads(line) for line in written.splitlines()]
+
+
+def test_products_fit_into_the_shared_memory_of_smaller_gpus(launches):
+    sizes = [x["shared_bytes"] for x in launches if x["kernel"] == "_tensor_core_kernel"]
+    assert len(sizes) > 6
+    # Of compute capability 8.6 and 8.9.
+    assert max(sizes) <= 99 * 1024
+
+
+def test_compiled_kernels_wait_before_they_write_or_read_what_is_no_weight(launches):
     assert {launch["kernel"] for launch in launches} == COMPILED
     assert any(launch["waits_late"] for launch in launches)
     for launch in launches:
         instructions = launch["instructions"]
         place = instructions.index("griddepcontrol.wait")
+        assert instructions[place + 1] == "griddepcontrol.launch_dependents", launch["kernel"]
+        assert instructions.count("griddepcontrol.wait") == 1, launch["kernel"]
         if launch["waits_late"]:
             assert launch["kernel"] == "_split_kernel"
             assert not {"st.global", "atom", "red"} & set(instructions[:place])
+            assert "queries" in launch["read_early"]
+            assert not {"partial", "log_totals", "counters"} & set(launch["read_early"])
             continue
         reads_first = launch["kernel"] in READ_WEIGHTS_FIRST
         assert set(instructions[:place]) <= LOADS, launch["kernel"]
         assert (place > 0) == reads_first, launch["kernel"]
-        assert instructions[place + 1] == "griddepcontrol.launch_dependents", launch["kernel"]
-        assert instructions.count("griddepcontrol.wait") == 1, launch["kernel"]
         assert set(launch["read_early"]) <= WEIGHTS, launch["kernel"]
         assert bool(launch["read_early"]) == reads_first, launch["kernel"]
 

@@ -5,6 +5,7 @@ import torch
 
 from kernels import reference
 from kernels.linear import (
+    _is_small,
     _linear_triton,
     _norm_linear_triton,
     gated_linear,
@@ -166,3 +167,29 @@ def test_wrong_tensors_are_refused_by_name_and_value():
         norm_linear(x, None, torch.ones(7), EPS, weight)
     with pytest.raises(ValueError, match=r"residual has dtype torch.float16"):
         norm_linear(x, x.half(), torch.ones(8), EPS, weight)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "dtype", "has_norm", "out_features", "expected"),
+    [
+        (4, torch.float32, True, 1024, True),
+        (5, torch.bfloat16, True, 1024, True),
+        (8, torch.bfloat16, True, 1024, True),
+        (9, torch.bfloat16, True, 1024, False),
+        (16, torch.bfloat16, False, 1024, True),
+        (17, torch.bfloat16, False, 1024, False),
+        (8, torch.float16, True, 1024, False),
+        (8, torch.float16, False, 1024, True),
+        (5, torch.float32, False, 1024, False),
+        (8, torch.bfloat16, False, 1 << 16, True),
+        (8, torch.bfloat16, False, (1 << 16) + 1, False),
+        (1, torch.bfloat16, False, 1 << 15, False),
+    ],
+)
+def test_products_of_few_rows_that_are_faster_here_than_with_cublas(
+    num_rows, dtype, has_norm, out_features, expected
+):
+    x = torch.empty(num_rows, 1024, dtype=dtype, device="meta")
+    weight = torch.empty(out_features, 1024, dtype=dtype, device="meta")
+
+    assert _is_small(x, weight, has_norm=has_norm) is expected

@@ -84,6 +84,15 @@ def test_too_little_is_not_worth_it(monkeypatch):
     assert found(groups) == {frozenset({0, 1, 2}): 2}
 
 
+def test_short_prefixes_are_not_shared_and_hide_no_longer_ones(monkeypatch):
+    monkeypatch.setattr(prefix_groups, "_MIN_PREFIX_TOKENS", 3 * BLOCK_SIZE)
+    assert groups_of([1, 2, 3], [1, 2, 4]).find() is None
+
+    # All share more together than the pairs do, but too short a prefix.
+    groups = groups_of(*([1, 2, pair, 10 + copy] for pair in (3, 4, 5) for copy in (0, 1)))
+    assert found(groups) == {frozenset({0, 1}): 3, frozenset({2, 3}): 3, frozenset({4, 5}): 3}
+
+
 def most_saved(num_common):
     """The most blocks that groups of neighbours save."""
     saved = [0]
