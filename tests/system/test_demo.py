@@ -1,5 +1,6 @@
 """The demo serves real answers through real processes, and leaves none, whatever ends it."""
 
+import json
 import os
 import re
 import shlex
@@ -212,10 +213,17 @@ def test_engines_of_two_ranks_give_the_right_answers(tmp_path):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A folder as of a real model: weights that transformers wrote, and a tokenizer."""
+    """A folder as of a real model: weights that transformers wrote, and a tokenizer.
+
+    No token ends an answer, as random weights would draw it now and then.
+    """
     path = tmp_path_factory.mktemp("checkpoint") / "tiny-qwen3"
     make_model(path, replace(SHAPES[1], vocab_size=600))
-    return small_tokenizer.save(path)
+    small_tokenizer.save(path)
+    config = json.loads((path / "tokenizer_config.json").read_text())
+    del config["eos_token"]
+    (path / "tokenizer_config.json").write_text(json.dumps(config))
+    return path
 
 
 def test_given_model_is_served_under_its_own_name_and_nobody_knows_its_answers(
