@@ -14,6 +14,14 @@ TOKENS_PER_SECOND = {
             "decode_b1": 3_458,
             "decode_b64": 24_572,
             "prefill": 535_000,
+            "decode_b8": 23_700,
+            "decode_b16": 26_950,
+            "shared_prefix": 154_900,
+        },
+        "vLLM, the better of 0.24 and 0.26": {
+            "decode_b8": 3_293,
+            "decode_b16": 5_911,
+            "shared_prefix": 15_966,
         },
         "vLLM 0.24.0 (FA3)": {
             "nano_bench": 23_687,
@@ -26,6 +34,7 @@ TOKENS_PER_SECOND = {
             "decode_b1": 451,
             "decode_b64": 12_582,
             "prefill": 318_716,
+            "shared_prefix": 16_828,
         },
     },
     "qwen3-8b": {
@@ -34,7 +43,9 @@ TOKENS_PER_SECOND = {
             "decode_b1": 281,
             "decode_b64": 5_766,
             "prefill": 47_800,
+            "shared_prefix": 20_990,
         },
+        "vLLM, the better of 0.24 and 0.26": {"shared_prefix": 8_414},
         "vLLM 0.24.0 (FA3)": {
             "nano_bench": 9_361,
             "decode_b1": 193,
@@ -46,6 +57,7 @@ TOKENS_PER_SECOND = {
             "decode_b1": 170,
             "decode_b64": 4_243,
             "prefill": 40_572,
+            "shared_prefix": 7_139,
         },
     },
 }

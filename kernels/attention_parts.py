@@ -5,7 +5,6 @@ program that ends last combines the parts, in their order: the sum does not depe
 Sources: Flash-Decoding (Dao et al., 2023); CUDA programming guide, "Memory Fence Functions".
 """
 
-import functools
 from typing import NamedTuple
 
 import torch
@@ -25,8 +24,9 @@ _NUM_STAGES = 3
 _COMBINED_AT_ONCE = 8192
 # Parts of prefixes that it adds to its own at a time, in a tile of 16 rows or more.
 SHARED_AT_ONCE = tl.constexpr(4)
-# Of 1,024 sequences with 64 key-value heads.
-_MIN_COUNTERS = 65536
+# Each pair of a sequence and a head has one if it is divided, as few pairs are: of up to 512
+# multiprocessors, twice their number at most.
+_NUM_COUNTERS = 1024
 
 
 class Parts(NamedTuple):
@@ -48,6 +48,8 @@ def count_splits(num_pairs: int, max_seq_len: int, num_processors: int) -> int:
 
     As many as occupy the GPU, while each split still has enough to read to be worth its start.
     """
+    if num_pairs > _NUM_COUNTERS:
+        return 1
     wanted = _PROGRAMS_PER_MULTIPROCESSOR * num_processors // max(num_pairs, 1)
     return max(1, min(wanted, -(-max_seq_len // _MIN_SPLIT_TOKENS), _MAX_SPLITS))
 
@@ -76,6 +78,11 @@ class PartsMemory(NamedTuple):
     """[at least num_seqs * num_kv_heads] int32, how many programs have left theirs."""
 
 
+def make_counters(device: torch.device) -> torch.Tensor:
+    """Returns counters for launches that do not overlap, [_NUM_COUNTERS] int32, all 0."""
+    return torch.zeros(_NUM_COUNTERS, dtype=torch.int32, device=device)
+
+
 def allocate_parts(
     parts: Parts,
     num_seqs: int,
@@ -83,28 +90,26 @@ def allocate_parts(
     num_kv_heads: int,
     head_dim: int,
     device: torch.device,
+    counters: torch.Tensor | None,
 ) -> PartsMemory:
-    """Returns the memory for the parts of a launch.
+    """Returns the memory for the parts of a launch, which leaves the counters at zero.
 
-    The counters are those of all launches on the device, which leave them at zero. So launches must
-    not overlap, and the first must not be captured.
+    Raises:
+        ValueError: there are fewer counters than pairs of a sequence and a head that are divided
     """
     if parts.num_all == 1:
         return PartsMemory()
+    num_pairs = num_seqs * num_kv_heads
+    if counters is None:
+        counters = torch.zeros(num_pairs, dtype=torch.int32, device=device)
+    elif parts.num_own > 1 and len(counters) < num_pairs:
+        raise ValueError(f"counters has {len(counters)} elements; expected at least {num_pairs}")
     shape = (num_seqs, num_heads, parts.num_all)
     return PartsMemory(
         torch.empty((*shape, head_dim), dtype=torch.float32, device=device),
         torch.empty(shape, dtype=torch.float32, device=device),
-        _counters(device, max(_MIN_COUNTERS, triton.next_power_of_2(num_seqs * num_kv_heads))),
+        counters,
     )
-
-
-@functools.cache
-def _counters(device: torch.device, number: int) -> torch.Tensor:
-    # Kept for ever: captured graphs know its address. Zeros of a graph would be set at its replays.
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError("the first divided decode attention on a device must not be captured")
-    return torch.zeros(number, dtype=torch.int32, device=device)
 
 
 def launch_arguments(kv_cache: torch.Tensor, num_heads: int, window: int) -> dict[str, int]:

@@ -51,6 +51,7 @@ def paged_attention_decode(
     out: torch.Tensor | None = None,
     window: int = 0,
     shared: SharedPrefixes | None = None,
+    counters: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attends from the last token of each sequence to its tokens.
 
@@ -68,6 +69,8 @@ def paged_attention_decode(
         window: tokens that each query sees at most, its own among them; 0 means all
         shared: sequences whose first tokens are the same, in the same blocks, which are then read
             once; not with a window
+        counters: as of `attention_parts.make_counters`, all 0 before and after; calls that may
+            overlap on the GPU need their own. None makes some, in another kernel
 
     Returns:
         [num_seqs, num_heads, head_dim]
@@ -86,6 +89,9 @@ def paged_attention_decode(
         check_shared(shared, num_seqs)
         if window:
             raise ValueError(f"window is {window}; expected 0 beside shared prefixes")
+    if counters is not None:
+        check_dtype("counters", counters, torch.int32)
+        check_shape("counters", counters, None)
     if queries.device.type == "cpu":
         return reference.paged_attention_decode(
             queries, kv_cache, block_table, seq_lens, max_seq_len, scale, out, window
@@ -99,7 +105,7 @@ def paged_attention_decode(
         )
         parts = parts._replace(num_shared=num_shared)
     return _paged_attention_decode_triton(
-        queries, kv_cache, block_table, seq_lens, scale, parts, out, window, shared
+        queries, kv_cache, block_table, seq_lens, scale, parts, out, window, shared, counters
     )
 
 
@@ -113,6 +119,7 @@ def _paged_attention_decode_triton(
     out: torch.Tensor | None = None,
     window: int = 0,
     shared: SharedPrefixes | None = None,
+    counters: torch.Tensor | None = None,
 ) -> torch.Tensor:
     num_seqs, num_heads, head_dim = queries.shape
     num_kv_heads = kv_cache.shape[2]
@@ -123,7 +130,9 @@ def _paged_attention_decode_triton(
     if num_seqs == 0:
         return out
     scale *= math.log2(math.e)
-    memory = allocate_parts(parts, num_seqs, num_heads, num_kv_heads, head_dim, queries.device)
+    memory = allocate_parts(
+        parts, num_seqs, num_heads, num_kv_heads, head_dim, queries.device, counters
+    )
     if shared is not None:
         attend_to_prefixes(queries, kv_cache, block_table, shared, scale, parts, memory)
     _split_kernel[(num_seqs, num_kv_heads, parts.num_own)](

@@ -47,6 +47,7 @@ def _compare(time_ms: TimeCalls, shape: tuple[int, int, int, int, int, int]) -> 
             sequences.max_seq_len,
             SCALE,
             shared=prefixes,
+            counters=sequences.counters,
         )
 
     check(attend(shared), attend(None), "attention to shared prefixes")

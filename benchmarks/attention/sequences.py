@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from kernels.attention_parts import make_counters
 from kernels.paged_attention_decode import paged_attention_decode
 from kernels.paged_attention_prefill import paged_attention_prefill
 
@@ -17,6 +18,7 @@ class Sequences:
     Attributes:
         seq_lens: [num_seqs] int32
         kv_cache: [2, num_blocks, num_kv_heads, block_size, HEAD_DIM]
+        counters: of decode attention
         block_table: [num_seqs, most blocks of a sequence] int32
     """
 
@@ -40,6 +42,7 @@ class Sequences:
         )
         starts = [0, *self.seq_lens.cumsum(0).tolist()]
         self._starts = torch.tensor(starts, dtype=torch.int32, device=device)
+        self.counters = make_counters(torch.device(device))
 
     def contiguous(self) -> list[torch.Tensor]:
         """Returns keys and values of sequences of one length.
@@ -67,7 +70,13 @@ class Sequences:
     def decode(self, queries: torch.Tensor) -> torch.Tensor:
         """Attends from the last tokens, [num_seqs, num_heads, HEAD_DIM]."""
         return paged_attention_decode(
-            queries, self.kv_cache, self.block_table, self.seq_lens, self.max_seq_len, SCALE
+            queries,
+            self.kv_cache,
+            self.block_table,
+            self.seq_lens,
+            self.max_seq_len,
+            SCALE,
+            counters=self.counters,
         )
 
     def by_library(self, queries: torch.Tensor, is_causal: bool) -> torch.Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from engine_service.layers.norm import RMSNorm
+from kernels.attention_parts import make_counters
 from kernels.paged_attention_decode import paged_attention_decode
 from kernels.paged_attention_prefill import paged_attention_prefill
 from kernels.qk_norm_rope_store import qk_norm_rope_store
@@ -98,6 +99,8 @@ class Attention(nn.Module):
         self.q_norm: RMSNorm | None
         self.k_norm: RMSNorm | None
         self.q_norm, self.k_norm = qk_norms or (None, None)
+        # Of this layer alone: another model in this process may run at the same time.
+        self._counters = make_counters(rotary_table.device)
 
     def forward(
         self,
@@ -146,6 +149,7 @@ class Attention(nn.Module):
                 out[:num_seqs],
                 self.window,
                 decode.shared,
+                self._counters,
             )
         if metadata.prefill is not None:
             prefill = metadata.prefill

@@ -11,6 +11,7 @@ import triton.language as tl
 from kernels import dependent_launch as dependent_launch_module
 from kernels import silu_and_mul as activation
 from kernels.all_reduce import _launch
+from kernels.attention_parts import make_counters
 from kernels.dependent_launch import dependent_launch
 from kernels.linear import gated_linear, linear, norm_linear
 from kernels.paged_attention_decode import paged_attention_decode
@@ -186,6 +187,7 @@ def attention_case(max_seq_len):
         "seq_lens": integers(48, 30, 7, dtype=torch.int32),
         "max_seq_len": max_seq_len,
         "scale": HEAD_DIM**-0.5,
+        "counters": make_counters("cuda"),
     }
 
 
@@ -325,6 +327,7 @@ def test_chained_attention_in_a_graph_is_equal_in_bits_on_each_replay(seq_lens):
         inputs.seq_lens,
         max(seq_lens),
         inputs.scale,
+        counters=make_counters("cuda"),
     )
     expected = attend()
     graph = torch.cuda.CUDAGraph()

@@ -3,7 +3,7 @@ import torch
 
 from engine_service.core.sequence import MAX_KEY_TILE
 from kernels import reference
-from kernels.attention_parts import Parts, count_splits, launch_arguments
+from kernels.attention_parts import Parts, count_splits, launch_arguments, make_counters
 from kernels.paged_attention_decode import _paged_attention_decode_triton, paged_attention_decode
 from tests.kernels.paged_inputs import NO_BLOCK, Shape, paged_inputs
 from tests.kernels.targets import (
@@ -35,7 +35,7 @@ def by_twin(inputs, max_seq_len=1000, out=None, window=0):
     )
 
 
-def by_kernel(inputs, num_splits, out=None, window=0):
+def by_kernel(inputs, num_splits, out=None, window=0, counters=None):
     return _paged_attention_decode_triton(
         inputs.queries,
         inputs.kv_cache,
@@ -45,6 +45,7 @@ def by_kernel(inputs, num_splits, out=None, window=0):
         Parts(num_own=num_splits),
         out,
         window,
+        counters=counters,
     )
 
 
@@ -82,10 +83,19 @@ def test_more_parts_than_are_combined_at_once(target, num_splits):
 
 @on_each_device
 def test_counts_begin_anew_at_each_launch(target):
+    counters = make_counters(target.device)
     for _ in range(2):
         for lens in ([300, 65], [64, 129, 0]):
             inputs = decode_inputs(target, Shape(), lens)
-            assert worst_row_error(by_kernel(inputs, 3), inputs.truth()) < target.tolerance
+            out = by_kernel(inputs, 3, counters=counters)
+            assert worst_row_error(out, inputs.truth()) < target.tolerance
+            assert not counters.any()
+
+
+def test_too_few_counters_are_refused():
+    inputs = decode_inputs(CPU, Shape(num_kv_heads=2), [70, 70])
+    with pytest.raises(ValueError, match="counters has 3 elements; expected at least 4"):
+        by_kernel(inputs, 2, counters=make_counters(CPU.device)[:3])
 
 
 @on_each_device
