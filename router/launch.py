@@ -35,7 +35,7 @@ from servicekit.handlers import Handlers, RefusalLog
 from servicekit.http_server import HttpServer
 from servicekit.listening import add_grpc_port
 from servicekit.operations import operations_handlers
-from servicekit.process import exit_within, raise_file_limit
+from servicekit.process import exit_within, max_port_connections, raise_file_limit
 from servicekit.signals import EndSignals, end_signals
 from servicekit.tls import TlsSource, client_tls, operations_tls, server_tls
 
@@ -190,7 +190,9 @@ class _Router:
         self._server = grpc.aio.server(
             options=[
                 *server_options(
-                    router_request_bytes(config.max_prompt_bytes), is_port_shared=link is not None
+                    router_request_bytes(config.max_prompt_bytes),
+                    max_connections=max_port_connections(),
+                    is_port_shared=link is not None,
                 ),
                 ("grpc.max_concurrent_streams", max_streams),
                 *_connection_age(config),

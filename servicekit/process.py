@@ -23,6 +23,16 @@ def raise_file_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+def max_port_connections() -> int:
+    """Returns how many connections a port for clients may hold, by the limit of open files.
+
+    It is a third of them. A router has two such ports, so a third is left for connections to
+    engines and to the operations port, which probes must always reach.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return (_MAX_FILES if soft == resource.RLIM_INFINITY else soft) // 3
+
+
 def exit_code_of(number: int) -> int:
     """Returns a shell's exit code for a process that a signal ended."""
     return 128 + signal.Signals(number)

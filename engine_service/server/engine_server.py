@@ -41,6 +41,7 @@ from servicekit.handlers import Handlers, RefusalLog
 from servicekit.http_server import HttpServer
 from servicekit.listening import add_grpc_port
 from servicekit.operations import operations_handlers
+from servicekit.process import max_port_connections
 from servicekit.tls import operations_tls, server_tls
 
 if TYPE_CHECKING:
@@ -83,7 +84,9 @@ class EngineServer:
         self._vllm = _vllm_servicer(self._health, self._metrics) if options.vllm_grpc else None
         max_text_bytes = MAX_PROMPT_BYTES if options.vllm_grpc else 0
         self._server = grpc.aio.server(
-            options=server_options(ENGINE_REQUEST_BYTES + max_text_bytes)
+            options=server_options(
+                ENGINE_REQUEST_BYTES + max_text_bytes, max_connections=max_port_connections()
+            )
         )
         self._client: CoreClient | None = None
         self._grammars: GrammarChecker | None = None

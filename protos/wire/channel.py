@@ -36,7 +36,10 @@ def router_request_bytes(max_prompt_bytes: int) -> int:
 
 
 def server_options(
-    max_request_bytes: int = ENGINE_REQUEST_BYTES, *, is_port_shared: bool = False
+    max_request_bytes: int = ENGINE_REQUEST_BYTES,
+    *,
+    max_connections: int = 1 << 20,
+    is_port_shared: bool = False,
 ) -> ChannelOptions:
     """Returns the options of a server: message limit, and pings in both directions.
 
@@ -45,6 +48,7 @@ def server_options(
     Args:
         max_request_bytes: The largest message that it accepts. gRPC applies it to compressed
             messages both before and after decompression.
+        max_connections: Any beyond are closed at once.
         is_port_shared: Whether other processes serve on its port, too.
     """
     return [
@@ -54,6 +58,8 @@ def server_options(
         # from 1,000 on.
         ("grpc.server.max_pending_requests", _MAX_BACKLOG),
         ("grpc.server.max_pending_requests_hard_limit", _MAX_BACKLOG),
+        # By default, it accepts until the process has no file descriptor left for anything else.
+        ("grpc.max_allowed_incoming_connections", max_connections),
         # By default, a second server on a port shares it silently instead of failing.
         ("grpc.so_reuseport", int(is_port_shared)),
         ("grpc.keepalive_time_ms", _KEEPALIVE_TIME_MS),

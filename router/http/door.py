@@ -16,6 +16,7 @@ from router.http.service import Service
 from servicekit.acceptor import Acceptor
 from servicekit.http_wire import why_not_tls
 from servicekit.listening import listen
+from servicekit.process import max_port_connections
 from servicekit.rate_limit import RateLimit
 from servicekit.tls import TlsSource
 
@@ -77,7 +78,8 @@ class HttpDoor:
         self._config.load()
         self._unread_seconds = service.slow_readers.seconds + _UNREAD_SPARE_SECONDS
         self._connections = Connections(
-            max_requests + _SPARE_CONNECTIONS, lambda: self._acceptor.connection_closed()
+            min(max_requests + _SPARE_CONNECTIONS, max_port_connections()),
+            lambda: self._acceptor.connection_closed(),
         )
         self._acceptor = Acceptor("HTTP", self._take, self._evict)
         # With the addresses of their peers, the oldest first.

@@ -1,3 +1,4 @@
+import asyncio
 import contextlib
 import socket
 import threading
@@ -80,6 +81,29 @@ async def test_all_ports_listen_on_the_same_addresses(two_addresses, host, expec
         assert [operations_port, port] == ports
     await server.stop(None)
     await operations.stop()
+
+
+async def test_connections_beyond_the_bound_are_closed_and_a_place_is_free_again():
+    server = grpc.aio.server(options=server_options(max_connections=2))
+    port = add_grpc_port(server.add_insecure_port, "127.0.0.1", 0)
+    await server.start()
+
+    async def first_byte():
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writers.append(writer)
+        return await asyncio.wait_for(reader.read(1), 10)
+
+    writers = []
+    assert [await first_byte() for _ in range(4)] == [b"\0", b"\0", b"", b""]
+    for writer in writers:
+        writer.close()
+    async with asyncio.timeout(20):
+        while not await first_byte():
+            pass
+    await server.stop(None)
+    for writer in writers:
+        writer.close()
+        await writer.wait_closed()
 
 
 @needs_ipv6

@@ -17,7 +17,8 @@ from tests.fakes.service_process import with_few_files
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 60.0
-MAX_FILES = 64
+MAX_FILES = 48
+"""Fewer than the router's own and a third each for its gRPC and HTTP ports."""
 SLOW = FakeEngineConfig(decode_step_seconds=0.05)
 
 
@@ -26,6 +27,7 @@ class Router:
         self.process = process
         self.log_path = log_path
         self.port = 0
+        self.grpc_port = 0
 
     @property
     def log(self):
@@ -64,6 +66,7 @@ async def routing(folder, engine, *options, prefix=()):
     router = Router(process, log_path)
     try:
         router.port = int((await router.until_logged(r" http_port=(\d+)"))[1])
+        router.grpc_port = int((await router.until_logged(r" port=(\d+)"))[1])
         yield router
     finally:
         if process.returncode is None:
@@ -126,8 +129,9 @@ async def test_router_without_file_descriptors_answers_who_sends_a_request(tmp_p
     few_files = with_few_files(MAX_FILES)
     async with routing(tmp_path, "127.0.0.1:1", prefix=few_files) as router:
         with contextlib.ExitStack() as held:
-            for _ in range(2 * MAX_FILES):
-                held.enter_context(socket.create_connection(("127.0.0.1", router.port), 10))
+            for port in (router.grpc_port, router.port):
+                for _ in range(2 * MAX_FILES):
+                    held.enter_context(socket.create_connection(("127.0.0.1", port), 10))
             for _ in range(3):
                 async with httpx.AsyncClient(timeout=TIMEOUT) as client:
                     answer = await client.get(f"http://127.0.0.1:{router.port}/health")
