@@ -9,6 +9,7 @@ import struct
 import sys
 from array import array
 from collections.abc import Sequence
+from functools import lru_cache
 
 import xxhash
 
@@ -16,6 +17,7 @@ SCHEME = "xxh3-128-chain-int32le-v1"
 DIGEST_SIZE = 16
 
 
+@lru_cache(maxsize=1024)
 def root_digest(model_fingerprint: str, adapter: str = "", cache_salt: str = "") -> bytes:
     """Returns the parent of every first block, 16 bytes.
 

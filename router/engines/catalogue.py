@@ -78,23 +78,21 @@ def _combined(infos: Sequence[ModelInfo]) -> ModelInfo:
     return replace(first, **changes) if changes else first
 
 
-def find_for(request: TokenRequest, members: Collection[FleetMember]) -> ModelInfo:
-    """Returns the model of a request, which must be the one that its prompt was tokenized for.
+def check_same(request: TokenRequest, info: ModelInfo) -> None:
+    """Refuses a model that is not the one that a request's prompt was tokenized for.
 
     Token IDs of one tokenizer mean nothing to a model with another.
 
     Raises:
-        UnknownModel, NoEngine: As `find`; NoEngine also if the name now stands for another model.
+        NoEngine: The name now stands for another model.
     """
-    info = find(request.model, members)
     made_for = request.model_info
-    if made_for is not None and made_for.identity != info.identity:
+    if made_for is not info and made_for is not None and made_for.identity != info.identity:
         raise NoEngine(
             f'model "{info.name}" has changed since the request arrived; send the request again',
             {"model": info.name},
             retry_after=RETRY_SECONDS,
         )
-    return info
 
 
 def difference(newcomer: FleetMember, info: ModelInfo, members: Collection[FleetMember]) -> str:

@@ -55,6 +55,8 @@ class Fleet:
         self._unready.set()
         self._settings = settings
         self._members: dict[str, FleetMember] = {}
+        self._found: dict[str, ModelInfo] = {}
+        """What names stand for; empty after each change of an engine's state."""
         self._newcomers: asyncio.Queue[FleetMember] = asyncio.Queue()
         self._addresses: dict[str, None] = {}
         """All current addresses; members also include engines that are still leaving."""
@@ -152,7 +154,11 @@ class Fleet:
             UnknownModel: Engines are connected, but none serves this model, or a name is needed.
             NoEngine: No engine that could serve it is connected.
         """
-        return catalogue.find(name, self._members.values())
+        # Engines come and go rarely, requests ask all the time.
+        found = self._found.get(name)
+        if found is None:
+            found = self._found[name] = catalogue.find(name, self._members.values())
+        return found
 
     async def fetch_tokenizer(self, model: ModelInfo) -> dict[str, bytes]:
         """Returns a model's tokenizer files by name; they have the digest that the model names.
@@ -180,7 +186,9 @@ class Fleet:
             UnknownModel, NoEngine: As `model_info`; NoEngine also if the name now stands for
                 another model.
         """
-        return catalogue.find_for(request, self._members.values())
+        info = self.model_info(request.model)
+        catalogue.check_same(request, info)
+        return info
 
     def member(self, address: str) -> FleetMember | None:
         """Returns the engine at an address, if there is one."""
@@ -249,6 +257,7 @@ class Fleet:
         return None
 
     def _state_changed(self) -> None:
+        self._found.clear()
         if any(member.life.takes_requests for member in self._members.values()):
             self._ready.set()
             self._unready.clear()

@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
 
 from router.engines.cache_bounds import CacheBounds, CachePace
 from router.engines.client import ClientSettings, EngineClient
@@ -54,16 +55,17 @@ class Attempt:
     def __aiter__(self) -> "Attempt":
         return self
 
-    async def __anext__(self) -> EngineEvent:
-        event = await anext(self._stream)
-        if self._reservation is not None:
-            if isinstance(event, Admitted):
-                self._member.report(self)
-            elif isinstance(event, Tokens):
-                asyncio.get_running_loop().call_later(
-                    _CONFIRM_SECONDS, self._member.index.release, self._reservation
-                )
-                self._reservation = None
+    def __anext__(self) -> Awaitable[EngineEvent]:
+        return self._stream.__anext__() if self._reservation is None else self._first_event()
+
+    async def _first_event(self) -> EngineEvent:
+        """Returns the next of the events up to the first with tokens."""
+        event = await self._stream.__anext__()
+        if isinstance(event, Admitted):
+            self._member.report(self)
+        elif isinstance(event, Tokens) and self._reservation is not None:
+            self._member.confirm(self._reservation)
+            self._reservation = None
         return event
 
 
@@ -95,6 +97,8 @@ class FleetMember:
         self._pace = CachePace()
         self._unreported: dict[Attempt, None] = {}
         self._num_unreported_tokens = 0
+        self._confirmed: deque[tuple[float, Reservation]] = deque()
+        """Reservations and when they end, in this order."""
 
     def is_of(self, model: ModelInfo) -> bool:
         """Returns whether a request made for a model may be sent to it."""
@@ -148,6 +152,23 @@ class FleetMember:
         if attempt in self._unreported:
             del self._unreported[attempt]
             self._num_unreported_tokens -= attempt.num_prefill_tokens
+
+    def confirm(self, reservation: Reservation) -> None:
+        """Ends a reservation once the engine has told that it has the blocks, or should have."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + _CONFIRM_SECONDS
+        if not self._confirmed:
+            # One timer for all of them.
+            loop.call_at(end, self._release_confirmed)
+        self._confirmed.append((end, reservation))
+
+    def _release_confirmed(self) -> None:
+        loop = asyncio.get_running_loop()
+        now, waiting = loop.time(), self._confirmed
+        while waiting and waiting[0][0] <= now:
+            self.index.release(waiting.popleft()[1])
+        if waiting:
+            loop.call_at(waiting[0][0], self._release_confirmed)
 
     # Callbacks of the client.
 

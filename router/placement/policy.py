@@ -181,7 +181,7 @@ def place(
     available = candidates(engines, query)
     if not available:
         return None
-    chosen = policy(available, query, rng)
+    chosen = available[0] if len(available) == 1 else policy(available, query, rng)
     cached = query.num_cached_tokens
     return Placement(
         engine=chosen.address,

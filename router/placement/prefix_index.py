@@ -213,19 +213,20 @@ class PrefixIndex:
             hashes: Hashes of the prompt's blocks, from the first on. They must not change.
         """
         known = self._engines[engine]
-        shard_of = known.reserved.shard_of
+        shard_of, held_of, bit = known.reserved.shard_of, self._table.shard_of, known.bit
         for block in hashes:
             shard = shard_of[block >> _RESERVED_SHIFT]
             count = shard.get(block, 0)
             shard[block] = count + 1
-            if not count and not self._holds(known, block):
+            # As `_holds`, which takes longer than all else here.
+            if not count and not held_of[block >> _SHIFT].get(block, 0) & bit:
                 known.num_unconfirmed += 1
         return Reservation(hashes=hashes, entry=known)
 
     def release(self, reservation: Reservation) -> None:
         """Ends a reservation; call it exactly once. Blocks that the engine holds stay."""
         known = reservation.entry
-        shard_of = known.reserved.shard_of
+        shard_of, held_of, bit = known.reserved.shard_of, self._table.shard_of, known.bit
         for block in reservation.hashes:
             shard = shard_of[block >> _RESERVED_SHIFT]
             count = shard[block] - 1
@@ -233,7 +234,7 @@ class PrefixIndex:
                 shard[block] = count
             else:
                 del shard[block]
-                known.num_unconfirmed -= not self._holds(known, block)
+                known.num_unconfirmed -= not held_of[block >> _SHIFT].get(block, 0) & bit
 
     def num_blocks(self, engine: str) -> int:
         """Returns how many blocks an engine is known to hold; 0 for an unknown engine."""

@@ -129,7 +129,11 @@ class Dispatcher:
             assert member is not None, "just placed there"
             model = member.life.model
             try:
-                sent = member.submit(replace(failover.request, timeout=timeout), hashes, placement)
+                # Without a deadline it stays as it is, and a copy takes time.
+                request = failover.request
+                if timeout is not None:
+                    request = replace(request, timeout=timeout)
+                sent = member.submit(request, hashes, placement)
                 with closing(sent):
                     async for event in sent:
                         if isinstance(event, Admitted):

@@ -1,7 +1,7 @@
 """One request through the router: checks, bounds, tokens, and text on the way back."""
 
+import secrets
 import time
-import uuid
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
@@ -406,7 +406,7 @@ def _to_token_request(
 ) -> TokenRequest:
     timeout = request.timeout
     return TokenRequest(
-        request_id=request.request_id or uuid.uuid4().hex,
+        request_id=request.request_id or secrets.token_hex(16),
         model=model.name,
         model_info=model,
         prompt_token_ids=prompt,

@@ -61,25 +61,28 @@ class PromptEncoder:
             return array("i", prompt.token_ids.tobytes()), None
         assert tokenizer is not None, "only token prompts go without one"
         started = time.monotonic()
-        is_over = threading.Event()
-        bounds = (model.max_model_len, is_over.is_set)
         form = None
+        if isinstance(prompt, TextPrompt) and _is_short(prompt.text, tokenizer):
+            encode = partial(tokenizer.encode_text, add_special_tokens=prompt.add_special_tokens)
+            token_ids = self._tokenizers.run_at_once(encode, prompt.text)
+        else:
+            token_ids, form = await self._encode_in_thread(tokenizer, prompt, model.max_model_len)
+        self._observers.of_model(model.name).tokenized(time.monotonic() - started)
+        return token_ids, form
+
+    async def _encode_in_thread(
+        self, tokenizer: Tokenizer, prompt: TextPrompt | ChatPrompt, max_tokens: int
+    ) -> "tuple[array[int], AnswerForm | None]":
+        is_over = threading.Event()
         try:
-            if isinstance(prompt, TextPrompt):
-                encode = partial(
-                    tokenizer.encode_text, add_special_tokens=prompt.add_special_tokens
-                )
-                if tokenizer.has_known_split and len(prompt.text) <= _MAX_SHORT_TEXT:
-                    token_ids = self._tokenizers.run_at_once(encode, prompt.text, *bounds)
-                else:
-                    token_ids = await self._tokenizers.run(encode, prompt.text, *bounds)
-            else:
-                token_ids, form = await self._encode_chat(tokenizer, prompt, *bounds)
+            if isinstance(prompt, ChatPrompt):
+                return await self._encode_chat(tokenizer, prompt, max_tokens, is_over.is_set)
+            encode = partial(tokenizer.encode_text, add_special_tokens=prompt.add_special_tokens)
+            arguments = prompt.text, max_tokens, is_over.is_set
+            return await self._tokenizers.run(encode, *arguments), None
         finally:
             # Stops the thread's work if the client has left.
             is_over.set()
-        self._observers.of_model(model.name).tokenized(time.monotonic() - started)
-        return token_ids, form
 
     async def _encode_chat(
         self,
@@ -105,3 +108,8 @@ class PromptEncoder:
         if token_ids is None:
             token_ids = await self._tokenizers.run(encode, text, marker)
         return token_ids, answer_form(tokenizer.formats, chat, text)
+
+
+def _is_short(text: str, tokenizer: Tokenizer) -> bool:
+    """Whether a text is tokenized on the event loop; one that short is never given up."""
+    return tokenizer.has_known_split and len(text) <= _MAX_SHORT_TEXT

@@ -1,14 +1,15 @@
 """The series of the requests for one model, and those of requests for a model that is not served.
 
-The children of a model are looked up once, when it is first heard of, since some are used for each
+The series of a model are looked up once, when it is first heard of, since some are used for each
 token.
 """
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry
 
 from router.errors import RequestError
 from router.placement.policy import Placement
 from router.request.progress import OUTCOMES
+from servicekit.loop_metrics import CounterFamily, GaugeFamily, HistogramFamily
 from servicekit.metrics import (
     LENGTH_BUCKETS,
     MODEL_NAME,
@@ -124,21 +125,15 @@ class RequestFamilies:
             WORK_BUCKETS,
         )
 
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(
-            f"{self._prefix}_{name}", text, (MODEL_NAME, *labels), registry=self._registry
-        )
+    def _counter(self, name: str, text: str, *labels: str) -> CounterFamily:
+        return CounterFamily(f"{self._prefix}_{name}", text, (MODEL_NAME, *labels), self._registry)
 
-    def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(f"{self._prefix}_{name}", text, (MODEL_NAME,), registry=self._registry)
+    def _gauge(self, name: str, text: str) -> GaugeFamily:
+        return GaugeFamily(f"{self._prefix}_{name}", text, (MODEL_NAME,), self._registry)
 
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(
-            f"{self._prefix}_{name}",
-            text,
-            (MODEL_NAME,),
-            buckets=buckets,
-            registry=self._registry,
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> HistogramFamily:
+        return HistogramFamily(
+            f"{self._prefix}_{name}", text, (MODEL_NAME,), self._registry, buckets=buckets
         )
 
 
@@ -156,7 +151,7 @@ class RequestMetrics:
 
     def ended(self, outcome: str, seconds: float, num_tokens: int) -> None:
         """A request is over."""
-        self._in_flight.dec()
+        self._in_flight.inc(-1)
         self._outcomes[outcome].inc()
         self._request_time.observe(seconds)
 

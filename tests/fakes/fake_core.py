@@ -36,6 +36,8 @@ from tests.fakes.hash_executor import HashExecutor, TokenStream
 if TYPE_CHECKING:
     from engine_service.core.logprobs import StepLogprobs
 
+_NOTICE_SECONDS = 0.1
+"""How late an engine may tell its load."""
 _FINISH_REASONS = {
     FinishReason.STOP: engine_pb2.FINISH_REASON_STOP,
     FinishReason.LENGTH: engine_pb2.FINISH_REASON_LENGTH,
@@ -261,6 +263,7 @@ class FakeCore:
         self.submissions: deque[engine_pb2.Submission] = deque(maxlen=1000)
         self._changed = asyncio.Event()
         self._limits = Limits.from_info(config.info)
+        self._notice: asyncio.TimerHandle | None = None
         self._request_ids = itertools.count()
         self.reset(epoch=1)
 
@@ -370,8 +373,18 @@ class FakeCore:
         self._changed.set()
         self._changed = asyncio.Event()
 
+    def _publish_soon(self) -> None:
+        """Tells the load as late as an engine may, unless a step tells it before."""
+        self._notify()
+        if self._notice is None:
+            loop = asyncio.get_running_loop()
+            self._notice = loop.call_later(_NOTICE_SECONDS, self._publish)
+
     def _publish(self) -> None:
         """Tells every router the load, and watchers that something changed."""
+        if self._notice is not None:
+            self._notice.cancel()
+            self._notice = None
         step = self.config.decode_step_seconds
         statistics = self.core.statistics()
         num_running = len(self._requests) - statistics.num_waiting

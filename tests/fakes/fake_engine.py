@@ -306,7 +306,7 @@ class FakeEngine(FakeCore, engine_pb2_grpc.EngineServiceServicer):
             for handle in message.cancelled_handles:
                 if open_request := sink.requests.get(handle):
                     self._cancel(open_request)
-            self._publish()
+            self._publish_soon()
         sink.closed = True
         sink.wake()
 

@@ -85,3 +85,23 @@ async def test_snapshot_that_is_cancelled_lets_the_next_one_in(index):
     assert await asyncio.wait_for(waiting, 10)
     # What was not taken in to its end is asked for again.
     assert index.position("a") == (0, 0)
+
+
+async def test_confirmed_reservations_end_in_their_order(index, monkeypatch):
+    monkeypatch.setattr(fleet_member, "_CONFIRM_SECONDS", 0.02)
+    one = member("a", index)
+    released = asyncio.Queue()
+    monkeypatch.setattr(index, "release", lambda reservation: released.put_nowait(reservation))
+    reservations = [index.reserve("a", [block]) for block in range(4)]
+
+    one.confirm(reservations[0])
+    await asyncio.sleep(0.01)
+    one.confirm(reservations[1])
+    one.confirm(reservations[2])
+    async with asyncio.timeout(10):
+        assert [await released.get() for _ in range(3)] == reservations[:3]
+
+    # The timer starts again.
+    one.confirm(reservations[3])
+    async with asyncio.timeout(10):
+        assert await released.get() is reservations[3]
