@@ -1,4 +1,4 @@
-"""An asyncio loop that handles many gRPC events at once at a far lower cost.
+"""An event loop that handles many gRPC events at once at a far lower cost.
 
 grpc.aio has a thread that waits for events, such as the end of a write. For each event it writes
 one byte to a socket, which wakes the loop. The loop then takes all pending events but reads only
@@ -6,7 +6,6 @@ one byte, so after a step that wrote to 256 streams it wakes up 255 times for no
 a core, the thread also preempts the loop at each event, so that the loop never finds two at once.
 """
 
-import asyncio
 import fcntl
 import os
 import socket
@@ -19,13 +18,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVarTuple
 
+import uvloop
+
 if TYPE_CHECKING:
     from _typeshed import FileDescriptorLike
 
 _Arguments = TypeVarTuple("_Arguments")
 
 
-class GrpcEventLoop(asyncio.SelectorEventLoop):
+class GrpcEventLoop(uvloop.Loop):
     """Reads all pending wake-up bytes at once, and leaves gRPC the one that it expects.
 
     Shutdown does not wait for threads: one that asks a silent DNS server can take minutes.
@@ -46,7 +47,7 @@ class GrpcEventLoop(asyncio.SelectorEventLoop):
         callback: Callable[[*_Arguments], object],
         *args: *_Arguments,
     ) -> None:
-        """Watches a file. A Unix socket is gRPC's, since asyncio's own do not come through here.
+        """Watches a file. A Unix socket is gRPC's, since the loop's own do not come through here.
 
         gRPC queues an event before it writes the byte, so reading a byte early loses nothing: the
         callback runs next and finds the event.

@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
+from types import TracebackType
 from typing import Any
 
 import grpc
@@ -34,32 +35,50 @@ def to_error_status(error: RequestError) -> ErrorStatus:
     )
 
 
-@contextlib.asynccontextmanager
-async def errors_to_status(
-    context: Context,
-    method: str,
-    to_status: Callable[[Exception], ErrorStatus],
-) -> AsyncIterator[None]:
+class ErrorsToStatus(contextlib.AbstractAsyncContextManager[None]):
     """Ends the call with the status of the error that its body raises, if any.
 
     Cancellation passes through.
-
-    Args:
-        context: The call's context.
-        method: Its name, for the log.
-        to_status: Returns the status that the client may see, also for an unexpected error.
     """
-    try:
-        yield
-    # A failing call must not fail the service.
-    except Exception as error:
-        status = to_status(error)
+
+    __slots__ = ("_context", "_method", "_to_status")
+
+    def __init__(
+        self, context: Context, method: str, to_status: Callable[[Exception], ErrorStatus]
+    ) -> None:
+        """Does nothing yet.
+
+        Args:
+            context: The call's context.
+            method: Its name, for the log.
+            to_status: Returns the status that the client may see, also for an unexpected error.
+        """
+        self._context = context
+        self._method = method
+        self._to_status = to_status
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        """Returns whether there was an error."""
+        # A failing call must not fail the service.
+        if not isinstance(error, Exception):
+            return False
+        status = self._to_status(error)
         if isinstance(error, RequestError):
-            reason, message = status.reason, status.message
-            _logger.debug("call refused method=%s reason=%s detail=%s", method, reason, message)
+            _logger.debug(
+                "call refused method=%s reason=%s detail=%s",
+                self._method,
+                status.reason,
+                status.message,
+            )
         else:
-            _logger.error("call failed method=%s", method, exc_info=error)
-        await _abort(context, status)
+            _logger.error("call failed method=%s", self._method, exc_info=error)
+        await _abort(self._context, status)
+        return True
 
 
 async def _abort(context: Context, status: ErrorStatus) -> None:

@@ -13,7 +13,7 @@ _logger = logging.getLogger(__name__)
 
 def errors_to_status(context: Context, method: str) -> AbstractAsyncContextManager[None]:
     """Ends the call with the status of the error that its body raises, if any."""
-    return status.errors_to_status(context, method, _to_status)
+    return status.ErrorsToStatus(context, method, _to_status)
 
 
 def as_request_error(error: Exception) -> RequestError:

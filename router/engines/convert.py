@@ -62,20 +62,21 @@ def to_submission(handle: int, request: TokenRequest, model: ModelInfo) -> engin
     Raises:
         ValueError: A value does not fit its field.
     """
-    message = engine_pb2.GenerateRequest(
-        request_id=request.request_id,
-        sampling_params=engine_pb2.SamplingParams(**_fields(request.sampling_params, model)),
-        priority=request.priority,
-        cache_salt=request.cache_salt,
-    )
-    add_token_ids(message, "prompt_token_ids", request.prompt_token_ids)
-    add_token_ids(message, "resume_token_ids", request.resume_token_ids)
     submission = engine_pb2.Submission(
         handle=handle,
-        request=message,
+        # A message would be copied.
+        request={
+            "request_id": request.request_id,
+            "sampling_params": _fields(request.sampling_params, model),
+            "priority": request.priority,
+            "cache_salt": request.cache_salt,
+        },
         traceparent=request.traceparent,
         tracestate=request.tracestate,
     )
+    message = submission.request
+    add_token_ids(message, "prompt_token_ids", request.prompt_token_ids)
+    add_token_ids(message, "resume_token_ids", request.resume_token_ids)
     if request.timeout is not None:
         submission.timeout.FromNanoseconds(max(0, int(request.timeout * 1e9)))
     return submission

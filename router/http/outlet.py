@@ -1,8 +1,9 @@
 """Where one answer goes: a client's connection, as far as it is that answer's."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 from starlette.requests import ClientDisconnect
@@ -128,26 +129,20 @@ class Outlet:
         if self._limit is not None:
             self._limit.reschedule(asyncio.get_running_loop().time())
 
-    @asynccontextmanager
-    async def until_client_leaves(self) -> AsyncIterator[None]:
+    def until_client_leaves(self) -> AbstractAsyncContextManager[None]:
         """Ends the block when the client closes its connection; the body must have been read.
 
         Raises:
-            ClientDisconnect: The client has left.
+            ClientDisconnect: By the block, or at once: the client has left.
         """
         if self._cycle.disconnected:
             raise ClientDisconnect
-        try:
-            async with asyncio.timeout(None) as limit:
-                self._limit = limit
-                try:
-                    yield
-                finally:
-                    self._limit = None
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise ClientDisconnect from None
+        self._limit = asyncio.timeout(None)
+        return _UntilClientLeaves(self._limit, self._stay)
+
+    def _stay(self) -> None:
+        """Notes that no block ends when the client leaves."""
+        self._limit = None
 
     def _chunk(self, content: bytes) -> bytes:
         return b"%x\r\n%b\r\n" % (len(content), content) if self._is_chunked else content
@@ -158,6 +153,31 @@ class Outlet:
             data, self._head = self._head + data, b""
         if not self.is_closing():
             self._write(data)
+
+
+class _UntilClientLeaves(AbstractAsyncContextManager[None]):
+    """A class, as a generator would double what it costs a request."""
+
+    __slots__ = ("_end", "_limit")
+
+    def __init__(self, limit: asyncio.Timeout, end: Callable[[], None]) -> None:
+        self._limit = limit
+        self._end = end
+
+    async def __aenter__(self) -> None:
+        await self._limit.__aenter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._end()
+        try:
+            await self._limit.__aexit__(kind, error, traceback)
+        except TimeoutError:
+            raise ClientDisconnect from None
 
 
 def outlet_of(scope: Scope) -> Outlet:

@@ -97,14 +97,13 @@ class Rates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """A choice and its cost, for logs and metrics."""
+    """A choice, and what it was made of for the metrics."""
 
     engine: str
     num_predicted_cached_tokens: int
     """At the chosen engine."""
     num_best_cached_tokens: int
     """At the candidate that holds the most of the prompt."""
-    cost: Cost
 
 
 Policy = Callable[[Sequence[EngineSnapshot], Query, random.Random], EngineSnapshot]
@@ -187,7 +186,6 @@ def place(
         engine=chosen.address,
         num_predicted_cached_tokens=cached.get(chosen.address, 0),
         num_best_cached_tokens=max(cached.get(engine.address, 0) for engine in available),
-        cost=cost(chosen, query, typical_rates(available)),
     )
 
 

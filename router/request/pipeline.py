@@ -20,7 +20,7 @@ from router.request import limits, parameters
 from router.request.answer import Answer
 from router.request.chat_grammar import chat_params
 from router.request.metering import admitted, metered
-from router.request.progress import Observer, Observers, Progress, RequestObserver, recorded
+from router.request.progress import Observer, Observers, Progress, Recorded, RequestObserver
 from router.request.prompt_encoder import PromptEncoder
 from router.request.quota import Quota
 from router.request.samples import merged
@@ -133,7 +133,7 @@ class Pipeline:
         caller = request.caller
         found = self._find(request.model, caller)
         with (
-            recorded(self._observer(found, request.model), n, request.timeout) as progresses,
+            Recorded(self._observer(found, request.model), n, request.timeout) as progresses,
             self._slots.taken(request.num_bytes, n),
             admitted(caller, n),
         ):

@@ -2,9 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Protocol
 
 from protos.wire.reason import Reason
@@ -77,36 +77,47 @@ class Progress:
         self.last_tokens = now
 
 
-@contextmanager
-def recorded(
-    observer: RequestObserver, num_requests: int, timeout: float | None
-) -> Iterator[list[Progress]]:
-    """Tells an observer how requests begin and end that make one call.
+class Recorded(AbstractContextManager[list[Progress]]):
+    """Tells an observer how the requests of one call begin and, behind the block, how they end."""
 
-    Args:
-        observer: Whom to tell.
-        num_requests: Their number.
-        timeout: Seconds after which a call that is cancelled counts as too late; None is never.
-    """
-    now = time.monotonic()
-    requests = [Progress(started=now, last_tokens=now) for _ in range(num_requests)]
-    for _ in requests:
-        observer.started()
-    try:
-        yield requests
-    except RequestError as error:
-        reason = error.status.reason.lower()
-        for request in requests:
-            request.outcome = reason if reason in OUTCOMES else "other"
-        raise
-    except (asyncio.CancelledError, GeneratorExit):
-        is_late = timeout is not None and time.monotonic() - now >= timeout
-        for request in requests:
-            # After the last message the client may leave in any way.
-            if request.outcome == _UNFINISHED:
-                request.outcome = "deadline_exceeded" if is_late else "cancelled"
-        raise
-    finally:
-        seconds = time.monotonic() - now
-        for request in requests:
-            observer.ended(request.outcome, seconds, request.num_tokens)
+    __slots__ = ("_observer", "_requests", "_started", "_timeout")
+
+    def __init__(self, observer: RequestObserver, num_requests: int, timeout: float | None) -> None:
+        """Tells nothing yet.
+
+        Args:
+            observer: Whom to tell.
+            num_requests: Their number.
+            timeout: Seconds after which a call that is cancelled counts as too late; None is never.
+        """
+        self._observer = observer
+        self._timeout = timeout
+        self._started = now = time.monotonic()
+        self._requests = [Progress(started=now, last_tokens=now) for _ in range(num_requests)]
+
+    def __enter__(self) -> list[Progress]:
+        """Returns the times of each request."""
+        for _ in self._requests:
+            self._observer.started()
+        return self._requests
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Tells the end."""
+        seconds = time.monotonic() - self._started
+        if isinstance(error, RequestError):
+            reason = error.status.reason.lower()
+            for request in self._requests:
+                request.outcome = reason if reason in OUTCOMES else "other"
+        elif isinstance(error, asyncio.CancelledError | GeneratorExit):
+            is_late = self._timeout is not None and seconds >= self._timeout
+            for request in self._requests:
+                # After the last message the client may leave in any way.
+                if request.outcome == _UNFINISHED:
+                    request.outcome = "deadline_exceeded" if is_late else "cancelled"
+        for request in self._requests:
+            self._observer.ended(request.outcome, seconds, request.num_tokens)

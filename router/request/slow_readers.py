@@ -2,8 +2,9 @@
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
+from types import TracebackType
 
 from router.errors import SlowReader
 from router.types.generation import GenerationDelta
@@ -66,35 +67,56 @@ class SlowReaders:
                 if reader.num_ticks == self._max_ticks + 1:
                     reader.limit.reschedule(asyncio.get_running_loop().time())
 
-    @asynccontextmanager
-    async def watch(self, deltas: AsyncGenerator[GenerationDelta, None]) -> AsyncIterator[Reader]:
+    def watch(self, deltas: AsyncGenerator[GenerationDelta, None]) -> "_Watch":
         """Yields the client that the block sends an answer to, and closes the answer behind it.
 
         Raises:
-            SlowReader: A message waited for the client too long; the answer ends with it, too.
+            SlowReader: By the block: a message waited for the client too long; the answer ends with
+                it, too.
         """
-        reader = Reader()
-        self._readers.add(reader)
-        try:
-            async with aclosing(deltas):
-                try:
-                    async with reader.limit:
-                        try:
-                            yield reader
-                        finally:
-                            reader.num_ticks = READING
-                except TimeoutError:
-                    if not reader.limit.expired():
-                        raise
-                    error = self._error()
-                    with suppress(SlowReader, StopAsyncIteration):
-                        await deltas.athrow(error)
-                    raise error from None
-        finally:
-            self._readers.discard(reader)
+        return _Watch(self._readers, deltas, self._error)
 
     def _error(self) -> SlowReader:
         return SlowReader(
             f"the client left a message unread for more than {self.seconds:g} s; read faster",
             {"slow_reader_seconds": f"{self.seconds:g}"},
         )
+
+
+class _Watch(AbstractAsyncContextManager[Reader]):
+    """As `SlowReaders.watch` says; a class, as a generator would double what it costs a request."""
+
+    __slots__ = ("_deltas", "_error", "_reader", "_readers")
+
+    def __init__(
+        self,
+        readers: set[Reader],
+        deltas: AsyncGenerator[GenerationDelta, None],
+        error: Callable[[], SlowReader],
+    ) -> None:
+        self._readers = readers
+        self._deltas = deltas
+        self._error = error
+        self._reader = Reader()
+
+    async def __aenter__(self) -> Reader:
+        self._readers.add(self._reader)
+        await self._reader.limit.__aenter__()
+        return self._reader
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._reader.num_ticks = READING
+        self._readers.discard(self._reader)
+        async with aclosing(self._deltas):
+            try:
+                await self._reader.limit.__aexit__(kind, error, traceback)
+            except TimeoutError:
+                too_slow = self._error()
+                with suppress(SlowReader, StopAsyncIteration):
+                    await self._deltas.athrow(too_slow)
+                raise too_slow from None

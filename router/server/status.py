@@ -10,7 +10,7 @@ from servicekit.status import Context
 
 def errors_to_status(context: Context, method: str) -> AbstractAsyncContextManager[None]:
     """Ends the call with the status of the error that its body raises, if any."""
-    return status.errors_to_status(context, method, _to_status)
+    return status.ErrorsToStatus(context, method, _to_status)
 
 
 def _to_status(error: Exception) -> ErrorStatus:

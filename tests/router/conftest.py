@@ -2,6 +2,7 @@
 
 import pytest
 
+from router.event_loop import GrpcEventLoop
 from router.request.pipeline import Pipeline
 from router.text import chat_template
 from router.text.tokenizer_pool import TokenizerPool
@@ -32,3 +33,8 @@ def observer():
 def pipeline(fleet, observer):
     with TokenizerPool(fleet.fetch_tokenizer, 1) as tokenizers:
         yield Pipeline(fleet, tokenizers, observer, BOUNDS)
+
+
+def pytest_asyncio_loop_factories():
+    """The loop that serves."""
+    return {"router": GrpcEventLoop}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from router.event_loop import GrpcEventLoop, let_loop_run_on
@@ -73,7 +74,7 @@ def test_files_other_than_sockets_are_read_by_their_reader_alone(sockets):
     assert read == [b"12345"]
 
 
-class _Registrations(asyncio.SelectorEventLoop):
+class _Registrations(uvloop.Loop):
     """Keeps what is registered in the end."""
 
     def __init__(self):

@@ -11,7 +11,7 @@ from protos.wire.reason import Reason
 from protos.wire.status import ErrorStatus, unpack
 from servicekit import status
 from servicekit.errors import RequestError
-from servicekit.status import errors_to_status, to_error_status
+from servicekit.status import ErrorsToStatus, to_error_status
 
 METHOD = "/kitchen.v1.Kitchen/Cook"
 
@@ -38,7 +38,7 @@ async def serving(cook):
     ended = asyncio.Event()
 
     async def behave(request, context):
-        async with errors_to_status(context, "Cook", to_status):
+        async with ErrorsToStatus(context, "Cook", to_status):
             await cook(context)
         ended.set()
 

@@ -35,7 +35,9 @@ class Client:
         self.writer = writer
 
     def send(self, content):
-        self.writer.write(content)
+        """Sends, if the connection has not ended."""
+        if not self.writer.is_closing():
+            self.writer.write(content)
 
     async def status(self):
         """Reads a whole answer and returns its status; 0 if the connection ends instead."""

@@ -3,7 +3,7 @@ import pytest
 from router.engines.connection_loss import Fault
 from router.engines.fleet import FleetStatistics
 from router.errors import QueueFull
-from router.placement.policy import Cost, Placement
+from router.placement.policy import Placement
 from router.placement.prefix_index import IndexStatistics
 from router.request.progress import OUTCOMES
 from router.server.fleet_metrics import NO_MODEL
@@ -22,12 +22,7 @@ INDEX = IndexStatistics(
 STATISTICS = FleetStatistics(
     index=INDEX, num_connections=5, num_faults={Fault.VIOLATION: 2, Fault.STALLED: 1}
 )
-PLACEMENT = Placement(
-    engine=ENGINE,
-    num_predicted_cached_tokens=32,
-    num_best_cached_tokens=48,
-    cost=Cost(wait=0.0, prefill=0.0, decode=0.0),
-)
+PLACEMENT = Placement(engine=ENGINE, num_predicted_cached_tokens=32, num_best_cached_tokens=48)
 [MODEL] = (snapshot.info.name for snapshot in FakeFleet().models())
 
 
