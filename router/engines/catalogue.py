@@ -17,6 +17,45 @@ RETRY_SECONDS = 1.0
 """Seconds after which a client that found no engine may try again."""
 
 
+class Catalogue:
+    """What `models`, `find` and `served` return: engines come and go rarely, requests always ask.
+
+    Args:
+        members: A view of the engines.
+    """
+
+    def __init__(self, members: Collection[FleetMember]) -> None:
+        self._members = members
+        self._found: dict[str, ModelInfo] = {}
+        self._models: list[ModelSnapshot] | None = None
+        self._served: list[ModelInfo] | None = None
+
+    def forget(self) -> None:
+        """Must be called when an engine has changed its state."""
+        self._found.clear()
+        self._models = self._served = None
+
+    def models(self) -> Sequence[ModelSnapshot]:
+        """Returns the models of all connected engines, by name."""
+        if self._models is None:
+            self._models = models(self._members)
+        return self._models
+
+    def find(self, name: str) -> ModelInfo:
+        """Returns the model served under a name. Raises as `find` does, whose answer it keeps."""
+        found = self._found.get(name)
+        if found is None:
+            found = self._found[name] = find(name, self._members)
+        return found
+
+    def served(self) -> Sequence[ModelInfo]:
+        """Returns the model of each connected engine."""
+        if self._served is None:
+            served = [member.life.served_model for member in self._members]
+            self._served = [info for info in served if info is not None]
+        return self._served
+
+
 def models(members: Collection[FleetMember]) -> list[ModelSnapshot]:
     """Returns the models of all connected engines, by name, as `find` describes them."""
     infos: dict[str, list[ModelInfo]] = {}

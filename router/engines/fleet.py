@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from router.engines import catalogue
-from router.engines.catalogue import RETRY_SECONDS
+from router.engines.catalogue import RETRY_SECONDS, Catalogue
 from router.engines.client import ClientSettings, EngineClient
 from router.engines.connection_loss import Fault, ends_task
 from router.engines.lifecycle import Stage
@@ -55,8 +55,7 @@ class Fleet:
         self._unready.set()
         self._settings = settings
         self._members: dict[str, FleetMember] = {}
-        self._found: dict[str, ModelInfo] = {}
-        """What names stand for; empty after each change of an engine's state."""
+        self._catalogue = Catalogue(self._members.values())
         self._newcomers: asyncio.Queue[FleetMember] = asyncio.Queue()
         self._addresses: dict[str, None] = {}
         """All current addresses; members also include engines that are still leaving."""
@@ -143,9 +142,9 @@ class Fleet:
         """Returns the state of each engine, in the order of the given addresses."""
         return [member.snapshot() for member in self._members.values()]
 
-    def models(self) -> list[ModelSnapshot]:
+    def models(self) -> Sequence[ModelSnapshot]:
         """Returns the models of all connected engines, by name, with their longest length."""
-        return catalogue.models(self._members.values())
+        return self._catalogue.models()
 
     def model_info(self, name: str) -> ModelInfo:
         """Returns the model served under a name; an empty name means the only model.
@@ -154,11 +153,7 @@ class Fleet:
             UnknownModel: Engines are connected, but none serves this model, or a name is needed.
             NoEngine: No engine that could serve it is connected.
         """
-        # Engines come and go rarely, requests ask all the time.
-        found = self._found.get(name)
-        if found is None:
-            found = self._found[name] = catalogue.find(name, self._members.values())
-        return found
+        return self._catalogue.find(name)
 
     async def fetch_tokenizer(self, model: ModelInfo) -> dict[str, bytes]:
         """Returns a model's tokenizer files by name; they have the digest that the model names.
@@ -186,7 +181,7 @@ class Fleet:
             UnknownModel, NoEngine: As `model_info`; NoEngine also if the name now stands for
                 another model.
         """
-        info = self.model_info(request.model)
+        info = self._catalogue.find(request.model)
         catalogue.check_same(request, info)
         return info
 
@@ -221,10 +216,9 @@ class Fleet:
             ),
         )
 
-    def served(self) -> list[ModelInfo]:
+    def served(self) -> Sequence[ModelInfo]:
         """Returns the models of the connected engines."""
-        served = [member.life.served_model for member in self._members.values()]
-        return [info for info in served if info is not None]
+        return self._catalogue.served()
 
     def _check_model(self, newcomer: FleetMember, info: ModelInfo) -> str:
         """Returns how an engine differs from others that serve a model of the same name.
@@ -257,7 +251,7 @@ class Fleet:
         return None
 
     def _state_changed(self) -> None:
-        self._found.clear()
+        self._catalogue.forget()
         if any(member.life.takes_requests for member in self._members.values()):
             self._ready.set()
             self._unready.clear()

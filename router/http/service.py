@@ -1,6 +1,6 @@
 """What the HTTP handlers need of the router."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from router.access.keyring import Keyring
@@ -24,7 +24,7 @@ class Service:
     """
 
     pipeline: Pipeline
-    models: Callable[[], list[ModelSnapshot]]
+    models: Callable[[], Sequence[ModelSnapshot]]
     slow_readers: SlowReaders
     max_body_bytes: int
     keyring: Keyring | None = None

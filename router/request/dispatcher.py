@@ -150,7 +150,7 @@ class Dispatcher:
                         # Until an engine sends more than that, another may still replace it.
                         if admitted is not None and not is_announced:
                             is_announced = True
-                            yield replace(admitted, is_followed=True)
+                            yield admitted.followed()
                         yield event
                 return
             except (EngineError, QueueFull) as error:

@@ -1,5 +1,6 @@
 """RouterService: check, call, map the error."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import grpc
@@ -23,7 +24,7 @@ Context = grpc.aio.ServicerContext
 class Listing(Protocol):
     """What the server lists of the fleet; tests list without one."""
 
-    def models(self) -> list[ModelSnapshot]:
+    def models(self) -> Sequence[ModelSnapshot]:
         """Returns the models that can be asked for."""
 
     def engines(self) -> list[EngineSnapshot]:

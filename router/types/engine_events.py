@@ -64,6 +64,15 @@ class Admitted:
     is_followed: bool = False
     """Whether the next event comes at once, so that one message can tell both."""
 
+    def followed(self) -> "Admitted":
+        """Returns it with `is_followed`."""
+        return Admitted(
+            engine=self.engine,
+            num_cached_tokens=self.num_cached_tokens,
+            seed=self.seed,
+            is_followed=True,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenLogprobs:

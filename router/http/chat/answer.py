@@ -14,7 +14,7 @@ from router.http.errors import ErrorForm, Refusal, openai_error
 from router.types.engine_state import ModelSnapshot
 from router.types.generation import Admission, Finish, GenerationDelta, ScoredTokens, ToolCallDelta
 
-Models = Callable[[], list[ModelSnapshot]]
+Models = Callable[[], Sequence[ModelSnapshot]]
 
 _MAX_FINGERPRINT = 16
 _DONE = b"data: [DONE]\n\n"
