@@ -33,7 +33,7 @@ from servicekit.garbage import collect_garbage_rarely
 from servicekit.grpc_tls import port_adder
 from servicekit.handlers import Handlers, RefusalLog
 from servicekit.http_server import HttpServer
-from servicekit.listening import add_grpc_port
+from servicekit.listening import add_grpc_port, max_grpc_connections
 from servicekit.operations import operations_handlers
 from servicekit.process import exit_within, max_port_connections, raise_file_limit
 from servicekit.signals import EndSignals, end_signals
@@ -191,7 +191,7 @@ class _Router:
             options=[
                 *server_options(
                     router_request_bytes(config.max_prompt_bytes),
-                    max_connections=max_port_connections(),
+                    max_connections=max_grpc_connections(config.host),
                     is_port_shared=link is not None,
                 ),
                 ("grpc.max_concurrent_streams", max_streams),
@@ -248,10 +248,11 @@ class _Router:
             port = await self._http.start(config.host, config.http_port, is_shared=is_shared)
             ports.append(f"http_port={port}")
         _logger.info(
-            "router listening host=%s %s placement=%s",
+            "router listening host=%s %s placement=%s max_port_connections=%d",
             config.host,
             " ".join(ports),
             config.placement,
+            max_port_connections(),
         )
         if self._link is not None:
             self._link.tell(Listening())

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 
 from servicekit import address
 from servicekit.errors import StartupError
+from servicekit.process import max_port_connections
 
 _ATTEMPTS = 16
 """How many free ports are tried: one that is free on one address may be in use on another."""
@@ -76,6 +77,22 @@ def listen(host: str, port: int, option: str, *, is_shared: bool = False) -> lis
         return _open(host, port, _shared_listener if is_shared else _listener)
     except OSError as error:
         raise _cannot_listen(host, port, option, _words(error)) from None
+
+
+def max_grpc_connections(host: str) -> int:
+    """Returns how many connections gRPC may hold at each address of a host.
+
+    gRPC counts those of each address on their own; together they are `max_port_connections`.
+
+    Args:
+        host: Name or address of this machine.
+    """
+    try:
+        num_addresses = len(_numeric(host))
+    except OSError:
+        # Listening will say why.
+        num_addresses = 1
+    return max(1, max_port_connections() // num_addresses)
 
 
 def add_grpc_port(

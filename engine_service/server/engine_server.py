@@ -39,9 +39,8 @@ from protos.wire.limits import MAX_PROMPT_BYTES
 from servicekit.grpc_tls import ClientNames, port_adder
 from servicekit.handlers import Handlers, RefusalLog
 from servicekit.http_server import HttpServer
-from servicekit.listening import add_grpc_port
+from servicekit.listening import add_grpc_port, max_grpc_connections
 from servicekit.operations import operations_handlers
-from servicekit.process import max_port_connections
 from servicekit.tls import operations_tls, server_tls
 
 if TYPE_CHECKING:
@@ -85,7 +84,8 @@ class EngineServer:
         max_text_bytes = MAX_PROMPT_BYTES if options.vllm_grpc else 0
         self._server = grpc.aio.server(
             options=server_options(
-                ENGINE_REQUEST_BYTES + max_text_bytes, max_connections=max_port_connections()
+                ENGINE_REQUEST_BYTES + max_text_bytes,
+                max_connections=max_grpc_connections(options.host),
             )
         )
         self._client: CoreClient | None = None

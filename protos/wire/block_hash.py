@@ -17,7 +17,6 @@ SCHEME = "xxh3-128-chain-int32le-v1"
 DIGEST_SIZE = 16
 
 
-@lru_cache(maxsize=1024)
 def root_digest(model_fingerprint: str, adapter: str = "", cache_salt: str = "") -> bytes:
     """Returns the parent of every first block, 16 bytes.
 
@@ -26,13 +25,25 @@ def root_digest(model_fingerprint: str, adapter: str = "", cache_salt: str = "")
         adapter: The adapter's name, empty for the base model.
         cache_salt: Only requests with an equal salt share blocks.
     """
-    root = xxhash.xxh3_128(SCHEME.encode())
-    for part in (model_fingerprint, adapter, cache_salt):
-        encoded = part.encode()
-        # The length makes ("ab", "c") and ("a", "bc") differ.
-        root.update(struct.pack("<I", len(encoded)))
-        root.update(encoded)
+    root = _model_root(model_fingerprint, adapter).copy()
+    _add(root, cache_salt)
     return root.digest()
+
+
+@lru_cache(maxsize=256)
+def _model_root(model_fingerprint: str, adapter: str) -> xxhash.xxh3_128:
+    """Returns what the roots of a model have in common; salts, which are secrets, are not kept."""
+    root = xxhash.xxh3_128(SCHEME.encode())
+    _add(root, model_fingerprint)
+    _add(root, adapter)
+    return root
+
+
+def _add(root: xxhash.xxh3_128, part: str) -> None:
+    encoded = part.encode()
+    # The length makes ("ab", "c") and ("a", "bc") differ.
+    root.update(struct.pack("<I", len(encoded)))
+    root.update(encoded)
 
 
 def block_digests(parent: bytes, token_ids: "array[int]", block_size: int) -> list[bytes]:

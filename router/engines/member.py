@@ -165,10 +165,12 @@ class FleetMember:
     def _release_confirmed(self) -> None:
         loop = asyncio.get_running_loop()
         now, waiting = loop.time(), self._confirmed
-        while waiting and waiting[0][0] <= now:
-            self.index.release(waiting.popleft()[1])
-        if waiting:
-            loop.call_at(waiting[0][0], self._release_confirmed)
+        try:
+            while waiting and waiting[0][0] <= now:
+                self.index.release(waiting.popleft()[1])
+        finally:
+            if waiting:
+                loop.call_at(waiting[0][0], self._release_confirmed)
 
     # Callbacks of the client.
 

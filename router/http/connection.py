@@ -101,7 +101,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begins."""
         super().connection_made(transport)
-        # Each message waits until the one before has gone, as over gRPC. With TLS, asyncio counts
+        # Each message waits until the one before has gone, as over gRPC. With TLS, the loop counts
         # a buffer as full that has reached the limit, and keeps 64 KiB of its own behind it.
         is_tls = transport.get_extra_info("sslcontext") is not None
         transport.set_write_buffer_limits(high=1 if is_tls else 0)
@@ -279,7 +279,7 @@ class Connection(HttpToolsProtocol):
         self.flow.resume_reading()
         # The client may have gone. TLS has no end of one direction alone.
         with suppress(OSError):
-            if self.transport.can_write_eof():
+            if not self.transport.is_closing() and self.transport.can_write_eof():
                 self.transport.write_eof()
         self._deadline = self.loop.call_later(_LINGER_SECONDS, self.abort)
         self._all.awaits_client(self)

@@ -140,9 +140,6 @@ class HttpDoor:
         if self._connections.is_full() and not self._connections.evict():
             self._refuse(accepted)
             return
-        # asyncio does it only for sockets whose protocol is named, which these inherit as 0.
-        with suppress(OSError):
-            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connecting = asyncio.get_running_loop().create_task(
             self._connect(accepted, peer), name="http connection"
         )

@@ -148,7 +148,7 @@ class Outlet:
         return b"%x\r\n%b\r\n" % (len(content), content) if self._is_chunked else content
 
     def _send(self, data: bytes) -> None:
-        """Sends, unless the client has left: asyncio would log that."""
+        """Sends, unless the client has left: the transport would refuse it."""
         if self._head:
             data, self._head = self._head + data, b""
         if not self.is_closing():

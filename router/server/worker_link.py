@@ -101,18 +101,20 @@ class WorkerLink:
         loop = asyncio.get_running_loop()
         while asked := await reader.read(_MAX_ASKED):
             before_report()
-            self._writer.write(await loop.run_in_executor(thread, _report, registry, len(asked)))
+            report = await loop.run_in_executor(thread, _report, registry, len(asked))
+            if not self._writer.is_closing():
+                self._writer.write(report)
 
     def tell(self, message: Message) -> None:
         """Sends a message."""
         if self._writer is None:
             self._last.sendall(pack(message))
-        else:
+        elif not self._writer.is_closing():
             self._writer.write(pack(message))
 
     async def close(self, registry: CollectorRegistry) -> None:
         """Sends a last report: what the worker has counted outlives it."""
-        if self._writer is not None:
+        if self._writer is not None and not self._writer.is_closing():
             # The end of the process takes along what is still to be written.
             self._writer.transport.set_write_buffer_limits(high=0)
             self._writer.write(_report(registry, 0))

@@ -273,6 +273,9 @@ class FakeCore:
 
     def reset(self, epoch: int) -> None:
         """Forgets all requests, the cache and every fault, as a new process would."""
+        if self._notice is not None:
+            self._notice.cancel()
+            self._notice = None
         self.core = self.make_core()
         self.cache = CacheLog(history=deque(maxlen=self.config.delta_history), epoch=epoch)
         self.state = engine_pb2.ENGINE_STATE_SERVING

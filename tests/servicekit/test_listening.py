@@ -9,7 +9,14 @@ import pytest
 from protos.wire.channel import server_options
 from servicekit import listening
 from servicekit.http_server import HttpServer
-from servicekit.listening import CannotListen, add_grpc_port, listen, reserved_port
+from servicekit.listening import (
+    CannotListen,
+    add_grpc_port,
+    listen,
+    max_grpc_connections,
+    reserved_port,
+)
+from servicekit.process import max_port_connections
 
 BOTH = ["127.0.0.1", "::1"]
 
@@ -104,6 +111,15 @@ async def test_connections_beyond_the_bound_are_closed_and_a_place_is_free_again
     for writer in writers:
         writer.close()
         await writer.wait_closed()
+
+
+def test_addresses_of_a_host_share_its_connections(two_addresses):
+    most = max_port_connections()
+
+    assert most > 2
+    assert max_grpc_connections("both.test") == most // 2
+    assert max_grpc_connections("127.0.0.1") == most
+    assert max_grpc_connections("no.such.host.invalid") == most
 
 
 @needs_ipv6

@@ -1,4 +1,5 @@
 from array import array
+from dataclasses import replace
 
 import pytest
 
@@ -20,6 +21,12 @@ from tests.router.fleets import rest_of
 
 def stream_of(cancel=lambda: None, max_buffered_tokens=10):
     return RequestStream("e:1", cancel, max_buffered_tokens)
+
+
+def test_admission_that_is_followed_says_the_same_otherwise():
+    admitted = Admitted(engine="e:1", num_cached_tokens=3, seed=7)
+
+    assert admitted.followed() == replace(admitted, is_followed=True)
 
 
 async def test_tokens_merge_while_the_reader_is_behind():
