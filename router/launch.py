@@ -48,7 +48,7 @@ _FAREWELL_SECONDS = 2.0
 """Time that calls get to send their last status before they are cut."""
 _LAST_SECONDS = 2.0
 """Time that an orderly end gets after a second signal."""
-_GC_THRESHOLDS = (20_000, 20, 20)
+GC_THRESHOLDS = (20_000, 20, 20)
 """New objects after which the youngest are searched; Python's own 700 are a few requests."""
 
 _logger = logging.getLogger(__name__)
@@ -333,7 +333,7 @@ class _Router:
                     is_settled = True
                     if self._link is not None and self._link.waits_until_ready:
                         await self._listen()
-                    collect_garbage_rarely(*_GC_THRESHOLDS)
+                    collect_garbage_rarely(*GC_THRESHOLDS)
                     let_loop_run_on()
                 await self._enter(State.SERVING)
                 names = ",".join(model.info.name for model in self._fleet.models())
