@@ -16,6 +16,7 @@ _ROUTER_MODULES = (
     "tokenizers",
     "transformers",
     "uvicorn",
+    "uvloop",
 )
 """Import names of the packages in the extra `router`."""
 

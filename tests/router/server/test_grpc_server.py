@@ -64,7 +64,8 @@ async def serving(  # noqa: PLR0913
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         try:
-            options = [*channel.client_options(), *client_options]
+            # Of an option that is given twice, gRPC takes the first.
+            options = [*client_options, *channel.client_options()]
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as client:
                 yield router_pb2_grpc.RouterServiceStub(client), pipeline
         finally:
