@@ -211,5 +211,6 @@ async def run_all(stub, streams, disturb=None) -> None:
 
 def check(streams) -> None:
     """Checks that every stream ended well, with exactly its tokens."""
-    assert [stream.error for stream in streams if stream.error] == []
+    errors = [str(stream.error) for stream in streams if stream.error]
+    assert not errors, errors
     assert [stream.fault for stream in streams if stream.fault] == []
