@@ -1,6 +1,6 @@
 """Metrics that one thread counts, such as that of an event loop; any thread may collect them.
 
-They look the same in a scrape as prometheus_client's own, whose locks and checks take ten times as
+They look the same in a scrape as prometheus_client's own, whose locks and checks take six times as
 long, which matters where a token is counted. Units are those of the names.
 """
 
