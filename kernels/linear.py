@@ -1,10 +1,11 @@
 """Linear projections, alone and fused with the operations beside them in a layer.
 
 With few rows, the time is that of reading the weights, and a launch takes as long as a small
-product. So one kernel also computes its input rows, by the norm, again in every program, and the
-gated activation of what it has multiplied. It reads its first weights before its rows are ready:
-whatever writes a weight must have ended before. Up to 4 rows the kernel is the one below, up to 16
-that of `linear_tensor_cores.py`. With more rows, torch (cuBLAS) computes the products.
+product. With up to 4 rows and few weights, one kernel, below, also computes its input rows, by the
+norm, again in every program, and the gated activation of what it has multiplied. It reads its first
+weights before its rows are ready: whatever writes a weight must have ended before. With more
+weights and up to 64 rows, a kernel for Hopper is as fast as memory (`linear_hopper.py`), and reads
+as early. Otherwise torch (cuBLAS) computes the products.
 """
 
 import torch
@@ -12,10 +13,9 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from kernels import linear_tensor_cores, reference
+from kernels import linear_hopper, reference
 from kernels.checks import check_contiguous_rows, check_dtype, check_shape
 from kernels.dependent_launch import dependent_launch, wait_for_inputs
-from kernels.gated_outputs import activated, weight_rows
 from kernels.rms_norm import add_rms_norm, rms_norm
 from kernels.silu_and_mul import silu_and_mul
 
@@ -23,18 +23,24 @@ _MAX_ROWS = 4
 # Measured on an H200, bfloat16, with the shapes of Qwen3-0.6B and 8B, as are the warps below.
 _BLOCK_OUT = 4
 _MAX_TILE = 4096
-# With more multiplications than this, cuBLAS is faster.
 _MAX_PRODUCTS = (1 << 24) - 1
-_MAX_PRODUCTS_OF_ONE_TILE = (1 << 25) - 1
+"""Multiplications up to which the kernel below is the fastest."""
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+def linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    out: torch.Tensor | None = None,
+    counters: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Multiplies each row by the transposed weight.
 
     Args:
         x: [num_tokens, in_features], rows may be strided
         weight: [out_features, in_features] of the same type, rows may be strided
         out: [num_tokens, out_features] of the same type, written in place; None creates it
+        counters: as of `linear_hopper.make_counters`, all 0 before and after; calls that may
+            overlap need their own. None creates them
 
     Returns:
         [num_tokens, out_features], `out` if that is given
@@ -49,16 +55,19 @@ def linear(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor | None = Non
         return torch.mm(x, weight.t(), out=out)
     if x.device.type == "cpu":
         return reference.linear(x, weight)
-    return _project(x, weight, is_gated=False)
+    return _project(x, weight, counters, is_gated=False)
 
 
-def gated_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def gated_linear(
+    x: torch.Tensor, weight: torch.Tensor, counters: torch.Tensor | None = None
+) -> torch.Tensor:
     """Computes gate * sigmoid(gate) * up of two projections of each row.
 
     Args:
         x: [num_tokens, in_features], rows may be strided
         weight: [2 * out_features, in_features] of the same type, the rows of the gate and then
             those of up; rows may be strided
+        counters: as of `linear`
 
     Returns:
         [num_tokens, out_features]
@@ -69,7 +78,7 @@ def gated_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     _check(x, weight, is_gated=True)
     if x.device.type == "cpu":
         return reference.gated_linear(x, weight)
-    return _project(x, weight, is_gated=True)
+    return _project(x, weight, counters, is_gated=True)
 
 
 def norm_linear(
@@ -78,6 +87,7 @@ def norm_linear(
     norm_weight: torch.Tensor,
     eps: float,
     weight: torch.Tensor,
+    counters: torch.Tensor | None = None,
     *,
     is_gated: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -89,6 +99,7 @@ def norm_linear(
         norm_weight: [in_features]
         eps: added to the mean square
         weight: [out_features, in_features], rows may be strided; twice the rows if gated
+        counters: as of `linear`
         is_gated: projects as `gated_linear` does
 
     Returns:
@@ -99,9 +110,7 @@ def norm_linear(
         ValueError: an unsupported shape or type
     """
     _check(x, weight, is_gated=is_gated)
-    check_dtype("norm_weight", norm_weight, x.dtype)
-    check_shape("norm_weight", norm_weight, x.shape[1])
-    check_contiguous_rows("norm_weight", norm_weight)
+    _check_norm_weight(x, norm_weight)
     if residual is not None:
         check_dtype("residual", residual, x.dtype)
         check_shape("residual", residual, *x.shape)
@@ -114,27 +123,74 @@ def norm_linear(
         normed, total = rms_norm(x, norm_weight, eps), x
     else:
         normed, total = add_rms_norm(x, residual, norm_weight, eps)
-    return _project(normed, weight, is_gated=is_gated), total
+    return _project(normed, weight, counters, is_gated=is_gated), total
+
+
+def linear_norm_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    residual: torch.Tensor,
+    norm_weight: torch.Tensor,
+    eps: float,
+    next_weight: torch.Tensor,
+    counters: torch.Tensor | None = None,
+    next_counters: torch.Tensor | None = None,
+    *,
+    is_gated: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Projects x, adds the residual, normalises the sum, and projects it, too.
+
+    Args:
+        x: [num_tokens, in_features], rows may be strided
+        weight: [hidden, in_features] of the same type, rows may be strided
+        residual: [num_tokens, hidden], rows may be strided
+        norm_weight: [hidden]
+        eps: added to the mean square
+        next_weight: [out_features, hidden], rows may be strided; twice the rows if gated
+        counters: as of `linear`, of the first product
+        next_counters: likewise, of the second
+        is_gated: the second projection is as that of `gated_linear`
+
+    Returns:
+        the second projection, [num_tokens, out_features], and the sum, which is the next residual,
+        [num_tokens, hidden]
+
+    Raises:
+        ValueError: an unsupported shape or type
+    """
+    _check(x, weight, is_gated=False)
+    check_dtype("residual", residual, x.dtype)
+    check_shape("residual", residual, x.shape[0], weight.shape[0])
+    check_contiguous_rows("residual", residual)
+    _check_norm_weight(residual, norm_weight)
+    _check(residual, next_weight, is_gated=is_gated)
+    norm = (residual, norm_weight, eps, next_weight)
+    if x.device.type == "cpu":
+        return reference.linear_norm_linear(x, weight, *norm, is_gated=is_gated)
+    is_small = _is_small(x, weight, has_norm=False) and _is_small(
+        residual, next_weight, has_norm=True
+    )
+    if not is_small and linear_hopper.can_chain(x, weight, next_weight):
+        return linear_hopper.multiply_norm_multiply(
+            x, weight, *norm, counters, next_counters, is_gated=is_gated
+        )
+    projected = _project(x, weight, counters, is_gated=False)
+    return norm_linear(projected, *norm, next_counters, is_gated=is_gated)
 
 
 def _is_small(x: torch.Tensor, weight: torch.Tensor, *, has_norm: bool) -> bool:
     num_rows, in_features = x.shape
-    if num_rows > _MAX_ROWS:
-        # What is multiplied before the division by the root mean square may overflow float16.
-        dtypes = (torch.bfloat16,) if has_norm else (torch.bfloat16, torch.float16)
-        max_rows = linear_tensor_cores.MAX_ROWS
-        if has_norm:
-            max_rows = linear_tensor_cores.MAX_NORM_ROWS
-        is_light = weight.numel() <= linear_tensor_cores.MAX_WEIGHTS
-        return num_rows <= max_rows and is_light and x.dtype in dtypes
-    is_one_tile = in_features <= _MAX_TILE
-    max_products = _MAX_PRODUCTS_OF_ONE_TILE if is_one_tile else _MAX_PRODUCTS
-    return num_rows * weight.numel() <= max_products and (is_one_tile or not has_norm)
+    is_light = num_rows <= _MAX_ROWS and num_rows * weight.numel() <= _MAX_PRODUCTS
+    return is_light and (in_features <= _MAX_TILE or not has_norm)
 
 
-def _project(x: torch.Tensor, weight: torch.Tensor, *, is_gated: bool) -> torch.Tensor:
+def _project(
+    x: torch.Tensor, weight: torch.Tensor, counters: torch.Tensor | None, *, is_gated: bool
+) -> torch.Tensor:
     if _is_small(x, weight, has_norm=False):
         return _linear_triton(x, weight, is_gated=is_gated)
+    if linear_hopper.can_multiply(x, weight):
+        return linear_hopper.multiply(x, weight, counters, is_gated=is_gated)
     product = F.linear(x, weight)
     return silu_and_mul(product) if is_gated else product
 
@@ -154,6 +210,12 @@ def _check(x: torch.Tensor, weight: torch.Tensor, *, is_gated: bool) -> None:
     check_contiguous_rows("weight", weight)
     if is_gated and weight.shape[0] % 2:
         raise ValueError(f"weight has {weight.shape[0]} rows; expected an even number")
+
+
+def _check_norm_weight(x: torch.Tensor, norm_weight: torch.Tensor) -> None:
+    check_dtype("norm_weight", norm_weight, x.dtype)
+    check_shape("norm_weight", norm_weight, x.shape[1])
+    check_contiguous_rows("norm_weight", norm_weight)
 
 
 def _linear_triton(
@@ -178,8 +240,7 @@ def _norm_linear_triton(
     if residual is not None:
         new_residual = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if out.numel() > 0:
-        launch = _launch if num_rows <= _MAX_ROWS else linear_tensor_cores.launch
-        launch(x, residual, norm_weight, eps, weight, out, new_residual, is_gated=is_gated)
+        _launch(x, residual, norm_weight, eps, weight, out, new_residual, is_gated=is_gated)
     return out, x if new_residual is None else new_residual
 
 
@@ -246,7 +307,7 @@ def _few_rows_kernel(
 ):
     dtype = out.dtype.element_ty
     program = tl.program_id(0)
-    outs, is_out = weight_rows(program, num_outs, BLOCK_OUT, IS_GATED)
+    outs, is_out = _weight_rows(program, num_outs, BLOCK_OUT, IS_GATED)
     rows = tl.arange(0, ROWS)[:, None]
     ins = tl.arange(0, BLOCK_IN)
     x_rows = rows.to(tl.int64) * x_stride
@@ -287,9 +348,50 @@ def _few_rows_kernel(
                 other=0.0,
             )
     total = tl.sum(products, axis=2)  # [ROWS, BLOCK_OUT]
-    result, columns = activated(total, program, dtype, IS_GATED)
+    result, columns = _activated(total, program, dtype, IS_GATED)
     tl.store(
         out + rows.to(tl.int64) * num_outs + columns[None, :],
         result,
         mask=(rows < num_rows) & (columns < num_outs)[None, :],
     )
+
+
+@triton.jit
+def _weight_rows(
+    program, num_outs, BLOCK_OUT: tl.constexpr, IS_GATED: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor]:
+    """Returns the weight's rows of a program, and which exist: [BLOCK_OUT] each.
+
+    Args:
+        program: index of the program
+        num_outs: columns of the output
+        BLOCK_OUT: rows of the weight for each program
+        IS_GATED: whether rows of gate and up alternate
+    """
+    places = program * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+    if IS_GATED:
+        outs = places // 2
+        return outs + places % 2 * num_outs, outs < num_outs
+    return places, places < num_outs
+
+
+@triton.jit
+def _activated(
+    total, program, dtype: tl.constexpr, IS_GATED: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor]:
+    """Returns a program's outputs and their columns.
+
+    Args:
+        total: [ROWS, BLOCK_OUT] float32, the products with the rows of `_weight_rows`
+        program: index of the program
+        dtype: type of the outputs
+        IS_GATED: whether to return gate * sigmoid(gate) * up, half as many
+    """
+    result = total.to(dtype)
+    if IS_GATED:
+        # Rounded before and after, as if the product and the activation were kernels of their own.
+        pairs = tl.reshape(result.to(tl.float32), (total.shape[0], total.shape[1] // 2, 2))
+        gate, up = tl.split(pairs)
+        result = (gate * tl.sigmoid(gate) * up).to(dtype)
+    num_columns: tl.constexpr = result.shape[1]
+    return result, program * num_columns + tl.arange(0, num_columns)

@@ -214,6 +214,35 @@ def norm_linear(
     return (gated_linear if is_gated else linear)(normed, weight), total
 
 
+def linear_norm_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    residual: torch.Tensor,
+    norm_weight: torch.Tensor,
+    eps: float,
+    next_weight: torch.Tensor,
+    *,
+    is_gated: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Projects x, adds the residual, normalises the sum, and projects it, too.
+
+    Args:
+        x: [num_tokens, in_features]
+        weight: [hidden, in_features]
+        residual: [num_tokens, hidden]
+        norm_weight: [hidden]
+        eps: added to the mean square
+        next_weight: [out_features, hidden], twice the rows if gated
+        is_gated: the second projection is as that of `gated_linear`
+
+    Returns:
+        the second projection, [num_tokens, out_features], and the sum, which is the next residual,
+        [num_tokens, hidden]
+    """
+    projected = linear(x, weight)
+    return norm_linear(projected, residual, norm_weight, eps, next_weight, is_gated=is_gated)
+
+
 def qk_norm_rope_store(
     qkv: torch.Tensor,
     q_weight: torch.Tensor | None,

@@ -1,6 +1,7 @@
 """The linear layer."""
 
 from collections.abc import Iterator, Sequence
+from typing import Self
 
 import torch
 from torch import nn
@@ -56,6 +57,29 @@ class Linear(nn.Module):
             The projection, [num_tokens, out_features], half as wide if gated, and the new residual.
         """
         return self.scheme.norm_linear(norm, x, residual, is_gated=is_gated)
+
+    def linear_norm_linear(
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        norm: RMSNorm,
+        other: Self,
+        *,
+        is_gated: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Adds the projection of x to the residual stream, and projects the normalised sum.
+
+        Args:
+            x: [num_tokens, in_features].
+            residual: [num_tokens, out_features].
+            norm: The norm to apply to the sum.
+            other: Projects what is normalised.
+            is_gated: The other projects as its `gated_linear` does.
+
+        Returns:
+            The other's projection and the new residual.
+        """
+        return self.scheme.linear_norm_linear(x, residual, norm, other.scheme, is_gated=is_gated)
 
     def slots(
         self,

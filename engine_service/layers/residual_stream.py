@@ -1,5 +1,7 @@
 """The residual stream of a step's tokens, to which layers add and from which they read."""
 
+from typing import NamedTuple
+
 import torch
 
 from engine_service.layers.linear import Linear
@@ -8,12 +10,20 @@ from engine_service.layers.ranks import Ranks
 from kernels.copied_all_reduce import PartialSum
 
 
+class _Product(NamedTuple):
+    """A projection that is not computed yet."""
+
+    linear: Linear
+    x: torch.Tensor
+    """[num_rows, in_features]"""
+
+
 class Lane:
     """Some rows of the stream.
 
-    What is added last stays beside the sum of the rest until a norm reads both: one kernel adds and
-    normalises. Of several ranks, each adds a part, and the ranks may exchange their parts until
-    then, while other work runs.
+    What is added last stays beside the sum of the rest until a norm reads both: then it is also
+    computed, since one kernel can project, add and normalise. Of several ranks, each adds a part,
+    and the ranks may exchange their parts until then, while other work runs.
 
     Attributes:
         rows: Which of the step's tokens they are.
@@ -26,24 +36,29 @@ class Lane:
         self.residual: torch.Tensor | None = None
         self._index = index
         self._ranks = ranks
-        self._added: torch.Tensor | PartialSum = hidden
+        self._added: torch.Tensor | _Product | PartialSum = hidden
         self._num_sums = 0
 
-    def add(self, x: torch.Tensor) -> None:
-        """Adds a rank's part of [num_rows, hidden_size]. A norm comes before the next call."""
+    def add(self, linear: Linear, x: torch.Tensor) -> None:
+        """Adds a projection of [num_rows, in_features], of which each rank computes a part.
+
+        A norm comes before the next call.
+        """
         if self._ranks.size == 1:
-            self._added = x
+            self._added = _Product(linear, x)
         else:
-            self._added = self._ranks.begin_sum(x, self._index, self._num_sums)
+            self._added = self._ranks.begin_sum(linear(x), self._index, self._num_sums)
             self._num_sums += 1
 
     def norm(self, norm: RMSNorm) -> torch.Tensor:
         """Returns the normalised rows. Something has been added since the last norm."""
         assert self.residual is not None, "the first norm is one of a layer"
-        if isinstance(self._added, PartialSum):
-            normed, self.residual = self._ranks.end_sum(self._added, norm, self.residual)
+        added = self._added
+        if isinstance(added, PartialSum):
+            normed, self.residual = self._ranks.end_sum(added, norm, self.residual)
         else:
-            normed, self.residual = norm(self._added, self.residual)
+            added = added.linear(added.x) if isinstance(added, _Product) else added
+            normed, self.residual = norm(added, self.residual)
         return normed
 
     def norm_linear(
@@ -52,16 +67,27 @@ class Lane:
         """Returns the projection of the normalised rows, which is `out` if that is given."""
         if isinstance(self._added, PartialSum):
             return linear(self.norm(norm), out)
-        projected, self.residual = linear.norm_linear(norm, self._added, self.residual)
+        projected = self._project(self._added, norm, linear, is_gated=False)
         return projected if out is None else out.copy_(projected)
 
     def norm_gated_linear(self, norm: RMSNorm, linear: Linear) -> torch.Tensor:
         """Returns the gated projection of the normalised rows, [num_rows, out_features / 2]."""
         if isinstance(self._added, PartialSum):
             return linear.gated_linear(self.norm(norm))
-        projected, self.residual = linear.norm_linear(
-            norm, self._added, self.residual, is_gated=True
-        )
+        return self._project(self._added, norm, linear, is_gated=True)
+
+    def _project(
+        self, added: torch.Tensor | _Product, norm: RMSNorm, linear: Linear, *, is_gated: bool
+    ) -> torch.Tensor:
+        if isinstance(added, _Product):
+            assert self.residual is not None, "a stream begins with rows"
+            projected, self.residual = added.linear.linear_norm_linear(
+                added.x, self.residual, norm, linear, is_gated=is_gated
+            )
+        else:
+            projected, self.residual = linear.norm_linear(
+                norm, added, self.residual, is_gated=is_gated
+            )
         return projected
 
     def keep(self, rows: slice, residual: torch.Tensor) -> None:
@@ -89,7 +115,7 @@ class ResidualStream:
     def add(self, linear: Linear, x: torch.Tensor) -> None:
         """Adds a projection of [num_tokens, in_features], of which each rank computes a part."""
         for lane in self.lanes:
-            lane.add(linear(x[lane.rows]))
+            lane.add(linear, x[lane.rows])
 
     def norm(self, norm: RMSNorm) -> torch.Tensor:
         """Returns the normalised rows. Something has been added since the last norm."""

@@ -1,13 +1,15 @@
 """How a linear layer stores its weights and multiplies by them."""
 
 from collections.abc import Iterator, Sequence
+from typing import Self
 
 import torch
 from torch import nn
 
 from engine_service.layers.norm import RMSNorm
 from engine_service.layers.weight_slot import Shard, WeightSlot, merged_slots
-from kernels.linear import gated_linear, linear, norm_linear
+from kernels.linear import gated_linear, linear, linear_norm_linear, norm_linear
+from kernels.linear_hopper import make_counters
 from kernels.silu_and_mul import silu_and_mul
 
 
@@ -28,6 +30,8 @@ class Unquantised:
         """Creates the parameters on the current default device, not yet set."""
         self.weight = _parameter(out_features, in_features, dtype=dtype)
         self.bias = _parameter(out_features, dtype=dtype) if has_bias else None
+        # Of this weight alone: another model in this process may run at the same time.
+        self._counters = make_counters()
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Returns the parameters by their names in the layer."""
@@ -43,13 +47,13 @@ class Unquantised:
 
     def linear(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """As `Linear.forward`."""
-        out = linear(x, self.weight, out)
+        out = linear(x, self.weight, out, self._counters)
         return out if self.bias is None else out.add_(self.bias)
 
     def gated_linear(self, x: torch.Tensor) -> torch.Tensor:
         """As `Linear.gated_linear`."""
         if self.bias is None:
-            return gated_linear(x, self.weight)
+            return gated_linear(x, self.weight, self._counters)
         return silu_and_mul(self.linear(x))
 
     def norm_linear(
@@ -58,11 +62,29 @@ class Unquantised:
         """As `Linear.norm_linear`."""
         is_fused = is_gated and self.bias is None
         out, residual = norm_linear(
-            x, residual, norm.weight, norm.eps, self.weight, is_gated=is_fused
+            x, residual, norm.weight, norm.eps, self.weight, self._counters, is_gated=is_fused
         )
         if self.bias is not None:
             out.add_(self.bias)
         return (silu_and_mul(out) if is_gated and not is_fused else out), residual
+
+    def linear_norm_linear(
+        self, x: torch.Tensor, residual: torch.Tensor, norm: RMSNorm, other: Self, *, is_gated: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `Linear.linear_norm_linear`."""
+        if self.bias is not None or other.bias is not None:
+            return other.norm_linear(norm, self.linear(x), residual, is_gated=is_gated)
+        return linear_norm_linear(
+            x,
+            self.weight,
+            residual,
+            norm.weight,
+            norm.eps,
+            other.weight,
+            self._counters,
+            other._counters,
+            is_gated=is_gated,
+        )
 
 
 def _parameter(*shape: int, dtype: torch.dtype) -> nn.Parameter:

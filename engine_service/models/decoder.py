@@ -140,7 +140,7 @@ class DecoderLayer(nn.Module):
         for lane in stream.lanes:
             # [num_rows, intermediate_size / num_ranks]
             gated = lane.norm_gated_linear(self.post_attention_layernorm, self.mlp.gate_up_proj)
-            lane.add(self.mlp.down_proj(gated))
+            lane.add(self.mlp.down_proj, gated)
 
     def weight_slots(self, prefix: str) -> Iterator[WeightSlot]:
         """Yields the slot of each checkpoint tensor; the names begin with the prefix."""

@@ -17,11 +17,15 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.runtime import JITFunction
+from triton.runtime.jit import mangle_type
 
 from kernels import (
     all_reduce,
     linear,
+    linear_hopper,
     paged_attention_decode,
     qk_norm_rope_store,
     rms_norm,
@@ -56,6 +60,8 @@ def describe(value, is_constant):
     """Returns the type of an argument."""
     if is_constant or value is None:
         return "constexpr"
+    if isinstance(value, TensorDescriptor):
+        return mangle_type(value)
     if torch.is_tensor(value):
         return TYPES[value.dtype]
     return "fp32" if isinstance(value, float) else "i32"
@@ -77,7 +83,8 @@ def compile_launch(kernel, *args, grid, warmup, **kwargs):
         for index, kind in enumerate(signature.values())
         if kind.startswith("*")
     }
-    source = ASTSource(kernel, signature, constants, divisible)
+    is_gluon = isinstance(kernel, GluonJITFunction)
+    source = (GluonASTSource if is_gluon else ASTSource)(kernel, signature, constants, divisible)
     compiled = triton.compile(source, target=HOPPER, options=kwargs)
     codes = compiled.asm
     launch = {
@@ -85,7 +92,7 @@ def compile_launch(kernel, *args, grid, warmup, **kwargs):
         "instructions": INSTRUCTION.findall(codes["ptx"]),
         # The kernel in front, which reads the prefixes, has waited for all else.
         "waits_late": arguments.get("prefix_lens") is not None,
-        "read_early": sorted(read_early(codes["ttir"], arguments)),
+        "read_early": [] if is_gluon else sorted(read_early(codes["ttir"], arguments)),
         "shared_bytes": compiled.metadata.shared,
     }
     sys.stdout.write(json.dumps(launch) + "\n")
@@ -127,18 +134,14 @@ def launch_all():
     linear._linear_triton(randn(NUM_ROWS, 5000), randn(40, 5000))
     linear._linear_triton(x, randn(40, HIDDEN), is_gated=True)
     linear._norm_linear_triton(x, residual, norm_weight, 1e-6, randn(40, HIDDEN))
-    for num_rows in (5, 16):
-        many, out = randn(num_rows, 5000), randn(40, 5000)
-        linear._linear_triton(many, out)
-        for is_gated in (False, True):
-            norm = (many, randn(5000), 1e-6)
-            linear._norm_linear_triton(many, *norm, out, is_gated=is_gated)
-    # Each tiling, with the most and with the fewest rows that take it.
-    for out_features in (64, 2048, 4096):
-        weight, norm_weight_1024 = randn(out_features, 1024), randn(1024)
-        few = randn(8, 1024)
-        linear._norm_linear_triton(few, few, norm_weight_1024, 1e-6, weight, is_gated=False)
-        linear._linear_triton(randn(16, 1024), weight)
+    for num_rows in (1, 32, 64):
+        many, few = randn(num_rows, 4096), randn(num_rows, HIDDEN)
+        linear_hopper.multiply(many, randn(6144, 4096), None, is_gated=False)
+        linear_hopper.multiply(few, randn(40, HIDDEN), None, is_gated=True)
+        linear_hopper.multiply_norm_multiply(
+            *(many, randn(HIDDEN, 4096), few, norm_weight, 1e-6, randn(512, HIDDEN), None, None),
+            is_gated=True,
+        )
     rms_norm._rms_norm_triton(x, norm_weight, 1e-6)
     rms_norm._add_rms_norm_triton(x, residual, norm_weight, 1e-6)
     activation._silu_and_mul_triton(x)
@@ -174,6 +177,7 @@ def main():
         ):
             module.dependent_launch = lambda _: {"IS_DEPENDENT": True, "launch_pdl": True}
     all_reduce._is_timed = lambda _: True
+    linear_hopper.num_multiprocessors = lambda _: 132
     launch_all()
 
 

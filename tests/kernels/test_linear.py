@@ -10,15 +10,17 @@ from kernels.linear import (
     _norm_linear_triton,
     gated_linear,
     linear,
+    linear_norm_linear,
     norm_linear,
 )
+from kernels.linear_hopper import _divide, can_chain, can_multiply, make_counters
 from tests.kernels.targets import Target, in_float32, on_each_target, worst_row_error
 
 EPS = 1e-6
 # With few rows the norm takes rows of one tile.
 NORM_SIZES = [(64, 64), (100, 24), (1500, 13), (4000, 19), (16, 15)]
 SIZES = [*NORM_SIZES, (5000, 19)]
-ROWS = [1, 2, 3, 4, 5, 8, 11, 16]
+ROWS = [1, 2, 3, 4]
 LINEARS = [_linear_triton, reference.linear, linear]
 GATED_LINEARS = [partial(_linear_triton, is_gated=True), reference.gated_linear, gated_linear]
 NORM_LINEARS = [_norm_linear_triton, reference.norm_linear, norm_linear]
@@ -42,7 +44,7 @@ def test_linear_is_a_matrix_product(target, num_rows, in_features, out_features)
 
 
 @on_each_target
-@pytest.mark.parametrize("num_rows", [1, 4, 5, 16])
+@pytest.mark.parametrize("num_rows", [1, 4])
 @pytest.mark.parametrize(("in_features", "out_features"), SIZES)
 def test_gated_linear_is_product_and_activation(target, num_rows, in_features, out_features):
     x = target.randn(num_rows, in_features)
@@ -54,7 +56,7 @@ def test_gated_linear_is_product_and_activation(target, num_rows, in_features, o
 
 
 @on_each_target
-@pytest.mark.parametrize("num_rows", [1, 3, 7, 16])
+@pytest.mark.parametrize("num_rows", [1, 3])
 @pytest.mark.parametrize("has_residual", [False, True])
 @pytest.mark.parametrize("is_gated", [False, True])
 @pytest.mark.parametrize("sizes", NORM_SIZES)
@@ -78,7 +80,7 @@ def test_norm_linear_is_norm_and_product(target, num_rows, has_residual, is_gate
 
 
 @in_float32
-@pytest.mark.parametrize("num_rows", [2, 9])
+@pytest.mark.parametrize("num_rows", [2])
 def test_rows_may_be_strided(target, num_rows):
     x, residual = target.randn(num_rows, 300)[:, 40:140], target.randn(num_rows, 200)[:, 100:]
     weight, norm_weight = target.randn(20, 150)[:, 50:], target.randn(100)
@@ -91,7 +93,7 @@ def test_rows_may_be_strided(target, num_rows):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("num_rows", [0, 1, 4, 5, 16, 17, 100])
+@pytest.mark.parametrize("num_rows", [0, 1, 4, 5, 16, 17, 33, 64, 65, 100])
 @pytest.mark.parametrize("has_residual", [False, True])
 @pytest.mark.parametrize("in_features", [256, 5120])
 @pytest.mark.parametrize(
@@ -107,9 +109,11 @@ def test_public_functions_are_their_twins_for_any_number_of_rows(
     x, weight, norm_weight = (
         randn(num_rows, in_features), randn(96, in_features), randn(in_features)
     )  # fmt: skip
-    residual = randn(num_rows, in_features) if has_residual else None
+    first_x, first_weight = randn(num_rows, 200), randn(in_features, 200)
+    residual = randn(num_rows, in_features)
     torch.cuda.synchronize()
-    arguments = (x, residual, norm_weight, EPS, weight)
+    arguments = (x, residual if has_residual else None, norm_weight, EPS, weight)
+    chained = (first_x, first_weight, residual, norm_weight, EPS, weight)
     pairs = [
         (linear(x, weight), reference.linear(x, weight)),
         (gated_linear(x, weight), reference.gated_linear(x, weight)),
@@ -118,35 +122,82 @@ def test_public_functions_are_their_twins_for_any_number_of_rows(
         ours = norm_linear(*arguments, is_gated=is_gated)
         twins = reference.norm_linear(*arguments, is_gated=is_gated)
         pairs += zip(ours, twins, strict=True)
+        ours = linear_norm_linear(*chained, is_gated=is_gated)
+        twins = reference.linear_norm_linear(*chained, is_gated=is_gated)
+        pairs += zip(ours, twins, strict=True)
     for ours, twin in pairs:
         assert ours.shape == twin.shape
         assert worst_row_error(ours, twin) < tolerance
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("num_rows", [5, 16])
-@pytest.mark.parametrize(
-    ("in_features", "out_features"),
-    [(1024, 6144), (3072, 1024), (2560, 19456), (9728, 2560), (4096, 6144), (7168, 4096)],
-)
-def test_products_of_real_sizes_are_right_and_the_same_each_time(
-    num_rows, in_features, out_features
-):
-    target = Target(device="cuda", dtype=torch.bfloat16)
-    x, weight = target.randn(num_rows, in_features), make_weight(target, in_features, out_features)
-    norm_weight = target.randn(in_features) * 0.1 + 1
-    truth = x.double() @ weight.double().T
+# Of a layer of Qwen3-0.6B, half of 32B, 4B, and sizes that fill no tile; gated have twice the rows.
+REAL_SIZES = [
+    (1024, 4096), (2048, 1024), (3072, 1024), (4096, 5120), (12800, 5120), (9728, 2560),
+    (2560, 19456), (5120, 25600), (200, 72), (1000, 6152),
+]  # fmt: skip
 
-    out = linear(x, weight)
-    normed, total = norm_linear(x, x, norm_weight, EPS, weight)
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_rows", [1, 5, 16, 17, 33, 64])
+@pytest.mark.parametrize(("in_features", "out_features"), REAL_SIZES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_products_of_real_sizes_are_right_and_the_same_each_time(
+    num_rows, in_features, out_features, dtype
+):
+    target = Target(device="cuda", dtype=dtype)
+    x, weight = target.randn(num_rows, in_features), make_weight(target, in_features, out_features)
+    counters = make_counters("cuda")
+    truth = x.double() @ weight.double().T
+    gate, up = truth.chunk(2, dim=-1)
+
+    out = linear(x, weight, counters=counters)
+    gated = gated_linear(x, weight, counters)
 
     assert worst_row_error(out, truth) < target.tolerance
-    expected = reference.norm_linear(x.double(), x.double(), norm_weight, EPS, weight.double())
-    assert worst_row_error(normed, expected[0]) < 2 * target.tolerance
-    assert torch.equal(total, x + x)
+    assert worst_row_error(gated, gate * torch.sigmoid(gate) * up) < 2 * target.tolerance
     for _ in range(5):
-        assert torch.equal(linear(x, weight), out)
-        assert torch.equal(norm_linear(x, x, norm_weight, EPS, weight)[0], normed)
+        assert torch.equal(linear(x, weight, counters=counters), out)
+        assert torch.equal(gated_linear(x, weight, counters), gated)
+    assert not counters.any()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_rows", [1, 5, 16, 33, 64])
+@pytest.mark.parametrize(
+    ("in_features", "hidden", "out_features", "is_gated"),
+    [(2048, 1024, 6144, True), (3072, 1024, 4096, False), (4096, 4096, 24576, True),
+     (12800, 5120, 5120, False), (200, 1088, 144, True)],
+)  # fmt: skip
+def test_chained_products_are_right_and_the_same_each_time(
+    num_rows, in_features, hidden, out_features, is_gated
+):
+    target = Target(device="cuda", dtype=torch.bfloat16)
+    x, residual = target.randn(num_rows, in_features), target.randn(num_rows, hidden)
+    weight = make_weight(target, in_features, hidden)
+    norm_weight = target.randn(hidden) * 0.1 + 1
+    next_weight = make_weight(target, hidden, out_features)
+    arguments = (residual, norm_weight, EPS, next_weight)
+    counters, next_counters = make_counters("cuda"), make_counters("cuda")
+    project = partial(
+        linear_norm_linear, x, weight, *arguments, counters, next_counters, is_gated=is_gated
+    )
+
+    out, total = project()
+
+    expected, _ = reference.linear_norm_linear(
+        *(tensor.double() for tensor in (x, weight, residual, norm_weight)),
+        EPS,
+        next_weight.double(),
+        is_gated=is_gated,
+    )
+    assert worst_row_error(out, expected) < (4 if is_gated else 2) * target.tolerance
+    assert worst_row_error(total, residual.double() + x.double() @ weight.double().T) < 8e-3
+    for _ in range(5):
+        again, total_again = project()
+        assert torch.equal(again, out)
+        assert torch.equal(total_again, total)
+    assert not counters.any()
+    assert not next_counters.any()
 
 
 def test_no_rows_make_no_output():
@@ -170,26 +221,61 @@ def test_wrong_tensors_are_refused_by_name_and_value():
 
 
 @pytest.mark.parametrize(
-    ("num_rows", "dtype", "has_norm", "out_features", "expected"),
+    ("num_rows", "in_features", "has_norm", "out_features", "expected"),
     [
-        (4, torch.float32, True, 1024, True),
-        (5, torch.bfloat16, True, 1024, True),
-        (8, torch.bfloat16, True, 1024, True),
-        (9, torch.bfloat16, True, 1024, False),
-        (16, torch.bfloat16, False, 1024, True),
-        (17, torch.bfloat16, False, 1024, False),
-        (8, torch.float16, True, 1024, False),
-        (8, torch.float16, False, 1024, True),
-        (5, torch.float32, False, 1024, False),
-        (8, torch.bfloat16, False, 1 << 16, True),
-        (8, torch.bfloat16, False, (1 << 16) + 1, False),
-        (1, torch.bfloat16, False, 1 << 15, False),
+        (4, 1024, True, 4000, True),
+        (5, 1024, True, 64, False),
+        (4, 1024, False, 4096, False),
+        (1, 1024, False, (1 << 14) - 1, True),
+        (1, 1024, False, 1 << 14, False),
+        (1, 4097, False, 64, True),
+        (1, 4097, True, 64, False),
     ],
 )
-def test_products_of_few_rows_that_are_faster_here_than_with_cublas(
-    num_rows, dtype, has_norm, out_features, expected
+def test_products_of_few_rows_and_weights_have_the_kernel_for_them(
+    num_rows, in_features, has_norm, out_features, expected
 ):
-    x = torch.empty(num_rows, 1024, dtype=dtype, device="meta")
-    weight = torch.empty(out_features, 1024, dtype=dtype, device="meta")
+    x = torch.empty(num_rows, in_features, device="meta")
+    weight = torch.empty(out_features, in_features, device="meta")
 
     assert _is_small(x, weight, has_norm=has_norm) is expected
+
+
+@pytest.mark.gpu
+def test_what_the_kernel_for_hopper_cannot_read_is_left_to_others():
+    def rows(num_rows, in_features, dtype=torch.bfloat16):
+        return torch.empty(num_rows, in_features, device="cuda", dtype=dtype)
+
+    if torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("needs a Hopper GPU")
+    weight = rows(64, 256)
+    assert can_multiply(rows(64, 256), weight)
+    assert can_multiply(rows(64, 512)[:, 8:264], weight)
+    assert not can_multiply(rows(65, 256), weight)
+    assert not can_multiply(rows(64, 512)[:, 1:257], weight)
+    assert not can_multiply(rows(64, 260)[:, :256], weight)
+    assert not can_multiply(rows(64, 256, torch.float32), rows(64, 256, torch.float32))
+    assert can_chain(rows(64, 256), weight, rows(8, 64))
+    assert not can_chain(rows(64, 256), rows(63, 256), rows(8, 63))
+    half = torch.float16
+    assert not can_chain(rows(64, 256, half), rows(64, 256, half), rows(8, 64, half))
+
+
+@pytest.mark.parametrize(
+    ("num_tiles", "num_steps", "num_rows", "is_gated", "expected"),
+    [
+        (96, 32, 16, False, (96, 1)),  # 8B, queries, keys and values: a program for each tile
+        (64, 96, 16, False, (128, 2)),  # 8B, down: two for each
+        (40, 76, 64, False, (120, 3)),  # 4B, down
+        (16, 16, 16, False, (64, 4)),  # 0.6B, after attention
+        (192, 32, 16, True, (132, 2)),  # 8B, gate and up: equal shares
+        (192, 32, 64, True, (96, 1)),  # the same, where parts of many rows cost more
+        (80, 100, 16, False, (132, 3)),  # half of 32B, down
+        (2374, 32, 16, False, (132, 1)),  # a vocabulary has too many tiles for counters
+        (1, 2, 16, False, (2, 2)),
+    ],
+)
+def test_products_are_divided_as_was_fastest(num_tiles, num_steps, num_rows, is_gated, expected):
+    divided = _divide(num_tiles, num_steps, num_rows, 132, is_gated=is_gated)
+
+    assert divided == expected
