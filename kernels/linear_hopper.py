@@ -16,6 +16,7 @@ multiplied by the root mean square.
 """
 
 import functools
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -37,21 +38,27 @@ from kernels.tile_ring import make_ring
 _MAX_ROWS = 64
 """With more, cuBLAS is faster."""
 _MIN_ROWS = 16
-_BLOCK_OUT = gl.constexpr(64)
-"""Outputs of a tile. Of a gated product, as many gates and as many that they multiply."""
+_BLOCK_M = gl.constexpr(64)
+"""Rows of the matrix instruction: the outputs of a tile times the parts of their inputs."""
 _BLOCK_IN = gl.constexpr(128)
 """Inputs of a step. 64 need twice the barriers, and are 2 to 8 % slower on an H200."""
-_SHARED_BYTES = 220 << 10
-"""Of the 227 KiB that a program can have."""
+_PIECE = gl.constexpr(64)
+"""Inputs of one copy: a swizzled row of shared memory is that wide."""
+_SHARED_BYTES = 226 << 10
+"""That a program can have, without barriers."""
 _MAX_STAGES = 11
 _NUM_COUNTERS = 512
 _MAX_NORM_SIZE = 8192
-# From which on the parts of a divided tile cost less than the multiprocessors without work.
-_MIN_STEPS_OF_PART = 13
-_MIN_STEPS_TO_SHARE = 48
-_MAX_ROWS_TO_SHARE = 32
-_MIN_PROGRAMS = 60
-_MAX_PARTS = 4
+# How programs divide a product, as was fastest for layers of Qwen3-0.6B to 8B, of 8B and 32B over
+# 2 GPUs, and of 32B over 4, on an H200.
+_NUM_PROGRAMS_OF_FEW_STEPS = 45
+_FEW_STEPS = 1100
+_MIN_PROGRAMS = 30
+_MIN_STEPS_OF_SHARE = 12
+_MAX_SHARES = 4
+_MIN_STEPS_TO_SPREAD = 48
+_MIN_STEPS_TO_SPREAD_MANY_ROWS = 72
+_MAX_FEW_ROWS = 32
 _PRODUCER_REGISTERS = gl.constexpr(40)
 _barrier = getattr(gl, "barrier", None) or gl.thread_barrier  # renamed in Triton 3.7
 
@@ -75,7 +82,7 @@ def can_chain(x: torch.Tensor, weight: torch.Tensor, next_weight: torch.Tensor) 
         can_multiply(x, weight)
         # What is multiplied before the division by the root mean square may overflow float16.
         and x.dtype == torch.bfloat16
-        and weight.shape[0] % _BLOCK_OUT.value == 0
+        and weight.shape[0] % _BLOCK_M.value == 0
         and weight.shape[0] <= _MAX_NORM_SIZE
         and next_weight.stride(0) % 8 == 0
         and next_weight.data_ptr() % 16 == 0
@@ -113,9 +120,8 @@ def multiply_norm_multiply(
     num_rows, hidden = x.shape[0], weight.shape[0]
     scaled = torch.empty((num_rows, hidden), dtype=x.dtype, device=x.device)
     new_residual = torch.empty_like(scaled)
-    squares = torch.empty(
-        (hidden // _BLOCK_OUT.value, num_rows), dtype=torch.float32, device=x.device
-    )
+    num_tiles = _divide_product(x, hidden, is_gated=False).num_tiles
+    squares = torch.empty((num_tiles, num_rows), dtype=torch.float32, device=x.device)
     _launch(
         x, weight, scaled, counters,
         residual=residual, norm_weight=norm_weight, new_residual=new_residual, squares=squares,
@@ -146,24 +152,23 @@ def _launch(
     num_outs = out.shape[1]
     if out.numel() == 0:
         return
-    rows = max(_MIN_ROWS, triton.next_power_of_2(num_rows))
-    num_tiles = triton.cdiv(num_outs, _BLOCK_OUT.value)
-    num_steps = triton.cdiv(in_features, _BLOCK_IN.value)
-    num_programs, num_parts = _divide(
-        num_tiles, num_steps, rows, num_multiprocessors(x.device), is_gated=is_gated
-    )
+    rows = _padded(num_rows)
+    division = _divide_product(x, num_outs, is_gated=is_gated)
     partials = None
-    if num_parts > 1:
-        size = 2 * num_programs * (2 if is_gated else 1) * _BLOCK_OUT.value * rows
+    if division.num_shares > 1:
+        size = 2 * division.num_programs * division.block_out * rows * (2 if is_gated else 1)
         partials = torch.empty(size, dtype=torch.float32, device=x.device)
         if counters is None:
-            counters = torch.zeros(num_tiles, dtype=torch.int32, device=x.device)
+            counters = torch.zeros(division.num_tiles, dtype=torch.int32, device=x.device)
     else:
         counters = None
-    stage_bytes = 2 * _BLOCK_IN.value * (rows + _BLOCK_OUT.value * (2 if is_gated else 1))
-    _linear_hopper_kernel[(num_programs,)](
-        _describe(x, [rows, _BLOCK_IN.value]),
-        _describe(weight, [_BLOCK_OUT.value, _BLOCK_IN.value]),
+    num_squares = 0 if row_squares is None else row_squares.shape[0]
+    stage_rows = rows * division.num_in_parts + _BLOCK_M.value * (2 if is_gated else 1)
+    # Sums in float32 pass through shared memory before they are stored.
+    stage_bytes = _SHARED_BYTES - 4 * _BLOCK_M.value * rows
+    _linear_hopper_kernel[(division.num_programs,)](
+        _describe(x, rows),
+        _describe(weight, division.block_out),
         row_squares,
         residual,
         norm_weight,
@@ -176,57 +181,119 @@ def _launch(
         num_rows,
         in_features,
         num_outs,
-        num_tiles,
+        num_squares,
         eps,
         ROWS=rows,
-        STAGES=min(_MAX_STAGES, _SHARED_BYTES // stage_bytes),
-        NUM_SQUARES=0 if row_squares is None else triton.next_power_of_2(row_squares.shape[0]),
-        MAX_PARTS=num_parts,
+        IN_PARTS=division.num_in_parts,
+        STAGES=min(_MAX_STAGES, stage_bytes // (2 * _BLOCK_IN.value * stage_rows)),
+        SQUARES=triton.next_power_of_2(num_squares) if num_squares else 0,
+        MAX_SHARES=division.num_shares,
         IS_GATED=is_gated,
         num_warps=4,
         **dependent_launch(x),
     )
 
 
+def _padded(num_rows: int) -> int:
+    return max(_MIN_ROWS, int(triton.next_power_of_2(num_rows)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Division:
+    """How programs divide a product."""
+
+    num_in_parts: int
+    """Parts of the inputs that a program multiplies at once."""
+    num_tiles: int
+    num_steps: int
+    """Steps of a tile."""
+    num_programs: int
+    num_shares: int
+    """How many programs at most share a tile."""
+
+    @property
+    def block_out(self) -> int:
+        """Outputs of a tile."""
+        return int(_BLOCK_M.value) // self.num_in_parts
+
+
+def _divide_product(x: torch.Tensor, num_outs: int, *, is_gated: bool) -> _Division:
+    num_rows, in_features = x.shape
+    num_processors = num_multiprocessors(x.device)
+    return _divide(num_outs, in_features, _padded(num_rows), num_processors, is_gated=is_gated)
+
+
 @functools.cache
 def _divide(
-    num_tiles: int, num_steps: int, num_rows: int, num_multiprocessors: int, *, is_gated: bool
-) -> tuple[int, int]:
-    """Returns how many programs compute a product, and how many at most share a tile."""
-    weight_steps = num_steps * (2 if is_gated else 1)
-    num_programs = num_tiles
-    if num_tiles > num_multiprocessors:
-        num_programs = triton.cdiv(num_tiles, triton.cdiv(num_tiles, num_multiprocessors))
-        is_shared = num_tiles <= _NUM_COUNTERS
-    else:
-        num_parts = min(num_multiprocessors // num_tiles, num_steps // _MIN_STEPS_OF_PART)
-        num_parts = max(1, num_parts, triton.cdiv(_MIN_PROGRAMS, num_tiles))
-        num_parts = min(num_parts, num_steps, _MAX_PARTS)
-        num_programs = num_tiles * num_parts
-        is_shared = num_parts == 1 and weight_steps >= _MIN_STEPS_TO_SHARE
-    is_shared &= num_rows <= _MAX_ROWS_TO_SHARE and 2 * num_tiles > num_multiprocessors
-    if is_shared:
-        num_programs = num_multiprocessors
-    if num_programs <= num_tiles and not is_shared:
-        return num_programs, 1
-    total = num_tiles * num_steps
+    num_outs: int, in_features: int, num_rows: int, num_processors: int, *, is_gated: bool
+) -> _Division:
+    """Returns the division of a product with padded rows.
 
-    def program_of(step: int) -> int:
-        return ((step + 1) * num_programs - 1) // total
+    With few tiles, multiprocessors have no work. Smaller tiles fetch the rows more often, and
+    shares of a tile must be added up.
+    """
+    weight_steps = triton.cdiv(in_features, _BLOCK_IN.value) * (2 if is_gated else 1)
+    wanted = num_processors
+    if triton.cdiv(num_outs, _BLOCK_M.value) * weight_steps <= _FEW_STEPS:
+        wanted = _NUM_PROGRAMS_OF_FEW_STEPS
+    whole, *smaller = (
+        _divide_evenly(num_outs, in_features, num_in_parts, num_processors)
+        for num_in_parts in (1, 2, 4)
+        if num_in_parts == 1 or num_in_parts * num_rows <= _BLOCK_M.value
+    )
+    if whole.num_tiles > num_processors:
+        is_spread = num_rows <= _MAX_FEW_ROWS or weight_steps >= _MIN_STEPS_TO_SPREAD_MANY_ROWS
+        if whole.num_tiles > _NUM_COUNTERS or not is_spread:
+            return whole
+        return _spread(whole, max(1, num_processors // 16 * 16))
+    best = max(
+        (division for division in (whole, *smaller) if division.num_tiles <= num_processors),
+        key=lambda division: (min(division.num_programs, wanted), -division.num_shares),
+    )
+    use = best.num_programs / num_processors
+    is_spread = 1 / 2 < use < (9 / 10 if num_rows <= _MAX_FEW_ROWS else 2 / 3)
+    if best.num_shares == 1 and is_spread and weight_steps >= _MIN_STEPS_TO_SPREAD:
+        return _spread(best, num_processors)
+    return best
 
-    starts = range(0, total, num_steps)
-    return num_programs, max(
-        program_of(start + num_steps - 1) - program_of(start) + 1 for start in starts
+
+def _divide_evenly(
+    num_outs: int, in_features: int, num_in_parts: int, num_processors: int
+) -> _Division:
+    """Returns a division in which programs have whole tiles, or equal shares of one."""
+    num_tiles = triton.cdiv(num_outs * num_in_parts, _BLOCK_M.value)
+    num_steps = triton.cdiv(in_features, num_in_parts * _BLOCK_IN.value)
+    num_shares = min(num_processors // num_tiles, num_steps // _MIN_STEPS_OF_SHARE)
+    num_shares = max(1, num_shares, triton.cdiv(_MIN_PROGRAMS, num_tiles))
+    num_shares = min(num_shares, num_steps, _MAX_SHARES)
+    num_rounds = triton.cdiv(num_tiles, num_processors)
+    return _Division(
+        num_in_parts=num_in_parts,
+        num_tiles=num_tiles,
+        num_steps=num_steps,
+        num_programs=triton.cdiv(num_tiles, num_rounds) * num_shares,
+        num_shares=num_shares,
     )
 
 
-def _describe(tensor: torch.Tensor, box: list[int]) -> TensorDescriptor:
+def _spread(division: _Division, num_programs: int) -> _Division:
+    """Returns a division of the same tiles in which all programs have equally many steps."""
+    num_steps = division.num_steps
+    total = division.num_tiles * num_steps
+    programs = [((step + 1) * num_programs - 1) // total for step in range(total)]
+    starts = range(0, total, num_steps)
+    num_shares = max(programs[start + num_steps - 1] - programs[start] + 1 for start in starts)
+    return replace(division, num_programs=num_programs, num_shares=num_shares)
+
+
+def _describe(tensor: torch.Tensor, num_rows: int) -> TensorDescriptor:
+    box = [num_rows, _PIECE.value]
     dtype = gl.bfloat16 if tensor.dtype == torch.bfloat16 else gl.float16
     layout = gl.NVMMASharedLayout.get_default_for(box, dtype)
     return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), box, layout)
 
 
-@gluon.jit(do_not_specialize=["num_rows", "in_features", "num_tiles"])
+@gluon.jit(do_not_specialize=["num_rows", "in_features", "num_squares"])
 def _linear_hopper_kernel(
     x,
     weight,
@@ -242,37 +309,58 @@ def _linear_hopper_kernel(
     num_rows,
     in_features,
     num_outs,
-    num_tiles,
+    num_squares,
     eps,
     ROWS: gl.constexpr,
+    IN_PARTS: gl.constexpr,
     STAGES: gl.constexpr,
-    NUM_SQUARES: gl.constexpr,
-    MAX_PARTS: gl.constexpr,
+    SQUARES: gl.constexpr,
+    MAX_SHARES: gl.constexpr,
     IS_GATED: gl.constexpr,
     IS_DEPENDENT: gl.constexpr,
 ):
     HALVES: gl.constexpr = 2 if IS_GATED else 1
+    BLOCK_OUT: gl.constexpr = _BLOCK_M // IN_PARTS
+    dtype: gl.constexpr = x.dtype
+    weight_tile: gl.constexpr = [_BLOCK_M, _BLOCK_IN]
     weights = gl.allocate_shared_memory(
-        weight.dtype, [STAGES * HALVES, _BLOCK_OUT, _BLOCK_IN], weight.layout
+        dtype,
+        [STAGES * HALVES, _BLOCK_M, _BLOCK_IN],
+        gl.NVMMASharedLayout.get_default_for(weight_tile, dtype),
     )
-    ring = make_ring(gl.allocate_shared_memory(x.dtype, [STAGES, ROWS, _BLOCK_IN], x.layout), 1)
+    row_tile: gl.constexpr = [IN_PARTS * ROWS, _BLOCK_IN]
+    rows = gl.allocate_shared_memory(
+        dtype,
+        [STAGES, IN_PARTS * ROWS, _BLOCK_IN],
+        gl.NVMMASharedLayout.get_default_for(row_tile, dtype),
+    )
+    ring = make_ring(rows, 1)
     fence_async_shared()
-    num_steps = gl.cdiv(in_features, _BLOCK_IN)
-    first, last = _share_of(gl.program_id(0), num_tiles * num_steps)
-    if MAX_PARTS == 1:
+    num_tiles = gl.cdiv(num_outs, BLOCK_OUT)
+    num_steps = gl.cdiv(in_features, IN_PARTS * _BLOCK_IN)
+    if MAX_SHARES == 1:
         first, last = _share_of(gl.program_id(0), num_tiles)
         first, last = first * num_steps, last * num_steps
+    else:
+        first, last = _share_of(gl.program_id(0), num_tiles * num_steps)
     gl.warp_specialize(
         [
             (
                 _consume,
                 (
                     weights, ring, row_squares, residual, norm_weight, out, new_residual, squares,
-                    partials, counters, residual_stride, num_rows, in_features, num_outs, num_tiles,
-                    first, last, eps, NUM_SQUARES, MAX_PARTS, IS_GATED, IS_DEPENDENT,
+                    partials, counters, residual_stride, num_rows, in_features, num_outs,
+                    num_squares, num_tiles, num_steps, first, last, eps,
+                    ROWS, IN_PARTS, SQUARES, MAX_SHARES, IS_GATED, IS_DEPENDENT,
                 ),
             ),
-            (_produce, (x, weight, weights, ring, num_steps, num_outs, first, last, IS_DEPENDENT)),
+            (
+                _produce,
+                (
+                    x, weight, weights, ring, num_steps, num_outs, first, last,
+                    IN_PARTS, IS_DEPENDENT,
+                ),
+            ),
         ],
         [1],
         [_PRODUCER_REGISTERS],
@@ -302,93 +390,130 @@ def _launch_dependents():
 
 @gluon.jit
 def _produce(
-    x, weight, weights, ring, num_steps, num_outs, first, last, IS_DEPENDENT: gl.constexpr
-):
+    x, weight, weights, ring, num_steps, num_outs, first, last,
+    IN_PARTS: gl.constexpr, IS_DEPENDENT: gl.constexpr,
+):  # fmt: skip
     """Fetches the weights and rows of steps `first` to `last`."""
     STAGES: gl.constexpr = ring.tiles.shape[0]
     num_early = gl.minimum(last - first, STAGES)
     for i in range(num_early):
-        _start_weights(x, weight, weights, ring, i, first + i, num_steps, num_outs)
+        _start_weights(x, weight, weights, ring, i, first + i, num_steps, num_outs, IN_PARTS)
     if IS_DEPENDENT:
         _wait_for_inputs()
         _launch_dependents()
     for i in range(num_early):
-        _start_rows(x, ring, i, first + i, num_steps)
+        _start_rows(x, ring, i, first + i, num_steps, IN_PARTS)
     for i in range(num_early, last - first):
         ring.wait_empty(i)
-        _start_weights(x, weight, weights, ring, i, first + i, num_steps, num_outs)
-        _start_rows(x, ring, i, first + i, num_steps)
+        _start_weights(x, weight, weights, ring, i, first + i, num_steps, num_outs, IN_PARTS)
+        _start_rows(x, ring, i, first + i, num_steps, IN_PARTS)
 
 
 @gluon.jit
-def _start_weights(x, weight, weights, ring, count, step, num_steps, num_outs):
+def _start_weights(
+    x, weight, weights, ring, count, step, num_steps, num_outs, IN_PARTS: gl.constexpr
+):
     """Starts the copies of the weights of a step; its barrier then waits for the rows, too."""
     STAGES: gl.constexpr = ring.tiles.shape[0]
     HALVES: gl.constexpr = weights.shape[0] // STAGES
-    column = step % num_steps * _BLOCK_IN
+    NUM_COPIES: gl.constexpr = IN_PARTS * _BLOCK_IN // _PIECE
     barrier = ring.full_barrier(count)
-    mbarrier.expect(barrier, x.block_type.nbytes + HALVES * weight.block_type.nbytes)
+    num_bytes: gl.constexpr = x.block_type.nbytes + HALVES * weight.block_type.nbytes
+    mbarrier.expect(barrier, NUM_COPIES * num_bytes)
     for half in gl.static_range(HALVES):
-        row = half * num_outs + step // num_steps * _BLOCK_OUT
-        place = weights.index(count % STAGES * HALVES + half)
-        tma.async_copy_global_to_shared(weight, [row, column], barrier, place)
+        row = half * num_outs + step // num_steps * (_BLOCK_M // IN_PARTS)
+        tile = weights.index(count % STAGES * HALVES + half)
+        _start_copies(weight, row, tile, barrier, step, num_steps, IN_PARTS)
 
 
 @gluon.jit
-def _start_rows(x, ring, count, step, num_steps):
-    column = step % num_steps * _BLOCK_IN
-    tma.async_copy_global_to_shared(x, [0, column], ring.full_barrier(count), ring.tile(count))
+def _start_rows(x, ring, count, step, num_steps, IN_PARTS: gl.constexpr):
+    barrier = ring.full_barrier(count)
+    _start_copies(x, 0, ring.tile(count), barrier, step, num_steps, IN_PARTS)
+
+
+@gluon.jit
+def _start_copies(source, row, tile, barrier, step, num_steps, IN_PARTS: gl.constexpr):
+    """Starts the copies of each part of a step's inputs, to below each other in the tile.
+
+    The layout of the tile holds the first inputs of all rows, one piece wide, then the next ones.
+    """
+    NUM_PIECES: gl.constexpr = _BLOCK_IN // _PIECE
+    shape: gl.constexpr = source.block_type.shape
+    pieces = tile._reinterpret(
+        source.dtype, [NUM_PIECES * IN_PARTS, shape[0], shape[1]], source.layout
+    )
+    for part in gl.static_range(IN_PARTS):
+        column = (part * num_steps + step % num_steps) * _BLOCK_IN
+        for piece in gl.static_range(NUM_PIECES):
+            tma.async_copy_global_to_shared(
+                source,
+                [row, column + piece * _PIECE],
+                barrier,
+                pieces.index(piece * IN_PARTS + part),
+            )
 
 
 @gluon.jit
 def _consume(
     weights, ring, row_squares, residual, norm_weight, out, new_residual, squares,
-    partials, counters, residual_stride, num_rows, in_features, num_outs, num_tiles, first, last,
-    eps, NUM_SQUARES: gl.constexpr, MAX_PARTS: gl.constexpr, IS_GATED: gl.constexpr,
-    IS_DEPENDENT: gl.constexpr,
+    partials, counters, residual_stride, num_rows, in_features, num_outs,
+    num_squares, num_tiles, num_steps, first, last, eps,
+    ROWS: gl.constexpr, IN_PARTS: gl.constexpr, SQUARES: gl.constexpr, MAX_SHARES: gl.constexpr,
+    IS_GATED: gl.constexpr, IS_DEPENDENT: gl.constexpr,
 ):  # fmt: skip
     """Multiplies steps `first` to `last`, and stores the tiles that are whole then."""
-    ROWS: gl.constexpr = ring.tiles.shape[1]
-    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, ROWS, 16])
-    num_steps = gl.cdiv(in_features, _BLOCK_IN)
-    if NUM_SQUARES > 0:
+    BLOCK_OUT: gl.constexpr = _BLOCK_M // IN_PARTS
+    # 16 bytes of outputs per thread.
+    layout: gl.constexpr = gl.BlockedLayout(
+        [8, 1], [BLOCK_OUT // 8, 256 // BLOCK_OUT], [1, 4], [0, 1]
+    )
+    if SQUARES > 0:
         if IS_DEPENDENT:
             _wait_for_inputs()
         inverse_rms = _inverse_rms(
-            row_squares, num_rows, in_features, eps, NUM_SQUARES, ROWS, gl.SliceLayout(0, layout)
-        )
+            row_squares, num_squares, num_rows, in_features, eps, SQUARES, ROWS,
+            gl.SliceLayout(0, layout),
+        )  # fmt: skip
     count = 0
     step = first
     while step < last:
         tile = step // num_steps
         end = gl.minimum(last, (tile + 1) * num_steps)
-        total, up = _multiply(weights, ring, count, end - step, layout, IS_GATED)
+        total, up = _multiply(weights, ring, count, end - step, IS_GATED)
         count += end - step
+        total = _add_in_parts(total, ROWS, IN_PARTS, layout)
+        up = _add_in_parts(up, ROWS, IN_PARTS, layout) if IS_GATED else total
         is_whole = end - step == num_steps
-        if MAX_PARTS > 1 and end - step < num_steps:
-            is_whole, total, up = _join_parts(
-                total, up, tile, step, num_steps, num_tiles, partials, counters, ROWS, MAX_PARTS,
+        if MAX_SHARES > 1 and end - step < num_steps:
+            is_whole, total, up = _join_shares(
+                total, up, tile, step, num_steps, num_tiles, partials, counters, MAX_SHARES,
                 IS_GATED,
             )  # fmt: skip
         if is_whole:
-            if NUM_SQUARES > 0:
+            if SQUARES > 0:
                 total = total * inverse_rms[None, :]
                 up = up * inverse_rms[None, :]
             result = _activated(total, up, out.dtype.element_ty, IS_GATED)
             _store(
                 result, tile, residual, norm_weight, out, new_residual, squares, residual_stride,
-                num_rows, num_outs, ROWS,
+                num_rows, num_outs,
             )  # fmt: skip
         step = end
 
 
 @gluon.jit
-def _multiply(weights, ring, count, num_steps, LAYOUT: gl.constexpr, IS_GATED: gl.constexpr):
-    """Returns the products of the next steps, [_BLOCK_OUT, ROWS]; if gated, those of up, too."""
+def _multiply(weights, ring, count, num_steps, IS_GATED: gl.constexpr):
+    """Returns the products of the next steps; if gated, those of up, too.
+
+    They are [_BLOCK_M, IN_PARTS * ROWS]: those of each part of the inputs of the weights with each
+    of the rows, of which only the same parts belong together.
+    """
     STAGES: gl.constexpr = ring.tiles.shape[0]
-    ROWS: gl.constexpr = ring.tiles.shape[1]
+    COLUMNS: gl.constexpr = ring.tiles.shape[1]
     HALVES: gl.constexpr = 2 if IS_GATED else 1
-    total = gl.zeros([_BLOCK_OUT, ROWS], gl.float32, LAYOUT)
+    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COLUMNS, 16])
+    total = gl.zeros([_BLOCK_M, COLUMNS], gl.float32, layout)
     up = total
     for i in range(num_steps):
         ring.wait_full(count + i)
@@ -412,6 +537,21 @@ def _multiply(weights, ring, count, num_steps, LAYOUT: gl.constexpr, IS_GATED: g
 
 
 @gluon.jit
+def _add_in_parts(products, ROWS: gl.constexpr, IN_PARTS: gl.constexpr, LAYOUT: gl.constexpr):
+    """Returns the sums over the parts of the inputs, [_BLOCK_M / IN_PARTS, ROWS]."""
+    if IN_PARTS > 1:
+        BLOCK_OUT: gl.constexpr = _BLOCK_M // IN_PARTS
+        layout: gl.constexpr = products.type.layout
+        outs = gl.arange(0, _BLOCK_M, gl.SliceLayout(1, layout))
+        rows = gl.arange(0, IN_PARTS * ROWS, gl.SliceLayout(0, layout))
+        is_same = (outs // BLOCK_OUT)[:, None] == (rows // ROWS)[None, :]
+        products = gl.where(is_same, products, 0.0)
+        products = products.reshape([IN_PARTS, BLOCK_OUT, IN_PARTS, ROWS])
+        products = gl.sum(gl.sum(products, axis=2), axis=0)
+    return gl.convert_layout(products, LAYOUT)
+
+
+@gluon.jit
 def _activated(total, up, dtype: gl.constexpr, IS_GATED: gl.constexpr):
     """Rounds the outputs; if gated, before and after, as if the activation had its own kernel."""
     result = total.to(dtype)
@@ -423,35 +563,38 @@ def _activated(total, up, dtype: gl.constexpr, IS_GATED: gl.constexpr):
 
 @gluon.jit
 def _inverse_rms(
-    row_squares, num_rows, in_features, eps,
-    NUM_SQUARES: gl.constexpr, ROWS: gl.constexpr, LAYOUT: gl.constexpr,
+    row_squares, num_squares, num_rows, in_features, eps,
+    SQUARES: gl.constexpr, ROWS: gl.constexpr, LAYOUT: gl.constexpr,
 ):  # fmt: skip
     """Returns the reciprocal of the root mean square of each row, [ROWS]."""
     layout: gl.constexpr = gl.BlockedLayout([1, 1], [2, 16], [4, 1], [1, 0])
-    parts = gl.arange(0, NUM_SQUARES, gl.SliceLayout(1, layout))[:, None]
+    tiles = gl.arange(0, SQUARES, gl.SliceLayout(1, layout))[:, None]
     rows = gl.arange(0, ROWS, gl.SliceLayout(0, layout))[None, :]
-    is_part = (parts < in_features // _BLOCK_OUT) & (rows < num_rows)
-    values = gl.load(row_squares + parts * num_rows + rows, mask=is_part, other=0.0)
+    is_value = (tiles < num_squares) & (rows < num_rows)
+    values = gl.load(row_squares + tiles * num_rows + rows, mask=is_value, other=0.0)
     mean = gl.convert_layout(gl.sum(values, axis=0), LAYOUT) / in_features
     return gl.rsqrt(mean + eps)
 
 
 @gluon.jit
-def _join_parts(
+def _join_shares(
     total, up, tile, step, num_steps, num_tiles, partials, counters,
-    ROWS: gl.constexpr, MAX_PARTS: gl.constexpr, IS_GATED: gl.constexpr,
+    MAX_SHARES: gl.constexpr, IS_GATED: gl.constexpr,
 ):  # fmt: skip
-    """Leaves this program's part of a tile.
+    """Leaves this program's share of a tile.
 
-    Returns whether it was the last one, and then the sums of all parts.
+    Returns whether it was the last one, and then the sums of all shares.
     """
     layout: gl.constexpr = total.type.layout
-    outs = gl.arange(0, _BLOCK_OUT, gl.SliceLayout(1, layout))[:, None]
-    places = partials + outs * ROWS + gl.arange(0, ROWS, gl.SliceLayout(0, layout))[None, :]
+    BLOCK_OUT: gl.constexpr = total.shape[0]
+    ROWS: gl.constexpr = total.shape[1]
+    outs = gl.arange(0, BLOCK_OUT, gl.SliceLayout(1, layout))[:, None]
+    rows = gl.arange(0, ROWS, gl.SliceLayout(0, layout))[None, :]
+    places = partials + rows * BLOCK_OUT + outs
     num_all = num_tiles * num_steps
     tile_start = tile * num_steps
     program = gl.program_id(0)
-    _store_part(total, up, places, program, step == tile_start, IS_GATED)
+    _store_share(total, up, places, program, step == tile_start, IS_GATED)
     first = ((tile_start + 1) * gl.num_programs(0) - 1) // num_all
     last = ((tile_start + num_steps) * gl.num_programs(0) - 1) // num_all
     _barrier()
@@ -461,59 +604,59 @@ def _join_parts(
         gl.store(counters + tile, 0)
         own_total = total
         own_up = up
-        for i in gl.static_range(MAX_PARTS):
+        for i in gl.static_range(MAX_SHARES):
             other = first + i
             other_start, _ = _share_of(other, num_all)
-            part, part_of_up = _load_part(
-                places, other, other_start <= tile_start, (other <= last) & (other != program),
-                ROWS, IS_GATED,
-            )  # fmt: skip
-            part = gl.where(other == program, own_total, part)
-            part_of_up = gl.where(other == program, own_up, part_of_up)
-            total = part if i == 0 else total + part
-            up = part_of_up if i == 0 else up + part_of_up
+            is_read = (other <= last) & (other != program)
+            share, share_of_up = _load_share(
+                places, other, other_start <= tile_start, is_read, BLOCK_OUT * ROWS, IS_GATED
+            )
+            share = gl.where(other == program, own_total, share)
+            share_of_up = gl.where(other == program, own_up, share_of_up)
+            total = share if i == 0 else total + share
+            up = share_of_up if i == 0 else up + share_of_up
     return is_last, total, up
 
 
 @gluon.jit
-def _part_of(places, program, is_start, ROWS: gl.constexpr, IS_GATED: gl.constexpr):
-    """Returns where a program leaves the start of a tile, or a later part of another."""
-    SIZE: gl.constexpr = _BLOCK_OUT * ROWS * (2 if IS_GATED else 1)
-    return places + (2 * program + is_start.to(gl.int32)) * SIZE
+def _places_of(places, program, is_start, SIZE: gl.constexpr, IS_GATED: gl.constexpr):
+    """Returns where a program leaves the start of a tile, or a later share of another."""
+    return places + (2 * program + is_start.to(gl.int32)) * (SIZE * (2 if IS_GATED else 1))
 
 
 @gluon.jit
-def _store_part(total, up, places, program, is_start, IS_GATED: gl.constexpr):
-    ROWS: gl.constexpr = total.shape[1]
-    mine = _part_of(places, program, is_start, ROWS, IS_GATED)
+def _store_share(total, up, places, program, is_start, IS_GATED: gl.constexpr):
+    SIZE: gl.constexpr = total.shape[0] * total.shape[1]
+    mine = _places_of(places, program, is_start, SIZE, IS_GATED)
     gl.store(mine, total)
     if IS_GATED:
-        gl.store(mine + _BLOCK_OUT * ROWS, up)
+        gl.store(mine + SIZE, up)
 
 
 @gluon.jit
-def _load_part(places, program, is_start, is_read, ROWS: gl.constexpr, IS_GATED: gl.constexpr):
-    theirs = _part_of(places, program, is_start, ROWS, IS_GATED)
+def _load_share(places, program, is_start, is_read, SIZE: gl.constexpr, IS_GATED: gl.constexpr):
+    theirs = _places_of(places, program, is_start, SIZE, IS_GATED)
     # Not from this multiprocessor's own cache, which may hold what was there before.
     total = gl.load(theirs, mask=is_read, other=0.0, cache_modifier=".cg")
     up = total
     if IS_GATED:
-        up = gl.load(theirs + _BLOCK_OUT * ROWS, mask=is_read, other=0.0, cache_modifier=".cg")
+        up = gl.load(theirs + SIZE, mask=is_read, other=0.0, cache_modifier=".cg")
     return total, up
 
 
 @gluon.jit
 def _store(
     result, tile, residual, norm_weight, out, new_residual, squares, residual_stride,
-    num_rows, num_outs, ROWS: gl.constexpr,
+    num_rows, num_outs,
 ):  # fmt: skip
     """Stores a tile [outputs, rows]; before a norm, what the next product needs of it."""
     dtype: gl.constexpr = out.dtype.element_ty
-    layout: gl.constexpr = gl.BlockedLayout([8, 1], [8, 4], [1, 4], [0, 1])
-    result = gl.convert_layout(result, layout)
-    outs = tile * _BLOCK_OUT + gl.arange(0, _BLOCK_OUT, gl.SliceLayout(1, layout))
-    rows = gl.arange(0, ROWS, gl.SliceLayout(0, layout))
-    is_value = (outs < num_outs)[:, None] & (rows < num_rows)[None, :]
+    layout: gl.constexpr = result.type.layout
+    BLOCK_OUT: gl.constexpr = result.shape[0]
+    outs = tile * BLOCK_OUT + gl.arange(0, BLOCK_OUT, gl.SliceLayout(1, layout))
+    rows = gl.arange(0, result.shape[1], gl.SliceLayout(0, layout))
+    is_row = rows < num_rows
+    is_value = (outs < num_outs)[:, None] & is_row[None, :]
     wide_rows = rows.to(gl.int64)[None, :]
     places = wide_rows * num_outs + outs[:, None]
     if norm_weight is not None:
@@ -523,9 +666,7 @@ def _store(
         result = (result.to(gl.float32) + added.to(gl.float32)).to(dtype)
         gl.store(new_residual + places, result, mask=is_value)
         wide = result.to(gl.float32)
-        gl.store(
-            squares + tile * num_rows + rows, gl.sum(wide * wide, axis=0), mask=rows < num_rows
-        )
+        gl.store(squares + tile * num_rows + rows, gl.sum(wide * wide, axis=0), mask=is_row)
         scale = gl.load(norm_weight + outs).to(gl.float32)
         result = (wide * scale[:, None]).to(dtype)
     gl.store(out + places, result, mask=is_value)

@@ -262,20 +262,25 @@ def test_what_the_kernel_for_hopper_cannot_read_is_left_to_others():
 
 
 @pytest.mark.parametrize(
-    ("num_tiles", "num_steps", "num_rows", "is_gated", "expected"),
+    ("sizes", "is_gated", "expected"),
     [
-        (96, 32, 16, False, (96, 1)),  # 8B, queries, keys and values: a program for each tile
-        (64, 96, 16, False, (128, 2)),  # 8B, down: two for each
-        (40, 76, 64, False, (120, 3)),  # 4B, down
-        (16, 16, 16, False, (64, 4)),  # 0.6B, after attention
-        (192, 32, 16, True, (132, 2)),  # 8B, gate and up: equal shares
-        (192, 32, 64, True, (96, 1)),  # the same, where parts of many rows cost more
-        (80, 100, 16, False, (132, 3)),  # half of 32B, down
-        (2374, 32, 16, False, (132, 1)),  # a vocabulary has too many tiles for counters
-        (1, 2, 16, False, (2, 2)),
+        ((4096, 1024, 16), False, (1, 64, 1)),  # 0.6B: queries, keys and values
+        ((1024, 2048, 16), False, (4, 64, 1)),  # 0.6B, after attention: smaller tiles
+        ((1024, 2048, 64), False, (1, 32, 2)),  # which so many rows do not allow
+        ((3072, 1024, 16), True, (1, 48, 1)),  # 0.6B, gate and up
+        ((2560, 9728, 16), False, (1, 120, 3)),  # 4B, down: three programs for each tile
+        ((6144, 4096, 16), False, (1, 96, 1)),  # 8B: queries, keys and values
+        ((4096, 12288, 16), False, (2, 128, 1)),  # 8B, down
+        ((4096, 12288, 64), False, (1, 128, 2)),
+        ((12288, 4096, 16), True, (1, 128, 2)),  # 8B, gate and up: each has a tile and a half
+        ((12288, 4096, 64), True, (1, 96, 1)),  # where shares of so many rows cost more
+        ((5120, 12800, 16), False, (1, 132, 3)),  # half of 32B, down: equal parts of all steps
+        ((151936, 4096, 16), False, (1, 132, 1)),  # a vocabulary
+        ((40, 256, 16), False, (4, 3, 1)),
+        ((8, 8, 16), True, (1, 1, 1)),
     ],
 )
-def test_products_are_divided_as_was_fastest(num_tiles, num_steps, num_rows, is_gated, expected):
-    divided = _divide(num_tiles, num_steps, num_rows, 132, is_gated=is_gated)
+def test_products_are_divided_as_was_fastest(sizes, is_gated, expected):
+    division = _divide(*sizes, 132, is_gated=is_gated)
 
-    assert divided == expected
+    assert (division.num_in_parts, division.num_programs, division.num_shares) == expected

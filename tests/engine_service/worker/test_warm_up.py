@@ -12,6 +12,7 @@ from engine_service.worker.input_batch import Bounds
 from engine_service.worker.rows import Rows
 from engine_service.worker.warm_up import warm_up_plans
 from kernels.attention_parts import count_splits
+from kernels.linear_hopper import _linear_hopper_kernel
 from kernels.paged_attention_decode import _split_kernel
 from kernels.shared_prefix import _shared_kernel
 from tests.engine_service.plans import Row, make_plan
@@ -87,21 +88,23 @@ def test_without_a_block_size_nothing_is_shared():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("enforce_eager", [True, False], ids=["eager", "graphs"])
-def test_no_step_compiles_attention_of_decodes(tmp_path, enforce_eager):
+def test_no_step_compiles_attention_of_decodes_or_products(tmp_path, enforce_eager):
     folder = make_model(tmp_path / "model", CUDA_SHAPES[1]).folder
     kernels = [_split_kernel, _shared_kernel]
+    if torch.cuda.get_device_capability()[0] == 9:
+        kernels.append(_linear_hopper_kernel)
     for kernel in kernels:
         kernel.device_caches.clear()
     executor, _ = start_executor(
         ModelOptions(model=str(folder), device="cuda", enforce_eager=enforce_eager),
         CacheOptions(block_size=16, num_blocks=64),
-        SchedulerOptions(max_num_seqs=40, max_num_batched_tokens=64),
+        SchedulerOptions(max_num_seqs=70, max_num_batched_tokens=100),
     )
     device = torch.cuda.current_device()
     before = [len(kernel.device_caches[device][0]) for kernel in kernels]
     assert all(before)
 
-    for number in (2, 3, 16, 17, 33, 39):
+    for number in (2, 3, 16, 17, 33, 39, 65, 69):
         for length in (33, 100, 129, 300, 511):
             decodes = [Row(slot, length - 1, 1) for slot in range(number)]
             for rows in (decodes, [*decodes, Row(number, 0, 20)]):
