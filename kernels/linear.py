@@ -48,7 +48,7 @@ def linear(
     Raises:
         ValueError: an unsupported shape or type
     """
-    _check(x, weight, is_gated=False)
+    _check(x, weight, counters, is_gated=False)
     if out is not None:
         check_dtype("out", out, x.dtype)
         check_shape("out", out, x.shape[0], weight.shape[0])
@@ -75,7 +75,7 @@ def gated_linear(
     Raises:
         ValueError: an unsupported shape or type
     """
-    _check(x, weight, is_gated=True)
+    _check(x, weight, counters, is_gated=True)
     if x.device.type == "cpu":
         return reference.gated_linear(x, weight)
     return _project(x, weight, counters, is_gated=True)
@@ -109,7 +109,7 @@ def norm_linear(
     Raises:
         ValueError: an unsupported shape or type
     """
-    _check(x, weight, is_gated=is_gated)
+    _check(x, weight, counters, is_gated=is_gated)
     _check_norm_weight(x, norm_weight)
     if residual is not None:
         check_dtype("residual", residual, x.dtype)
@@ -158,12 +158,12 @@ def linear_norm_linear(
     Raises:
         ValueError: an unsupported shape or type
     """
-    _check(x, weight, is_gated=False)
+    _check(x, weight, counters, is_gated=False)
     check_dtype("residual", residual, x.dtype)
     check_shape("residual", residual, x.shape[0], weight.shape[0])
     check_contiguous_rows("residual", residual)
     _check_norm_weight(residual, norm_weight)
-    _check(residual, next_weight, is_gated=is_gated)
+    _check(residual, next_weight, next_counters, is_gated=is_gated)
     norm = (residual, norm_weight, eps, next_weight)
     if x.device.type == "cpu":
         return reference.linear_norm_linear(x, weight, *norm, is_gated=is_gated)
@@ -201,7 +201,10 @@ def _num_warps(block_in: int, num_rows: int) -> int:
     return 4 if block_in <= 2048 else 8
 
 
-def _check(x: torch.Tensor, weight: torch.Tensor, *, is_gated: bool) -> None:
+def _check(
+    x: torch.Tensor, weight: torch.Tensor, counters: torch.Tensor | None, *, is_gated: bool
+) -> None:
+    linear_hopper.check_counters(counters)
     check_dtype("x", x)
     check_shape("x", x, None, None)
     check_contiguous_rows("x", x)

@@ -32,6 +32,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from kernels.attention_parts import num_multiprocessors
+from kernels.checks import check_dtype, check_shape
 from kernels.dependent_launch import dependent_launch
 from kernels.tile_ring import make_ring
 
@@ -70,9 +71,9 @@ def can_multiply(x: torch.Tensor, weight: torch.Tensor) -> bool:
         and torch.cuda.get_device_capability(x.device)[0] == 9
         and x.shape[0] <= _MAX_ROWS
         and x.dtype in (torch.float16, torch.bfloat16)
-        # The copy engine needs addresses at multiples of 16 bytes.
-        and all(tensor.stride(0) % 8 == 0 for tensor in (x, weight))
-        and all(tensor.data_ptr() % 16 == 0 for tensor in (x, weight))
+        and min(x.shape[1], weight.shape[0]) > 0
+        and _can_copy(x)
+        and _can_copy(weight)
     )
 
 
@@ -84,14 +85,27 @@ def can_chain(x: torch.Tensor, weight: torch.Tensor, next_weight: torch.Tensor) 
         and x.dtype == torch.bfloat16
         and weight.shape[0] % _BLOCK_M.value == 0
         and weight.shape[0] <= _MAX_NORM_SIZE
-        and next_weight.stride(0) % 8 == 0
-        and next_weight.data_ptr() % 16 == 0
+        and next_weight.shape[0] > 0
+        and _can_copy(next_weight)
     )
+
+
+def _can_copy(tensor: torch.Tensor) -> bool:
+    # The copy engine needs addresses at multiples of 16 bytes.
+    is_aligned = tensor.stride(0) % 8 == 0 and tensor.data_ptr() % 16 == 0
+    return is_aligned and tensor.stride(0) >= tensor.shape[1]
 
 
 def make_counters(device: torch.device | None = None) -> torch.Tensor:
     """Returns counters for the products with one weight, int32, all 0."""
     return torch.zeros(_NUM_COUNTERS, dtype=torch.int32, device=device)
+
+
+def check_counters(counters: torch.Tensor | None) -> None:
+    """Raises ValueError unless they are None or like those of `make_counters`."""
+    if counters is not None:
+        check_dtype("counters", counters, torch.int32)
+        check_shape("counters", counters, _NUM_COUNTERS)
 
 
 def multiply(
@@ -264,8 +278,9 @@ def _divide_evenly(
     num_tiles = triton.cdiv(num_outs * num_in_parts, _BLOCK_M.value)
     num_steps = triton.cdiv(in_features, num_in_parts * _BLOCK_IN.value)
     num_shares = min(num_processors // num_tiles, num_steps // _MIN_STEPS_OF_SHARE)
-    num_shares = max(1, num_shares, triton.cdiv(_MIN_PROGRAMS, num_tiles))
-    num_shares = min(num_shares, num_steps, _MAX_SHARES)
+    if num_tiles <= num_processors:
+        num_shares = max(num_shares, triton.cdiv(_MIN_PROGRAMS, num_tiles))
+    num_shares = max(1, min(num_shares, num_steps, _MAX_SHARES))
     num_rounds = triton.cdiv(num_tiles, num_processors)
     return _Division(
         num_in_parts=num_in_parts,
@@ -468,9 +483,10 @@ def _consume(
     layout: gl.constexpr = gl.BlockedLayout(
         [8, 1], [BLOCK_OUT // 8, 256 // BLOCK_OUT], [1, 4], [0, 1]
     )
+    # The producer waits for what it copies; here, that is for what these warps read themselves.
+    if IS_DEPENDENT:
+        _wait_for_inputs()
     if SQUARES > 0:
-        if IS_DEPENDENT:
-            _wait_for_inputs()
         inverse_rms = _inverse_rms(
             row_squares, num_squares, num_rows, in_features, eps, SQUARES, ROWS,
             gl.SliceLayout(0, layout),

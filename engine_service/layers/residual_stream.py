@@ -36,7 +36,7 @@ class Lane:
         self.residual: torch.Tensor | None = None
         self._index = index
         self._ranks = ranks
-        self._added: torch.Tensor | _Product | PartialSum = hidden
+        self._added: torch.Tensor | _Product | PartialSum | None = hidden
         self._num_sums = 0
 
     def add(self, linear: Linear, x: torch.Tensor) -> None:
@@ -53,7 +53,7 @@ class Lane:
     def norm(self, norm: RMSNorm) -> torch.Tensor:
         """Returns the normalised rows. Something has been added since the last norm."""
         assert self.residual is not None, "the first norm is one of a layer"
-        added = self._added
+        added = self._take_added()
         if isinstance(added, PartialSum):
             normed, self.residual = self._ranks.end_sum(added, norm, self.residual)
         else:
@@ -67,18 +67,23 @@ class Lane:
         """Returns the projection of the normalised rows, which is `out` if that is given."""
         if isinstance(self._added, PartialSum):
             return linear(self.norm(norm), out)
-        projected = self._project(self._added, norm, linear, is_gated=False)
+        projected = self._project(norm, linear, is_gated=False)
         return projected if out is None else out.copy_(projected)
 
     def norm_gated_linear(self, norm: RMSNorm, linear: Linear) -> torch.Tensor:
         """Returns the gated projection of the normalised rows, [num_rows, out_features / 2]."""
         if isinstance(self._added, PartialSum):
             return linear.gated_linear(self.norm(norm))
-        return self._project(self._added, norm, linear, is_gated=True)
+        return self._project(norm, linear, is_gated=True)
 
-    def _project(
-        self, added: torch.Tensor | _Product, norm: RMSNorm, linear: Linear, *, is_gated: bool
-    ) -> torch.Tensor:
+    def _take_added(self) -> torch.Tensor | _Product | PartialSum:
+        added, self._added = self._added, None
+        assert added is not None, "something is added before each norm"
+        return added
+
+    def _project(self, norm: RMSNorm, linear: Linear, *, is_gated: bool) -> torch.Tensor:
+        added = self._take_added()
+        assert not isinstance(added, PartialSum), "the norm ends it"
         if isinstance(added, _Product):
             assert self.residual is not None, "a stream begins with rows"
             projected, self.residual = added.linear.linear_norm_linear(

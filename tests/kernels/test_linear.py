@@ -1,4 +1,6 @@
+from collections import Counter
 from functools import partial
+from random import Random
 
 import pytest
 import torch
@@ -208,6 +210,94 @@ def test_no_rows_make_no_output():
     assert total.shape == (0, 8)
 
 
+def programs_of(division):
+    """Yields the steps of each program, as the kernel computes them."""
+    num_all, num_programs = division.num_tiles * division.num_steps, division.num_programs
+    for program in range(num_programs):
+        if division.num_shares == 1:
+            ends = (place * division.num_tiles // num_programs for place in (program, program + 1))
+            first, last = (end * division.num_steps for end in ends)
+        else:
+            first, last = (place * num_all // num_programs for place in (program, program + 1))
+        yield range(first, last)
+
+
+@pytest.mark.parametrize("num_processors", [14, 16, 78, 114, 132])
+@pytest.mark.parametrize("num_rows", [16, 32, 64])
+@pytest.mark.parametrize("is_gated", [False, True])
+def test_each_step_of_a_product_has_one_program(num_processors, num_rows, is_gated):
+    random = Random(num_processors + num_rows)
+    sizes = [(random.randint(1, 20_000), random.randint(1, 15_000)) for _ in range(150)]
+    for num_outs, in_features in [*sizes, (1, 1), (64 * num_processors + 1, 300), (40_000, 8192)]:
+        division = _divide(num_outs, in_features, num_rows, num_processors, is_gated=is_gated)
+        programs = list(programs_of(division))
+        shares = Counter(
+            tile
+            for steps in programs
+            for tile in {step // division.num_steps for step in (steps[0], steps[-1])}
+        )
+
+        assert [step for steps in programs for step in steps] == list(
+            range(division.num_tiles * division.num_steps)
+        )
+        assert all(programs)
+        assert max(shares.values()) <= division.num_shares
+        assert division.num_shares == 1 or division.num_tiles <= len(make_counters())
+        assert division.num_in_parts * num_rows <= 64
+        assert division.num_tiles * division.block_out >= num_outs
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("is_gated", [False, True])
+def test_a_row_that_is_not_a_number_leaves_the_others_alone(is_gated):
+    target = Target(device="cuda", dtype=torch.bfloat16)
+    x, residual = target.randn(7, 2048), target.randn(7, 1024)
+    weight, next_weight = make_weight(target, 2048, 1024), make_weight(target, 1024, 6144)
+    norm_weight = target.randn(1024)
+    project = partial(
+        linear_norm_linear, weight=weight, norm_weight=norm_weight, eps=EPS,
+        next_weight=next_weight, is_gated=is_gated,
+    )  # fmt: skip
+    expected = project(x, residual=residual)
+    x[3], residual[5] = torch.nan, torch.inf
+    others = [0, 1, 2, 4, 6]
+
+    for out, right in zip(project(x, residual=residual), expected, strict=True):
+        assert torch.equal(out[others], right[others])
+        assert not out[[3, 5]].isfinite().any()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_rows", [3, 32, 64])
+def test_products_that_follow_each_other_in_a_graph_are_equal_in_bits_on_each_replay(num_rows):
+    target = Target(device="cuda", dtype=torch.bfloat16)
+    x, residual = target.randn(num_rows, 5120), target.randn(num_rows, 5120)
+    down, up = make_weight(target, 5120, 5120), make_weight(target, 5120, 25600)
+    last = make_weight(target, 12800, 5120)
+    norm_weight = target.randn(5120)
+    counters = [make_counters("cuda") for _ in range(3)]
+
+    def layer():
+        gated, total = linear_norm_linear(
+            x, down, residual, norm_weight, EPS, up, *counters[:2], is_gated=True
+        )
+        return linear(gated, last, counters=counters[2]), total
+
+    expected = layer()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = [layer() for _ in range(5)]
+    for _ in range(100):
+        for out, total in results:
+            out.zero_()
+            total.zero_()
+        graph.replay()
+        for out, total in results:
+            assert torch.equal(out, expected[0])
+            assert torch.equal(total, expected[1])
+    assert not any(counter.any() for counter in counters)
+
+
 def test_wrong_tensors_are_refused_by_name_and_value():
     x, weight = torch.randn(2, 8), torch.randn(4, 8)
     with pytest.raises(ValueError, match=r"weight has shape \(4, 8\); expected \(any, 7\)"):
@@ -216,6 +306,12 @@ def test_wrong_tensors_are_refused_by_name_and_value():
         gated_linear(x, weight[:3])
     with pytest.raises(ValueError, match=r"norm_weight has shape \(7,\); expected \(8\)"):
         norm_linear(x, None, torch.ones(7), EPS, weight)
+    with pytest.raises(ValueError, match=r"counters has shape \(4,\); expected \(512\)"):
+        linear(x, weight, counters=torch.zeros(4, dtype=torch.int32))
+    with pytest.raises(ValueError, match=r"counters has dtype torch.float32"):
+        gated_linear(x, weight, torch.zeros(512))
+    with pytest.raises(ValueError, match=r"residual has shape \(2, 8\); expected \(2, 4\)"):
+        linear_norm_linear(x, weight, x, torch.ones(4), EPS, weight)
     with pytest.raises(ValueError, match=r"residual has dtype torch.float16"):
         norm_linear(x, x.half(), torch.ones(8), EPS, weight)
 
