@@ -48,7 +48,7 @@ def warm_up_plans(
         # Kernels are compiled for tiles that grow in powers of two with these lengths.
         plans += [_plan([0], [length]) for length in _doubling(4, min(budget, max_num_tokens, 256))]
         # Likewise those that compute a token for each of so many rows.
-        plans += [_plan([0] * rows, [1] * rows) for rows in _doubling(32, min(num_seqs, 64))]
+        plans += [_plan([0] * rows, [1] * rows) for rows in _doubling(16, min(num_seqs, 64))]
         if shared_block_size is not None and num_seqs >= 2:
             plans += _sharing_plans(num_seqs, max_num_tokens, shared_block_size)
         plans += [

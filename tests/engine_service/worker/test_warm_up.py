@@ -12,7 +12,7 @@ from engine_service.worker.input_batch import Bounds
 from engine_service.worker.rows import Rows
 from engine_service.worker.warm_up import warm_up_plans
 from kernels.attention_parts import count_splits
-from kernels.linear_hopper import _linear_hopper_kernel
+from kernels.linear_hopper import _linear_hopper_kernel, _padded
 from kernels.paged_attention_decode import _split_kernel
 from kernels.shared_prefix import _shared_kernel
 from tests.engine_service.plans import Row, make_plan
@@ -62,6 +62,16 @@ def test_decodes_of_any_number_and_length_are_warmed_up(
         assert expected <= warmed_up(options, max_model_len, block_size, *sizes)
 
 
+@pytest.mark.parametrize("max_num_seqs", [1, 4, 5, 16, 20, 33, 40, 64, 65, 200])
+def test_products_of_any_few_rows_are_warmed_up(max_num_seqs):
+    options = SchedulerOptions(max_num_seqs=max_num_seqs)
+    plans = warm_up_plans(options, 1000, is_largest=True, shared_block_size=16)
+    # The rows that yield a token, of which the last layer computes no others.
+    warmed_up = {_padded(len(plan.slots)) for plan in plans}
+
+    assert {_padded(rows) for rows in range(1, min(max_num_seqs, 64) + 1)} <= warmed_up
+
+
 @pytest.mark.parametrize("max_model_len", [16, 17, 18, 100])
 @pytest.mark.parametrize("max_num_seqs", [1, 2, 100])
 def test_shared_prefixes_of_the_warm_up_are_whole_blocks_of_sequences_that_hold_them(
@@ -96,7 +106,9 @@ def test_no_step_compiles_attention_of_decodes_or_products(tmp_path, enforce_eag
     for kernel in kernels:
         kernel.device_caches.clear()
     executor, _ = start_executor(
-        ModelOptions(model=str(folder), device="cuda", enforce_eager=enforce_eager),
+        ModelOptions(
+            model=str(folder), device="cuda", dtype="bfloat16", enforce_eager=enforce_eager
+        ),
         CacheOptions(block_size=16, num_blocks=64),
         SchedulerOptions(max_num_seqs=70, max_num_batched_tokens=100),
     )
