@@ -5,18 +5,14 @@ has room, and four warps multiply. The outputs are the rows of the matrix instru
 and the rows its columns. The producer does not wait for the kernel in front to fetch weights, so
 memory is busy from one product to the next.
 
-A product is divided into steps, of `_BLOCK_OUT` outputs by `_BLOCK_IN` inputs, and each program
-takes as many that follow each other. If outputs are few, several programs share a tile of them:
-each leaves what it has summed, and the last one to come adds the parts up, in one order (stream-K,
-Osama et al., 2023).
+`product_division.py` says which outputs and inputs each program has. If several share a tile of
+outputs, each leaves what it has summed, and the last one to come adds the shares up, in one order
+(stream-K, Osama et al., 2023).
 
 A norm between two products needs no kernel of its own. The first product adds the residual,
 multiplies by the norm's weight and sums the squares of its outputs. The second divides what it has
 multiplied by the root mean square.
 """
-
-import functools
-from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -34,32 +30,26 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from kernels.attention_parts import num_multiprocessors
 from kernels.checks import check_dtype, check_shape
 from kernels.dependent_launch import dependent_launch
+from kernels.product_division import (
+    BLOCK_IN,
+    BLOCK_M,
+    MAX_SHARED_TILES,
+    Division,
+    divide,
+    padded,
+)
 from kernels.tile_ring import make_ring
 
 _MAX_ROWS = 64
 """With more, cuBLAS is faster."""
-_MIN_ROWS = 16
-_BLOCK_M = gl.constexpr(64)
-"""Rows of the matrix instruction: the outputs of a tile times the parts of their inputs."""
-_BLOCK_IN = gl.constexpr(128)
-"""Inputs of a step. 64 need twice the barriers, and are 2 to 8 % slower on an H200."""
+_BLOCK_M = gl.constexpr(BLOCK_M)
+_BLOCK_IN = gl.constexpr(BLOCK_IN)
 _PIECE = gl.constexpr(64)
 """Inputs of one copy: a swizzled row of shared memory is that wide."""
 _SHARED_BYTES = 226 << 10
 """That a program can have, without barriers."""
 _MAX_STAGES = 11
-_NUM_COUNTERS = 512
 _MAX_NORM_SIZE = 8192
-# How programs divide a product, as was fastest for layers of Qwen3-0.6B to 8B, of 8B and 32B over
-# 2 GPUs, and of 32B over 4, on an H200.
-_NUM_PROGRAMS_OF_FEW_STEPS = 45
-_FEW_STEPS = 1100
-_MIN_PROGRAMS = 30
-_MIN_STEPS_OF_SHARE = 12
-_MAX_SHARES = 4
-_MIN_STEPS_TO_SPREAD = 48
-_MIN_STEPS_TO_SPREAD_MANY_ROWS = 72
-_MAX_FEW_ROWS = 32
 _PRODUCER_REGISTERS = gl.constexpr(40)
 _barrier = getattr(gl, "barrier", None) or gl.thread_barrier  # renamed in Triton 3.7
 
@@ -83,7 +73,7 @@ def can_chain(x: torch.Tensor, weight: torch.Tensor, next_weight: torch.Tensor) 
         can_multiply(x, weight)
         # What is multiplied before the division by the root mean square may overflow float16.
         and x.dtype == torch.bfloat16
-        and weight.shape[0] % _BLOCK_M.value == 0
+        and weight.shape[0] % BLOCK_M == 0
         and weight.shape[0] <= _MAX_NORM_SIZE
         and next_weight.shape[0] > 0
         and _can_copy(next_weight)
@@ -98,14 +88,14 @@ def _can_copy(tensor: torch.Tensor) -> bool:
 
 def make_counters(device: torch.device | None = None) -> torch.Tensor:
     """Returns counters for the products with one weight, int32, all 0."""
-    return torch.zeros(_NUM_COUNTERS, dtype=torch.int32, device=device)
+    return torch.zeros(MAX_SHARED_TILES, dtype=torch.int32, device=device)
 
 
 def check_counters(counters: torch.Tensor | None) -> None:
     """Raises ValueError unless they are None or like those of `make_counters`."""
     if counters is not None:
         check_dtype("counters", counters, torch.int32)
-        check_shape("counters", counters, _NUM_COUNTERS)
+        check_shape("counters", counters, MAX_SHARED_TILES)
 
 
 def multiply(
@@ -134,7 +124,7 @@ def multiply_norm_multiply(
     num_rows, hidden = x.shape[0], weight.shape[0]
     scaled = torch.empty((num_rows, hidden), dtype=x.dtype, device=x.device)
     new_residual = torch.empty_like(scaled)
-    num_tiles = _divide_product(x, hidden, is_gated=False).num_tiles
+    num_tiles = _divide(x, hidden, is_gated=False).num_tiles
     squares = torch.empty((num_tiles, num_rows), dtype=torch.float32, device=x.device)
     _launch(
         x, weight, scaled, counters,
@@ -166,8 +156,8 @@ def _launch(
     num_outs = out.shape[1]
     if out.numel() == 0:
         return
-    rows = _padded(num_rows)
-    division = _divide_product(x, num_outs, is_gated=is_gated)
+    rows = padded(num_rows)
+    division = _divide(x, num_outs, is_gated=is_gated)
     partials = None
     if division.num_shares > 1:
         size = 2 * division.num_programs * division.block_out * rows * (2 if is_gated else 1)
@@ -177,9 +167,9 @@ def _launch(
     else:
         counters = None
     num_squares = 0 if row_squares is None else row_squares.shape[0]
-    stage_rows = rows * division.num_in_parts + _BLOCK_M.value * (2 if is_gated else 1)
+    stage_rows = rows * division.num_in_parts + BLOCK_M * (2 if is_gated else 1)
     # Sums in float32 pass through shared memory before they are stored.
-    stage_bytes = _SHARED_BYTES - 4 * _BLOCK_M.value * rows
+    stage_bytes = _SHARED_BYTES - 4 * BLOCK_M * rows
     _linear_hopper_kernel[(division.num_programs,)](
         _describe(x, rows),
         _describe(weight, division.block_out),
@@ -199,7 +189,7 @@ def _launch(
         eps,
         ROWS=rows,
         IN_PARTS=division.num_in_parts,
-        STAGES=min(_MAX_STAGES, stage_bytes // (2 * _BLOCK_IN.value * stage_rows)),
+        STAGES=min(_MAX_STAGES, stage_bytes // (2 * BLOCK_IN * stage_rows)),
         SQUARES=triton.next_power_of_2(num_squares) if num_squares else 0,
         MAX_SHARES=division.num_shares,
         IS_GATED=is_gated,
@@ -208,97 +198,9 @@ def _launch(
     )
 
 
-def _padded(num_rows: int) -> int:
-    return max(_MIN_ROWS, int(triton.next_power_of_2(num_rows)))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Division:
-    """How programs divide a product."""
-
-    num_in_parts: int
-    """Parts of the inputs that a program multiplies at once."""
-    num_tiles: int
-    num_steps: int
-    """Steps of a tile."""
-    num_programs: int
-    num_shares: int
-    """How many programs at most share a tile."""
-
-    @property
-    def block_out(self) -> int:
-        """Outputs of a tile."""
-        return int(_BLOCK_M.value) // self.num_in_parts
-
-
-def _divide_product(x: torch.Tensor, num_outs: int, *, is_gated: bool) -> _Division:
+def _divide(x: torch.Tensor, num_outs: int, *, is_gated: bool) -> Division:
     num_rows, in_features = x.shape
-    num_processors = num_multiprocessors(x.device)
-    return _divide(num_outs, in_features, _padded(num_rows), num_processors, is_gated=is_gated)
-
-
-@functools.cache
-def _divide(
-    num_outs: int, in_features: int, num_rows: int, num_processors: int, *, is_gated: bool
-) -> _Division:
-    """Returns the division of a product with padded rows.
-
-    With few tiles, multiprocessors have no work. Smaller tiles fetch the rows more often, and
-    shares of a tile must be added up.
-    """
-    weight_steps = triton.cdiv(in_features, _BLOCK_IN.value) * (2 if is_gated else 1)
-    wanted = num_processors
-    if triton.cdiv(num_outs, _BLOCK_M.value) * weight_steps <= _FEW_STEPS:
-        wanted = _NUM_PROGRAMS_OF_FEW_STEPS
-    whole, *smaller = (
-        _divide_evenly(num_outs, in_features, num_in_parts, num_processors)
-        for num_in_parts in (1, 2, 4)
-        if num_in_parts == 1 or num_in_parts * num_rows <= _BLOCK_M.value
-    )
-    if whole.num_tiles > num_processors:
-        is_spread = num_rows <= _MAX_FEW_ROWS or weight_steps >= _MIN_STEPS_TO_SPREAD_MANY_ROWS
-        if whole.num_tiles > _NUM_COUNTERS or not is_spread:
-            return whole
-        return _spread(whole, max(1, num_processors // 16 * 16))
-    best = max(
-        (division for division in (whole, *smaller) if division.num_tiles <= num_processors),
-        key=lambda division: (min(division.num_programs, wanted), -division.num_shares),
-    )
-    use = best.num_programs / num_processors
-    is_spread = 1 / 2 < use < (9 / 10 if num_rows <= _MAX_FEW_ROWS else 2 / 3)
-    if best.num_shares == 1 and is_spread and weight_steps >= _MIN_STEPS_TO_SPREAD:
-        return _spread(best, num_processors)
-    return best
-
-
-def _divide_evenly(
-    num_outs: int, in_features: int, num_in_parts: int, num_processors: int
-) -> _Division:
-    """Returns a division in which programs have whole tiles, or equal shares of one."""
-    num_tiles = triton.cdiv(num_outs * num_in_parts, _BLOCK_M.value)
-    num_steps = triton.cdiv(in_features, num_in_parts * _BLOCK_IN.value)
-    num_shares = min(num_processors // num_tiles, num_steps // _MIN_STEPS_OF_SHARE)
-    if num_tiles <= num_processors:
-        num_shares = max(num_shares, triton.cdiv(_MIN_PROGRAMS, num_tiles))
-    num_shares = max(1, min(num_shares, num_steps, _MAX_SHARES))
-    num_rounds = triton.cdiv(num_tiles, num_processors)
-    return _Division(
-        num_in_parts=num_in_parts,
-        num_tiles=num_tiles,
-        num_steps=num_steps,
-        num_programs=triton.cdiv(num_tiles, num_rounds) * num_shares,
-        num_shares=num_shares,
-    )
-
-
-def _spread(division: _Division, num_programs: int) -> _Division:
-    """Returns a division of the same tiles in which all programs have equally many steps."""
-    num_steps = division.num_steps
-    total = division.num_tiles * num_steps
-    programs = [((step + 1) * num_programs - 1) // total for step in range(total)]
-    starts = range(0, total, num_steps)
-    num_shares = max(programs[start + num_steps - 1] - programs[start] + 1 for start in starts)
-    return replace(division, num_programs=num_programs, num_shares=num_shares)
+    return divide(num_outs, in_features, num_rows, num_multiprocessors(x.device), is_gated=is_gated)
 
 
 def _describe(tensor: torch.Tensor, num_rows: int) -> TensorDescriptor:

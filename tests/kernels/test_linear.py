@@ -1,6 +1,4 @@
-from collections import Counter
 from functools import partial
-from random import Random
 
 import pytest
 import torch
@@ -15,7 +13,7 @@ from kernels.linear import (
     linear_norm_linear,
     norm_linear,
 )
-from kernels.linear_hopper import _divide, can_chain, can_multiply, make_counters
+from kernels.linear_hopper import can_chain, can_multiply, make_counters
 from tests.kernels.targets import Target, in_float32, on_each_target, worst_row_error
 
 EPS = 1e-6
@@ -210,43 +208,6 @@ def test_no_rows_make_no_output():
     assert total.shape == (0, 8)
 
 
-def programs_of(division):
-    """Yields the steps of each program, as the kernel computes them."""
-    num_all, num_programs = division.num_tiles * division.num_steps, division.num_programs
-    for program in range(num_programs):
-        if division.num_shares == 1:
-            ends = (place * division.num_tiles // num_programs for place in (program, program + 1))
-            first, last = (end * division.num_steps for end in ends)
-        else:
-            first, last = (place * num_all // num_programs for place in (program, program + 1))
-        yield range(first, last)
-
-
-@pytest.mark.parametrize("num_processors", [14, 16, 78, 114, 132])
-@pytest.mark.parametrize("num_rows", [16, 32, 64])
-@pytest.mark.parametrize("is_gated", [False, True])
-def test_each_step_of_a_product_has_one_program(num_processors, num_rows, is_gated):
-    random = Random(num_processors + num_rows)
-    sizes = [(random.randint(1, 20_000), random.randint(1, 15_000)) for _ in range(150)]
-    for num_outs, in_features in [*sizes, (1, 1), (64 * num_processors + 1, 300), (40_000, 8192)]:
-        division = _divide(num_outs, in_features, num_rows, num_processors, is_gated=is_gated)
-        programs = list(programs_of(division))
-        shares = Counter(
-            tile
-            for steps in programs
-            for tile in {step // division.num_steps for step in (steps[0], steps[-1])}
-        )
-
-        assert [step for steps in programs for step in steps] == list(
-            range(division.num_tiles * division.num_steps)
-        )
-        assert all(programs)
-        assert max(shares.values()) <= division.num_shares
-        assert division.num_shares == 1 or division.num_tiles <= len(make_counters())
-        assert division.num_in_parts * num_rows <= 64
-        assert division.num_tiles * division.block_out >= num_outs
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("is_gated", [False, True])
 def test_a_row_that_is_not_a_number_leaves_the_others_alone(is_gated):
@@ -355,28 +316,3 @@ def test_what_the_kernel_for_hopper_cannot_read_is_left_to_others():
     assert not can_chain(rows(64, 256), rows(63, 256), rows(8, 63))
     half = torch.float16
     assert not can_chain(rows(64, 256, half), rows(64, 256, half), rows(8, 64, half))
-
-
-@pytest.mark.parametrize(
-    ("sizes", "is_gated", "expected"),
-    [
-        ((4096, 1024, 16), False, (1, 64, 1)),  # 0.6B: queries, keys and values
-        ((1024, 2048, 16), False, (4, 64, 1)),  # 0.6B, after attention: smaller tiles
-        ((1024, 2048, 64), False, (1, 32, 2)),  # which so many rows do not allow
-        ((3072, 1024, 16), True, (1, 48, 1)),  # 0.6B, gate and up
-        ((2560, 9728, 16), False, (1, 120, 3)),  # 4B, down: three programs for each tile
-        ((6144, 4096, 16), False, (1, 96, 1)),  # 8B: queries, keys and values
-        ((4096, 12288, 16), False, (2, 128, 1)),  # 8B, down
-        ((4096, 12288, 64), False, (1, 128, 2)),
-        ((12288, 4096, 16), True, (1, 128, 2)),  # 8B, gate and up: each has a tile and a half
-        ((12288, 4096, 64), True, (1, 96, 1)),  # where shares of so many rows cost more
-        ((5120, 12800, 16), False, (1, 132, 3)),  # half of 32B, down: equal parts of all steps
-        ((151936, 4096, 16), False, (1, 132, 1)),  # a vocabulary
-        ((40, 256, 16), False, (4, 3, 1)),
-        ((8, 8, 16), True, (1, 1, 1)),
-    ],
-)
-def test_products_are_divided_as_was_fastest(sizes, is_gated, expected):
-    division = _divide(*sizes, 132, is_gated=is_gated)
-
-    assert (division.num_in_parts, division.num_programs, division.num_shares) == expected

@@ -12,8 +12,9 @@ from engine_service.worker.input_batch import Bounds
 from engine_service.worker.rows import Rows
 from engine_service.worker.warm_up import warm_up_plans
 from kernels.attention_parts import count_splits
-from kernels.linear_hopper import _linear_hopper_kernel, _padded
+from kernels.linear_hopper import _linear_hopper_kernel
 from kernels.paged_attention_decode import _split_kernel
+from kernels.product_division import padded
 from kernels.shared_prefix import _shared_kernel
 from tests.engine_service.plans import Row, make_plan
 from tests.engine_service.tiny_models import CUDA_SHAPES, make_model
@@ -67,9 +68,9 @@ def test_products_of_any_few_rows_are_warmed_up(max_num_seqs):
     options = SchedulerOptions(max_num_seqs=max_num_seqs)
     plans = warm_up_plans(options, 1000, is_largest=True, shared_block_size=16)
     # The rows that yield a token, of which the last layer computes no others.
-    warmed_up = {_padded(len(plan.slots)) for plan in plans}
+    warmed_up = {padded(len(plan.slots)) for plan in plans}
 
-    assert {_padded(rows) for rows in range(1, min(max_num_seqs, 64) + 1)} <= warmed_up
+    assert {padded(rows) for rows in range(1, min(max_num_seqs, 64) + 1)} <= warmed_up
 
 
 @pytest.mark.parametrize("max_model_len", [16, 17, 18, 100])

@@ -1,0 +1,133 @@
+"""How programs divide a product of few rows: which of them multiplies which weights.
+
+Outputs are divided into tiles, and the inputs of a tile into steps. Each program takes as many
+steps that follow each other, of one tile or several. Several may share a tile.
+
+With few tiles, multiprocessors have no work. There are two ways to more programs: tiles of fewer
+outputs, which fetch the rows more often, and shares of a tile, which must be added up. The numbers
+below are those with which layers of Qwen3-0.6B to 8B, of 8B and 32B over 2 GPUs, and of 32B over 4
+were the fastest on an H200.
+"""
+
+import functools
+from dataclasses import dataclass, replace
+
+import triton
+
+BLOCK_M = 64
+"""Rows of the matrix instruction: the outputs of a tile times the parts of their inputs."""
+BLOCK_IN = 128
+"""Inputs of a step. 64 need twice the barriers, and are 2 to 8 % slower."""
+MAX_SHARED_TILES = 512
+"""Of a product whose tiles are shared: each has a counter."""
+_MIN_ROWS = 16
+_NUM_IN_PARTS = (1, 2, 4)
+# Products with few weights have fewer programs than there are multiprocessors.
+_FEW_STEPS = 1100
+_NUM_PROGRAMS_OF_FEW_STEPS = 45
+_MIN_PROGRAMS = 30
+_MIN_STEPS_OF_SHARE = 12
+_MAX_SHARES = 4
+# From how many steps on a tile is worth shares that are not equal. Those of many rows cost more.
+_MAX_FEW_ROWS = 32
+_MIN_STEPS_TO_SPREAD = 48
+_MIN_STEPS_TO_SPREAD_MANY_ROWS = 72
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Division:
+    """The division of one product.
+
+    Attributes:
+        num_in_parts: parts of the inputs that a program multiplies at once, side by side
+        num_tiles: tiles of outputs
+        num_steps: steps of a tile
+        num_programs: programs
+        num_shares: how many programs at most share a tile; with 1, programs have whole tiles
+    """
+
+    num_in_parts: int
+    num_tiles: int
+    num_steps: int
+    num_programs: int
+    num_shares: int
+
+    @property
+    def block_out(self) -> int:
+        """Outputs of a tile. Of a gated product, as many gates and as many that they multiply."""
+        return BLOCK_M // self.num_in_parts
+
+
+def padded(num_rows: int) -> int:
+    """Returns how many rows are computed for 1 to 64."""
+    return max(_MIN_ROWS, int(triton.next_power_of_2(num_rows)))
+
+
+@functools.cache
+def divide(
+    num_outs: int, in_features: int, num_rows: int, num_processors: int, *, is_gated: bool
+) -> Division:
+    """Returns the division of a product.
+
+    Args:
+        num_outs: outputs, at least 1; gated ones, of which each takes two rows of the weight
+        in_features: inputs, at least 1
+        num_rows: rows to multiply, 1 to 64
+        num_processors: multiprocessors of the GPU
+        is_gated: whether the outputs are gated
+    """
+    num_rows = padded(num_rows)
+    weight_steps = triton.cdiv(in_features, BLOCK_IN) * (2 if is_gated else 1)
+    wanted = num_processors
+    if triton.cdiv(num_outs, BLOCK_M) * weight_steps <= _FEW_STEPS:
+        wanted = _NUM_PROGRAMS_OF_FEW_STEPS
+    whole, *smaller = (
+        _divide_evenly(num_outs, in_features, num_in_parts, num_processors)
+        for num_in_parts in _NUM_IN_PARTS
+        if num_in_parts == 1 or num_in_parts * num_rows <= BLOCK_M
+    )
+    has_few_rows = num_rows <= _MAX_FEW_ROWS
+    if whole.num_tiles > num_processors:
+        is_spread = has_few_rows or weight_steps >= _MIN_STEPS_TO_SPREAD_MANY_ROWS
+        if whole.num_tiles > MAX_SHARED_TILES or not is_spread:
+            return whole
+        return _spread(whole, max(1, num_processors // 16 * 16))
+    best = max(
+        (division for division in (whole, *smaller) if division.num_tiles <= num_processors),
+        key=lambda division: (min(division.num_programs, wanted), -division.num_shares),
+    )
+    use = best.num_programs / num_processors
+    is_spread = 1 / 2 < use < (9 / 10 if has_few_rows else 2 / 3)
+    if best.num_shares == 1 and is_spread and weight_steps >= _MIN_STEPS_TO_SPREAD:
+        return _spread(best, num_processors)
+    return best
+
+
+def _divide_evenly(
+    num_outs: int, in_features: int, num_in_parts: int, num_processors: int
+) -> Division:
+    """Returns a division in which programs have whole tiles, or equal shares of one."""
+    num_tiles = triton.cdiv(num_outs * num_in_parts, BLOCK_M)
+    num_steps = triton.cdiv(in_features, num_in_parts * BLOCK_IN)
+    num_shares = min(num_processors // num_tiles, num_steps // _MIN_STEPS_OF_SHARE)
+    if num_tiles <= num_processors:
+        num_shares = max(num_shares, triton.cdiv(_MIN_PROGRAMS, num_tiles))
+    num_shares = max(1, min(num_shares, num_steps, _MAX_SHARES))
+    num_rounds = triton.cdiv(num_tiles, num_processors)
+    return Division(
+        num_in_parts=num_in_parts,
+        num_tiles=num_tiles,
+        num_steps=num_steps,
+        num_programs=triton.cdiv(num_tiles, num_rounds) * num_shares,
+        num_shares=num_shares,
+    )
+
+
+def _spread(division: Division, num_programs: int) -> Division:
+    """Returns a division of the same tiles in which all programs have equally many steps."""
+    num_steps = division.num_steps
+    total = division.num_tiles * num_steps
+    programs = [((step + 1) * num_programs - 1) // total for step in range(total)]
+    starts = range(0, total, num_steps)
+    num_shares = max(programs[start + num_steps - 1] - programs[start] + 1 for start in starts)
+    return replace(division, num_programs=num_programs, num_shares=num_shares)
