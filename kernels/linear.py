@@ -4,8 +4,8 @@ With few rows, the time is that of reading the weights, and a launch takes as lo
 product. With up to 4 rows and few weights, one kernel, below, also computes its input rows, by the
 norm, again in every program, and the gated activation of what it has multiplied. It reads its first
 weights before its rows are ready: whatever writes a weight must have ended before. With more
-weights and up to 64 rows, a kernel for Hopper is as fast as memory (`linear_hopper.py`), and reads
-as early. Otherwise torch (cuBLAS) computes the products.
+weights, up to 64 rows have a kernel for Hopper (`linear_hopper.py`), which reads as early.
+Otherwise torch (cuBLAS) computes the products.
 """
 
 import torch

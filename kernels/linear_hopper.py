@@ -1,4 +1,4 @@
-"""Linear projections of up to 64 rows on Hopper, at the speed at which memory delivers weights.
+"""Linear projections of up to 64 rows on Hopper, which are bound by the reading of the weights.
 
 A producer warp fetches weights and rows with the bulk copy engine, as far ahead as shared memory
 has room, and four warps multiply. The outputs are the rows of the matrix instruction, which has 64,
@@ -9,9 +9,9 @@ memory is busy from one product to the next.
 outputs, each leaves what it has summed, and the last one to come adds the shares up, in one order
 (stream-K, Osama et al., 2023).
 
-A norm between two products needs no kernel of its own. The first product adds the residual,
-multiplies by the norm's weight and sums the squares of its outputs. The second divides what it has
-multiplied by the root mean square.
+In bfloat16, a norm between two products needs no kernel of its own. The first product adds the
+residual, multiplies by the norm's weight and sums the squares of its outputs. The second divides
+what it has multiplied by the root mean square.
 """
 
 import torch
@@ -41,7 +41,7 @@ from kernels.product_division import (
 from kernels.tile_ring import make_ring
 
 _MAX_ROWS = 64
-"""With more, cuBLAS is faster."""
+"""With 128, cuBLAS is as fast (layers of 8B, of half of 32B) or faster (0.6B, 4B)."""
 _BLOCK_M = gl.constexpr(BLOCK_M)
 _BLOCK_IN = gl.constexpr(BLOCK_IN)
 _PIECE = gl.constexpr(64)
@@ -49,7 +49,9 @@ _PIECE = gl.constexpr(64)
 _SHARED_BYTES = 226 << 10
 """That a program can have, without barriers."""
 _MAX_STAGES = 11
+"""Steps in shared memory: those of 16 rows that fit."""
 _MAX_NORM_SIZE = 8192
+"""Of a chained product; its sums of squares pass through registers, one for each tile and row."""
 _PRODUCER_REGISTERS = gl.constexpr(40)
 _barrier = getattr(gl, "barrier", None) or gl.thread_barrier  # renamed in Triton 3.7
 
@@ -101,7 +103,17 @@ def check_counters(counters: torch.Tensor | None) -> None:
 def multiply(
     x: torch.Tensor, weight: torch.Tensor, counters: torch.Tensor | None, *, is_gated: bool
 ) -> torch.Tensor:
-    """Computes `linear`, or `gated_linear`, for arguments that `can_multiply` accepts."""
+    """Computes `linear`, or `gated_linear`, for arguments that `can_multiply` accepts.
+
+    Args:
+        x: [num_tokens, in_features]
+        weight: [out_features, in_features], twice the rows if gated
+        counters: of `make_counters`, or None, which costs a kernel where tiles are shared
+        is_gated: whether to compute `gated_linear`
+
+    Returns:
+        [num_tokens, out_features]
+    """
     num_outs = weight.shape[0] // 2 if is_gated else weight.shape[0]
     out = torch.empty((x.shape[0], num_outs), dtype=x.dtype, device=x.device)
     _launch(x, weight, out, counters, is_gated=is_gated)
@@ -120,20 +132,26 @@ def multiply_norm_multiply(
     *,
     is_gated: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Computes `linear_norm_linear` for arguments that `can_chain` accepts."""
+    """Computes `linear_norm_linear`, of the same arguments, if `can_chain` accepts them.
+
+    Returns:
+        the second projection, [num_tokens, out_features], and the new residual,
+        [num_tokens, hidden]
+    """
     num_rows, hidden = x.shape[0], weight.shape[0]
     scaled = torch.empty((num_rows, hidden), dtype=x.dtype, device=x.device)
     new_residual = torch.empty_like(scaled)
     num_tiles = _divide(x, hidden, is_gated=False).num_tiles
-    squares = torch.empty((num_tiles, num_rows), dtype=torch.float32, device=x.device)
+    square_sums = torch.empty((num_tiles, num_rows), dtype=torch.float32, device=x.device)
     _launch(
         x, weight, scaled, counters,
-        residual=residual, norm_weight=norm_weight, new_residual=new_residual, squares=squares,
+        residual=residual, norm_weight=norm_weight, new_residual=new_residual,
+        square_sums_out=square_sums,
     )  # fmt: skip
     num_outs = next_weight.shape[0] // 2 if is_gated else next_weight.shape[0]
     out = torch.empty((num_rows, num_outs), dtype=x.dtype, device=x.device)
     _launch(
-        scaled, next_weight, out, next_counters, row_squares=squares, eps=eps, is_gated=is_gated
+        scaled, next_weight, out, next_counters, square_sums=square_sums, eps=eps, is_gated=is_gated
     )
     return out, new_residual
 
@@ -147,51 +165,70 @@ def _launch(
     residual: torch.Tensor | None = None,
     norm_weight: torch.Tensor | None = None,
     new_residual: torch.Tensor | None = None,
-    squares: torch.Tensor | None = None,
-    row_squares: torch.Tensor | None = None,
+    square_sums_out: torch.Tensor | None = None,
+    square_sums: torch.Tensor | None = None,
     eps: float = 0.0,
     is_gated: bool = False,
 ) -> None:
+    """Computes one product.
+
+    Args:
+        x: [num_tokens, in_features]
+        weight: [out_features, in_features], twice the rows if gated
+        out: [num_tokens, out_features], written; with a norm_weight, the sum times that weight
+        counters: as of `multiply`
+        residual: [num_tokens, out_features], added to the product; None adds nothing
+        norm_weight: [out_features], of the norm that follows; None if there is none
+        new_residual: [num_tokens, out_features], the sum; written if there is a norm_weight
+        square_sums_out: [num_tiles, num_tokens] float32, the sums of the squares of each tile of
+            the sum; likewise
+        square_sums: the same of the product in front: rows are divided by their root mean square
+        eps: added to the mean square
+        is_gated: whether to compute `gated_linear`
+    """
     num_rows, in_features = x.shape
     num_outs = out.shape[1]
     if out.numel() == 0:
         return
-    rows = padded(num_rows)
+    padded_rows = padded(num_rows)
     division = _divide(x, num_outs, is_gated=is_gated)
     partials = None
-    if division.num_shares > 1:
-        size = 2 * division.num_programs * division.block_out * rows * (2 if is_gated else 1)
+    if division.max_shares > 1:
+        # [num_programs, 2 tiles, 1 or 2 halves, padded_rows, block_out]: of the tiles of a program,
+        # only the first and the last one can have others' steps, too.
+        size = 2 * division.num_programs * division.block_out * padded_rows
+        size *= 2 if is_gated else 1
         partials = torch.empty(size, dtype=torch.float32, device=x.device)
         if counters is None:
             counters = torch.zeros(division.num_tiles, dtype=torch.int32, device=x.device)
     else:
         counters = None
-    num_squares = 0 if row_squares is None else row_squares.shape[0]
-    stage_rows = rows * division.num_in_parts + BLOCK_M * (2 if is_gated else 1)
+    num_square_tiles = 0 if square_sums is None else square_sums.shape[0]
+    stage_rows = padded_rows * division.num_in_parts + BLOCK_M * (2 if is_gated else 1)
     # Sums in float32 pass through shared memory before they are stored.
-    stage_bytes = _SHARED_BYTES - 4 * BLOCK_M * rows
+    ring_bytes = _SHARED_BYTES - 4 * BLOCK_M * padded_rows
     _linear_hopper_kernel[(division.num_programs,)](
-        _describe(x, rows),
+        _describe(x, padded_rows),
         _describe(weight, division.block_out),
-        row_squares,
+        square_sums,
         residual,
         norm_weight,
         out,
         new_residual,
-        squares,
+        square_sums_out,
         partials,
         counters,
         0 if residual is None else residual.stride(0),
         num_rows,
         in_features,
         num_outs,
-        num_squares,
+        num_square_tiles,
         eps,
-        ROWS=rows,
+        ROWS=padded_rows,
         IN_PARTS=division.num_in_parts,
-        STAGES=min(_MAX_STAGES, stage_bytes // (2 * BLOCK_IN * stage_rows)),
-        SQUARES=triton.next_power_of_2(num_squares) if num_squares else 0,
-        MAX_SHARES=division.num_shares,
+        STAGES=min(_MAX_STAGES, ring_bytes // (2 * BLOCK_IN * stage_rows)),
+        SQUARE_TILES=triton.next_power_of_2(num_square_tiles) if num_square_tiles else 0,
+        MAX_SHARES=division.max_shares,
         IS_GATED=is_gated,
         num_warps=4,
         **dependent_launch(x),
@@ -200,7 +237,8 @@ def _launch(
 
 def _divide(x: torch.Tensor, num_outs: int, *, is_gated: bool) -> Division:
     num_rows, in_features = x.shape
-    return divide(num_outs, in_features, num_rows, num_multiprocessors(x.device), is_gated=is_gated)
+    processors = num_multiprocessors(x.device)
+    return divide(num_outs, in_features, padded(num_rows), processors, is_gated=is_gated)
 
 
 def _describe(tensor: torch.Tensor, num_rows: int) -> TensorDescriptor:
@@ -210,28 +248,28 @@ def _describe(tensor: torch.Tensor, num_rows: int) -> TensorDescriptor:
     return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), box, layout)
 
 
-@gluon.jit(do_not_specialize=["num_rows", "in_features", "num_squares"])
+@gluon.jit(do_not_specialize=["num_rows", "in_features", "num_square_tiles"])
 def _linear_hopper_kernel(
     x,
     weight,
-    row_squares,
+    square_sums,
     residual,
     norm_weight,
     out,
     new_residual,
-    squares,
+    square_sums_out,
     partials,
     counters,
     residual_stride,
     num_rows,
     in_features,
     num_outs,
-    num_squares,
+    num_square_tiles,
     eps,
     ROWS: gl.constexpr,
     IN_PARTS: gl.constexpr,
     STAGES: gl.constexpr,
-    SQUARES: gl.constexpr,
+    SQUARE_TILES: gl.constexpr,
     MAX_SHARES: gl.constexpr,
     IS_GATED: gl.constexpr,
     IS_DEPENDENT: gl.constexpr,
@@ -265,10 +303,10 @@ def _linear_hopper_kernel(
             (
                 _consume,
                 (
-                    weights, ring, row_squares, residual, norm_weight, out, new_residual, squares,
-                    partials, counters, residual_stride, num_rows, in_features, num_outs,
-                    num_squares, num_tiles, num_steps, first, last, eps,
-                    ROWS, IN_PARTS, SQUARES, MAX_SHARES, IS_GATED, IS_DEPENDENT,
+                    weights, ring, square_sums, residual, norm_weight, out, new_residual,
+                    square_sums_out, partials, counters, residual_stride, num_rows, in_features,
+                    num_outs, num_square_tiles, num_tiles, num_steps, first, last, eps,
+                    ROWS, IN_PARTS, SQUARE_TILES, MAX_SHARES, IS_GATED, IS_DEPENDENT,
                 ),
             ),
             (
@@ -290,6 +328,7 @@ def _share_of(program, num_all):
     return program * num_all // gl.num_programs(0), (program + 1) * num_all // gl.num_programs(0)
 
 
+# Those of `dependent_launch`, since Gluon calls no functions of Triton's.
 @gluon.jit
 def _wait_for_inputs():
     gl.inline_asm_elementwise(
@@ -373,11 +412,11 @@ def _start_copies(source, row, tile, barrier, step, num_steps, IN_PARTS: gl.cons
 
 @gluon.jit
 def _consume(
-    weights, ring, row_squares, residual, norm_weight, out, new_residual, squares,
-    partials, counters, residual_stride, num_rows, in_features, num_outs,
-    num_squares, num_tiles, num_steps, first, last, eps,
-    ROWS: gl.constexpr, IN_PARTS: gl.constexpr, SQUARES: gl.constexpr, MAX_SHARES: gl.constexpr,
-    IS_GATED: gl.constexpr, IS_DEPENDENT: gl.constexpr,
+    weights, ring, square_sums, residual, norm_weight, out, new_residual,
+    square_sums_out, partials, counters, residual_stride, num_rows, in_features, num_outs,
+    num_square_tiles, num_tiles, num_steps, first, last, eps,
+    ROWS: gl.constexpr, IN_PARTS: gl.constexpr, SQUARE_TILES: gl.constexpr,
+    MAX_SHARES: gl.constexpr, IS_GATED: gl.constexpr, IS_DEPENDENT: gl.constexpr,
 ):  # fmt: skip
     """Multiplies steps `first` to `last`, and stores the tiles that are whole then."""
     BLOCK_OUT: gl.constexpr = _BLOCK_M // IN_PARTS
@@ -388,9 +427,9 @@ def _consume(
     # The producer waits for what it copies; here, that is for what these warps read themselves.
     if IS_DEPENDENT:
         _wait_for_inputs()
-    if SQUARES > 0:
+    if SQUARE_TILES > 0:
         inverse_rms = _inverse_rms(
-            row_squares, num_squares, num_rows, in_features, eps, SQUARES, ROWS,
+            square_sums, num_square_tiles, num_rows, in_features, eps, SQUARE_TILES, ROWS,
             gl.SliceLayout(0, layout),
         )  # fmt: skip
     count = 0
@@ -409,13 +448,13 @@ def _consume(
                 IS_GATED,
             )  # fmt: skip
         if is_whole:
-            if SQUARES > 0:
+            if SQUARE_TILES > 0:
                 total = total * inverse_rms[None, :]
                 up = up * inverse_rms[None, :]
             result = _activated(total, up, out.dtype.element_ty, IS_GATED)
             _store(
-                result, tile, residual, norm_weight, out, new_residual, squares, residual_stride,
-                num_rows, num_outs,
+                result, tile, residual, norm_weight, out, new_residual, square_sums_out,
+                residual_stride, num_rows, num_outs,
             )  # fmt: skip
         step = end
 
@@ -481,15 +520,15 @@ def _activated(total, up, dtype: gl.constexpr, IS_GATED: gl.constexpr):
 
 @gluon.jit
 def _inverse_rms(
-    row_squares, num_squares, num_rows, in_features, eps,
-    SQUARES: gl.constexpr, ROWS: gl.constexpr, LAYOUT: gl.constexpr,
+    square_sums, num_square_tiles, num_rows, in_features, eps,
+    SQUARE_TILES: gl.constexpr, ROWS: gl.constexpr, LAYOUT: gl.constexpr,
 ):  # fmt: skip
     """Returns the reciprocal of the root mean square of each row, [ROWS]."""
     layout: gl.constexpr = gl.BlockedLayout([1, 1], [2, 16], [4, 1], [1, 0])
-    tiles = gl.arange(0, SQUARES, gl.SliceLayout(1, layout))[:, None]
+    tiles = gl.arange(0, SQUARE_TILES, gl.SliceLayout(1, layout))[:, None]
     rows = gl.arange(0, ROWS, gl.SliceLayout(0, layout))[None, :]
-    is_value = (tiles < num_squares) & (rows < num_rows)
-    values = gl.load(row_squares + tiles * num_rows + rows, mask=is_value, other=0.0)
+    is_value = (tiles < num_square_tiles) & (rows < num_rows)
+    values = gl.load(square_sums + tiles * num_rows + rows, mask=is_value, other=0.0)
     mean = gl.convert_layout(gl.sum(values, axis=0), LAYOUT) / in_features
     return gl.rsqrt(mean + eps)
 
@@ -538,7 +577,7 @@ def _join_shares(
 
 @gluon.jit
 def _places_of(places, program, is_start, SIZE: gl.constexpr, IS_GATED: gl.constexpr):
-    """Returns where a program leaves the start of a tile, or a later share of another."""
+    """Returns where a program leaves its share of a tile: of its last if it is the tile's start."""
     return places + (2 * program + is_start.to(gl.int32)) * (SIZE * (2 if IS_GATED else 1))
 
 
@@ -564,7 +603,7 @@ def _load_share(places, program, is_start, is_read, SIZE: gl.constexpr, IS_GATED
 
 @gluon.jit
 def _store(
-    result, tile, residual, norm_weight, out, new_residual, squares, residual_stride,
+    result, tile, residual, norm_weight, out, new_residual, square_sums_out, residual_stride,
     num_rows, num_outs,
 ):  # fmt: skip
     """Stores a tile [outputs, rows]; before a norm, what the next product needs of it."""
@@ -584,7 +623,9 @@ def _store(
         result = (result.to(gl.float32) + added.to(gl.float32)).to(dtype)
         gl.store(new_residual + places, result, mask=is_value)
         wide = result.to(gl.float32)
-        gl.store(squares + tile * num_rows + rows, gl.sum(wide * wide, axis=0), mask=is_row)
+        sum_places = square_sums_out + tile * num_rows + rows
+        gl.store(sum_places, gl.sum(wide * wide, axis=0), mask=is_row)
+        # `can_chain` takes whole tiles only.
         scale = gl.load(norm_weight + outs).to(gl.float32)
         result = (wide * scale[:, None]).to(dtype)
     gl.store(out + places, result, mask=is_value)

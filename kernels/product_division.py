@@ -1,4 +1,4 @@
-"""How programs divide a product of few rows: which of them multiplies which weights.
+"""How programs divide a product of up to 64 rows: which of them multiplies which weights.
 
 Outputs are divided into tiles, and the inputs of a tile into steps. Each program takes as many
 steps that follow each other, of one tile or several. Several may share a tile.
@@ -22,16 +22,23 @@ MAX_SHARED_TILES = 512
 """Of a product whose tiles are shared: each has a counter."""
 _MIN_ROWS = 16
 _NUM_IN_PARTS = (1, 2, 4)
-# Products with few weights have fewer programs than there are multiprocessors.
+# With few steps of weights in all, a product waits for its rows and its end rather than for memory:
+# each further program adds more to that than it takes from the reading.
 _FEW_STEPS = 1100
 _NUM_PROGRAMS_OF_FEW_STEPS = 45
+# Below this, too few copies are under way.
 _MIN_PROGRAMS = 30
+# Shorter shares of a tile take less time than it takes to add them up. More are added one by one.
 _MIN_STEPS_OF_SHARE = 12
 _MAX_SHARES = 4
-# From how many steps on a tile is worth shares that are not equal. Those of many rows cost more.
-_MAX_FEW_ROWS = 32
-_MIN_STEPS_TO_SPREAD = 48
-_MIN_STEPS_TO_SPREAD_MANY_ROWS = 72
+# Programs are given equally many steps, of one tile and the next, where whole tiles would leave
+# multiprocessors without work: a larger part of them for many rows, whose sums are larger.
+_MAX_ROWS_OF_SMALL_SUMS = 32
+_MIN_USE_TO_SPREAD, _MAX_USE_TO_SPREAD, _MAX_USE_TO_SPREAD_LARGE_SUMS = 1 / 2, 9 / 10, 2 / 3
+_MIN_STEPS_TO_SPREAD, _MIN_STEPS_TO_SPREAD_LARGE_SUMS = 48, 72
+# With more tiles than multiprocessors: 128 programs were as fast as 132, and 3 % faster where they
+# have a tile and a half each.
+_PROGRAMS_ARE_A_MULTIPLE_OF = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,14 +50,14 @@ class Division:
         num_tiles: tiles of outputs
         num_steps: steps of a tile
         num_programs: programs
-        num_shares: how many programs at most share a tile; with 1, programs have whole tiles
+        max_shares: how many programs at most share a tile; with 1, programs have whole tiles
     """
 
     num_in_parts: int
     num_tiles: int
     num_steps: int
     num_programs: int
-    num_shares: int
+    max_shares: int
 
     @property
     def block_out(self) -> int:
@@ -65,61 +72,62 @@ def padded(num_rows: int) -> int:
 
 @functools.cache
 def divide(
-    num_outs: int, in_features: int, num_rows: int, num_processors: int, *, is_gated: bool
+    num_outs: int, in_features: int, padded_rows: int, num_multiprocessors: int, *, is_gated: bool
 ) -> Division:
     """Returns the division of a product.
 
     Args:
         num_outs: outputs, at least 1; gated ones, of which each takes two rows of the weight
         in_features: inputs, at least 1
-        num_rows: rows to multiply, 1 to 64
-        num_processors: multiprocessors of the GPU
+        padded_rows: what `padded` returns for the number of rows: 16, 32 or 64
+        num_multiprocessors: those of the GPU
         is_gated: whether the outputs are gated
     """
-    num_rows = padded(num_rows)
     weight_steps = triton.cdiv(in_features, BLOCK_IN) * (2 if is_gated else 1)
-    wanted = num_processors
+    wanted = num_multiprocessors
     if triton.cdiv(num_outs, BLOCK_M) * weight_steps <= _FEW_STEPS:
         wanted = _NUM_PROGRAMS_OF_FEW_STEPS
     whole, *smaller = (
-        _divide_evenly(num_outs, in_features, num_in_parts, num_processors)
+        _divide_evenly(num_outs, in_features, num_in_parts, num_multiprocessors)
         for num_in_parts in _NUM_IN_PARTS
-        if num_in_parts == 1 or num_in_parts * num_rows <= BLOCK_M
+        if num_in_parts == 1 or num_in_parts * padded_rows <= BLOCK_M
     )
-    has_few_rows = num_rows <= _MAX_FEW_ROWS
-    if whole.num_tiles > num_processors:
-        is_spread = has_few_rows or weight_steps >= _MIN_STEPS_TO_SPREAD_MANY_ROWS
+    has_small_sums = padded_rows <= _MAX_ROWS_OF_SMALL_SUMS
+    if whole.num_tiles > num_multiprocessors:
+        is_spread = has_small_sums or weight_steps >= _MIN_STEPS_TO_SPREAD_LARGE_SUMS
         if whole.num_tiles > MAX_SHARED_TILES or not is_spread:
             return whole
-        return _spread(whole, max(1, num_processors // 16 * 16))
+        excess = num_multiprocessors % _PROGRAMS_ARE_A_MULTIPLE_OF
+        return _spread(whole, (num_multiprocessors - excess) or num_multiprocessors)
     best = max(
-        (division for division in (whole, *smaller) if division.num_tiles <= num_processors),
-        key=lambda division: (min(division.num_programs, wanted), -division.num_shares),
+        (division for division in (whole, *smaller) if division.num_tiles <= num_multiprocessors),
+        key=lambda division: (min(division.num_programs, wanted), -division.max_shares),
     )
-    use = best.num_programs / num_processors
-    is_spread = 1 / 2 < use < (9 / 10 if has_few_rows else 2 / 3)
-    if best.num_shares == 1 and is_spread and weight_steps >= _MIN_STEPS_TO_SPREAD:
-        return _spread(best, num_processors)
+    use = best.num_programs / num_multiprocessors
+    max_use = _MAX_USE_TO_SPREAD if has_small_sums else _MAX_USE_TO_SPREAD_LARGE_SUMS
+    is_spread = best.max_shares == 1 and _MIN_USE_TO_SPREAD < use < max_use
+    if is_spread and weight_steps >= _MIN_STEPS_TO_SPREAD:
+        return _spread(best, num_multiprocessors)
     return best
 
 
 def _divide_evenly(
-    num_outs: int, in_features: int, num_in_parts: int, num_processors: int
+    num_outs: int, in_features: int, num_in_parts: int, num_multiprocessors: int
 ) -> Division:
     """Returns a division in which programs have whole tiles, or equal shares of one."""
     num_tiles = triton.cdiv(num_outs * num_in_parts, BLOCK_M)
     num_steps = triton.cdiv(in_features, num_in_parts * BLOCK_IN)
-    num_shares = min(num_processors // num_tiles, num_steps // _MIN_STEPS_OF_SHARE)
-    if num_tiles <= num_processors:
+    num_shares = min(num_multiprocessors // num_tiles, num_steps // _MIN_STEPS_OF_SHARE)
+    if num_tiles <= num_multiprocessors:
         num_shares = max(num_shares, triton.cdiv(_MIN_PROGRAMS, num_tiles))
     num_shares = max(1, min(num_shares, num_steps, _MAX_SHARES))
-    num_rounds = triton.cdiv(num_tiles, num_processors)
+    num_rounds = triton.cdiv(num_tiles, num_multiprocessors)
     return Division(
         num_in_parts=num_in_parts,
         num_tiles=num_tiles,
         num_steps=num_steps,
         num_programs=triton.cdiv(num_tiles, num_rounds) * num_shares,
-        num_shares=num_shares,
+        max_shares=num_shares,
     )
 
 
@@ -129,5 +137,5 @@ def _spread(division: Division, num_programs: int) -> Division:
     total = division.num_tiles * num_steps
     programs = [((step + 1) * num_programs - 1) // total for step in range(total)]
     starts = range(0, total, num_steps)
-    num_shares = max(programs[start + num_steps - 1] - programs[start] + 1 for start in starts)
-    return replace(division, num_programs=num_programs, num_shares=num_shares)
+    max_shares = max(programs[start + num_steps - 1] - programs[start] + 1 for start in starts)
+    return replace(division, num_programs=num_programs, max_shares=max_shares)

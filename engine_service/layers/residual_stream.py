@@ -10,8 +10,8 @@ from engine_service.layers.ranks import Ranks
 from kernels.copied_all_reduce import PartialSum
 
 
-class _Product(NamedTuple):
-    """A projection that is not computed yet."""
+class _PendingProjection(NamedTuple):
+    """A projection that the next norm computes."""
 
     linear: Linear
     x: torch.Tensor
@@ -21,9 +21,9 @@ class _Product(NamedTuple):
 class Lane:
     """Some rows of the stream.
 
-    What is added last stays beside the sum of the rest until a norm reads both: then it is also
-    computed, since one kernel can project, add and normalise. Of several ranks, each adds a part,
-    and the ranks may exchange their parts until then, while other work runs.
+    What is added last stays beside the sum of the rest until a norm reads both. A projection is
+    computed only then, too, by kernels that also add it and prepare the norm. Of several ranks,
+    each adds a part, and the ranks may exchange their parts until then, while other work runs.
 
     Attributes:
         rows: Which of the step's tokens they are.
@@ -36,16 +36,16 @@ class Lane:
         self.residual: torch.Tensor | None = None
         self._index = index
         self._ranks = ranks
-        self._added: torch.Tensor | _Product | PartialSum | None = hidden
+        self._added: torch.Tensor | _PendingProjection | PartialSum | None = hidden
         self._num_sums = 0
 
     def add(self, linear: Linear, x: torch.Tensor) -> None:
         """Adds a projection of [num_rows, in_features], of which each rank computes a part.
 
-        A norm comes before the next call.
+        A norm comes before the next call, and x must not change until then.
         """
         if self._ranks.size == 1:
-            self._added = _Product(linear, x)
+            self._added = _PendingProjection(linear, x)
         else:
             self._added = self._ranks.begin_sum(linear(x), self._index, self._num_sums)
             self._num_sums += 1
@@ -57,7 +57,7 @@ class Lane:
         if isinstance(added, PartialSum):
             normed, self.residual = self._ranks.end_sum(added, norm, self.residual)
         else:
-            added = added.linear(added.x) if isinstance(added, _Product) else added
+            added = added.linear(added.x) if isinstance(added, _PendingProjection) else added
             normed, self.residual = norm(added, self.residual)
         return normed
 
@@ -76,7 +76,7 @@ class Lane:
             return linear.gated_linear(self.norm(norm))
         return self._project(norm, linear, is_gated=True)
 
-    def _take_added(self) -> torch.Tensor | _Product | PartialSum:
+    def _take_added(self) -> torch.Tensor | _PendingProjection | PartialSum:
         added, self._added = self._added, None
         assert added is not None, "something is added before each norm"
         return added
@@ -84,7 +84,7 @@ class Lane:
     def _project(self, norm: RMSNorm, linear: Linear, *, is_gated: bool) -> torch.Tensor:
         added = self._take_added()
         assert not isinstance(added, PartialSum), "the norm ends it"
-        if isinstance(added, _Product):
+        if isinstance(added, _PendingProjection):
             assert self.residual is not None, "a stream begins with rows"
             projected, self.residual = added.linear.linear_norm_linear(
                 added.x, self.residual, norm, linear, is_gated=is_gated

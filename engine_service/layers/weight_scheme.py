@@ -72,9 +72,9 @@ class Unquantised:
         self, x: torch.Tensor, residual: torch.Tensor, norm: RMSNorm, other: Self, *, is_gated: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `Linear.linear_norm_linear`."""
-        if self.bias is not None or other.bias is not None:
+        if self.bias is not None or (is_gated and other.bias is not None):
             return other.norm_linear(norm, self.linear(x), residual, is_gated=is_gated)
-        return linear_norm_linear(
+        out, residual = linear_norm_linear(
             x,
             self.weight,
             residual,
@@ -85,6 +85,7 @@ class Unquantised:
             other._counters,
             is_gated=is_gated,
         )
+        return out if other.bias is None else out.add_(other.bias), residual
 
 
 def _parameter(*shape: int, dtype: torch.dtype) -> nn.Parameter:

@@ -12,7 +12,7 @@ def programs_of(division):
     """Yields the steps of each program, as the kernel computes them."""
     num_all, num_programs = division.num_tiles * division.num_steps, division.num_programs
     for program in range(num_programs):
-        if division.num_shares == 1:
+        if division.max_shares == 1:
             ends = (place * division.num_tiles // num_programs for place in (program, program + 1))
             first, last = (end * division.num_steps for end in ends)
         else:
@@ -20,14 +20,19 @@ def programs_of(division):
         yield range(first, last)
 
 
-@pytest.mark.parametrize("num_processors", [14, 16, 78, 114, 132])
+@pytest.mark.parametrize("num_multiprocessors", [14, 16, 78, 114, 132])
 @pytest.mark.parametrize("num_rows", [16, 32, 64])
 @pytest.mark.parametrize("is_gated", [False, True])
-def test_each_step_of_a_product_has_one_program(num_processors, num_rows, is_gated):
-    random = Random(num_processors + num_rows)
+def test_each_step_of_a_product_has_one_program(num_multiprocessors, num_rows, is_gated):
+    random = Random(num_multiprocessors + num_rows)
     sizes = [(random.randint(1, 20_000), random.randint(1, 15_000)) for _ in range(150)]
-    for num_outs, in_features in [*sizes, (1, 1), (64 * num_processors + 1, 300), (40_000, 8192)]:
-        division = divide(num_outs, in_features, num_rows, num_processors, is_gated=is_gated)
+    for num_outs, in_features in [
+        *sizes,
+        (1, 1),
+        (64 * num_multiprocessors + 1, 300),
+        (40_000, 8192),
+    ]:
+        division = divide(num_outs, in_features, num_rows, num_multiprocessors, is_gated=is_gated)
         programs = list(programs_of(division))
         shares = Counter(
             tile
@@ -39,8 +44,8 @@ def test_each_step_of_a_product_has_one_program(num_processors, num_rows, is_gat
             range(division.num_tiles * division.num_steps)
         )
         assert all(programs)
-        assert max(shares.values()) <= division.num_shares
-        assert division.num_shares == 1 or division.num_tiles <= MAX_SHARED_TILES
+        assert max(shares.values()) <= division.max_shares
+        assert division.max_shares == 1 or division.num_tiles <= MAX_SHARED_TILES
         assert division.num_in_parts * num_rows <= 64
         assert division.num_tiles * division.block_out >= num_outs
 
@@ -67,4 +72,4 @@ def test_each_step_of_a_product_has_one_program(num_processors, num_rows, is_gat
 def test_products_are_divided_as_was_fastest(sizes, is_gated, expected):
     division = divide(*sizes, 132, is_gated=is_gated)
 
-    assert (division.num_in_parts, division.num_programs, division.num_shares) == expected
+    assert (division.num_in_parts, division.num_programs, division.max_shares) == expected
