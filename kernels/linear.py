@@ -18,6 +18,7 @@ from kernels.checks import check_contiguous_rows, check_dtype, check_shape
 from kernels.dependent_launch import dependent_launch, wait_for_inputs
 from kernels.rms_norm import add_rms_norm, rms_norm
 from kernels.silu_and_mul import silu_and_mul
+from kernels.tile_shares import check_counters
 
 _MAX_ROWS = 4
 # Measured on an H200, bfloat16, with the shapes of Qwen3-0.6B and 8B, as are the warps below.
@@ -39,7 +40,7 @@ def linear(
         x: [num_tokens, in_features], rows may be strided
         weight: [out_features, in_features] of the same type, rows may be strided
         out: [num_tokens, out_features] of the same type, written in place; None creates it
-        counters: as of `linear_hopper.make_counters`, all 0 before and after; calls that may
+        counters: as of `tile_shares.make_counters`, all 0 before and after; calls that may
             overlap need their own. None creates them
 
     Returns:
@@ -204,7 +205,7 @@ def _num_warps(block_in: int, num_rows: int) -> int:
 def _check(
     x: torch.Tensor, weight: torch.Tensor, counters: torch.Tensor | None, *, is_gated: bool
 ) -> None:
-    linear_hopper.check_counters(counters)
+    check_counters(counters)
     check_dtype("x", x)
     check_shape("x", x, None, None)
     check_contiguous_rows("x", x)

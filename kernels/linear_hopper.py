@@ -5,9 +5,8 @@ has room, and four warps multiply. The outputs are the rows of the matrix instru
 and the rows its columns. The producer does not wait for the kernel in front to fetch weights, so
 memory is busy from one product to the next.
 
-`product_division.py` says which outputs and inputs each program has. If several share a tile of
-outputs, each leaves what it has summed, and the last one to come adds the shares up, in one order
-(stream-K, Osama et al., 2023).
+`product_division.py` says which outputs and inputs each program has. Several may share a tile of
+outputs (`tile_shares.py`).
 
 In bfloat16, a norm between two products needs no kernel of its own. The first product adds the
 residual, multiplies by the norm's weight and sums the squares of its outputs. The second divides
@@ -28,17 +27,10 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from kernels.attention_parts import num_multiprocessors
-from kernels.checks import check_dtype, check_shape
 from kernels.dependent_launch import dependent_launch
-from kernels.product_division import (
-    BLOCK_IN,
-    BLOCK_M,
-    MAX_SHARED_TILES,
-    Division,
-    divide,
-    padded,
-)
+from kernels.product_division import BLOCK_IN, BLOCK_M, Division, divide, padded
 from kernels.tile_ring import make_ring
+from kernels.tile_shares import allocate_shares, join_shares, share_of
 
 _MAX_ROWS = 64
 """With 128, cuBLAS is as fast (layers of 8B, of half of 32B) or faster (0.6B, 4B)."""
@@ -53,7 +45,6 @@ _MAX_STAGES = 11
 _MAX_NORM_SIZE = 8192
 """Of a chained product; its sums of squares pass through registers, one for each tile and row."""
 _PRODUCER_REGISTERS = gl.constexpr(40)
-_barrier = getattr(gl, "barrier", None) or gl.thread_barrier  # renamed in Triton 3.7
 
 
 def can_multiply(x: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -86,18 +77,6 @@ def _can_copy(tensor: torch.Tensor) -> bool:
     # The copy engine needs addresses at multiples of 16 bytes.
     is_aligned = tensor.stride(0) % 8 == 0 and tensor.data_ptr() % 16 == 0
     return is_aligned and tensor.stride(0) >= tensor.shape[1]
-
-
-def make_counters(device: torch.device | None = None) -> torch.Tensor:
-    """Returns counters for the products with one weight, int32, all 0."""
-    return torch.zeros(MAX_SHARED_TILES, dtype=torch.int32, device=device)
-
-
-def check_counters(counters: torch.Tensor | None) -> None:
-    """Raises ValueError unless they are None or like those of `make_counters`."""
-    if counters is not None:
-        check_dtype("counters", counters, torch.int32)
-        check_shape("counters", counters, MAX_SHARED_TILES)
 
 
 def multiply(
@@ -192,17 +171,9 @@ def _launch(
         return
     padded_rows = padded(num_rows)
     division = _divide(x, num_outs, is_gated=is_gated)
-    partials = None
-    if division.max_shares > 1:
-        # [num_programs, 2 tiles, 1 or 2 halves, padded_rows, block_out]: of the tiles of a program,
-        # only the first and the last one can have others' steps, too.
-        size = 2 * division.num_programs * division.block_out * padded_rows
-        size *= 2 if is_gated else 1
-        partials = torch.empty(size, dtype=torch.float32, device=x.device)
-        if counters is None:
-            counters = torch.zeros(division.num_tiles, dtype=torch.int32, device=x.device)
-    else:
-        counters = None
+    partials, counters = allocate_shares(
+        division, padded_rows, counters, x.device, is_gated=is_gated
+    )
     num_square_tiles = 0 if square_sums is None else square_sums.shape[0]
     stage_rows = padded_rows * division.num_in_parts + BLOCK_M * (2 if is_gated else 1)
     # Sums in float32 pass through shared memory before they are stored.
@@ -294,10 +265,10 @@ def _linear_hopper_kernel(
     num_tiles = gl.cdiv(num_outs, BLOCK_OUT)
     num_steps = gl.cdiv(in_features, IN_PARTS * _BLOCK_IN)
     if MAX_SHARES == 1:
-        first, last = _share_of(gl.program_id(0), num_tiles)
+        first, last = share_of(gl.program_id(0), num_tiles)
         first, last = first * num_steps, last * num_steps
     else:
-        first, last = _share_of(gl.program_id(0), num_tiles * num_steps)
+        first, last = share_of(gl.program_id(0), num_tiles * num_steps)
     gl.warp_specialize(
         [
             (
@@ -320,12 +291,6 @@ def _linear_hopper_kernel(
         [1],
         [_PRODUCER_REGISTERS],
     )  # fmt: skip
-
-
-@gluon.jit
-def _share_of(program, num_all):
-    """Returns the first step, or tile, of a program, and the one after its last."""
-    return program * num_all // gl.num_programs(0), (program + 1) * num_all // gl.num_programs(0)
 
 
 # Those of `dependent_launch`, since Gluon calls no functions of Triton's.
@@ -443,7 +408,7 @@ def _consume(
         up = _add_in_parts(up, ROWS, IN_PARTS, layout) if IS_GATED else total
         is_whole = end - step == num_steps
         if MAX_SHARES > 1 and end - step < num_steps:
-            is_whole, total, up = _join_shares(
+            is_whole, total, up = join_shares(
                 total, up, tile, step, num_steps, num_tiles, partials, counters, MAX_SHARES,
                 IS_GATED,
             )  # fmt: skip
@@ -531,74 +496,6 @@ def _inverse_rms(
     values = gl.load(square_sums + tiles * num_rows + rows, mask=is_value, other=0.0)
     mean = gl.convert_layout(gl.sum(values, axis=0), LAYOUT) / in_features
     return gl.rsqrt(mean + eps)
-
-
-@gluon.jit
-def _join_shares(
-    total, up, tile, step, num_steps, num_tiles, partials, counters,
-    MAX_SHARES: gl.constexpr, IS_GATED: gl.constexpr,
-):  # fmt: skip
-    """Leaves this program's share of a tile.
-
-    Returns whether it was the last one, and then the sums of all shares.
-    """
-    layout: gl.constexpr = total.type.layout
-    BLOCK_OUT: gl.constexpr = total.shape[0]
-    ROWS: gl.constexpr = total.shape[1]
-    outs = gl.arange(0, BLOCK_OUT, gl.SliceLayout(1, layout))[:, None]
-    rows = gl.arange(0, ROWS, gl.SliceLayout(0, layout))[None, :]
-    places = partials + rows * BLOCK_OUT + outs
-    num_all = num_tiles * num_steps
-    tile_start = tile * num_steps
-    program = gl.program_id(0)
-    _store_share(total, up, places, program, step == tile_start, IS_GATED)
-    first = ((tile_start + 1) * gl.num_programs(0) - 1) // num_all
-    last = ((tile_start + num_steps) * gl.num_programs(0) - 1) // num_all
-    _barrier()
-    num_before = gl.atomic_add(counters + tile, 1, sem="acq_rel", scope="gpu")
-    is_last = num_before == last - first
-    if is_last:
-        gl.store(counters + tile, 0)
-        own_total = total
-        own_up = up
-        for i in gl.static_range(MAX_SHARES):
-            other = first + i
-            other_start, _ = _share_of(other, num_all)
-            is_read = (other <= last) & (other != program)
-            share, share_of_up = _load_share(
-                places, other, other_start <= tile_start, is_read, BLOCK_OUT * ROWS, IS_GATED
-            )
-            share = gl.where(other == program, own_total, share)
-            share_of_up = gl.where(other == program, own_up, share_of_up)
-            total = share if i == 0 else total + share
-            up = share_of_up if i == 0 else up + share_of_up
-    return is_last, total, up
-
-
-@gluon.jit
-def _places_of(places, program, is_start, SIZE: gl.constexpr, IS_GATED: gl.constexpr):
-    """Returns where a program leaves its share of a tile: of its last if it is the tile's start."""
-    return places + (2 * program + is_start.to(gl.int32)) * (SIZE * (2 if IS_GATED else 1))
-
-
-@gluon.jit
-def _store_share(total, up, places, program, is_start, IS_GATED: gl.constexpr):
-    SIZE: gl.constexpr = total.shape[0] * total.shape[1]
-    mine = _places_of(places, program, is_start, SIZE, IS_GATED)
-    gl.store(mine, total)
-    if IS_GATED:
-        gl.store(mine + SIZE, up)
-
-
-@gluon.jit
-def _load_share(places, program, is_start, is_read, SIZE: gl.constexpr, IS_GATED: gl.constexpr):
-    theirs = _places_of(places, program, is_start, SIZE, IS_GATED)
-    # Not from this multiprocessor's own cache, which may hold what was there before.
-    total = gl.load(theirs, mask=is_read, other=0.0, cache_modifier=".cg")
-    up = total
-    if IS_GATED:
-        up = gl.load(theirs + SIZE, mask=is_read, other=0.0, cache_modifier=".cg")
-    return total, up
 
 
 @gluon.jit

@@ -96,32 +96,32 @@ class Family(Collector, Generic[_Series]):
         return list(self._series.items())
 
 
-class CounterFamily(Family[Count]):
+class _NumberFamily(Family[Count]):
+    """Series of one number each."""
+
+    _kind: type[CounterMetricFamily | GaugeMetricFamily]
+
+    def collect(self) -> Iterator[Metric]:
+        """Yields the series as of now."""
+        family = self._kind(self._name, self._text, labels=self._label_names)
+        for values, count in self._current():
+            family.add_metric(values, count.value)
+        yield family
+
+    def _make(self) -> Count:
+        return Count()
+
+
+class CounterFamily(_NumberFamily):
     """Counters."""
 
-    def collect(self) -> Iterator[Metric]:
-        """Yields the series as of now."""
-        family = CounterMetricFamily(self._name, self._text, labels=self._label_names)
-        for values, count in self._current():
-            family.add_metric(values, count.value)
-        yield family
-
-    def _make(self) -> Count:
-        return Count()
+    _kind = CounterMetricFamily
 
 
-class GaugeFamily(Family[Count]):
+class GaugeFamily(_NumberFamily):
     """Gauges."""
 
-    def collect(self) -> Iterator[Metric]:
-        """Yields the series as of now."""
-        family = GaugeMetricFamily(self._name, self._text, labels=self._label_names)
-        for values, count in self._current():
-            family.add_metric(values, count.value)
-        yield family
-
-    def _make(self) -> Count:
-        return Count()
+    _kind = GaugeMetricFamily
 
 
 class HistogramFamily(Family[Distribution]):

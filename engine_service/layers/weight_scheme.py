@@ -9,8 +9,8 @@ from torch import nn
 from engine_service.layers.norm import RMSNorm
 from engine_service.layers.weight_slot import Shard, WeightSlot, merged_slots
 from kernels.linear import gated_linear, linear, linear_norm_linear, norm_linear
-from kernels.linear_hopper import make_counters
 from kernels.silu_and_mul import silu_and_mul
+from kernels.tile_shares import make_counters
 
 
 class Unquantised:

@@ -13,7 +13,8 @@ from kernels.linear import (
     linear_norm_linear,
     norm_linear,
 )
-from kernels.linear_hopper import can_chain, can_multiply, make_counters
+from kernels.linear_hopper import can_chain, can_multiply
+from kernels.tile_shares import make_counters
 from tests.kernels.targets import Target, in_float32, on_each_target, worst_row_error
 
 EPS = 1e-6
