@@ -24,7 +24,7 @@ _MAX_ROWS = 4
 # Measured on an H200, bfloat16, with the shapes of Qwen3-0.6B and 8B, as are the warps below.
 _BLOCK_OUT = 4
 _MAX_TILE = 4096
-_MAX_PRODUCTS = (1 << 24) - 1
+_MAX_PRODUCTS = (1 << 23) - 1
 """Multiplications up to which the kernel below is the fastest."""
 
 

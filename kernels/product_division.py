@@ -20,7 +20,7 @@ BLOCK_IN = 128
 """Inputs of a step. 64 need twice the barriers, and are 2 to 8 % slower."""
 MAX_SHARED_TILES = 512
 """Of a product whose tiles are shared: each has a counter."""
-_MIN_ROWS = 16
+_MIN_ROWS = 8
 _NUM_IN_PARTS = (1, 2, 4)
 # With few steps of weights in all, a product waits for its rows and its end rather than for memory:
 # each further program adds more to that than it takes from the reading.
@@ -79,7 +79,7 @@ def divide(
     Args:
         num_outs: outputs, at least 1; gated ones, of which each takes two rows of the weight
         in_features: inputs, at least 1
-        padded_rows: what `padded` returns for the number of rows: 16, 32 or 64
+        padded_rows: what `padded` returns for the number of rows: 8, 16, 32 or 64
         num_multiprocessors: those of the GPU
         is_gated: whether the outputs are gated
     """

@@ -21,7 +21,7 @@ def programs_of(division):
 
 
 @pytest.mark.parametrize("num_multiprocessors", [14, 16, 78, 114, 132])
-@pytest.mark.parametrize("num_rows", [16, 32, 64])
+@pytest.mark.parametrize("num_rows", [8, 16, 32, 64])
 @pytest.mark.parametrize("is_gated", [False, True])
 def test_each_step_of_a_product_has_one_program(num_multiprocessors, num_rows, is_gated):
     random = Random(num_multiprocessors + num_rows)
