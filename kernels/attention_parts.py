@@ -18,6 +18,9 @@ _MAX_SPLITS = 64
 _MIN_SPLIT_TOKENS = 64
 _PROGRAMS_PER_MULTIPROCESSOR = 4
 _TILE = 64
+# With so many splits, or behind a shared prefix, a program reads little, and more run at a time.
+_SMALL_TILE = 32
+MIN_SPLITS_IN_SMALL_TILES = 4
 _NUM_WARPS = 2
 _NUM_STAGES = 3
 # Elements of parts that a program reads at a time: half of its registers, with two warps.
@@ -112,17 +115,20 @@ def allocate_parts(
     )
 
 
-def launch_arguments(kv_cache: torch.Tensor, num_heads: int, window: int) -> dict[str, int]:
+def launch_arguments(
+    kv_cache: torch.Tensor, num_heads: int, window: int, parts: Parts
+) -> dict[str, int]:
     """Returns how the kernel is compiled that calls the functions below."""
     _, _, num_kv_heads, block_size, head_dim = kv_cache.shape
     group = num_heads // num_kv_heads
     is_wide = kv_cache.dtype == torch.float32 or head_dim > 128
+    is_short = parts.num_own >= MIN_SPLITS_IN_SMALL_TILES or parts.num_shared > 0
     return {
         "GROUP": group,
         "ROWS": max(16, triton.next_power_of_2(group)),
         "BLOCK_SIZE": block_size,
         "HEAD_DIM": head_dim,
-        "TILE": 32 if is_wide else _TILE,
+        "TILE": _SMALL_TILE if is_wide or is_short else _TILE,
         "WINDOW": window,
         "AT_ONCE": max(1, _COMBINED_AT_ONCE // (triton.next_power_of_2(group) * head_dim)),
         "num_warps": _NUM_WARPS,
@@ -177,7 +183,7 @@ def end_part(
     The program that comes last of the num_used stores the result of all, and of the sequence's
     num_shared parts from an earlier kernel. Without memory for parts there is one program.
     """
-    pair = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+    pair = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
     rows = tl.arange(0, ROWS)
     dims = tl.arange(0, HEAD_DIM)
     is_row = rows < GROUP

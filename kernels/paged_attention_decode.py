@@ -1,5 +1,8 @@
 """Attention of one query per sequence over its blocks, split along the keys.
 
+Lengths, and which prefixes are shared, are read before the queries are ready: whatever writes them
+must have ended before.
+
 A program handles the query heads of one key-value head, as the rows of one tile, over one split of
 one sequence, and the last program of a sequence's key-value head combines the splits
 (`attention_parts.py`). If sequences share a prefix, another kernel reads it for all of them first
@@ -135,7 +138,7 @@ def _paged_attention_decode_triton(
     )
     if shared is not None:
         attend_to_prefixes(queries, kv_cache, block_table, shared, scale, parts, memory)
-    _split_kernel[(num_seqs, num_kv_heads, parts.num_own)](
+    _split_kernel[(num_kv_heads, num_seqs, parts.num_own)](
         queries,
         kv_cache,
         block_table,
@@ -150,7 +153,7 @@ def _paged_attention_decode_triton(
         parts.num_all,
         scale,
         KEEPS_EMPTY=keeps_empty,
-        **launch_arguments(kv_cache, num_heads, window),
+        **launch_arguments(kv_cache, num_heads, window, parts),
         **dependent_launch(queries),
     )
     return out
@@ -190,10 +193,10 @@ def _split_kernel(
     KEEPS_EMPTY: tl.constexpr,
     IS_DEPENDENT: tl.constexpr,
 ):
-    if prefix_lens is None:
-        wait_for_inputs(IS_DEPENDENT)
-    seq = tl.program_id(0).to(tl.int64)
-    kv_head = tl.program_id(1).to(tl.int64)
+    # Programs start in this order: the heads of the first sequence, then those of the next. If
+    # longer sequences come first, the last programs to start are short, and end together.
+    kv_head = tl.program_id(0).to(tl.int64)
+    seq = tl.program_id(1).to(tl.int64)
     seq_len = tl.load(seq_lens + seq)
     prefix_len = 0
     num_shared = 0
@@ -202,6 +205,8 @@ def _split_kernel(
         # Nobody writes the shared parts of a sequence that shares nothing.
         num_shared = tl.where(prefix_len > 0, num_parts - tl.num_programs(2), 0)
     first_seen, start, whole_end, end, num_used = find_keys(seq_len, prefix_len, TILE, WINDOW)
+    if prefix_lens is None:
+        wait_for_inputs(IS_DEPENDENT)
     if tl.program_id(2) >= num_used:
         return
 

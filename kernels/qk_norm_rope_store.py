@@ -1,7 +1,7 @@
 """Query and key norm, rotary embedding and the store into the KV cache, in one pass.
 
-A model without the norm takes the same kernel, compiled without it. The weights are read before the
-packed rows are ready: whatever writes them must have ended before.
+A model without the norm takes the same kernel, compiled without it. All but the packed rows is read
+before they are ready: whatever writes it must have ended before.
 """
 
 import torch
@@ -167,15 +167,14 @@ def _qk_norm_rope_store_kernel(
     if q_weight is not None:
         q_a, q_b = tl.load(q_weight + dims), tl.load(q_weight + HALF + dims)  # [1, HALF]
         k_a, k_b = tl.load(k_weight + dims), tl.load(k_weight + HALF + dims)
-    wait_for_inputs(IS_DEPENDENT)
-    # Load first what other addresses depend on.
     position = tl.load(positions + token)
     location = tl.load(cache_locs + token)
+    angles = cos_sin + position * cos_sin_stride + dims
+    cos, sin = tl.load(angles), tl.load(angles + HALF)  # [1, HALF]
+    wait_for_inputs(IS_DEPENDENT)
     source = qkv + token * qkv_stride + heads[:, None] * HEAD_DIM + dims
     raw_a = tl.load(source, mask=is_head[:, None], other=0.0)  # [HEADS, HALF]
     raw_b = tl.load(source + HALF, mask=is_head[:, None], other=0.0)
-    angles = cos_sin + position * cos_sin_stride + dims
-    cos, sin = tl.load(angles), tl.load(angles + HALF)  # [1, HALF]
     a, b = raw_a.to(tl.float32), raw_b.to(tl.float32)
     if q_weight is not None:
         mean_square = tl.sum(a * a + b * b, axis=1) / HEAD_DIM

@@ -13,11 +13,17 @@ _Integers = npt.NDArray[np.int64]
 
 PADDING = -1
 """Number of computed tokens in a row that belongs to no sequence."""
+_MIN_SORTED_ROWS = 64
+"""With fewer, all programs of decode attention run at once, in whatever order they start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """The rows of a plan on the host, rows of one token first."""
+    """The rows of a plan on the host, rows of one token first.
+
+    Many of these are in the order of their lengths, the longest first: a program of attention that
+    starts last and reads a long sequence would leave the others without work.
+    """
 
     slots: _Integers
     num_computed: _Integers
@@ -41,8 +47,13 @@ class Rows:
 
     @property
     def is_decode(self) -> bool:
-        """Whether every row computes and yields one token; rows are then in the plan's order."""
+        """Whether every row computes and yields one token."""
         return self.num_decodes == len(self.sampled_rows) == len(self.slots)
+
+    @property
+    def is_in_order(self) -> bool:
+        """Whether the rows are in the plan's order."""
+        return bool((self.place[:-1] < self.place[1:]).all())
 
     @classmethod
     def none(cls) -> Self:
@@ -61,18 +72,24 @@ class Rows:
     def of(cls, plan: StepPlan) -> Self:
         """Sorts the rows of a plan."""
         scheduled = np.asarray(plan.num_scheduled_tokens, dtype=np.int64)
-        order = np.argsort(scheduled > 1, kind="stable")
+        num_computed = np.asarray(plan.num_computed_tokens, dtype=np.int64)
+        is_decode = scheduled == 1
+        num_decodes = int(is_decode.sum())
+        keys = ~is_decode
+        if num_decodes >= _MIN_SORTED_ROWS:
+            keys = np.where(is_decode, -num_computed, 1)
+        order = np.argsort(keys, kind="stable")
         place = np.empty_like(order)
         place[order] = np.arange(len(order))
         return cls(
             slots=np.asarray(plan.slots, dtype=np.int64)[order],
-            num_computed=np.asarray(plan.num_computed_tokens, dtype=np.int64)[order],
+            num_computed=num_computed[order],
             query_start_loc=np.concatenate(
                 (np.zeros(1, dtype=np.int64), scheduled[order].cumsum())
             ),
             sampled_rows=place[np.flatnonzero(np.asarray(plan.is_sampled))],
             place=place,
-            num_decodes=int((scheduled == 1).sum()),
+            num_decodes=num_decodes,
         )
 
     def packed(self, num_rows: int, num_tokens: int) -> _Integers:

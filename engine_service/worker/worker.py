@@ -198,7 +198,7 @@ class Worker:
         wants = self._batch.wants(rows)
         if graph is not None:
             sampled = graph.replay(sent, wants, fill_masks)
-            if rows.is_decode:
+            if rows.is_decode and rows.is_in_order:
                 return sampled.map(lambda x: x[: rows.num_rows]), None
             return sampled.map(lambda x: x[sent.sampled_rows]), None
         inputs = self._batch.read(sent, Bounds.of(rows))

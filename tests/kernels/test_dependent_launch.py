@@ -35,19 +35,20 @@ DELAY = 500_000  # nanoseconds
 BLOCK = 1024
 # Areas: a table of addresses, which no kernel writes.
 WEIGHTS = {"weight", "norm_weight", "q_weight", "k_weight", "areas"}
+READ_EARLY = WEIGHTS | {"cos_sin", "positions", "cache_locs", "seq_lens"}
 LOADS = {"ld.global", "cp.async"}
-READ_WEIGHTS_FIRST = {
+START_WITH_READS = {
     "_few_rows_kernel",
     "_qk_norm_rope_store_kernel",
+    "_split_kernel",
     "_one_shot_kernel",
     "_two_shot_kernel",
 }
 PRODUCT = "_linear_hopper_kernel"
 """Its warps run different code, of which the text shows no order."""
-COMPILED = READ_WEIGHTS_FIRST | {
+COMPILED = START_WITH_READS | {
     "_rms_norm_kernel",
     "_silu_and_mul_kernel",
-    "_split_kernel",
     "_shared_kernel",
     "_tile_kernel",
     "_best_tile_kernel",
@@ -265,9 +266,9 @@ LATE = {
     one_shot_case: ["x", "residual"],
     two_shot_case: ["x", "residual"],
     silu_and_mul_case: ["x"],
-    store_case: ["qkv", "cos_sin", "positions", "cache_locs"],
-    split_attention_case: ["queries", "kv_cache", "block_table", "seq_lens"],
-    whole_attention_case: ["queries", "kv_cache", "block_table", "seq_lens"],
+    store_case: ["qkv"],
+    split_attention_case: ["queries", "kv_cache", "block_table"],
+    whole_attention_case: ["queries", "kv_cache", "block_table"],
     shared_attention_case: ["queries", "kv_cache", "block_table", "tiles", "prefix_lens"],
     sample_case: ["logits", "records", "slots", "positions"],
     append_case: ["slots", "positions", "token_ids"],
@@ -359,20 +360,33 @@ def test_chained_attention_in_a_graph_is_equal_in_bits_on_each_replay(seq_lens):
 
 
 @on_gpu_that_overlaps
-def test_a_weight_may_be_written_by_the_kernel_before_the_one_in_front():
-    function, arguments = linear_case()
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [
+        (linear_case, "weight"),
+        (store_case, "cos_sin"),
+        (store_case, "positions"),
+        (store_case, "cache_locs"),
+        (split_attention_case, "seq_lens"),
+        (whole_attention_case, "seq_lens"),
+    ],
+)
+def test_what_is_read_early_may_be_written_by_the_kernel_before_the_one_in_front(case, name):
+    function, arguments = case()
     in_front, others = rms_norm_case()
-    expected = function(**arguments)
+    before = {key: x.clone() for key, x in arguments.items() if torch.is_tensor(x)}
+    expected = outputs(case, function(**arguments), arguments)
     in_front(**others)
-    source = arguments["weight"].clone()
-    arguments["weight"].zero_()
+    for key, tensor in before.items():
+        arguments[key].copy_(tensor)
+    arguments[name].zero_()
     torch.cuda.synchronize()
 
-    write_late(source, arguments["weight"])
+    write_late(before[name], arguments[name])
     in_front(**others)
-    out = function(**arguments)
+    out = outputs(case, function(**arguments), arguments)
 
-    assert torch.equal(out, expected)
+    assert all(torch.equal(ours, right) for ours, right in zip(out, expected, strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -403,10 +417,10 @@ def test_compiled_kernels_wait_before_they_write_or_read_what_is_no_weight(launc
             assert "queries" in launch["read_early"]
             assert not {"partial", "log_totals", "counters"} & set(launch["read_early"])
             continue
-        reads_first = launch["kernel"] in READ_WEIGHTS_FIRST
+        reads_first = launch["kernel"] in START_WITH_READS
         assert set(instructions[:place]) <= LOADS, launch["kernel"]
         assert (place > 0) == reads_first, launch["kernel"]
-        assert set(launch["read_early"]) <= WEIGHTS, launch["kernel"]
+        assert set(launch["read_early"]) <= READ_EARLY, launch["kernel"]
         assert bool(launch["read_early"]) == reads_first, launch["kernel"]
 
 

@@ -314,6 +314,30 @@ def test_prefixes_that_are_read_once_change_no_token(tiny, is_eager):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("is_eager", [False, True], ids=["graphs", "eager"])
+def test_tokens_of_many_rows_are_in_the_order_of_the_plan(tiny, is_eager):
+    num_seqs = 66
+    graphs = Graphs(tiny.folder, num_blocks=70, max_num_seqs=num_seqs, is_eager=is_eager)
+    prompts = [
+        random_tokens(random.Random(slot), 1 + slot % 9, tiny.vocab_size)
+        for slot in range(num_seqs)
+    ]
+    tokens = [
+        graphs.run([Row(slot, 0, len(prompt))], {slot: NewSequence(prompt, [slot + 1])})
+        for slot, prompt in enumerate(prompts)
+    ]
+
+    for _ in range(3):
+        rows = [
+            Row(slot, len(prompts[slot]) + len(tokens[slot]) - 1, 1) for slot in range(num_seqs)
+        ]
+        for slot, token_id in enumerate(graphs.run(rows)):
+            tokens[slot].append(token_id)
+
+    assert tokens == [tiny.greedy(prompt, 4)[0] for prompt in prompts]
+
+
+@pytest.mark.gpu
 def test_graph_of_one_size_does_not_disturb_another(tiny):
     graphs = Graphs(tiny.folder)
     prompts = [random_tokens(random.Random(slot), 9, tiny.vocab_size) for slot in range(8)]

@@ -11,7 +11,7 @@ from engine_service.worker.executor import start_executor
 from engine_service.worker.input_batch import Bounds
 from engine_service.worker.rows import Rows
 from engine_service.worker.warm_up import warm_up_plans
-from kernels.attention_parts import count_splits
+from kernels.attention_parts import MIN_SPLITS_IN_SMALL_TILES, count_splits
 from kernels.linear_hopper import _linear_hopper_kernel
 from kernels.paged_attention_decode import _split_kernel
 from kernels.product_division import padded
@@ -23,9 +23,13 @@ BLOCK_SIZES = [16, 48, 256]
 
 
 def variant(num_seqs, max_seq_len, num_kv_heads, num_multiprocessors, shares):
-    """Returns what the attention of decodes is compiled for: is anything shared, or divided?"""
+    """Returns what the attention of decodes is compiled for: is anything shared, or divided?
+
+    If divided, also whether into many parts.
+    """
     num_splits = count_splits(num_seqs * num_kv_heads, max_seq_len, num_multiprocessors)
-    return shares, shares or num_splits > 1
+    is_many = num_splits >= MIN_SPLITS_IN_SMALL_TILES
+    return shares, shares or num_splits > 1, shares or is_many
 
 
 def warmed_up(options, max_model_len, block_size, num_kv_heads, num_multiprocessors):
