@@ -40,8 +40,8 @@ _PIECE = gl.constexpr(64)
 """Inputs of one copy: a swizzled row of shared memory is that wide."""
 _SHARED_BYTES = 226 << 10
 """That a program can have, without barriers."""
-_MAX_STAGES = 11
-"""Steps in shared memory: those of 16 rows that fit."""
+_MAX_STAGES = 12
+"""Steps in shared memory: those of 8 rows that fit."""
 _MAX_NORM_SIZE = 8192
 """Of a chained product; its sums of squares pass through registers, one for each tile and row."""
 _PRODUCER_REGISTERS = gl.constexpr(40)

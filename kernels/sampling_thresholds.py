@@ -76,6 +76,8 @@ def _sampling_thresholds_triton(
     group_maxima = empty(num_groups, torch.float32)
     bounds = empty(2, torch.float32)
     counts = empty(1, torch.int32)
+    chosen = empty(num_groups, torch.int32)
+    num_chosen = empty(1, torch.int32)
     candidates = empty(CAPACITY, torch.float32)
     masses = empty(num_tiles, torch.int64)
     given = (scores, records, slots)
@@ -98,6 +100,8 @@ def _sampling_thresholds_triton(
         group_maxima,
         bounds,
         counts,
+        chosen,
+        num_chosen,
         records.stride(0),
         vocab_size,
         num_groups,
@@ -111,9 +115,10 @@ def _sampling_thresholds_triton(
     )
     _gather_kernel[(num_rows, num_tiles)](
         *given,
-        group_maxima,
         bounds,
         counts,
+        chosen,
+        num_chosen,
         candidates,
         masses,
         *strides,
@@ -221,6 +226,8 @@ def _floor_kernel(
     group_maxima,
     bounds,
     counts,
+    chosen,
+    num_chosen,
     records_stride,
     vocab_size,
     num_groups,
@@ -235,7 +242,7 @@ def _floor_kernel(
     UNUSED: tl.constexpr,
     IS_DEPENDENT: tl.constexpr,
 ):
-    """Stores each row's largest score and the least score of its candidates."""
+    """Stores a row's largest score, the least of its candidates, and for a top-k their groups."""
     wait_for_inputs(IS_DEPENDENT)
     row = tl.program_id(0).to(tl.int64)
     record = records + tl.load(slots + row) * records_stride
@@ -253,13 +260,20 @@ def _floor_kernel(
     if min_p > 0.0:
         least = largest + temperature * tl.log(min_p)
     count = 0
+    is_chosen = (groups < num_groups) & (top_k > 0)
     if (top_k > 0) | (top_p < 1.0):
         num_wanted = tl.where(top_k > 0, top_k, NUM_LIKELY)
         if num_wanted >= num_groups:
             count = TOO_MANY
+            is_chosen = groups < 0
         else:
             floor = unordered(kth_largest(ordered(maxima, UNUSED), num_wanted), UNUSED)
             least = tl.maximum(least, floor)
+    if top_k > 0:
+        is_chosen &= (maxima >= least) & (maxima > float("-inf"))
+        numbers = tl.cumsum(is_chosen.to(tl.int32), axis=0)
+        tl.store(chosen + row * num_groups + numbers - 1, groups, mask=is_chosen)
+        tl.store(num_chosen + row, tl.max(numbers, axis=0))
     tl.store(bounds + row * 2, largest)
     tl.store(bounds + row * 2 + 1, least)
     tl.store(counts + row, count)
@@ -270,9 +284,10 @@ def _gather_kernel(
     scores,
     records,
     slots,
-    group_maxima,
     bounds,
     counts,
+    chosen,
+    num_chosen,
     candidates,
     masses,
     scores_stride,
@@ -288,7 +303,10 @@ def _gather_kernel(
     CAPACITY: tl.constexpr,
     IS_DEPENDENT: tl.constexpr,
 ):
-    """Collects the candidates, in any order, and for a top-p alone also the mass of each tile."""
+    """Collects the candidates, in any order, and for a top-p alone also the mass of each tile.
+
+    With a top-k, a program reads as many of the chosen groups as a tile has.
+    """
     wait_for_inputs(IS_DEPENDENT)
     row = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
@@ -300,17 +318,21 @@ def _gather_kernel(
         return
     if (top_k == 0) & (top_p >= 1.0):
         return
+    NUM_GROUPS: tl.constexpr = TILE // GROUP
+    groups = tile * NUM_GROUPS + tl.arange(0, NUM_GROUPS)
+    num_groups = tl.num_programs(1) * NUM_GROUPS
+    # Without a top-k, the mass of all that min-p leaves is wanted.
+    num_read = num_groups
+    if top_k > 0:
+        num_read = tl.load(num_chosen + row)
+    if tile * NUM_GROUPS >= num_read:
+        return
     largest = tl.load(bounds + row * 2)
     least = tl.load(bounds + row * 2 + 1)
-    NUM_GROUPS: tl.constexpr = TILE // GROUP
-    groups = tl.arange(0, NUM_GROUPS)
-    per_row = tl.num_programs(1) * NUM_GROUPS
-    maxima = tl.load(group_maxima + row * per_row + tile * NUM_GROUPS + groups)
-    is_read = maxima >= least
-    if top_k == 0:
-        # The mass of all that min-p leaves.
-        is_read = groups >= 0
-    ids = tile * TILE + tl.reshape(tl.arange(0, TILE), (NUM_GROUPS, GROUP))
+    is_read = groups < num_read
+    if top_k > 0:
+        groups = tl.load(chosen + row * num_groups + groups, mask=is_read, other=0)
+    ids = groups[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     x = tl.load(
         scores + row * scores_stride + ids,
         mask=is_read[:, None] & (ids < vocab_size),
