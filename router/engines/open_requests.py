@@ -208,7 +208,8 @@ class OpenRequests:
     def _num_possible_tokens(self) -> int:
         """Returns how many tokens one step can bring, including those of cancelled requests.
 
-        Each request counts at most `max_buffered_tokens`: with more, it would be cut off.
+        Each request counts at most `max_buffered_tokens`: with more, an engine of ours would cut it
+        off.
         """
         bound = self._max_buffered_tokens
         open_ones = self._requests.values()

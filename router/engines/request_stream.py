@@ -44,8 +44,8 @@ class RequestStream:
 
     A waiting token takes about 40 bytes, its logprob 4 and each candidate 8 more, and as much again
     until the buffer is cleared of those that were read. The more candidates, the fewer tokens may
-    wait, so that all of them take 88 * `max_buffered_tokens` bytes at most. Logprobs of the prompt
-    have a bound of their own, 16 MiB and what one message brings.
+    wait, so that all of them take 88 * `max_buffered_tokens` bytes and what one message brings, at
+    most. Logprobs of the prompt have a bound of their own, 16 MiB and what one message brings.
 
     An async iterator. It ends after `Finished`; an engine's error is raised as `EngineError`. A
     reader that leaves early must call `close`, which cancels the request on the engine.
@@ -57,7 +57,8 @@ class RequestStream:
         Args:
             address: "host:port" of the engine.
             cancel: Cancels the request on the engine.
-            max_buffered_tokens: Tokens that may wait; of `max_tokens_waiting` with logprobs.
+            max_buffered_tokens: Tokens that may wait when more come; of `max_tokens_waiting` with
+                logprobs.
         """
         self._address = address
         self._cancel = cancel
@@ -128,19 +129,25 @@ class RequestStream:
         self._wake()
 
     def add_tokens(self, token_ids: list[int]) -> None:
-        """Adds new tokens, merged with those waiting; none after the end."""
+        """Adds new tokens, merged with those waiting; none after the end.
+
+        If too many wait already, the request ends instead.
+        """
         if self._end is not None:
+            return
+        # However many one message brings: its size is bounded, and after its stream was held up, an
+        # engine sends many at once to a reader who was waiting for them.
+        bound = self._max_buffered_tokens
+        if len(self._tokens) > bound:
+            self._cut_off(
+                f"more than {bound} tokens wait for the reader; read faster",
+                {"max_buffered_tokens": str(bound)},
+            )
             return
         if self._tokens:
             self._tokens += token_ids
         else:
             self._tokens = token_ids
-        if len(self._tokens) > self._max_buffered_tokens:
-            bound = self._max_buffered_tokens
-            self._cut_off(
-                f"more than {bound} tokens wait for the reader; read faster",
-                {"max_buffered_tokens": str(bound)},
-            )
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)

@@ -97,14 +97,20 @@ async def test_reader_too_far_behind_is_cut_off_and_its_request_cancelled():
     assert cancelled == [True]
 
 
-async def test_first_tokens_are_no_more_than_may_wait():
+async def test_reader_who_keeps_up_is_not_cut_off_however_many_tokens_come_at_once():
     cancelled = []
     stream = stream_of(lambda: cancelled.append(True), max_buffered_tokens=3)
+    for first in (0, 10):
+        many = list(range(first, first + 10))
+        stream.add_tokens(many)
+        assert (await anext(stream)).token_ids == many
+    assert not cancelled
+
     stream.add_tokens([1, 2, 3, 4])
+    stream.add_tokens([5])
 
     with pytest.raises(SlowReader):
         await anext(stream)
-
     assert cancelled == [True]
 
 

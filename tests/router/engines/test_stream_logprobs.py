@@ -254,10 +254,11 @@ async def test_reader_that_is_behind_may_be_so_by_fewer_tokens_the_more_candidat
         requests = opened(max_buffered_tokens=100)
         stream = sent(requests, logprobs=num_top, max_tokens=1000)
         say(requests, admission(1))
-        for position in range(num_most):
+        # Those of the last message are not counted until the next comes.
+        for position in range(num_most + 1):
             say(requests, scored(1, [7], num_top, 4 + position))
         assert len(requests) == 1
-        say(requests, scored(1, [7], num_top, 4 + num_most))
+        say(requests, scored(1, [7], num_top, 4 + num_most + 1))
         assert len(requests) == 0
         with pytest.raises(Exception, match=f"more than {num_most} tokens wait"):
             await rest_of(stream)
