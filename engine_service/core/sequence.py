@@ -6,7 +6,7 @@ from array import array
 
 from engine_service.core.logit_edits import logit_edits
 from engine_service.core.types import FinishReason, Request
-from protos.wire.block_hash import block_digests, low_64_bits
+from protos.wire.block_hash import block_digests, low_64_bits_of_all
 from protos.wire.sampling_params import end_token_ids, to_record
 
 NO_SLOT = -1
@@ -227,5 +227,5 @@ class Sequence:
         if len(self.token_ids) - start < block_size:
             return
         digests = block_digests(self._last_digest, self.token_ids[start:], block_size)
-        self.block_hashes.extend(map(low_64_bits, digests))
+        self.block_hashes.extend(low_64_bits_of_all(digests))
         self._last_digest = digests[-1]
