@@ -163,7 +163,8 @@ class SchedulerOptions(Options):
 
     max_num_seqs: int = field(
         default=256,
-        metadata=about(counts(1, 65536), "maximum sequences that run at once"),
+        # The launch of a kernel has at most 65,535 programs in one direction, and graphs pad rows.
+        metadata=about(counts(1, 65_000), "maximum sequences that run at once"),
     )
     max_num_batched_tokens: int = field(
         default=8192,

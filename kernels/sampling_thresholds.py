@@ -260,11 +260,12 @@ def _floor_kernel(
     if min_p > 0.0:
         least = largest + temperature * tl.log(min_p)
     count = 0
-    is_chosen = (groups < num_groups) & (top_k > 0)
+    is_chosen = groups < num_groups
     if (top_k > 0) | (top_p < 1.0):
         num_wanted = tl.where(top_k > 0, top_k, NUM_LIKELY)
         if num_wanted >= num_groups:
             count = TOO_MANY
+            # None: the row is searched whole.
             is_chosen = groups < 0
         else:
             floor = unordered(kth_largest(ordered(maxima, UNUSED), num_wanted), UNUSED)

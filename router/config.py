@@ -208,8 +208,8 @@ class RouterConfig(Options):
         default=16_384,
         metadata=about(
             counts(1, 100_000_000),
-            "maximum unread tokens of each continuation when more come; above that, its request "
-            "ends with SLOW_READER",
+            "maximum unread tokens of each continuation; if tokens come for one that has more, its "
+            "request ends with SLOW_READER",
         ),
     )
     slow_reader_seconds: float = field(

@@ -14,7 +14,8 @@ _Integers = npt.NDArray[np.int64]
 PADDING = -1
 """Number of computed tokens in a row that belongs to no sequence."""
 _MIN_SORTED_ROWS = 64
-"""With fewer, all programs of decode attention run at once, in whatever order they start."""
+"""Measured on an H200, 8 key-value heads: with 66, the order made no difference yet, with 118 it
+did."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,8 +14,10 @@ _ASKED = (
     SamplingParams(repetition_penalty=2.0, top_p=0.5),
 )
 """Each way through the sampler's kernels, besides the plain one."""
-_FEW_PARTS = 127
-"""Computed tokens of a sequence whose attention is divided into two."""
+_FEW_ROWS = (2, 3, 4, 8, 16, 32, 64)
+"""Rows of one token, for each of which, and those up to the next, products may be compiled anew."""
+_LENGTH_IN_TWO_PARTS = 128
+"""Tokens of a sequence whose attention is divided into two parts."""
 
 
 def warm_up_plans(
@@ -49,15 +51,14 @@ def warm_up_plans(
         last = max_num_tokens - 1
         # Kernels are compiled for tiles that grow in powers of two with these lengths.
         plans += [_plan([0], [length]) for length in _doubling(4, min(budget, max_num_tokens, 256))]
-        # Likewise those that compute a token for each of so many rows.
-        plans += [_plan([0] * rows, [1] * rows) for rows in _doubling(2, min(num_seqs, 64))]
+        plans += [_plan([0] * rows, [1] * rows) for rows in _FEW_ROWS if rows <= num_seqs]
         if shared_block_size is not None and num_seqs >= 2:
             plans += _sharing_plans(num_seqs, max_num_tokens, shared_block_size)
         plans += [
             _plan([0], [min(budget, max_num_tokens)]),
             _plan([0] * num_seqs, [min(budget // num_seqs, max_num_tokens)] * num_seqs),
             # Attention is divided into few parts, or many.
-            _plan([min(last, _FEW_PARTS)], [1]),
+            _plan([min(last, _LENGTH_IN_TWO_PARTS - 1)], [1]),
             _plan([last], [1]),
             _plan([last] * num_seqs, [1] * num_seqs),
             *(_plan([last] * num_seqs, [1] * num_seqs, asked) for asked in _ASKED),

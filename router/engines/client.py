@@ -67,7 +67,8 @@ class ClientSettings:
             wait is a random half to all of it, so that routers do not reconnect in step.
         max_backoff: The longest wait between attempts.
         max_open_requests: Requests in progress on the engine; more are refused.
-        max_buffered_tokens: Tokens of one request that wait for its reader; with more it fails.
+        max_buffered_tokens: Unread tokens of one request; if more are unread when further ones
+            come, it fails.
         refusals: Records messages of the engine that were refused.
         channels: How it connects.
     """

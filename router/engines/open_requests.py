@@ -30,7 +30,8 @@ class OpenRequests:
         address: "host:port" of the engine.
         model: The engine's model information.
         max_open: Requests in progress; more are refused.
-        max_buffered_tokens: Tokens of one request that wait for its reader; with more it fails.
+        max_buffered_tokens: Unread tokens of one request; if more are unread when further ones
+            come, it fails.
         on_idle: Called when the last request in progress has ended.
 
     Attributes:
@@ -208,8 +209,8 @@ class OpenRequests:
     def _num_possible_tokens(self) -> int:
         """Returns how many tokens one step can bring, including those of cancelled requests.
 
-        Each request counts at most `max_buffered_tokens`: with more, an engine of ours would cut it
-        off.
+        Each request counts at most `max_buffered_tokens`. An engine of ours merges so many only if
+        its stream is held up for as long as it takes to generate them.
         """
         bound = self._max_buffered_tokens
         open_ones = self._requests.values()

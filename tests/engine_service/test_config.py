@@ -119,7 +119,7 @@ def test_missing_model_is_asked_for():
 
 
 def test_options_made_in_code_are_checked_too():
-    with pytest.raises(StartupError, match="max_num_seqs is 0, must be an integer from 1 to 65536"):
+    with pytest.raises(StartupError, match="max_num_seqs is 0, must be an integer from 1 to 65000"):
         SchedulerOptions(max_num_seqs=0)
 
 
@@ -133,7 +133,7 @@ def test_options_made_in_code_are_checked_too():
         (CacheOptions, "num_blocks", True, "is True, must be an integer from 1 to 2147483647"),
         (CacheOptions, "block_size", 16.0, "is 16.0, must be one of 16, 32, 64, 128, 256"),
         (CacheOptions, "gpu_memory_utilization", "1", "is '1', must be a number from 0.01 to 1"),
-        (SchedulerOptions, "max_num_seqs", None, "is None, must be an integer from 1 to 65536"),
+        (SchedulerOptions, "max_num_seqs", None, "is None, must be an integer from 1 to 65000"),
         (ModelOptions, "model", Path("m"), "must be a folder or a hub ID"),
         (ServerOptions, "log_level", None, "is None, must be one of debug, info, warning, error"),
     ],

@@ -438,7 +438,7 @@ async def test_wrong_option_is_told_in_one_line():
     async with engine_process(REAL, "--model", "m", "--max-num-seqs", "0") as engine:
         assert await engine.wait_end() == 2
     (line,) = engine.lines
-    assert line == "engine_service: --max-num-seqs is 0, must be an integer from 1 to 65536\n"
+    assert line == "engine_service: --max-num-seqs is 0, must be an integer from 1 to 65000\n"
 
 
 async def wait_http(engine, path, status):

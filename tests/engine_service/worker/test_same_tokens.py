@@ -130,16 +130,20 @@ def test_tokens_are_the_same_when_steps_are_padded(tiny, expected, sizes, max_st
 
 @pytest.mark.parametrize("is_padded", [False, True], ids=["eager", "as graphs"])
 def test_tokens_are_the_same_when_many_rows_are_sorted(tiny, is_padded):
+    requests = make_requests(tiny.vocab_size, num_requests=80)
+    # So that all decode together, once their prompts are computed in one step.
+    num_tokens = sum(len(request.prompt_token_ids) for request in requests)
+    assert min(request.sampling_params.max_tokens for request in requests) > 4
+
     def run(max_num_seqs):
-        options = SchedulerOptions(max_num_seqs=max_num_seqs, max_num_batched_tokens=4096)
+        options = SchedulerOptions(max_num_seqs=max_num_seqs, max_num_batched_tokens=num_tokens)
         executor, info = start_executor(
             ModelOptions(model=str(tiny.folder), device="cpu"),
             CacheOptions(block_size=BLOCK_SIZE, num_blocks=500),
             options,
         )
         if is_padded:
-            pad_steps(executor, max_num_seqs, 4096)
-        requests = make_requests(tiny.vocab_size, num_requests=80)
+            pad_steps(executor, max_num_seqs, num_tokens)
         return run_core(EngineCore(info, options, executor), requests)[0]
 
     assert run(80) == run(20)

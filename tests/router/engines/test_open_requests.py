@@ -160,7 +160,10 @@ async def test_late_words_of_a_cancelled_request_are_passed_over():
 async def test_reader_that_is_cut_off_makes_its_late_tokens_no_violation():
     requests = opened(max_buffered_tokens=2)
     sent(requests, max_tokens=50)
-    say(requests, admission(1), tokens_of(1, [7] * 3), tokens_of(1, [7] * 47), finish(1))
+    say(requests, admission(1), tokens_of(1, [7] * 3), tokens_of(1, [7]))
+    assert not len(requests)
+
+    say(requests, tokens_of(1, [7] * 46), finish(1))
 
 
 async def test_request_cancelled_before_it_was_sent_can_have_no_late_words():

@@ -97,7 +97,7 @@ async def test_reader_too_far_behind_is_cut_off_and_its_request_cancelled():
     assert cancelled == [True]
 
 
-async def test_reader_who_keeps_up_is_not_cut_off_however_many_tokens_come_at_once():
+async def test_reader_who_has_read_all_is_not_cut_off_however_many_tokens_come_at_once():
     cancelled = []
     stream = stream_of(lambda: cancelled.append(True), max_buffered_tokens=3)
     for first in (0, 10):
