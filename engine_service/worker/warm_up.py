@@ -15,7 +15,7 @@ _ASKED = (
 )
 """Each way through the sampler's kernels, besides the plain one."""
 _FEW_ROWS = (2, 3, 4, 8, 16, 32, 64)
-"""Rows of one token, for each of which, and those up to the next, products may be compiled anew."""
+"""Rows of one token: for each number up to 64, products are compiled as for one of these."""
 _LENGTH_IN_TWO_PARTS = 128
 """Tokens of a sequence whose attention is divided into two parts."""
 
