@@ -35,6 +35,9 @@ def wait_for_inputs(IS_DEPENDENT: tl.constexpr) -> None:
     programs of the previous kernel wait, it is the only one that may be running, since it lets the
     next one start only after its own waits. So one that always follows the same kernel may read
     before its wait what that one does not write (`paged_attention_decode`, behind shared prefixes).
+
+    Only products let the next kernel start before they wait (`linear_hopper.py`). Behind some that
+    follow each other, these and the kernel in front of them may be running.
     """
     if IS_DEPENDENT:
         tl.extra.cuda.gdc_wait()

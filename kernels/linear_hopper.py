@@ -3,7 +3,7 @@
 A producer warp fetches weights and rows with the bulk copy engine, as far ahead as shared memory
 has room, and four warps multiply. The outputs are the rows of the matrix instruction, which has 64,
 and the rows its columns. The producer does not wait for the kernel in front to fetch weights, so
-memory is busy from one product to the next.
+memory is busy from one product to the next, and lets the next kernel start before it waits.
 
 `product_division.py` says which outputs and inputs each program has. Several may share a tile of
 outputs (`tile_shares.py`).
@@ -171,11 +171,9 @@ def _launch(
         return
     padded_rows = padded(num_rows)
     division = _divide(x, num_outs, is_gated=is_gated)
-    partials, counters = allocate_shares(
-        division, padded_rows, counters, x.device, is_gated=is_gated
-    )
+    partials, counters = allocate_shares(division, padded_rows, counters, x.device)
     num_square_tiles = 0 if square_sums is None else square_sums.shape[0]
-    stage_rows = padded_rows * division.num_in_parts + BLOCK_M * (2 if is_gated else 1)
+    stage_rows = padded_rows * division.num_in_parts + BLOCK_M
     # Sums in float32 pass through shared memory before they are stored.
     ring_bytes = _SHARED_BYTES - 4 * BLOCK_M * padded_rows
     _linear_hopper_kernel[(division.num_programs,)](
@@ -245,13 +243,12 @@ def _linear_hopper_kernel(
     IS_GATED: gl.constexpr,
     IS_DEPENDENT: gl.constexpr,
 ):
-    HALVES: gl.constexpr = 2 if IS_GATED else 1
-    BLOCK_OUT: gl.constexpr = _BLOCK_M // IN_PARTS
+    BLOCK_OUT: gl.constexpr = weight.block_type.shape[0]
     dtype: gl.constexpr = x.dtype
     weight_tile: gl.constexpr = [_BLOCK_M, _BLOCK_IN]
     weights = gl.allocate_shared_memory(
         dtype,
-        [STAGES * HALVES, _BLOCK_M, _BLOCK_IN],
+        [STAGES, _BLOCK_M, _BLOCK_IN],
         gl.NVMMASharedLayout.get_default_for(weight_tile, dtype),
     )
     row_tile: gl.constexpr = [IN_PARTS * ROWS, _BLOCK_IN]
@@ -284,7 +281,7 @@ def _linear_hopper_kernel(
                 _produce,
                 (
                     x, weight, weights, ring, num_steps, num_outs, first, last,
-                    IN_PARTS, IS_DEPENDENT,
+                    IN_PARTS, IS_GATED, IS_DEPENDENT,
                 ),
             ),
         ],
@@ -312,66 +309,77 @@ def _launch_dependents():
 @gluon.jit
 def _produce(
     x, weight, weights, ring, num_steps, num_outs, first, last,
-    IN_PARTS: gl.constexpr, IS_DEPENDENT: gl.constexpr,
+    IN_PARTS: gl.constexpr, IS_GATED: gl.constexpr, IS_DEPENDENT: gl.constexpr,
 ):  # fmt: skip
     """Fetches the weights and rows of steps `first` to `last`."""
     STAGES: gl.constexpr = ring.tiles.shape[0]
     num_early = gl.minimum(last - first, STAGES)
     for i in range(num_early):
-        _start_weights(x, weight, weights, ring, i, first + i, num_steps, num_outs, IN_PARTS)
+        _start_weights(
+            x, weight, weights, ring, i, first + i, num_steps, num_outs, IN_PARTS, IS_GATED
+        )
     if IS_DEPENDENT:
-        _wait_for_inputs()
+        # If the next kernel is a product, too, it takes its time to start, and has weights to read.
         _launch_dependents()
+        _wait_for_inputs()
     for i in range(num_early):
         _start_rows(x, ring, i, first + i, num_steps, IN_PARTS)
     for i in range(num_early, last - first):
         ring.wait_empty(i)
-        _start_weights(x, weight, weights, ring, i, first + i, num_steps, num_outs, IN_PARTS)
+        _start_weights(
+            x, weight, weights, ring, i, first + i, num_steps, num_outs, IN_PARTS, IS_GATED
+        )
         _start_rows(x, ring, i, first + i, num_steps, IN_PARTS)
 
 
 @gluon.jit
 def _start_weights(
-    x, weight, weights, ring, count, step, num_steps, num_outs, IN_PARTS: gl.constexpr
-):
+    x, weight, weights, ring, count, step, num_steps, num_outs,
+    IN_PARTS: gl.constexpr, IS_GATED: gl.constexpr,
+):  # fmt: skip
     """Starts the copies of the weights of a step; its barrier then waits for the rows, too."""
-    STAGES: gl.constexpr = ring.tiles.shape[0]
-    HALVES: gl.constexpr = weights.shape[0] // STAGES
-    NUM_COPIES: gl.constexpr = IN_PARTS * _BLOCK_IN // _PIECE
+    NUM_PIECES: gl.constexpr = _BLOCK_IN // _PIECE
+    BLOCK_OUT: gl.constexpr = weight.block_type.shape[0]
+    PARTS: gl.constexpr = _BLOCK_M // BLOCK_OUT
+    num_bytes: gl.constexpr = IN_PARTS * x.block_type.nbytes + PARTS * weight.block_type.nbytes
     barrier = ring.full_barrier(count)
-    num_bytes: gl.constexpr = x.block_type.nbytes + HALVES * weight.block_type.nbytes
-    mbarrier.expect(barrier, NUM_COPIES * num_bytes)
-    for half in gl.static_range(HALVES):
-        row = half * num_outs + step // num_steps * (_BLOCK_M // IN_PARTS)
-        tile = weights.index(count % STAGES * HALVES + half)
-        _start_copies(weight, row, tile, barrier, step, num_steps, IN_PARTS)
+    mbarrier.expect(barrier, NUM_PIECES * num_bytes)
+    tile = weights.index(count % weights.shape[0])
+    row = step // num_steps * BLOCK_OUT
+    if IS_GATED:
+        _start_copies(weight, row, num_outs, tile, barrier, step % num_steps, 0, PARTS)
+    else:
+        _start_copies(weight, row, 0, tile, barrier, step % num_steps, num_steps, PARTS)
 
 
 @gluon.jit
 def _start_rows(x, ring, count, step, num_steps, IN_PARTS: gl.constexpr):
     barrier = ring.full_barrier(count)
-    _start_copies(x, 0, ring.tile(count), barrier, step, num_steps, IN_PARTS)
+    _start_copies(x, 0, 0, ring.tile(count), barrier, step % num_steps, num_steps, IN_PARTS)
 
 
 @gluon.jit
-def _start_copies(source, row, tile, barrier, step, num_steps, IN_PARTS: gl.constexpr):
-    """Starts the copies of each part of a step's inputs, to below each other in the tile.
+def _start_copies(
+    source, row, row_distance, tile, barrier, step, step_distance, PARTS: gl.constexpr
+):
+    """Starts the copies of the parts of a step, to below each other in the tile.
 
-    The layout of the tile holds the first inputs of all rows, one piece wide, then the next ones.
+    Parts are `row_distance` rows and `step_distance` steps of inputs apart. The layout of the tile
+    holds the first inputs of all rows, one piece wide, then the next ones.
     """
     NUM_PIECES: gl.constexpr = _BLOCK_IN // _PIECE
     shape: gl.constexpr = source.block_type.shape
     pieces = tile._reinterpret(
-        source.dtype, [NUM_PIECES * IN_PARTS, shape[0], shape[1]], source.layout
+        source.dtype, [NUM_PIECES * PARTS, shape[0], shape[1]], source.layout
     )
-    for part in gl.static_range(IN_PARTS):
-        column = (part * num_steps + step % num_steps) * _BLOCK_IN
+    for part in gl.static_range(PARTS):
+        column = (part * step_distance + step) * _BLOCK_IN
         for piece in gl.static_range(NUM_PIECES):
             tma.async_copy_global_to_shared(
                 source,
-                [row, column + piece * _PIECE],
+                [row + part * row_distance, column + piece * _PIECE],
                 barrier,
-                pieces.index(piece * IN_PARTS + part),
+                pieces.index(piece * PARTS + part),
             )
 
 
@@ -384,11 +392,9 @@ def _consume(
     MAX_SHARES: gl.constexpr, IS_GATED: gl.constexpr, IS_DEPENDENT: gl.constexpr,
 ):  # fmt: skip
     """Multiplies steps `first` to `last`, and stores the tiles that are whole then."""
-    BLOCK_OUT: gl.constexpr = _BLOCK_M // IN_PARTS
-    # 16 bytes of outputs per thread.
-    layout: gl.constexpr = gl.BlockedLayout(
-        [8, 1], [BLOCK_OUT // 8, 256 // BLOCK_OUT], [1, 4], [0, 1]
-    )
+    NUM_SUMS: gl.constexpr = _BLOCK_M // IN_PARTS
+    dtype: gl.constexpr = out.dtype.element_ty
+    layout: gl.constexpr = _make_layout(NUM_SUMS)
     # The producer waits for what it copies; here, that is for what these warps read themselves.
     if IS_DEPENDENT:
         _wait_for_inputs()
@@ -402,85 +408,91 @@ def _consume(
     while step < last:
         tile = step // num_steps
         end = gl.minimum(last, (tile + 1) * num_steps)
-        total, up = _multiply(weights, ring, count, end - step, IS_GATED)
+        if norm_weight is not None:
+            # Read now: what follows the products waits for each other.
+            added, scale = _load_norm(
+                residual, norm_weight, tile, residual_stride, num_rows, NUM_SUMS, ROWS, layout
+            )
+        total = _multiply(weights, ring, count, end - step)
         count += end - step
         total = _add_in_parts(total, ROWS, IN_PARTS, layout)
-        up = _add_in_parts(up, ROWS, IN_PARTS, layout) if IS_GATED else total
         is_whole = end - step == num_steps
         if MAX_SHARES > 1 and end - step < num_steps:
-            is_whole, total, up = join_shares(
-                total, up, tile, step, num_steps, num_tiles, partials, counters, MAX_SHARES,
-                IS_GATED,
-            )  # fmt: skip
+            is_whole, total = join_shares(
+                total, tile, step, num_steps, num_tiles, partials, counters, MAX_SHARES
+            )
         if is_whole:
             if SQUARE_TILES > 0:
                 total = total * inverse_rms[None, :]
-                up = up * inverse_rms[None, :]
-            result = _activated(total, up, out.dtype.element_ty, IS_GATED)
-            _store(
-                result, tile, residual, norm_weight, out, new_residual, square_sums_out,
-                residual_stride, num_rows, num_outs,
-            )  # fmt: skip
+            result = _activated(total, dtype) if IS_GATED else total.to(dtype)
+            if norm_weight is not None:
+                result = _add_before_norm(
+                    result, added, scale, tile, new_residual, square_sums_out, num_rows, num_outs
+                )
+            _store(result, tile, out, num_rows, num_outs)
         step = end
 
 
-@gluon.jit
-def _multiply(weights, ring, count, num_steps, IS_GATED: gl.constexpr):
-    """Returns the products of the next steps; if gated, those of up, too.
+@gluon.constexpr_function
+def _make_layout(num_outs):
+    """Returns a layout of [num_outs, rows] with 16 bytes of outputs per thread."""
+    return gl.BlockedLayout([8, 1], [num_outs // 8, 256 // num_outs], [1, 4], [0, 1])
 
-    They are [_BLOCK_M, IN_PARTS * ROWS]: those of each part of the inputs of the weights with each
-    of the rows, of which only the same parts belong together.
+
+@gluon.jit
+def _multiply(weights, ring, count, num_steps):
+    """Returns the products of the next steps, [_BLOCK_M, IN_PARTS * ROWS].
+
+    They are those of each part of the inputs of the weights with each of the rows, of which only
+    the same parts belong together.
     """
     STAGES: gl.constexpr = ring.tiles.shape[0]
     COLUMNS: gl.constexpr = ring.tiles.shape[1]
-    HALVES: gl.constexpr = 2 if IS_GATED else 1
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COLUMNS, 16])
     total = gl.zeros([_BLOCK_M, COLUMNS], gl.float32, layout)
-    up = total
     for i in range(num_steps):
         ring.wait_full(count + i)
         rows = ring.tile(count + i).permute((1, 0))
-        place = (count + i) % STAGES * HALVES
-        total = warpgroup_mma(weights.index(place), rows, total, is_async=True)
-        if IS_GATED:
-            up = warpgroup_mma(weights.index(place + 1), rows, up, is_async=True)
-            total, up = warpgroup_mma_wait(2, deps=[total, up])
-        else:
-            total = warpgroup_mma_wait(1, deps=[total])
+        total = warpgroup_mma(weights.index((count + i) % STAGES), rows, total, is_async=True)
+        total = warpgroup_mma_wait(1, deps=[total])
         # The product before this one has ended, so its memory may be written.
         if i > 0:
             ring.release(count + i - 1)
-    if IS_GATED:
-        total, up = warpgroup_mma_wait(0, deps=[total, up])
-    else:
-        total = warpgroup_mma_wait(0, deps=[total])
+    total = warpgroup_mma_wait(0, deps=[total])
     ring.release(count + num_steps - 1)
-    return total, up
+    return total
 
 
 @gluon.jit
 def _add_in_parts(products, ROWS: gl.constexpr, IN_PARTS: gl.constexpr, LAYOUT: gl.constexpr):
     """Returns the sums over the parts of the inputs, [_BLOCK_M / IN_PARTS, ROWS]."""
     if IN_PARTS > 1:
-        BLOCK_OUT: gl.constexpr = _BLOCK_M // IN_PARTS
+        NUM_SUMS: gl.constexpr = _BLOCK_M // IN_PARTS
         layout: gl.constexpr = products.type.layout
-        outs = gl.arange(0, _BLOCK_M, gl.SliceLayout(1, layout))
+        sums = gl.arange(0, _BLOCK_M, gl.SliceLayout(1, layout))
         rows = gl.arange(0, IN_PARTS * ROWS, gl.SliceLayout(0, layout))
-        is_same = (outs // BLOCK_OUT)[:, None] == (rows // ROWS)[None, :]
+        is_same = (sums // NUM_SUMS)[:, None] == (rows // ROWS)[None, :]
         products = gl.where(is_same, products, 0.0)
-        products = products.reshape([IN_PARTS, BLOCK_OUT, IN_PARTS, ROWS])
+        products = products.reshape([IN_PARTS, NUM_SUMS, IN_PARTS, ROWS])
         products = gl.sum(gl.sum(products, axis=2), axis=0)
     return gl.convert_layout(products, LAYOUT)
 
 
 @gluon.jit
-def _activated(total, up, dtype: gl.constexpr, IS_GATED: gl.constexpr):
-    """Rounds the outputs; if gated, before and after, as if the activation had its own kernel."""
-    result = total.to(dtype)
-    if IS_GATED:
-        gate = result.to(gl.float32)
-        result = (gate / (1.0 + gl.exp(-gate)) * up.to(dtype).to(gl.float32)).to(dtype)
-    return result
+def _activated(total, dtype: gl.constexpr):
+    """Returns gate * sigmoid(gate) * up of gates and, below them, ups: half as many.
+
+    Rounds before and after, as if the activation had its own kernel.
+    """
+    BLOCK_OUT: gl.constexpr = _BLOCK_M // 2
+    shape: gl.constexpr = [2, BLOCK_OUT, total.shape[1]]
+    layout: gl.constexpr = _make_layout(BLOCK_OUT)
+    is_gate = gl.arange(0, _BLOCK_M, gl.SliceLayout(1, total.type.layout))[:, None] < BLOCK_OUT
+    gate = gl.sum(gl.where(is_gate, total, 0.0).reshape(shape), axis=0)
+    up = gl.sum(gl.where(is_gate, 0.0, total).reshape(shape), axis=0)
+    gate = gl.convert_layout(gate, layout).to(dtype).to(gl.float32)
+    up = gl.convert_layout(up, layout).to(dtype).to(gl.float32)
+    return (gate / (1.0 + gl.exp(-gate)) * up).to(dtype)
 
 
 @gluon.jit
@@ -499,30 +511,38 @@ def _inverse_rms(
 
 
 @gluon.jit
-def _store(
-    result, tile, residual, norm_weight, out, new_residual, square_sums_out, residual_stride,
-    num_rows, num_outs,
+def _load_norm(
+    residual, norm_weight, tile, residual_stride, num_rows,
+    BLOCK_OUT: gl.constexpr, ROWS: gl.constexpr, LAYOUT: gl.constexpr,
 ):  # fmt: skip
-    """Stores a tile [outputs, rows]; before a norm, what the next product needs of it."""
-    dtype: gl.constexpr = out.dtype.element_ty
+    """Returns what a tile is added to, [BLOCK_OUT, ROWS], and the norm's weights of it."""
+    # `can_chain` takes whole tiles only.
+    outs = tile * BLOCK_OUT + gl.arange(0, BLOCK_OUT, gl.SliceLayout(1, LAYOUT))
+    rows = gl.arange(0, ROWS, gl.SliceLayout(0, LAYOUT))[None, :]
+    places = residual + rows.to(gl.int64) * residual_stride + outs[:, None]
+    return gl.load(places, mask=rows < num_rows, other=0.0), gl.load(norm_weight + outs)
+
+
+@gluon.jit
+def _add_before_norm(result, added, scale, tile, new_residual, square_sums_out, num_rows, num_outs):
+    """Adds to a tile, stores what the next product needs of the sum, and returns its rows."""
+    dtype: gl.constexpr = result.dtype
+    layout: gl.constexpr = result.type.layout
+    result = (result.to(gl.float32) + added.to(gl.float32)).to(dtype)
+    _store(result, tile, new_residual, num_rows, num_outs)
+    wide = result.to(gl.float32)
+    rows = gl.arange(0, result.shape[1], gl.SliceLayout(0, layout))
+    sum_places = square_sums_out + tile * num_rows + rows
+    gl.store(sum_places, gl.sum(wide * wide, axis=0), mask=rows < num_rows)
+    return (wide * scale.to(gl.float32)[:, None]).to(dtype)
+
+
+@gluon.jit
+def _store(result, tile, out, num_rows, num_outs):
+    """Stores a tile [outputs, rows]."""
     layout: gl.constexpr = result.type.layout
     BLOCK_OUT: gl.constexpr = result.shape[0]
     outs = tile * BLOCK_OUT + gl.arange(0, BLOCK_OUT, gl.SliceLayout(1, layout))
-    rows = gl.arange(0, result.shape[1], gl.SliceLayout(0, layout))
-    is_row = rows < num_rows
-    is_value = (outs < num_outs)[:, None] & is_row[None, :]
-    wide_rows = rows.to(gl.int64)[None, :]
-    places = wide_rows * num_outs + outs[:, None]
-    if norm_weight is not None:
-        added = gl.load(
-            residual + wide_rows * residual_stride + outs[:, None], mask=is_value, other=0.0
-        )
-        result = (result.to(gl.float32) + added.to(gl.float32)).to(dtype)
-        gl.store(new_residual + places, result, mask=is_value)
-        wide = result.to(gl.float32)
-        sum_places = square_sums_out + tile * num_rows + rows
-        gl.store(sum_places, gl.sum(wide * wide, axis=0), mask=is_row)
-        # `can_chain` takes whole tiles only.
-        scale = gl.load(norm_weight + outs).to(gl.float32)
-        result = (wide * scale[:, None]).to(dtype)
-    gl.store(out + places, result, mask=is_value)
+    rows = gl.arange(0, result.shape[1], gl.SliceLayout(0, layout))[None, :]
+    places = out + rows.to(gl.int64) * num_outs + outs[:, None]
+    gl.store(places, result, mask=(outs < num_outs)[:, None] & (rows < num_rows))

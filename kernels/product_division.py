@@ -15,10 +15,11 @@ from dataclasses import dataclass, replace
 import triton
 
 BLOCK_M = 64
-"""Rows of the matrix instruction: the outputs of a tile times the parts of their inputs."""
+"""Rows of the matrix instruction: the outputs of a tile times the parts of their inputs. Half of
+those of a gated product are gates, and half what they multiply."""
 BLOCK_IN = 128
 """Inputs of a step. 64 need twice the barriers, and are 2 to 8 % slower."""
-MAX_SHARED_TILES = 512
+MAX_SHARED_TILES = 1024
 """Of a product whose tiles are shared: each has a counter."""
 _MIN_ROWS = 8
 _NUM_IN_PARTS = (1, 2, 4)
@@ -46,6 +47,7 @@ class Division:
     """The division of one product.
 
     Attributes:
+        block_out: outputs of a tile
         num_in_parts: parts of the inputs that a program multiplies at once, side by side
         num_tiles: tiles of outputs
         num_steps: steps of a tile
@@ -53,16 +55,12 @@ class Division:
         max_shares: how many programs at most share a tile; with 1, programs have whole tiles
     """
 
+    block_out: int
     num_in_parts: int
     num_tiles: int
     num_steps: int
     num_programs: int
     max_shares: int
-
-    @property
-    def block_out(self) -> int:
-        """Outputs of a tile. Of a gated product, as many gates and as many that they multiply."""
-        return BLOCK_M // self.num_in_parts
 
 
 def padded(num_rows: int) -> int:
@@ -87,11 +85,16 @@ def divide(
     wanted = num_multiprocessors
     if triton.cdiv(num_outs, BLOCK_M) * weight_steps <= _FEW_STEPS:
         wanted = _NUM_PROGRAMS_OF_FEW_STEPS
+    # A gated product has no smaller tiles, as two parts of its outputs are side by side already.
+    all_num_parts = (1,) if is_gated else _NUM_IN_PARTS
     whole, *smaller = (
-        _divide_evenly(num_outs, in_features, num_in_parts, num_multiprocessors)
-        for num_in_parts in _NUM_IN_PARTS
-        if num_in_parts == 1 or num_in_parts * padded_rows <= BLOCK_M
-    )
+        _divide_evenly(
+            num_outs, in_features, BLOCK_M // num_parts // (2 if is_gated else 1), num_parts,
+            num_multiprocessors,
+        )
+        for num_parts in all_num_parts
+        if num_parts == 1 or num_parts * padded_rows <= BLOCK_M
+    )  # fmt: skip
     has_small_sums = padded_rows <= _MAX_ROWS_OF_SMALL_SUMS
     if whole.num_tiles > num_multiprocessors:
         is_spread = has_small_sums or weight_steps >= _MIN_STEPS_TO_SPREAD_LARGE_SUMS
@@ -112,10 +115,10 @@ def divide(
 
 
 def _divide_evenly(
-    num_outs: int, in_features: int, num_in_parts: int, num_multiprocessors: int
+    num_outs: int, in_features: int, block_out: int, num_in_parts: int, num_multiprocessors: int
 ) -> Division:
     """Returns a division in which programs have whole tiles, or equal shares of one."""
-    num_tiles = triton.cdiv(num_outs * num_in_parts, BLOCK_M)
+    num_tiles = triton.cdiv(num_outs, block_out)
     num_steps = triton.cdiv(in_features, num_in_parts * BLOCK_IN)
     num_shares = min(num_multiprocessors // num_tiles, num_steps // _MIN_STEPS_OF_SHARE)
     if num_tiles <= num_multiprocessors:
@@ -123,6 +126,7 @@ def _divide_evenly(
     num_shares = max(1, min(num_shares, num_steps, _MAX_SHARES))
     num_rounds = triton.cdiv(num_tiles, num_multiprocessors)
     return Division(
+        block_out=block_out,
         num_in_parts=num_in_parts,
         num_tiles=num_tiles,
         num_steps=num_steps,

@@ -360,30 +360,67 @@ def test_chained_attention_in_a_graph_is_equal_in_bits_on_each_replay(seq_lens):
 
 
 @on_gpu_that_overlaps
+@pytest.mark.parametrize("next_case", [hopper_linear_case, rms_norm_case, silu_and_mul_case])
+def test_what_is_behind_products_waits_for_what_is_in_front_of_them(next_case):
+    products, arguments = chained_linear_case()
+    function, others = next_case()
+    width = others["x"].shape[1]
+    arguments["next_weight"] = weight(width, HIDDEN)
+    torch.cuda.synchronize()
+    expected = function(**others | {"x": products(**arguments)[0]})
+    x = arguments["x"].clone()
+    arguments["x"].zero_()
+    too_early = function(**others | {"x": products(**arguments)[0]})
+    torch.cuda.synchronize()
+
+    write_late(x, arguments["x"])
+    out = function(**others | {"x": products(**arguments)[0]})
+
+    assert not torch.equal(out, too_early)
+    assert torch.equal(out, expected)
+
+
+def run_norm():
+    function, arguments = rms_norm_case()
+    return partial(function, **arguments)
+
+
+def run_norm_and_products():
+    norm = run_norm()
+    function, arguments = chained_linear_case()
+
+    def run():
+        norm()
+        function(**arguments)
+
+    return run
+
+
+@on_gpu_that_overlaps
 @pytest.mark.parametrize(
-    ("case", "name"),
+    ("case", "name", "make_in_front"),
     [
-        (linear_case, "weight"),
-        (store_case, "cos_sin"),
-        (store_case, "positions"),
-        (store_case, "cache_locs"),
-        (split_attention_case, "seq_lens"),
-        (whole_attention_case, "seq_lens"),
+        (linear_case, "weight", run_norm),
+        (store_case, "cos_sin", run_norm_and_products),
+        (store_case, "positions", run_norm_and_products),
+        (store_case, "cache_locs", run_norm_and_products),
+        (split_attention_case, "seq_lens", run_norm),
+        (whole_attention_case, "seq_lens", run_norm),
     ],
 )
-def test_what_is_read_early_may_be_written_by_the_kernel_before_the_one_in_front(case, name):
+def test_what_is_read_early_may_be_written_before_the_kernels_in_front(case, name, make_in_front):
     function, arguments = case()
-    in_front, others = rms_norm_case()
+    in_front = make_in_front()
     before = {key: x.clone() for key, x in arguments.items() if torch.is_tensor(x)}
     expected = outputs(case, function(**arguments), arguments)
-    in_front(**others)
+    in_front()
     for key, tensor in before.items():
         arguments[key].copy_(tensor)
     arguments[name].zero_()
     torch.cuda.synchronize()
 
     write_late(before[name], arguments[name])
-    in_front(**others)
+    in_front()
     out = outputs(case, function(**arguments), arguments)
 
     assert all(torch.equal(ours, right) for ours, right in zip(out, expected, strict=True))

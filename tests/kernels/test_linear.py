@@ -268,10 +268,10 @@ def test_wrong_tensors_are_refused_by_name_and_value():
         gated_linear(x, weight[:3])
     with pytest.raises(ValueError, match=r"norm_weight has shape \(7,\); expected \(8\)"):
         norm_linear(x, None, torch.ones(7), EPS, weight)
-    with pytest.raises(ValueError, match=r"counters has shape \(4,\); expected \(512\)"):
+    with pytest.raises(ValueError, match=r"counters has shape \(4,\); expected \(1024\)"):
         linear(x, weight, counters=torch.zeros(4, dtype=torch.int32))
     with pytest.raises(ValueError, match=r"counters has dtype torch.float32"):
-        gated_linear(x, weight, torch.zeros(512))
+        gated_linear(x, weight, torch.zeros(1024))
     with pytest.raises(ValueError, match=r"residual has shape \(2, 8\); expected \(2, 4\)"):
         linear_norm_linear(x, weight, x, torch.ones(4), EPS, weight)
     with pytest.raises(ValueError, match=r"residual has dtype torch.float16"):

@@ -56,13 +56,14 @@ def test_each_step_of_a_product_has_one_program(num_multiprocessors, num_rows, i
         ((4096, 1024, 16), False, (1, 64, 1)),  # 0.6B: queries, keys and values
         ((1024, 2048, 16), False, (4, 64, 1)),  # 0.6B, after attention: smaller tiles
         ((1024, 2048, 64), False, (1, 32, 2)),  # which so many rows do not allow
-        ((3072, 1024, 16), True, (1, 48, 1)),  # 0.6B, gate and up
+        ((3072, 1024, 16), True, (1, 96, 1)),  # 0.6B, gate and up
         ((2560, 9728, 16), False, (1, 120, 3)),  # 4B, down: three programs for each tile
         ((6144, 4096, 16), False, (1, 96, 1)),  # 8B: queries, keys and values
         ((4096, 12288, 16), False, (2, 128, 1)),  # 8B, down
         ((4096, 12288, 64), False, (1, 128, 2)),
-        ((12288, 4096, 16), True, (1, 128, 2)),  # 8B, gate and up: each has a tile and a half
-        ((12288, 4096, 64), True, (1, 96, 1)),  # where shares of so many rows cost more
+        ((12288, 4096, 16), True, (1, 128, 1)),  # 8B, gate and up: each has three tiles
+        ((9728, 2560, 16), True, (1, 128, 2)),  # 4B, gate and up: equal parts of all steps
+        ((9728, 2560, 64), True, (1, 102, 1)),  # where shares of so many rows cost more
         ((5120, 12800, 16), False, (1, 132, 3)),  # half of 32B, down: equal parts of all steps
         ((151936, 4096, 16), False, (1, 132, 1)),  # a vocabulary
         ((40, 256, 16), False, (4, 3, 1)),
