@@ -2,6 +2,8 @@
 
 Each program of a sequence and key-value head reads one split and leaves its part in memory. The
 program that ends last combines the parts, in their order: the sum does not depend on who that is.
+All sequences have equally many splits, unless a plan gives the longer ones more
+(`decode_splits.py`).
 Sources: Flash-Decoding (Dao et al., 2023); CUDA programming guide, "Memory Fence Functions".
 """
 
@@ -28,23 +30,24 @@ _NUM_STAGES = 3
 _COMBINED_AT_ONCE = 8192
 # Parts of prefixes that it adds to its own at a time, in a tile of 16 rows or more.
 SHARED_AT_ONCE = tl.constexpr(4)
-# Each pair of a sequence and a head has one if it is divided, as few pairs are: of up to 512
-# multiprocessors, twice their number at most.
-_NUM_COUNTERS = 1024
+# Each pair of a sequence and a head has one if it may be divided.
+_NUM_COUNTERS = 4096
 
 
 class Parts(NamedTuple):
-    """Into how many parts, which are combined, a sequence's tokens are divided."""
+    """Into how many parts, which are combined, the tokens of sequences are divided."""
 
     num_own: int
-    """Splits of the tokens that it reads alone."""
+    """Splits of the tokens that each sequence reads alone; 1 if planned."""
     num_shared: int = 0
     """Splits of a prefix that it shares; 0 if no sequence does."""
+    num_further: int = 0
+    """Splits beyond one for each sequence, if planned; otherwise 0."""
 
     @property
-    def num_all(self) -> int:
-        """Parts that have a place in memory."""
-        return self.num_own + self.num_shared
+    def is_divided(self) -> bool:
+        """Whether parts are combined."""
+        return self.num_own + self.num_shared + self.num_further > 1
 
 
 def count_splits(num_pairs: int, max_seq_len: int, num_processors: int) -> int:
@@ -58,12 +61,28 @@ def count_splits(num_pairs: int, max_seq_len: int, num_processors: int) -> int:
     return max(1, min(wanted, -(-max_seq_len // _MIN_SPLIT_TOKENS), _MAX_SPLITS))
 
 
+def num_further_splits(
+    num_seqs: int, num_kv_heads: int, max_seq_len: int, num_processors: int
+) -> int:
+    """Returns how many splits sequences of different lengths have in all, beyond one for each.
+
+    As many as occupy the GPU; 0 if none is long, or if there are more sequences than counters.
+    """
+    if max_seq_len <= _MIN_SPLIT_TOKENS or num_seqs * num_kv_heads > _NUM_COUNTERS:
+        return 0
+    return max(1, _PROGRAMS_PER_MULTIPROCESSOR * num_processors // num_kv_heads)
+
+
 def own_splits(kv_cache: torch.Tensor, num_seqs: int, max_seq_len: int, window: int) -> int:
     """Returns the number of splits of what each sequence reads alone, on the cache's device."""
-    if window:
-        max_seq_len = min(max_seq_len, window + _TILE)
     num_pairs = num_seqs * kv_cache.shape[2]
-    return count_splits(num_pairs, max_seq_len, num_multiprocessors(kv_cache.device))
+    processors = num_multiprocessors(kv_cache.device)
+    return count_splits(num_pairs, tokens_read(max_seq_len, window), processors)
+
+
+def tokens_read(max_seq_len: int, window: int) -> int:
+    """Returns an upper bound of the tokens that a query reads, its window's tiles being whole."""
+    return min(max_seq_len, window + _TILE) if window else max_seq_len
 
 
 def num_multiprocessors(device: torch.device) -> int:
@@ -75,9 +94,10 @@ class PartsMemory(NamedTuple):
     """Where programs leave their parts; all None if nothing is divided."""
 
     partial: torch.Tensor | None = None
-    """[num_seqs, num_heads, num_parts, head_dim] float32, what is mixed."""
+    """[num_seqs, num_heads, num_parts, head_dim] float32, what is mixed; with further splits,
+    [num_seqs + num_further, num_heads, head_dim], where those of a sequence follow each other."""
     log_totals: torch.Tensor | None = None
-    """[num_seqs, num_heads, num_parts] float32, the logarithms of the sums of weights, base 2."""
+    """The same without head_dim: the logarithms of the sums of weights, base 2."""
     counters: torch.Tensor | None = None
     """[at least num_seqs * num_kv_heads] int32, how many programs have left theirs."""
 
@@ -101,14 +121,16 @@ def allocate_parts(
     Raises:
         ValueError: there are fewer counters than pairs of a sequence and a head that are divided
     """
-    if parts.num_all == 1:
+    if not parts.is_divided:
         return PartsMemory()
     num_pairs = num_seqs * num_kv_heads
     if counters is None:
         counters = torch.zeros(num_pairs, dtype=torch.int32, device=device)
-    elif parts.num_own > 1 and len(counters) < num_pairs:
+    elif parts.num_own + parts.num_further > 1 and len(counters) < num_pairs:
         raise ValueError(f"counters has {len(counters)} elements; expected at least {num_pairs}")
-    shape = (num_seqs, num_heads, parts.num_all)
+    shape: tuple[int, ...] = (num_seqs, num_heads, parts.num_own + parts.num_shared)
+    if parts.num_further:
+        shape = (num_seqs + parts.num_further, num_heads)
     return PartsMemory(
         torch.empty((*shape, head_dim), dtype=torch.float32, device=device),
         torch.empty(shape, dtype=torch.float32, device=device),
@@ -117,13 +139,14 @@ def allocate_parts(
 
 
 def launch_arguments(
-    kv_cache: torch.Tensor, num_heads: int, window: int, parts: Parts
+    kv_cache: torch.Tensor, num_seqs: int, num_heads: int, window: int, parts: Parts
 ) -> dict[str, int]:
     """Returns how the kernel is compiled that calls the functions below."""
     _, _, num_kv_heads, block_size, head_dim = kv_cache.shape
     group = num_heads // num_kv_heads
     is_wide = kv_cache.dtype == torch.float32 or head_dim > 128
-    is_short = parts.num_own >= MIN_SPLITS_IN_SMALL_TILES or parts.num_shared > 0
+    num_splits = max(parts.num_own, parts.num_further // num_seqs)
+    is_short = num_splits >= MIN_SPLITS_IN_SMALL_TILES or parts.num_shared > 0
     return {
         "GROUP": group,
         "ROWS": max(16, triton.next_power_of_2(group)),
@@ -139,9 +162,9 @@ def launch_arguments(
 
 @triton.jit
 def find_keys(
-    seq_len, prefix_len, TILE: tl.constexpr, WINDOW: tl.constexpr
+    seq_len, prefix_len, split, num_splits, TILE: tl.constexpr, WINDOW: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
-    """Returns which keys this program's query sees, and into how many splits all are divided.
+    """Returns which keys a split's query sees, and into how many splits all are divided.
 
     The first of all, and of this split's the first, the end of the whole tiles, and the end; then
     the number of splits that have keys, or 1. The programs of the others have nothing to do.
@@ -153,8 +176,8 @@ def find_keys(
         first_seen = tl.maximum(seq_len - WINDOW, 0)
         first = first_seen // TILE * TILE
     num_tiles = tl.cdiv(seq_len - first, TILE)
-    split_tiles = tl.maximum(tl.cdiv(num_tiles, tl.num_programs(2)), 1)
-    start = first + tl.program_id(2) * split_tiles * TILE
+    split_tiles = tl.maximum(tl.cdiv(num_tiles, num_splits), 1)
+    start = first + split * split_tiles * TILE
     end = tl.minimum(start + split_tiles * TILE, seq_len)
     # Tiles begin where the prefix ends.
     whole_end = start + (end - start) // TILE * TILE
@@ -169,10 +192,15 @@ def end_part(
     log_totals,
     counters,
     out,
+    pair,
+    split,
     seq_len,
     num_used,
     num_shared,
     num_parts,
+    first_place,
+    head_stride,
+    part_stride,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -182,9 +210,10 @@ def end_part(
     """Stores what a program found, [ROWS, HEAD_DIM] and [ROWS], of GROUP heads.
 
     The program that comes last of the num_used stores the result of all, and of the sequence's
-    num_shared parts from an earlier kernel. Without memory for parts there is one program.
+    num_shared parts from an earlier kernel, the last of its num_parts. Without memory for parts
+    there is one program. The place of the first head's first part is first_place, the others' are
+    the strides away.
     """
-    pair = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
     rows = tl.arange(0, ROWS)
     dims = tl.arange(0, HEAD_DIM)
     is_row = rows < GROUP
@@ -194,13 +223,13 @@ def end_part(
         # Most sequences with a shared prefix: their own part need not go through memory.
         _, total, mixed = _add_parts(
             log_total, tl.where(log_total > float("-inf"), 1.0, 0.0), mixed,
-            partial, log_totals, (pair * GROUP + rows) * num_parts, is_row,
+            partial, log_totals, first_place + rows * head_stride, part_stride, is_row,
             0, num_shared, num_parts, HEAD_DIM, SHARED_AT_ONCE,
         )  # fmt: skip
         mixed /= tl.where(total > 0.0, total, 1.0)[:, None]
         _store_out(mixed, out, pair, seq_len, rows, dims, GROUP, HEAD_DIM, KEEPS_EMPTY)
     else:
-        places = (pair * GROUP + rows) * num_parts + tl.program_id(2)
+        places = first_place + rows * head_stride + split * part_stride
         tl.store(partial + places[:, None] * HEAD_DIM + dims[None, :], mixed, mask=is_row[:, None])
         tl.store(log_totals + places, log_total, mask=is_row)
         # One thread counts, for the stores of all.
@@ -211,7 +240,7 @@ def end_part(
             tl.store(counters + pair, 0)
             _combine(
                 partial, log_totals, out, pair, num_used, num_shared, num_parts,
-                GROUP, HEAD_DIM, AT_ONCE,
+                first_place, head_stride, part_stride, GROUP, HEAD_DIM, AT_ONCE,
             )  # fmt: skip
 
 
@@ -247,6 +276,9 @@ def _combine(
     num_used,
     num_shared,
     num_parts,
+    first_place,
+    head_stride,
+    part_stride,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     AT_ONCE: tl.constexpr,
@@ -258,7 +290,7 @@ def _combine(
     maximum, total, mixed = nothing_seen(HEADS, HEAD_DIM)
     maximum, total, mixed = _add_parts(
         maximum, total, mixed,
-        partial, log_totals, (pair * GROUP + heads) * num_parts, is_head,
+        partial, log_totals, first_place + heads * head_stride, part_stride, is_head,
         num_used, num_shared, num_parts, HEAD_DIM, AT_ONCE,
     )  # fmt: skip
     mixed /= tl.where(is_head, total, 1.0)[:, None]
@@ -277,6 +309,7 @@ def _add_parts(
     partial,
     log_totals,
     first_places,
+    part_stride,
     is_head,
     num_own,
     num_shared,
@@ -295,7 +328,7 @@ def _add_parts(
         is_part = is_head[:, None] & (indices < num_own + num_shared)[None, :]
         # Between the two lie the places of splits without keys.
         indices += tl.where(indices < num_own, 0, num_parts - num_shared - num_own)
-        places = first_places[:, None] + indices[None, :]  # [heads, AT_ONCE]
+        places = first_places[:, None] + indices[None, :] * part_stride  # [heads, AT_ONCE]
         logs = tl.load(log_totals + places, mask=is_part, other=float("-inf"))
         parts = tl.load(
             partial + places[:, :, None] * HEAD_DIM + dims[None, None, :],

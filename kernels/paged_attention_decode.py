@@ -1,10 +1,10 @@
 """Attention of one query per sequence over its blocks, split along the keys.
 
-Lengths, and which prefixes are shared, are read before the queries are ready: whatever writes them
-must have ended before.
+Lengths, the plan of splits, and which prefixes are shared, are read before the queries are ready:
+whatever writes them must have ended before.
 
 A program handles the query heads of one key-value head, as the rows of one tile, over one split of
-one sequence, and the last program of a sequence's key-value head combines the splits
+one sequence. The last program of a sequence's key-value head combines the splits
 (`attention_parts.py`). If sequences share a prefix, another kernel reads it for all of them first
 (`shared_prefix.py`), and each sequence's splits begin behind it.
 """
@@ -34,6 +34,7 @@ from kernels.checks import (
     check_triton_head_dim,
     check_window,
 )
+from kernels.decode_splits import NUM_COLUMNS
 from kernels.dependent_launch import dependent_launch, wait_for_inputs
 from kernels.shared_prefix import (
     SharedPrefixes,
@@ -55,6 +56,7 @@ def paged_attention_decode(
     window: int = 0,
     shared: SharedPrefixes | None = None,
     counters: torch.Tensor | None = None,
+    splits: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attends from the last token of each sequence to its tokens.
 
@@ -74,6 +76,8 @@ def paged_attention_decode(
             once; not with a window
         counters: as of `attention_parts.make_counters`, all 0 before and after; calls that may
             overlap on the GPU need their own. None makes some, in another kernel
+        splits: of `decode_splits.split_sequences` for these lengths and this window; not with
+            shared prefixes. None divides all sequences equally; the result is the same
 
     Returns:
         [num_seqs, num_heads, head_dim]
@@ -95,11 +99,22 @@ def paged_attention_decode(
     if counters is not None:
         check_dtype("counters", counters, torch.int32)
         check_shape("counters", counters, None)
+    if splits is not None:
+        check_dtype("splits", splits, torch.int32)
+        check_shape("splits", splits, None, NUM_COLUMNS)
+        if shared is not None or len(splits) <= num_seqs:
+            raise ValueError(
+                f"splits has {len(splits)} rows; expected more than {num_seqs}, for sequences "
+                "without shared prefixes"
+            )
     if queries.device.type == "cpu":
         return reference.paged_attention_decode(
             queries, kv_cache, block_table, seq_lens, max_seq_len, scale, out, window
         )
-    parts = Parts(num_own=own_splits(kv_cache, num_seqs, max_seq_len, window))
+    if splits is None:
+        parts = Parts(num_own=own_splits(kv_cache, num_seqs, max_seq_len, window))
+    else:
+        parts = Parts(num_own=1, num_further=len(splits) - num_seqs)
     if shared is not None:
         num_kv_heads = kv_cache.shape[2]
         seqs_of_program = num_seqs_of_program(queries.shape[1] // num_kv_heads, queries.dtype)
@@ -108,8 +123,9 @@ def paged_attention_decode(
         )
         parts = parts._replace(num_shared=num_shared)
     return _paged_attention_decode_triton(
-        queries, kv_cache, block_table, seq_lens, scale, parts, out, window, shared, counters
-    )
+        queries, kv_cache, block_table, seq_lens, scale, parts, out, window, shared, counters,
+        splits,
+    )  # fmt: skip
 
 
 def _paged_attention_decode_triton(
@@ -123,6 +139,7 @@ def _paged_attention_decode_triton(
     window: int = 0,
     shared: SharedPrefixes | None = None,
     counters: torch.Tensor | None = None,
+    splits: torch.Tensor | None = None,
 ) -> torch.Tensor:
     num_seqs, num_heads, head_dim = queries.shape
     num_kv_heads = kv_cache.shape[2]
@@ -138,11 +155,12 @@ def _paged_attention_decode_triton(
     )
     if shared is not None:
         attend_to_prefixes(queries, kv_cache, block_table, shared, scale, parts, memory)
-    _split_kernel[(num_kv_heads, num_seqs, parts.num_own)](
+    _split_kernel[(num_kv_heads, num_seqs + parts.num_further, parts.num_own)](
         queries,
         kv_cache,
         block_table,
         seq_lens,
+        splits,
         None if shared is None else shared.prefix_lens,
         *memory,
         out,
@@ -150,10 +168,11 @@ def _paged_attention_decode_triton(
         queries.stride(1),
         *kv_cache.stride()[:4],
         block_table.stride(0),
-        parts.num_all,
+        parts.num_own + parts.num_shared,
         scale,
+        NUM_COLUMNS=NUM_COLUMNS,
         KEEPS_EMPTY=keeps_empty,
-        **launch_arguments(kv_cache, num_heads, window, parts),
+        **launch_arguments(kv_cache, num_seqs, num_heads, window, parts),
         **dependent_launch(queries),
     )
     return out
@@ -162,13 +181,14 @@ def _paged_attention_decode_triton(
 # Values that change with the batch must not trigger a compilation while serving.
 @triton.jit(
     do_not_specialize=["num_parts"],
-    do_not_specialize_on_alignment=["block_table", "seq_lens", "prefix_lens"],
+    do_not_specialize_on_alignment=["block_table", "seq_lens", "splits", "prefix_lens"],
 )
 def _split_kernel(
     queries,
     kv_cache,
     block_table,
     seq_lens,
+    splits,
     prefix_lens,
     partial,
     log_totals,
@@ -183,6 +203,7 @@ def _split_kernel(
     table_stride,
     num_parts,
     scale,
+    NUM_COLUMNS: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
@@ -196,18 +217,29 @@ def _split_kernel(
     # Programs start in this order: the heads of the first sequence, then those of the next. If
     # longer sequences come first, the last programs to start are short, and end together.
     kv_head = tl.program_id(0).to(tl.int64)
-    seq = tl.program_id(1).to(tl.int64)
-    seq_len = tl.load(seq_lens + seq)
+    if splits is not None:
+        program = splits + tl.program_id(1) * NUM_COLUMNS
+        seq, split = tl.load(program).to(tl.int64), tl.load(program + 1)
+        num_splits, num_in_front = tl.load(program + 2), tl.load(program + 3)
+        seq_len = tl.load(program + 4)
+        if split < 0:
+            return
+    else:
+        seq = tl.program_id(1).to(tl.int64)
+        split, num_splits = tl.program_id(2), tl.num_programs(2)
+        seq_len = tl.load(seq_lens + seq)
     prefix_len = 0
     num_shared = 0
     if prefix_lens is not None:
         prefix_len = tl.load(prefix_lens + seq)
         # Nobody writes the shared parts of a sequence that shares nothing.
-        num_shared = tl.where(prefix_len > 0, num_parts - tl.num_programs(2), 0)
-    first_seen, start, whole_end, end, num_used = find_keys(seq_len, prefix_len, TILE, WINDOW)
+        num_shared = tl.where(prefix_len > 0, num_parts - num_splits, 0)
+    first_seen, start, whole_end, end, num_used = find_keys(
+        seq_len, prefix_len, split, num_splits, TILE, WINDOW
+    )
     if prefix_lens is None:
         wait_for_inputs(IS_DEPENDENT)
-    if tl.program_id(2) >= num_used:
+    if split >= num_used:
         return
 
     rows = tl.arange(0, ROWS)
@@ -228,8 +260,16 @@ def _split_kernel(
         # The kernel in front, which attends to the prefixes, has let this one start only after its
         # own wait. So all but the parts of the prefixes was ready before.
         wait_for_inputs(IS_DEPENDENT)
+    pair = seq * tl.num_programs(0) + kv_head
+    if splits is not None:
+        num_heads = tl.num_programs(0) * GROUP
+        first_place = num_in_front.to(tl.int64) * num_heads + kv_head * GROUP
+        head_stride, part_stride = 1, num_heads
+    else:
+        first_place = pair * GROUP * num_parts
+        head_stride, part_stride = num_parts, 1
     end_part(
-        mixed, log_total, partial, log_totals, counters, out,
-        seq_len, num_used, num_shared, num_parts,
+        mixed, log_total, partial, log_totals, counters, out, pair, split,
+        seq_len, num_used, num_shared, num_parts, first_place, head_stride, part_stride,
         GROUP, ROWS, HEAD_DIM, AT_ONCE, KEEPS_EMPTY,
     )  # fmt: skip

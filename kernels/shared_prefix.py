@@ -123,7 +123,7 @@ def attend_to_prefixes(
         queries.stride(1),
         *kv_cache.stride()[:4],
         block_table.stride(0),
-        parts.num_all,
+        parts.num_own + parts.num_shared,
         scale,
         GROUP=group,
         SEQS=num_seqs,

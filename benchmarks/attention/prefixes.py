@@ -48,6 +48,7 @@ def _compare(time_ms: TimeCalls, shape: tuple[int, int, int, int, int, int]) -> 
             SCALE,
             shared=prefixes,
             counters=sequences.counters,
+            splits=sequences.splits if prefixes is None else None,
         )
 
     check(attend(shared), attend(None), "attention to shared prefixes")

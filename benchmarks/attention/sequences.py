@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from kernels.attention_parts import make_counters
+from kernels.decode_splits import split_sequences
 from kernels.paged_attention_decode import paged_attention_decode
 from kernels.paged_attention_prefill import paged_attention_prefill
 
@@ -20,6 +21,7 @@ class Sequences:
         kv_cache: [2, num_blocks, num_kv_heads, block_size, HEAD_DIM]
         counters: of decode attention
         block_table: [num_seqs, most blocks of a sequence] int32
+        splits: of decode attention, planned here once as an engine does for all layers
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Sequences:
         starts = [0, *self.seq_lens.cumsum(0).tolist()]
         self._starts = torch.tensor(starts, dtype=torch.int32, device=device)
         self.counters = make_counters(torch.device(device))
+        self.splits = split_sequences(self.seq_lens, self.max_seq_len, num_kv_heads)
 
     def contiguous(self) -> list[torch.Tensor]:
         """Returns keys and values of sequences of one length.
@@ -77,6 +80,7 @@ class Sequences:
             self.max_seq_len,
             SCALE,
             counters=self.counters,
+            splits=self.splits,
         )
 
     def by_library(self, queries: torch.Tensor, is_causal: bool) -> torch.Tensor:

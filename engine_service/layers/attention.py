@@ -1,12 +1,13 @@
 """Attention over the paged KV cache, and its metadata for a step."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
 from engine_service.layers.norm import RMSNorm
 from kernels.attention_parts import make_counters
+from kernels.decode_splits import split_sequences
 from kernels.paged_attention_decode import paged_attention_decode
 from kernels.paged_attention_prefill import paged_attention_prefill
 from kernels.qk_norm_rope_store import qk_norm_rope_store
@@ -23,6 +24,20 @@ class DecodeMetadata:
     """Upper bound of `seq_lens`, known without a device read."""
     shared: SharedPrefixes | None = None
     """Prefixes that several sequences share, to be read once."""
+    _splits: dict[int, torch.Tensor | None] = field(default_factory=dict)
+
+    def splits(self, num_kv_heads: int, window: int) -> torch.Tensor | None:
+        """Returns a plan of the sequences' splits, made once for all layers with this window.
+
+        None if they are divided equally. The kernel that makes it must not be the one in front of
+        attention, which reads the plan early.
+        """
+        if self.shared is not None:
+            return None
+        if window not in self._splits:
+            splits = split_sequences(self.seq_lens, self.max_seq_len, num_kv_heads, window)
+            self._splits[window] = splits
+        return self._splits[window]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +135,9 @@ class Attention(nn.Module):
         Returns:
             [num_tokens, num_heads * head_dim].
         """
+        decode, splits = metadata.decode, None
+        if decode is not None:
+            splits = decode.splits(self.heads.num_kv_heads, self.window)
         q_norm, k_norm = self.q_norm, self.k_norm
         q_weight, k_weight, eps = None, None, 0.0
         if q_norm is not None and k_norm is not None:
@@ -136,8 +154,7 @@ class Attention(nn.Module):
             self.heads.num_heads,
         )  # [num_tokens, num_heads, head_dim]
         out = torch.empty_like(queries)
-        if metadata.decode is not None:
-            decode = metadata.decode
+        if decode is not None:
             num_seqs = decode.seq_lens.shape[0]
             paged_attention_decode(
                 queries[:num_seqs],
@@ -150,6 +167,7 @@ class Attention(nn.Module):
                 self.window,
                 decode.shared,
                 self._counters,
+                splits,
             )
         if metadata.prefill is not None:
             prefill = metadata.prefill

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from engine_service.config import SchedulerOptions
 from engine_service.core.types import StepPlan, int32_array
+from kernels.decode_splits import MAX_SEQS
 from protos.wire.limits import MAX_LOGPROBS
 from protos.wire.sampling_params import SamplingParams, to_record
 
@@ -51,7 +52,9 @@ def warm_up_plans(
         last = max_num_tokens - 1
         # Kernels are compiled for tiles that grow in powers of two with these lengths.
         plans += [_plan([0], [length]) for length in _doubling(4, min(budget, max_num_tokens, 256))]
-        plans += [_plan([0] * rows, [1] * rows) for rows in _FEW_ROWS if rows <= num_seqs]
+        # Attention of several rows is planned: of few in small parts, of many in large ones.
+        several = [*(rows for rows in _FEW_ROWS if rows <= num_seqs), min(num_seqs, MAX_SEQS)]
+        plans += [_plan([last] * rows, [1] * rows) for rows in several]
         if shared_block_size is not None and num_seqs >= 2:
             plans += _sharing_plans(num_seqs, max_num_tokens, shared_block_size)
         plans += [

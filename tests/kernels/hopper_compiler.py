@@ -24,6 +24,7 @@ from triton.runtime.jit import mangle_type
 
 from kernels import (
     all_reduce,
+    decode_splits,
     linear,
     linear_hopper,
     paged_attention_decode,
@@ -160,6 +161,11 @@ def launch_all():
             *(integers.int(), 0.1, Parts(num_own=num_splits), None, window),
         )
     integers_32 = integers.int()
+    paged_attention_decode._paged_attention_decode_triton(
+        *(randn(NUM_ROWS, 4, HEAD_DIM), kv_cache, zeros(NUM_ROWS, 3).int()),
+        *(integers_32, 0.1, Parts(num_own=1, num_further=3), None, 0),
+        splits=decode_splits._split_sequences_triton(integers_32, 3),
+    )
     paged_attention_decode._paged_attention_decode_triton(
         *(randn(NUM_ROWS, 4, HEAD_DIM), kv_cache, zeros(NUM_ROWS, 3).int()),
         *(integers_32, 0.1, Parts(num_own=1, num_shared=4), None, 0),

@@ -12,6 +12,7 @@ from kernels import dependent_launch as dependent_launch_module
 from kernels import silu_and_mul as activation
 from kernels.all_reduce import _launch
 from kernels.attention_parts import make_counters
+from kernels.decode_splits import split_sequences
 from kernels.dependent_launch import dependent_launch
 from kernels.linear import gated_linear, linear, linear_norm_linear, norm_linear
 from kernels.paged_attention_decode import paged_attention_decode
@@ -39,7 +40,7 @@ LOADS = {"ld.global", "cp.async"}
 READ_EARLY = {
     "_few_rows_kernel": WEIGHTS,
     "_qk_norm_rope_store_kernel": WEIGHTS | {"cos_sin", "positions", "cache_locs"},
-    "_split_kernel": {"seq_lens"},
+    "_split_kernel": {"seq_lens", "splits"},
     "_one_shot_kernel": WEIGHTS,
     "_two_shot_kernel": WEIGHTS,
 }
@@ -53,6 +54,7 @@ COMPILED = set(READ_EARLY) | {
     "_tile_kernel",
     "_best_tile_kernel",
     "_append_tokens_kernel",
+    "_split_sequences_kernel",
 }
 
 
@@ -212,6 +214,21 @@ def whole_attention_case():
     return attention_case(48)
 
 
+def planned_attention_case():
+    function, arguments = attention_case(48)
+    arguments["splits"] = split_sequences(arguments["seq_lens"], 4096, 2)
+    torch.cuda.synchronize()
+    return function, arguments
+
+
+def plan_case():
+    return split_sequences, {
+        "seq_lens": integers(4800, 30, 7, dtype=torch.int32),
+        "max_seq_len": 4800,
+        "num_kv_heads": 200,
+    }
+
+
 def shared_attention_case():
     function, arguments = attention_case(48)
     arguments["block_table"][1, :1] = arguments["block_table"][0, :1]
@@ -269,6 +286,8 @@ LATE = {
     store_case: ["qkv"],
     split_attention_case: ["queries", "kv_cache", "block_table"],
     whole_attention_case: ["queries", "kv_cache", "block_table"],
+    planned_attention_case: ["queries", "kv_cache", "block_table"],
+    plan_case: ["seq_lens"],
     shared_attention_case: ["queries", "kv_cache", "block_table", "tiles", "prefix_lens"],
     sample_case: ["logits", "records", "slots", "positions"],
     append_case: ["slots", "positions", "token_ids"],
@@ -406,6 +425,7 @@ def run_norm_and_products():
         (store_case, "cache_locs", run_norm_and_products),
         (split_attention_case, "seq_lens", run_norm),
         (whole_attention_case, "seq_lens", run_norm),
+        (planned_attention_case, "splits", run_norm),
     ],
 )
 def test_what_is_read_early_may_be_written_before_the_kernels_in_front(case, name, make_in_front):
@@ -455,7 +475,9 @@ def test_compiled_kernels_wait_before_they_write_or_read_what_may_not_be_ready(l
             assert not {"partial", "log_totals", "counters"} & set(launch["read_early"])
             continue
         reads_first = launch["kernel"] in READ_EARLY
-        assert set(instructions[:place]) <= LOADS, launch["kernel"]
+        # Programs without a split end before the wait.
+        may_end = {"bra", "ret"} if "splits" in launch["read_early"] else set()
+        assert set(instructions[:place]) <= LOADS | may_end, launch["kernel"]
         assert (place > 0) == reads_first, launch["kernel"]
         assert set(launch["read_early"]) <= READ_EARLY.get(launch["kernel"], set())
         assert bool(launch["read_early"]) == reads_first, launch["kernel"]

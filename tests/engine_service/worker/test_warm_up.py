@@ -11,7 +11,12 @@ from engine_service.worker.executor import start_executor
 from engine_service.worker.input_batch import Bounds
 from engine_service.worker.rows import Rows
 from engine_service.worker.warm_up import warm_up_plans
-from kernels.attention_parts import MIN_SPLITS_IN_SMALL_TILES, count_splits
+from kernels.attention_parts import (
+    MIN_SPLITS_IN_SMALL_TILES,
+    count_splits,
+    num_further_splits,
+)
+from kernels.decode_splits import MAX_SEQS
 from kernels.linear_hopper import _linear_hopper_kernel
 from kernels.paged_attention_decode import _split_kernel
 from kernels.product_division import padded
@@ -23,13 +28,18 @@ BLOCK_SIZES = [16, 48, 256]
 
 
 def variant(num_seqs, max_seq_len, num_kv_heads, num_multiprocessors, shares):
-    """Returns what the attention of decodes is compiled for: is anything shared, or divided?
+    """Returns what the attention of decodes is compiled for: is anything shared, or planned?
 
-    If divided, also whether into many parts.
+    If not, whether it is divided; and, if it is, whether into many parts.
     """
-    num_splits = count_splits(num_seqs * num_kv_heads, max_seq_len, num_multiprocessors)
-    is_many = num_splits >= MIN_SPLITS_IN_SMALL_TILES
-    return shares, shares or num_splits > 1, shares or is_many
+    sizes = num_kv_heads, max_seq_len, num_multiprocessors
+    num_splits = num_further = 0
+    if not shares and 1 < num_seqs <= MAX_SEQS:
+        num_further = num_further_splits(num_seqs, *sizes)
+    if not num_further:
+        num_splits = count_splits(num_seqs * num_kv_heads, max_seq_len, num_multiprocessors)
+    is_many = max(num_splits, num_further // num_seqs) >= MIN_SPLITS_IN_SMALL_TILES
+    return shares, num_further > 0, shares or num_splits > 1, shares or is_many
 
 
 def warmed_up(options, max_model_len, block_size, num_kv_heads, num_multiprocessors):
@@ -46,7 +56,7 @@ def warmed_up(options, max_model_len, block_size, num_kv_heads, num_multiprocess
 
 @pytest.mark.parametrize("num_multiprocessors", [78, 132])
 @pytest.mark.parametrize("num_kv_heads", [1, 3, 8, 20])
-@pytest.mark.parametrize("max_num_seqs", [2, 33, 200])
+@pytest.mark.parametrize("max_num_seqs", [2, 33, 200, 600])
 @pytest.mark.parametrize("max_model_len", [300, 40_960])
 def test_decodes_of_any_number_and_length_are_warmed_up(
     num_multiprocessors, num_kv_heads, max_num_seqs, max_model_len
