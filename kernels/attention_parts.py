@@ -31,7 +31,7 @@ _COMBINED_AT_ONCE = 8192
 # Parts of prefixes that it adds to its own at a time, in a tile of 16 rows or more.
 SHARED_AT_ONCE = tl.constexpr(4)
 # Each pair of a sequence and a head has one if it may be divided.
-_NUM_COUNTERS = 4096
+_NUM_COUNTERS = 8192
 
 
 class Parts(NamedTuple):
@@ -66,7 +66,8 @@ def num_further_splits(
 ) -> int:
     """Returns how many splits sequences of different lengths have in all, beyond one for each.
 
-    As many as occupy the GPU; 0 if none is long, or if there are more sequences than counters.
+    As many as occupy the GPU; 0 if none is long, or if there are more pairs of a sequence and a
+    head than counters.
     """
     if max_seq_len <= _MIN_SPLIT_TOKENS or num_seqs * num_kv_heads > _NUM_COUNTERS:
         return 0

@@ -12,9 +12,9 @@ from kernels.attention_parts import num_further_splits, num_multiprocessors, tok
 from kernels.checks import check_dtype, check_shape, check_window
 from kernels.dependent_launch import dependent_launch, wait_for_inputs
 
-MIN_TOKENS = 32
-"""Of a share: a tile of keys."""
+_MIN_TOKENS = 32  # of a share: a small tile of keys
 MAX_SEQS = 512
+"""Of a plan. Without a plan, as many sequences leave no room for splits."""
 NUM_COLUMNS = 5
 """Of a program: its sequence, its split, or -1 if it has no work, how many splits the sequence has,
 how many those in front of it have, and the tokens of the sequence."""
@@ -35,8 +35,9 @@ def split_sequences(
         window: tokens that each query sees at most; 0 means all
 
     Returns:
-        [num_programs, NUM_COLUMNS] int32; None if all are divided equally: on a CPU, and if there
-        is one sequence, more than `MAX_SEQS`, or too little to divide
+        [num_programs, NUM_COLUMNS] int32, of programs without work only the split; None if all are
+        divided equally: on a CPU, and if there is one sequence, more than `MAX_SEQS`, or with
+        their heads more than there are counters, or if none is long
 
     Raises:
         ValueError: an unsupported shape, type or value
@@ -66,7 +67,7 @@ def _split_sequences_triton(
         num_further,
         WINDOW=window,
         MAX_SEQS=MAX_SEQS,
-        MIN_TOKENS=MIN_TOKENS,
+        MIN_TOKENS=_MIN_TOKENS,
         NUM_COLUMNS=NUM_COLUMNS,
         num_warps=4,
         **dependent_launch(seq_lens),

@@ -31,13 +31,13 @@ def wait_for_inputs(IS_DEPENDENT: tl.constexpr) -> None:
 
     A program calls it once (one whose warps run different code, before what each of them reads), or
     ends without having written anything, if others of its kernel wait.
-    Before the call it writes nothing, and reads nothing that a running kernel may write. If all
-    programs of the previous kernel wait, it is the only one that may be running, since it lets the
-    next one start only after its own waits. So one that always follows the same kernel may read
-    before its wait what that one does not write (`paged_attention_decode`, behind shared prefixes).
+    Before the call it writes nothing, and reads nothing that a running kernel may write. The
+    previous kernel is the only one that may be running, since it lets the next one start only after
+    its own waits. So one that always follows the same kernel may read before its wait what that one
+    does not write (`paged_attention_decode`, behind shared prefixes).
 
-    Only products let the next kernel start before they wait (`linear_hopper.py`). Behind some that
-    follow each other, these and the kernel in front of them may be running.
+    Products of up to 64 rows are the exception (`linear_hopper.py`): they let the next kernel start
+    before they wait. Behind them, these and the kernel in front of them may be running.
     """
     if IS_DEPENDENT:
         tl.extra.cuda.gdc_wait()

@@ -67,7 +67,7 @@ def paged_attention_decode(
         block_table: [num_seqs, max_blocks_per_seq] int32, rows may be strided; not read past a
             sequence's end
         seq_lens: [num_seqs] int32; a sequence of length 0 reads nothing and gives zeros
-        max_seq_len: an upper bound of seq_lens, by which the work is split
+        max_seq_len: an upper bound of seq_lens, by which the work is split if there is no plan
         scale: multiplies the scores, positive
         out: [num_seqs, num_heads, head_dim] contiguous, receives the result; rows of sequences of
             length 0 stay unchanged; None allocates a tensor
@@ -76,8 +76,8 @@ def paged_attention_decode(
             once; not with a window
         counters: as of `attention_parts.make_counters`, all 0 before and after; calls that may
             overlap on the GPU need their own. None makes some, in another kernel
-        splits: of `decode_splits.split_sequences` for these lengths and this window; not with
-            shared prefixes. None divides all sequences equally; the result is the same
+        splits: the plan of `decode_splits.split_sequences` for these lengths and this window; not
+            with shared prefixes. None divides all sequences equally; the result is the same
 
     Returns:
         [num_seqs, num_heads, head_dim]
@@ -102,11 +102,13 @@ def paged_attention_decode(
     if splits is not None:
         check_dtype("splits", splits, torch.int32)
         check_shape("splits", splits, None, NUM_COLUMNS)
-        if shared is not None or len(splits) <= num_seqs:
+        if not splits.is_contiguous() or len(splits) <= num_seqs:
             raise ValueError(
-                f"splits has {len(splits)} rows; expected more than {num_seqs}, for sequences "
-                "without shared prefixes"
+                f"splits has {len(splits)} rows of strides {splits.stride()}; expected more than "
+                f"{num_seqs}, contiguous"
             )
+        if shared is not None:
+            raise ValueError("splits is given; expected None beside shared prefixes")
     if queries.device.type == "cpu":
         return reference.paged_attention_decode(
             queries, kv_cache, block_table, seq_lens, max_seq_len, scale, out, window
@@ -219,9 +221,12 @@ def _split_kernel(
     kv_head = tl.program_id(0).to(tl.int64)
     if splits is not None:
         program = splits + tl.program_id(1) * NUM_COLUMNS
-        seq, split = tl.load(program).to(tl.int64), tl.load(program + 1)
-        num_splits, num_in_front = tl.load(program + 2), tl.load(program + 3)
-        seq_len = tl.load(program + 4)
+        # Not from this multiprocessor's own cache: in a graph, each step plans at the same place.
+        seq = tl.load(program, cache_modifier=".cg").to(tl.int64)
+        split = tl.load(program + 1, cache_modifier=".cg")
+        num_splits = tl.load(program + 2, cache_modifier=".cg")
+        num_in_front = tl.load(program + 3, cache_modifier=".cg")
+        seq_len = tl.load(program + 4, cache_modifier=".cg")
         if split < 0:
             return
     else:

@@ -24,20 +24,22 @@ class DecodeMetadata:
     """Upper bound of `seq_lens`, known without a device read."""
     shared: SharedPrefixes | None = None
     """Prefixes that several sequences share, to be read once."""
-    _splits: dict[int, torch.Tensor | None] = field(default_factory=dict)
+    _splits: dict[tuple[int, int], torch.Tensor | None] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def splits(self, num_kv_heads: int, window: int) -> torch.Tensor | None:
-        """Returns a plan of the sequences' splits, made once for all layers with this window.
+        """Returns a plan of the sequences' splits, made once for all layers with these arguments.
 
         None if they are divided equally. The kernel that makes it must not be the one in front of
         attention, which reads the plan early.
         """
         if self.shared is not None:
             return None
-        if window not in self._splits:
-            splits = split_sequences(self.seq_lens, self.max_seq_len, num_kv_heads, window)
-            self._splits[window] = splits
-        return self._splits[window]
+        key = num_kv_heads, window
+        if key not in self._splits:
+            self._splits[key] = split_sequences(self.seq_lens, self.max_seq_len, *key)
+        return self._splits[key]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,7 +39,7 @@ _ROW_CLASSES = (8, 64)
 the fewest rows exist twice: also for steps in which nothing decodes."""
 _MIDDLE_MAX_TOKENS = 1024
 """Above it, graphs with the most rows cost hardly more than those with 64, in short contexts. Those
-with the fewest rows go on: their decodes are split along the keys, which long contexts need."""
+with the fewest rows go on: so measured when only few decodes were split along the keys."""
 _MIN_SHARING_ROWS = 16
 """Rows from which on there are decode graphs that read shared prefixes once, too."""
 _SIZES_PER_DOUBLING = 4

@@ -52,9 +52,10 @@ def warm_up_plans(
         last = max_num_tokens - 1
         # Kernels are compiled for tiles that grow in powers of two with these lengths.
         plans += [_plan([0], [length]) for length in _doubling(4, min(budget, max_num_tokens, 256))]
-        # Attention of several rows is planned: of few in small parts, of many in large ones.
-        several = [*(rows for rows in _FEW_ROWS if rows <= num_seqs), min(num_seqs, MAX_SEQS)]
-        plans += [_plan([last] * rows, [1] * rows) for rows in several]
+        # Attention of up to MAX_SEQS rows is planned: of few in small parts, of many in large ones.
+        plans += [
+            _plan([last] * rows, [1] * rows) for rows in (*_FEW_ROWS, MAX_SEQS) if rows <= num_seqs
+        ]
         if shared_block_size is not None and num_seqs >= 2:
             plans += _sharing_plans(num_seqs, max_num_tokens, shared_block_size)
         plans += [

@@ -23,6 +23,7 @@ from kernels.sample import sample
 from kernels.shared_prefix import SharedPrefixes
 from kernels.silu_and_mul import silu_and_mul
 from kernels.slots import append_tokens
+from kernels.tile_shares import make_counters as make_product_counters
 from tests.kernels.paged_inputs import Shape, paged_inputs
 from tests.kernels.sampling import COLUMNS, records_of
 from tests.kernels.targets import Target
@@ -130,6 +131,9 @@ def chained_linear_case():
         "norm_weight": GPU.randn(HIDDEN),
         "eps": EPS,
         "next_weight": weight(40, HIDDEN),
+        # Without them, a kernel that clears some would come between.
+        "counters": make_product_counters("cuda"),
+        "next_counters": make_product_counters("cuda"),
     }
 
 
@@ -221,8 +225,14 @@ def planned_attention_case():
     return function, arguments
 
 
+def plan(**arguments):
+    """Plans; of programs without work there is only the split."""
+    splits = split_sequences(**arguments)
+    return splits.where(splits[:, 1:2] >= 0, -1)
+
+
 def plan_case():
-    return split_sequences, {
+    return plan, {
         "seq_lens": integers(4800, 30, 7, dtype=torch.int32),
         "max_seq_len": 4800,
         "num_kv_heads": 200,
@@ -413,6 +423,73 @@ def run_norm_and_products():
         function(**arguments)
 
     return run
+
+
+@on_gpu_that_overlaps
+@pytest.mark.parametrize("num_rows", [3, 32, 64])
+def test_products_that_follow_each_other_in_a_graph_are_equal_in_bits_on_each_replay(num_rows):
+    x, residual = GPU.randn(num_rows, 5120), GPU.randn(num_rows, 5120)
+    down, up = weight(5120, 5120), weight(25600, 5120)
+    last = weight(5120, 12800)
+    norm_weight = GPU.randn(5120)
+    counters = [make_product_counters("cuda") for _ in range(3)]
+
+    torch.cuda.synchronize()
+
+    def layer():
+        normed = rms_norm(x, norm_weight, EPS)
+        gated, total = linear_norm_linear(
+            normed, down, residual, norm_weight, EPS, up, *counters[:2], is_gated=True
+        )
+        return linear(gated, last, counters=counters[2]), total
+
+    expected = layer()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = [layer() for _ in range(5)]
+    for _ in range(100):
+        for out, total in results:
+            out.zero_()
+            total.zero_()
+        graph.replay()
+        for out, total in results:
+            assert torch.equal(out, expected[0])
+            assert torch.equal(total, expected[1])
+    assert not any(counter.any() for counter in counters)
+
+
+@on_gpu_that_overlaps
+def test_attention_in_a_graph_is_planned_anew_on_each_replay():
+    all_lens = [[4000, 777, 1, 64, 0, 300, 128, 2048], [5, 0, 3000, 20, 4000, 1, 1, 64], [900] * 8]
+    shape = Shape(num_kv_heads=8, group=4, head_dim=128)
+    inputs = paged_inputs(GPU, shape, [1] * 8, [4000] * 8)
+    seq_lens, counters = inputs.seq_lens.clone(), make_counters("cuda")
+    product, arguments = hopper_linear_case()
+    norm = run_norm()
+
+    def step():
+        # As in the first layer: a product, the plan, a kernel that waits, attention.
+        product(**arguments)
+        splits = split_sequences(seq_lens, 4000, 8)
+        norm()
+        return paged_attention_decode(
+            *(inputs.queries, inputs.kv_cache, inputs.block_table, seq_lens, 4000, inputs.scale),
+            counters=counters,
+            splits=splits,
+        )
+
+    expected = []
+    for lens in all_lens:
+        seq_lens.copy_(integers(*lens, dtype=torch.int32))
+        expected.append(step())
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outs = [step() for _ in range(5)]
+    for replay in range(99):
+        seq_lens.copy_(integers(*all_lens[replay % 3], dtype=torch.int32))
+        graph.replay()
+        assert all(torch.equal(out, expected[replay % 3]) for out in outs)
+    assert not counters.any()
 
 
 @on_gpu_that_overlaps

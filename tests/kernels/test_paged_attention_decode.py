@@ -15,6 +15,7 @@ from kernels.attention_parts import (
 )
 from kernels.decode_splits import NUM_COLUMNS, _split_sequences_triton, split_sequences
 from kernels.paged_attention_decode import _paged_attention_decode_triton, paged_attention_decode
+from kernels.shared_prefix import SharedPrefixes
 from tests.kernels.paged_inputs import NO_BLOCK, Shape, paged_inputs
 from tests.kernels.targets import (
     Target,
@@ -240,7 +241,8 @@ def test_splits_follow_the_room_left_on_the_gpu_and_the_length(num_pairs, max_se
         (256, 8, 64, 0),
         (256, 1, 32_768, 528),
         (512, 8, 32_768, 66),
-        (256, 20, 32_768, 0),
+        (256, 20, 32_768, 26),
+        (256, 33, 32_768, 0),
         (2, 1000, 32_768, 1),
     ],
 )
@@ -308,6 +310,8 @@ def test_wrong_arguments_are_refused_by_name_and_value():
 
     assert torch.equal(call(), by_twin(inputs))
     integers = torch.zeros(3, NUM_COLUMNS, dtype=torch.int32)
+    no_tile, no_len = torch.zeros(1, 3, dtype=torch.int32), torch.zeros(2, dtype=torch.int32)
+    shared = SharedPrefixes(tiles=no_tile, members=no_len, prefix_lens=no_len)
     for message, changes in [
         ("queries has dtype torch.float64", {"queries": inputs.queries.double()}),
         (r"queries has shape \(2, 64\)", {"queries": inputs.queries[:, 0]}),
@@ -318,7 +322,9 @@ def test_wrong_arguments_are_refused_by_name_and_value():
         (r"block_table has shape \(1, 5\)", {"block_table": inputs.block_table[:1]}),
         (r"seq_lens has shape \(1,\); expected \(2\)", {"seq_lens": inputs.seq_lens[:1]}),
         ("splits has dtype torch.int64", {"splits": torch.zeros(3, NUM_COLUMNS).long()}),
-        ("splits has 2 rows; expected more than 2", {"splits": integers[:2]}),
+        ("splits has 2 rows of strides .5, 1.; expected more than 2", {"splits": integers[:2]}),
+        ("splits has 3 rows of strides .10, 2.", {"splits": integers.repeat(1, 2)[:, ::2]}),
+        ("splits is given; expected None", {"splits": integers, "shared": shared}),
         ("scale is 0.0", {"scale": 0.0}),
         ("scale is nan", {"scale": float("nan")}),
     ]:
