@@ -14,7 +14,7 @@ from kernels.dependent_launch import dependent_launch, wait_for_inputs
 
 _MIN_TOKENS = 32  # of a share: a small tile of keys
 MAX_SEQS = 512
-"""Of a plan. Without a plan, as many sequences leave no room for splits."""
+"""Of a plan. More are not divided."""
 NUM_COLUMNS = 5
 """Of a program: its sequence, its split, or -1 if it has no work, how many splits the sequence has,
 how many those in front of it have, and the tokens of the sequence."""

@@ -36,8 +36,8 @@ def wait_for_inputs(IS_DEPENDENT: tl.constexpr) -> None:
     its own waits. So one that always follows the same kernel may read before its wait what that one
     does not write (`paged_attention_decode`, behind shared prefixes).
 
-    Products of up to 64 rows are the exception (`linear_hopper.py`): they let the next kernel start
-    before they wait. Behind them, these and the kernel in front of them may be running.
+    Products of up to 64 rows are the exception (`product_copies.py`): they let the next kernel
+    start before they wait. Behind them, these and the kernel in front of them may be running.
     """
     if IS_DEPENDENT:
         tl.extra.cuda.gdc_wait()

@@ -19,8 +19,6 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
-    mbarrier,
-    tma,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
@@ -28,6 +26,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from kernels.attention_parts import num_multiprocessors
 from kernels.dependent_launch import dependent_launch
+from kernels.product_copies import PIECE, copy_steps, wait_for_kernel_in_front
 from kernels.product_division import BLOCK_IN, BLOCK_M, Division, divide, padded
 from kernels.tile_ring import make_ring
 from kernels.tile_shares import allocate_shares, join_shares, share_of
@@ -36,8 +35,6 @@ _MAX_ROWS = 64
 """With 128, cuBLAS is as fast (layers of 8B, of half of 32B) or faster (0.6B, 4B)."""
 _BLOCK_M = gl.constexpr(BLOCK_M)
 _BLOCK_IN = gl.constexpr(BLOCK_IN)
-_PIECE = gl.constexpr(64)
-"""Inputs of one copy: a swizzled row of shared memory is that wide."""
 _SHARED_BYTES = 226 << 10
 """That a program can have, without barriers."""
 _MAX_STAGES = 12
@@ -211,7 +208,7 @@ def _divide(x: torch.Tensor, num_outs: int, *, is_gated: bool) -> Division:
 
 
 def _describe(tensor: torch.Tensor, num_rows: int) -> TensorDescriptor:
-    box = [num_rows, _PIECE.value]
+    box = [num_rows, PIECE.value]
     dtype = gl.bfloat16 if tensor.dtype == torch.bfloat16 else gl.float16
     layout = gl.NVMMASharedLayout.get_default_for(box, dtype)
     return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), box, layout)
@@ -278,7 +275,7 @@ def _linear_hopper_kernel(
                 ),
             ),
             (
-                _produce,
+                copy_steps,
                 (
                     x, weight, weights, ring, num_steps, num_outs, first, last,
                     IN_PARTS, IS_GATED, IS_DEPENDENT,
@@ -288,99 +285,6 @@ def _linear_hopper_kernel(
         [1],
         [_PRODUCER_REGISTERS],
     )  # fmt: skip
-
-
-# Those of `dependent_launch`, since Gluon calls no functions of Triton's.
-@gluon.jit
-def _wait_for_inputs():
-    gl.inline_asm_elementwise(
-        "griddepcontrol.wait; // dummy $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1
-    )
-
-
-@gluon.jit
-def _launch_dependents():
-    gl.inline_asm_elementwise(
-        "griddepcontrol.launch_dependents; // dummy $0",
-        "=r", [], dtype=gl.int32, is_pure=False, pack=1,
-    )  # fmt: skip
-
-
-@gluon.jit
-def _produce(
-    x, weight, weights, ring, num_steps, num_outs, first, last,
-    IN_PARTS: gl.constexpr, IS_GATED: gl.constexpr, IS_DEPENDENT: gl.constexpr,
-):  # fmt: skip
-    """Fetches the weights and rows of steps `first` to `last`."""
-    STAGES: gl.constexpr = ring.tiles.shape[0]
-    num_early = gl.minimum(last - first, STAGES)
-    for i in range(num_early):
-        _start_weights(
-            x, weight, weights, ring, i, first + i, num_steps, num_outs, IN_PARTS, IS_GATED
-        )
-    if IS_DEPENDENT:
-        # If the next kernel is a product, too, it takes its time to start, and has weights to read.
-        _launch_dependents()
-        _wait_for_inputs()
-    for i in range(num_early):
-        _start_rows(x, ring, i, first + i, num_steps, IN_PARTS)
-    for i in range(num_early, last - first):
-        ring.wait_empty(i)
-        _start_weights(
-            x, weight, weights, ring, i, first + i, num_steps, num_outs, IN_PARTS, IS_GATED
-        )
-        _start_rows(x, ring, i, first + i, num_steps, IN_PARTS)
-
-
-@gluon.jit
-def _start_weights(
-    x, weight, weights, ring, count, step, num_steps, num_outs,
-    IN_PARTS: gl.constexpr, IS_GATED: gl.constexpr,
-):  # fmt: skip
-    """Starts the copies of the weights of a step; its barrier then waits for the rows, too."""
-    NUM_PIECES: gl.constexpr = _BLOCK_IN // _PIECE
-    BLOCK_OUT: gl.constexpr = weight.block_type.shape[0]
-    PARTS: gl.constexpr = _BLOCK_M // BLOCK_OUT
-    num_bytes: gl.constexpr = IN_PARTS * x.block_type.nbytes + PARTS * weight.block_type.nbytes
-    barrier = ring.full_barrier(count)
-    mbarrier.expect(barrier, NUM_PIECES * num_bytes)
-    tile = weights.index(count % weights.shape[0])
-    row = step // num_steps * BLOCK_OUT
-    if IS_GATED:
-        _start_copies(weight, row, num_outs, tile, barrier, step % num_steps, 0, PARTS)
-    else:
-        _start_copies(weight, row, 0, tile, barrier, step % num_steps, num_steps, PARTS)
-
-
-@gluon.jit
-def _start_rows(x, ring, count, step, num_steps, IN_PARTS: gl.constexpr):
-    barrier = ring.full_barrier(count)
-    _start_copies(x, 0, 0, ring.tile(count), barrier, step % num_steps, num_steps, IN_PARTS)
-
-
-@gluon.jit
-def _start_copies(
-    source, row, row_distance, tile, barrier, step, step_distance, PARTS: gl.constexpr
-):
-    """Starts the copies of the parts of a step, to below each other in the tile.
-
-    Parts are `row_distance` rows and `step_distance` steps of inputs apart. The layout of the tile
-    holds the first inputs of all rows, one piece wide, then the next ones.
-    """
-    NUM_PIECES: gl.constexpr = _BLOCK_IN // _PIECE
-    shape: gl.constexpr = source.block_type.shape
-    pieces = tile._reinterpret(
-        source.dtype, [NUM_PIECES * PARTS, shape[0], shape[1]], source.layout
-    )
-    for part in gl.static_range(PARTS):
-        column = (part * step_distance + step) * _BLOCK_IN
-        for piece in gl.static_range(NUM_PIECES):
-            tma.async_copy_global_to_shared(
-                source,
-                [row + part * row_distance, column + piece * _PIECE],
-                barrier,
-                pieces.index(piece * PARTS + part),
-            )
 
 
 @gluon.jit
@@ -397,7 +301,7 @@ def _consume(
     layout: gl.constexpr = _make_layout(NUM_SUMS)
     # The producer waits for what it copies; here, that is for what these warps read themselves.
     if IS_DEPENDENT:
-        _wait_for_inputs()
+        wait_for_kernel_in_front()
     if SQUARE_TILES > 0:
         inverse_rms = _inverse_rms(
             square_sums, num_square_tiles, num_rows, in_features, eps, SQUARE_TILES, ROWS,

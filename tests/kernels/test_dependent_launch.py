@@ -1,6 +1,5 @@
 """That kernels which start early do not read early what may not be ready."""
 
-import json
 from functools import partial
 
 import pytest
@@ -24,45 +23,13 @@ from kernels.shared_prefix import SharedPrefixes
 from kernels.silu_and_mul import silu_and_mul
 from kernels.slots import append_tokens
 from kernels.tile_shares import make_counters as make_product_counters
-from tests.kernels.paged_inputs import Shape, paged_inputs
+from tests.kernels.overlap import EPS, GPU, on_gpu_that_overlaps, weight
 from tests.kernels.sampling import COLUMNS, records_of
-from tests.kernels.targets import Target
-from tests.kernels.uninterpreted import run_uninterpreted
 
-GPU = Target(device="cuda", dtype=torch.bfloat16)
 NUM_ROWS, HIDDEN, HEAD_DIM, BLOCK_SIZE, NUM_BLOCKS = 3, 256, 64, 16, 12
 NUM_HOPPER_ROWS = 9
-EPS = 1e-6
 DELAY = 500_000  # nanoseconds
 BLOCK = 1024
-# Areas: a table of addresses, which no kernel writes.
-WEIGHTS = {"weight", "norm_weight", "q_weight", "k_weight", "areas"}
-LOADS = {"ld.global", "cp.async"}
-READ_EARLY = {
-    "_few_rows_kernel": WEIGHTS,
-    "_qk_norm_rope_store_kernel": WEIGHTS | {"cos_sin", "positions", "cache_locs"},
-    "_split_kernel": {"seq_lens", "splits"},
-    "_one_shot_kernel": WEIGHTS,
-    "_two_shot_kernel": WEIGHTS,
-}
-"""What each kernel may read before it waits; others begin with the wait."""
-PRODUCT = "_linear_hopper_kernel"
-"""Its warps run different code, of which the text shows no order."""
-COMPILED = set(READ_EARLY) | {
-    "_rms_norm_kernel",
-    "_silu_and_mul_kernel",
-    "_shared_kernel",
-    "_tile_kernel",
-    "_best_tile_kernel",
-    "_append_tokens_kernel",
-    "_split_sequences_kernel",
-}
-
-
-def on_gpu_that_overlaps(test):
-    overlaps = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
-    needs = pytest.mark.skipif(not overlaps, reason="needs a GPU with dependent launches")
-    return pytest.mark.gpu(needs(test))
 
 
 @pytest.fixture(autouse=True)
@@ -91,10 +58,6 @@ def write_late(source, target):
 
 def integers(*values, dtype=torch.int64):
     return torch.tensor(values, dtype=dtype).cuda()
-
-
-def weight(*shape):
-    return GPU.randn(*shape) * 0.1
 
 
 def linear_case(num_rows=NUM_ROWS):
@@ -358,37 +321,6 @@ def test_without_waiting_a_kernel_would_read_too_early(monkeypatch):
 
 
 @on_gpu_that_overlaps
-@pytest.mark.parametrize("seq_lens", [[8000], [4000, 777, 1, 64, 0, 300, 128, 2048]], ids=len)
-def test_chained_attention_in_a_graph_is_equal_in_bits_on_each_replay(seq_lens):
-    shape = Shape(num_kv_heads=8, group=4, head_dim=128)
-    inputs = paged_inputs(GPU, shape, [1] * len(seq_lens), seq_lens)
-    attend = partial(
-        paged_attention_decode,
-        inputs.queries,
-        inputs.kv_cache,
-        inputs.block_table,
-        inputs.seq_lens,
-        max(seq_lens),
-        inputs.scale,
-        counters=make_counters("cuda"),
-    )
-    expected = attend()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outs = [attend() for _ in range(10)]
-    other_stream, noise = torch.cuda.Stream(), GPU.randn(1024, 1024)
-    for replay in range(100):
-        for out in outs:
-            out.zero_()
-        # So that programs start and end in another order each time.
-        with torch.cuda.stream(other_stream):
-            for _ in range(replay % 7):
-                torch.mm(noise, noise)
-        graph.replay()
-        assert all(torch.equal(out, expected) for out in outs)
-
-
-@on_gpu_that_overlaps
 @pytest.mark.parametrize("next_case", [hopper_linear_case, rms_norm_case, silu_and_mul_case])
 def test_what_is_behind_products_waits_for_what_is_in_front_of_them(next_case):
     products, arguments = chained_linear_case()
@@ -426,73 +358,6 @@ def run_norm_and_products():
 
 
 @on_gpu_that_overlaps
-@pytest.mark.parametrize("num_rows", [3, 32, 64])
-def test_products_that_follow_each_other_in_a_graph_are_equal_in_bits_on_each_replay(num_rows):
-    x, residual = GPU.randn(num_rows, 5120), GPU.randn(num_rows, 5120)
-    down, up = weight(5120, 5120), weight(25600, 5120)
-    last = weight(5120, 12800)
-    norm_weight = GPU.randn(5120)
-    counters = [make_product_counters("cuda") for _ in range(3)]
-
-    torch.cuda.synchronize()
-
-    def layer():
-        normed = rms_norm(x, norm_weight, EPS)
-        gated, total = linear_norm_linear(
-            normed, down, residual, norm_weight, EPS, up, *counters[:2], is_gated=True
-        )
-        return linear(gated, last, counters=counters[2]), total
-
-    expected = layer()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = [layer() for _ in range(5)]
-    for _ in range(100):
-        for out, total in results:
-            out.zero_()
-            total.zero_()
-        graph.replay()
-        for out, total in results:
-            assert torch.equal(out, expected[0])
-            assert torch.equal(total, expected[1])
-    assert not any(counter.any() for counter in counters)
-
-
-@on_gpu_that_overlaps
-def test_attention_in_a_graph_is_planned_anew_on_each_replay():
-    all_lens = [[4000, 777, 1, 64, 0, 300, 128, 2048], [5, 0, 3000, 20, 4000, 1, 1, 64], [900] * 8]
-    shape = Shape(num_kv_heads=8, group=4, head_dim=128)
-    inputs = paged_inputs(GPU, shape, [1] * 8, [4000] * 8)
-    seq_lens, counters = inputs.seq_lens.clone(), make_counters("cuda")
-    product, arguments = hopper_linear_case()
-    norm = run_norm()
-
-    def step():
-        # As in the first layer: a product, the plan, a kernel that waits, attention.
-        product(**arguments)
-        splits = split_sequences(seq_lens, 4000, 8)
-        norm()
-        return paged_attention_decode(
-            *(inputs.queries, inputs.kv_cache, inputs.block_table, seq_lens, 4000, inputs.scale),
-            counters=counters,
-            splits=splits,
-        )
-
-    expected = []
-    for lens in all_lens:
-        seq_lens.copy_(integers(*lens, dtype=torch.int32))
-        expected.append(step())
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outs = [step() for _ in range(5)]
-    for replay in range(99):
-        seq_lens.copy_(integers(*all_lens[replay % 3], dtype=torch.int32))
-        graph.replay()
-        assert all(torch.equal(out, expected[replay % 3]) for out in outs)
-    assert not counters.any()
-
-
-@on_gpu_that_overlaps
 @pytest.mark.parametrize(
     ("case", "name", "make_in_front"),
     [
@@ -521,43 +386,6 @@ def test_what_is_read_early_may_be_written_before_the_kernels_in_front(case, nam
     out = outputs(case, function(**arguments), arguments)
 
     assert all(torch.equal(ours, right) for ours, right in zip(out, expected, strict=True))
-
-
-@pytest.fixture(scope="module")
-def launches(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("compiled")
-    written = run_uninterpreted(folder, "-m", "tests.kernels.hopper_compiler")
-    return [json.loads(line) for line in written.splitlines()]
-
-
-def test_products_for_hopper_fit_into_its_shared_memory(launches):
-    sizes = [x["shared_bytes"] for x in launches if x["kernel"] == PRODUCT]
-    assert len(sizes) == 12
-    assert max(sizes) <= 227 * 1024
-
-
-def test_compiled_kernels_wait_before_they_write_or_read_what_may_not_be_ready(launches):
-    launches = [launch for launch in launches if launch["kernel"] != PRODUCT]
-    assert {launch["kernel"] for launch in launches} == COMPILED
-    assert any(launch["waits_late"] for launch in launches)
-    for launch in launches:
-        instructions = launch["instructions"]
-        place = instructions.index("griddepcontrol.wait")
-        assert instructions[place + 1] == "griddepcontrol.launch_dependents", launch["kernel"]
-        assert instructions.count("griddepcontrol.wait") == 1, launch["kernel"]
-        if launch["waits_late"]:
-            assert launch["kernel"] == "_split_kernel"
-            assert not {"st.global", "atom", "red"} & set(instructions[:place])
-            assert "queries" in launch["read_early"]
-            assert not {"partial", "log_totals", "counters"} & set(launch["read_early"])
-            continue
-        reads_first = launch["kernel"] in READ_EARLY
-        # Programs without a split end before the wait.
-        may_end = {"bra", "ret"} if "splits" in launch["read_early"] else set()
-        assert set(instructions[:place]) <= LOADS | may_end, launch["kernel"]
-        assert (place > 0) == reads_first, launch["kernel"]
-        assert set(launch["read_early"]) <= READ_EARLY.get(launch["kernel"], set())
-        assert bool(launch["read_early"]) == reads_first, launch["kernel"]
 
 
 def test_kernels_without_such_a_gpu_are_launched_as_ever(monkeypatch):

@@ -1,0 +1,67 @@
+"""That compiled kernels which start early do not read early what may not be ready."""
+
+import json
+
+import pytest
+
+from tests.kernels.uninterpreted import run_uninterpreted
+
+# Areas: a table of addresses, which no kernel writes.
+WEIGHTS = {"weight", "norm_weight", "q_weight", "k_weight", "areas"}
+LOADS = {"ld.global", "cp.async"}
+READ_EARLY = {
+    "_few_rows_kernel": WEIGHTS,
+    "_qk_norm_rope_store_kernel": WEIGHTS | {"cos_sin", "positions", "cache_locs"},
+    "_split_kernel": {"seq_lens", "splits"},
+    "_one_shot_kernel": WEIGHTS,
+    "_two_shot_kernel": WEIGHTS,
+}
+"""What each kernel may read before it waits; others begin with the wait."""
+PRODUCT = "_linear_hopper_kernel"
+"""Its warps run different code, of which the text shows no order."""
+COMPILED = set(READ_EARLY) | {
+    "_rms_norm_kernel",
+    "_silu_and_mul_kernel",
+    "_shared_kernel",
+    "_tile_kernel",
+    "_best_tile_kernel",
+    "_append_tokens_kernel",
+    "_split_sequences_kernel",
+}
+
+
+@pytest.fixture(scope="module")
+def launches(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compiled")
+    written = run_uninterpreted(folder, "-m", "tests.kernels.hopper_compiler")
+    return [json.loads(line) for line in written.splitlines()]
+
+
+def test_products_for_hopper_fit_into_its_shared_memory(launches):
+    sizes = [x["shared_bytes"] for x in launches if x["kernel"] == PRODUCT]
+    assert len(sizes) == 12
+    assert max(sizes) <= 227 * 1024
+
+
+def test_compiled_kernels_wait_before_they_write_or_read_what_may_not_be_ready(launches):
+    launches = [launch for launch in launches if launch["kernel"] != PRODUCT]
+    assert {launch["kernel"] for launch in launches} == COMPILED
+    assert any(launch["waits_late"] for launch in launches)
+    for launch in launches:
+        instructions = launch["instructions"]
+        place = instructions.index("griddepcontrol.wait")
+        assert instructions[place + 1] == "griddepcontrol.launch_dependents", launch["kernel"]
+        assert instructions.count("griddepcontrol.wait") == 1, launch["kernel"]
+        if launch["waits_late"]:
+            assert launch["kernel"] == "_split_kernel"
+            assert not {"st.global", "atom", "red"} & set(instructions[:place])
+            assert "queries" in launch["read_early"]
+            assert not {"partial", "log_totals", "counters"} & set(launch["read_early"])
+            continue
+        reads_first = launch["kernel"] in READ_EARLY
+        # Programs without a split end before the wait.
+        may_end = {"bra", "ret"} if "splits" in launch["read_early"] else set()
+        assert set(instructions[:place]) <= LOADS | may_end, launch["kernel"]
+        assert (place > 0) == reads_first, launch["kernel"]
+        assert set(launch["read_early"]) <= READ_EARLY.get(launch["kernel"], set())
+        assert bool(launch["read_early"]) == reads_first, launch["kernel"]
