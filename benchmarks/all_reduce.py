@@ -25,18 +25,18 @@ import triton
 
 from benchmarks.provenance import commit
 from kernels import reference
-from kernels.all_reduce import _launch
+from kernels.all_reduce import Way, _launch, possible_ways
 from kernels.peer_memory import PeerMemory, buffer_bytes, connect_peers, peer_memory
 from kernels.rms_norm import add_rms_norm
 
 DTYPE = torch.bfloat16
 EPS = 1e-6
-NUM_ROWS = (1, 2, 4, 8, 16, 64, 128, 256, 512, 1024, 2048)
+NUM_ROWS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 512, 1024, 2048)
 HIDDEN = (4096, 5120)
 NUM_CALLS, NUM_REPLAYS, NUM_UNTIMED = 40, 25, 5
 DEADLINE = 540.0  # seconds
 
-Way = Callable[[torch.Tensor], Any]
+Call = Callable[[torch.Tensor], Any]
 
 
 def randn(*shape: int) -> torch.Tensor:
@@ -56,22 +56,21 @@ class Reduction:
         # Allocated before, as an allocation may wait for a kernel that waits for a peer.
         self.out, self.total = torch.empty_like(self.residual), torch.empty_like(self.residual)
 
-    def fused(self, x: torch.Tensor, *, is_two_shot: bool) -> None:
+    def fused(self, x: torch.Tensor, way: Way) -> None:
         """Adds, and normalises the sum with the residual."""
         tensors = (x, self.residual, self.weight, EPS, self.out, self.total)
-        _launch(*tensors, self.memory, is_two_shot=is_two_shot)
+        _launch(*tensors, self.memory, way=way)
 
-    def plain(self, x: torch.Tensor, *, is_two_shot: bool) -> None:
+    def plain(self, x: torch.Tensor, way: Way) -> None:
         """Adds."""
-        _launch(x, None, None, 0.0, self.out, None, self.memory, is_two_shot=is_two_shot)
+        _launch(x, None, None, 0.0, self.out, None, self.memory, way=way)
 
-    def ways(self) -> dict[str, Way]:
+    def ways(self) -> dict[str, Call]:
         """Returns our ways by name."""
-        is_small = len(self.residual) <= self.memory.max_one_shot_rows
         return {
-            f"{name}, {shots}": partial(way, is_two_shot=shots == "two shots")
-            for name, way in (("fused", self.fused), ("plain", self.plain))
-            for shots in (["one shot"] if is_small else []) + ["two shots"]
+            f"{name}, {way.value}": partial(call, way=way)
+            for name, call in (("fused", self.fused), ("plain", self.plain))
+            for way in possible_ways(len(self.residual), self.memory)
         }
 
     def check(self, way: str, parts: list[torch.Tensor]) -> None:
@@ -85,7 +84,7 @@ class Reduction:
             raise RuntimeError(f"{way} is wrong for {len(given)} rows on rank {self.memory.rank}")
 
 
-def peer_ways(reduction: Reduction) -> dict[str, Way]:
+def peer_ways(reduction: Reduction) -> dict[str, Call]:
     """Returns NCCL's ways and torch's."""
     group = dist.group.WORLD
     assert group is not None
@@ -107,7 +106,7 @@ def peer_ways(reduction: Reduction) -> dict[str, Way]:
 
 
 def capture(
-    way: Way, inputs: list[torch.Tensor], stream: torch.cuda.Stream
+    way: Call, inputs: list[torch.Tensor], stream: torch.cuda.Stream
 ) -> torch.cuda.CUDAGraph:
     """Returns a graph of one call for each input."""
     graph = torch.cuda.CUDAGraph()

@@ -22,8 +22,9 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.all_reduce import _residual_row, _store_row, all_reduce_add_rms_norm
+from kernels.all_reduce import all_reduce_add_rms_norm
 from kernels.peer_memory import NUM_BUFFERS, CopyMemory, Peers
+from kernels.reduced_rows import residual_rows, store_rows
 
 # Each keeps few rows in flight; eight on a multiprocessor use the memory's bandwidth.
 _PROGRAMS_OF_PROCESSOR = 8
@@ -159,7 +160,7 @@ def _add_copies_kernel(
     tl.debug_barrier()
     for row in range(tl.program_id(0).to(tl.int64), num_rows, tl.num_programs(0)):
         own = tl.load(x + row * x_stride + columns, mask=is_inside, other=0.0)
-        added = _residual_row(residual, row * residual_stride + columns, is_inside, True)
+        added = residual_rows(residual, row * residual_stride + columns, is_inside, True)
         wide = tl.zeros([COLUMNS], tl.float32)
         for source in tl.static_range(WORLD_SIZE):
             place = (source - rank - 1 + WORLD_SIZE) % WORLD_SIZE
@@ -168,4 +169,4 @@ def _add_copies_kernel(
             wide += tl.where(source == rank, own, part).to(tl.float32)
         rounded = (wide + added).to(dtype)
         here = row * hidden + columns
-        _store_row(rounded, scale, out, total, here, is_inside, hidden, eps, dtype, True)
+        store_rows(rounded, scale, out, total, here, is_inside, hidden, eps, dtype, True)

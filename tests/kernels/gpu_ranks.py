@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
 from kernels import reference
-from kernels.all_reduce import _launch, all_reduce, all_reduce_add_rms_norm
+from kernels.all_reduce import _launch, all_reduce, all_reduce_add_rms_norm, possible_ways
 from kernels.copied_all_reduce import begin_all_reduce, end_all_reduce_add_rms_norm
 from kernels.peer_memory import Peers, connect_peers
 from tests.kernels.processes import finish
@@ -110,13 +110,13 @@ def check_eager(target: Target, peers: Peers, num_collectives: int) -> None:
         out, total = torch.empty_like(x), torch.empty_like(x)
         if own.random() < 0.3:
             torch.cuda._sleep(own.randrange(1_000_000))  # cycles
-        is_one_shot = same.random() < 0.5
-        _launch(x, residual, weight, EPS, out, total, memory, is_two_shot=not is_one_shot)
+        way = same.choice(possible_ways(num_rows, memory))
+        _launch(x, residual, weight, EPS, out, total, memory, way=way)
         expected, right = reference.all_reduce_add_rms_norm(parts, residual, weight, EPS)
-        assert torch.equal(total, right), (index, num_rows, is_one_shot)
+        assert torch.equal(total, right), (index, num_rows, way)
         assert worst_row_error(out, expected) < target.tolerance
         for of_rank in gather(out, memory.world_size):
-            assert torch.equal(of_rank, out), (index, num_rows, is_one_shot)
+            assert torch.equal(of_rank, out), (index, num_rows, way)
 
 
 def check_replays(target: Target, peers: Peers, num_replays: int) -> None:

@@ -147,10 +147,10 @@ def launch_all():
     rms_norm._add_rms_norm_triton(x, residual, norm_weight, 1e-6)
     activation._silu_and_mul_triton(x)
     memory = peer_memory(1, [x, x], HIDDEN, x.dtype, NUM_ROWS, 1)
-    for is_two_shot in (True, False):
+    for way in all_reduce.possible_ways(1, memory):
         norm = (residual, norm_weight, 1e-6, x, residual)
-        all_reduce._launch(x, *norm, memory, is_two_shot=is_two_shot)
-        all_reduce._launch(x, None, None, 0.0, x, None, memory, is_two_shot=is_two_shot)
+        all_reduce._launch(x, *norm, memory, way=way)
+        all_reduce._launch(x, None, None, 0.0, x, None, memory, way=way)
     qk_norm_rope_store._qk_norm_rope_store_triton(
         *(randn(NUM_ROWS, 8 * HEAD_DIM), head_weight, head_weight, 1e-6),
         *(torch.zeros(50, HEAD_DIM), integers, integers, kv_cache, 4),

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 import tests.triton_mode  # noqa: F401  before the kernels
 from kernels import all_reduce
+from kernels.all_reduce import Way
 from kernels.copied_all_reduce import begin_all_reduce, end_all_reduce_add_rms_norm
 from kernels.peer_memory import (
     Peers,
@@ -26,14 +27,14 @@ MAX_ROWS = 5
 # Fewer than rows, so that a program has several.
 MAX_PROGRAMS = 2
 EPS = 1e-6
-ONE_SHOT, TWO_SHOTS, COPIES, GROUP = "one shot", "two shots", "copies", "process group"
+COPIES, GROUP = "copies", "process group"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collective:
     """One collective of a rank's sequence, by a kernel or by the process group."""
 
-    way: str
+    way: Way | str
     num_rows: int
     has_norm: bool
 
@@ -130,7 +131,5 @@ def reduce(run: Run, place: int, rank: int, peers: Peers) -> list[torch.Tensor]:
     out, total = torch.full_like(x, torch.nan), torch.full_like(x, torch.nan)
     norm = (residual, weight) if collective.has_norm else (None, None)
     results = [out, total] if collective.has_norm else [out, None]
-    all_reduce._launch(
-        *(x, *norm, EPS, *results, peers.memory), is_two_shot=collective.way == TWO_SHOTS
-    )
+    all_reduce._launch(*(x, *norm, EPS, *results, peers.memory), way=collective.way)
     return [result for result in results if result is not None]

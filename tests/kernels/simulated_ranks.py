@@ -23,13 +23,14 @@ class Reduction:
         self.out = [torch.empty_like(self.residual) for _ in range(world_size)]
         self.total = [torch.empty_like(self.residual) for _ in range(world_size)]
 
-    def launch(self, memory: PeerMemory, *, is_one_shot: bool) -> None:
-        """Launches one rank's kernel on the current stream; too many rows always take two shots."""
+    def launch(self, memory: PeerMemory, way: all_reduce.Way) -> None:
+        """Launches one rank's kernel on the current stream; another way, if that has no room."""
         rank = memory.rank
+        is_possible = way in all_reduce.possible_ways(len(self.residual), memory)
         all_reduce._launch(
             *(self.x[rank], self.residual, self.weight, EPS, self.out[rank], self.total[rank]),
             memory,
-            is_two_shot=not is_one_shot,
+            way=way if is_possible else None,
         )
 
 

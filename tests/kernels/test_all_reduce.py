@@ -4,15 +4,13 @@ import pytest
 import torch
 
 from kernels import reference
-from kernels.all_reduce import all_reduce, all_reduce_add_rms_norm
+from kernels.all_reduce import Way, all_reduce, all_reduce_add_rms_norm
 from kernels.peer_memory import Peers, buffer_bytes, copy_bytes, peer_memory
 from tests.kernels.interpreted_ranks import (
     COPIES,
     EPS,
     GROUP,
     MAX_ROWS,
-    ONE_SHOT,
-    TWO_SHOTS,
     Collective,
     Run,
     inputs,
@@ -41,7 +39,9 @@ def copies(num_rounds):
     )
 
 
-MIXED = sequence(ONE_SHOT, TWO_SHOTS, ONE_SHOT)
+MIXED = sequence(
+    Way.TAGGED_WORDS, Way.FLAGGED_ROWS, Way.TWO_SHOTS, Way.TAGGED_WORDS, Way.FLAGGED_ROWS
+)
 # Each on memory of its own; all of them in the processes of one start.
 RUNS = {
     "float32": Run(hidden=40, dtype=torch.float32, sequence=MIXED),
@@ -53,13 +53,16 @@ RUNS = {
     "copies-slow": Run(hidden=16, dtype=torch.float32, sequence=copies(12), delayed_rank=0),
     "slow": Run(hidden=16, dtype=torch.float32, sequence=MIXED, delayed_rank=1),
     "tags-16": Run(
-        hidden=16, dtype=torch.float16, sequence=rounds(ONE_SHOT), first_count=2**16 - 4
+        hidden=16, dtype=torch.float16, sequence=rounds(Way.TAGGED_WORDS), first_count=2**16 - 4
     ),
     "tags-32": Run(
-        hidden=16, dtype=torch.float32, sequence=rounds(ONE_SHOT), first_count=2**32 - 4
+        hidden=16, dtype=torch.float32, sequence=rounds(Way.TAGGED_WORDS), first_count=2**32 - 4
     ),
-    "flags-31": Run(
-        hidden=16, dtype=torch.float32, sequence=rounds(TWO_SHOTS), first_count=2**31 - 4
+    "totals-31": Run(
+        hidden=16, dtype=torch.float32, sequence=rounds(Way.TWO_SHOTS), first_count=2**31 - 4
+    ),
+    "rows-31": Run(
+        hidden=16, dtype=torch.float32, sequence=rounds(Way.FLAGGED_ROWS), first_count=2**31 - 4
     ),
 }
 

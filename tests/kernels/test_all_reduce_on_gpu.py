@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from kernels import reference
+from kernels.all_reduce import Way
 from tests.kernels.gpu_ranks import each_number_of_ranks, run_gpu_ranks
 from tests.kernels.simulated_ranks import DEADLINE, EPS, Reduction, SimulatedRanks
 from tests.kernels.targets import Target, worst_row_error
@@ -21,13 +22,13 @@ on_each_type = pytest.mark.parametrize(
         for dtype in (torch.float32, torch.float16, torch.bfloat16)
     ],
 )
-each_way = pytest.mark.parametrize("is_one_shot", [True, False], ids=["one-shot", "two-shot"])
+each_way = pytest.mark.parametrize("way", Way, ids=lambda way: way.value)
 
 
-def launch_all(ranks, reduction, is_one_shot):
+def launch_all(ranks, reduction, way):
     for memory, stream in zip(ranks.memories, ranks.streams, strict=True):
         with torch.cuda.stream(stream):
-            reduction.launch(memory, is_one_shot=is_one_shot)
+            reduction.launch(memory, way)
 
 
 def check(reduction, tolerance):
@@ -42,19 +43,19 @@ def check(reduction, tolerance):
 @on_each_type
 @each_way
 @pytest.mark.parametrize(("world_size", "hidden"), [(2, 4096), (3, 1000), (4, 5120)])
-def test_all_ranks_hold_the_sum_of_all_in_equal_bits(target, is_one_shot, world_size, hidden):
+def test_all_ranks_hold_the_sum_of_all_in_equal_bits(target, way, world_size, hidden):
     ranks = SimulatedRanks(target, world_size, hidden, max(SHAPES))
     for num_rows in SHAPES * 2:
         reduction = Reduction(target, world_size, num_rows, hidden)
         torch.cuda.synchronize()
-        launch_all(ranks, reduction, is_one_shot)
+        launch_all(ranks, reduction, way)
         ranks.finish()
         check(reduction, target.tolerance)
 
 
 @each_way
 @pytest.mark.parametrize("num_ahead", [1, 25], ids=["in step", "ahead"])
-def test_a_rank_may_be_late_and_another_ahead(is_one_shot, num_ahead):
+def test_a_rank_may_be_late_and_another_ahead(way, num_ahead):
     """Rank 0's next launches are in its stream before the other has begun."""
     choose = random.Random(0)
     ranks = SimulatedRanks(BFLOAT16, 2, 4096, 8)
@@ -66,29 +67,29 @@ def test_a_rank_may_be_late_and_another_ahead(is_one_shot, num_ahead):
                 for reduction in reductions[first : first + num_ahead]:
                     if choose.random() < 0.3:
                         torch.cuda._sleep(choose.randrange(300_000))  # cycles
-                    reduction.launch(memory, is_one_shot=is_one_shot)
+                    reduction.launch(memory, way)
     ranks.finish()
     for reduction in reductions:
         check(reduction, BFLOAT16.tolerance)
 
 
 @each_way
-def test_time_in_collectives_is_the_wait_for_a_late_rank_and_is_read_meanwhile(is_one_shot):
+def test_time_in_collectives_is_the_wait_for_a_late_rank_and_is_read_meanwhile(way):
     ranks = SimulatedRanks(BFLOAT16, 2, 4096, 8)
     reduction = Reduction(BFLOAT16, 2, 4, 4096)
-    launch_all(ranks, reduction, is_one_shot)
+    launch_all(ranks, reduction, way)
     ranks.finish()
     before = [memory.collective_seconds() for memory in ranks.memories]
     assert all(0 < seconds < DEADLINE for seconds in before)
 
     (first, late), (of_first, of_late) = ranks.memories, ranks.streams
     with torch.cuda.stream(of_first):
-        reduction.launch(first, is_one_shot=is_one_shot)
+        reduction.launch(first, way)
     time.sleep(0.2)
     # Its kernel runs until the other rank's does.
     assert first.collective_seconds() == before[0]
     with torch.cuda.stream(of_late):
-        reduction.launch(late, is_one_shot=is_one_shot)
+        reduction.launch(late, way)
     ranks.finish()
 
     after = [memory.collective_seconds() for memory in ranks.memories]
@@ -103,24 +104,25 @@ def test_a_thousand_replays_among_eager_launches_are_equal_in_bits():
     ranks = SimulatedRanks(BFLOAT16, 2, 4096, 8)
     reductions = [Reduction(BFLOAT16, 2, num_rows, 4096) for num_rows in (1, 8, 2, 1, 4, 8, 1)]
     eager = Reduction(BFLOAT16, 2, 2, 4096)
-    ways = [True, False, True, True, True, False, True]
+    words, rows, two = Way
+    ways = [words, two, words, rows, words, rows, words]
     torch.cuda.synchronize()
-    for reduction, is_one_shot in zip(reductions, ways, strict=True):
-        launch_all(ranks, reduction, is_one_shot)
+    for reduction, way in zip(reductions, ways, strict=True):
+        launch_all(ranks, reduction, way)
     ranks.finish()
     for reduction in reductions:
         check(reduction, BFLOAT16.tolerance)
     expected = [[out.clone() for out in reduction.out] for reduction in reductions]
     num_wrong = torch.zeros(2, dtype=torch.int64, device="cuda")
-    launch_all(ranks, eager, True)
+    launch_all(ranks, eager, Way.TAGGED_WORDS)
     ranks.finish()
     graphs = []
     for memory, stream in zip(ranks.memories, ranks.streams, strict=True):
         graph, rank = torch.cuda.CUDAGraph(), memory.rank
         with torch.cuda.graph(graph, stream=stream):
-            for reduction, is_one_shot in zip(reductions, ways, strict=True):
+            for reduction, way in zip(reductions, ways, strict=True):
                 reduction.out[rank].fill_(torch.nan)
-                reduction.launch(memory, is_one_shot=is_one_shot)
+                reduction.launch(memory, way)
             for reduction, right in zip(reductions, expected, strict=True):
                 num_wrong[rank] += (reduction.out[rank] != right[rank]).sum()
         graphs.append(graph)
@@ -130,13 +132,13 @@ def test_a_thousand_replays_among_eager_launches_are_equal_in_bits():
             with torch.cuda.stream(stream):
                 graph.replay()
         if replay % 3 == 0:
-            launch_all(ranks, eager, True)
+            launch_all(ranks, eager, Way.TAGGED_WORDS)
         if replay % 50 == 0:
             ranks.finish()
     ranks.finish()
     assert num_wrong.tolist() == [0, 0]
     check(eager, BFLOAT16.tolerance)
-    assert ranks.memories[0].counts[0, 0].item() == 5 + 1 + 1000 * 5 + 334
+    assert ranks.memories[0].counts[0, 0].item() == 4 + 1 + 1000 * 4 + 334
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -148,7 +150,7 @@ def test_tags_wrap_around(dtype):
     for _ in range(8):
         reduction = Reduction(target, 2, 2, 256)
         torch.cuda.synchronize()
-        launch_all(ranks, reduction, True)
+        launch_all(ranks, reduction, Way.TAGGED_WORDS)
         ranks.finish()
         check(reduction, target.tolerance)
 

@@ -13,8 +13,9 @@ READ_EARLY = {
     "_few_rows_kernel": WEIGHTS,
     "_qk_norm_rope_store_kernel": WEIGHTS | {"cos_sin", "positions", "cache_locs"},
     "_split_kernel": {"seq_lens", "splits"},
-    "_one_shot_kernel": WEIGHTS,
-    "_two_shot_kernel": WEIGHTS,
+    "tagged_words_kernel": WEIGHTS,
+    "flagged_rows_kernel": WEIGHTS,
+    "two_shots_kernel": WEIGHTS,
 }
 """What each kernel may read before it waits; others begin with the wait."""
 PRODUCT = "_linear_hopper_kernel"

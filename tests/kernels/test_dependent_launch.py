@@ -9,7 +9,7 @@ import triton.language as tl
 
 from kernels import dependent_launch as dependent_launch_module
 from kernels import silu_and_mul as activation
-from kernels.all_reduce import _launch
+from kernels.all_reduce import Way, _launch
 from kernels.attention_parts import make_counters
 from kernels.decode_splits import split_sequences
 from kernels.dependent_launch import dependent_launch
@@ -113,30 +113,34 @@ def add_rms_norm_case():
     }
 
 
-def all_reduce_alone(x, residual, weight, memory, is_one_shot):
+def all_reduce_alone(x, residual, weight, memory, way):
     out, total = torch.empty_like(x), torch.empty_like(x)
-    _launch(x, residual, weight, EPS, out, total, memory, is_two_shot=not is_one_shot)
+    _launch(x, residual, weight, EPS, out, total, memory, way=way)
     return out, total
 
 
-def all_reduce_case(is_one_shot):
+def all_reduce_case(way):
     """The only rank: it waits for no other."""
     num_bytes = buffer_bytes(1, HIDDEN, GPU.dtype, NUM_ROWS)
     buffer = torch.zeros(num_bytes, dtype=torch.uint8).cuda()
     memory = peer_memory(0, [buffer], HIDDEN, GPU.dtype, NUM_ROWS, 2)
-    return partial(all_reduce_alone, memory=memory, is_one_shot=is_one_shot), {
+    return partial(all_reduce_alone, memory=memory, way=way), {
         "x": GPU.randn(NUM_ROWS, HIDDEN),
         "residual": GPU.randn(NUM_ROWS, HIDDEN),
         "weight": GPU.randn(HIDDEN),
     }
 
 
-def one_shot_case():
-    return all_reduce_case(True)
+def tagged_words_case():
+    return all_reduce_case(Way.TAGGED_WORDS)
 
 
-def two_shot_case():
-    return all_reduce_case(False)
+def flagged_rows_case():
+    return all_reduce_case(Way.FLAGGED_ROWS)
+
+
+def two_shots_case():
+    return all_reduce_case(Way.TWO_SHOTS)
 
 
 def silu_and_mul_case():
@@ -253,8 +257,9 @@ LATE = {
     chained_linear_case: ["x", "residual"],
     rms_norm_case: ["x"],
     add_rms_norm_case: ["x", "residual"],
-    one_shot_case: ["x", "residual"],
-    two_shot_case: ["x", "residual"],
+    tagged_words_case: ["x", "residual"],
+    flagged_rows_case: ["x", "residual"],
+    two_shots_case: ["x", "residual"],
     silu_and_mul_case: ["x"],
     store_case: ["qkv"],
     split_attention_case: ["queries", "kv_cache", "block_table"],
