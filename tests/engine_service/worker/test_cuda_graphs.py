@@ -17,6 +17,7 @@ from engine_service.worker.cuda_graphs import (
     max_num_graphs,
     max_worthwhile_tokens,
     token_sizes,
+    worthwhile_sizes,
 )
 from engine_service.worker.input_batch import InputBatch
 from engine_service.worker.kv_cache import allocate_kv_cache
@@ -85,6 +86,24 @@ def test_largest_graph_is_one_that_the_device_runs_longer_than_the_host_launches
 
     assert max_worthwhile_tokens(8192, time_step) == expected
     assert max_worthwhile_tokens(100, time_step) == 100
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "expected"),
+    [
+        ([1, 1, 2, 3], [1, 2, 4, 8]),
+        # Two take longer than four, and hardly longer than eight.
+        ([1, 4, 2, 3], [1, 4, 8]),
+        ([2, 9, 9, 3], [1, 8]),
+        ([3.02, 3.02, 3.01, 3], [1, 2, 4, 8]),
+        ([3.2, 3.0, 3.1, 3], [2, 8]),
+        ([5, 5, 5, 3], [8]),
+    ],
+)
+def test_sizes_that_take_longer_than_a_larger_one_are_left_out(milliseconds, expected):
+    seconds = [value / 1000 for value in milliseconds]
+
+    assert worthwhile_sizes([1, 2, 4, 8], seconds) == expected
 
 
 def step_graphs(decode_sizes, other_sizes, sharing_sizes=()):
