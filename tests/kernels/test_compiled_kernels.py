@@ -11,6 +11,7 @@ WEIGHTS = {"weight", "norm_weight", "q_weight", "k_weight", "areas"}
 LOADS = {"ld.global", "cp.async"}
 READ_EARLY = {
     "_few_rows_kernel": WEIGHTS,
+    "_rms_norm_kernel": WEIGHTS,
     "_qk_norm_rope_store_kernel": WEIGHTS | {"cos_sin", "positions", "cache_locs"},
     "_split_kernel": {"seq_lens", "splits"},
     "tagged_words_kernel": WEIGHTS,
@@ -21,7 +22,6 @@ READ_EARLY = {
 PRODUCT = "_linear_hopper_kernel"
 """Its warps run different code, of which the text shows no order."""
 COMPILED = set(READ_EARLY) | {
-    "_rms_norm_kernel",
     "_silu_and_mul_kernel",
     "_shared_kernel",
     "_tile_kernel",
