@@ -1,6 +1,8 @@
 """Reflection tells both versions' clients about services, and about the types of errors."""
 
 import contextlib
+import gc
+import weakref
 
 import grpc
 import pytest
@@ -52,6 +54,18 @@ async def reflecting(service):
         finally:
             call.cancel()
             await server.stop(None)
+
+
+def test_classes_of_messages_outlive_a_server():
+    def classes():
+        types = v1().file.message_types_by_name.values()
+        return [weakref.ref(GetMessageClass(message_type)) for message_type in types]
+
+    before = classes()
+    gc.collect()
+
+    assert all(made() is not None for made in before)
+    assert classes() == before
 
 
 def files(answer):
