@@ -2,7 +2,8 @@
 
 Ranks write into each other's memory. Few rows go as tagged words (`tagged_words.py`), more as they
 are, with a flag (`flagged_rows.py`): between two ranks in one shot, and between more in two. Larger
-messages, and ranks without direct access, take NCCL. All ranks add in float32 in the order of
+messages take the copy engines (`copied_all_reduce.py`) or NCCL, and ranks without direct access
+NCCL. All ranks add in float32 in the order of
 ranks, or take the sum from the one that did, so they hold equal bits; NCCL's sums are also equal on
 all ranks, but rounded to the type before the residual is added.
 

@@ -15,10 +15,10 @@ has up to two rows side by side, and one flag for both, that of the first row.
   of this one: before it, the flag has a smaller number, as long as 2^32 rounds are far apart.
 
 Two shots, for more ranks, each of which would send its rows to all others: row r is added by rank
-r % world_size, which writes the total to the others. Parts use the same buffers. A rank sends its
-next part only after it has received the total, or other parts, which were sent after what it sent
-before had been read; and an owner sends its next total only after it has received the next part. So
-one buffer of totals is enough, and no flag of a total is ever ahead of its reader.
+r % world_size, which writes the total to the others. Parts use the same two buffers, and for the
+same reason: who sends round j has received, from the owner of the row or from all, what they sent
+after their round j - 2 had ended. An owner sends its next total only after it has received the next
+part. So one buffer of totals is enough, and no flag of a total is ever ahead of its reader.
 
 With two ranks, one shot sends as many bytes as two shots would, and nobody waits twice.
 """

@@ -3,7 +3,8 @@
 Each rank owns one buffer, into which its peers write over NVLink. The buffer is divided into areas
 (`_area_sizes`), all of a fixed size, so that an address is that of the area plus an index. torch's
 symmetric memory allocates the buffers and makes them known to the other ranks; multicast is not
-used. What the areas mean, and who may write them when, is described in `all_reduce`.
+used. What the areas mean, and who may write them when, is described in `tagged_words` and
+`flagged_rows`. Any number of ranks has all areas, although each has a way that it never takes.
 """
 
 import functools
@@ -20,7 +21,8 @@ import torch.distributed._symmetric_memory as symmetric_memory
 # Bytes that a rank sends as tagged words: of two ranks 32 rows of 4,096 bfloat16. Measured on two
 # and on four H200.
 _MAX_TAGGED_BYTES_OF_TWO, _MAX_TAGGED_BYTES_OF_MORE = 1 << 19, 1 << 20
-# With more rows NCCL is faster. Measured on two and on four H200.
+# More rows of two ranks go by the copy engines, beside products. Between four, NCCL is faster from
+# there on. Measured on two and on four H200.
 _MAX_ROWS_OF_TWO, _MAX_ROWS_OF_MORE = 1024, 256
 # With more ranks, each would send more than in NCCL's ring: four were no faster.
 _MAX_RANKS_THAT_COPY = 2
@@ -43,7 +45,8 @@ class PeerMemory:
         dtype: of an element
         max_rows: the largest number of rows of one collective
         max_tagged_rows: the largest number of them that go as tagged words
-        max_programs: the most programs of one kernel; all of them run at once
+        max_programs: the most programs of one kernel; all of them run at once. The same on all
+            ranks, as it decides which rows have a flag together
         areas: [areas, world_size] int64, the addresses of each rank's areas: words, parts, totals,
             flags of parts, flags of totals
         counts: [2, max_rows] int64, how many collectives of tagged words and how many others have
@@ -173,7 +176,7 @@ def connect_peers(
         hidden: elements of a row
         dtype: of an element
         max_rows: the largest number of rows that the kernels of `all_reduce` send; None for as many
-            as they send faster than NCCL
+            as no other way sends faster
         max_copied_rows: the largest number of rows that copy engines send
 
     Raises:
@@ -189,8 +192,10 @@ def connect_peers(
     if max_rows is None:
         max_rows = _MAX_ROWS_OF_TWO if world_size == 2 else _MAX_ROWS_OF_MORE
     num_processors = torch.cuda.get_device_properties(device).multi_processor_count
+    of_all = [0] * world_size
+    dist.all_gather_object(of_all, num_processors, group)
     buffers, owner = _share(group, device, buffer_bytes(world_size, hidden, dtype, max_rows))
-    memory = peer_memory(rank, buffers, hidden, dtype, max_rows, num_processors, owner)
+    memory = peer_memory(rank, buffers, hidden, dtype, max_rows, min(of_all), owner)
     copies = None
     if max_rows < max_copied_rows and world_size <= _MAX_RANKS_THAT_COPY:
         buffers, owner = _share(

@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -49,9 +49,9 @@ _MIN_TOKENS = 16
 _WORTHWHILE_RATIO = 1.25
 _NUM_TIMED_RUNS = 3
 _MAX_TIMED_TOKENS = 1024
-"""Of graphs for steps with prompts. More tokens take longer, whatever their number."""
-_MIN_GAIN = 1.01
-"""By which a larger graph must be faster to take a smaller one's place: runs differ by less."""
+"""Of graphs for steps with prompts. With more, products have so many tiles that none is slow."""
+_MIN_GAIN, _MIN_GAIN_SECONDS = 1.01, 10e-6
+"""By both of which a larger graph must be faster to take a smaller one's place."""
 
 
 def decode_sizes(max_num_seqs: int) -> list[int]:
@@ -247,7 +247,7 @@ class StepGraph:
         return sampled
 
     def time_replay(self) -> float:
-        """Returns the seconds that the device takes up to the logits, on padding only.
+        """Returns the seconds that a replay takes up to the logits, on padding: without attention.
 
         The fastest of several runs. All ranks call it at the same time.
         """
@@ -327,17 +327,7 @@ class StepGraphs:
         torch.cuda.synchronize(batch.device)
         slow = _slow_sizes([graph for graph in decodes if not graph.shares_prefixes], ranks)
         decodes = [graph for graph in decodes if graph.num_tokens not in slow]
-        most_rows = max((size.num_rows for size in others), default=0)
-        slow = _slow_sizes(
-            [
-                graph
-                for size, graph in others.items()
-                if size.has_decodes
-                and size.num_rows == most_rows
-                and size.num_tokens <= _MAX_TIMED_TOKENS
-            ],
-            ranks,
-        )
+        slow = _slow_sizes([others[size] for size in timed_sizes(others)], ranks)
         others = {size: graph for size, graph in others.items() if size.num_tokens not in slow}
         free, _ = torch.cuda.mem_get_info(batch.device)
         logger.info(
@@ -403,6 +393,17 @@ def _sizes_with_prompts(max_num_rows: int, max_num_tokens: int) -> list[TokenSiz
     ]
 
 
+def timed_sizes(sizes: Iterable[TokenSize]) -> list[TokenSize]:
+    """Returns one of the sizes with prompts for each number of tokens that is timed, in order.
+
+    Those with the fewest rows: they have all numbers of tokens. What is slow are the products of
+    all tokens, whatever the number of rows.
+    """
+    sizes = [size for size in sizes if size.num_tokens <= _MAX_TIMED_TOKENS and size.has_decodes]
+    fewest_rows = min((size.num_rows for size in sizes), default=0)
+    return sorted(size for size in sizes if size.num_rows == fewest_rows)
+
+
 def _slow_sizes(graphs: Sequence[StepGraph], ranks: Ranks) -> set[int]:
     """Returns the numbers of tokens of the graphs that take longer than a larger one."""
     if not graphs:
@@ -425,7 +426,7 @@ def worthwhile_sizes(sizes: Sequence[int], seconds: Sequence[float]) -> list[int
     kept: list[int] = []
     fastest = math.inf
     for size, time_of_size in zip(reversed(sizes), reversed(seconds), strict=True):
-        if time_of_size <= _MIN_GAIN * fastest:
+        if time_of_size <= max(_MIN_GAIN * fastest, fastest + _MIN_GAIN_SECONDS):
             kept.insert(0, size)
             fastest = min(fastest, time_of_size)
     return kept

@@ -19,8 +19,9 @@ from tests.kernels.targets import Target, worst_row_error
 
 DEADLINE = 200.0  # seconds
 EPS = 1e-6
-HIDDEN, MAX_ROWS, MAX_COPIED_ROWS = 4096, 64, 300
-NUM_ROWS = (1, 2, 8, 64)
+HIDDEN, MAX_ROWS, MAX_COPIED_ROWS = 4096, 200, 300
+# The last two are more than there are multiprocessors, so that programs have two rows.
+NUM_ROWS = (1, 2, 8, 64, 133, 200)
 
 
 def on_gpus(number: int) -> list[pytest.MarkDecorator]:
@@ -123,7 +124,7 @@ def check_replays(target: Target, peers: Peers, num_replays: int) -> None:
     """Replays a graph of an odd number of collectives; each replay gives the bits of the first."""
     memory = peers.memory
     torch.manual_seed(memory.rank)
-    inputs = [target.randn(num_rows, HIDDEN) for num_rows in (1, 8, 64, 1, 2)]
+    inputs = [target.randn(num_rows, HIDDEN) for num_rows in (1, 200, 64, 1, 2)]
     torch.manual_seed(99)
     residuals, weight = [target.randn(*x.shape) for x in inputs], target.randn(HIDDEN)
 

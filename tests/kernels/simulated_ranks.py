@@ -41,17 +41,24 @@ class SimulatedRanks:
     on a GPU of its own would not matter.
     """
 
-    def __init__(self, target: Target, world_size: int, hidden: int, max_rows: int) -> None:
+    def __init__(
+        self,
+        target: Target,
+        world_size: int,
+        hidden: int,
+        max_rows: int,
+        *,
+        num_programs: int | None = None,
+    ) -> None:
         num_bytes = buffer_bytes(world_size, hidden, target.dtype, max_rows)
         buffers = [
             torch.zeros(num_bytes, dtype=torch.uint8, device="cuda") for _ in range(world_size)
         ]
-        num_programs = torch.cuda.get_device_properties().multi_processor_count
+        if num_programs is None:
+            num_processors = torch.cuda.get_device_properties().multi_processor_count
+            num_programs = num_processors // (2 * world_size)
         self.memories = [
-            peer_memory(
-                *(rank, buffers, hidden, target.dtype, max_rows),
-                num_programs // (2 * world_size),
-            )
+            peer_memory(rank, buffers, hidden, target.dtype, max_rows, num_programs)
             for rank in range(world_size)
         ]
         self.streams = [torch.cuda.Stream() for _ in range(world_size)]

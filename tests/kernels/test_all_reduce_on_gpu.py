@@ -58,7 +58,8 @@ def test_all_ranks_hold_the_sum_of_all_in_equal_bits(target, way, world_size, hi
 def test_a_rank_may_be_late_and_another_ahead(way, num_ahead):
     """Rank 0's next launches are in its stream before the other has begun."""
     choose = random.Random(0)
-    ranks = SimulatedRanks(BFLOAT16, 2, 4096, 8)
+    # Of 8 rows, a program has two side by side, of fewer one.
+    ranks = SimulatedRanks(BFLOAT16, 2, 4096, 8, num_programs=4)
     reductions = [Reduction(BFLOAT16, 2, choose.choice((1, 2, 8)), 4096) for _ in range(200)]
     torch.cuda.synchronize()
     for first in range(0, len(reductions), num_ahead):
@@ -101,7 +102,7 @@ def test_time_in_collectives_is_the_wait_for_a_late_rank_and_is_read_meanwhile(w
 
 def test_a_thousand_replays_among_eager_launches_are_equal_in_bits():
     """An odd number of collectives, so that each replay finds the other of the two buffers."""
-    ranks = SimulatedRanks(BFLOAT16, 2, 4096, 8)
+    ranks = SimulatedRanks(BFLOAT16, 2, 4096, 8, num_programs=4)
     reductions = [Reduction(BFLOAT16, 2, num_rows, 4096) for num_rows in (1, 8, 2, 1, 4, 8, 1)]
     eager = Reduction(BFLOAT16, 2, 2, 4096)
     words, rows, two = Way

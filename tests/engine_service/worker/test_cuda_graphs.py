@@ -13,9 +13,11 @@ from engine_service.worker.cuda_graphs import (
     StepGraph,
     StepGraphs,
     TokenSize,
+    _sizes_with_prompts,
     decode_sizes,
     max_num_graphs,
     max_worthwhile_tokens,
+    timed_sizes,
     token_sizes,
     worthwhile_sizes,
 )
@@ -92,18 +94,29 @@ def test_largest_graph_is_one_that_the_device_runs_longer_than_the_host_launches
     ("milliseconds", "expected"),
     [
         ([1, 1, 2, 3], [1, 2, 4, 8]),
-        # Two take longer than four, and hardly longer than eight.
         ([1, 4, 2, 3], [1, 4, 8]),
         ([2, 9, 9, 3], [1, 8]),
         ([3.02, 3.02, 3.01, 3], [1, 2, 4, 8]),
         ([3.2, 3.0, 3.1, 3], [2, 8]),
         ([5, 5, 5, 3], [8]),
+        # A hundredth of so little time is less than the clock can tell.
+        ([0.109, 0.108, 0.111, 0.1], [1, 2, 8]),
     ],
 )
 def test_sizes_that_take_longer_than_a_larger_one_are_left_out(milliseconds, expected):
     seconds = [value / 1000 for value in milliseconds]
 
     assert worthwhile_sizes([1, 2, 4, 8], seconds) == expected
+
+
+@pytest.mark.parametrize("max_num_rows", [1, 7, 24, 256, 2000])
+@pytest.mark.parametrize("max_num_tokens", [8, 100, 256, 8192])
+def test_each_number_of_tokens_up_to_a_bound_is_timed_once(max_num_rows, max_num_tokens):
+    sizes = _sizes_with_prompts(min(max_num_rows, max_num_tokens), max_num_tokens)
+
+    timed = [size.num_tokens for size in timed_sizes(sizes)]
+
+    assert timed == sorted({size.num_tokens for size in sizes if size.num_tokens <= 1024})
 
 
 def step_graphs(decode_sizes, other_sizes, sharing_sizes=()):
