@@ -3,9 +3,9 @@
 Ranks write into each other's memory. Few rows go as tagged words (`tagged_words.py`), more as they
 are, with a flag (`flagged_rows.py`): between two ranks in one shot, and between more in two. Larger
 messages take the copy engines (`copied_all_reduce.py`) or NCCL, and ranks without direct access
-NCCL. All ranks add in float32 in the order of
-ranks, or take the sum from the one that did, so they hold equal bits; NCCL's sums are also equal on
-all ranks, but rounded to the type before the residual is added.
+NCCL. All ranks add in float32 in the order of ranks, or take the sum from the one that did, so they
+hold equal bits; NCCL's sums are also equal on all ranks, but rounded to the type before the
+residual is added.
 
 Captured graphs and eager launches may alternate as they like, as long as all ranks launch the same
 collectives in the same order, on one stream.
@@ -165,8 +165,9 @@ def _launch(
         return
     if way is None:
         way = _fastest_way(num_rows, memory)
-    assert way in possible_ways(num_rows, memory), "the rows fit into its memory"
     is_tagged = way is Way.TAGGED_WORDS
+    max_rows = memory.max_tagged_rows if is_tagged else memory.max_rows
+    assert num_rows <= max_rows, "the rows fit into the way's memory"
     num_programs, sizes = num_rows, {}
     if way is Way.FLAGGED_ROWS:
         rows_of_program = min(_MAX_ROWS_OF_PROGRAM, triton.cdiv(num_rows, memory.max_programs))
@@ -183,7 +184,7 @@ def _launch(
         memory.nanoseconds,
         memory.rank,
         num_rows,
-        memory.max_tagged_rows if is_tagged else memory.max_rows,
+        max_rows,
         x.stride(0),
         0 if residual is None else residual.stride(0),
         hidden,

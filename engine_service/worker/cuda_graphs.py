@@ -1,16 +1,15 @@
 """Whole steps as CUDA graphs of fixed sizes; a step is padded to the next size.
 
 Padding has no tokens of a sequence: it neither reads nor writes the cache, and its draws are
-dropped. Decode steps have graphs for 1, 2, 4 and multiples of 8 rows. Steps with prompts have
-graphs for many numbers of tokens, up to about where running a step on the device takes longer than
-launching its kernels on the host. Sizes that take longer than a larger one are left out.
+dropped. Sizes (`graph_sizes.py`) are timed at the start: there are none far above where running a
+step on the device takes longer than launching its kernels on the host, and those that take longer
+than a larger one are left out.
 """
 
 import logging
-import math
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +20,16 @@ import torch
 import torch.distributed as dist
 
 from engine_service.layers.ranks import ALONE, Ranks
+from engine_service.worker.graph_sizes import (
+    MIN_SHARING_ROWS,
+    ROW_CLASSES,
+    TokenSize,
+    decode_classes,
+    max_worthwhile_tokens,
+    sizes_with_prompts,
+    timed_sizes,
+    worthwhile_sizes,
+)
 from engine_service.worker.input_batch import Bounds, InputBatch, SamplingInputs
 from engine_service.worker.model_runner import ModelRunner
 from engine_service.worker.prefix_tiles import num_packed
@@ -33,60 +42,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_SPARE_ROWS = 8
-"""Rows for padding beyond those of the largest batch, up to a multiple of 8."""
-_ROW_CLASSES = (8, 64)
-"""Rows of the graphs for steps with prompts, besides those for the largest batch. The graphs with
-the fewest rows exist twice: also for steps in which nothing decodes."""
-_MIDDLE_MAX_TOKENS = 1024
-"""Above it, graphs with the most rows cost hardly more than those with 64, in short contexts. Those
-with the fewest rows go on: so measured when only few decodes were split along the keys."""
-_MIN_SHARING_ROWS = 16
-"""Rows from which on there are decode graphs that read shared prefixes once, too."""
-_SIZES_PER_DOUBLING = 4
-_MIN_TOKENS = 16
-# Above this ratio of device time to launch time on the host, padding costs more than it saves.
-_WORTHWHILE_RATIO = 1.25
 _NUM_TIMED_RUNS = 3
-_MAX_TIMED_TOKENS = 1024
-"""Of graphs for steps with prompts. With more, products have so many tiles that none is slow."""
-_MIN_GAIN, _MIN_GAIN_SECONDS = 1.01, 10e-6
-"""By both of which a larger graph must be faster to take a smaller one's place."""
-
-
-def decode_sizes(max_num_seqs: int) -> list[int]:
-    """Returns the numbers of rows of decode graphs, in rising order, up to `max_num_seqs`.
-
-    Matrix products work in tiles of at least 8 rows, so finer steps would save nothing. Larger
-    sizes pad by at most a sixteenth.
-    """
-    sizes = [1, 2, 4]
-    while sizes[-1] < max_num_seqs:
-        step = max(8, sizes[-1] // 16 // 8 * 8)
-        sizes.append(sizes[-1] // 8 * 8 + step)
-    return [size for size in sizes if size < max_num_seqs] + [max_num_seqs]
-
-
-def token_sizes(max_num_tokens: int) -> list[int]:
-    """Returns the numbers of tokens of graphs for steps with prompts, in rising order."""
-    sizes = []
-    size = _MIN_TOKENS
-    while size < max_num_tokens:
-        sizes.append(size)
-        # 16, 32, 48, 64, 80, 96, 112, 128, 160, ...: a quarter of the power of two below.
-        step = (1 << (size.bit_length() - 1)) // _SIZES_PER_DOUBLING
-        size += max(_MIN_TOKENS, step)
-    return [*sizes, max_num_tokens]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class TokenSize:
-    """The sizes of a graph for steps with prompts."""
-
-    has_decodes: bool
-    """Whether rows may compute a single token."""
-    num_rows: int
-    num_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,18 +205,11 @@ class StepGraph:
     def time_replay(self) -> float:
         """Returns the seconds that a replay takes up to the logits, on padding: without attention.
 
-        The fastest of several runs. All ranks call it at the same time.
+        All ranks call it at the same time.
         """
         assert self._captured is not None, "captured before it is timed"
-        self._captured.forward.replay()
-        times = []
-        for _ in range(_NUM_TIMED_RUNS):
-            torch.cuda.synchronize(self._batch.device)
-            started_at = time.perf_counter()
-            self._captured.forward.replay()
-            torch.cuda.synchronize(self._batch.device)
-            times.append(time.perf_counter() - started_at)
-        return min(times)
+        _, seconds = _fastest_times(self._captured.forward.replay, self._batch.device)
+        return seconds
 
     def _capture_sampler(self, captured: _Captured, wants: Wants) -> None:
         with _capture(captured.forward.pool()) as sampler:
@@ -304,19 +253,19 @@ class StepGraphs:
         free_before, _ = torch.cuda.mem_get_info(batch.device)
 
         def time_step(num_tokens: int) -> tuple[float, float]:
-            size = TokenSize(has_decodes=True, num_rows=_ROW_CLASSES[0], num_tokens=num_tokens)
-            times = _time_eagerly(StepGraph.of_tokens(size, runner, batch), batch.device)
-            launch, device = ranks.from_first(times)
+            size = TokenSize(has_decodes=True, num_rows=ROW_CLASSES[0], num_tokens=num_tokens)
+            step = StepGraph.of_tokens(size, runner, batch)
+            launch, device = ranks.from_first(_fastest_times(step.run_eagerly, batch.device))
             return launch, device
 
         max_num_tokens = max_worthwhile_tokens(max_num_batched_tokens, time_step)
         others = {
             size: StepGraph.of_tokens(size, runner, batch)
-            for size in _sizes_with_prompts(max_num_rows, max_num_tokens)
+            for size in sizes_with_prompts(max_num_rows, max_num_tokens)
         }
         decodes = [
             StepGraph.of_decodes(size, runner, batch, shares_prefixes=shares_prefixes)
-            for shares_prefixes, sizes in _decode_classes(max_num_rows, may_share).items()
+            for shares_prefixes, sizes in decode_classes(max_num_rows, may_share).items()
             for size in sizes
         ]
         first: StepGraph | None = None
@@ -325,10 +274,10 @@ class StepGraphs:
             graph.capture(first)
             first = first or graph
         torch.cuda.synchronize(batch.device)
-        slow = _slow_sizes([graph for graph in decodes if not graph.shares_prefixes], ranks)
-        decodes = [graph for graph in decodes if graph.num_tokens not in slow]
-        slow = _slow_sizes([others[size] for size in timed_sizes(others)], ranks)
-        others = {size: graph for size, graph in others.items() if size.num_tokens not in slow}
+        slow_decodes = _slow_sizes([step for step in decodes if not step.shares_prefixes], ranks)
+        decodes = [step for step in decodes if step.num_tokens not in slow_decodes]
+        slow_others = _slow_sizes([others[size] for size in timed_sizes(others)], ranks)
+        others = {size: step for size, step in others.items() if size.num_tokens not in slow_others}
         free, _ = torch.cuda.mem_get_info(batch.device)
         logger.info(
             "cuda graphs captured num_decode_graphs=%d num_other_graphs=%d max_tokens=%d bytes=%d "
@@ -350,7 +299,7 @@ class StepGraphs:
                 once, one that reads them for each row is returned.
         """
         if rows.is_decode:
-            graphs = self._decodes[shares_prefixes and rows.num_rows >= _MIN_SHARING_ROWS]
+            graphs = self._decodes[shares_prefixes and rows.num_rows >= MIN_SHARING_ROWS]
             graphs = graphs or self._decodes[False]
             if rows.num_rows <= graphs[-1].num_rows:
                 return graphs[bisect_left(graphs, rows.num_rows, key=lambda graph: graph.num_rows)]
@@ -363,47 +312,6 @@ class StepGraphs:
         return None
 
 
-def max_num_graphs(
-    max_num_seqs: int, max_num_batched_tokens: int, *, may_share: bool = True
-) -> int:
-    """Returns the largest number of graphs that may be captured; arguments as of `capture`."""
-    # Each row of a step has a token.
-    max_num_rows = min(max_num_seqs, max_num_batched_tokens)
-    with_prompts = _sizes_with_prompts(max_num_rows, max_num_batched_tokens)
-    classes = _decode_classes(max_num_rows, may_share)
-    return sum(map(len, classes.values())) + len(with_prompts)
-
-
-def _decode_classes(max_num_rows: int, may_share: bool) -> dict[bool, list[int]]:
-    """Returns the sizes of decode graphs: those that read each prefix for each row, and others."""
-    sizes = decode_sizes(max_num_rows)
-    return {False: sizes, True: [size for size in sizes if may_share and size >= _MIN_SHARING_ROWS]}
-
-
-def _sizes_with_prompts(max_num_rows: int, max_num_tokens: int) -> list[TokenSize]:
-    """Returns the sizes of graphs for steps with prompts."""
-    most_rows = -(-(max_num_rows + 1) // _SPARE_ROWS) * _SPARE_ROWS
-    classes = [*(rows for rows in _ROW_CLASSES if rows < most_rows), most_rows]
-    return [
-        TokenSize(has_decodes=has_decodes, num_rows=num_rows, num_tokens=num_tokens)
-        for has_decodes, num_rows in [(False, classes[0]), *((True, rows) for rows in classes)]
-        for num_tokens in token_sizes(max_num_tokens)
-        if num_tokens >= num_rows
-        and (num_rows in (classes[0], most_rows) or num_tokens <= _MIDDLE_MAX_TOKENS)
-    ]
-
-
-def timed_sizes(sizes: Iterable[TokenSize]) -> list[TokenSize]:
-    """Returns one of the sizes with prompts for each number of tokens that is timed, in order.
-
-    Those with the fewest rows: they have all numbers of tokens. What is slow are the products of
-    all tokens, whatever the number of rows.
-    """
-    sizes = [size for size in sizes if size.num_tokens <= _MAX_TIMED_TOKENS and size.has_decodes]
-    fewest_rows = min((size.num_rows for size in sizes), default=0)
-    return sorted(size for size in sizes if size.num_rows == fewest_rows)
-
-
 def _slow_sizes(graphs: Sequence[StepGraph], ranks: Ranks) -> set[int]:
     """Returns the numbers of tokens of the graphs that take longer than a larger one."""
     if not graphs:
@@ -413,55 +321,14 @@ def _slow_sizes(graphs: Sequence[StepGraph], ranks: Ranks) -> set[int]:
     return set(sizes).difference(worthwhile_sizes(sizes, seconds))
 
 
-def worthwhile_sizes(sizes: Sequence[int], seconds: Sequence[float]) -> list[int]:
-    """Returns the sizes without those that take longer than a larger one.
-
-    Some are slow: cuBLAS took 217 us for the products of a layer of half of Qwen3-32B with 192
-    rows, 180 with 200, and 374 with 320, 282 with 384.
-
-    Args:
-        sizes: numbers of tokens, in rising order
-        seconds: what a step of each takes, at the same places
-    """
-    kept: list[int] = []
-    fastest = math.inf
-    for size, time_of_size in zip(reversed(sizes), reversed(seconds), strict=True):
-        if time_of_size <= max(_MIN_GAIN * fastest, fastest + _MIN_GAIN_SECONDS):
-            kept.insert(0, size)
-            fastest = min(fastest, time_of_size)
-    return kept
-
-
-def max_worthwhile_tokens(
-    max_num_batched_tokens: int, time_step: Callable[[int], tuple[float, float]]
-) -> int:
-    """Returns the tokens of the largest graph for steps with prompts.
-
-    Doubles the size until running a step on the device clearly takes longer than launching it on
-    the host. This is measured at each start, as it depends on the model, on both processors, and on
-    their other load. Another start may stop one size earlier or later.
-
-    Args:
-        max_num_batched_tokens: The most tokens of a step.
-        time_step: Returns the seconds of host and device for a number of tokens.
-    """
-    size = min(256, max_num_batched_tokens)
-    while size < max_num_batched_tokens:
-        launch_seconds, device_seconds = time_step(size)
-        if device_seconds > _WORTHWHILE_RATIO * launch_seconds:
-            return size
-        size *= 2
-    return max_num_batched_tokens
-
-
-def _time_eagerly(graph: StepGraph, device: torch.device) -> tuple[float, float]:
+def _fastest_times(run: Callable[[], None], device: torch.device) -> tuple[float, float]:
     """Returns the fastest of several runs, in seconds: launch on the host, and in all."""
-    graph.run_eagerly()
+    run()
     times = []
     for _ in range(_NUM_TIMED_RUNS):
         torch.cuda.synchronize(device)
         started_at = time.perf_counter()
-        graph.run_eagerly()
+        run()
         launched_at = time.perf_counter()
         torch.cuda.synchronize(device)
         times.append((launched_at - started_at, time.perf_counter() - started_at))

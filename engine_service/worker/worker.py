@@ -29,9 +29,10 @@ from engine_service.models.loading import (
     load_weights,
 )
 from engine_service.models.model_config import ModelConfig
-from engine_service.worker.cuda_graphs import StepGraph, StepGraphs, max_num_graphs
+from engine_service.worker.cuda_graphs import StepGraph, StepGraphs
 from engine_service.worker.device import is_out_of_memory
 from engine_service.worker.grammar_masks import GrammarMasks
+from engine_service.worker.graph_sizes import max_num_graphs
 from engine_service.worker.input_batch import Bounds, InputBatch
 from engine_service.worker.kv_cache import (
     KVCache,

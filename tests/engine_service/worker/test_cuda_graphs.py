@@ -1,5 +1,4 @@
 import dataclasses
-import itertools
 import random
 
 import pytest
@@ -9,18 +8,9 @@ from engine_service.core.types import int32_array
 from engine_service.models.checkpoint import resolve_checkpoint
 from engine_service.models.config import parse_config
 from engine_service.models.loading import build_model, load_weights
-from engine_service.worker.cuda_graphs import (
-    StepGraph,
-    StepGraphs,
-    TokenSize,
-    _sizes_with_prompts,
-    decode_sizes,
-    max_num_graphs,
-    max_worthwhile_tokens,
-    timed_sizes,
-    token_sizes,
-    worthwhile_sizes,
-)
+from engine_service.worker import graph_sizes
+from engine_service.worker.cuda_graphs import StepGraph, StepGraphs
+from engine_service.worker.graph_sizes import TokenSize
 from engine_service.worker.input_batch import InputBatch
 from engine_service.worker.kv_cache import allocate_kv_cache
 from engine_service.worker.model_runner import ModelRunner
@@ -34,17 +24,6 @@ BLOCK_SIZE = 16
 SHAPE = CUDA_SHAPES[1]
 
 
-@pytest.mark.parametrize("max_num_seqs", [1, 2, 3, 7, 8, 9, 100, 256, 1000, 65000])
-def test_every_batch_fits_into_a_size_that_pads_it_by_little(max_num_seqs):
-    sizes = decode_sizes(max_num_seqs)
-
-    assert sizes == sorted(set(sizes))
-    assert sizes[-1] == max_num_seqs
-    assert sizes[0] == 1
-    for below, size in itertools.pairwise(sizes):
-        assert size - below <= max(8, below // 16 + 8)
-
-
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
@@ -55,68 +34,6 @@ def test_every_batch_fits_into_a_size_that_pads_it_by_little(max_num_seqs):
 )
 def test_decode_step_is_one_whose_rows_all_compute_and_yield_one_token(rows, expected):
     assert Rows.of(make_plan(rows)).is_decode is expected
-
-
-@pytest.mark.parametrize("max_num_tokens", [1, 16, 17, 100, 2048, 8192, 10000])
-def test_every_number_of_tokens_fits_into_a_size_that_pads_it_by_a_quarter(max_num_tokens):
-    sizes = token_sizes(max_num_tokens)
-
-    assert sizes == sorted(set(sizes))
-    assert sizes[-1] == max_num_tokens
-    for below, size in itertools.pairwise([0, *sizes]):
-        assert size - below <= max(16, below // 4)
-
-
-def test_no_graph_has_more_rows_than_a_step_has_tokens():
-    assert max_num_graphs(65000, 16) == max_num_graphs(16, 16) < max_num_graphs(256, 8192) < 200
-
-
-def test_no_memory_is_kept_for_graphs_that_cannot_be_needed():
-    num_sizes = len([size for size in decode_sizes(256) if size >= 16])
-
-    assert max_num_graphs(256, 8192) - max_num_graphs(256, 8192, may_share=False) == num_sizes
-
-
-@pytest.mark.parametrize(
-    ("device_seconds_per_token", "expected"), [(1e-6, 8192), (1e-5, 2048), (1.0, 256)]
-)
-def test_largest_graph_is_one_that_the_device_runs_longer_than_the_host_launches_it(
-    device_seconds_per_token, expected
-):
-    def time_step(num_tokens):
-        return 0.015, max(0.015, num_tokens * device_seconds_per_token)
-
-    assert max_worthwhile_tokens(8192, time_step) == expected
-    assert max_worthwhile_tokens(100, time_step) == 100
-
-
-@pytest.mark.parametrize(
-    ("milliseconds", "expected"),
-    [
-        ([1, 1, 2, 3], [1, 2, 4, 8]),
-        ([1, 4, 2, 3], [1, 4, 8]),
-        ([2, 9, 9, 3], [1, 8]),
-        ([3.02, 3.02, 3.01, 3], [1, 2, 4, 8]),
-        ([3.2, 3.0, 3.1, 3], [2, 8]),
-        ([5, 5, 5, 3], [8]),
-        # A hundredth of so little time is less than the clock can tell.
-        ([0.109, 0.108, 0.111, 0.1], [1, 2, 8]),
-    ],
-)
-def test_sizes_that_take_longer_than_a_larger_one_are_left_out(milliseconds, expected):
-    seconds = [value / 1000 for value in milliseconds]
-
-    assert worthwhile_sizes([1, 2, 4, 8], seconds) == expected
-
-
-@pytest.mark.parametrize("max_num_rows", [1, 7, 24, 256, 2000])
-@pytest.mark.parametrize("max_num_tokens", [8, 100, 256, 8192])
-def test_each_number_of_tokens_up_to_a_bound_is_timed_once(max_num_rows, max_num_tokens):
-    sizes = _sizes_with_prompts(min(max_num_rows, max_num_tokens), max_num_tokens)
-
-    timed = [size.num_tokens for size in timed_sizes(sizes)]
-
-    assert timed == sorted({size.num_tokens for size in sizes if size.num_tokens <= 1024})
 
 
 def step_graphs(decode_sizes, other_sizes, sharing_sizes=()):
@@ -221,6 +138,41 @@ def test_step_that_shares_prefixes_fills_a_graph_of_more_rows():
     assert decode.shared.members[:4].tolist() == [19, 9, 0, 1]
     expected = dict.fromkeys(range(24), 0) | {19: 32, 9: 32, 0: 64, 1: 64}
     assert decode.shared.prefix_lens.tolist() == list(expected.values())
+
+
+def test_slow_sizes_are_left_out_of_all_graphs(monkeypatch):
+    """Of decode steps, with shared prefixes or not, and of steps with prompts of any rows."""
+    slow = {24, 40}
+    captured = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, 0))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    monkeypatch.setattr(StepGraph, "run_eagerly", lambda _: None)
+    monkeypatch.setattr(StepGraph, "capture", lambda graph, _: captured.append(graph))
+    monkeypatch.setattr(
+        StepGraph,
+        "time_replay",
+        lambda graph: graph.num_tokens + 100.0 * (graph.num_tokens in slow),
+    )
+    monkeypatch.setattr(graph_sizes, "token_sizes", lambda _: [16, 40, 64, 100])
+    batch = InputBatch(
+        max_num_seqs=48,
+        max_model_len=512,
+        block_size=BLOCK_SIZE,
+        vocab_size=100,
+        device=torch.device("cpu"),
+    )
+
+    graphs = StepGraphs.capture(None, batch, 100)
+
+    def taken(query_lens, *, shares_prefixes=False):
+        plan = make_plan([Row(slot, 5, length) for slot, length in enumerate(query_lens)])
+        return graphs.fitting(Rows.of(plan), shares_prefixes=shares_prefixes).num_tokens
+
+    assert slow < {graph.num_tokens for graph in captured}
+    assert [taken([1] * 16), taken([1] * 20), taken([1] * 33)] == [16, 32, 48]
+    assert taken([1] * 20, shares_prefixes=True) == 32
+    assert [taken([12]), taken([30]), taken([2] * 8), taken([2] * 16)] == [16, 64, 64, 64]
+    assert taken([80, 1]) == 100
 
 
 @pytest.fixture(scope="module")

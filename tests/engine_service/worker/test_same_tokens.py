@@ -11,13 +11,9 @@ from engine_service.core.types import (
     Request,
     int32_array,
 )
-from engine_service.worker.cuda_graphs import (
-    StepGraph,
-    StepGraphs,
-    _sizes_with_prompts,
-    decode_sizes,
-)
+from engine_service.worker.cuda_graphs import StepGraph, StepGraphs
 from engine_service.worker.executor import start_executor
+from engine_service.worker.graph_sizes import decode_sizes, sizes_with_prompts
 from engine_service.worker.worker import Worker
 from protos.wire.sampling_params import SamplingParams
 from tests.engine_service.sampling_choices import random_choices
@@ -70,7 +66,7 @@ def pad_steps(executor, max_num_seqs, max_num_batched_tokens):
         [PaddedStep.of_decodes(size, runner, batch) for size in decode_sizes(max_num_rows)],
         {
             size: PaddedStep.of_tokens(size, runner, batch)
-            for size in _sizes_with_prompts(max_num_rows, max_num_batched_tokens)
+            for size in sizes_with_prompts(max_num_rows, max_num_batched_tokens)
         },
     )
     executor._worker = Worker(batch, runner, graphs, batch.device)
