@@ -12,10 +12,10 @@ from kernels import sampling_reference
 from kernels.checks import check_contiguous_rows, check_dtype, check_shape
 from kernels.dependent_launch import dependent_launch, wait_for_inputs
 
-_FEW_ROWS = 16
+# Of 32 threads: as many as an H200 runs at a time.
+_NUM_WARPS = 32 * 132
+PHILOX_ROUNDS = tl.constexpr(sampling_reference.PHILOX_ROUNDS)
 LOG2_E = tl.constexpr(math.log2(math.e))
-LN_2 = tl.constexpr(math.log(2))
-LN_LN_2 = tl.constexpr(math.log(math.log(2)))
 # The interpreter has no instructions of a GPU's.
 IS_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
@@ -122,12 +122,15 @@ def _sample_triton(
     drawn = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
     if num_rows == 0:
         return drawn
-    # Few rows are divided finely, to occupy the whole GPU. Measured on an H200.
-    tile = 1024 if num_rows <= _FEW_ROWS or thresholds is not None else 4096
+    # Measured on an H200. Of small tiles, more have no token that a threshold lets through.
+    tile, num_warps, max_tiles = (2048, 4, 8) if thresholds is None else (512, 1, 16)
     num_tiles = triton.cdiv(vocab_size, tile)
-    best_scores = torch.empty((num_rows, num_tiles), dtype=torch.float32, device=logits.device)
-    best_ids = torch.empty((num_rows, num_tiles), dtype=torch.int32, device=logits.device)
-    _tile_kernel[(num_rows, num_tiles)](
+    # All programs of few rows run at a time. Those of many rows are short, to end together.
+    num_parts = max(_NUM_WARPS // num_warps // num_rows, triton.cdiv(num_tiles, max_tiles))
+    num_parts = min(num_parts, num_tiles)
+    best_scores = torch.empty((num_rows, num_parts), dtype=torch.float32, device=logits.device)
+    best_ids = torch.empty((num_rows, num_parts), dtype=torch.int32, device=logits.device)
+    _part_kernel[(num_rows, num_parts)](
         logits,
         records,
         slots,
@@ -145,15 +148,15 @@ def _sample_triton(
         SAMPLE=columns["sample_index"],
         MIN_TEMPERATURE=sampling_reference.MIN_TEMPERATURE,
         TILE=tile,
-        num_warps=4,
+        num_warps=num_warps,
         **dependent_launch(logits),
     )
-    _best_tile_kernel[(num_rows,)](
+    _best_part_kernel[(num_rows,)](
         best_scores,
         best_ids,
         drawn,
-        num_tiles,
-        TILES=triton.next_power_of_2(num_tiles),
+        num_parts,
+        MAX_PARTS=triton.next_power_of_2(num_tiles),
         IS_KEY=first_id is not None,
         num_warps=1,
         **dependent_launch(logits),
@@ -163,7 +166,7 @@ def _sample_triton(
 
 # The slots may be a part of a larger tensor, whose alignment must not trigger a compilation.
 @triton.jit(do_not_specialize_on_alignment=["slots"])
-def _tile_kernel(
+def _part_kernel(
     logits,
     records,
     slots,
@@ -183,77 +186,84 @@ def _tile_kernel(
     TILE: tl.constexpr,
     IS_DEPENDENT: tl.constexpr,
 ):
+    """Finds the best entry of a part of a row, whose tiles are divided among the row's programs."""
     wait_for_inputs(IS_DEPENDENT)
     row = tl.program_id(0).to(tl.int64)
-    tile = tl.program_id(1)
-    ids = tile * TILE + tl.arange(0, TILE)
-    is_entry = ids < vocab_size
-    scores = tl.load(logits + row * logits_stride + ids, mask=is_entry, other=float("-inf"))
-    scores = scores.to(tl.float32)
-    is_drawn = True
-    if HAS_THRESHOLDS:
-        # NaN is not below it, and still marks the row.
-        is_hidden = scores < tl.load(thresholds + row)
-        scores = tl.where(is_hidden, float("-inf"), scores)
-        # Noise takes most of the time, and few tiles have a token that may be drawn.
-        is_drawn = tl.min(is_hidden.to(tl.int32), axis=0) == 0
+    part, num_parts = tl.program_id(1), tl.num_programs(1)
     record = records + tl.load(slots + row) * records_stride
     temperature = as_float(tl.load(record + TEMPERATURE))
-    # Each counter of random bits has four entries, which stay in the thread that computes it.
-    even, odd = tl.split(tl.reshape(scores, [TILE // 4, 2, 2]))
-    first, third = tl.split(even)
-    second, fourth = tl.split(odd)
-    if (temperature >= MIN_TEMPERATURE) & is_drawn:
-        a, b, c, d = random_words(
-            tl.load(record + SEED),
-            tl.load(record + SAMPLE),
-            tl.load(positions + row),
-            first_id + tile * TILE,
-            TILE,
+    seed, sample = tl.load(record + SEED), tl.load(record + SAMPLE)
+    position = tl.load(positions + row)
+    # Each counter of random bits has a group of four entries.
+    groups = tl.arange(0, TILE // 4)
+    best = tl.full([TILE // 4], float("-inf"), tl.float32)
+    # Of a group's best entry: four times its tile, and its place among the four.
+    places = tl.zeros([TILE // 4], tl.int32)
+    num_tiles = tl.cdiv(vocab_size, TILE)
+    for tile in range(part * num_tiles // num_parts, (part + 1) * num_tiles // num_parts):
+        # A thread loads no more than the four of a counter at once, so that they stay with it.
+        ids = tl.max_contiguous(tile * TILE + tl.arange(0, TILE), 4)
+        scores = tl.load(
+            logits + row * logits_stride + ids, mask=ids < vocab_size, other=float("-inf")
         )
-        first = first / temperature + gumbel(a)
-        second = second / temperature + gumbel(b)
-        third = third / temperature + gumbel(c)
-        fourth = fourth / temperature + gumbel(d)
-    best, place = first, tl.zeros([TILE // 4], tl.int32)
-    best, place = _larger(best, place, second, 1)
-    best, place = _larger(best, place, third, 2)
-    best, place = _larger(best, place, fourth, 3)
+        scores = scores.to(tl.float32)
+        is_drawn = True
+        if HAS_THRESHOLDS:
+            # NaN is not below it, and still marks the row.
+            is_hidden = scores < tl.load(thresholds + row)
+            scores = tl.where(is_hidden, float("-inf"), scores)
+            # Noise takes most of the time, and few tiles have a token that may be drawn.
+            is_drawn = tl.min(is_hidden.to(tl.int32), axis=0) == 0
+        even, odd = tl.split(tl.reshape(scores, [TILE // 4, 2, 2]))
+        first, third = tl.split(even)
+        second, fourth = tl.split(odd)
+        if (temperature >= MIN_TEMPERATURE) & is_drawn:
+            a, b, c, d = random_words(seed, sample, position, first_id + tile * TILE, TILE)
+            scale = LOG2_E / temperature
+            first = first * scale + gumbel_base2(a)
+            second = second * scale + gumbel_base2(b)
+            third = third * scale + gumbel_base2(c)
+            fourth = fourth * scale + gumbel_base2(d)
+        best, places = _larger(best, places, first, 4 * tile)
+        best, places = _larger(best, places, second, 4 * tile + 1)
+        best, places = _larger(best, places, third, 4 * tile + 2)
+        best, places = _larger(best, places, fourth, 4 * tile + 3)
     # Whether a NaN wins would depend on the order of the reduction. As +inf, which finite logits
     # never reach, it always wins and marks the row, without a further pass.
     best = tl.where(best == best, best, float("inf"))
-    best, group = tl.max(best, axis=0, return_indices=True)
-    place = tl.sum(tl.where(tl.arange(0, TILE // 4) == group, place, 0), axis=0)
-    num_tiles = tl.num_programs(1)
-    tl.store(best_scores + row * num_tiles + tile, best)
-    tl.store(best_ids + row * num_tiles + tile, first_id + tile * TILE + 4 * group + place)
+    best_of_all = tl.max(best, axis=0)
+    ids = places // 4 * TILE + 4 * groups + places % 4
+    best_id = tl.min(tl.where(best == best_of_all, ids, vocab_size), axis=0)
+    tl.store(best_scores + row * num_parts + part, best_of_all)
+    tl.store(best_ids + row * num_parts + part, first_id + best_id)
 
 
 @triton.jit
-def _larger(best, place, scores, PLACE: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
+def _larger(best, places, scores, place) -> tuple[tl.tensor, tl.tensor]:
     """Takes the scores that are larger than the best of the places before, or NaN."""
-    place = tl.where(scores > best, PLACE, place)
-    return tl.maximum(best, scores, propagate_nan=tl.PropagateNan.ALL), place
+    places = tl.where(scores > best, place, places)
+    return tl.maximum(best, scores, propagate_nan=tl.PropagateNan.ALL), places
 
 
-@triton.jit
-def _best_tile_kernel(
+# The number of parts follows from that of rows, which must not trigger a compilation.
+@triton.jit(do_not_specialize=["num_parts"])
+def _best_part_kernel(
     best_scores,
     best_ids,
     drawn,
-    num_tiles,
-    TILES: tl.constexpr,
+    num_parts,
+    MAX_PARTS: tl.constexpr,
     IS_KEY: tl.constexpr,
     IS_DEPENDENT: tl.constexpr,
 ):
     wait_for_inputs(IS_DEPENDENT)
     row = tl.program_id(0).to(tl.int64)
-    tiles = tl.arange(0, TILES)
+    parts = tl.arange(0, MAX_PARTS)
     scores = tl.load(
-        best_scores + row * num_tiles + tiles, mask=tiles < num_tiles, other=float("-inf")
+        best_scores + row * num_parts + parts, mask=parts < num_parts, other=float("-inf")
     )
-    best, tile = tl.max(scores, axis=0, return_indices=True)
-    token_id = tl.load(best_ids + row * num_tiles + tile).to(tl.int64)
+    best, part = tl.max(scores, axis=0, return_indices=True)
+    token_id = tl.load(best_ids + row * num_parts + part).to(tl.int64)
     if IS_KEY:
         # As `sampling_reference.sample_keys`.
         bits = (best + 0.0).to(tl.int32, bitcast=True)
@@ -277,23 +287,31 @@ def random_words(
     """Returns the bits of COUNT entries from first_id (a multiple of 4) on.
 
     They are four tensors [COUNT // 4] uint32: of each four entries the first, the second, ...
+    See `sampling_reference.philox`. Triton's own multiplies twice, for each half of a product.
     """
-    groups = (first_id // 4 + tl.arange(0, COUNT // 4)).to(tl.uint32)
-    zeros = tl.zeros_like(groups)
-    low = zeros + (position & 0xFFFFFFFF).to(tl.uint32)
-    high = zeros + (position >> 32 & 0xFFFFFFFF).to(tl.uint32)
-    a, b, c, d = tl.philox(seed, groups, low, high, zeros + sample.to(tl.uint32))
+    a = (first_id // 4 + tl.arange(0, COUNT // 4)).to(tl.uint32)
+    b, c, d = position.to(tl.uint32), (position >> 32).to(tl.uint32), sample.to(tl.uint32)
+    key_low, key_high = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
+    for _ in tl.static_range(PHILOX_ROUNDS):
+        product_a, product_c = a.to(tl.uint64) * 0xD2511F53, c.to(tl.uint64) * 0xCD9E8D57
+        a = (product_c >> 32).to(tl.uint32) ^ b ^ key_low
+        c = (product_a >> 32).to(tl.uint32) ^ d ^ key_high
+        b, d = product_c.to(tl.uint32), product_a.to(tl.uint32)
+        key_low += 0x9E3779B9
+        key_high += 0xBB67AE85
     return a, b, c, d
 
 
 @triton.jit
-def gumbel(bits) -> tl.tensor:
-    """Converts 32 random bits to a standard Gumbel variable; see `sampling_reference.gumbel`."""
-    u = bits.to(tl.float32) * 2.0**-32 + 2.0**-33
-    # All to base 2: the last line turns -log2(-log2(1 - u)) into -log(-log(1 - u)).
-    exact = -_log2(tl.maximum(1.0 - u, 2.0**-25))
+def gumbel_base2(bits) -> tl.tensor:
+    """Converts 32 random bits to -log2(-log2(1 - u)); see `sampling_reference.gumbel`.
+
+    That is log2(e) times the variable, less a constant that all entries share.
+    """
+    u = bits.to(tl.float32) * (2.0**-32 - 2.0**-56) + 2.0**-33
+    exact = _log2(1.0 - u) * -1.0
     series = u * (LOG2_E + u * (LOG2_E / 2 + u * (LOG2_E / 3 + u * (LOG2_E / 4))))
-    return _log2(tl.where(u < 2.0**-5, series, exact)) * -LN_2 - LN_LN_2
+    return _log2(tl.where(u < 2.0**-5, series, exact)) * -1.0
 
 
 @triton.jit

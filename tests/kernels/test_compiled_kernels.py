@@ -24,8 +24,8 @@ PRODUCT = "_linear_hopper_kernel"
 COMPILED = set(READ_EARLY) | {
     "_silu_and_mul_kernel",
     "_shared_kernel",
-    "_tile_kernel",
-    "_best_tile_kernel",
+    "_part_kernel",
+    "_best_part_kernel",
     "_append_tokens_kernel",
     "_split_sequences_kernel",
 }
