@@ -228,7 +228,8 @@ def sample_case():
     temperatures = torch.tensor([1.0, 0.7, 1.5]).cuda()
     records, slots = records_of(temperatures, integers(11, 12, 13))
     return partial(sample, columns=COLUMNS), {
-        "logits": GPU.randn(NUM_ROWS, 3000),
+        # Far enough apart to draw other tokens than equal ones do.
+        "logits": GPU.randn(NUM_ROWS, 3000) * 4,
         "records": records,
         "slots": slots,
         "positions": integers(21, 22, 23),
