@@ -12,7 +12,7 @@ from kernels import sampling_reference
 from kernels.checks import check_contiguous_rows, check_dtype, check_shape
 from kernels.dependent_launch import dependent_launch, wait_for_inputs
 
-# Of 32 threads: as many as an H200 runs at a time.
+# As many as an H200 runs at a time: their registers leave room for 32 on each multiprocessor.
 _NUM_WARPS = 32 * 132
 PHILOX_ROUNDS = tl.constexpr(sampling_reference.PHILOX_ROUNDS)
 LOG2_E = tl.constexpr(math.log2(math.e))
@@ -45,7 +45,7 @@ def sample(
 
     Returns:
         [num_rows] int64; -1 if the row is not a distribution: it holds a NaN or +inf, only -inf, or
-        the division overflows
+        the scores overflow
 
     Raises:
         ValueError: an unsupported shape or type
@@ -78,7 +78,8 @@ def sample_keys(
         first_id: the token of the first entry, a multiple of 4
 
     Returns:
-        [num_rows] int64 keys, which `sampling_reference.tokens_of_keys` reads
+        [num_rows] int64 keys, which `sampling_reference.tokens_of_keys` reads; not to be
+        compared with those of a CPU, as a GPU's scores are to base 2
 
     Raises:
         ValueError: an unsupported shape or type
@@ -201,7 +202,8 @@ def _part_kernel(
     places = tl.zeros([TILE // 4], tl.int32)
     num_tiles = tl.cdiv(vocab_size, TILE)
     for tile in range(part * num_tiles // num_parts, (part + 1) * num_tiles // num_parts):
-        # A thread loads no more than the four of a counter at once, so that they stay with it.
+        # A thread loads no more than the four of a counter at once, so that they stay with it. (In
+        # rows with other addresses than multiples of four entries they do not; this is slower.)
         ids = tl.max_contiguous(tile * TILE + tl.arange(0, TILE), 4)
         scores = tl.load(
             logits + row * logits_stride + ids, mask=ids < vocab_size, other=float("-inf")
@@ -232,8 +234,8 @@ def _part_kernel(
     # never reach, it always wins and marks the row, without a further pass.
     best = tl.where(best == best, best, float("inf"))
     best_of_all = tl.max(best, axis=0)
-    ids = places // 4 * TILE + 4 * groups + places % 4
-    best_id = tl.min(tl.where(best == best_of_all, ids, vocab_size), axis=0)
+    best_ids_of_groups = places // 4 * TILE + 4 * groups + places % 4
+    best_id = tl.min(tl.where(best == best_of_all, best_ids_of_groups, vocab_size), axis=0)
     tl.store(best_scores + row * num_parts + part, best_of_all)
     tl.store(best_ids + row * num_parts + part, first_id + best_id)
 
@@ -309,6 +311,7 @@ def gumbel_base2(bits) -> tl.tensor:
     That is log2(e) times the variable, less a constant that all entries share.
     """
     u = bits.to(tl.float32) * (2.0**-32 - 2.0**-56) + 2.0**-33
+    # A factor of -1 becomes a part of what uses it; a minus is an instruction.
     exact = _log2(1.0 - u) * -1.0
     series = u * (LOG2_E + u * (LOG2_E / 2 + u * (LOG2_E / 3 + u * (LOG2_E / 4))))
     return _log2(tl.where(u < 2.0**-5, series, exact)) * -1.0

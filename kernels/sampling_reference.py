@@ -30,7 +30,7 @@ _MASS_BITS = 40
 
 PHILOX_ROUNDS = 7
 """The fewest that pass TestU01's BigCrush. Most libraries take 10, to be on the safe side; sampling
-many rows would take a tenth longer then."""
+many rows would take about a tenth longer then (docs/decisions/gumbel-sampling.md)."""
 _PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _PHILOX_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _LOW_32_BITS = 0xFFFFFFFF
@@ -341,7 +341,7 @@ def gumbel(bits: torch.Tensor) -> torch.Tensor:
 
     u = (bits + 0.5) / 2^32, so that the large values, which decide, are exact up to probabilities
     of 2^-33. For u below 2^-5, the inner logarithm is its series, as 1 - u would lose u's low bits.
-    The largest bits round to 2^32, and their u to 1 - 2^-24.
+    A factor of 1 - 2^-24 keeps that of the largest bits, which round to 2^32, below 1.
 
     Args:
         bits: int64, from 0 to 2^32 - 1

@@ -16,7 +16,7 @@ sample = by_row(sample_module.sample)
 kernel = by_row(sample_module._sample_triton)
 twin = by_row(sampling_reference.sample)
 
-VOCAB_SIZES = [1, 3, 63, 100, 1025, 5000]
+VOCAB_SIZES = [1, 3, 63, 100, 2048, 2049, 5000]
 
 
 @pytest.fixture(params=["one tile each", "several tiles each"])
@@ -128,12 +128,12 @@ def test_kernel_and_twin_draw_the_same_tokens(target, vocab_size):
 
 @on_each_target
 @pytest.mark.parametrize("vocab_size", [5000, 40_000])
-@pytest.mark.usefixtures("programs")
-def test_programs_may_have_several_tiles_each(target, vocab_size):
+def test_draw_is_the_same_however_a_row_is_divided(target, vocab_size, monkeypatch):
     rows = arguments(target, 4, vocab_size)
-    token_ids = kernel(*rows)
-    assert torch.equal(token_ids, twin(*rows))
-    assert kernel(*(x[:1] for x in rows)) == token_ids[:1]
+    expected = twin(*rows)
+    assert torch.equal(kernel(*rows), expected)
+    monkeypatch.setattr(sample_module, "_NUM_WARPS", 0)
+    assert torch.equal(kernel(*rows), expected)
 
 
 @on_each_target
@@ -142,6 +142,8 @@ def test_greedy_takes_the_first_of_equals(target):
     equals = (
         [1500, 2999],
         [7],
+        [8, 9],
+        [100, 2148],
         [1023, 2047, 2048],
         [27, 4096],
         [8208, 8192 + 2048],
@@ -156,24 +158,26 @@ def test_greedy_takes_the_first_of_equals(target):
 
 
 @on_each_target
-def test_rows_may_be_strided(target):
+@pytest.mark.parametrize(("width", "begin"), [(4000, 1000), (4001, 1001)], ids=["aligned", "odd"])
+def test_rows_may_be_strided(target, width, begin):
     _, temperatures, seeds, positions = arguments(target, 3, 1)
-    logits = target.randn(3, 4000)[:, 1000:2100]
+    logits = target.randn(3, width)[:, begin : begin + 2100]
     expected = twin(logits, temperatures, seeds, positions)
     assert torch.equal(kernel(logits, temperatures, seeds, positions), expected)
 
 
 @on_each_target
+@pytest.mark.usefixtures("programs")
 def test_hidden_entries_are_never_drawn(target):
-    logits = torch.full((2, 1030), -torch.inf).to(target.device, target.dtype)
-    logits[0, 1029] = -50.0
-    logits[1, [5, 1025]] = 1.0
+    logits = torch.full((2, 3000), -torch.inf).to(target.device, target.dtype)
+    logits[0, 2999] = -50.0
+    logits[1, [5, 2050]] = 1.0
     ones = torch.ones(2, dtype=torch.int64, device=target.device)
     for draw in (kernel, twin):
         for temperature in (0.0, 1.0):
             token_ids = draw(logits, temperature * ones.float(), ones, ones).tolist()
-            assert token_ids[0] == 1029
-            assert token_ids[1] in (5, 1025)
+            assert token_ids[0] == 2999
+            assert token_ids[1] in (5, 2050)
 
 
 NOT_FINITE = {
@@ -306,7 +310,7 @@ def test_samples_of_one_seed_are_independent():
 
 
 @on_each_device
-@pytest.mark.parametrize("vocab_size", [100, 5000])
+@pytest.mark.parametrize("vocab_size", [100, 9000])
 @pytest.mark.usefixtures("programs")
 def test_tokens_below_the_threshold_are_not_drawn(target, vocab_size):
     num_rows = 8
