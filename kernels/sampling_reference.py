@@ -211,7 +211,7 @@ def sample(
 
     Returns:
         [num_rows] int64; -1 if the row is not a distribution: it holds a NaN or +inf, only -inf, or
-        the division overflows
+        the scores overflow
     """
     if thresholds is not None:
         logits = logits.masked_fill(logits < thresholds[:, None], -torch.inf)

@@ -36,15 +36,19 @@ def test_decode_step_is_one_whose_rows_all_compute_and_yield_one_token(rows, exp
     assert Rows.of(make_plan(rows)).is_decode is expected
 
 
-def step_graphs(decode_sizes, other_sizes, sharing_sizes=()):
-    """Returns graphs that were not captured; others are (has_decodes, num_rows, num_tokens)."""
-    batch = InputBatch(
-        max_num_seqs=8,
+def batch_on_cpu(max_num_seqs):
+    return InputBatch(
+        max_num_seqs=max_num_seqs,
         max_model_len=512,
         block_size=BLOCK_SIZE,
         vocab_size=100,
         device=torch.device("cpu"),
     )
+
+
+def step_graphs(decode_sizes, other_sizes, sharing_sizes=()):
+    """Returns graphs that were not captured; others are (has_decodes, num_rows, num_tokens)."""
+    batch = batch_on_cpu(8)
     sizes = [
         TokenSize(has_decodes=has_decodes, num_rows=num_rows, num_tokens=num_tokens)
         for has_decodes, num_rows, num_tokens in other_sizes
@@ -114,13 +118,7 @@ def test_where_nothing_can_be_shared_no_graph_reads_prefixes_once():
 
 
 def test_step_that_shares_prefixes_fills_a_graph_of_more_rows():
-    batch = InputBatch(
-        max_num_seqs=40,
-        max_model_len=512,
-        block_size=BLOCK_SIZE,
-        vocab_size=100,
-        device=torch.device("cpu"),
-    )
+    batch = batch_on_cpu(40)
     graph = StepGraph.of_decodes(24, None, batch, shares_prefixes=True)
     plan = make_plan([Row(slot, 100, 1) for slot in range(39, 18, -1)])
     groups = int32_array([3, 32, 20, 30, 5, 2, 64, 39, 38])
@@ -154,13 +152,7 @@ def test_slow_sizes_are_left_out_of_all_graphs(monkeypatch):
         lambda graph: graph.num_tokens + 100.0 * (graph.num_tokens in slow),
     )
     monkeypatch.setattr(graph_sizes, "token_sizes", lambda _: [16, 40, 64, 100])
-    batch = InputBatch(
-        max_num_seqs=48,
-        max_model_len=512,
-        block_size=BLOCK_SIZE,
-        vocab_size=100,
-        device=torch.device("cpu"),
-    )
+    batch = batch_on_cpu(48)
 
     graphs = StepGraphs.capture(None, batch, 100)
 
