@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from kernels.attention_tile import nothing_seen
+from kernels.gpu import num_multiprocessors
 
 _MAX_SPLITS = 64
 # Measured on an H200, bfloat16, head_dim 128.
@@ -84,11 +85,6 @@ def own_splits(kv_cache: torch.Tensor, num_seqs: int, max_seq_len: int, window: 
 def tokens_read(max_seq_len: int, window: int) -> int:
     """Returns an upper bound of the tokens that a query reads, its window's tiles being whole."""
     return min(max_seq_len, window + _TILE) if window else max_seq_len
-
-
-def num_multiprocessors(device: torch.device) -> int:
-    """Returns how many programs run at a time if each fills a multiprocessor."""
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 class PartsMemory(NamedTuple):

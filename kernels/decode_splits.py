@@ -8,9 +8,10 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.attention_parts import num_further_splits, num_multiprocessors, tokens_read
+from kernels.attention_parts import num_further_splits, tokens_read
 from kernels.checks import check_dtype, check_shape, check_window
 from kernels.dependent_launch import dependent_launch, wait_for_inputs
+from kernels.gpu import num_multiprocessors
 
 _MIN_TOKENS = 32  # of a share: a small tile of keys
 MAX_SEQS = 512

@@ -24,8 +24,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from kernels.attention_parts import num_multiprocessors
 from kernels.dependent_launch import dependent_launch
+from kernels.gpu import is_hopper, num_multiprocessors
 from kernels.product_copies import PIECE, copy_steps, wait_for_kernel_in_front
 from kernels.product_division import BLOCK_IN, BLOCK_M, Division, divide, padded
 from kernels.tile_ring import make_ring
@@ -48,7 +48,7 @@ def can_multiply(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Returns whether the kernel supports these arguments of `linear`."""
     return (
         x.is_cuda
-        and torch.cuda.get_device_capability(x.device)[0] == 9
+        and is_hopper(x.device)
         and x.shape[0] <= _MAX_ROWS
         and x.dtype in (torch.float16, torch.bfloat16)
         and min(x.shape[1], weight.shape[0]) > 0

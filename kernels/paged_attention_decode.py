@@ -22,7 +22,6 @@ from kernels.attention_parts import (
     end_part,
     find_keys,
     launch_arguments,
-    num_multiprocessors,
     own_splits,
 )
 from kernels.attention_tile import attend_to_keys
@@ -36,6 +35,7 @@ from kernels.checks import (
 )
 from kernels.decode_splits import NUM_COLUMNS
 from kernels.dependent_launch import dependent_launch, wait_for_inputs
+from kernels.gpu import num_multiprocessors
 from kernels.shared_prefix import (
     SharedPrefixes,
     attend_to_prefixes,

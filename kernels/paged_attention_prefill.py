@@ -23,6 +23,7 @@ from kernels.checks import (
     check_triton_head_dim,
     check_window,
 )
+from kernels.gpu import is_hopper
 from kernels.paged_attention_prefill_hopper import can_attend, paged_attention_prefill_hopper
 
 _MIN_DESCRIPTOR_TOKENS = 512
@@ -88,10 +89,7 @@ def paged_attention_prefill(
             out,
             window,
         )
-    has_descriptors = (
-        torch.cuda.get_device_capability(queries.device)[0] == 9
-        and queries.shape[0] >= _MIN_DESCRIPTOR_TOKENS
-    )
+    has_descriptors = is_hopper(queries.device) and queries.shape[0] >= _MIN_DESCRIPTOR_TOKENS
     if has_descriptors and num_seqs and not window and can_attend(queries, kv_cache):
         return paged_attention_prefill_hopper(
             queries, kv_cache, block_table, query_start_loc, seq_lens, scale, out

@@ -28,6 +28,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.core import _aggregate as aggregate
 
+from kernels.gpu import is_hopper
 from kernels.tile_ring import make_ring
 
 # Measured on an H200, bfloat16, head_dim 128, blocks of 64 tokens. Tiles of 64 tokens reach 91 % of
@@ -56,7 +57,7 @@ def can_attend(queries: torch.Tensor, kv_cache: torch.Tensor) -> bool:
     strides = (*queries.stride()[:2], token_stride)
     return (
         queries.is_cuda
-        and torch.cuda.get_device_capability(queries.device)[0] == 9
+        and is_hopper(queries.device)
         and queries.dtype in (torch.float16, torch.bfloat16)
         and head_dim == _HEAD_DIM.value
         and block_size % _PIECE.value == 0

@@ -18,6 +18,8 @@ import torch
 import torch.distributed as dist
 import torch.distributed._symmetric_memory as symmetric_memory
 
+from kernels.gpu import num_multiprocessors
+
 # Bytes that a rank sends as tagged words: of two ranks 32 rows of 4,096 bfloat16. Measured on two
 # and on four H200.
 _MAX_TAGGED_BYTES_OF_TWO, _MAX_TAGGED_BYTES_OF_MORE = 1 << 19, 1 << 20
@@ -191,7 +193,7 @@ def connect_peers(
     world_size, rank = dist.get_world_size(group), dist.get_rank(group)
     if max_rows is None:
         max_rows = _MAX_ROWS_OF_TWO if world_size == 2 else _MAX_ROWS_OF_MORE
-    num_processors = torch.cuda.get_device_properties(device).multi_processor_count
+    num_processors = num_multiprocessors(device)
     of_all = [0] * world_size
     dist.all_gather_object(of_all, num_processors, group)
     buffers, owner = _share(group, device, buffer_bytes(world_size, hidden, dtype, max_rows))

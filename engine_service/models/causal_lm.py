@@ -21,7 +21,7 @@ class CausalLM(Protocol):
         input_ids: torch.Tensor,
         positions: torch.Tensor,
         metadata: AttentionMetadata,
-        kv_caches: Sequence[torch.Tensor],
+        kv_caches: Sequence[torch.Tensor | None],
         output_indices: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Computes the last hidden states of tokens.
@@ -31,12 +31,17 @@ class CausalLM(Protocol):
             positions: [num_tokens] int64, position of each token in its sequence.
             metadata: Where the tokens stand in the cache.
             kv_caches: Per layer [2, num_blocks, num_kv_heads, block_size, head_dim], written in
-                place.
+                place. None leaves a layer out, but not the last; the states then mean nothing.
             output_indices: [num_outputs] int64, the tokens whose states are wanted; None for all.
 
         Returns:
             [num_outputs, hidden_size].
         """
+        ...
+
+    @property
+    def distinct_layers(self) -> Sequence[int]:
+        """The layers that together enqueue every kernel of a step."""
         ...
 
     @property
@@ -54,3 +59,9 @@ class CausalLM(Protocol):
         A tied model yields its embedding and no head.
         """
         ...
+
+
+def distinct_layers(windows: Sequence[int]) -> tuple[int, ...]:
+    """Returns the first layer with each window, and the last, which may run on fewer tokens."""
+    firsts = {window: layer for layer, window in reversed([*enumerate(windows)])}
+    return tuple(sorted({*firsts.values(), len(windows) - 1}))

@@ -17,6 +17,7 @@ from engine_service.layers.ranks import ALONE, Ranks
 from engine_service.layers.residual_stream import ResidualStream
 from engine_service.layers.rotary import rotary_table
 from engine_service.layers.weight_slot import Shard, WeightSlot
+from engine_service.models.causal_lm import distinct_layers
 from engine_service.models.decoder_config import DecoderConfig
 
 
@@ -169,10 +170,11 @@ class Decoder(nn.Module):
         self._ranks = ranks
         table = rotary_table(config.head_dim, max_model_len, config.rope.theta, config.rope.scaling)
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtype, ranks)
+        windows = config.windows_within(max_model_len)
         self.layers = nn.ModuleList(
-            DecoderLayer(config, window, table, dtype, ranks)
-            for window in config.windows_within(max_model_len)
+            DecoderLayer(config, window, table, dtype, ranks) for window in windows
         )
+        self.distinct_layers = distinct_layers(windows)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
         if config.tie_word_embeddings:
             self.lm_head = self.embed_tokens
@@ -184,7 +186,7 @@ class Decoder(nn.Module):
         input_ids: torch.Tensor,
         positions: torch.Tensor,
         metadata: AttentionMetadata,
-        kv_caches: Sequence[torch.Tensor],
+        kv_caches: Sequence[torch.Tensor | None],
         output_indices: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """As `CausalLM.__call__`.
@@ -194,6 +196,8 @@ class Decoder(nn.Module):
         stream = ResidualStream(self.embed_tokens(input_ids), self._ranks)
         for layer, kv_cache in zip(self.layers, kv_caches, strict=True):
             assert isinstance(layer, DecoderLayer)
+            if kv_cache is None:
+                continue
             attended = layer.attend(stream, positions, metadata, kv_cache)
             if output_indices is not None and layer is self.layers[-1]:
                 attended = attended[output_indices]

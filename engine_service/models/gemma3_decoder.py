@@ -17,6 +17,7 @@ from engine_service.layers.norm import RMSNorm
 from engine_service.layers.ranks import ALONE, Ranks
 from engine_service.layers.rotary import rotary_table
 from engine_service.layers.weight_slot import WeightSlot
+from engine_service.models.causal_lm import distinct_layers
 from engine_service.models.decoder import DecoderAttention, DecoderMLP
 from engine_service.models.gemma3 import Gemma3Config
 
@@ -109,12 +110,12 @@ class Gemma3Decoder(nn.Module):
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtype, ranks)
         # Rounded to the dtype as in the training.
         self._embedding_scale = float(torch.tensor(config.hidden_size**0.5, device="cpu").to(dtype))
+        windows = config.windows_within(max_model_len)
         self.layers = nn.ModuleList(
             Gemma3Layer(config, window, local_table if is_local else table, dtype, ranks)
-            for window, is_local in zip(
-                config.windows_within(max_model_len), config.windows, strict=True
-            )
+            for window, is_local in zip(windows, config.windows, strict=True)
         )
+        self.distinct_layers = distinct_layers(windows)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
         self.lm_head = self.embed_tokens
         if not config.tie_word_embeddings:
@@ -125,7 +126,7 @@ class Gemma3Decoder(nn.Module):
         input_ids: torch.Tensor,
         positions: torch.Tensor,
         metadata: AttentionMetadata,
-        kv_caches: Sequence[torch.Tensor],
+        kv_caches: Sequence[torch.Tensor | None],
         output_indices: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """As `CausalLM.__call__`."""
@@ -133,6 +134,8 @@ class Gemma3Decoder(nn.Module):
         residual = torch.zeros_like(added)
         for layer, kv_cache in zip(self.layers, kv_caches, strict=True):
             assert isinstance(layer, Gemma3Layer)
+            if kv_cache is None:
+                continue
             normed, residual = layer.input_layernorm(added, residual)
             attended = layer.attend(normed, positions, metadata, kv_cache)
             if output_indices is not None and layer is self.layers[-1]:

@@ -156,7 +156,7 @@ class StepGraph:
 
     def run_eagerly(self) -> None:
         """Runs the step on padding only, kernel by kernel."""
-        self._runner.run(self._batch.read(self._rows, self._bounds), NOTHING)
+        self._run_eagerly(self._runner)
 
     def capture(self, other: "StepGraph | None") -> None:
         """Captures the graphs.
@@ -165,7 +165,7 @@ class StepGraph:
             other: A captured graph whose memory is shared: no two graphs run at once.
         """
         # Kernels are compiled and libraries initialised outside the capture.
-        self.run_eagerly()
+        self._run_eagerly(self._runner.shortened())
         pool = other._captured.forward.pool() if other and other._captured else None
         with _capture(pool) as forward:
             inputs = self._batch.read(self._rows, self._bounds)
@@ -210,6 +210,9 @@ class StepGraph:
         assert self._captured is not None, "captured before it is timed"
         _, seconds = _fastest_times(self._captured.forward.replay, self._batch.device)
         return seconds
+
+    def _run_eagerly(self, runner: ModelRunner) -> None:
+        runner.run(self._batch.read(self._rows, self._bounds), NOTHING)
 
     def _capture_sampler(self, captured: _Captured, wants: Wants) -> None:
         with _capture(captured.forward.pool()) as sampler:

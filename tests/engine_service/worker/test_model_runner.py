@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from engine_service.layers.ranks import ALONE
 from engine_service.models.checkpoint import resolve_checkpoint
@@ -162,6 +164,59 @@ def test_step_without_sampled_rows_yields_no_tokens(tiny_model):
     plan = make_plan([Row(0, 0, 4, is_sampled=False)], {0: NewSequence(range(9), [1])})
 
     assert steps.runner.run(prepare(steps.batch, plan), NOTHING) is None
+
+
+class Calls(TorchDispatchMode):
+    """Notes what torch is asked to compute, a tensor by what a kernel is chosen by."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        described = tree_map_only(
+            torch.Tensor,
+            lambda tensor: (tuple(tensor.shape), tensor.stride(), tensor.dtype),
+            (args, kwargs or {}),
+        )
+        self.found.add((function, str(described)))
+        return function(*args, **(kwargs or {}))
+
+
+@torch.inference_mode()
+def calls_of(runner, batch, rows, new):
+    inputs = prepare(batch, make_plan(rows, new))
+    with Calls() as calls:
+        runner.run(inputs, NOTHING)
+    return calls.found
+
+
+WITH_WINDOWS = Shape(
+    family="Gemma3",
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    is_tied=True,
+    num_layers=7,
+    rope=GEMMA3_ROPE,
+    fields={"sliding_window": 24, "sliding_window_pattern": 3},
+)
+
+
+@pytest.mark.parametrize(
+    ("shape", "distinct"), [(WITH_WINDOWS, (0, 2, 6)), (replace(SHAPES[1], num_layers=5), (0, 4))]
+)
+def test_a_shortened_step_computes_what_each_kind_of_layer_does(tmp_path, shape, distinct):
+    """Or else a kernel would be compiled while a step is captured as a graph."""
+    steps = Steps(make_model(tmp_path / "model", shape).folder)
+    model = steps.runner._model
+    assert tuple(model.distinct_layers) == distinct
+    new = {0: NewSequence(range(60), [7, 2, 9, 4]), 1: NewSequence(range(30), [1, 3])}
+    for rows in ([Row(0, 0, 40)], [Row(0, 40, 1), Row(1, 0, 29)], [Row(0, 41, 1), Row(1, 29, 1)]):
+        first_seen = new if rows[0].num_computed_tokens == 0 else None
+        whole = calls_of(steps.runner, steps.batch, rows, first_seen)
+
+        assert calls_of(steps.runner.shortened(), steps.batch, rows, None) == whole
 
 
 @pytest.mark.gpu
