@@ -6,10 +6,8 @@ import functools
 import logging
 from typing import TYPE_CHECKING
 
-import grpc
-
 from protos.pagestream.router.v1 import router_pb2
-from protos.wire.channel import ChannelOptions, router_request_bytes, server_options
+from protos.wire.channel import ChannelOptions, router_request_bytes
 from router.access.keyring import Keyring
 from router.config import RouterConfig
 from router.engines.channels import EngineChannels
@@ -22,6 +20,7 @@ from router.request.dispatcher import Dispatcher
 from router.request.pipeline import Bounds, Pipeline
 from router.request.slow_readers import SlowReaders
 from router.server.grpc_server import RouterServicer
+from router.server.grpc_servers import GrpcServers
 from router.server.health import Health, State
 from router.server.key_check import KeyCheck
 from router.server.metrics import ResourceUsage, RouterMetrics
@@ -30,10 +29,8 @@ from router.text.chat_template import TemplateSettings, read_template
 from router.text.tokenizer_pool import TokenizerPool
 from router.types.engine_state import ModelInfo
 from servicekit.garbage import collect_garbage_rarely
-from servicekit.grpc_tls import port_adder
 from servicekit.handlers import Handlers, RefusalLog
 from servicekit.http_server import HttpServer
-from servicekit.listening import add_grpc_port, max_grpc_connections
 from servicekit.operations import operations_handlers
 from servicekit.process import exit_within, max_port_connections, raise_file_limit
 from servicekit.signals import EndSignals, end_signals
@@ -187,16 +184,11 @@ class _Router:
         )
         # Calls of one connection that gRPC keeps, those included whose client reads no more.
         max_streams = config.max_concurrent_requests + _SPARE_STREAMS
-        self._server = grpc.aio.server(
-            options=[
-                *server_options(
-                    router_request_bytes(config.max_prompt_bytes),
-                    max_connections=max_grpc_connections(config.host),
-                    is_port_shared=link is not None,
-                ),
-                ("grpc.max_concurrent_streams", max_streams),
-                *_connection_age(config),
-            ],
+        self._servers = GrpcServers(
+            config.host,
+            certificates.clients,
+            max_request_bytes=router_request_bytes(config.max_prompt_bytes),
+            options=[("grpc.max_concurrent_streams", max_streams), *_connection_age(config)],
             interceptors=[] if self._keyring is None else [KeyCheck(self._keyring)],
         )
 
@@ -220,7 +212,7 @@ class _Router:
                     await self._drain(signals)
                     # Before the fleet: what still runs is cancelled on its engines.
                     await self._stop_http()
-                    await self._server.stop(None)
+                    await self._servers.stop(None)
                     readers.cancel()
                     keys.cancel()
                     discovery.cancel()
@@ -228,7 +220,7 @@ class _Router:
                     reports.cancel()
             finally:
                 await self._stop_http()
-                await self._server.stop(None)
+                await self._servers.stop(None)
                 await self._operations.stop()
         if self._link is not None:
             self._update_metrics()
@@ -289,19 +281,12 @@ class _Router:
     async def _start_server(self) -> int:
         config = self._config
         servicer = RouterServicer(self._pipeline, self._fleet, self._slow_readers, self._keyring)
-        handlers = Handlers(self._server, domain=DOMAIN, refusals=self._refusals)
+        handlers = Handlers(self._servers, domain=DOMAIN, refusals=self._refusals)
         handlers.add(router_pb2.DESCRIPTOR.services_by_name["RouterService"], servicer)
         handlers.add_health(self._health.servicer)
         handlers.add_reflection()
         await self._enter(State.WAITING)
-        port = add_grpc_port(
-            port_adder(self._server, self._tls),
-            config.host,
-            config.port,
-            is_shared=self._link is not None,
-        )
-        await self._server.start()
-        return port
+        return await self._servers.start(config.port, is_reserved=self._link is not None)
 
     async def _follow_engines(self) -> None:
         """Tells the fleet which engines there are, and again whenever that changes."""
@@ -380,7 +365,7 @@ class _Router:
             )
             self._dispatcher.end_requests(over)
             await asyncio.gather(
-                self._stop_http(_FAREWELL_SECONDS), self._server.stop(_FAREWELL_SECONDS)
+                self._stop_http(_FAREWELL_SECONDS), self._servers.stop(_FAREWELL_SECONDS)
             )
 
     def _update_metrics(self) -> None:

@@ -7,8 +7,8 @@ INVALID_ARGUMENT, and is counted and logged here for all services.
 import inspect
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, Protocol
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
@@ -68,6 +68,13 @@ class RefusalLog:
         self._next_line, self._num_unlogged = now + _LOG_SECONDS, 0
 
 
+class GenericServer(Protocol):
+    """What handlers are added to: a server of grpc.aio, or several that act as one."""
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler], /) -> None:
+        """Serves what the handlers know."""
+
+
 class Handlers:
     """Registers services with a server.
 
@@ -80,7 +87,7 @@ class Handlers:
 
     def __init__(
         self,
-        server: grpc.aio.Server,
+        server: GenericServer,
         *,
         domain: str,
         refusals: RefusalLog,

@@ -55,7 +55,7 @@ def server_options(
         max_request_bytes: The largest message that it accepts. gRPC applies it to compressed
             messages both before and after decompression.
         max_connections: At each address; any beyond are closed at once.
-        is_port_shared: Whether other processes serve on its port, too.
+        is_port_shared: Whether other servers, of this process or others, have its port, too.
     """
     return [
         ("grpc.max_receive_message_length", max_request_bytes),
