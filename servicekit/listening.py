@@ -34,10 +34,11 @@ class CannotListen(StartupError):
 
 @contextlib.contextmanager
 def reserved_port(host: str, port: int, option: str) -> Iterator[int]:
-    """Keeps a port for child processes that share it; yields it, a free one if `port` is 0.
+    """Keeps a port for servers that share it; yields it, a free one if `port` is 0.
 
-    The system spreads connections over the children that listen. While the block runs, no other
-    process can use the port, unless it has the same user and asks for a shared port itself.
+    They are of this process or its children, and the system spreads connections over them. While
+    the block runs, no other process can use the port, unless it has the same user and asks for a
+    shared port itself.
 
     Args:
         host: Name or address of this machine.
@@ -68,7 +69,7 @@ def listen(host: str, port: int, option: str, *, is_shared: bool = False) -> lis
         host: Name or address of this machine.
         port: The port, or 0 for a free one.
         option: The option that sets the port, such as "operations-port".
-        is_shared: Whether it is a `reserved_port` of the parent process.
+        is_shared: Whether it is a `reserved_port`.
 
     Raises:
         CannotListen: The port is in use, or the host is not this machine's.
@@ -80,7 +81,7 @@ def listen(host: str, port: int, option: str, *, is_shared: bool = False) -> lis
 
 
 def max_grpc_connections(host: str) -> int:
-    """Returns how many connections gRPC may hold at each address of a host.
+    """Returns how many connections all gRPC servers of a port may hold at each address of a host.
 
     gRPC counts those of each address on their own; together they are `max_port_connections`.
 
@@ -104,27 +105,30 @@ def add_grpc_port(
         add_port: The server's function, with or without TLS.
         host: Name or address of this machine.
         port: The port.
-        is_shared: Whether it is a `reserved_port` of the parent process; the server's options must
-            say so, too.
+        is_shared: Whether it is a `reserved_port`; the server's options must say so, too.
 
     Raises:
         CannotListen: The port is in use, or the host is not this machine's.
     """
     # For a port in use, gRPC would log its own lines without the reason.
-    hosts = {}
     try:
-        # A probe of a shared port does not listen: it would get connections.
-        probes = _open(host, port, _shared if is_shared else _listener)
+        hosts = _numeric(host)
+        chosen = port
+        # That of a single address is known to be ours, and a probe outside the turn of
+        # `_ipv4_alone` would let other servers listen on IPv6, too.
+        if not is_shared or len(hosts) > 1:
+            # A probe of a shared port does not listen: it would get connections.
+            probes = _open(host, port, _shared if is_shared else _listener)
+            chosen = probes[0].getsockname()[1]
+            hosts = [_host_of(probe) for probe in probes]
+            for probe in probes:
+                probe.close()
     except OSError as error:
         raise _cannot_listen(host, port, "port", _words(error)) from None
-    chosen: int = probes[0].getsockname()[1]
-    for probe in probes:
-        hosts[_host_of(probe)] = chosen
-        probe.close()
     try:
         # A single address is better left to gRPC: no other process can take the port in between.
         if port == 0 and len(hosts) == 1 and "0.0.0.0" not in hosts:
-            return add_port(address.join(next(iter(hosts)), 0))
+            return add_port(address.join(hosts[0], 0))
         for numeric in hosts:
             with _ipv4_alone(numeric, chosen, is_shared=is_shared):
                 add_port(address.join(numeric, chosen))

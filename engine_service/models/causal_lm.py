@@ -41,7 +41,7 @@ class CausalLM(Protocol):
 
     @property
     def distinct_layers(self) -> Sequence[int]:
-        """The layers that together enqueue every kernel of a step."""
+        """The layers that together enqueue every kind of kernel of a step, for the same sizes."""
         ...
 
     @property

@@ -42,8 +42,8 @@ class ModelRunner:
     def shortened(self) -> Self:
         """Returns a runner that leaves out layers which only repeat what others do.
 
-        Its tokens mean nothing. But after a step, all is compiled, loaded and allocated that the
-        whole step needs, in a fraction of its time.
+        Its tokens mean nothing. But after a step, all kernels of the whole step are compiled and
+        loaded, in a fraction of its time. It may take less memory than the whole step.
         """
         runner = copy.copy(self)
         distinct = self._model.distinct_layers

@@ -341,8 +341,9 @@ def _start_worker(config: WorkerConfig) -> StartedWorker:
     if is_cuda:
         torch.cuda.reset_peak_memory_stats(config.device)
     # Warm-up rows have no blocks: they write to the null block and read it.
-    runner = ModelRunner(model, allocate(0), batch, config.ranks)
-    warm_up = Worker(batch, runner.shortened(), None, config.device)
+    warm_up = Worker(
+        batch, ModelRunner(model, allocate(0), batch, config.ranks), None, config.device
+    )
     plans = warm_up_plans(
         config.scheduler,
         config.max_model_len,

@@ -237,6 +237,18 @@ def test_shared_port_is_refused_where_ipv6_cannot_be_kept_out(monkeypatch):
         add_grpc_port(lambda address: 0, "0.0.0.0", port, is_shared=True)
 
 
+def test_shared_port_of_all_ipv4_addresses_is_not_probed(monkeypatch):
+    """A probe between another's turn and its bind would let that one listen on IPv6, too."""
+
+    def refuse(*_, **__):
+        raise AssertionError("nothing but gRPC binds it")
+
+    with reserved_port("0.0.0.0", 0, "port") as port:
+        monkeypatch.setattr(listening, "_bound", refuse)
+
+        assert add_grpc_port(lambda address: 0, "0.0.0.0", port, is_shared=True) == port
+
+
 @needs_ipv6
 def test_process_that_shares_a_port_waits_while_another_keeps_ipv6_out():
     with reserved_port("0.0.0.0", 0, "port") as port:

@@ -1,6 +1,7 @@
 """Logits against transformers, step by step, through the paged cache."""
 
 import random
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -171,7 +172,7 @@ class Calls(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.found = set()
+        self.found = Counter()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         described = tree_map_only(
@@ -179,7 +180,7 @@ class Calls(TorchDispatchMode):
             lambda tensor: (tuple(tensor.shape), tensor.stride(), tensor.dtype),
             (args, kwargs or {}),
         )
-        self.found.add((function, str(described)))
+        self.found[function, str(described)] += 1
         return function(*args, **(kwargs or {}))
 
 
@@ -216,7 +217,11 @@ def test_a_shortened_step_computes_what_each_kind_of_layer_does(tmp_path, shape,
         first_seen = new if rows[0].num_computed_tokens == 0 else None
         whole = calls_of(steps.runner, steps.batch, rows, first_seen)
 
-        assert calls_of(steps.runner.shortened(), steps.batch, rows, None) == whole
+        shortened = calls_of(steps.runner.shortened(), steps.batch, rows, None)
+
+        assert set(shortened) == set(whole)
+        # Without the embedding, the head and the sampler, layers take equally many each.
+        assert shortened.total() < whole.total() * (len(distinct) + 1) / shape.num_layers
 
 
 @pytest.mark.gpu
