@@ -2,8 +2,8 @@
 
 A server of grpc.aio takes in one call at a time: the next one waits until the event loop has come
 to the last, and each wakes the loop again. With several servers the loop finds several calls at
-once, and what they send to an engine goes in one message. A request of 64 connections takes some
-25 % less processor time with 8 servers than with one, and of 8 connections 17 %.
+once, and what they send to an engine goes in one message. With 64 connections, a request takes 23
+to 29 % less processor time with 8 servers than with one, and with 8 connections 17 %.
 """
 
 import asyncio
