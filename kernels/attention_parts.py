@@ -2,6 +2,7 @@
 
 Each program of a sequence and key-value head reads one split and leaves its part in memory. The
 program that ends last combines the parts, in their order: the sum does not depend on who that is.
+If the sequence shares a prefix, another kernel combines them (`shared_prefix.py`).
 All sequences have equally many splits, unless a plan gives the longer ones more
 (`decode_splits.py`).
 Sources: Flash-Decoding (Dao et al., 2023); CUDA programming guide, "Memory Fence Functions".
@@ -20,17 +21,13 @@ _MAX_SPLITS = 64
 # Measured on an H200, bfloat16, head_dim 128.
 _MIN_SPLIT_TOKENS = 64
 _PROGRAMS_PER_MULTIPROCESSOR = 4
-_TILE = 64
-# With so many splits, or behind a shared prefix, smaller tiles are as fast or faster (one sequence
-# of up to 32,768 tokens, 4 of 4,096, 16 of 640): more programs run at a time.
-_SMALL_TILE = 32
-MIN_SPLITS_IN_SMALL_TILES = 4
+# Smaller tiles than these fill the matrix instruction no better, larger ones leave room for fewer
+# programs at a time.
+_TILE = 32
 _NUM_WARPS = 2
 _NUM_STAGES = 3
 # Elements of parts that a program reads at a time: half of its registers, with two warps.
 _COMBINED_AT_ONCE = 8192
-# Parts of prefixes that it adds to its own at a time, in a tile of 16 rows or more.
-SHARED_AT_ONCE = tl.constexpr(4)
 # Each pair of a sequence and a head has one if it may be divided.
 _NUM_COUNTERS = 8192
 
@@ -44,11 +41,6 @@ class Parts(NamedTuple):
     """Splits of a prefix that it shares; 0 if no sequence does."""
     num_further: int = 0
     """Splits beyond one for each sequence, if planned; otherwise 0."""
-
-    @property
-    def is_divided(self) -> bool:
-        """Whether parts are combined."""
-        return self.num_own + self.num_shared + self.num_further > 1
 
 
 def count_splits(num_pairs: int, max_seq_len: int, num_processors: int) -> int:
@@ -88,7 +80,7 @@ def tokens_read(max_seq_len: int, window: int) -> int:
 
 
 class PartsMemory(NamedTuple):
-    """Where programs leave their parts; all None if nothing is divided."""
+    """Where programs leave their parts; all None if there are none."""
 
     partial: torch.Tensor | None = None
     """[num_seqs, num_heads, num_parts, head_dim] float32, what is mixed; with further splits,
@@ -96,7 +88,8 @@ class PartsMemory(NamedTuple):
     log_totals: torch.Tensor | None = None
     """The same without head_dim: the logarithms of the sums of weights, base 2."""
     counters: torch.Tensor | None = None
-    """[at least num_seqs * num_kv_heads] int32, how many programs have left theirs."""
+    """[at least num_seqs * num_kv_heads] int32, how many programs have left theirs; None if no
+    sequence has several splits of its own."""
 
 
 def make_counters(device: torch.device) -> torch.Tensor:
@@ -118,12 +111,15 @@ def allocate_parts(
     Raises:
         ValueError: there are fewer counters than pairs of a sequence and a head that are divided
     """
-    if not parts.is_divided:
+    num_own = parts.num_own + parts.num_further
+    if num_own + parts.num_shared == 1:
         return PartsMemory()
     num_pairs = num_seqs * num_kv_heads
-    if counters is None:
+    if num_own == 1:
+        counters = None
+    elif counters is None:
         counters = torch.zeros(num_pairs, dtype=torch.int32, device=device)
-    elif parts.num_own + parts.num_further > 1 and len(counters) < num_pairs:
+    elif len(counters) < num_pairs:
         raise ValueError(f"counters has {len(counters)} elements; expected at least {num_pairs}")
     shape: tuple[int, ...] = (num_seqs, num_heads, parts.num_own + parts.num_shared)
     if parts.num_further:
@@ -135,21 +131,16 @@ def allocate_parts(
     )
 
 
-def launch_arguments(
-    kv_cache: torch.Tensor, num_seqs: int, num_heads: int, window: int, parts: Parts
-) -> dict[str, int]:
+def launch_arguments(kv_cache: torch.Tensor, num_heads: int, window: int) -> dict[str, int]:
     """Returns how the kernel is compiled that calls the functions below."""
     _, _, num_kv_heads, block_size, head_dim = kv_cache.shape
     group = num_heads // num_kv_heads
-    is_wide = kv_cache.dtype == torch.float32 or head_dim > 128
-    num_splits = max(parts.num_own, parts.num_further // num_seqs)
-    is_short = num_splits >= MIN_SPLITS_IN_SMALL_TILES or parts.num_shared > 0
     return {
         "GROUP": group,
         "ROWS": max(16, triton.next_power_of_2(group)),
         "BLOCK_SIZE": block_size,
         "HEAD_DIM": head_dim,
-        "TILE": _SMALL_TILE if is_wide or is_short else _TILE,
+        "TILE": _TILE,
         "WINDOW": window,
         "AT_ONCE": max(1, _COMBINED_AT_ONCE // (triton.next_power_of_2(group) * head_dim)),
         "num_warps": _NUM_WARPS,
@@ -160,11 +151,11 @@ def launch_arguments(
 @triton.jit
 def find_keys(
     seq_len, prefix_len, split, num_splits, TILE: tl.constexpr, WINDOW: tl.constexpr
-) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
     """Returns which keys a split's query sees, and into how many splits all are divided.
 
-    The first of all, and of this split's the first, the end of the whole tiles, and the end; then
-    the number of splits that have keys, or 1. The programs of the others have nothing to do.
+    The first of all, and of this split's the first and the end; then the number of splits that have
+    keys, or 1. The programs of the others have nothing to do. Tiles begin where the prefix ends;
     prefix_len is 0 without a shared prefix.
     """
     first_seen = 0
@@ -176,9 +167,7 @@ def find_keys(
     split_tiles = tl.maximum(tl.cdiv(num_tiles, num_splits), 1)
     start = first + split * split_tiles * TILE
     end = tl.minimum(start + split_tiles * TILE, seq_len)
-    # Tiles begin where the prefix ends.
-    whole_end = start + (end - start) // TILE * TILE
-    return first_seen, start, whole_end, end, tl.maximum(tl.cdiv(num_tiles, split_tiles), 1)
+    return first_seen, start, end, tl.maximum(tl.cdiv(num_tiles, split_tiles), 1)
 
 
 @triton.jit
@@ -193,8 +182,7 @@ def end_part(
     split,
     seq_len,
     num_used,
-    num_shared,
-    num_parts,
+    is_shared,
     first_place,
     head_stride,
     part_stride,
@@ -206,39 +194,30 @@ def end_part(
 ) -> None:
     """Stores what a program found, [ROWS, HEAD_DIM] and [ROWS], of GROUP heads.
 
-    The program that comes last of the num_used stores the result of all, and of the sequence's
-    num_shared parts from an earlier kernel, the last of its num_parts. Without memory for parts
-    there is one program. The place of the first head's first part is first_place, the others' are
-    the strides away.
+    The program that comes last of the num_used stores the result of all, unless parts of a shared
+    prefix must be added, too. Without memory for parts there is one program. The place of the first
+    head's first part is first_place, the others' are the strides away.
     """
     rows = tl.arange(0, ROWS)
     dims = tl.arange(0, HEAD_DIM)
     is_row = rows < GROUP
-    if partial is None:
-        _store_out(mixed, out, pair, seq_len, rows, dims, GROUP, HEAD_DIM, KEEPS_EMPTY)
-    elif num_used == 1:
-        # Most sequences with a shared prefix: their own part need not go through memory.
-        _, total, mixed = _add_parts(
-            log_total, tl.where(log_total > float("-inf"), 1.0, 0.0), mixed,
-            partial, log_totals, first_place + rows * head_stride, part_stride, is_row,
-            0, num_shared, num_parts, HEAD_DIM, SHARED_AT_ONCE,
-        )  # fmt: skip
-        mixed /= tl.where(total > 0.0, total, 1.0)[:, None]
+    if partial is None or (num_used == 1 and not is_shared):
         _store_out(mixed, out, pair, seq_len, rows, dims, GROUP, HEAD_DIM, KEEPS_EMPTY)
     else:
         places = first_place + rows * head_stride + split * part_stride
         tl.store(partial + places[:, None] * HEAD_DIM + dims[None, :], mixed, mask=is_row[:, None])
         tl.store(log_totals + places, log_total, mask=is_row)
-        # One thread counts, for the stores of all.
-        tl.debug_barrier()
-        num_before = tl.atomic_add(counters + pair, 1, sem="acq_rel", scope="gpu")
-        if num_before == num_used - 1:
+        if counters is not None and not is_shared:
+            # One thread counts, for the stores of all.
             tl.debug_barrier()
-            tl.store(counters + pair, 0)
-            _combine(
-                partial, log_totals, out, pair, num_used, num_shared, num_parts,
-                first_place, head_stride, part_stride, GROUP, HEAD_DIM, AT_ONCE,
-            )  # fmt: skip
+            num_before = tl.atomic_add(counters + pair, 1, sem="acq_rel", scope="gpu")
+            if num_before == num_used - 1:
+                tl.debug_barrier()
+                tl.store(counters + pair, 0)
+                combine(
+                    partial, log_totals, out, pair, num_used, 0, 0,
+                    first_place, head_stride, part_stride, GROUP, HEAD_DIM, AT_ONCE,
+                )  # fmt: skip
 
 
 @triton.jit
@@ -265,12 +244,12 @@ def _store_out(
 
 
 @triton.jit
-def _combine(
+def combine(
     partial,
     log_totals,
     out,
     pair,
-    num_used,
+    num_own,
     num_shared,
     num_parts,
     first_place,
@@ -279,53 +258,35 @@ def _combine(
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     AT_ONCE: tl.constexpr,
-):
-    """Combines the first num_used and the last num_shared parts of a pair's heads."""
+) -> None:
+    """Combines the parts of a sequence's key-value head, and stores the result.
+
+    Args:
+        partial: as of `PartsMemory`
+        log_totals: likewise
+        out: [num_seqs, num_heads, HEAD_DIM]
+        pair: index of the sequence and the head
+        num_own: the first parts, at least 1
+        num_shared: the last parts, those of the prefix
+        num_parts: places of all; unused without a prefix
+        first_place: of the first head's first part
+        head_stride: from there to the same of the next head
+        part_stride: from one part to the next
+        GROUP: query heads
+        HEAD_DIM: elements of a head
+        AT_ONCE: parts that are read together
+    """
     HEADS: tl.constexpr = triton.next_power_of_2(GROUP)
     heads = tl.arange(0, HEADS)
+    dims = tl.arange(0, HEAD_DIM)
     is_head = heads < GROUP
     maximum, total, mixed = nothing_seen(HEADS, HEAD_DIM)
-    maximum, total, mixed = _add_parts(
-        maximum, total, mixed,
-        partial, log_totals, first_place + heads * head_stride, part_stride, is_head,
-        num_used, num_shared, num_parts, HEAD_DIM, AT_ONCE,
-    )  # fmt: skip
-    mixed /= tl.where(is_head, total, 1.0)[:, None]
-    tl.store(
-        out + (pair * GROUP + heads)[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :],
-        mixed.to(out.dtype.element_ty),
-        mask=is_head[:, None],
-    )
-
-
-@triton.jit
-def _add_parts(
-    maximum,
-    total,
-    mixed,
-    partial,
-    log_totals,
-    first_places,
-    part_stride,
-    is_head,
-    num_own,
-    num_shared,
-    num_parts,
-    HEAD_DIM: tl.constexpr,
-    AT_ONCE: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """Adds the first num_own and the last num_shared parts of heads to their softmax.
-
-    maximum and total are [heads], mixed is [heads, HEAD_DIM], as in `accumulate`; first_places
-    [heads] are those of their first parts, and is_head [heads] tells which are real.
-    """
-    dims = tl.arange(0, HEAD_DIM)
     for first in range(0, num_own + num_shared, AT_ONCE):
         indices = first + tl.arange(0, AT_ONCE)
         is_part = is_head[:, None] & (indices < num_own + num_shared)[None, :]
         # Between the two lie the places of splits without keys.
         indices += tl.where(indices < num_own, 0, num_parts - num_shared - num_own)
-        places = first_places[:, None] + indices[None, :] * part_stride  # [heads, AT_ONCE]
+        places = first_place + (heads * head_stride)[:, None] + indices[None, :] * part_stride
         logs = tl.load(log_totals + places, mask=is_part, other=float("-inf"))
         parts = tl.load(
             partial + places[:, :, None] * HEAD_DIM + dims[None, None, :],
@@ -342,4 +303,9 @@ def _add_parts(
         total = total * correction + tl.sum(weights, axis=1)
         mixed = mixed * correction[:, None] + tl.sum(parts * weights[:, :, None], axis=1)
         maximum = new_maximum
-    return maximum, total, mixed
+    mixed /= tl.where(is_head & (total > 0.0), total, 1.0)[:, None]
+    tl.store(
+        out + (pair * GROUP + heads)[:, None] * HEAD_DIM + dims[None, :],
+        mixed.to(out.dtype.element_ty),
+        mask=is_head[:, None],
+    )

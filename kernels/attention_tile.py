@@ -16,23 +16,22 @@ def cache_offsets(
     token_stride,
     BLOCK_SIZE: tl.constexpr,
     TILE: tl.constexpr,
-    IS_WHOLE: tl.constexpr,
+    IS_WHOLE: tl.constexpr = False,
 ) -> tl.tensor:
     """Returns [TILE] int64, the offsets within a half of the cache of the tokens from start on.
 
     table is the sequence's row of the block table. For tokens from end on it is not read, unless
-    IS_WHOLE says that there are none.
+    IS_WHOLE says that there are none; their offsets are those of any block.
     """
     tokens = start + tl.arange(0, TILE)
     if BLOCK_SIZE % TILE == 0:
-        block = tl.load(table + start // BLOCK_SIZE).to(tl.int64)
+        is_read = None if IS_WHOLE else start < end
+        block = tl.load(table + start // BLOCK_SIZE, mask=is_read).to(tl.int64)
         offsets = (start % BLOCK_SIZE + tl.arange(0, TILE)).to(tl.int64)
         return block * block_stride + offsets * token_stride
     else:  # noqa: RET505 - a branch of the compiler's
-        if IS_WHOLE:
-            blocks = tl.load(table + tokens // BLOCK_SIZE).to(tl.int64)
-        else:
-            blocks = tl.load(table + tokens // BLOCK_SIZE, mask=tokens < end, other=0).to(tl.int64)
+        is_read = None if IS_WHOLE else tokens < end
+        blocks = tl.load(table + tokens // BLOCK_SIZE, mask=is_read).to(tl.int64)
         return blocks * block_stride + (tokens % BLOCK_SIZE).to(tl.int64) * token_stride
 
 
@@ -88,7 +87,6 @@ def attend_to_keys(
     values,
     table,
     start,
-    whole_end,
     end,
     first_seen,
     block_stride,
@@ -99,37 +97,39 @@ def attend_to_keys(
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
     WINDOW: tl.constexpr,
+    IS_WHOLE: tl.constexpr = False,
 ) -> tuple[tl.tensor, tl.tensor]:
     """Attends from rows that see the same keys, those from start to end.
 
-    query is [ROWS, HEAD_DIM]; keys and values are where those of its head begin. Tiles from start
-    to whole_end are whole, and at most one more follows; with a window, no row sees tokens before
-    first_seen. Returns the mixed values [ROWS, HEAD_DIM] and the logarithms to base 2 of the sums
-    of weights [ROWS]: zeros and -inf without any token.
+    query is [ROWS, HEAD_DIM]; keys and values are where those of its head begin. With a window, no
+    row sees tokens before first_seen. IS_WHOLE says that the last tile is whole, too. Returns the
+    mixed values [ROWS, HEAD_DIM] and the logarithms to base 2 of the sums of weights [ROWS]: zeros
+    and -inf without any token.
     """
     dims = tl.arange(0, HEAD_DIM)
     maximum, total, mixed = nothing_seen(ROWS, HEAD_DIM)
-    for tile_start in range(start, whole_end, TILE):
+    # Each tile's place is read one tile ahead: the compiler need not wait for it before it asks for
+    # keys and values that are several tiles ahead.
+    offsets = cache_offsets(table, start, end, block_stride, token_stride, BLOCK_SIZE, TILE)
+    for tile_start in range(start, end, TILE):
+        is_token = tile_start + tl.arange(0, TILE) < end
+        if IS_WHOLE:
+            key = tl.load(keys + offsets[None, :] + dims[:, None])  # [HEAD_DIM, TILE]
+            value = tl.load(values + offsets[:, None] + dims[None, :])  # [TILE, HEAD_DIM]
+        else:
+            key = tl.load(
+                keys + offsets[None, :] + dims[:, None], mask=is_token[None, :], other=0.0
+            )
+            value = tl.load(
+                values + offsets[:, None] + dims[None, :], mask=is_token[:, None], other=0.0
+            )
         offsets = cache_offsets(
-            table, tile_start, end, block_stride, token_stride, BLOCK_SIZE, TILE, IS_WHOLE=True
+            table, tile_start + TILE, end, block_stride, token_stride, BLOCK_SIZE, TILE
         )
-        key = tl.load(keys + offsets[None, :] + dims[:, None])  # [HEAD_DIM, TILE]
-        value = tl.load(values + offsets[:, None] + dims[None, :])  # [TILE, HEAD_DIM]
-        scores = tl.dot(query, key, input_precision="ieee")
+        scores = tl.dot(query, key, input_precision="ieee")  # [ROWS, TILE]
+        if not IS_WHOLE:
+            scores = tl.where(is_token[None, :], scores, float("-inf"))
         scores = hide_before(scores, tile_start, first_seen, TILE, WINDOW)
-        maximum, total, mixed = accumulate(scores, value, maximum, total, mixed, scale)
-    if whole_end >= start and whole_end < end:
-        offsets = cache_offsets(
-            table, whole_end, end, block_stride, token_stride, BLOCK_SIZE, TILE, IS_WHOLE=False
-        )
-        is_token = whole_end + tl.arange(0, TILE) < end
-        key = tl.load(keys + offsets[None, :] + dims[:, None], mask=is_token[None, :], other=0.0)
-        value = tl.load(
-            values + offsets[:, None] + dims[None, :], mask=is_token[:, None], other=0.0
-        )
-        scores = tl.dot(query, key, input_precision="ieee")
-        scores = tl.where(is_token[None, :], scores, float("-inf"))
-        scores = hide_before(scores, whole_end, first_seen, TILE, WINDOW)
         maximum, total, mixed = accumulate(scores, value, maximum, total, mixed, scale)
     divisor = tl.where(total > 0.0, total, 1.0)
     return mixed / divisor[:, None], maximum + tl.log2(divisor)

@@ -34,7 +34,9 @@ def wait_for_inputs(IS_DEPENDENT: tl.constexpr) -> None:
     Before the call it writes nothing, and reads nothing that a running kernel may write. The
     previous kernel is the only one that may be running, since it lets the next one start only after
     its own waits. So one that always follows the same kernel may read before its wait what that one
-    does not write (`paged_attention_decode`, behind shared prefixes).
+    does not write, and write what that one does not touch. If that is all that its programs do, it
+    suffices that one of them waits, as long as the others do not let the next kernel start
+    (`paged_attention_decode`, behind shared prefixes).
 
     Products of up to 64 rows are the exception (`product_copies.py`): they let the next kernel
     start before they wait. Behind them, these and the kernel in front of them may be running.

@@ -5,8 +5,8 @@ whatever writes them must have ended before.
 
 A program handles the query heads of one key-value head, as the rows of one tile, over one split of
 one sequence. The last program of a sequence's key-value head combines the splits
-(`attention_parts.py`). If sequences share a prefix, another kernel reads it for all of them first
-(`shared_prefix.py`), and each sequence's splits begin behind it.
+(`attention_parts.py`). If sequences share a prefix, each sequence's splits begin behind it. Another
+kernel reads it for all of them meanwhile, and a third one combines both (`shared_prefix.py`).
 """
 
 import math
@@ -40,6 +40,7 @@ from kernels.shared_prefix import (
     SharedPrefixes,
     attend_to_prefixes,
     check_shared,
+    combine_with_prefixes,
     num_seqs_of_program,
     num_shared_splits,
 )
@@ -157,6 +158,7 @@ def _paged_attention_decode_triton(
     )
     if shared is not None:
         attend_to_prefixes(queries, kv_cache, block_table, shared, scale, parts, memory)
+    compiled = launch_arguments(kv_cache, num_heads, window)
     _split_kernel[(num_kv_heads, num_seqs + parts.num_further, parts.num_own)](
         queries,
         kv_cache,
@@ -174,9 +176,11 @@ def _paged_attention_decode_triton(
         scale,
         NUM_COLUMNS=NUM_COLUMNS,
         KEEPS_EMPTY=keeps_empty,
-        **launch_arguments(kv_cache, num_seqs, num_heads, window, parts),
+        **compiled,
         **dependent_launch(queries),
     )
+    if shared is not None:
+        combine_with_prefixes(out, seq_lens, shared, num_kv_heads, compiled["TILE"], parts, memory)
     return out
 
 
@@ -234,16 +238,19 @@ def _split_kernel(
         split, num_splits = tl.program_id(2), tl.num_programs(2)
         seq_len = tl.load(seq_lens + seq)
     prefix_len = 0
-    num_shared = 0
     if prefix_lens is not None:
         prefix_len = tl.load(prefix_lens + seq)
-        # Nobody writes the shared parts of a sequence that shares nothing.
-        num_shared = tl.where(prefix_len > 0, num_parts - num_splits, 0)
-    first_seen, start, whole_end, end, num_used = find_keys(
+    first_seen, start, end, num_used = find_keys(
         seq_len, prefix_len, split, num_splits, TILE, WINDOW
     )
     if prefix_lens is None:
         wait_for_inputs(IS_DEPENDENT)
+    else:
+        # The kernel in front, which attends to the prefixes, has let this one start only after its
+        # own wait, and is read by the next one only. So one program waits for it, for all.
+        is_last = (kv_head == tl.num_programs(0) - 1) & (seq == tl.num_programs(1) - 1)
+        if is_last & (split == num_splits - 1):
+            wait_for_inputs(IS_DEPENDENT)
     if split >= num_used:
         return
 
@@ -258,13 +265,9 @@ def _split_kernel(
     keys = kv_cache + kv_head * kv_head_stride
     mixed, log_total = attend_to_keys(
         query, keys, keys + half_stride, block_table + seq * table_stride,
-        start, whole_end, end, first_seen, block_stride, token_stride, scale,
+        start, end, first_seen, block_stride, token_stride, scale,
         BLOCK_SIZE, HEAD_DIM, ROWS, TILE, WINDOW,
     )  # fmt: skip
-    if prefix_lens is not None:
-        # The kernel in front, which attends to the prefixes, has let this one start only after its
-        # own wait. So all but the parts of the prefixes was ready before.
-        wait_for_inputs(IS_DEPENDENT)
     pair = seq * tl.num_programs(0) + kv_head
     if splits is not None:
         num_heads = tl.num_programs(0) * GROUP
@@ -275,6 +278,6 @@ def _split_kernel(
         head_stride, part_stride = num_parts, 1
     end_part(
         mixed, log_total, partial, log_totals, counters, out, pair, split,
-        seq_len, num_used, num_shared, num_parts, first_place, head_stride, part_stride,
+        seq_len, num_used, prefix_len > 0, first_place, head_stride, part_stride,
         GROUP, ROWS, HEAD_DIM, AT_ONCE, KEEPS_EMPTY,
     )  # fmt: skip

@@ -1,8 +1,9 @@
 """Decode attention to a prefix that several sequences share: its keys are read once for all.
 
 A program handles one tile of queries, the query heads of one key-value head of some sequences of a
-group, over one split of the group's prefix. What it finds are further parts for the kernel that
-reads what each sequence has alone, and combines all.
+group, over one split of the group's prefix. What it finds are further parts beside those of the
+kernel that reads what each sequence has alone. That one runs at the same time: one is bound by the
+matrix units, the other by memory. A third kernel combines the parts.
 Source: Hydragen (Juravsky et al., 2024), section 3.
 """
 
@@ -12,18 +13,21 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.attention_parts import Parts, PartsMemory
+from kernels.attention_parts import Parts, PartsMemory, combine, find_keys
 from kernels.attention_tile import attend_to_keys
 from kernels.checks import check_dtype, check_shape
 from kernels.dependent_launch import dependent_launch, wait_for_inputs
 
 # Measured on an H200, bfloat16, head_dim 128, blocks of 64.
 _MAX_SPLITS = 16
-_PROGRAMS_PER_MULTIPROCESSOR = 2
+# More would leave no room for programs that read what sequences have alone.
+_PROGRAMS_PER_MULTIPROCESSOR = 1
 _MAX_ROWS = 64
 # Products of float32 take no matrix units, and many rows do not fit into registers.
 _MAX_FLOAT32_ROWS = 16
 _TILE = 64
+_COMBINED_ELEMENTS = 2048
+"""Of parts, read together by a warp."""
 
 MAX_MEMBERS = 32
 """Sequences of a tile, at most."""
@@ -184,7 +188,6 @@ def _shared_kernel(
     split_len = tl.cdiv(tl.cdiv(prefix_len, TILE), tl.num_programs(2)) * TILE
     start = split * split_len
     end = tl.minimum(start + split_len, prefix_len)
-    whole_end = tl.maximum(start, end // TILE * TILE)
 
     rows = tl.arange(0, ROWS)
     dims = tl.arange(0, HEAD_DIM)
@@ -204,8 +207,8 @@ def _shared_kernel(
     keys = kv_cache + kv_head * kv_head_stride
     mixed, log_total = attend_to_keys(
         query, keys, keys + half_stride, table,
-        start, whole_end, end, 0, block_stride, token_stride, scale,
-        BLOCK_SIZE, HEAD_DIM, ROWS, TILE, 0,
+        start, end, 0, block_stride, token_stride, scale,
+        BLOCK_SIZE, HEAD_DIM, ROWS, TILE, 0, BLOCK_SIZE % TILE == 0,
     )  # fmt: skip
     places = (seqs * (tl.num_programs(1) * GROUP) + heads) * num_parts
     places += num_parts - tl.num_programs(2) + split
@@ -215,3 +218,77 @@ def _shared_kernel(
         mask=is_row[:, None] & (start < end),
     )
     tl.store(log_totals + places, log_total, mask=is_row)
+
+
+def combine_with_prefixes(
+    out: torch.Tensor,
+    seq_lens: torch.Tensor,
+    shared: SharedPrefixes,
+    num_kv_heads: int,
+    own_tile: int,
+    parts: Parts,
+    memory: PartsMemory,
+) -> None:
+    """Combines all parts of the sequences that share a prefix.
+
+    Args:
+        out: [num_seqs, num_heads, head_dim], receives their rows.
+        seq_lens: [num_seqs] int32.
+        shared: Who shares what.
+        num_kv_heads: Key-value heads.
+        own_tile: Tokens of a tile of what each sequence reads alone.
+        parts: Into how many parts a sequence and a prefix are divided.
+        memory: Has the parts.
+    """
+    num_seqs, num_heads, head_dim = out.shape
+    group = num_heads // num_kv_heads
+    heads = triton.next_power_of_2(group)
+    _combine_kernel[(num_kv_heads, num_seqs)](
+        memory.partial,
+        memory.log_totals,
+        out,
+        seq_lens,
+        shared.prefix_lens,
+        parts.num_own,
+        parts.num_shared,
+        GROUP=group,
+        HEAD_DIM=head_dim,
+        OWN_TILE=own_tile,
+        AT_ONCE=max(1, _COMBINED_ELEMENTS // (heads * head_dim)),
+        num_warps=1,
+        **dependent_launch(out),
+    )
+
+
+# Values that change with the batch must not trigger a compilation while serving.
+@triton.jit(
+    do_not_specialize=["num_own", "num_shared"],
+    do_not_specialize_on_alignment=["seq_lens", "prefix_lens"],
+)
+def _combine_kernel(
+    partial,
+    log_totals,
+    out,
+    seq_lens,
+    prefix_lens,
+    num_own,
+    num_shared,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    OWN_TILE: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
+):
+    seq = tl.program_id(1).to(tl.int64)
+    seq_len = tl.load(seq_lens + seq)
+    prefix_len = tl.load(prefix_lens + seq)
+    _, _, _, num_used = find_keys(seq_len, prefix_len, 0, num_own, OWN_TILE, 0)
+    wait_for_inputs(IS_DEPENDENT)
+    if prefix_len == 0:
+        return
+    pair = seq * tl.num_programs(0) + tl.program_id(0)
+    num_parts = num_own + num_shared
+    combine(
+        partial, log_totals, out, pair, num_used, num_shared, num_parts,
+        pair * GROUP * num_parts, num_parts, 1, GROUP, HEAD_DIM, AT_ONCE,
+    )  # fmt: skip

@@ -52,7 +52,7 @@ def warm_up_plans(
         last = max_num_tokens - 1
         # Kernels are compiled for tiles that grow in powers of two with these lengths.
         plans += [_plan([0], [length]) for length in _doubling(4, min(budget, max_num_tokens, 256))]
-        # Attention of up to MAX_SEQS rows is planned: of few in small parts, of many in large ones.
+        # Attention of up to MAX_SEQS rows is planned.
         plans += [
             _plan([last] * rows, [1] * rows) for rows in (*_FEW_ROWS, MAX_SEQS) if rows <= num_seqs
         ]
@@ -61,7 +61,7 @@ def warm_up_plans(
         plans += [
             _plan([0], [min(budget, max_num_tokens)]),
             _plan([0] * num_seqs, [min(budget // num_seqs, max_num_tokens)] * num_seqs),
-            # Attention is divided into few parts, or many.
+            # Attention is divided, or not.
             _plan([min(last, _LENGTH_IN_TWO_PARTS - 1)], [1]),
             _plan([last], [1]),
             _plan([last] * num_seqs, [1] * num_seqs),
@@ -71,15 +71,20 @@ def warm_up_plans(
 
 
 def _sharing_plans(num_seqs: int, length: int, block_size: int) -> list[StepPlan]:
-    """Plans a step whose rows share a prefix, unless no block fits into their length."""
-    prefix_len = length // block_size * block_size
-    if not prefix_len:
-        return []
+    """Plans steps whose rows share a prefix, as far as a block fits into their length.
+
+    What each row has alone is divided if rows are few and long, and not if they are many and short.
+    """
+    sizes = [(num_seqs, length), (2, length), (num_seqs, block_size + 1)]
     return [
         replace(
-            _plan([length - 1] * num_seqs, [1] * num_seqs),
-            shared_prefixes=int32_array([num_seqs, prefix_len, *range(num_seqs)]),
+            _plan([row_length - 1] * num_rows, [1] * num_rows),
+            shared_prefixes=int32_array(
+                [num_rows, row_length // block_size * block_size, *range(num_rows)]
+            ),
         )
+        for num_rows, row_length in sizes
+        if block_size <= row_length <= length
     ]
 
 

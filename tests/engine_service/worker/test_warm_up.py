@@ -12,7 +12,6 @@ from engine_service.worker.input_batch import Bounds
 from engine_service.worker.rows import Rows
 from engine_service.worker.warm_up import warm_up_plans
 from kernels.attention_parts import (
-    MIN_SPLITS_IN_SMALL_TILES,
     count_splits,
     num_further_splits,
 )
@@ -28,18 +27,14 @@ BLOCK_SIZES = [16, 48, 256]
 
 
 def variant(num_seqs, max_seq_len, num_kv_heads, num_multiprocessors, shares):
-    """Returns what the attention of decodes is compiled for: is anything shared, or planned?
-
-    If not, whether it is divided; and, if it is, whether into many parts.
-    """
+    """Returns what the attention of decodes is compiled for: is it shared, planned, divided?"""
     sizes = num_kv_heads, max_seq_len, num_multiprocessors
     num_splits = num_further = 0
     if not shares and 1 < num_seqs <= MAX_SEQS:
         num_further = num_further_splits(num_seqs, *sizes)
     if not num_further:
         num_splits = count_splits(num_seqs * num_kv_heads, max_seq_len, num_multiprocessors)
-    is_many = max(num_splits, num_further // num_seqs) >= MIN_SPLITS_IN_SMALL_TILES
-    return shares, num_further > 0, shares or num_splits > 1, shares or is_many
+    return shares, num_further > 0, num_splits > 1
 
 
 def warmed_up(options, max_model_len, block_size, num_kv_heads, num_multiprocessors):
