@@ -152,7 +152,7 @@ class StepGraph:
             max_decode_seq_len=batch.max_model_len if size.has_decodes else 0,
             has_prefills=True,
         )
-        return cls(bounds, size.num_rows, runner, batch)
+        return cls(bounds, size.num_rows, runner, batch, shares_prefixes=size.shares_prefixes)
 
     def run_eagerly(self) -> None:
         """Runs the step on padding only, kernel by kernel."""
@@ -229,8 +229,12 @@ class StepGraphs:
             self._decodes[graph.shares_prefixes].append(graph)
         # Graphs without decodes first, then by number of rows; within these, by number of tokens.
         self._others: dict[tuple[bool, int], list[StepGraph]] = {}
+        self._sharing_others: list[StepGraph] = []
         for size in sorted(others):
-            self._others.setdefault((size.has_decodes, size.num_rows), []).append(others[size])
+            if size.shares_prefixes:
+                self._sharing_others.append(others[size])
+            else:
+                self._others.setdefault((size.has_decodes, size.num_rows), []).append(others[size])
 
     @classmethod
     def capture(
@@ -264,7 +268,7 @@ class StepGraphs:
         max_num_tokens = max_worthwhile_tokens(max_num_batched_tokens, time_step)
         others = {
             size: StepGraph.of_tokens(size, runner, batch)
-            for size in sizes_with_prompts(max_num_rows, max_num_tokens)
+            for size in sizes_with_prompts(max_num_rows, max_num_tokens, may_share=may_share)
         }
         decodes = [
             StepGraph.of_decodes(size, runner, batch, shares_prefixes=shares_prefixes)
@@ -306,13 +310,26 @@ class StepGraphs:
             graphs = graphs or self._decodes[False]
             if rows.num_rows <= graphs[-1].num_rows:
                 return graphs[bisect_left(graphs, rows.num_rows, key=lambda graph: graph.num_rows)]
-        for (has_decodes, num_rows), graphs in self._others.items():
+        sharing = self._sharing_others
+        # What padding far fewer tokens costs is more than what is saved.
+        if shares_prefixes and sharing and 2 * rows.num_tokens >= sharing[0].num_tokens:
+            graph = _smallest(sharing, rows)
+            if graph is not None:
+                return graph
+        for (has_decodes, _), graphs in self._others.items():
             if rows.num_decodes and not has_decodes:
                 continue
-            if rows.num_rows < num_rows and rows.num_tokens <= graphs[-1].num_tokens:
-                place = bisect_left(graphs, rows.num_tokens, key=lambda graph: graph.num_tokens)
-                return graphs[place]
+            graph = _smallest(graphs, rows)
+            if graph is not None:
+                return graph
         return None
+
+
+def _smallest(graphs: Sequence[StepGraph], rows: Rows) -> StepGraph | None:
+    """Returns the graph for the fewest tokens that fits, of some with equally many rows."""
+    if rows.num_rows >= graphs[0].num_rows or rows.num_tokens > graphs[-1].num_tokens:
+        return None
+    return graphs[bisect_left(graphs, rows.num_tokens, key=lambda graph: graph.num_tokens)]
 
 
 def _slow_sizes(graphs: Sequence[StepGraph], ranks: Ranks) -> set[int]:

@@ -5,7 +5,7 @@ Which sizes are worth having depends on how long steps of them take (`cuda_graph
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _SPARE_ROWS = 8
 """Rows for padding beyond those of the largest batch, up to a multiple of 8."""
@@ -16,7 +16,7 @@ _MIDDLE_MAX_TOKENS = 1024
 """Above it, graphs with the most rows cost hardly more than those with 64, in short contexts. Those
 with the fewest rows go on: so measured when only few decodes were split along the keys."""
 MIN_SHARING_ROWS = 16
-"""Rows from which on there are decode graphs that read shared prefixes once, too."""
+"""Rows from which on there are graphs that read shared prefixes once, too."""
 _SIZES_PER_DOUBLING = 4
 _MIN_TOKENS = 16
 # Above this ratio of device time to launch time on the host, padding costs more than it saves.
@@ -35,6 +35,8 @@ class TokenSize:
     """Whether rows may compute a single token."""
     num_rows: int
     num_tokens: int
+    shares_prefixes: bool = False
+    """Whether rows of a single token read prefixes that several share once."""
 
 
 def decode_sizes(max_num_seqs: int) -> list[int]:
@@ -68,17 +70,26 @@ def decode_classes(max_num_rows: int, may_share: bool) -> dict[bool, list[int]]:
     return {False: sizes, True: [size for size in sizes if may_share and size >= MIN_SHARING_ROWS]}
 
 
-def sizes_with_prompts(max_num_rows: int, max_num_tokens: int) -> list[TokenSize]:
-    """Returns the sizes of graphs for steps with prompts."""
+def sizes_with_prompts(
+    max_num_rows: int, max_num_tokens: int, *, may_share: bool = True
+) -> list[TokenSize]:
+    """Returns the sizes of graphs for steps with prompts.
+
+    Those that read shared prefixes once are in addition, with the most rows.
+    """
     most_rows = -(-(max_num_rows + 1) // _SPARE_ROWS) * _SPARE_ROWS
     classes = [*(rows for rows in ROW_CLASSES if rows < most_rows), most_rows]
-    return [
+    sizes = [
         TokenSize(has_decodes=has_decodes, num_rows=num_rows, num_tokens=num_tokens)
         for has_decodes, num_rows in [(False, classes[0]), *((True, rows) for rows in classes)]
         for num_tokens in token_sizes(max_num_tokens)
         if num_tokens >= num_rows
         and (num_rows in (classes[0], most_rows) or num_tokens <= _MIDDLE_MAX_TOKENS)
     ]
+    if not may_share or max_num_rows < MIN_SHARING_ROWS:
+        return sizes
+    most = [size for size in sizes if size.has_decodes and size.num_rows == most_rows]
+    return sizes + [replace(size, shares_prefixes=True) for size in most]
 
 
 def max_num_graphs(
@@ -87,7 +98,7 @@ def max_num_graphs(
     """Returns the largest number of graphs that may be captured, as of `StepGraphs.capture`."""
     # Each row of a step has a token.
     max_num_rows = min(max_num_seqs, max_num_batched_tokens)
-    with_prompts = sizes_with_prompts(max_num_rows, max_num_batched_tokens)
+    with_prompts = sizes_with_prompts(max_num_rows, max_num_batched_tokens, may_share=may_share)
     classes = decode_classes(max_num_rows, may_share)
     return sum(map(len, classes.values())) + len(with_prompts)
 
@@ -120,7 +131,11 @@ def timed_sizes(sizes: Iterable[TokenSize]) -> list[TokenSize]:
     Those with the fewest rows: they have all numbers of tokens. What is slow are the products of
     all tokens, whatever the number of rows.
     """
-    sizes = [size for size in sizes if size.num_tokens <= _MAX_TIMED_TOKENS and size.has_decodes]
+    sizes = [
+        size
+        for size in sizes
+        if size.num_tokens <= _MAX_TIMED_TOKENS and size.has_decodes and not size.shares_prefixes
+    ]
     fewest_rows = min((size.num_rows for size in sizes), default=0)
     return sorted(size for size in sizes if size.num_rows == fewest_rows)
 

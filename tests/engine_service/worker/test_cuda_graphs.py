@@ -47,12 +47,13 @@ def batch_on_cpu(max_num_seqs):
 
 
 def step_graphs(decode_sizes, other_sizes, sharing_sizes=()):
-    """Returns graphs that were not captured; others are (has_decodes, num_rows, num_tokens)."""
+    """Returns graphs that were not captured.
+
+    Others are (has_decodes, num_rows, num_tokens), and whether they share prefixes if they do.
+    """
     batch = batch_on_cpu(8)
-    sizes = [
-        TokenSize(has_decodes=has_decodes, num_rows=num_rows, num_tokens=num_tokens)
-        for has_decodes, num_rows, num_tokens in other_sizes
-    ]
+    names = "has_decodes", "num_rows", "num_tokens", "shares_prefixes"
+    sizes = [TokenSize(**dict(zip(names, size, strict=False))) for size in other_sizes]
     sharing = [
         StepGraph.of_decodes(size, None, batch, shares_prefixes=True) for size in sharing_sizes
     ]
@@ -110,6 +111,32 @@ def test_step_that_shares_prefixes_takes_a_graph_that_reads_them_once(num_rows, 
     assert (graph.num_rows, graph.shares_prefixes) == expected
 
 
+@pytest.mark.parametrize(
+    ("query_lens", "expected"),
+    [
+        ([1] * 9 + [21], (32, 24, True)),
+        ([1] * 9 + [24], (48, 24, True)),
+        ([1] * 22 + [26], (48, 24, True)),
+        # Padding would cost more than is saved.
+        ([1] * 3 + [12], (16, 8, False)),
+        # Too many tokens or rows for those that share.
+        ([1] * 9 + [51], (64, 32, False)),
+        ([1] * 23 + [9], (48, 32, False)),
+    ],
+)
+def test_step_with_prompts_that_shares_prefixes_reads_them_once_where_that_pays(
+    query_lens, expected
+):
+    shared = [(True, 24, 32, True), (True, 24, 48, True)]
+    graphs = step_graphs([4], [(True, 8, 16), (True, 32, 64), (True, 32, 48), *shared])
+    rows = Rows.of(make_plan([Row(slot, 9, length) for slot, length in enumerate(query_lens)]))
+
+    graph = graphs.fitting(rows, shares_prefixes=True)
+
+    assert (graph.num_tokens, graph.num_rows, graph.shares_prefixes) == expected
+    assert not graphs.fitting(rows).shares_prefixes
+
+
 def test_where_nothing_can_be_shared_no_graph_reads_prefixes_once():
     graphs = step_graphs([4, 16], [])
     rows = Rows.of(make_plan([Row(slot, 9, 1) for slot in range(16)]))
@@ -139,7 +166,7 @@ def test_step_that_shares_prefixes_fills_a_graph_of_more_rows():
 
 
 def test_slow_sizes_are_left_out_of_all_graphs(monkeypatch):
-    """Of decode steps, with shared prefixes or not, and of steps with prompts of any rows."""
+    """Of decode steps and of steps with prompts of any rows, with shared prefixes or not."""
     slow = {24, 40}
     captured = []
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, 0))
@@ -163,6 +190,7 @@ def test_slow_sizes_are_left_out_of_all_graphs(monkeypatch):
     assert slow < {graph.num_tokens for graph in captured}
     assert [taken([1] * 16), taken([1] * 20), taken([1] * 33)] == [16, 32, 48]
     assert taken([1] * 20, shares_prefixes=True) == 32
+    assert taken([1] * 20 + [20], shares_prefixes=True) == 64
     assert [taken([12]), taken([30]), taken([2] * 8), taken([2] * 16)] == [16, 64, 64, 64]
     assert taken([80, 1]) == 100
 
@@ -201,6 +229,11 @@ class Graphs:
         result = self.worker.collect(self.worker.launch(plan))
         assert result.device_seconds > 0
         return result.token_ids.tolist()
+
+    def shares(self, rows):
+        """Returns whether steps of these rows read shared prefixes once."""
+        graph = self.worker._graphs.fitting(Rows.of(make_plan(rows)), shares_prefixes=True)
+        return graph.shares_prefixes
 
 
 @pytest.mark.gpu
@@ -280,10 +313,19 @@ def test_prefixes_that_are_read_once_change_no_token(tiny, is_eager):
     for row in rows:
         graphs.run([row], {row.slot: new[row.slot]})
     tokens = [[] for _ in prompts]
+    late = random_tokens(random.Random(99), 9, tiny.vocab_size)
     for step in range(4):
         rows = [Row(slot, len(prompts[slot]) + step, 1) for slot in range(num_seqs)]
-        for slot, token_id in enumerate(graphs.run(rows, None, groups)):
+        new = None
+        if step == 2:
+            rows.append(Row(num_seqs, 0, len(late)))
+            new = {num_seqs: NewSequence(late, [58])}
+            assert is_eager or graphs.shares(rows)
+        generated = graphs.run(rows, new, groups)
+        for slot, token_id in zip(range(num_seqs), generated, strict=False):
             tokens[slot].append(token_id)
+        if step == 2:
+            assert generated[num_seqs:] == tiny.greedy(late, 1)[0]
 
     for slot, generated in enumerate(tokens):
         assert generated == tiny.greedy(prompts[slot], 5)[0][1:]
