@@ -6,8 +6,10 @@ which is one clock for all processes of a host.
 
 import enum
 import math
+import struct
 from array import array
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,6 +19,7 @@ from protos.wire.sampling_params import SUPPORTED_PARAMS, Grammar, SamplingParam
 
 NO_TOKEN = -1
 """Token of a row whose logits are not a distribution: NaN, infinite or all masked."""
+_MIN_PACKED_LENGTH = 64
 
 
 class FinishReason(enum.Enum):
@@ -29,7 +32,16 @@ class FinishReason(enum.Enum):
 
 
 def int32_array(values: "list[int] | array[int] | tuple[int, ...]" = ()) -> "array[int]":
-    """Returns an array of typecode "i", which the core uses for all token and block IDs."""
+    """Returns an array of typecode "i", which the core uses for all token and block IDs.
+
+    Raises:
+        OverflowError: A value does not fit.
+        TypeError: A value is no integer.
+    """
+    if isinstance(values, list) and len(values) >= _MIN_PACKED_LENGTH:
+        # Half the time of the array's own way, which also tells what is wrong.
+        with suppress(struct.error):
+            return array("i", struct.pack(f"{len(values)}i", *values))
     return array("i", values)
 
 
