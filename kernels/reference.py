@@ -19,6 +19,8 @@ def read_slots(
     slots: torch.Tensor,
     num_computed_tokens: torch.Tensor,
     query_start_loc: torch.Tensor,
+    is_decode: torch.Tensor,
+    is_sampled: torch.Tensor,
     num_tokens: int,
     max_query_len: int,
     block_size: int,
@@ -33,6 +35,8 @@ def read_slots(
         slots: [num_rows] int64
         num_computed_tokens: [num_rows] int64, the first position that a row computes
         query_start_loc: [num_rows + 1] int64, where each row's tokens begin in the step
+        is_decode: [num_rows] int64, 1 in rows that compute one token, 0 in others
+        is_sampled: [num_rows] int64, 1 in rows that yield a token, 0 in others
         num_tokens: the last value of query_start_loc
         max_query_len: an upper bound of the tokens of a row, unused here
         block_size: tokens of one block
@@ -54,7 +58,8 @@ def read_slots(
         torch.where(is_padding[rows], -1, cache_locs),
         block_table[slots],
         seq_lens.int(),
-        seq_lens,
+        (seq_lens * is_decode).int(),
+        seq_lens * is_sampled,
     )
 
 

@@ -27,8 +27,10 @@ class SlotRows(NamedTuple):
     """[num_rows, max_blocks_per_seq] int32; valid up to the end of each row's sequence."""
     seq_lens: torch.Tensor
     """[num_rows] int32, tokens in the cache after the step has stored its own; 0 in padding."""
+    decode_seq_lens: torch.Tensor
+    """[num_rows] int32, the same of rows that compute one token; 0 in others."""
     next_positions: torch.Tensor
-    """[num_rows] int64, position of the row's new token; 0 in padding."""
+    """[num_rows] int64, position of the row's new token; 0 in padding and where none is wanted."""
 
 
 def read_slots(
@@ -37,6 +39,8 @@ def read_slots(
     slots: torch.Tensor,
     num_computed_tokens: torch.Tensor,
     query_start_loc: torch.Tensor,
+    is_decode: torch.Tensor,
+    is_sampled: torch.Tensor,
     num_tokens: int,
     max_query_len: int,
     block_size: int,
@@ -52,6 +56,8 @@ def read_slots(
         slots: [num_rows] int64
         num_computed_tokens: [num_rows] int64
         query_start_loc: [num_rows + 1] int64, where each row's tokens begin in the step
+        is_decode: [num_rows] int64, 1 in rows that compute one token, 0 in others
+        is_sampled: [num_rows] int64, 1 in rows that yield a token, 0 in others
         num_tokens: the last value of query_start_loc
         max_query_len: the most tokens of a row, or an upper bound
         block_size: tokens of one block
@@ -67,13 +73,15 @@ def read_slots(
     for name, rows, size in (
         ("num_computed_tokens", num_computed_tokens, num_rows),
         ("query_start_loc", query_start_loc, num_rows + 1),
+        ("is_decode", is_decode, num_rows),
+        ("is_sampled", is_sampled, num_rows),
     ):
         check_dtype(name, rows, torch.int64)
         check_shape(name, rows, size)
         check_contiguous_rows(name, rows)
     arguments = (
-        tokens, block_table, slots, num_computed_tokens, query_start_loc, num_tokens,
-        max_query_len, block_size,
+        tokens, block_table, slots, num_computed_tokens, query_start_loc, is_decode, is_sampled,
+        num_tokens, max_query_len, block_size,
     )  # fmt: skip
     if tokens.device.type == "cpu":
         return SlotRows(*reference.read_slots(*arguments))
@@ -120,6 +128,8 @@ def _read_slots_triton(
     slots: torch.Tensor,
     num_computed_tokens: torch.Tensor,
     query_start_loc: torch.Tensor,
+    is_decode: torch.Tensor,
+    is_sampled: torch.Tensor,
     num_tokens: int,
     max_query_len: int,
     block_size: int,
@@ -132,6 +142,7 @@ def _read_slots_triton(
         # The full width, so that a kernel sees the same stride in all steps.
         block_table=torch.empty((num_rows, block_table.shape[1]), dtype=torch.int32, device=device),
         seq_lens=torch.empty(num_rows, dtype=torch.int32, device=device),
+        decode_seq_lens=torch.empty(num_rows, dtype=torch.int32, device=device),
         next_positions=torch.empty(num_rows, dtype=torch.int64, device=device),
     )
     if num_rows == 0:
@@ -142,6 +153,8 @@ def _read_slots_triton(
         slots,
         num_computed_tokens,
         query_start_loc,
+        is_decode,
+        is_sampled,
         *rows,
         tokens.stride(0),
         block_table.stride(0),
@@ -175,8 +188,9 @@ def _append_tokens_triton(
 # Values that change with the batch must not trigger a compilation while serving.
 @triton.jit(
     do_not_specialize_on_alignment=[
-        "slots", "num_computed_tokens", "query_start_loc", "out_input_ids", "out_positions",
-        "out_cache_locs", "out_block_table", "out_seq_lens", "out_next_positions",
+        "slots", "num_computed_tokens", "query_start_loc", "is_decode", "is_sampled",
+        "out_input_ids", "out_positions", "out_cache_locs", "out_block_table", "out_seq_lens",
+        "out_decode_seq_lens", "out_next_positions",
     ]
 )  # fmt: skip
 def _read_slots_kernel(
@@ -185,11 +199,14 @@ def _read_slots_kernel(
     slots,
     num_computed_tokens,
     query_start_loc,
+    is_decode,
+    is_sampled,
     out_input_ids,
     out_positions,
     out_cache_locs,
     out_block_table,
     out_seq_lens,
+    out_decode_seq_lens,
     out_next_positions,
     tokens_stride,
     table_stride,
@@ -229,7 +246,8 @@ def _read_slots_kernel(
                 mask=indices < num_blocks,
             )
         tl.store(out_seq_lens + row, seq_len.to(tl.int32))
-        tl.store(out_next_positions + row, seq_len)
+        tl.store(out_decode_seq_lens + row, (seq_len * tl.load(is_decode + row)).to(tl.int32))
+        tl.store(out_next_positions + row, seq_len * tl.load(is_sampled + row))
 
 
 @triton.jit(

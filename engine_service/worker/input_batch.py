@@ -180,6 +180,8 @@ class InputBatch:
             rows.slots,
             rows.num_computed,
             rows.query_start_loc,
+            rows.is_decode,
+            rows.is_sampled,
             bounds.num_tokens,
             bounds.max_query_len,
             self._block_size,
@@ -188,7 +190,7 @@ class InputBatch:
         if bounds.max_decode_seq_len:
             prefixes = rows.packed_prefixes
             decode = DecodeMetadata(
-                seq_lens=read.seq_lens * rows.is_decode.int(),
+                seq_lens=read.decode_seq_lens,
                 max_seq_len=bounds.max_decode_seq_len,
                 shared=None if prefixes is None else unpack(prefixes, rows.num_rows),
             )
@@ -224,7 +226,7 @@ class InputBatch:
             slots, token_indices = rows.slots, None
             if bounds.has_prefills:
                 token_indices = (rows.query_start_loc[1:] - 1).clamp(min=0)
-            positions = read.next_positions * rows.is_sampled
+            positions = read.next_positions
         elif chosen.numel() == 0:
             return None
         else:

@@ -28,7 +28,10 @@ def arguments(state_and_device, rows):
     state, device = state_and_device
     slots, num_computed, query_lens = torch.tensor(rows).T.contiguous()
     starts = torch.cat((torch.zeros(1, dtype=torch.int64), query_lens.cumsum(0)))
-    tensors = [*state.values(), slots, num_computed, starts]
+    is_decode = (query_lens == 1).long()
+    # All but every other row of several tokens.
+    is_sampled = is_decode | (torch.arange(len(rows)) % 2 == 0)
+    tensors = [*state.values(), slots, num_computed, starts, is_decode, is_sampled.long()]
     num_tokens, max_query_len = int(starts[-1]), int(query_lens.max())
     return *(x.to(device) for x in tensors), num_tokens, max_query_len, BLOCK_SIZE
 
@@ -77,6 +80,7 @@ def test_row_is_the_part_of_its_sequence_that_it_computes(target, read):
     expected = [table[4, p // 16] * 16 + p % 16 for p in range(30, 35)] + [table[2, 0] * 16 + 10]
     assert rows.cache_locs.tolist() == expected
     assert rows.seq_lens.tolist() == rows.next_positions.tolist() == [35, 11]
+    assert rows.decode_seq_lens.tolist() == [0, 11]
     assert rows.block_table[0, :3].tolist() == table[4, :3].tolist()
 
 
@@ -86,7 +90,8 @@ def test_padding_reads_and_stores_nothing(target, read):
     rows = SlotRows(*read(*arguments(make_state(target.device), [(0, PADDING, 1)] * 3)))
 
     assert rows.cache_locs.tolist() == [-1] * 3
-    assert rows.seq_lens.tolist() == rows.next_positions.tolist() == [0] * 3
+    assert rows.seq_lens.tolist() == rows.decode_seq_lens.tolist() == [0] * 3
+    assert rows.next_positions.tolist() == [0] * 3
     assert rows.input_ids.tolist() == rows.positions.tolist() == [0] * 3
 
 
