@@ -2,10 +2,11 @@
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from engine_service.layers.ranks import ALONE, Ranks
 from engine_service.layers.weight_slot import Shard, WeightSlot
+from kernels.linear import linear
+from kernels.tile_shares import make_counters
 
 
 class Embedding(nn.Module):
@@ -24,6 +25,8 @@ class Embedding(nn.Module):
         self._ranks = ranks
         weight = torch.empty(len(self.token_ids), hidden_size, dtype=dtype)
         self.weight = nn.Parameter(weight, requires_grad=False)
+        # Of this weight alone: another model in this process may run at the same time.
+        self._counters = make_counters()
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Looks up [num_tokens] integers as [num_tokens, hidden_size]."""
@@ -37,7 +40,7 @@ class Embedding(nn.Module):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Scores [num_tokens, hidden_size] against each row: [num_tokens, len(token_ids)]."""
-        return functional.linear(hidden, self.weight)
+        return linear(hidden, self.weight, counters=self._counters)
 
     def slot(self, name: str) -> WeightSlot:
         """Returns the slot of the stored matrix."""
