@@ -81,6 +81,43 @@ def nothing_seen(
 
 
 @triton.jit
+def _attend_to_tile(
+    query,
+    keys,
+    values,
+    offsets,
+    tile_start,
+    end,
+    first_seen,
+    maximum,
+    total,
+    mixed,
+    scale,
+    HEAD_DIM: tl.constexpr,
+    TILE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    IS_WHOLE: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Adds the tile whose tokens are at the offsets, up to end unless IS_WHOLE."""
+    dims = tl.arange(0, HEAD_DIM)
+    if IS_WHOLE:
+        key = tl.load(keys + offsets[None, :] + dims[:, None])  # [HEAD_DIM, TILE]
+        value = tl.load(values + offsets[:, None] + dims[None, :])  # [TILE, HEAD_DIM]
+        scores = tl.dot(query, key, input_precision="ieee")  # [rows, TILE]
+    else:
+        is_token = tile_start + tl.arange(0, TILE) < end
+        key = tl.load(keys + offsets[None, :] + dims[:, None], mask=is_token[None, :], other=0.0)
+        value = tl.load(
+            values + offsets[:, None] + dims[None, :], mask=is_token[:, None], other=0.0
+        )
+        scores = tl.dot(query, key, input_precision="ieee")
+        scores = tl.where(is_token[None, :], scores, float("-inf"))
+    scores = hide_before(scores, tile_start, first_seen, TILE, WINDOW)
+    maximum, total, mixed = accumulate(scores, value, maximum, total, mixed, scale)
+    return maximum, total, mixed
+
+
+@triton.jit
 def attend_to_keys(
     query,
     keys,
@@ -97,39 +134,36 @@ def attend_to_keys(
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
     WINDOW: tl.constexpr,
-    IS_WHOLE: tl.constexpr = False,
+    HAS_LONG_SPLITS: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:
     """Attends from rows that see the same keys, those from start to end.
 
     query is [ROWS, HEAD_DIM]; keys and values are where those of its head begin. With a window, no
-    row sees tokens before first_seen. IS_WHOLE says that the last tile is whole, too. Returns the
-    mixed values [ROWS, HEAD_DIM] and the logarithms to base 2 of the sums of weights [ROWS]: zeros
-    and -inf without any token.
+    row sees tokens before first_seen. HAS_LONG_SPLITS takes the last tile out of the loop if it may
+    not be whole: its keys are then not read ahead, but the others' are not compared with the end.
+    Returns the mixed values [ROWS, HEAD_DIM] and the logarithms to base 2 of the sums of weights
+    [ROWS]: zeros and -inf without any token.
     """
-    dims = tl.arange(0, HEAD_DIM)
     maximum, total, mixed = nothing_seen(ROWS, HEAD_DIM)
     # Each tile's place is read one tile ahead: the compiler need not wait for it before it asks for
     # keys and values that are several tiles ahead.
     offsets = cache_offsets(table, start, end, block_stride, token_stride, BLOCK_SIZE, TILE)
-    for tile_start in range(start, end, TILE):
-        is_token = tile_start + tl.arange(0, TILE) < end
-        if IS_WHOLE:
-            key = tl.load(keys + offsets[None, :] + dims[:, None])  # [HEAD_DIM, TILE]
-            value = tl.load(values + offsets[:, None] + dims[None, :])  # [TILE, HEAD_DIM]
-        else:
-            key = tl.load(
-                keys + offsets[None, :] + dims[:, None], mask=is_token[None, :], other=0.0
-            )
-            value = tl.load(
-                values + offsets[:, None] + dims[None, :], mask=is_token[:, None], other=0.0
-            )
-        offsets = cache_offsets(
+    loop_end = end
+    if HAS_LONG_SPLITS:
+        loop_end = start + tl.maximum(end - start, 0) // TILE * TILE
+    for tile_start in range(start, loop_end, TILE):
+        following = cache_offsets(
             table, tile_start + TILE, end, block_stride, token_stride, BLOCK_SIZE, TILE
         )
-        scores = tl.dot(query, key, input_precision="ieee")  # [ROWS, TILE]
-        if not IS_WHOLE:
-            scores = tl.where(is_token[None, :], scores, float("-inf"))
-        scores = hide_before(scores, tile_start, first_seen, TILE, WINDOW)
-        maximum, total, mixed = accumulate(scores, value, maximum, total, mixed, scale)
+        maximum, total, mixed = _attend_to_tile(
+            query, keys, values, offsets, tile_start, end, first_seen, maximum, total, mixed, scale,
+            HEAD_DIM, TILE, WINDOW, HAS_LONG_SPLITS,
+        )  # fmt: skip
+        offsets = following
+    if loop_end < end:
+        maximum, total, mixed = _attend_to_tile(
+            query, keys, values, offsets, loop_end, end, first_seen, maximum, total, mixed, scale,
+            HEAD_DIM, TILE, WINDOW, IS_WHOLE=False,
+        )  # fmt: skip
     divisor = tl.where(total > 0.0, total, 1.0)
     return mixed / divisor[:, None], maximum + tl.log2(divisor)

@@ -158,7 +158,7 @@ def _paged_attention_decode_triton(
     )
     if shared is not None:
         attend_to_prefixes(queries, kv_cache, block_table, shared, scale, parts, memory)
-    compiled = launch_arguments(kv_cache, num_heads, window)
+    compiled = launch_arguments(kv_cache, num_heads, window, parts)
     _split_kernel[(num_kv_heads, num_seqs + parts.num_further, parts.num_own)](
         queries,
         kv_cache,
@@ -266,7 +266,7 @@ def _split_kernel(
     mixed, log_total = attend_to_keys(
         query, keys, keys + half_stride, block_table + seq * table_stride,
         start, end, first_seen, block_stride, token_stride, scale,
-        BLOCK_SIZE, HEAD_DIM, ROWS, TILE, WINDOW,
+        BLOCK_SIZE, HEAD_DIM, ROWS, TILE, WINDOW, HAS_LONG_SPLITS=splits is None,
     )  # fmt: skip
     pair = seq * tl.num_programs(0) + kv_head
     if splits is not None:

@@ -19,9 +19,10 @@ from kernels.checks import check_dtype, check_shape
 from kernels.dependent_launch import dependent_launch, wait_for_inputs
 
 # Measured on an H200, bfloat16, head_dim 128, blocks of 64.
-_MAX_SPLITS = 16
-# More would leave no room for programs that read what sequences have alone.
-_PROGRAMS_PER_MULTIPROCESSOR = 1
+# More splits shorten a long prefix, but not a short one.
+_MAX_SPLITS = 10
+# More programs would leave no room for those that read what sequences have alone.
+_PROGRAMS_PER_MULTIPROCESSOR = 1.25
 _MAX_ROWS = 64
 # Products of float32 take no matrix units, and many rows do not fit into registers.
 _MAX_FLOAT32_ROWS = 16
@@ -76,8 +77,8 @@ def num_shared_splits(
     As many as occupy the GPU. If there are several prefixes, there are more programs.
     """
     num_pairs = -(-num_seqs // seqs_of_program) * num_kv_heads
-    wanted = _PROGRAMS_PER_MULTIPROCESSOR * num_multiprocessors // max(1, num_pairs)
-    return max(1, min(wanted, _MAX_SPLITS))
+    wanted = _PROGRAMS_PER_MULTIPROCESSOR * num_multiprocessors / max(1, num_pairs)
+    return max(1, min(int(wanted), _MAX_SPLITS))
 
 
 def num_seqs_of_program(group: int, dtype: torch.dtype) -> int:
@@ -208,7 +209,7 @@ def _shared_kernel(
     mixed, log_total = attend_to_keys(
         query, keys, keys + half_stride, table,
         start, end, 0, block_stride, token_stride, scale,
-        BLOCK_SIZE, HEAD_DIM, ROWS, TILE, 0, BLOCK_SIZE % TILE == 0,
+        BLOCK_SIZE, HEAD_DIM, ROWS, TILE, 0, HAS_LONG_SPLITS=True,
     )  # fmt: skip
     places = (seqs * (tl.num_programs(1) * GROUP) + heads) * num_parts
     places += num_parts - tl.num_programs(2) + split

@@ -91,18 +91,23 @@ def compile_launch(kernel, *args, grid, warmup, **kwargs):
     launch = {
         "kernel": kernel.__name__,
         "instructions": INSTRUCTION.findall(codes["ptx"]),
-        # The kernel in front, which reads the prefixes, has waited for all else.
-        "waits_late": arguments.get("prefix_lens") is not None,
-        "read_early": [] if is_gluon else sorted(read_early(codes["ttir"], arguments)),
+        "follows_prefixes": arguments.get("prefix_lens") is not None,
+        "read": [] if is_gluon else sorted(read(codes["ttir"]) & set(arguments)),
+        "read_early": [] if is_gluon else sorted(read(before_wait(codes["ttir"]))),
         "shared_bytes": compiled.metadata.shared,
     }
     sys.stdout.write(json.dumps(launch) + "\n")
 
 
-def read_early(ttir, arguments):
-    """Returns the names of the arguments from which a kernel loads before it waits."""
+def before_wait(ttir):
+    """Returns the text up to the wait."""
+    return ttir.partition("griddepcontrol.wait")[0]
+
+
+def read(ttir):
+    """Returns the names of the arguments from which it loads, and of values in loops."""
     sources, pointers = {}, []
-    for line in ttir.partition("griddepcontrol.wait")[0].splitlines():
+    for line in ttir.splitlines():
         if operation := OPERATION.match(line):
             result, name, operand = operation.groups()
             sources[result] = operand
@@ -113,9 +118,7 @@ def read_early(ttir, arguments):
         while pointer in sources:
             pointer = sources[pointer]
         names.add(pointer.removeprefix("%"))
-    # The loads of a tile of keys cannot all be followed to an argument.
-    assert names <= set(arguments) or "prefix_lens" in names, names
-    return names & set(arguments)
+    return names
 
 
 def randn(*shape):
@@ -166,11 +169,12 @@ def launch_all():
         *(integers_32, 0.1, Parts(num_own=1, num_further=3), None, 0),
         splits=decode_splits._split_sequences_triton(integers_32, 3),
     )
-    paged_attention_decode._paged_attention_decode_triton(
-        *(randn(NUM_ROWS, 4, HEAD_DIM), kv_cache, zeros(NUM_ROWS, 3).int()),
-        *(integers_32, 0.1, Parts(num_own=1, num_shared=4), None, 0),
-        SharedPrefixes(tiles=zeros(2, 3).int(), members=integers_32, prefix_lens=integers_32),
-    )
+    for num_own in (1, 3):
+        paged_attention_decode._paged_attention_decode_triton(
+            *(randn(NUM_ROWS, 4, HEAD_DIM), kv_cache, zeros(NUM_ROWS, 3).int()),
+            *(integers_32, 0.1, Parts(num_own=num_own, num_shared=4), None, 0),
+            SharedPrefixes(tiles=zeros(2, 3).int(), members=integers_32, prefix_lens=integers_32),
+        )
     sample._sample_triton(randn(NUM_ROWS, 3000), *records_of(floats, integers), integers, COLUMNS)
     slots._append_tokens_triton(zeros(NUM_ROWS, 50).int(), integers, integers, integers)
 

@@ -13,7 +13,8 @@ READ_EARLY = {
     "_few_rows_kernel": WEIGHTS,
     "_rms_norm_kernel": WEIGHTS,
     "_qk_norm_rope_store_kernel": WEIGHTS | {"cos_sin", "positions", "cache_locs"},
-    "_split_kernel": {"seq_lens", "splits"},
+    "_split_kernel": {"seq_lens", "splits", "prefix_lens"},
+    "_combine_kernel": {"seq_lens", "prefix_lens"},
     "tagged_words_kernel": WEIGHTS,
     "flagged_rows_kernel": WEIGHTS,
     "two_shots_kernel": WEIGHTS,
@@ -47,22 +48,31 @@ def test_products_for_hopper_fit_into_its_shared_memory(launches):
 def test_compiled_kernels_wait_before_they_write_or_read_what_may_not_be_ready(launches):
     launches = [launch for launch in launches if launch["kernel"] != PRODUCT]
     assert {launch["kernel"] for launch in launches} == COMPILED
-    assert any(launch["waits_late"] for launch in launches)
     for launch in launches:
         instructions = launch["instructions"]
         place = instructions.index("griddepcontrol.wait")
         assert instructions[place + 1] == "griddepcontrol.launch_dependents", launch["kernel"]
         assert instructions.count("griddepcontrol.wait") == 1, launch["kernel"]
-        if launch["waits_late"]:
-            assert launch["kernel"] == "_split_kernel"
-            assert not {"st.global", "atom", "red"} & set(instructions[:place])
-            assert "queries" in launch["read_early"]
-            assert not {"partial", "log_totals", "counters"} & set(launch["read_early"])
-            continue
         reads_first = launch["kernel"] in READ_EARLY
-        # Programs without a split end before the wait.
-        may_end = {"bra", "ret"} if "splits" in launch["read_early"] else set()
-        assert set(instructions[:place]) <= LOADS | may_end, launch["kernel"]
+        may_branch = "splits" in launch["read_early"] or is_beside_prefixes(launch)
+        # Programs without a split end before the wait, and of those beside prefixes one waits.
+        branches = {"bra", "ret"} if may_branch else set()
+        assert set(instructions[:place]) <= LOADS | branches, launch["kernel"]
         assert (place > 0) == reads_first, launch["kernel"]
         assert set(launch["read_early"]) <= READ_EARLY.get(launch["kernel"], set())
         assert bool(launch["read_early"]) == reads_first, launch["kernel"]
+
+
+def test_nobody_waits_for_the_parts_of_prefixes_that_others_combine(launches):
+    beside = [launch for launch in launches if is_beside_prefixes(launch)]
+
+    assert len(beside) == 2
+    undivided, divided = (set(launch["read"]) for launch in beside)
+    assert {"queries", "block_table"} <= undivided & divided
+    assert not {"partial", "log_totals"} & undivided
+    # Its own parts, of sequences that share nothing.
+    assert {"partial", "log_totals"} <= divided
+
+
+def is_beside_prefixes(launch):
+    return launch["kernel"] == "_split_kernel" and launch["follows_prefixes"]

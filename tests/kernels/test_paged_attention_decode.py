@@ -96,7 +96,7 @@ def test_splits_that_are_empty_or_uneven_change_nothing(target, block_size, part
 def test_more_parts_than_are_combined_at_once(target, parts):
     shape = Shape(num_kv_heads=1, group=20)
     inputs = decode_inputs(target, shape, [600, 33, 0, 64])
-    assert launch_arguments(inputs.kv_cache, shape.num_heads, 0)["AT_ONCE"] == 4
+    assert launch_arguments(inputs.kv_cache, shape.num_heads, 0, Parts(2))["AT_ONCE"] == 4
     assert worst_row_error(by_kernel(inputs, parts), inputs.truth()) < target.tolerance
 
 

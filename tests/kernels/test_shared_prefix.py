@@ -154,5 +154,5 @@ def test_wrong_types_and_shapes_are_refused(name):
 def test_prefixes_are_split_to_occupy_the_gpu():
     assert num_shared_splits(256, 8, 32, 132) == 2
     assert num_shared_splits(256, 8, 16, 132) == 1
-    assert num_shared_splits(1, 1, 32, 132) == 16
+    assert num_shared_splits(1, 1, 32, 132) == 10
     assert num_shared_splits(10_000, 8, 32, 132) == 1
