@@ -21,7 +21,7 @@ def cache_offsets(
     """Returns [TILE] int64, the offsets within a half of the cache of the tokens from start on.
 
     table is the sequence's row of the block table. For tokens from end on it is not read, unless
-    IS_WHOLE says that there are none; their offsets are those of any block.
+    IS_WHOLE says that there are none; their offsets are undefined.
     """
     tokens = start + tl.arange(0, TILE)
     if BLOCK_SIZE % TILE == 0:

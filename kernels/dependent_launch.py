@@ -29,8 +29,8 @@ def _is_supported(device: torch.device) -> bool:
 def wait_for_inputs(IS_DEPENDENT: tl.constexpr) -> None:
     """Waits for all earlier kernels, then lets the next kernel start.
 
-    A program calls it once (one whose warps run different code, before what each of them reads), or
-    ends without having written anything, if others of its kernel wait.
+    A program calls it once, or ends without having written anything, if others of its kernel wait
+    (an exception is below). If its warps run different code, each calls it before what it reads.
     Before the call it writes nothing, and reads nothing that a running kernel may write. The
     previous kernel is the only one that may be running, since it lets the next one start only after
     its own waits. So one that always follows the same kernel may read before its wait what that one

@@ -5,8 +5,9 @@ whatever writes them must have ended before.
 
 A program handles the query heads of one key-value head, as the rows of one tile, over one split of
 one sequence. The last program of a sequence's key-value head combines the splits
-(`attention_parts.py`). If sequences share a prefix, each sequence's splits begin behind it. Another
-kernel reads it for all of them meanwhile, and a third one combines both (`shared_prefix.py`).
+(`attention_parts.py`). If sequences share a prefix, each sequence's splits begin behind it. At the
+same time, another kernel reads the prefix for all of them, and a third one then combines the parts
+of both (`shared_prefix.py`).
 """
 
 import math
@@ -223,9 +224,10 @@ def _split_kernel(
     # Programs start in this order: the heads of the first sequence, then those of the next. If
     # longer sequences come first, the last programs to start are short, and end together.
     kv_head = tl.program_id(0).to(tl.int64)
+    # What is read early is not read from this multiprocessor's own cache: in a graph, each step and
+    # each layer has it at the same place.
     if splits is not None:
         program = splits + tl.program_id(1) * NUM_COLUMNS
-        # Not from this multiprocessor's own cache: in a graph, each step plans at the same place.
         seq = tl.load(program, cache_modifier=".cg").to(tl.int64)
         split = tl.load(program + 1, cache_modifier=".cg")
         num_splits = tl.load(program + 2, cache_modifier=".cg")
@@ -236,10 +238,10 @@ def _split_kernel(
     else:
         seq = tl.program_id(1).to(tl.int64)
         split, num_splits = tl.program_id(2), tl.num_programs(2)
-        seq_len = tl.load(seq_lens + seq)
+        seq_len = tl.load(seq_lens + seq, cache_modifier=".cg")
     prefix_len = 0
     if prefix_lens is not None:
-        prefix_len = tl.load(prefix_lens + seq)
+        prefix_len = tl.load(prefix_lens + seq, cache_modifier=".cg")
     first_seen, start, end, num_used = find_keys(
         seq_len, prefix_len, split, num_splits, TILE, WINDOW
     )
@@ -247,7 +249,8 @@ def _split_kernel(
         wait_for_inputs(IS_DEPENDENT)
     else:
         # The kernel in front, which attends to the prefixes, has let this one start only after its
-        # own wait, and is read by the next one only. So one program waits for it, for all.
+        # own wait, and what it writes is read only by the kernel behind this one. So one program
+        # waits for it, for all.
         is_last = (kv_head == tl.num_programs(0) - 1) & (seq == tl.num_programs(1) - 1)
         if is_last & (split == num_splits - 1):
             wait_for_inputs(IS_DEPENDENT)
@@ -261,6 +264,7 @@ def _split_kernel(
         queries + seq * query_seq_stride + heads[:, None] * query_head_stride + dims[None, :],
         mask=(rows < GROUP)[:, None],
         other=0.0,
+        cache_modifier=".cg",
     )  # [ROWS, HEAD_DIM]
     keys = kv_cache + kv_head * kv_head_stride
     mixed, log_total = attend_to_keys(

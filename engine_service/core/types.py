@@ -39,7 +39,7 @@ def int32_array(values: "list[int] | array[int] | tuple[int, ...]" = ()) -> "arr
         TypeError: A value is no integer.
     """
     if isinstance(values, list) and len(values) >= _MIN_PACKED_LENGTH:
-        # Half the time of the array's own way, which also tells what is wrong.
+        # Twice as fast as from the list; if a value is wrong, the last line raises the error.
         with suppress(struct.error):
             return array("i", struct.pack(f"{len(values)}i", *values))
     return array("i", values)

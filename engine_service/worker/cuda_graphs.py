@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _NUM_TIMED_RUNS = 3
+_MAX_SHARING_PADDING = 1.25
+"""How many times as many tokens a graph may have to read shared prefixes once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -298,24 +300,30 @@ class StepGraphs:
         return cls(decodes, others)
 
     def fitting(self, rows: Rows, *, shares_prefixes: bool = False) -> StepGraph | None:
-        """Returns the smallest graph that a step fits into, or None.
+        """Returns a graph that a step fits into, with little padding, or None.
 
         Args:
             rows: Its rows.
-            shares_prefixes: Whether some share a prefix. If no graph of that size reads prefixes
-                once, one that reads them for each row is returned.
+            shares_prefixes: Whether some share a prefix. A graph that reads prefixes once is then
+                returned if there is one with little more padding than the smallest.
         """
         if rows.is_decode:
             graphs = self._decodes[shares_prefixes and rows.num_rows >= MIN_SHARING_ROWS]
             graphs = graphs or self._decodes[False]
             if rows.num_rows <= graphs[-1].num_rows:
                 return graphs[bisect_left(graphs, rows.num_rows, key=lambda graph: graph.num_rows)]
-        sharing = self._sharing_others
-        # What padding far fewer tokens costs is more than what is saved.
-        if shares_prefixes and sharing and 2 * rows.num_tokens >= sharing[0].num_tokens:
-            graph = _smallest(sharing, rows)
-            if graph is not None:
+        plain = self._fitting_plain(rows)
+        if shares_prefixes and self._sharing_others:
+            graph = _smallest(self._sharing_others, rows)
+            # Products of many more tokens cost more than what is saved.
+            if graph is not None and (
+                plain is None or graph.num_tokens <= _MAX_SHARING_PADDING * plain.num_tokens
+            ):
                 return graph
+        return plain
+
+    def _fitting_plain(self, rows: Rows) -> StepGraph | None:
+        """Returns the smallest graph with prompts that reads prefixes for each row, or None."""
         for (has_decodes, _), graphs in self._others.items():
             if rows.num_decodes and not has_decodes:
                 continue

@@ -75,7 +75,8 @@ def sizes_with_prompts(
 ) -> list[TokenSize]:
     """Returns the sizes of graphs for steps with prompts.
 
-    Those that read shared prefixes once are in addition, with the most rows.
+    If prefixes may be shared, each size with the most rows is there twice: the second one reads
+    them once.
     """
     most_rows = -(-(max_num_rows + 1) // _SPARE_ROWS) * _SPARE_ROWS
     classes = [*(rows for rows in ROW_CLASSES if rows < most_rows), most_rows]

@@ -71,7 +71,7 @@ def warm_up_plans(
 
 
 def _sharing_plans(num_seqs: int, length: int, block_size: int) -> list[StepPlan]:
-    """Plans steps whose rows share a prefix, as far as a block fits into their length.
+    """Plans steps whose rows share a prefix; none if a sequence has no room for a block.
 
     What each row has alone is divided if rows are few and long, and not if they are many and short.
     """

@@ -79,10 +79,16 @@ def compile_launch(kernel, *args, grid, warmup, **kwargs):
         for parameter in kernel.params
     }
     constants = {name: arguments[name] for name, kind in signature.items() if kind == "constexpr"}
+    # As at a launch: strides that are multiples of 16 let the compiler read ahead.
     divisible = {
-        (index,): [["tt.divisibility", 16]]
-        for index, kind in enumerate(signature.values())
-        if kind.startswith("*")
+        (parameter.num,): [["tt.divisibility", 16]]
+        for parameter in kernel.params
+        if signature[parameter.name].startswith("*")
+        or (
+            signature[parameter.name] == "i32"
+            and arguments[parameter.name] % 16 == 0
+            and not parameter.do_not_specialize
+        )
     }
     is_gluon = isinstance(kernel, GluonJITFunction)
     source = (GluonASTSource if is_gluon else ASTSource)(kernel, signature, constants, divisible)

@@ -58,6 +58,8 @@ def test_compiled_kernels_wait_before_they_write_or_read_what_may_not_be_ready(l
         # Programs without a split end before the wait, and of those beside prefixes one waits.
         branches = {"bra", "ret"} if may_branch else set()
         assert set(instructions[:place]) <= LOADS | branches, launch["kernel"]
+        if is_beside_prefixes(launch):
+            assert "bra" in instructions[:place]
         assert (place > 0) == reads_first, launch["kernel"]
         assert set(launch["read_early"]) <= READ_EARLY.get(launch["kernel"], set())
         assert bool(launch["read_early"]) == reads_first, launch["kernel"]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from kernels import paged_attention_decode as paged_attention_decode_module
 from kernels.attention_parts import Parts
 from kernels.paged_attention_decode import _paged_attention_decode_triton, paged_attention_decode
 from kernels.shared_prefix import MAX_MEMBERS, SharedPrefixes, num_shared_splits
@@ -116,6 +117,41 @@ def test_given_output_keeps_the_rows_of_empty_sequences(target):
     is_empty = inputs.seq_lens == 0
     assert torch.equal(out[is_empty], before[is_empty])
     assert worst_row_error(out[~is_empty], inputs.truth()[~is_empty]) < target.tolerance
+
+
+@pytest.mark.parametrize("num_own", [1, 3])
+def test_of_the_programs_beside_prefixes_one_waits_for_all(monkeypatch, num_own):
+    """The kernel behind them could otherwise read parts that are not there yet."""
+    num_waits = []
+    monkeypatch.setattr(
+        paged_attention_decode_module, "wait_for_inputs", lambda _: num_waits.append(1)
+    )
+    # The last sequence has nothing for its last split.
+    inputs, shared = shared_inputs(CPU, Shape(), [200, 133, 70], [([0, 1, 2], 4)])
+
+    out = attend(inputs, shared, Parts(num_own=num_own, num_shared=2))
+
+    assert len(num_waits) == 1
+    assert worst_row_error(out, inputs.truth()) < CPU.tolerance
+
+
+@pytest.mark.gpu
+def test_parts_of_long_prefixes_are_awaited_and_give_equal_bits_each_time():
+    """What sequences have alone is read long before the prefix is."""
+    target = Target(device="cuda", dtype=torch.bfloat16)
+    shape = Shape(num_kv_heads=8, head_dim=128, block_size=64)
+    places = list(range(MAX_MEMBERS))
+    lens = [4096 + 1 + place % 7 for place in places]
+    inputs, shared = shared_inputs(target, shape, lens, [(places, 64)])
+    plain = _paged_attention_decode_triton(
+        *(inputs.queries, inputs.kv_cache, inputs.block_table, inputs.seq_lens, inputs.scale),
+        Parts(num_own=1),
+    )
+
+    outs = [attend(inputs, shared, Parts(num_own=1, num_shared=4)) for _ in range(20)]
+
+    assert worst_row_error(outs[0], plain.double()) < 2 * target.tolerance
+    assert all(torch.equal(out, outs[0]) for out in outs)
 
 
 def decode(inputs, shared, window=0):

@@ -116,19 +116,21 @@ def test_step_that_shares_prefixes_takes_a_graph_that_reads_them_once(num_rows, 
     [
         ([1] * 9 + [21], (32, 24, True)),
         ([1] * 9 + [24], (48, 24, True)),
-        ([1] * 22 + [26], (48, 24, True)),
-        # Padding would cost more than is saved.
+        ([1] * 22 + [27], (50, 24, True)),
+        # With a quarter more tokens than the smallest graph has, and with twice as many.
+        ([1] * 9 + [40], (50, 24, True)),
         ([1] * 3 + [12], (16, 8, False)),
         # Too many tokens or rows for those that share.
         ([1] * 9 + [51], (64, 32, False)),
-        ([1] * 23 + [9], (48, 32, False)),
+        ([1] * 23 + [9], (40, 32, False)),
     ],
 )
 def test_step_with_prompts_that_shares_prefixes_reads_them_once_where_that_pays(
     query_lens, expected
 ):
-    shared = [(True, 24, 32, True), (True, 24, 48, True)]
-    graphs = step_graphs([4], [(True, 8, 16), (True, 32, 64), (True, 32, 48), *shared])
+    shared = [(True, 24, 32, True), (True, 24, 48, True), (True, 24, 50, True)]
+    others = [(True, 8, 16), (True, 32, 64), (True, 32, 48), (True, 32, 40)]
+    graphs = step_graphs([4], [*others, *shared])
     rows = Rows.of(make_plan([Row(slot, 9, length) for slot, length in enumerate(query_lens)]))
 
     graph = graphs.fitting(rows, shares_prefixes=True)
@@ -167,7 +169,7 @@ def test_step_that_shares_prefixes_fills_a_graph_of_more_rows():
 
 def test_slow_sizes_are_left_out_of_all_graphs(monkeypatch):
     """Of decode steps and of steps with prompts of any rows, with shared prefixes or not."""
-    slow = {24, 40}
+    slow = {24, 40, 64}
     captured = []
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, 0))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
@@ -178,7 +180,7 @@ def test_slow_sizes_are_left_out_of_all_graphs(monkeypatch):
         "time_replay",
         lambda graph: graph.num_tokens + 100.0 * (graph.num_tokens in slow),
     )
-    monkeypatch.setattr(graph_sizes, "token_sizes", lambda _: [16, 40, 64, 100])
+    monkeypatch.setattr(graph_sizes, "token_sizes", lambda _: [16, 40, 64, 80, 100])
     batch = batch_on_cpu(48)
 
     graphs = StepGraphs.capture(None, batch, 100)
@@ -190,8 +192,8 @@ def test_slow_sizes_are_left_out_of_all_graphs(monkeypatch):
     assert slow < {graph.num_tokens for graph in captured}
     assert [taken([1] * 16), taken([1] * 20), taken([1] * 33)] == [16, 32, 48]
     assert taken([1] * 20, shares_prefixes=True) == 32
-    assert taken([1] * 20 + [20], shares_prefixes=True) == 64
-    assert [taken([12]), taken([30]), taken([2] * 8), taken([2] * 16)] == [16, 64, 64, 64]
+    assert taken([1] * 20 + [40], shares_prefixes=True) == 80
+    assert [taken([12]), taken([30]), taken([2] * 8), taken([2] * 16)] == [16, 80, 80, 80]
     assert taken([80, 1]) == 100
 
 

@@ -19,7 +19,7 @@ from kernels.decode_splits import MAX_SEQS, _split_sequences_kernel
 from kernels.linear_hopper import _linear_hopper_kernel
 from kernels.paged_attention_decode import _split_kernel
 from kernels.product_division import padded
-from kernels.shared_prefix import _shared_kernel
+from kernels.shared_prefix import _combine_kernel, _shared_kernel
 from tests.engine_service.plans import Row, make_plan
 from tests.engine_service.tiny_models import CUDA_SHAPES, make_model
 
@@ -110,7 +110,7 @@ def test_without_a_block_size_nothing_is_shared():
 @pytest.mark.parametrize("enforce_eager", [True, False], ids=["eager", "graphs"])
 def test_no_step_compiles_attention_of_decodes_or_products(tmp_path, enforce_eager):
     folder = make_model(tmp_path / "model", CUDA_SHAPES[1]).folder
-    kernels = [_split_kernel, _shared_kernel, _split_sequences_kernel]
+    kernels = [_split_kernel, _shared_kernel, _combine_kernel, _split_sequences_kernel]
     if torch.cuda.get_device_capability()[0] == 9:
         kernels.append(_linear_hopper_kernel)
     for kernel in kernels:
