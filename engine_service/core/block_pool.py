@@ -1,11 +1,15 @@
 """Ownership of KV blocks and lookup of cached blocks by content."""
 
-from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from engine_service.core.types import BlockContents, CacheDelta
+from protos.wire.block_hash import full_blocks
+
+if TYPE_CHECKING:
+    from array import array
 
 _NULL_BLOCK = 0
 
@@ -71,7 +75,7 @@ class BlockPool:
         self._registrations = [0] * (num_blocks + 1)
         self._parents: list[int | str] = [0] * (num_blocks + 1)
         self._hashes = [0] * (num_blocks + 1)
-        self._tokens = array("i", bytes(4 * (num_blocks + 1) * block_size))
+        self._tokens = [b""] * (num_blocks + 1)
         self._block_of_hash: dict[int, int] = {}
         self._block_of_registration: dict[int, int] = {}
         self._last_registration = 0
@@ -147,13 +151,11 @@ class BlockPool:
         block_ids: list[int] = []
         parent: int | str = cache_salt
         num_unowned = 0
-        max_blocks = (len(token_ids) - 1) // self.block_size
-        for index in range(max_blocks if self.enable_prefix_caching else 0):
-            block_id = self._block_of_hash.get(block_hashes[index])
-            start = index * self.block_size
-            if block_id is None or not self._holds(
-                block_id, parent, token_ids[start : start + self.block_size]
-            ):
+        num_tokens = len(token_ids) - 1 if self.enable_prefix_caching else 0
+        blocks = full_blocks(token_ids[:num_tokens], self.block_size)
+        for block_hash, tokens in zip(block_hashes, blocks, strict=False):
+            block_id = self._block_of_hash.get(block_hash)
+            if block_id is None or not self._holds(block_id, parent, tokens):
                 break
             block_ids.append(block_id)
             parent = self._registrations[block_id]
@@ -183,20 +185,20 @@ class BlockPool:
             content.
         """
         holder = self._block_of_hash.get(block_hash)
+        tokens = token_ids.tobytes()
         if holder is not None:
-            if self._holds(holder, parent, token_ids):
+            if self._holds(holder, parent, tokens):
                 return self._registrations[holder]
             if self.is_live(self._parents[holder]):
                 return None
             # Its parent is gone, so it can never be hit. Replace it with one that can.
             self._unregister(holder)
-        start = block_id * self.block_size
         self._last_registration += 1
         self._registrations[block_id] = self._last_registration
         self._block_of_registration[self._last_registration] = block_id
         self._parents[block_id] = parent
         self._hashes[block_id] = block_hash
-        self._tokens[start : start + self.block_size] = token_ids
+        self._tokens[block_id] = tokens
         self._block_of_hash[block_hash] = block_id
         self._was_findable.setdefault(block_hash, False)
         if self._undescribed is not None:
@@ -267,18 +269,13 @@ class BlockPool:
                 parent_hash = self._hashes[self._block_of_registration[parent]]
             else:
                 continue
-            start = block_id * self.block_size
             contents.hashes.append(self._hashes[block_id])
             contents.parents.append(parent_hash)
-            contents.token_ids.extend(self._tokens[start : start + self.block_size])
+            contents.token_ids.frombytes(self._tokens[block_id])
         return contents
 
-    def _holds(self, block_id: int, parent: int | str, token_ids: "array[int]") -> bool:
-        start = block_id * self.block_size
-        return (
-            self._parents[block_id] == parent
-            and self._tokens[start : start + self.block_size] == token_ids
-        )
+    def _holds(self, block_id: int, parent: int | str, tokens: bytes) -> bool:
+        return self._parents[block_id] == parent and self._tokens[block_id] == tokens
 
     def _unregister(self, block_id: int) -> None:
         is_free = not self._ref_counts[block_id]

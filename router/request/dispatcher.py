@@ -307,7 +307,7 @@ def block_hashes(request: TokenRequest, info: ModelInfo) -> list[int]:
     root = block_hash.root_digest(info.fingerprint, cache_salt=request.cache_salt)
     token_ids = request.prompt_token_ids + request.resume_token_ids
     digests = block_hash.block_digests(root, token_ids, info.block_size)
-    return block_hash.low_64_bits_of_all(digests)
+    return block_hash.low_64_bits_of_all(digests).tolist()
 
 
 def _no_place(model: str, refused: Mapping[str, RequestError]) -> RequestError:

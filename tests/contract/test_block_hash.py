@@ -96,8 +96,8 @@ def test_low_64_bits_are_the_last_eight_bytes_big_endian():
 def test_low_64_bits_of_all_digests_are_those_of_each():
     digests = block_digests(root_digest(FINGERPRINT), array("i", range(64)), 16)
 
-    assert low_64_bits_of_all(digests) == [low_64_bits(digest) for digest in digests]
-    assert low_64_bits_of_all([]) == []
+    assert low_64_bits_of_all(digests) == array("Q", [low_64_bits(digest) for digest in digests])
+    assert low_64_bits_of_all([]) == array("Q")
 
 
 def test_neighbouring_root_parts_are_kept_apart():

@@ -272,8 +272,7 @@ def reachable(pool):
             parent_hash = 0
             if not isinstance(parent, str):
                 parent_hash = pool._hashes[pool._block_of_registration[parent]]
-            start = block_id * SIZE
-            found[own] = (parent_hash, list(pool._tokens[start : start + SIZE]))
+            found[own] = (parent_hash, list(array("i", pool._tokens[block_id])))
     return found
 
 
@@ -300,9 +299,8 @@ def run_prompt(pool, chance):
     """Computes a random prompt as a scheduler does, and forgets a block now and then."""
     salt = chance.choice(["", "", "", "salt"])
     prompt = tokens(*(chance.randrange(2) for _ in range(SIZE * chance.randint(1, 5))))
-    chain = array(
-        "Q", low_64_bits_of_all(block_digests(root_digest("m", cache_salt=salt), prompt, SIZE))
-    )
+    digests = block_digests(root_digest("m", cache_salt=salt), prompt, SIZE)
+    chain = low_64_bits_of_all(digests)
     match = pool.match_prefix(prompt + tokens(0), chain, salt)
     pool.touch(match.block_ids)
     num_hits = len(match.block_ids)
