@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from engine_service.core.recent_prompts import RecentPrompts
 from engine_service.core.types import BlockContents, CacheDelta
 from protos.wire.block_hash import full_blocks
 
@@ -80,6 +81,9 @@ class BlockPool:
         self._block_of_registration: dict[int, int] = {}
         self._last_registration = 0
 
+        # Of the last prompts: the registrations of their cached blocks.
+        self._matched = RecentPrompts[int](block_size)
+
         # Hashes changed since the last delta, and whether they were findable before.
         self._was_findable: dict[int, bool] = {}
 
@@ -148,18 +152,22 @@ class BlockPool:
             block_hashes: [num_tokens // block_size] low 64 bits of the digests.
             cache_salt: The salt used in the digests.
         """
-        block_ids: list[int] = []
-        parent: int | str = cache_salt
-        num_unowned = 0
-        num_tokens = len(token_ids) - 1 if self.enable_prefix_caching else 0
-        blocks = full_blocks(token_ids[:num_tokens], self.block_size)
-        for block_hash, tokens in zip(block_hashes, blocks, strict=False):
+        tokens = memoryview(token_ids)[:-1].tobytes() if self.enable_prefix_caching else b""
+        registrations = self._matched_before(cache_salt, tokens)
+        block_ids = [self._block_of_registration[number] for number in registrations]
+        num_known = len(block_ids)
+        parent = registrations[-1] if registrations else cache_salt
+        blocks = full_blocks(tokens, self.block_size, start=num_known)
+        for block_hash, block in zip(block_hashes[num_known:], blocks, strict=False):
             block_id = self._block_of_hash.get(block_hash)
-            if block_id is None or not self._holds(block_id, parent, tokens):
+            if block_id is None or not self._holds(block_id, parent, block):
                 break
             block_ids.append(block_id)
             parent = self._registrations[block_id]
-            num_unowned += not self._ref_counts[block_id]
+            registrations.append(parent)
+        if registrations:
+            self._matched.keep(cache_salt, tokens, registrations)
+        num_unowned = [self._ref_counts[block_id] for block_id in block_ids].count(0)
         return PrefixMatch(block_ids=block_ids, parent=parent, num_unowned=num_unowned)
 
     def is_live(self, parent: int | str) -> bool:
@@ -273,6 +281,17 @@ class BlockPool:
             contents.parents.append(parent_hash)
             contents.token_ids.frombytes(self._tokens[block_id])
         return contents
+
+    def _matched_before(self, cache_salt: str, tokens: bytes) -> list[int]:
+        """Returns the registrations of leading blocks that one of the last prompts matched, too.
+
+        As long as a registration exists, its block has the tokens and the parent that it had then.
+        """
+        registrations = self._matched.find(cache_salt, tokens)
+        for index, number in enumerate(registrations):
+            if number not in self._block_of_registration:
+                return registrations[:index]
+        return registrations
 
     def _holds(self, block_id: int, parent: int | str, tokens: bytes) -> bool:
         return self._parents[block_id] == parent and self._tokens[block_id] == tokens

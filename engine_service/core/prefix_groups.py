@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import NamedTuple
 
+from engine_service.core.recent_prompts import num_common_items
 from engine_service.core.types import MAX_PREFIX_GROUPS
 
 # What makes another kernel in each layer worth it, measured on an H200. Shorter prefixes are in the
@@ -54,8 +55,9 @@ class PrefixGroups:
         self._num_common.insert(place, 0)
         for second in (place, place + 1):
             if 0 < second < len(self._tables):
-                neighbours = self._tables[second - 1 : second + 1]
-                self._num_common[second] = _num_common(*neighbours)
+                self._num_common[second] = num_common_items(
+                    self._tables[second - 1], self._tables[second], array("i").itemsize
+                )
         self._is_current = False
 
     def remove(self, slot: int) -> None:
@@ -98,19 +100,6 @@ def _to_bytes(block_table: Sequence[int]) -> bytes:
     if sys.byteorder == "little":
         blocks.byteswap()
     return blocks.tobytes()
-
-
-def _num_common(first: bytes, second: bytes) -> int:
-    """Returns how many leading blocks are the same."""
-    size = array("i").itemsize
-    low, high = 0, min(len(first), len(second)) // size
-    while low < high:
-        middle = (low + high + 1) // 2
-        if first[low * size : middle * size] == second[low * size : middle * size]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 def best_groups(num_common: Sequence[int]) -> list[PrefixGroup]:

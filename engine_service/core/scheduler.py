@@ -17,6 +17,7 @@ from engine_service.core.progress import (
     SchedulerStatistics,
     StepProgress,
 )
+from engine_service.core.recent_prompts import RecentPrompts
 from engine_service.core.sequence import NO_SLOT, Sequence, SequenceState
 from engine_service.core.sequence_queue import SequenceQueue
 from engine_service.core.slot_pool import SlotPool
@@ -84,6 +85,7 @@ class Scheduler:
         shares = enable_prefix_caching and not any(info.windows)
         self._prefix_groups = PrefixGroups(info.block_size) if shares else None
 
+        self._recent_digests = RecentPrompts[bytes](info.block_size)
         self._sequences: dict[int, Sequence] = {}
         self._waiting = SequenceQueue()
         self._running = SequenceQueue()
@@ -414,7 +416,7 @@ class Scheduler:
                 and num_running >= running_then
             ):
                 return False
-        sequence.extend_block_hashes(self._block_size)
+        sequence.extend_block_hashes(self._block_size, self._recent_digests)
         match = self._match_prefix(sequence)
         num_blocks = -(-len(sequence.token_ids) // self._block_size)
         num_new_blocks = num_blocks - len(match.block_ids)
@@ -492,7 +494,7 @@ class Scheduler:
                 sequence.chain_parent = None
                 return
             sequence.forget_registered()
-        sequence.extend_block_hashes(self._block_size)
+        sequence.extend_block_hashes(self._block_size, self._recent_digests)
         size = self._block_size
         parent: int | str | None = sequence.chain_parent
         for index in range(sequence.num_registered_blocks, sequence.num_cacheable_tokens // size):

@@ -5,6 +5,7 @@ import secrets
 from array import array
 
 from engine_service.core.logit_edits import logit_edits
+from engine_service.core.recent_prompts import RecentPrompts
 from engine_service.core.types import FinishReason, Request
 from protos.wire.block_hash import block_digests, low_64_bits_of_all
 from protos.wire.sampling_params import end_token_ids, to_record
@@ -221,11 +222,26 @@ class Sequence:
         start, self.num_passed_blocks = self.num_passed_blocks, first_read // block_size
         return self.block_table[start : self.num_passed_blocks]
 
-    def extend_block_hashes(self, block_size: int) -> None:
-        """Hashes the blocks that became full since the last call."""
+    def extend_block_hashes(self, block_size: int, recent: RecentPrompts[bytes]) -> None:
+        """Hashes the blocks that became full since the last call.
+
+        Args:
+            block_size: Tokens of a block.
+            recent: The digests of the blocks of other prompts, and then of this one, too.
+        """
         start = len(self.block_hashes) * block_size
         if len(self.token_ids) - start < block_size:
             return
-        digests = block_digests(self._last_digest, self.token_ids[start:], block_size)
+        if start:
+            digests = block_digests(self._last_digest, self.token_ids[start:], block_size)
+        else:
+            root, tokens = self._last_digest, self.token_ids.tobytes()
+            digests = recent.find(root, tokens)
+            digests += block_digests(
+                digests[-1] if digests else root,
+                self.token_ids[len(digests) * block_size :],
+                block_size,
+            )
+            recent.keep(root, tokens, digests)
         self.block_hashes.extend(low_64_bits_of_all(digests))
         self._last_digest = digests[-1]

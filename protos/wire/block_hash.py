@@ -62,19 +62,20 @@ def block_digests(parent: bytes, token_ids: "array[int]", block_size: int) -> li
         token_ids.byteswap()
     digests = []
     digest_of = xxhash.xxh3_128_digest
-    for block in full_blocks(token_ids, block_size):
+    for block in full_blocks(token_ids.tobytes(), block_size):
         parent = digest_of(parent + block)
         digests.append(parent)
     return digests
 
 
-def full_blocks(token_ids: "array[int]", block_size: int) -> Iterator[bytes]:
-    """Yields the bytes of each full block of tokens."""
-    num_blocks = len(token_ids) // block_size
-    block_bytes = token_ids.itemsize * block_size
-    # Faster than slices.
-    blocks = struct.iter_unpack(f"{block_bytes}s", token_ids[: num_blocks * block_size].tobytes())
-    return map(itemgetter(0), blocks)
+def full_blocks(tokens: bytes, block_size: int, start: int = 0) -> Iterator[bytes]:
+    """Yields the bytes of each full block of int32 tokens, beginning with block `start`."""
+    block_bytes = 4 * block_size
+    end = len(tokens) // block_bytes * block_bytes
+    # Faster than a slice for each.
+    return map(
+        itemgetter(0), struct.iter_unpack(f"{block_bytes}s", tokens[start * block_bytes : end])
+    )
 
 
 def low_64_bits(digest: bytes) -> int:

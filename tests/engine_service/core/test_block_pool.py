@@ -224,6 +224,32 @@ def test_a_free_child_that_gives_way_is_empty_and_reused_first():
     assert pool.allocate(1) == [child]
 
 
+def test_prompt_that_begins_like_one_before_hits_what_is_still_there():
+    pool = make_pool(num_blocks=6)
+    prompt, chain = tokens(1, 2, 3, 4, 5, 6, 7), hashes(10, 11, 12)
+    table = pool.allocate(3)
+    register_chain(pool, table, prompt[:6], chain)
+
+    for num_shared in (6, 4, 2, 0, 6):
+        begins_alike = prompt[:num_shared] + tokens(8, 9)
+        hit = pool.match_prefix(begins_alike, chain[: num_shared // 2] + hashes(99), SALT)
+        assert hit.block_ids == table[: num_shared // 2]
+        assert pool.match_prefix(begins_alike, chain, "other salt").block_ids == []
+    assert pool.match_prefix(prompt, chain, SALT).num_unowned == 0
+    pool.free(table[1:])
+    assert pool.match_prefix(prompt, chain, SALT).num_unowned == 2
+    pool.forget(chain[1:2])
+    hit = pool.match_prefix(prompt, chain, SALT)
+    assert hit.block_ids == table[:1]
+    assert hit.num_unowned == 0
+    # As another registration, its child is no longer one of the prompt.
+    [block] = pool.allocate(1)
+    number = pool.register(block, 11, hit.parent, prompt[2:4])
+    hit = pool.match_prefix(prompt, chain, SALT)
+    assert hit.block_ids == [table[0], block]
+    assert hit.parent == number
+
+
 def test_without_prefix_caching_nothing_is_hit():
     pool = make_pool(enable_prefix_caching=False)
     table = pool.allocate(1)

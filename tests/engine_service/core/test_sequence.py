@@ -2,6 +2,7 @@ from array import array
 
 import pytest
 
+from engine_service.core.recent_prompts import RecentPrompts
 from engine_service.core.sequence import Sequence
 from engine_service.core.sequence_queue import SequenceQueue
 from engine_service.core.types import (
@@ -33,10 +34,37 @@ def make_sequence(prompt=(1, 2, 3), resumed=(), number=0, priority=0, **params):
 
 def test_hashes_extended_step_by_step_equal_those_of_the_whole():
     sequence = make_sequence(prompt=(1,))
+    recent = RecentPrompts(4)
     for token_id in range(2, 20):
         sequence.token_ids.append(token_id)
-        sequence.extend_block_hashes(4)
+        sequence.extend_block_hashes(4, recent)
 
+    digests = block_digests(ROOT, sequence.token_ids, 4)
+    assert sequence.block_hashes == array("Q", map(low_64_bits, digests))
+
+
+@pytest.mark.parametrize("own", [(), (9,), (9,) * 4, (9,) * 11])
+def test_hashes_of_a_prompt_that_begins_like_another_are_its_own(own, monkeypatch):
+    hashed = []
+
+    def counted(parent, token_ids, block_size):
+        digests = block_digests(parent, token_ids, block_size)
+        hashed.extend(digests)
+        return digests
+
+    monkeypatch.setattr("engine_service.core.sequence.block_digests", counted)
+    recent = RecentPrompts(4)
+    make_sequence(prompt=range(12)).extend_block_hashes(4, recent)
+    hashed.clear()
+    sequence = make_sequence(prompt=(*range(12), *own))
+
+    sequence.extend_block_hashes(4, recent)
+
+    digests = block_digests(ROOT, sequence.token_ids, 4)
+    assert sequence.block_hashes == array("Q", map(low_64_bits, digests))
+    assert hashed == digests[3:]
+    sequence.token_ids.extend([8] * 4)
+    sequence.extend_block_hashes(4, recent)
     digests = block_digests(ROOT, sequence.token_ids, 4)
     assert sequence.block_hashes == array("Q", map(low_64_bits, digests))
 
