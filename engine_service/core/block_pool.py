@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, repeat, takewhile
 from typing import TYPE_CHECKING
 
 from engine_service.core.recent_prompts import RecentPrompts
@@ -53,7 +53,9 @@ class BlockPool:
     later, and each layer writes all tokens before it reads any. Each registration has a number
     that is never reused and a parent: the number of the block before it, or the cache salt for a
     first block. A hit must match in tokens and in parent, so by induction the whole prefix and the
-    salt match. Equal hashes of different contexts cost a hit but never mix contexts.
+    salt match. Equal hashes of different contexts cost a hit but never mix contexts. What a prompt
+    has in common with one before it is compared with that one's tokens: registrations that it
+    matched, and that still exist, match again.
     """
 
     def __init__(self, num_blocks: int, block_size: int, enable_prefix_caching: bool) -> None:
@@ -153,9 +155,11 @@ class BlockPool:
             cache_salt: The salt used in the digests.
         """
         tokens = memoryview(token_ids)[:-1].tobytes() if self.enable_prefix_caching else b""
-        registrations = self._matched_before(cache_salt, tokens)
-        block_ids = [self._block_of_registration[number] for number in registrations]
+        registrations = self._matched.find(cache_salt, tokens)
+        known = map(self._block_of_registration.get, registrations, repeat(_NULL_BLOCK))
+        block_ids = list(takewhile(bool, known))
         num_known = len(block_ids)
+        del registrations[num_known:]
         parent = registrations[-1] if registrations else cache_salt
         blocks = full_blocks(tokens, self.block_size, start=num_known)
         for block_hash, block in zip(block_hashes[num_known:], blocks, strict=False):
@@ -201,6 +205,7 @@ class BlockPool:
                 return None
             # Its parent is gone, so it can never be hit. Replace it with one that can.
             self._unregister(holder)
+        assert not self._registrations[block_id], f"block {block_id} is registered"
         self._last_registration += 1
         self._registrations[block_id] = self._last_registration
         self._block_of_registration[self._last_registration] = block_id
@@ -281,17 +286,6 @@ class BlockPool:
             contents.parents.append(parent_hash)
             contents.token_ids.frombytes(self._tokens[block_id])
         return contents
-
-    def _matched_before(self, cache_salt: str, tokens: bytes) -> list[int]:
-        """Returns the registrations of leading blocks that one of the last prompts matched, too.
-
-        As long as a registration exists, its block has the tokens and the parent that it had then.
-        """
-        registrations = self._matched.find(cache_salt, tokens)
-        for index, number in enumerate(registrations):
-            if number not in self._block_of_registration:
-                return registrations[:index]
-        return registrations
 
     def _holds(self, block_id: int, parent: int | str, tokens: bytes) -> bool:
         return self._parents[block_id] == parent and self._tokens[block_id] == tokens

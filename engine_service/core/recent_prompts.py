@@ -5,43 +5,51 @@ from typing import Generic, TypeVar
 
 ItemT = TypeVar("ItemT")
 
-_MAX_PROMPTS = 16
-"""Different beginnings that are kept."""
+_MIN_TOKENS = 256
+"""Shorter prompts are not kept: to hash and look up their blocks takes about as long."""
+_MAX_BYTES = 8 << 20
+"""Of the tokens of all that are kept."""
 _TOKEN_BYTES = 4
 
 
 class RecentPrompts(Generic[ItemT]):
     """Keeps an item for each leading block of the last prompts.
 
-    Of prompts whose first blocks are equal, the last one is kept. Prompts of hundreds of requests
-    often share their first thousands of tokens, and to compare these takes a hundredth of the time
-    that it takes to hash and look up their blocks.
+    Hundreds of requests often share their first thousands of tokens, and to compare these takes a
+    hundredth of the time that it takes to hash and look up their blocks. Of prompts that agree in
+    their first tokens, which tell most of them apart, the last one is kept.
     """
 
     def __init__(self, block_size: int) -> None:
         self._block_bytes = _TOKEN_BYTES * block_size
+        self._key_bytes = _TOKEN_BYTES * _MIN_TOKENS
         self._prompts: dict[Hashable, tuple[bytes, list[ItemT]]] = {}
+        self._num_bytes = 0
 
     def find(self, context: Hashable, tokens: bytes) -> list[ItemT]:
-        """Returns the items of leading blocks that a kept prompt begins with, too.
+        """Returns the items of the leading blocks that the kept prompt has, too.
 
         Args:
             context: Only prompts of an equal one are compared.
             tokens: The prompt's tokens, as int32.
         """
-        kept_tokens, items = self._prompts.get(self._key(context, tokens), (b"", []))
+        kept = self._prompts.get((context, tokens[: self._key_bytes]))
+        if kept is None:
+            return []
+        kept_tokens, items = kept
         return items[: num_common_items(kept_tokens, tokens, self._block_bytes)]
 
     def keep(self, context: Hashable, tokens: bytes, items: list[ItemT]) -> None:
-        """Keeps the items of a prompt's leading blocks, as `find` shall return them."""
-        key = self._key(context, tokens)
-        self._prompts.pop(key, None)
+        """Keeps a prompt and the items of its leading blocks, which must not change any more."""
+        if not self._key_bytes <= len(tokens) <= _MAX_BYTES:
+            return
+        key = context, tokens[: self._key_bytes]
+        before, _ = self._prompts.pop(key, (b"", []))
         self._prompts[key] = tokens, items
-        if len(self._prompts) > _MAX_PROMPTS:
-            del self._prompts[next(iter(self._prompts))]
-
-    def _key(self, context: Hashable, tokens: bytes) -> Hashable:
-        return context, tokens[: self._block_bytes]
+        self._num_bytes += len(tokens) - len(before)
+        while self._num_bytes > _MAX_BYTES:
+            oldest, _ = self._prompts.pop(next(iter(self._prompts)))
+            self._num_bytes -= len(oldest)
 
 
 def num_common_items(first: bytes, second: bytes, item_bytes: int) -> int:

@@ -416,7 +416,8 @@ class Scheduler:
                 and num_running >= running_then
             ):
                 return False
-        sequence.extend_block_hashes(self._block_size, self._recent_digests)
+        if self.pool.enable_prefix_caching:
+            sequence.extend_block_hashes(self._block_size, self._recent_digests)
         match = self._match_prefix(sequence)
         num_blocks = -(-len(sequence.token_ids) // self._block_size)
         num_new_blocks = num_blocks - len(match.block_ids)

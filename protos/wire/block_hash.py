@@ -84,7 +84,7 @@ def low_64_bits(digest: bytes) -> int:
 
 
 def low_64_bits_of_all(digests: Sequence[bytes]) -> "array[int]":
-    """Returns `low_64_bits` of each digest, typecode "Q", in a fifteenth of the time."""
+    """Returns `low_64_bits` of each digest, typecode "Q", in a fraction of the time."""
     low = array("Q", b"".join(digests))[1::2]
     if sys.byteorder == "little":
         low.byteswap()

@@ -224,11 +224,15 @@ def test_a_free_child_that_gives_way_is_empty_and_reused_first():
     assert pool.allocate(1) == [child]
 
 
-def test_prompt_that_begins_like_one_before_hits_what_is_still_there():
+def test_prompt_that_begins_like_one_before_hits_what_is_still_there(monkeypatch):
     pool = make_pool(num_blocks=6)
     prompt, chain = tokens(1, 2, 3, 4, 5, 6, 7), hashes(10, 11, 12)
     table = pool.allocate(3)
     register_chain(pool, table, prompt[:6], chain)
+    assert pool.match_prefix(prompt, chain, SALT).block_ids == table
+    with monkeypatch.context() as patched:
+        patched.setattr(pool, "_holds", lambda *_: False)
+        assert pool.match_prefix(prompt, chain, SALT).block_ids == table, "nothing is looked up"
 
     for num_shared in (6, 4, 2, 0, 6):
         begins_alike = prompt[:num_shared] + tokens(8, 9)

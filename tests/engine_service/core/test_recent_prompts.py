@@ -39,20 +39,45 @@ def test_other_context_finds_nothing():
 
 def test_what_was_found_is_the_callers():
     prompts = RecentPrompts(SIZE)
-    prompts.keep("", content(1, 2), ["a"])
+    prompts.keep("", content(1, 2, 3, 4), ["a"])
 
-    prompts.find("", content(1, 2)).append("b")
+    prompts.find("", content(1, 2, 3, 4)).append("b")
 
     assert prompts.find("", content(1, 2, 3, 4)) == ["a"]
 
 
-def test_only_the_last_prompts_are_kept(monkeypatch):
-    monkeypatch.setattr(recent_prompts, "_MAX_PROMPTS", 2)
+def test_prompts_that_differ_early_are_kept_beside_each_other():
     prompts = RecentPrompts(SIZE)
-    for first in (1, 2, 1, 3):
-        prompts.keep("", content(first, first), [first])
+    prompts.keep("", content(1, 2, 3, 4), ["a", "b"])
+    prompts.keep("", content(2, 2, 3, 4), ["c", "d"])
 
+    assert prompts.find("", content(1, 2, 3, 4)) == ["a", "b"]
+    assert prompts.find("", content(2, 2, 3, 4)) == ["c", "d"]
+
+
+def test_only_so_many_tokens_are_kept(monkeypatch):
+    monkeypatch.setattr(recent_prompts, "_MAX_BYTES", len(content(*range(6))))
+    prompts = RecentPrompts(SIZE)
+    for first in (1, 2, 1, 3, 1):
+        prompts.keep("", content(first, first, 9), [first])
     assert [prompts.find("", content(first, first)) for first in (1, 2, 3)] == [[1], [], [3]]
+
+    prompts.keep("", content(4, 4, *range(4)), [4])
+    prompts.keep("", content(5, 5, *range(5)), [5])
+
+    found = [prompts.find("", content(first, first)) for first in (1, 2, 3, 4, 5)]
+    assert found == [[], [], [], [4], []]
+
+
+def test_short_prompts_are_not_kept(monkeypatch):
+    monkeypatch.setattr(recent_prompts, "_MIN_TOKENS", 4)
+    prompts = RecentPrompts(SIZE)
+    for prompt in (content(1, 2, 3), content(2, 2, 3, 4)):
+        prompts.keep("", prompt, ["a"])
+
+    assert prompts.find("", content(1, 2, 3)) == []
+    assert prompts.find("", content(2, 2, 3)) == []
+    assert prompts.find("", content(2, 2, 3, 4)) == ["a"]
 
 
 def test_number_of_common_items_is_that_of_one_by_one():
@@ -61,10 +86,7 @@ def test_number_of_common_items_is_that_of_one_by_one():
         first = bytes(rng.choices(range(2), (9, 1), k=rng.randint(0, 24)))
         second = bytes(rng.choices(range(2), (9, 1), k=rng.randint(0, 24)))
         size = rng.randint(1, 4)
-        expected = 0
-        while ((end := size * (expected + 1)) <= min(len(first), len(second))) and first[
-            :end
-        ] == second[:end]:
-            expected += 1
 
+        is_equal = [one == other for one, other in zip(first, second, strict=False)]
+        expected = [*is_equal, False].index(False) // size
         assert num_common_items(first, second, size) == expected

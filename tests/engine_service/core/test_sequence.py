@@ -16,7 +16,7 @@ from tests.engine_service.core.fake_executor import tokens
 ROOT = root_digest("fake-1")
 
 
-def make_sequence(prompt=(1, 2, 3), resumed=(), number=0, priority=0, **params):
+def make_sequence(prompt=(1, 2, 3), resumed=(), number=0, priority=0, root=ROOT, **params):
     return Sequence(
         Request(
             request_id=number,
@@ -28,7 +28,7 @@ def make_sequence(prompt=(1, 2, 3), resumed=(), number=0, priority=0, **params):
         number=number,
         max_num_tokens=6,
         eos_token_ids=frozenset({0}),
-        root=ROOT,
+        root=root,
     )
 
 
@@ -63,6 +63,9 @@ def test_hashes_of_a_prompt_that_begins_like_another_are_its_own(own, monkeypatc
     digests = block_digests(ROOT, sequence.token_ids, 4)
     assert sequence.block_hashes == array("Q", map(low_64_bits, digests))
     assert hashed == digests[3:]
+    other = make_sequence(prompt=range(12), root=root_digest("fake-1", cache_salt="other"))
+    other.extend_block_hashes(4, recent)
+    assert not set(other.block_hashes) & set(sequence.block_hashes)
     sequence.token_ids.extend([8] * 4)
     sequence.extend_block_hashes(4, recent)
     digests = block_digests(ROOT, sequence.token_ids, 4)
