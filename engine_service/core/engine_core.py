@@ -35,6 +35,10 @@ logger = logging.getLogger(__name__)
 # of 700 would run the collector several times a step.
 _GC_THRESHOLD = 50_000
 
+_MAX_FIRST_ADMISSIONS = 32
+"""Sequences that a step admits while the device has nothing to do: it then computes for these while
+the next step is planned for the others."""
+
 _MAX_PREPARING = 16
 """Grammars compiled at a time; the executor keeps more than these."""
 _PREPARING_SECONDS = 0.001
@@ -178,7 +182,8 @@ class EngineCore(Generic[HandleT]):
         """Plans and launches steps until enough are in flight."""
         while len(self._in_flight) < self._max_steps_in_flight:
             begun_at = time.perf_counter()
-            plan = self.scheduler.schedule()
+            is_idle = self._max_steps_in_flight > 1 and not self._in_flight
+            plan = self.scheduler.schedule(_MAX_FIRST_ADMISSIONS if is_idle else None)
             if plan is None:
                 return
             schedule_seconds = time.perf_counter() - begun_at

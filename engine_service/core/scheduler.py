@@ -149,10 +149,13 @@ class Scheduler:
         self._end(sequence)
         return True
 
-    def schedule(self) -> StepPlan | None:
+    def schedule(self, max_admissions: int | None = None) -> StepPlan | None:
         """Plans the next step, or returns None if no sequence can run now.
 
         None while requests are unfinished means that a step in flight must be collected first.
+
+        Args:
+            max_admissions: Waiting sequences that the step may admit, at least 1; None for all.
         """
         builder = PlanBuilder(self._next_step_id)
         prefills, is_short = self._schedule_decodes(builder)
@@ -162,7 +165,7 @@ class Scheduler:
                 break
             budget -= self._add_prefill(builder, sequence, budget)
         if not is_short:
-            self._schedule_waiting(builder, budget)
+            self._schedule_waiting(builder, budget, max_admissions)
         if not builder.sequences:
             return None
         if self._window:
@@ -364,9 +367,13 @@ class Scheduler:
         self._enqueue(sequence)
         self._events.num_preemptions += 1
 
-    def _schedule_waiting(self, builder: PlanBuilder, budget: int) -> None:
+    def _schedule_waiting(
+        self, builder: PlanBuilder, budget: int, max_admissions: int | None
+    ) -> None:
+        max_rows = None if max_admissions is None else len(builder.sequences) + max_admissions
         while (
             budget
+            and len(builder.sequences) != max_rows
             and self._waiting
             and self._slots.has_free
             and len(self._running) < self._max_num_running

@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 
+import engine_service.core.engine_core
 import engine_service.core.prefix_groups
 import engine_service.core.scheduler
 import engine_service.core.sequence
@@ -35,6 +36,7 @@ def test_outputs_equal_the_oracle_whatever_happens(monkeypatch, depth, caching):
     # The executor checks what is said to be shared.
     monkeypatch.setattr(engine_service.core.prefix_groups, "_MIN_SAVED_TOKENS", 1)
     monkeypatch.setattr(engine_service.core.prefix_groups, "_MIN_PREFIX_TOKENS", 1)
+    monkeypatch.setattr(engine_service.core.engine_core, "_MAX_FIRST_ADMISSIONS", 2)
     # Other engines for each; `make slow` runs thousands.
     first = NUM_ENGINES * (2 * depth + caching)
     counts = drive(range(first, first + NUM_ENGINES), depth=depth, caching=caching)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from engine_service.core import engine_core
 from engine_service.core import inbox as inbox_module
 from engine_service.core.engine_core import EngineCore, serve
 from engine_service.core.types import NO_TOKEN, CoreInput, FinishReason, int32_array
@@ -59,6 +60,20 @@ def test_steps_overlap_where_the_device_computes_by_itself(device, depth):
     run_until_idle(core)
 
     assert executor.max_in_flight == depth
+
+
+@pytest.mark.parametrize(("depth", "sizes"), [(1, [5, 6]), (2, [2, 3, 2, 4])])
+def test_idle_device_begins_with_a_few_while_the_others_are_planned(depth, sizes, monkeypatch):
+    monkeypatch.setattr(engine_core, "_MAX_FIRST_ADMISSIONS", 2)
+    core = make_core(depth=depth)
+    found = []
+    for num_requests in (5, 6):
+        for request_id in range(num_requests):
+            core.add(make_request(request_id, [1, 2, 3], 1))
+        while core.has_work:
+            found.append(core.step().stats.num_scheduled_seqs)
+
+    assert found == sizes
 
 
 def test_reports_of_ranks_go_out_with_the_next_output_busy_or_idle():
