@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.mutants.mutants import MUTANTS
+from tests.mutants.mutants import MUTANTS, ROOT
 
 each_mutant = pytest.mark.parametrize(
     "mutant", MUTANTS, ids=[mutant.path.stem for mutant in MUTANTS]
@@ -12,6 +12,9 @@ each_mutant = pytest.mark.parametrize(
 @each_mutant
 def test_mutant_fits_the_tree_and_names_tests(mutant):
     assert mutant.red
+    for test in mutant.red + mutant.red_on_gpu:
+        file, _, name = test.partition("::")
+        assert f"def {name.partition('[')[0]}" in (ROOT / file).read_text()
     mutant.check_applies()
 
 
