@@ -11,7 +11,7 @@ from demo_model.conversation import TURN_END, TURN_START
 VOCAB_SIZE = 2048
 MAX_MODEL_LEN = 4096
 END_OF_TEXT = "<|endoftext|>"
-_TOOL_TOKENS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
+TOOL_TOKENS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 
 # Words, single digits, runs of other signs, each with the space before it; other white space.
 _PIECES = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -46,14 +46,14 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
         for content in (END_OF_TEXT, TURN_START, TURN_END)
     ]
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE - len(_TOOL_TOKENS),
+        vocab_size=VOCAB_SIZE - len(TOOL_TOKENS),
         special_tokens=special_tokens,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     # Not special, as in Qwen3: a client has to see them.
-    tokenizer.add_tokens([AddedToken(content, normalized=False) for content in _TOOL_TOKENS])
+    tokenizer.add_tokens([AddedToken(content, normalized=False) for content in TOOL_TOKENS])
     return tokenizer
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from demo_model.answers import MAX_TOKENS, Answer
 from demo_model.conversation import Conversation
+from demo_model.tokenizer import TOOL_TOKENS
 from protos.pagestream.router.v1 import router_pb2
 
 _MAX_JSON_CHARACTERS = 40
@@ -40,8 +41,9 @@ class Variation:
 def variations(asked: Sequence[Conversation], answers: Sequence[Answer]) -> list[Variation]:
     """Returns variations of questions whose plain answers are known.
 
-    Greedy decoding under a grammar that allows the plain answer must give just that; a stop text
-    cuts it; and a text that must match a JSON schema matches it.
+    Greedy decoding under a grammar that allows the plain answer must give just that, unless it has
+    tokens that are no text to a grammar; a stop text cuts it; and a text that must match a JSON
+    schema matches it.
     """
     found: list[Variation] = []
     for place, (conversation, plain) in enumerate(zip(asked, answers, strict=True)):
@@ -53,10 +55,11 @@ def variations(asked: Sequence[Conversation], answers: Sequence[Answer]) -> list
             "Lark grammar": router_pb2.Grammar(lark=_lark(choices)),
         }
         if plain.has_ended and plain.text:
-            found += [
-                Variation(name, conversation, _params(grammar=grammar), plain.__eq__)
-                for name, grammar in grammars.items()
-            ]
+            if not any(token in plain.text for token in TOOL_TOKENS):
+                found += [
+                    Variation(name, conversation, _params(grammar=grammar), plain.__eq__)
+                    for name, grammar in grammars.items()
+                ]
             stop = plain.text[len(plain.text) // 2 :][:3]
             cut = Answer(plain.text.partition(stop)[0], has_ended=True)
             found.append(Variation("stop text", conversation, _params(stop=[stop]), cut.__eq__))
