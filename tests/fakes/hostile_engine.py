@@ -51,6 +51,7 @@ class Mode:
         transfer: The messages of the transfer of the tokenizer, which ends with them.
         detail: What the router says of the engine afterwards; empty if it may go on serving.
         kind: Of the fault that the router counts; empty if it counts none.
+        log: What the router's log says of it.
         params: Sampling parameters of its requests, besides temperature and max_tokens.
         is_refusal: Whether a client may get the engine's error, as it does a good engine's.
         is_long: Whether it is for the long run only.
@@ -64,6 +65,7 @@ class Mode:
     transfer: Callable[[], Iterable[pb.GetTokenizerResponse | End]] | None = None
     detail: str = ""
     kind: str = ""
+    log: str = ""
     params: Mapping[str, int] = field(default_factory=dict)
     is_refusal: bool = False
     is_long: bool = False

@@ -187,7 +187,7 @@ def _violations() -> Iterator[Mode]:
     yield Mode(
         name="tokens-of-one-huge-step",
         answer=lambda h, t: [admission(h), tokens_of(h, [1] * (15 << 20))],
-        detail="it",
+        log="Received message larger than max",
         is_long=True,
     )
 

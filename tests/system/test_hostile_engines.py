@@ -167,6 +167,7 @@ async def check_mode(site, mode):
     assert math.isfinite(costs.wait.seconds)
     log = site.new_log()
     assert "Traceback" not in log, log[-3000:]
+    assert mode.log in log
     await until(lambda: is_at_rest(site, hostile, good))
 
 
