@@ -27,7 +27,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from kernels.dependent_launch import dependent_launch
 from kernels.gpu import is_hopper, num_multiprocessors
 from kernels.product_copies import PIECE, copy_steps, wait_for_kernel_in_front
-from kernels.product_division import BLOCK_IN, BLOCK_M, Division, divide, padded
+from kernels.product_division import BLOCK_IN, BLOCK_M, MIN_ROWS, Division, divide, padded
 from kernels.tile_ring import make_ring
 from kernels.tile_shares import allocate_shares, join_shares, share_of
 
@@ -38,7 +38,9 @@ _BLOCK_IN = gl.constexpr(BLOCK_IN)
 _SHARED_BYTES = 226 << 10
 """That a program can have, without barriers."""
 _MAX_STAGES = 12
-"""Steps in shared memory: those of 8 rows that fit."""
+"""Steps in shared memory."""
+_MAX_STAGES_OF_FEW_ROWS = 8
+"""Of up to 8 rows. As many as fit would leave no room for a kernel that starts early behind."""
 _MAX_NORM_SIZE = 8192
 """Of a chained product; its sums of squares pass through registers, one for each tile and row."""
 _PRODUCER_REGISTERS = gl.constexpr(40)
@@ -173,6 +175,7 @@ def _launch(
     stage_rows = padded_rows * division.num_in_parts + BLOCK_M
     # Sums in float32 pass through shared memory before they are stored.
     ring_bytes = _SHARED_BYTES - 4 * BLOCK_M * padded_rows
+    max_stages = _MAX_STAGES if padded_rows > MIN_ROWS else _MAX_STAGES_OF_FEW_ROWS
     _linear_hopper_kernel[(division.num_programs,)](
         _describe(x, padded_rows),
         _describe(weight, division.block_out),
@@ -192,7 +195,7 @@ def _launch(
         eps,
         ROWS=padded_rows,
         IN_PARTS=division.num_in_parts,
-        STAGES=min(_MAX_STAGES, ring_bytes // (2 * BLOCK_IN * stage_rows)),
+        STAGES=min(max_stages, ring_bytes // (2 * BLOCK_IN * stage_rows)),
         SQUARE_TILES=triton.next_power_of_2(num_square_tiles) if num_square_tiles else 0,
         MAX_SHARES=division.max_shares,
         IS_GATED=is_gated,

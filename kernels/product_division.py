@@ -21,7 +21,8 @@ BLOCK_IN = 128
 """Inputs of a step. 64 need twice the barriers, and are 2 to 8 % slower."""
 MAX_SHARED_TILES = 1024
 """Of a product whose tiles are shared: each has a counter."""
-_MIN_ROWS = 8
+MIN_ROWS = 8
+"""Rows that are computed at least."""
 _NUM_IN_PARTS = (1, 2, 4)
 # With few steps of weights in all, a product waits for its rows and its end rather than for memory:
 # each further program adds more to that than it takes from the reading.
@@ -65,7 +66,7 @@ class Division:
 
 def padded(num_rows: int) -> int:
     """Returns how many rows are computed for 1 to 64."""
-    return max(_MIN_ROWS, int(triton.next_power_of_2(num_rows)))
+    return max(MIN_ROWS, int(triton.next_power_of_2(num_rows)))
 
 
 @functools.cache
