@@ -16,6 +16,8 @@ import triton.language as tl
 from kernels import linear_hopper, reference
 from kernels.checks import check_contiguous_rows, check_dtype, check_shape
 from kernels.dependent_launch import dependent_launch, wait_for_inputs
+from kernels.partial_attention import PartialAttention, combine_parts
+from kernels.partial_attention_linear import multiply_parts, multiply_parts_before_norm
 from kernels.rms_norm import add_rms_norm, rms_norm
 from kernels.silu_and_mul import silu_and_mul
 from kernels.tile_shares import check_counters
@@ -128,7 +130,7 @@ def norm_linear(
 
 
 def linear_norm_linear(
-    x: torch.Tensor,
+    x: torch.Tensor | PartialAttention,
     weight: torch.Tensor,
     residual: torch.Tensor,
     norm_weight: torch.Tensor,
@@ -142,7 +144,7 @@ def linear_norm_linear(
     """Projects x, adds the residual, normalises the sum, and projects it, too.
 
     Args:
-        x: [num_tokens, in_features], rows may be strided
+        x: [num_tokens, in_features], rows may be strided; or the attention of one token
         weight: [hidden, in_features] of the same type, rows may be strided
         residual: [num_tokens, hidden], rows may be strided
         norm_weight: [hidden]
@@ -159,15 +161,25 @@ def linear_norm_linear(
     Raises:
         ValueError: an unsupported shape or type
     """
-    _check(x, weight, counters, is_gated=False)
-    check_dtype("residual", residual, x.dtype)
-    check_shape("residual", residual, x.shape[0], weight.shape[0])
+    num_rows = 1
+    if isinstance(x, PartialAttention):
+        check_shape("weight", weight, None, x.mixed[0].numel())
+        check_contiguous_rows("weight", weight)
+    else:
+        _check(x, weight, counters, is_gated=False)
+        num_rows = x.shape[0]
+    check_dtype("residual", residual, weight.dtype)
+    check_shape("residual", residual, num_rows, weight.shape[0])
     check_contiguous_rows("residual", residual)
     _check_norm_weight(residual, norm_weight)
     _check(residual, next_weight, next_counters, is_gated=is_gated)
     norm = (residual, norm_weight, eps, next_weight)
-    if x.device.type == "cpu":
+    if weight.device.type == "cpu":
+        if isinstance(x, PartialAttention):
+            x = combine_parts(x).to(weight.dtype)
         return reference.linear_norm_linear(x, weight, *norm, is_gated=is_gated)
+    if isinstance(x, PartialAttention):
+        return _parts_norm_linear(x, weight, *norm, next_counters, is_gated=is_gated)
     is_small = _is_small(x, weight, has_norm=False) and _is_small(
         residual, next_weight, has_norm=True
     )
@@ -177,6 +189,32 @@ def linear_norm_linear(
         )
     projected = _project(x, weight, counters, is_gated=False)
     return norm_linear(projected, *norm, next_counters, is_gated=is_gated)
+
+
+def _parts_norm_linear(
+    parts: PartialAttention,
+    weight: torch.Tensor,
+    residual: torch.Tensor,
+    norm_weight: torch.Tensor,
+    eps: float,
+    next_weight: torch.Tensor,
+    next_counters: torch.Tensor | None,
+    *,
+    is_gated: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    is_small = _is_small(residual, next_weight, has_norm=True)
+    if not is_small and linear_hopper.can_end_chain(weight.shape[0], next_weight):
+        scaled, new_residual, square_sums = multiply_parts_before_norm(
+            parts, weight, residual, norm_weight
+        )
+        out = linear_hopper.end_chain(
+            scaled, square_sums, eps, next_weight, next_counters, is_gated=is_gated
+        )
+        return out, new_residual
+    return norm_linear(
+        multiply_parts(parts, weight), residual, norm_weight, eps, next_weight, next_counters,
+        is_gated=is_gated,
+    )  # fmt: skip
 
 
 def _is_small(x: torch.Tensor, weight: torch.Tensor, *, has_norm: bool) -> bool:

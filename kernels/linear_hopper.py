@@ -63,13 +63,19 @@ def can_chain(x: torch.Tensor, weight: torch.Tensor, next_weight: torch.Tensor) 
     """Returns whether the kernel supports these arguments of `linear_norm_linear`."""
     return (
         can_multiply(x, weight)
-        # What is multiplied before the division by the root mean square may overflow float16.
-        and x.dtype == torch.bfloat16
         and weight.shape[0] % BLOCK_M == 0
-        and weight.shape[0] <= _MAX_NORM_SIZE
-        and next_weight.shape[0] > 0
-        and _can_copy(next_weight)
+        and can_end_chain(weight.shape[0], next_weight)
     )
+
+
+def can_end_chain(hidden: int, weight: torch.Tensor) -> bool:
+    """Returns whether the kernel supports a product behind a norm of so many elements.
+
+    The GPU has the instructions, and rows are supported.
+    """
+    # What is multiplied before the division by the root mean square may overflow float16.
+    is_wide = weight.dtype == torch.bfloat16
+    return is_wide and hidden <= _MAX_NORM_SIZE and weight.shape[0] > 0 and _can_copy(weight)
 
 
 def _can_copy(tensor: torch.Tensor) -> bool:
@@ -126,12 +132,36 @@ def multiply_norm_multiply(
         residual=residual, norm_weight=norm_weight, new_residual=new_residual,
         square_sums_out=square_sums,
     )  # fmt: skip
-    num_outs = next_weight.shape[0] // 2 if is_gated else next_weight.shape[0]
-    out = torch.empty((num_rows, num_outs), dtype=x.dtype, device=x.device)
-    _launch(
-        scaled, next_weight, out, next_counters, square_sums=square_sums, eps=eps, is_gated=is_gated
-    )
+    out = end_chain(scaled, square_sums, eps, next_weight, next_counters, is_gated=is_gated)
     return out, new_residual
+
+
+def end_chain(
+    scaled: torch.Tensor,
+    square_sums: torch.Tensor,
+    eps: float,
+    weight: torch.Tensor,
+    counters: torch.Tensor | None,
+    *,
+    is_gated: bool,
+) -> torch.Tensor:
+    """Divides rows by their root mean square, and projects them.
+
+    Args:
+        scaled: [num_tokens, hidden], already multiplied by the norm's weight
+        square_sums: [num_tiles, num_tokens] float32, which add up to the sum of each row's squares
+        eps: added to the mean square
+        weight: [out_features, hidden], twice the rows if gated
+        counters: as of `multiply`
+        is_gated: whether to compute `gated_linear`
+
+    Returns:
+        [num_tokens, out_features]
+    """
+    num_outs = weight.shape[0] // 2 if is_gated else weight.shape[0]
+    out = torch.empty((scaled.shape[0], num_outs), dtype=scaled.dtype, device=scaled.device)
+    _launch(scaled, weight, out, counters, square_sums=square_sums, eps=eps, is_gated=is_gated)
+    return out
 
 
 def _launch(

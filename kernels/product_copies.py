@@ -18,14 +18,15 @@ _BLOCK_IN = gl.constexpr(BLOCK_IN)
 # Those of `dependent_launch`, since Gluon calls no functions of Triton's.
 @gluon.jit
 def wait_for_kernel_in_front() -> None:
-    """Waits for all earlier kernels; `copy_steps` lets the next one start."""
+    """Waits for all earlier kernels."""
     gl.inline_asm_elementwise(
         "griddepcontrol.wait; // dummy $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1
     )
 
 
 @gluon.jit
-def _launch_dependents():
+def launch_dependents() -> None:
+    """Lets the next kernel start."""
     gl.inline_asm_elementwise(
         "griddepcontrol.launch_dependents; // dummy $0",
         "=r", [], dtype=gl.int32, is_pure=False, pack=1,
@@ -60,7 +61,7 @@ def copy_steps(
         )
     if IS_DEPENDENT:
         # If the next kernel is a product, too, it takes its time to start, and has weights to read.
-        _launch_dependents()
+        launch_dependents()
         wait_for_kernel_in_front()
     for i in range(num_early):
         _start_rows(x, ring, i, first + i, num_steps, IN_PARTS)

@@ -9,6 +9,8 @@ the tensors.
 one key-value head.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -437,3 +439,84 @@ def paged_attention_decode(
     if out is None:
         return mixed
     return out.copy_(torch.where((seq_lens > 0)[:, None, None], mixed, out))
+
+
+def partial_attention(
+    qkv: torch.Tensor,
+    q_weight: torch.Tensor | None,
+    k_weight: torch.Tensor | None,
+    eps: float,
+    cos_sin: torch.Tensor,
+    positions: torch.Tensor,
+    cache_locs: torch.Tensor,
+    kv_cache: torch.Tensor,
+    num_heads: int,
+    block_table: torch.Tensor,
+    seq_lens: torch.Tensor,
+    scale: float,
+    max_parts: int,
+    part_tokens: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Does what `qk_norm_rope_store` and `paged_attention_decode` do for one token, in parts.
+
+    Args:
+        qkv: [1, (num_heads + 2 * num_kv_heads) * head_dim], the token's queries, keys, values
+        q_weight: as of `qk_norm_rope_store`, like the next six
+        k_weight: likewise
+        eps: likewise
+        cos_sin: likewise
+        positions: likewise
+        cache_locs: likewise
+        kv_cache: likewise
+        num_heads: likewise
+        block_table: [1, max_blocks_per_seq] int32; not read past the sequence's end
+        seq_lens: [1] int32, with the token; 0 gives a part of zeros
+        scale: multiplies the scores
+        max_parts: the most parts of a sequence
+        part_tokens: tokens of a part
+
+    Returns:
+        for each part, the sums of values, [max_parts, num_heads, head_dim] float32, weighted by the
+        powers of 2 of the scores less the largest; and this and the sum of the weights,
+        [max_parts, num_heads, 2] float32. Parts without tokens have zeros, and -inf as the largest
+    """
+    queries = qk_norm_rope_store(
+        qkv, q_weight, k_weight, eps, cos_sin, positions, cache_locs, kv_cache, num_heads
+    )
+    num_kv_heads, block_size, head_dim = kv_cache.shape[2:]
+    length = int(seq_lens)
+    tokens = torch.arange(length, device=qkv.device)
+    blocks = block_table[0, tokens // block_size].long()
+    keys, values = kv_cache[:, blocks, :, tokens % block_size].float().unbind(1)
+    # [length, num_heads, head_dim]
+    keys, values = (
+        half.repeat_interleave(num_heads // num_kv_heads, dim=1) for half in (keys, values)
+    )
+    scores = (queries.float() * keys).sum(-1) * scale * math.log2(math.e)  # [length, num_heads]
+    mixed = qkv.new_zeros((max_parts, num_heads, head_dim), dtype=torch.float32)
+    scales = qkv.new_zeros((max_parts, num_heads, 2), dtype=torch.float32)
+    scales[..., 0] = -math.inf
+    for part, start in enumerate(range(0, length, part_tokens)):
+        of_part = slice(start, start + part_tokens)
+        largest = scores[of_part].amax(0)  # [num_heads]
+        weights = torch.exp2(scores[of_part] - largest).to(qkv.dtype).float()
+        mixed[part] = (weights.unsqueeze(-1) * values[of_part]).sum(0)
+        scales[part] = torch.stack((largest, weights.sum(0)), dim=-1)
+    return mixed, scales
+
+
+def combine_parts(mixed: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Combines the parts of `partial_attention`.
+
+    Args:
+        mixed: [num_parts, num_heads, head_dim] float32
+        scales: [num_parts, num_heads, 2] float32
+
+    Returns:
+        [1, num_heads * head_dim] float32, zeros without any token
+    """
+    largest, totals = scales.unbind(-1)  # [num_parts, num_heads]
+    factors = torch.exp2(largest - largest.amax(0).clamp(min=torch.finfo(torch.float32).min))
+    total = (factors * totals).sum(0)  # [num_heads]
+    attended = (mixed * factors.unsqueeze(-1)).sum(0) / total.where(total > 0, 1.0).unsqueeze(-1)
+    return attended.flatten().unsqueeze(0)

@@ -1,6 +1,7 @@
 """Attention over the paged KV cache, and its metadata for a step."""
 
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -10,8 +11,12 @@ from kernels.attention_parts import make_counters
 from kernels.decode_splits import split_sequences
 from kernels.paged_attention_decode import paged_attention_decode
 from kernels.paged_attention_prefill import paged_attention_prefill
+from kernels.partial_attention import PartialAttention, can_leave_parts, partial_attention
 from kernels.qk_norm_rope_store import qk_norm_rope_store
 from kernels.shared_prefix import SharedPrefixes
+
+Attended: TypeAlias = torch.Tensor | PartialAttention
+"""The attention of some tokens, [num_tokens, num_heads * head_dim], or of one token in parts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +130,9 @@ class Attention(nn.Module):
         positions: torch.Tensor,
         metadata: AttentionMetadata,
         kv_cache: torch.Tensor,
-    ) -> torch.Tensor:
+        *,
+        may_leave_parts: bool = False,
+    ) -> Attended:
         """Stores the tokens' keys and values, then lets each token attend to its past.
 
         Args:
@@ -133,9 +140,10 @@ class Attention(nn.Module):
             positions: [num_tokens] int64, position of each token in its sequence.
             metadata: The tokens' positions in the cache.
             kv_cache: [2, num_blocks, num_kv_heads, block_size, head_dim], written in place.
+            may_leave_parts: Whether the attention of one token may be left in parts.
 
         Returns:
-            [num_tokens, num_heads * head_dim].
+            [num_tokens, num_heads * head_dim], or the parts.
         """
         decode, splits = metadata.decode, None
         if decode is not None:
@@ -144,7 +152,8 @@ class Attention(nn.Module):
         q_weight, k_weight, eps = None, None, 0.0
         if q_norm is not None and k_norm is not None:
             q_weight, k_weight, eps = q_norm.weight, k_norm.weight, q_norm.eps
-        queries = qk_norm_rope_store(
+        num_heads = self.heads.num_heads
+        new_rows = (
             qkv,
             q_weight,
             k_weight,
@@ -153,8 +162,17 @@ class Attention(nn.Module):
             positions,
             metadata.cache_locs,
             kv_cache,
-            self.heads.num_heads,
-        )  # [num_tokens, num_heads, head_dim]
+            num_heads,
+        )
+        if (
+            may_leave_parts
+            and decode is not None
+            and metadata.prefill is None
+            and not self.window
+            and can_leave_parts(qkv, kv_cache, num_heads, decode.max_seq_len)
+        ):
+            return partial_attention(*new_rows, metadata.block_table, decode.seq_lens, self.scale)
+        queries = qk_norm_rope_store(*new_rows)  # [num_tokens, num_heads, head_dim]
         out = torch.empty_like(queries)
         if decode is not None:
             num_seqs = decode.seq_lens.shape[0]

@@ -9,6 +9,7 @@ from torch import nn
 from engine_service.layers.norm import RMSNorm
 from engine_service.layers.weight_scheme import Unquantised
 from engine_service.layers.weight_slot import Shard, WeightSlot
+from kernels.partial_attention import PartialAttention
 
 
 class Linear(nn.Module):
@@ -60,7 +61,7 @@ class Linear(nn.Module):
 
     def linear_norm_linear(
         self,
-        x: torch.Tensor,
+        x: torch.Tensor | PartialAttention,
         residual: torch.Tensor,
         norm: RMSNorm,
         other: Self,
@@ -70,7 +71,7 @@ class Linear(nn.Module):
         """Adds the projection of x to the residual stream, and projects the normalised sum.
 
         Args:
-            x: [num_tokens, in_features].
+            x: [num_tokens, in_features], or the attention of one token, if there is no bias.
             residual: [num_tokens, out_features].
             norm: The norm to apply to the sum.
             other: Projects what is normalised.

@@ -8,14 +8,15 @@ from engine_service.layers.linear import Linear
 from engine_service.layers.norm import RMSNorm
 from engine_service.layers.ranks import Ranks
 from kernels.copied_all_reduce import PartialSum
+from kernels.partial_attention import PartialAttention
 
 
 class _PendingProjection(NamedTuple):
     """A projection that the next norm computes."""
 
     linear: Linear
-    x: torch.Tensor
-    """[num_rows, in_features]"""
+    x: torch.Tensor | PartialAttention
+    """[num_rows, in_features], or the attention of the only row."""
 
 
 class Lane:
@@ -39,14 +40,16 @@ class Lane:
         self._added: torch.Tensor | _PendingProjection | PartialSum | None = hidden
         self._num_sums = 0
 
-    def add(self, linear: Linear, x: torch.Tensor) -> None:
+    def add(self, linear: Linear, x: torch.Tensor | PartialAttention) -> None:
         """Adds a projection of [num_rows, in_features], of which each rank computes a part.
 
-        A norm comes before the next call, and x must not change until then.
+        A norm comes before the next call, and x must not change until then. The attention of one
+        token may be left in parts, if there is one rank and a norm and a projection come next.
         """
         if self._ranks.size == 1:
             self._added = _PendingProjection(linear, x)
         else:
+            assert isinstance(x, torch.Tensor), "ranks add up whole rows"
             self._added = self._ranks.begin_sum(linear(x), self._index, self._num_sums)
             self._num_sums += 1
 
@@ -57,7 +60,9 @@ class Lane:
         if isinstance(added, PartialSum):
             normed, self.residual = self._ranks.end_sum(added, norm, self.residual)
         else:
-            added = added.linear(added.x) if isinstance(added, _PendingProjection) else added
+            if isinstance(added, _PendingProjection):
+                assert isinstance(added.x, torch.Tensor), "a projection follows behind parts"
+                added = added.linear(added.x)
             normed, self.residual = norm(added, self.residual)
         return normed
 
@@ -117,10 +122,13 @@ class ResidualStream:
             self.lanes.append(Lane(rows, len(self.lanes), hidden[rows], ranks))
             begin += size
 
-    def add(self, linear: Linear, x: torch.Tensor) -> None:
-        """Adds a projection of [num_tokens, in_features], of which each rank computes a part."""
+    def add(self, linear: Linear, x: torch.Tensor | PartialAttention) -> None:
+        """Adds a projection of [num_tokens, in_features], of which each rank computes a part.
+
+        Or of the attention of the only token, as `Lane.add`.
+        """
         for lane in self.lanes:
-            lane.add(linear, x[lane.rows])
+            lane.add(linear, x if isinstance(x, PartialAttention) else x[lane.rows])
 
     def norm(self, norm: RMSNorm) -> torch.Tensor:
         """Returns the normalised rows. Something has been added since the last norm."""

@@ -9,6 +9,7 @@ from torch import nn
 from engine_service.layers.norm import RMSNorm
 from engine_service.layers.weight_slot import Shard, WeightSlot, merged_slots
 from kernels.linear import gated_linear, linear, linear_norm_linear, norm_linear
+from kernels.partial_attention import PartialAttention
 from kernels.silu_and_mul import silu_and_mul
 from kernels.tile_shares import make_counters
 
@@ -69,10 +70,17 @@ class Unquantised:
         return (silu_and_mul(out) if is_gated and not is_fused else out), residual
 
     def linear_norm_linear(
-        self, x: torch.Tensor, residual: torch.Tensor, norm: RMSNorm, other: Self, *, is_gated: bool
+        self,
+        x: torch.Tensor | PartialAttention,
+        residual: torch.Tensor,
+        norm: RMSNorm,
+        other: Self,
+        *,
+        is_gated: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `Linear.linear_norm_linear`."""
         if self.bias is not None or (is_gated and other.bias is not None):
+            assert isinstance(x, torch.Tensor), "parts have no bias behind them"
             return other.norm_linear(norm, self.linear(x), residual, is_gated=is_gated)
         out, residual = linear_norm_linear(
             x,

@@ -9,7 +9,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
-from engine_service.layers.attention import Attention, AttentionMetadata, HeadShape
+from engine_service.layers.attention import (
+    Attended,
+    Attention,
+    AttentionMetadata,
+    HeadShape,
+)
 from engine_service.layers.embedding import Embedding
 from engine_service.layers.linear import Linear
 from engine_service.layers.norm import RMSNorm
@@ -125,14 +130,21 @@ class DecoderLayer(nn.Module):
         positions: torch.Tensor,
         metadata: AttentionMetadata,
         kv_cache: torch.Tensor,
-    ) -> torch.Tensor:
-        """Stores keys and values; returns the attention output of this rank's heads."""
+        *,
+        may_leave_parts: bool,
+    ) -> Attended:
+        """Stores keys and values; returns the attention output of this rank's heads.
+
+        That of a single token may be left in parts for `add_blocks`, if that is wanted.
+        """
         attention = self.self_attn
         # [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim], of this rank's heads
         qkv = stream.norm_linear(self.input_layernorm, attention.qkv_proj)
-        return attention.attention(qkv, positions, metadata, kv_cache)
+        return attention.attention(
+            qkv, positions, metadata, kv_cache, may_leave_parts=may_leave_parts
+        )
 
-    def add_blocks(self, attended: torch.Tensor, stream: ResidualStream) -> None:
+    def add_blocks(self, attended: Attended, stream: ResidualStream) -> None:
         """Adds the attention block and the feed-forward block to the stream.
 
         Rows are independent, so the stream may have any subset of the rows that `attend` has had.
@@ -198,10 +210,18 @@ class Decoder(nn.Module):
             assert isinstance(layer, DecoderLayer)
             if kv_cache is None:
                 continue
-            attended = layer.attend(stream, positions, metadata, kv_cache)
-            if output_indices is not None and layer is self.layers[-1]:
-                attended = attended[output_indices]
-                stream.keep(output_indices)
+            of_outputs = output_indices if layer is self.layers[-1] else None
+            attended = layer.attend(
+                stream,
+                positions,
+                metadata,
+                kv_cache,
+                may_leave_parts=self._ranks.size == 1 and of_outputs is None,
+            )
+            if of_outputs is not None:
+                assert isinstance(attended, torch.Tensor), "parts were not wanted"
+                attended = attended[of_outputs]
+                stream.keep(of_outputs)
             layer.add_blocks(attended, stream)
         return stream.norm(self.norm)
 

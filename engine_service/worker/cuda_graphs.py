@@ -36,6 +36,7 @@ from engine_service.worker.prefix_tiles import num_packed
 from engine_service.worker.rows import DeviceRows, Rows
 from engine_service.worker.sampler import Sampled
 from engine_service.worker.slot_sampling import NOTHING, Wants
+from kernels.partial_attention import MAX_TOKENS
 
 if TYPE_CHECKING:
     from torch.cuda import _POOL_HANDLE
@@ -133,14 +134,20 @@ class StepGraph:
 
     @classmethod
     def of_decodes(
-        cls, num_rows: int, runner: ModelRunner, batch: InputBatch, *, shares_prefixes: bool = False
+        cls,
+        num_rows: int,
+        runner: ModelRunner,
+        batch: InputBatch,
+        *,
+        max_seq_len: int | None = None,
+        shares_prefixes: bool = False,
     ) -> Self:
-        """Prepares a step whose rows all compute one token."""
+        """Prepares a step whose rows all compute one token, of sequences up to `max_seq_len`."""
         bounds = Bounds(
             num_tokens=num_rows,
             # All padding tokens belong to one row.
             max_query_len=num_rows,
-            max_decode_seq_len=batch.max_model_len,
+            max_decode_seq_len=max_seq_len or batch.max_model_len,
             has_prefills=False,
         )
         return cls(bounds, num_rows, runner, batch, shares_prefixes=shares_prefixes)
@@ -225,7 +232,20 @@ class StepGraph:
 class StepGraphs:
     """The graphs of all sizes, in one memory pool."""
 
-    def __init__(self, decodes: list[StepGraph], others: dict[TokenSize, StepGraph]) -> None:
+    def __init__(
+        self,
+        decodes: list[StepGraph],
+        others: dict[TokenSize, StepGraph],
+        short: StepGraph | None = None,
+    ) -> None:
+        """Sorts graphs by size.
+
+        Args:
+            decodes: Those whose rows compute one token each.
+            others: Those with prompts.
+            short: One of a row that computes one token of a sequence of up to `MAX_TOKENS`.
+        """
+        self._short = short
         self._decodes: dict[bool, list[StepGraph]] = {False: [], True: []}
         for graph in sorted(decodes, key=lambda graph: graph.num_rows):
             self._decodes[graph.shares_prefixes].append(graph)
@@ -277,9 +297,11 @@ class StepGraphs:
             for shares_prefixes, sizes in decode_classes(max_num_rows, may_share).items()
             for size in sizes
         ]
+        short = StepGraph.of_decodes(1, runner, batch, max_seq_len=MAX_TOKENS)
         first: StepGraph | None = None
         # The largest first, so that the others fit into its memory.
-        for graph in sorted([*others.values(), *decodes], key=lambda graph: -graph.num_tokens):
+        graphs = [*others.values(), *decodes, short]
+        for graph in sorted(graphs, key=lambda graph: -graph.num_tokens):
             graph.capture(first)
             first = first or graph
         torch.cuda.synchronize(batch.device)
@@ -291,13 +313,13 @@ class StepGraphs:
         logger.info(
             "cuda graphs captured num_decode_graphs=%d num_other_graphs=%d max_tokens=%d bytes=%d "
             "seconds=%.1f",
-            len(decodes),
+            len(decodes) + 1,
             len(others),
             max_num_tokens,
             free_before - free,
             time.perf_counter() - started_at,
         )
-        return cls(decodes, others)
+        return cls(decodes, others, short)
 
     def fitting(self, rows: Rows, *, shares_prefixes: bool = False) -> StepGraph | None:
         """Returns a graph that a step fits into, with little padding, or None.
@@ -308,6 +330,8 @@ class StepGraphs:
                 returned if there is one with little more padding than the smallest.
         """
         if rows.is_decode:
+            if self._short and rows.num_rows == 1 and rows.num_computed[0] < MAX_TOKENS:
+                return self._short
             graphs = self._decodes[shares_prefixes and rows.num_rows >= MIN_SHARING_ROWS]
             graphs = graphs or self._decodes[False]
             if rows.num_rows <= graphs[-1].num_rows:

@@ -28,6 +28,8 @@ from kernels import (
     linear,
     linear_hopper,
     paged_attention_decode,
+    partial_attention,
+    partial_attention_linear,
     qk_norm_rope_store,
     rms_norm,
     sample,
@@ -94,12 +96,13 @@ def compile_launch(kernel, *args, grid, warmup, **kwargs):
     source = (GluonASTSource if is_gluon else ASTSource)(kernel, signature, constants, divisible)
     compiled = triton.compile(source, target=HOPPER, options=kwargs)
     codes = compiled.asm
+    code = codes["ttgir" if is_gluon else "ttir"]
     launch = {
         "kernel": kernel.__name__,
         "instructions": INSTRUCTION.findall(codes["ptx"]),
         "follows_prefixes": arguments.get("prefix_lens") is not None,
-        "read": [] if is_gluon else sorted(read(codes["ttir"]) & set(arguments)),
-        "read_early": [] if is_gluon else sorted(read(before_wait(codes["ttir"]))),
+        "read": sorted(read(code) & set(arguments)),
+        "read_early": sorted(read(before_wait(code)) & set(arguments)),
         "shared_bytes": compiled.metadata.shared,
     }
     sys.stdout.write(json.dumps(launch) + "\n")
@@ -181,6 +184,17 @@ def launch_all():
             *(integers_32, 0.1, Parts(num_own=num_own, num_shared=4), None, 0),
             SharedPrefixes(tiles=zeros(2, 3).int(), members=integers_32, prefix_lens=integers_32),
         )
+    for head_dim, num_heads in ((64, 4), (128, 16)):
+        weights = randn(head_dim) if num_heads == 4 else None
+        parts = partial_attention._partial_attention_gluon(
+            *(randn(1, (num_heads + 4) * head_dim), weights, weights, 1e-6),
+            *(torch.zeros(50, head_dim), zeros(1), zeros(1), randn(2, 9, 2, BLOCK_SIZE, head_dim)),
+            *(num_heads, zeros(1, 3).int(), zeros(1).int(), 0.1),
+        )
+        weight = randn(2048, num_heads * head_dim)
+        partial_attention_linear.multiply_parts(parts, weight)
+        norm = (randn(1, 2048), randn(2048))
+        partial_attention_linear.multiply_parts_before_norm(parts, weight, *norm)
     sample._sample_triton(randn(NUM_ROWS, 3000), *records_of(floats, integers), integers, COLUMNS)
     slots._append_tokens_triton(zeros(NUM_ROWS, 50).int(), integers, integers, integers)
 

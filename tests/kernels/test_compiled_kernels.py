@@ -14,6 +14,9 @@ READ_EARLY = {
     "_rms_norm_kernel": WEIGHTS,
     "_qk_norm_rope_store_kernel": WEIGHTS | {"cos_sin", "positions", "cache_locs"},
     "_split_kernel": {"seq_lens", "splits", "prefix_lens"},
+    "_partial_attention_kernel": WEIGHTS
+    | {"cos_sin", "positions", "cache_locs", "seq_lens", "block_table", "kv_cache"},
+    "_parts_linear_kernel": WEIGHTS | {"seq_lens"},
     "_combine_kernel": {"seq_lens", "prefix_lens"},
     "tagged_words_kernel": WEIGHTS,
     "flagged_rows_kernel": WEIGHTS,
@@ -54,8 +57,9 @@ def test_compiled_kernels_wait_before_they_write_or_read_what_may_not_be_ready(l
         assert instructions[place + 1] == "griddepcontrol.launch_dependents", launch["kernel"]
         assert instructions.count("griddepcontrol.wait") == 1, launch["kernel"]
         reads_first = launch["kernel"] in READ_EARLY
-        may_branch = "splits" in launch["read_early"] or is_beside_prefixes(launch)
-        # Programs without a split end before the wait, and of those beside prefixes one waits.
+        has_idle = "splits" in launch["read_early"] or launch["kernel"].startswith("_partial")
+        may_branch = has_idle or is_beside_prefixes(launch)
+        # Programs without work end before the wait, and of those beside prefixes one waits.
         branches = {"bra", "ret"} if may_branch else set()
         assert set(instructions[:place]) <= LOADS | branches, launch["kernel"]
         if is_beside_prefixes(launch):

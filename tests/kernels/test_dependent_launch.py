@@ -15,6 +15,13 @@ from kernels.decode_splits import split_sequences
 from kernels.dependent_launch import dependent_launch
 from kernels.linear import gated_linear, linear, linear_norm_linear, norm_linear
 from kernels.paged_attention_decode import paged_attention_decode
+from kernels.partial_attention import (
+    MAX_PARTS,
+    PartialAttention,
+    combine_parts,
+    partial_attention,
+)
+from kernels.partial_attention_linear import multiply_parts_before_norm
 from kernels.peer_memory import buffer_bytes, peer_memory
 from kernels.qk_norm_rope_store import qk_norm_rope_store
 from kernels.rms_norm import add_rms_norm, rms_norm
@@ -245,7 +252,45 @@ def append_case():
     }
 
 
+def combined_partial_attention(**arguments):
+    return combine_parts(partial_attention(**arguments))
+
+
+def parts_case():
+    return combined_partial_attention, {
+        "qkv": GPU.randn(1, (4 + 2 * 2) * HEAD_DIM),
+        "q_weight": GPU.randn(HEAD_DIM),
+        "k_weight": GPU.randn(HEAD_DIM),
+        "eps": EPS,
+        "cos_sin": torch.randn(50, HEAD_DIM).cuda(),
+        "positions": integers(40),
+        "cache_locs": integers(3 * BLOCK_SIZE + 8),
+        "kv_cache": kv_cache(),
+        "num_heads": 4,
+        "block_table": integers(5, 1, 3, dtype=torch.int32)[None],
+        "seq_lens": integers(41, dtype=torch.int32),
+        "scale": HEAD_DIM**-0.5,
+    }
+
+
+def project_parts(**arguments):
+    parts = PartialAttention(**{name: arguments.pop(name) for name in PartialAttention._fields})
+    return multiply_parts_before_norm(parts, **arguments)
+
+
+def parts_linear_case():
+    return project_parts, {
+        "mixed": torch.randn(MAX_PARTS, 4, HEAD_DIM).cuda(),
+        "scales": torch.rand(MAX_PARTS, 4, 2).cuda() + 1,
+        "seq_lens": integers(300, dtype=torch.int32),
+        "weight": weight(64, HIDDEN),
+        "residual": GPU.randn(1, 64),
+        "norm_weight": GPU.randn(64),
+    }
+
+
 WRITTEN = {
+    parts_case: "kv_cache",
     store_case: "kv_cache",
     append_case: "tokens",
 }
@@ -268,6 +313,8 @@ LATE = {
     planned_attention_case: ["queries", "kv_cache", "block_table"],
     plan_case: ["seq_lens"],
     shared_attention_case: ["queries", "kv_cache", "block_table", "tiles", "prefix_lens"],
+    parts_case: ["qkv"],
+    parts_linear_case: ["mixed", "scales", "residual"],
     sample_case: ["logits", "records", "slots", "positions"],
     append_case: ["slots", "positions", "token_ids"],
 }
@@ -374,6 +421,13 @@ def run_norm_and_products():
         (split_attention_case, "seq_lens", run_norm),
         (whole_attention_case, "seq_lens", run_norm),
         (planned_attention_case, "splits", run_norm),
+        (parts_case, "kv_cache", run_norm_and_products),
+        (parts_case, "block_table", run_norm_and_products),
+        (parts_case, "seq_lens", run_norm_and_products),
+        (parts_case, "positions", run_norm_and_products),
+        (parts_case, "cache_locs", run_norm_and_products),
+        (parts_linear_case, "seq_lens", run_norm_and_products),
+        (parts_linear_case, "weight", run_norm_and_products),
     ],
 )
 def test_what_is_read_early_may_be_written_before_the_kernels_in_front(case, name, make_in_front):

@@ -17,6 +17,7 @@ from engine_service.worker.model_runner import ModelRunner
 from engine_service.worker.prefix_tiles import PrefixTiles
 from engine_service.worker.rows import Rows
 from engine_service.worker.worker import Worker
+from kernels.partial_attention import MAX_TOKENS
 from tests.engine_service.plans import NewSequence, Row, make_plan
 from tests.engine_service.tiny_models import CUDA_SHAPES, make_model, random_tokens
 
@@ -137,6 +138,21 @@ def test_step_with_prompts_that_shares_prefixes_reads_them_once_where_that_pays(
 
     assert (graph.num_tokens, graph.num_rows, graph.shares_prefixes) == expected
     assert not graphs.fitting(rows).shares_prefixes
+
+
+@pytest.mark.parametrize(
+    ("num_computed", "num_rows", "is_short"),
+    [(5, 1, True), (MAX_TOKENS - 1, 1, True), (MAX_TOKENS, 1, False), (5, 2, False)],
+)
+def test_one_short_sequence_has_a_graph_of_its_own(num_computed, num_rows, is_short):
+    batch = batch_on_cpu(8)
+    decodes = [StepGraph.of_decodes(size, None, batch) for size in (1, 2)]
+    short = StepGraph.of_decodes(1, None, batch, max_seq_len=MAX_TOKENS)
+    graphs = StepGraphs(decodes, {}, short)
+    rows = Rows.of(make_plan([Row(slot, num_computed, 1) for slot in range(num_rows)]))
+
+    assert (graphs.fitting(rows) is short) == is_short
+    assert short._bounds.max_decode_seq_len == MAX_TOKENS
 
 
 def test_where_nothing_can_be_shared_no_graph_reads_prefixes_once():

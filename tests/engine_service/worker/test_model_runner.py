@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from engine_service.layers import attention
 from engine_service.layers.ranks import ALONE
 from engine_service.models.checkpoint import resolve_checkpoint
 from engine_service.models.config import parse_config
@@ -17,6 +18,7 @@ from engine_service.worker.input_batch import InputBatch
 from engine_service.worker.kv_cache import allocate_kv_cache
 from engine_service.worker.model_runner import ModelRunner
 from engine_service.worker.slot_sampling import NOTHING
+from kernels.partial_attention import partial_attention
 from tests.engine_service.plans import NewSequence, Row, make_plan
 from tests.engine_service.tiny_models import (
     CUDA_SHAPES,
@@ -69,6 +71,13 @@ class Steps:
     def logits(self, rows, new=None):
         """Returns [num_rows, vocab_size] float32 on the host."""
         inputs = prepare(self.batch, make_plan(rows, new))
+        return self.runner.compute_logits(inputs).float().cpu()
+
+    @torch.inference_mode()
+    def logits_of_all(self, rows):
+        """The same for rows of one token each, of which none is chosen, as in a graph."""
+        inputs = prepare(self.batch, make_plan(rows))
+        inputs = replace(inputs, sampling=replace(inputs.sampling, token_indices=None))
         return self.runner.compute_logits(inputs).float().cpu()
 
 
@@ -246,8 +255,11 @@ OTHER_FAMILIES = [
 ]
 
 
-def half_errors(folder, seed, dtype, **changes):
-    """Returns the root mean square error against float32 of our 16-bit logits and of theirs."""
+def half_errors(folder, seed, dtype, *, is_last_alone=False, **changes):
+    """Returns the root mean square error against float32 of our 16-bit logits and of theirs.
+
+    The last token of each prompt may be a step of its own.
+    """
     shape = Shape(
         num_heads=8,
         num_kv_heads=2,
@@ -263,12 +275,15 @@ def half_errors(folder, seed, dtype, **changes):
     prompts = [random_tokens(generator, 150, tiny.vocab_size) for _ in range(16)]
     exact = torch.stack([tiny.logits(prompt)[-1] for prompt in prompts])
     steps = Steps(tiny.folder, "cuda", dtype)
-    ours = torch.cat(
-        [
-            steps.logits([Row(0, 0, len(prompt))], {0: NewSequence(prompt, range(1, 11))})
-            for prompt in prompts
-        ]
-    )
+    all_ours = []
+    for prompt in prompts:
+        new = {0: NewSequence(prompt, range(1, 11))}
+        num_first = len(prompt) - is_last_alone
+        ours = steps.logits([Row(0, 0, num_first)], new)
+        if is_last_alone:
+            ours = steps.logits_of_all([Row(0, num_first, 1)])
+        all_ours.append(ours)
+    ours = torch.cat(all_ours)
     reference = type(tiny.reference).from_pretrained(tiny.folder, dtype=dtype)
     reference.eval().to("cuda")
     # Moving keeps them float32: only the weights have 16 bits.
@@ -294,6 +309,29 @@ def test_logits_of_other_architectures_are_as_exact(tmp_path, changes, dtype):
     our_error, their_error = half_errors(tmp_path / "model", 1, dtype, **changes)
 
     assert 0 < our_error <= 2 * their_error
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", ["Qwen3", "Llama", "Qwen2"])
+def test_logits_of_a_token_whose_attention_is_left_in_parts_are_as_exact(
+    tmp_path, monkeypatch, family
+):
+    num_left = 0
+
+    def leave(*arguments):
+        nonlocal num_left
+        num_left += 1
+        return partial_attention(*arguments)
+
+    monkeypatch.setattr(attention, "partial_attention", leave)
+    rope = {"Llama": LLAMA3_ROPE, "Qwen2": YARN_ROPE, "Qwen3": {}}[family]
+
+    our_error, their_error = half_errors(
+        tmp_path / "model", 2, torch.bfloat16, is_last_alone=True, family=family, rope=rope
+    )
+
+    assert 0 < our_error <= 2 * their_error
+    assert num_left == 16 * 4
 
 
 def test_more_bits_are_more_exact_on_the_cpu(tiny_model):
