@@ -9,6 +9,8 @@ import functools
 import torch
 import triton
 import triton.language as tl
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
 
 _MIN_CAPABILITY = (9, 0)
 
@@ -44,3 +46,21 @@ def wait_for_inputs(IS_DEPENDENT: tl.constexpr) -> None:
     if IS_DEPENDENT:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
+
+
+# `wait_for_inputs` in two halves, for kernels in Gluon, which calls no functions of Triton's.
+@gluon.jit
+def wait_for_kernel_in_front() -> None:
+    """Waits for all earlier kernels."""
+    gl.inline_asm_elementwise(
+        "griddepcontrol.wait; // dummy $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1
+    )
+
+
+@gluon.jit
+def launch_dependents() -> None:
+    """Lets the next kernel start."""
+    gl.inline_asm_elementwise(
+        "griddepcontrol.launch_dependents; // dummy $0",
+        "=r", [], dtype=gl.int32, is_pure=False, pack=1,
+    )  # fmt: skip

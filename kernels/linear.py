@@ -5,7 +5,8 @@ product. With up to 4 rows and few weights, one kernel, below, also computes its
 norm, again in every program, and the gated activation of what it has multiplied. It reads its first
 weights before its rows are ready: whatever writes a weight must have ended before. With more
 weights, up to 64 rows have a kernel for Hopper (`linear_hopper.py`), which reads as early.
-Otherwise torch (cuBLAS) computes the products.
+Otherwise torch (cuBLAS) computes the products. The attention of one short sequence comes in parts,
+which its projection combines (`partial_attention_linear.py`).
 """
 
 import torch

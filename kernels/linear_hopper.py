@@ -24,9 +24,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from kernels.dependent_launch import dependent_launch
+from kernels.dependent_launch import dependent_launch, wait_for_kernel_in_front
 from kernels.gpu import is_hopper, num_multiprocessors
-from kernels.product_copies import PIECE, copy_steps, wait_for_kernel_in_front
+from kernels.product_copies import PIECE, copy_steps
 from kernels.product_division import BLOCK_IN, BLOCK_M, MIN_ROWS, Division, divide, padded
 from kernels.tile_ring import make_ring
 from kernels.tile_shares import allocate_shares, join_shares, share_of
@@ -71,11 +71,16 @@ def can_chain(x: torch.Tensor, weight: torch.Tensor, next_weight: torch.Tensor) 
 def can_end_chain(hidden: int, weight: torch.Tensor) -> bool:
     """Returns whether the kernel supports a product behind a norm of so many elements.
 
-    The GPU has the instructions, and rows are supported.
+    Assumes a Hopper GPU, and at most 64 rows.
     """
-    # What is multiplied before the division by the root mean square may overflow float16.
-    is_wide = weight.dtype == torch.bfloat16
-    return is_wide and hidden <= _MAX_NORM_SIZE and weight.shape[0] > 0 and _can_copy(weight)
+    return (
+        # What is multiplied before the division by the root mean square may overflow float16.
+        weight.dtype == torch.bfloat16
+        and hidden <= _MAX_NORM_SIZE
+        and hidden % 8 == 0
+        and weight.shape[0] > 0
+        and _can_copy(weight)
+    )
 
 
 def _can_copy(tensor: torch.Tensor) -> bool:

@@ -19,10 +19,13 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
 from kernels import reference
-from kernels.checks import check_dtype, check_shape
-from kernels.dependent_launch import dependent_launch
+from kernels.checks import check_contiguous_rows, check_dtype, check_heads, check_shape
+from kernels.dependent_launch import (
+    dependent_launch,
+    launch_dependents,
+    wait_for_kernel_in_front,
+)
 from kernels.gpu import is_hopper
-from kernels.product_copies import launch_dependents, wait_for_kernel_in_front
 
 # Measured on an H200 with one sequence of Qwen3-0.6B and 1.7B. Parts of 64 tokens are as fast up to
 # 512; more than 8 make the product behind them slower.
@@ -38,7 +41,9 @@ _QUERIES = gl.constexpr(8)
 
 
 class PartialAttention(NamedTuple):
-    """The attention of one token in parts, each of `PART_TOKENS` tokens; those without are unset.
+    """The attention of one token in parts, each of `PART_TOKENS` tokens.
+
+    Parts without tokens are not written, but the first one always is.
 
     What token j of a part weighs is 2 ^ (its score - the largest of the part).
     """
@@ -54,12 +59,17 @@ class PartialAttention(NamedTuple):
 def can_leave_parts(
     qkv: torch.Tensor, kv_cache: torch.Tensor, num_heads: int, max_seq_len: int
 ) -> bool:
-    """Returns whether `partial_attention` has a kernel for these arguments of its own."""
+    """Returns whether the kernel supports these arguments of `partial_attention`.
+
+    And whether no sequence is longer than `MAX_TOKENS`, of which max_seq_len is an upper bound.
+    """
+    return len(qkv) == 1 and max_seq_len <= MAX_TOKENS and _is_supported(qkv, kv_cache, num_heads)
+
+
+def _is_supported(qkv: torch.Tensor, kv_cache: torch.Tensor, num_heads: int) -> bool:
     _, _, num_kv_heads, _, head_dim = kv_cache.shape
     return (
-        len(qkv) == 1
-        and max_seq_len <= MAX_TOKENS
-        and qkv.is_cuda
+        qkv.is_cuda
         and is_hopper(qkv.device)
         and qkv.dtype == torch.bfloat16
         and head_dim in _HEAD_DIMS
@@ -107,24 +117,34 @@ def partial_attention(
     Raises:
         ValueError: an unsupported shape or type
     """
+    check_dtype("qkv", qkv)
     check_dtype("kv_cache", kv_cache, qkv.dtype)
     check_shape("kv_cache", kv_cache, 2, None, None, None, None)
+    check_contiguous_rows("kv_cache", kv_cache)
     num_kv_heads, head_dim = kv_cache.shape[2], kv_cache.shape[4]
+    check_heads(num_heads, num_kv_heads)
+    check_contiguous_rows("qkv", qkv)
     check_shape("qkv", qkv, 1, (num_heads + 2 * num_kv_heads) * head_dim)
     for name, indices in (("positions", positions), ("cache_locs", cache_locs)):
         check_dtype(name, indices, torch.int64)
         check_shape(name, indices, 1)
     check_dtype("seq_lens", seq_lens, torch.int32)
     check_shape("seq_lens", seq_lens, 1)
+    check_dtype("block_table", block_table, torch.int32)
     check_shape("block_table", block_table, 1, None)
+    check_contiguous_rows("block_table", block_table)
+    if not 0 < scale < math.inf:
+        raise ValueError(f"scale is {scale}; expected a positive number")
     if (q_weight is None) != (k_weight is None):
         raise ValueError("one of q_weight and k_weight is None; expected both or neither")
     for name, weight in (("q_weight", q_weight), ("k_weight", k_weight)):
         if weight is not None:
             check_dtype(name, weight, qkv.dtype)
             check_shape(name, weight, head_dim)
+            check_contiguous_rows(name, weight)
     check_dtype("cos_sin", cos_sin, torch.float32)
     check_shape("cos_sin", cos_sin, None, head_dim)
+    check_contiguous_rows("cos_sin", cos_sin)
     arguments = (
         qkv, q_weight, k_weight, eps, cos_sin, positions, cache_locs, kv_cache,
     )  # fmt: skip
@@ -133,11 +153,12 @@ def partial_attention(
             *arguments, num_heads, block_table, seq_lens, scale, MAX_PARTS, PART_TOKENS
         )
         return PartialAttention(*parts, seq_lens)
-    if not can_leave_parts(qkv, kv_cache, num_heads, 0):
+    if not _is_supported(qkv, kv_cache, num_heads):
         raise ValueError(
             f"qkv is of {qkv.dtype}, on {torch.cuda.get_device_name(qkv.device)}, with {num_heads} "
             f"and {num_kv_heads} heads of {head_dim}; expected torch.bfloat16 on Hopper, up to "
-            f"{_QUERIES.value} query heads for each key-value head, and heads of {_HEAD_DIMS}"
+            f"{_QUERIES.value} query heads for each key-value head and {MAX_FEATURES} elements in "
+            f"all of them, and heads of {_HEAD_DIMS}"
         )
     return _partial_attention_gluon(*arguments, num_heads, block_table, seq_lens, scale)
 
@@ -232,7 +253,7 @@ def _partial_attention_kernel(
     GROUP: gl.constexpr = NUM_HEADS // NUM_KV_HEADS
     dtype: gl.constexpr = qkv.dtype.element_ty
     layout: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [WARPS, 1], [16, _QUERIES])
-    # A thread reads 8 elements at once. The sums do not depend on their order.
+    # A thread reads 8 elements at once. Both operands have the same order of them, so any will do.
     key_layout: gl.constexpr = gl.DotOperandLayout(0, layout, 8)
     query_layout: gl.constexpr = gl.DotOperandLayout(1, layout, 8)
     weight_layout: gl.constexpr = gl.DotOperandLayout(1, layout, 2)
@@ -267,7 +288,8 @@ def _partial_attention_kernel(
         target = keys + location // BLOCK_SIZE * block_stride + location % BLOCK_SIZE * token_stride
         _store_newest(target, new_a, new_b, half_stride, GROUP)
 
-    # Sixteen rows, as the first operand has at least; the last ones are never used.
+    # Sixteen rows, as the first operand has at least. Those that nothing stores may hold NaN: their
+    # products stay in their own row or column, and are dropped.
     plain: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
     shared_a = gl.allocate_shared_memory(dtype, [16, HALF], plain)
     shared_b = gl.allocate_shared_memory(dtype, [16, HALF], plain)
@@ -375,7 +397,10 @@ def _places(
     """Returns where tokens are within a half of the cache, [TOKENS] int64, and which there are."""
     tokens = start + gl.arange(0, TOKENS, LAYOUT)
     is_token = tokens < end
-    blocks = gl.load(block_table + tokens // BLOCK_SIZE, mask=is_token, other=0).to(gl.int64)
+    # Not from this multiprocessor's own cache: in a graph, each step has it at the same place.
+    blocks = gl.load(
+        block_table + tokens // BLOCK_SIZE, mask=is_token, other=0, cache_modifier=".cg"
+    ).to(gl.int64)
     return blocks * block_stride + (tokens % BLOCK_SIZE).to(gl.int64) * token_stride, is_token
 
 

@@ -3,7 +3,8 @@
 Each program combines all parts anew, as a load of another part costs less than another kernel. Its
 weights are in registers before the parts are ready: whatever writes a weight must have ended
 before. As the first of two products with a norm between them, it leaves what the second one of
-`linear_hopper.py` needs.
+`linear_hopper.py` needs. `linear.linear_norm_linear` calls both functions, and checks the
+arguments.
 """
 
 import torch
@@ -11,9 +12,12 @@ import triton
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from kernels.dependent_launch import dependent_launch
+from kernels.dependent_launch import (
+    dependent_launch,
+    launch_dependents,
+    wait_for_kernel_in_front,
+)
 from kernels.partial_attention import PART_TOKENS, PartialAttention
-from kernels.product_copies import launch_dependents, wait_for_kernel_in_front
 
 # Measured on an H200 with the shapes of Qwen3-0.6B and 1.7B. With fewer outputs for each program,
 # more of them read all parts: 4 take 1 us longer.

@@ -7,30 +7,13 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 
+from kernels.dependent_launch import launch_dependents, wait_for_kernel_in_front
 from kernels.product_division import BLOCK_IN, BLOCK_M
 
 PIECE = gl.constexpr(64)
 """Inputs of one copy: a swizzled row of shared memory is that wide."""
 _BLOCK_M = gl.constexpr(BLOCK_M)
 _BLOCK_IN = gl.constexpr(BLOCK_IN)
-
-
-# Those of `dependent_launch`, since Gluon calls no functions of Triton's.
-@gluon.jit
-def wait_for_kernel_in_front() -> None:
-    """Waits for all earlier kernels."""
-    gl.inline_asm_elementwise(
-        "griddepcontrol.wait; // dummy $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1
-    )
-
-
-@gluon.jit
-def launch_dependents() -> None:
-    """Lets the next kernel start."""
-    gl.inline_asm_elementwise(
-        "griddepcontrol.launch_dependents; // dummy $0",
-        "=r", [], dtype=gl.int32, is_pure=False, pack=1,
-    )  # fmt: skip
 
 
 @gluon.jit

@@ -31,7 +31,8 @@ class Embedding(nn.Module):
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Looks up [num_tokens] integers as [num_tokens, hidden_size]."""
         if self._ranks.size == 1:
-            # Faster than an embedding, which takes a slow way for up to 16 rows.
+            # Faster than an embedding, which takes a slow way for up to 16 rows. Kernels that read
+            # lengths and places early rely on it: it starts when all in front of it has ended.
             return self.weight[input_ids]
         rows = input_ids - self.token_ids.start
         is_elsewhere = (rows < 0) | (rows >= len(self.token_ids))

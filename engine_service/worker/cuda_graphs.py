@@ -297,10 +297,12 @@ class StepGraphs:
             for shares_prefixes, sizes in decode_classes(max_num_rows, may_share).items()
             for size in sizes
         ]
-        short = StepGraph.of_decodes(1, runner, batch, max_seq_len=MAX_TOKENS)
+        short = None
+        if batch.max_model_len > MAX_TOKENS:
+            short = StepGraph.of_decodes(1, runner, batch, max_seq_len=MAX_TOKENS)
         first: StepGraph | None = None
         # The largest first, so that the others fit into its memory.
-        graphs = [*others.values(), *decodes, short]
+        graphs = [*others.values(), *decodes, *([short] if short else [])]
         for graph in sorted(graphs, key=lambda graph: -graph.num_tokens):
             graph.capture(first)
             first = first or graph
@@ -313,7 +315,7 @@ class StepGraphs:
         logger.info(
             "cuda graphs captured num_decode_graphs=%d num_other_graphs=%d max_tokens=%d bytes=%d "
             "seconds=%.1f",
-            len(decodes) + 1,
+            len(decodes) + (short is not None),
             len(others),
             max_num_tokens,
             free_before - free,

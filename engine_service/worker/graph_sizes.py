@@ -101,7 +101,7 @@ def max_num_graphs(
     max_num_rows = min(max_num_seqs, max_num_batched_tokens)
     with_prompts = sizes_with_prompts(max_num_rows, max_num_batched_tokens, may_share=may_share)
     classes = decode_classes(max_num_rows, may_share)
-    # And that of one short sequence.
+    # And one of a short sequence.
     return sum(map(len, classes.values())) + len(with_prompts) + 1
 
 

@@ -54,6 +54,12 @@ in_float32 = pytest.mark.parametrize(
 )
 
 
+needs_hopper = pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability()[0] != 9,
+    reason="needs a Hopper GPU",
+)
+
+
 def worst_row_error(out: torch.Tensor, truth: torch.Tensor) -> float:
     """Returns the largest ||out - truth|| / ||truth|| over the rows; NaN is infinitely wrong."""
     if out.numel() == 0:

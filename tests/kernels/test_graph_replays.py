@@ -9,6 +9,7 @@ from kernels.attention_parts import make_counters
 from kernels.decode_splits import split_sequences
 from kernels.linear import linear, linear_norm_linear
 from kernels.paged_attention_decode import paged_attention_decode
+from kernels.partial_attention import partial_attention
 from kernels.rms_norm import rms_norm
 from kernels.tile_shares import make_counters as make_product_counters
 from tests.kernels.overlap import EPS, GPU, on_gpu_that_overlaps, weight
@@ -81,6 +82,62 @@ def test_products_that_follow_each_other_in_a_graph_are_equal_in_bits_on_each_re
             assert torch.equal(out, expected[0])
             assert torch.equal(total, expected[1])
     assert not any(counter.any() for counter in counters)
+
+
+@on_gpu_that_overlaps
+def test_one_sequence_in_a_graph_may_be_another_on_each_replay():
+    shape = Shape(num_kv_heads=8, group=2, head_dim=128)
+    lengths = [1, 128, 129, 700, 1024]
+    all_inputs = [paged_inputs(GPU, shape, [1], [length]) for length in lengths]
+    hidden, width = 1024, shape.num_heads * shape.head_dim
+    x, residual, norm_weight = GPU.randn(1, hidden), GPU.randn(1, hidden), GPU.randn(hidden)
+    packing, projection = weight(width + 2 * 8 * 128, hidden), weight(hidden, width)
+    next_weight, qk_weight = weight(12288, hidden), GPU.randn(128)
+    cos_sin = torch.randn(1024, 128).cuda()
+    counters = [make_product_counters("cuda") for _ in range(2)]
+    # What a step brings, as large as the largest needs.
+    static = {
+        "kv_cache": torch.zeros(2, 70, 8, shape.block_size, 128).to(GPU.dtype).cuda(),
+        "block_table": torch.zeros(1, 64, dtype=torch.int32).cuda(),
+        "seq_lens": torch.zeros(1, dtype=torch.int32).cuda(),
+        "positions": torch.zeros(1, dtype=torch.int64).cuda(),
+        "cache_locs": torch.zeros(1, dtype=torch.int64).cuda(),
+    }
+
+    def bring(inputs):
+        length, cache = int(inputs.seq_lens), inputs.kv_cache
+        table = inputs.block_table[:, : -(-length // shape.block_size)]
+        static["kv_cache"][:, : cache.shape[1]].copy_(cache)
+        static["block_table"][:, : table.shape[1]].copy_(table)
+        static["seq_lens"].fill_(length)
+        static["positions"].fill_(length - 1)
+        block = int(table[0, -1])
+        static["cache_locs"].fill_(block * shape.block_size + (length - 1) % shape.block_size)
+
+    def layer():
+        qkv = linear(x, packing, counters=counters[0])
+        parts = partial_attention(
+            qkv, qk_weight, qk_weight, EPS, cos_sin, num_heads=16, scale=0.1, **static
+        )
+        return linear_norm_linear(
+            parts, projection, residual, norm_weight, EPS, next_weight,
+            next_counters=counters[1], is_gated=True,
+        )  # fmt: skip
+
+    expected = []
+    for inputs in all_inputs:
+        bring(inputs)
+        torch.cuda.synchronize()
+        expected.append(layer())
+    assert not torch.equal(expected[0][0], expected[1][0])
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = [layer() for _ in range(5)]
+    for replay in range(50):
+        bring(all_inputs[replay % 5])
+        graph.replay()
+        for ours in results:
+            assert all(map(torch.equal, ours, expected[replay % 5]))
 
 
 @on_gpu_that_overlaps

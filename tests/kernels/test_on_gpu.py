@@ -6,6 +6,7 @@ import torch
 from kernels import reference, sampling_reference
 from kernels.paged_attention_decode import paged_attention_decode
 from kernels.paged_attention_prefill import paged_attention_prefill
+from kernels.partial_attention import can_leave_parts, combine_parts, partial_attention
 from kernels.qk_norm_rope_store import qk_norm_rope_store
 from kernels.rms_norm import add_rms_norm
 from kernels.sample import sample
@@ -151,6 +152,12 @@ def test_pool_beyond_32_bit_addresses_is_written_and_read(block_size):
     assert worst_row_error(out, expected) < 2 * GPU.tolerance
     out = paged_attention_decode(queries[-1:], kv_cache, table, lengths, seq_len, SCALE)
     assert worst_row_error(out, expected[-1:]) < 2 * GPU.tolerance
+    if can_leave_parts(qkv[-1:], kv_cache, num_heads, seq_len):
+        last = (tokens[-1:].cuda(), locations[-1:].cuda(), kv_cache, num_heads)
+        parts = partial_attention(
+            *(qkv[-1:], weight, weight, 1e-6, cos_sin, *last, table, lengths, SCALE)
+        )
+        assert worst_row_error(combine_parts(parts), expected[-1:].flatten(1)) < 2 * GPU.tolerance
     prefix_len = seq_len // block_size * block_size
     shared = SharedPrefixes(
         tiles=torch.tensor([[0, 2, prefix_len]], dtype=torch.int32, device="cuda"),

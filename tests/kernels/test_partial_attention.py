@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from kernels import partial_attention as module
 from kernels import reference
 from kernels.linear import linear_norm_linear
 from kernels.partial_attention import (
@@ -14,7 +15,7 @@ from kernels.partial_attention import (
 )
 from kernels.partial_attention_linear import multiply_parts, multiply_parts_before_norm
 from tests.kernels.paged_inputs import Shape, paged_inputs
-from tests.kernels.targets import Target, worst_row_error
+from tests.kernels.targets import Target, needs_hopper, worst_row_error
 
 EPS = 1e-6
 CPU = Target(device="cpu", dtype=torch.float32)
@@ -128,16 +129,21 @@ def test_parts_are_projected_as_what_they_are_parts_of():
 def test_unsupported_arguments_are_refused():
     arguments = draw(CPU, SHAPES[0], 5)
     two = torch.zeros(2, dtype=torch.int32)
+    table = arguments["block_table"]
     wrong = {
+        "kv_cache": arguments["kv_cache"].transpose(3, 4),
+        "num_heads": 15,
+        "scale": -1.0,
+        "q_weight": CPU.randn(2 * 128)[::2],
         "qkv": arguments["qkv"].expand(2, -1),
         "k_weight": None,
         "cos_sin": arguments["cos_sin"].double(),
         "positions": arguments["positions"].int(),
         "cache_locs": arguments["cache_locs"].expand(2),
         "seq_lens": two,
-        "block_table": arguments["block_table"].expand(2, -1),
     }
-    for name, value in wrong.items():
+    cases = [*wrong.items(), ("block_table", table.expand(2, -1)), ("block_table", table.long())]
+    for name, value in cases:
         with pytest.raises(ValueError, match=name):
             partial_attention(**arguments | {name: value})
     weight = CPU.randn(96, 1024)
@@ -145,13 +151,50 @@ def test_unsupported_arguments_are_refused():
         linear_norm_linear(
             random_parts(CPU, 5), weight, CPU.randn(1, 96), CPU.randn(96), EPS, CPU.randn(8, 96)
         )
-    assert not can_leave_parts(arguments["qkv"], arguments["kv_cache"], 16, MAX_TOKENS)
 
 
-needs_hopper = pytest.mark.skipif(
-    torch.cuda.is_available() and torch.cuda.get_device_capability()[0] != 9,
-    reason="needs a Hopper GPU",
+class OnGPU:
+    """Stands in for packed rows on a GPU."""
+
+    is_cuda, device = True, torch.device("cuda")
+
+    def __init__(self, num_rows=1, dtype=torch.bfloat16):
+        self.num_rows, self.dtype = num_rows, dtype
+
+    def __len__(self):
+        return self.num_rows
+
+
+@pytest.mark.parametrize(
+    ("is_supported", "changes"),
+    [
+        (True, {}),
+        (True, {"num_heads": 14, "cache_shape": (2, 9, 2, 16, 64)}),
+        (False, {"max_seq_len": MAX_TOKENS + 1}),
+        (False, {"qkv": OnGPU(num_rows=2)}),
+        (False, {"qkv": OnGPU(dtype=torch.float16)}),
+        (False, {"qkv": OnGPU(dtype=torch.float32)}),
+        (False, {"qkv": torch.zeros(1, 4096, dtype=torch.bfloat16)}),
+        (False, {"cache_shape": (2, 9, 8, 16, 32)}),
+        (False, {"num_heads": 24}),
+        (False, {"num_heads": 16, "cache_shape": (2, 9, 1, 16, 128)}),
+        (False, {"is_hopper": False}),
+    ],
 )
+def test_kernel_is_for_one_short_sequence_of_small_models(monkeypatch, is_supported, changes):
+    case = {
+        "qkv": OnGPU(),
+        "cache_shape": (2, 9, 8, 16, 128),
+        "num_heads": 16,
+        "max_seq_len": MAX_TOKENS,
+        "is_hopper": True,
+    } | changes
+    monkeypatch.setattr(module, "is_hopper", lambda _: case["is_hopper"])
+    cache = torch.empty(case["cache_shape"], device="meta")
+
+    found = can_leave_parts(case["qkv"], cache, case["num_heads"], case["max_seq_len"])
+
+    assert found == is_supported
 
 
 @pytest.mark.gpu

@@ -37,10 +37,10 @@ def test_decode_step_is_one_whose_rows_all_compute_and_yield_one_token(rows, exp
     assert Rows.of(make_plan(rows)).is_decode is expected
 
 
-def batch_on_cpu(max_num_seqs):
+def batch_on_cpu(max_num_seqs, max_model_len=512):
     return InputBatch(
         max_num_seqs=max_num_seqs,
-        max_model_len=512,
+        max_model_len=max_model_len,
         block_size=BLOCK_SIZE,
         vocab_size=100,
         device=torch.device("cpu"),
@@ -153,6 +153,25 @@ def test_one_short_sequence_has_a_graph_of_its_own(num_computed, num_rows, is_sh
 
     assert (graphs.fitting(rows) is short) == is_short
     assert short._bounds.max_decode_seq_len == MAX_TOKENS
+
+
+@pytest.mark.parametrize("max_model_len", [MAX_TOKENS, MAX_TOKENS + 1])
+def test_where_all_sequences_are_short_one_alone_has_no_second_graph(monkeypatch, max_model_len):
+    captured = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, 0))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    monkeypatch.setattr(StepGraph, "capture", lambda graph, _: captured.append(graph))
+    monkeypatch.setattr(StepGraph, "time_replay", lambda graph: graph.num_tokens)
+    batch = batch_on_cpu(2, max_model_len)
+
+    graphs = StepGraphs.capture(None, batch, 2)
+
+    bounds = [graph._bounds.max_decode_seq_len for graph in captured if graph.num_rows == 1]
+    assert bounds == [max_model_len] + [MAX_TOKENS] * (max_model_len > MAX_TOKENS)
+    for length in (1, max_model_len):
+        row = Rows.of(make_plan([Row(0, length - 1, 1)]))
+        bound = graphs.fitting(row)._bounds.max_decode_seq_len
+        assert bound == (MAX_TOKENS if length == 1 else max_model_len)
 
 
 def test_where_nothing_can_be_shared_no_graph_reads_prefixes_once():

@@ -13,6 +13,7 @@ from engine_service.layers import attention
 from engine_service.layers.ranks import ALONE
 from engine_service.models.checkpoint import resolve_checkpoint
 from engine_service.models.config import parse_config
+from engine_service.models.decoder import Decoder
 from engine_service.models.loading import build_model, load_weights
 from engine_service.worker.input_batch import InputBatch
 from engine_service.worker.kv_cache import allocate_kv_cache
@@ -32,6 +33,7 @@ from tests.engine_service.tiny_models import (
     random_tokens,
 )
 from tests.engine_service.worker.inputs import prepare
+from tests.kernels.targets import needs_hopper
 
 TOLERANCE = 1e-4
 BLOCK_SIZE = 16
@@ -167,6 +169,45 @@ def prompt(tiny):
 @pytest.mark.parametrize("check_logits", CHECKS)
 def test_logits_equal_transformers(tiny, prompt, check_logits):
     check_logits(tiny, Steps(tiny.folder), prompt)
+
+
+def count_parts(monkeypatch):
+    """Returns a list that gets longer each time that attention is left in parts."""
+    calls = []
+
+    def leave(*arguments):
+        calls.append(None)
+        return partial_attention(*arguments)
+
+    monkeypatch.setattr(attention, "partial_attention", leave)
+    return calls
+
+
+def may_leave_parts(qkv, *_):
+    return len(qkv) == 1
+
+
+def test_logits_of_a_token_whose_attention_is_left_in_parts_equal_transformers(
+    tiny, prompt, monkeypatch
+):
+    monkeypatch.setattr(attention, "can_leave_parts", may_leave_parts)
+    calls = count_parts(monkeypatch)
+    expected = tiny.logits(prompt)[-1]
+    steps, last = Steps(tiny.folder), len(prompt) - 1
+    steps.logits([Row(3, 0, last)], {3: NewSequence(prompt, [1, 12, 3])})
+
+    check(steps.logits_of_all([Row(3, last, 1)])[0], expected)
+    num_of_all = len(calls)
+    # The last layer goes on with chosen rows.
+    check(steps.logits([Row(3, last, 1)])[0], expected)
+
+    model = steps.runner._model
+    has_parts = [
+        isinstance(model, Decoder) and not layer.self_attn.attention.window
+        for layer in model.layers
+    ]
+    assert num_of_all == sum(has_parts)
+    assert len(calls) - num_of_all == sum(has_parts[:-1])
 
 
 def test_step_without_sampled_rows_yields_no_tokens(tiny_model):
@@ -312,18 +353,12 @@ def test_logits_of_other_architectures_are_as_exact(tmp_path, changes, dtype):
 
 
 @pytest.mark.gpu
+@needs_hopper
 @pytest.mark.parametrize("family", ["Qwen3", "Llama", "Qwen2"])
 def test_logits_of_a_token_whose_attention_is_left_in_parts_are_as_exact(
     tmp_path, monkeypatch, family
 ):
-    num_left = 0
-
-    def leave(*arguments):
-        nonlocal num_left
-        num_left += 1
-        return partial_attention(*arguments)
-
-    monkeypatch.setattr(attention, "partial_attention", leave)
+    calls = count_parts(monkeypatch)
     rope = {"Llama": LLAMA3_ROPE, "Qwen2": YARN_ROPE, "Qwen3": {}}[family]
 
     our_error, their_error = half_errors(
@@ -331,7 +366,7 @@ def test_logits_of_a_token_whose_attention_is_left_in_parts_are_as_exact(
     )
 
     assert 0 < our_error <= 2 * their_error
-    assert num_left == 16 * 4
+    assert len(calls) == 16 * 4
 
 
 def test_more_bits_are_more_exact_on_the_cpu(tiny_model):
