@@ -59,6 +59,52 @@ def check_out(queries: torch.Tensor, out: torch.Tensor | None) -> None:
         raise ValueError(f"out has strides {out.stride()}; expected a contiguous tensor")
 
 
+def check_new_rows(
+    qkv: torch.Tensor,
+    q_weight: torch.Tensor | None,
+    k_weight: torch.Tensor | None,
+    cos_sin: torch.Tensor,
+    positions: torch.Tensor,
+    cache_locs: torch.Tensor,
+    kv_cache: torch.Tensor,
+    num_heads: int,
+) -> None:
+    """Raises ValueError on invalid arguments, of those of `qk_norm_rope_store`."""
+    check_dtype("qkv", qkv)
+    check_dtype("kv_cache", kv_cache, qkv.dtype)
+    check_shape("kv_cache", kv_cache, 2, None, None, None, None)
+    check_contiguous_rows("kv_cache", kv_cache)
+    num_kv_heads, head_dim = kv_cache.shape[2], kv_cache.shape[4]
+    check_heads(num_heads, num_kv_heads)
+    check_shape("qkv", qkv, None, (num_heads + 2 * num_kv_heads) * head_dim)
+    check_contiguous_rows("qkv", qkv)
+    if head_dim % 2:
+        raise ValueError(f"head_dim is {head_dim}; expected an even number")
+    if q_weight is not None and k_weight is not None:
+        for name, weight in (("q_weight", q_weight), ("k_weight", k_weight)):
+            check_dtype(name, weight, qkv.dtype)
+            check_shape(name, weight, head_dim)
+            check_contiguous_rows(name, weight)
+    elif q_weight is not k_weight:
+        raise ValueError("one of q_weight and k_weight is None; expected both or neither")
+    check_dtype("cos_sin", cos_sin, torch.float32)
+    check_shape("cos_sin", cos_sin, None, head_dim)
+    check_contiguous_rows("cos_sin", cos_sin)
+    for name, indices in (("positions", positions), ("cache_locs", cache_locs)):
+        check_dtype(name, indices, torch.int64)
+        check_shape(name, indices, qkv.shape[0])
+        check_contiguous_rows(name, indices)
+
+
+def check_read_keys(block_table: torch.Tensor, num_seqs: int | None, scale: float) -> None:
+    """Raises ValueError on an invalid table of num_seqs sequences, None for any, or scale."""
+    check_dtype("block_table", block_table, torch.int32)
+    check_shape("block_table", block_table, num_seqs, None)
+    check_contiguous_rows("block_table", block_table)
+    if not 0 < scale < float("inf"):
+        raise ValueError(f"scale is {scale}; expected a positive number")
+
+
 def check_paged_attention(
     queries: torch.Tensor, kv_cache: torch.Tensor, block_table: torch.Tensor, scale: float
 ) -> None:
@@ -71,8 +117,4 @@ def check_paged_attention(
     check_shape("kv_cache", kv_cache, 2, None, None, None, head_dim)
     check_contiguous_rows("kv_cache", kv_cache)
     check_heads(num_heads, kv_cache.shape[2])
-    check_dtype("block_table", block_table, torch.int32)
-    check_shape("block_table", block_table, None, None)
-    check_contiguous_rows("block_table", block_table)
-    if not 0 < scale < float("inf"):
-        raise ValueError(f"scale is {scale}; expected a positive number")
+    check_read_keys(block_table, None, scale)

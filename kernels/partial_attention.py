@@ -19,7 +19,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
 from kernels import reference
-from kernels.checks import check_contiguous_rows, check_dtype, check_heads, check_shape
+from kernels.checks import check_dtype, check_new_rows, check_read_keys, check_shape
 from kernels.dependent_launch import (
     dependent_launch,
     launch_dependents,
@@ -43,9 +43,8 @@ _QUERIES = gl.constexpr(8)
 class PartialAttention(NamedTuple):
     """The attention of one token in parts, each of `PART_TOKENS` tokens.
 
-    Parts without tokens are not written, but the first one always is.
-
-    What token j of a part weighs is 2 ^ (its score - the largest of the part).
+    Parts without tokens are not written, but the first one always is. What a token weighs is
+    2 ^ (its score - the largest score of its part).
     """
 
     mixed: torch.Tensor
@@ -117,34 +116,12 @@ def partial_attention(
     Raises:
         ValueError: an unsupported shape or type
     """
-    check_dtype("qkv", qkv)
-    check_dtype("kv_cache", kv_cache, qkv.dtype)
-    check_shape("kv_cache", kv_cache, 2, None, None, None, None)
-    check_contiguous_rows("kv_cache", kv_cache)
-    num_kv_heads, head_dim = kv_cache.shape[2], kv_cache.shape[4]
-    check_heads(num_heads, num_kv_heads)
-    check_contiguous_rows("qkv", qkv)
-    check_shape("qkv", qkv, 1, (num_heads + 2 * num_kv_heads) * head_dim)
-    for name, indices in (("positions", positions), ("cache_locs", cache_locs)):
-        check_dtype(name, indices, torch.int64)
-        check_shape(name, indices, 1)
+    check_shape("qkv", qkv, 1, None)
+    check_new_rows(qkv, q_weight, k_weight, cos_sin, positions, cache_locs, kv_cache, num_heads)
     check_dtype("seq_lens", seq_lens, torch.int32)
     check_shape("seq_lens", seq_lens, 1)
-    check_dtype("block_table", block_table, torch.int32)
-    check_shape("block_table", block_table, 1, None)
-    check_contiguous_rows("block_table", block_table)
-    if not 0 < scale < math.inf:
-        raise ValueError(f"scale is {scale}; expected a positive number")
-    if (q_weight is None) != (k_weight is None):
-        raise ValueError("one of q_weight and k_weight is None; expected both or neither")
-    for name, weight in (("q_weight", q_weight), ("k_weight", k_weight)):
-        if weight is not None:
-            check_dtype(name, weight, qkv.dtype)
-            check_shape(name, weight, head_dim)
-            check_contiguous_rows(name, weight)
-    check_dtype("cos_sin", cos_sin, torch.float32)
-    check_shape("cos_sin", cos_sin, None, head_dim)
-    check_contiguous_rows("cos_sin", cos_sin)
+    check_read_keys(block_table, 1, scale)
+    num_kv_heads, head_dim = kv_cache.shape[2], kv_cache.shape[4]
     arguments = (
         qkv, q_weight, k_weight, eps, cos_sin, positions, cache_locs, kv_cache,
     )  # fmt: skip

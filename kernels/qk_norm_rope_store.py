@@ -9,13 +9,7 @@ import triton
 import triton.language as tl
 
 from kernels import reference
-from kernels.checks import (
-    check_contiguous_rows,
-    check_dtype,
-    check_heads,
-    check_shape,
-    check_triton_head_dim,
-)
+from kernels.checks import check_new_rows, check_triton_head_dim
 from kernels.dependent_launch import dependent_launch, wait_for_inputs
 
 _HEADS_PER_PROGRAM = 8
@@ -56,30 +50,7 @@ def qk_norm_rope_store(
     Raises:
         ValueError: an unsupported shape or type
     """
-    check_dtype("qkv", qkv)
-    check_dtype("kv_cache", kv_cache, qkv.dtype)
-    check_shape("kv_cache", kv_cache, 2, None, None, None, None)
-    check_contiguous_rows("kv_cache", kv_cache)
-    num_kv_heads, head_dim = kv_cache.shape[2], kv_cache.shape[4]
-    check_heads(num_heads, num_kv_heads)
-    check_shape("qkv", qkv, None, (num_heads + 2 * num_kv_heads) * head_dim)
-    check_contiguous_rows("qkv", qkv)
-    if head_dim % 2:
-        raise ValueError(f"head_dim is {head_dim}; expected an even number")
-    if q_weight is not None and k_weight is not None:
-        for name, weight in (("q_weight", q_weight), ("k_weight", k_weight)):
-            check_dtype(name, weight, qkv.dtype)
-            check_shape(name, weight, head_dim)
-            check_contiguous_rows(name, weight)
-    elif q_weight is not k_weight:
-        raise ValueError("one of q_weight and k_weight is None; expected both or neither")
-    check_dtype("cos_sin", cos_sin, torch.float32)
-    check_shape("cos_sin", cos_sin, None, head_dim)
-    check_contiguous_rows("cos_sin", cos_sin)
-    for name, indices in (("positions", positions), ("cache_locs", cache_locs)):
-        check_dtype(name, indices, torch.int64)
-        check_shape(name, indices, qkv.shape[0])
-        check_contiguous_rows(name, indices)
+    check_new_rows(qkv, q_weight, k_weight, cos_sin, positions, cache_locs, kv_cache, num_heads)
     arguments = (
         qkv, q_weight, k_weight, eps, cos_sin, positions, cache_locs, kv_cache, num_heads,
     )  # fmt: skip
